@@ -1,0 +1,208 @@
+"""Families of action distributions: what a policy's output tensors mean.
+
+A family is a small frozen value that knows how wide a policy's output is, which action is its mode, how to draw from it, how to
+soften it, and how to turn a raw action into what ``env.step`` accepts. Parameters are plain tensors in a dict, so that they can be
+stored, indexed and sent as they are.
+
+Continuous parameters live in *box units*: the environment's ``[low, high]`` is mapped to ``[-1, 1]`` (a dimension without finite
+bounds keeps its own units). ``Box`` does the mapping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+Parameters: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ActionTargets:
+    """What a teacher says about a batch of observations; each observation is labelled once.
+
+    Attributes:
+        parameters: of the teacher's family, each ``[B, width]``: ``logits`` or ``q_values``; ``mean`` and ``log_std`` in box units
+            (before tanh where the family is squashed); empty for a deterministic teacher.
+        actions: the deterministic action as ``env.step`` takes it, after clipping or unscaling: ``[B]`` or ``[B, components]`` integers,
+            or ``[B, action_dim]`` floats.
+    """
+
+    parameters: Parameters
+    actions: Tensor
+
+
+@dataclass(frozen=True)
+class Box:
+    """The bounds of a continuous action space, flattened: environment units to box units and back."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @classmethod
+    def from_space(cls, space: gym.spaces.Box) -> Box:
+        """Take the bounds of ``space``."""
+        return cls(tuple(map(float, space.low.ravel())), tuple(map(float, space.high.ravel())))
+
+    @property
+    def dim(self) -> int:
+        return len(self.low)
+
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``(scale, offset)``, each ``[dim]``, with ``environment = box * scale + offset``; 1 and 0 where a bound is infinite."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        scale = np.where(bounded, (np.where(bounded, high, 1.0) - np.where(bounded, low, -1.0)) / 2, 1.0)
+        offset = np.where(bounded, (np.where(bounded, high, 0.0) + np.where(bounded, low, 0.0)) / 2, 0.0)
+        return scale, offset
+
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        scale, offset = self.affine()
+        return like.new_tensor(scale), like.new_tensor(offset)
+
+    def to_box(self, actions: Tensor) -> Tensor:
+        """Environment units to box units, ``[..., dim]``."""
+        scale, offset = self._tensors(actions)
+        return (actions - offset) / scale
+
+    def to_environment(self, actions: Tensor) -> Tensor:
+        """Box units to environment units, clipped to the bounds, ``[..., dim]``."""
+        scale, offset = self._tensors(actions)
+        return torch.clamp(actions * scale + offset, actions.new_tensor(self.low), actions.new_tensor(self.high))
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One action out of ``num_actions``; environment actions begin at ``start``."""
+
+    num_actions: int
+    start: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.num_actions
+
+    def mode(self, parameters: Parameters) -> Tensor:
+        scores = parameters["logits"] if "logits" in parameters else parameters["q_values"]
+        return scores.argmax(-1) + self.start
+
+    def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
+        if "logits" not in parameters:
+            return self.mode(parameters)
+        return _draw(parameters["logits"], generator) + self.start
+
+    def temper(self, parameters: Parameters, temperature: float) -> Parameters:
+        """Divide the logits by ``temperature``."""
+        return {name: value / temperature for name, value in parameters.items()}
+
+
+@dataclass(frozen=True)
+class MultiCategorical:
+    """Several independent categorical components, ``nvec[i]`` choices each; logits are concatenated."""
+
+    nvec: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        return sum(self.nvec)
+
+    def mode(self, parameters: Parameters) -> Tensor:
+        return torch.stack([part.argmax(-1) for part in parameters["logits"].split(self.nvec, dim=-1)], dim=-1)
+
+    def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
+        return torch.stack([_draw(part, generator) for part in parameters["logits"].split(self.nvec, dim=-1)], dim=-1)
+
+    def temper(self, parameters: Parameters, temperature: float) -> Parameters:
+        """Divide the logits by ``temperature``."""
+        return {"logits": parameters["logits"] / temperature}
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """``num_bits`` independent switches; a logit above zero means on."""
+
+    num_bits: int
+
+    @property
+    def width(self) -> int:
+        return self.num_bits
+
+    def mode(self, parameters: Parameters) -> Tensor:
+        return (parameters["logits"] > 0).long()
+
+    def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
+        probabilities = parameters["logits"].sigmoid()
+        return (torch.rand(probabilities.shape, generator=generator, device=probabilities.device) < probabilities).long()
+
+    def temper(self, parameters: Parameters, temperature: float) -> Parameters:
+        """Divide the logits by ``temperature``."""
+        return {"logits": parameters["logits"] / temperature}
+
+
+@dataclass(frozen=True)
+class DiagGaussian:
+    """Independent normal components in box units; ``squashed`` ones pass through tanh (SAC, TQC), others are clipped (PPO, A2C, TRPO)."""
+
+    box: Box
+    squashed: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.box.dim
+
+    def _to_environment(self, raw: Tensor) -> Tensor:
+        return self.box.to_environment(raw.tanh() if self.squashed else raw)
+
+    def mode(self, parameters: Parameters) -> Tensor:
+        return self._to_environment(parameters["mean"])
+
+    def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
+        mean, log_std = parameters["mean"], parameters["log_std"]
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return self._to_environment(mean + log_std.exp() * noise)
+
+    def temper(self, parameters: Parameters, temperature: float) -> Parameters:
+        """Divide the log-density by ``temperature``: the mean stays, the variance is multiplied by it."""
+        return {"mean": parameters["mean"], "log_std": parameters["log_std"] + 0.5 * float(np.log(temperature))}
+
+
+@dataclass(frozen=True)
+class Deterministic:
+    """A teacher that only names the action: TD3, DDPG, ARS, any callable."""
+
+    box: Box
+
+    @property
+    def width(self) -> int:
+        return self.box.dim
+
+
+Family: TypeAlias = Categorical | MultiCategorical | Bernoulli | DiagGaussian | Deterministic
+
+
+def family_of(space: gym.Space) -> Family:
+    """Return the family of a policy that acts in ``space``: categorical, multi-categorical, Bernoulli or Gaussian.
+
+    Raises:
+        ValueError: for a space that no student can act in.
+    """
+    match space:
+        case gym.spaces.Discrete():
+            return Categorical(int(space.n), int(space.start))
+        case gym.spaces.MultiDiscrete() if space.nvec.ndim == 1 and not np.any(space.start):
+            return MultiCategorical(tuple(map(int, space.nvec)))
+        case gym.spaces.MultiBinary() if isinstance(space.n, (int, np.integer)):
+            return Bernoulli(int(space.n))
+        case gym.spaces.Box():
+            return DiagGaussian(Box.from_space(space))
+    raise ValueError(f"action space {space} is not supported: Discrete, one-dimensional MultiDiscrete and MultiBinary, and Box are")
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw one index a row by the Gumbel trick."""
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device).clamp_min(1e-20)
+    return (logits - (-uniform.log()).log()).argmax(-1)

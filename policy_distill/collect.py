@@ -1,0 +1,126 @@
+"""Step environments and label every observation once."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from policy_distill.actions import ActionTargets, Parameters
+from policy_distill.dataset import Transitions
+from policy_distill.environments import EnvironmentSpec, make
+from policy_distill.evaluate import BATCH
+from policy_distill.students import Student
+from policy_distill.teachers import Teacher
+
+
+class Collector:
+    """Some environments of a run, whose episodes go on from one call to the next.
+
+    An environment is reset in the step that ends its episode (Gymnasium's SAME_STEP autoreset): every stored row is an observation on
+    which an action was executed, none has to be masked.
+
+    Args:
+        spec: the environment.
+        indices: which of the run's ``num_envs`` environments these are. Seeds and random choices depend on the index alone, so that it
+            does not matter how many workers share the environments.
+        num_envs: of the whole run.
+        seed: of the run.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, *, indices: range, num_envs: int, seed: int) -> None:
+        self._indices, self._num_envs, self._seed = indices, num_envs, seed
+        self._envs: list[gym.Env] = [make(spec) for _ in indices]
+        self._episodes = np.array(indices, dtype=np.int64)
+        self._observations = np.stack([self._reset(slot) for slot in range(len(indices))])
+
+    def _reset(self, slot: int) -> np.ndarray:
+        """Begin the slot's episode with a seed of its own."""
+        stream = np.random.SeedSequence([self._seed, 1, int(self._episodes[slot])])
+        observation, _ = self._envs[slot].reset(seed=int(stream.generate_state(1)[0] >> 1))
+        return np.asarray(observation)
+
+    @torch.inference_mode()
+    def collect(
+        self, num_steps: int, teacher: Teacher, student: Student | None, teacher_action_prob: float, *, round_index: int = 0
+    ) -> Transitions:
+        """Take ``num_steps`` steps in each environment; the teacher labels every observation and acts with the given probability.
+
+        Args:
+            num_steps: T, of each of the N environments.
+            teacher: labels.
+            student: acts where the teacher does not; None lets the teacher act always.
+            teacher_action_prob: DAgger's beta, drawn anew for each step and environment.
+            round_index: of the run; who acts is drawn from a stream of its own for each round and environment.
+
+        Returns:
+            ``T * N`` transitions, step after step; float64 observations are labelled as they are and kept as float32.
+        """
+        shape = (num_steps, len(self._envs))
+        observations = np.empty((*shape, *self._observations.shape[1:]), self._observations.dtype)
+        rewards = np.empty(shape, np.float32)
+        terminated, truncated = np.empty(shape, bool), np.empty(shape, bool)
+        episodes = np.empty(shape, np.int64)
+        if student is None:
+            by_teacher = np.ones(shape, bool)
+        else:
+            streams = [np.random.default_rng([self._seed, 2, round_index, index]) for index in self._indices]
+            by_teacher = np.stack([stream.random(num_steps) < teacher_action_prob for stream in streams], axis=1)
+        parameters: list[Parameters] = []
+        actions: list[torch.Tensor] = []
+        action_shape = self._envs[0].action_space.shape or ()
+        batch = np.zeros((-(-len(self._envs) // BATCH) * BATCH, *self._observations.shape[1:]), self._observations.dtype)
+
+        for step in range(num_steps):
+            observations[step] = self._observations
+            episodes[step] = self._episodes
+            batch[: len(self._envs)] = self._observations
+            targets = teacher.targets(torch.from_numpy(batch))
+            parameters.append({name: value[: len(self._envs)] for name, value in targets.parameters.items()})
+            actions.append(targets.actions[: len(self._envs)])
+            executed = actions[-1].numpy().reshape(len(self._envs), *action_shape)
+            if student is not None and not by_teacher[step].all():
+                mask = by_teacher[step].reshape(-1, *[1] * (executed.ndim - 1))
+                executed = np.where(mask, executed, student.act(batch)[: len(self._envs)])
+            for index, env in enumerate(self._envs):
+                observation, reward, terminated[step, index], truncated[step, index], _ = env.step(executed[index])
+                rewards[step, index] = reward
+                if terminated[step, index] or truncated[step, index]:
+                    self._episodes[index] += self._num_envs
+                    observation = self._reset(index)
+                self._observations[index] = observation
+
+        return Transitions(
+            observations=_flat(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
+            targets=ActionTargets({name: torch.cat([row[name] for row in parameters]) for name in parameters[0]}, torch.cat(actions)),
+            rewards=_flat(rewards),
+            terminated=_flat(terminated),
+            truncated=_flat(truncated),
+            episodes=_flat(episodes),
+            by_teacher=_flat(by_teacher),
+        )
+
+
+def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:
+    """Join what collectors of the same run took in ``num_steps`` steps each, as if one collector had held all their environments."""
+
+    def join(tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([tensor.unflatten(0, (num_steps, -1)) for tensor in tensors], dim=1).flatten(0, 1)
+
+    first = parts[0].targets.parameters
+    return Transitions(
+        observations=join([part.observations for part in parts]),
+        targets=ActionTargets(
+            {name: join([part.targets.parameters[name] for part in parts]) for name in first},
+            join([part.targets.actions for part in parts]),
+        ),
+        rewards=join([part.rewards for part in parts]),
+        terminated=join([part.terminated for part in parts]),
+        truncated=join([part.truncated for part in parts]),
+        episodes=join([part.episodes for part in parts]),
+        by_teacher=join([part.by_teacher for part in parts]),
+    )
+
+
+def _flat(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.reshape(-1, *array.shape[2:]))

@@ -1,0 +1,127 @@
+"""Transitions on the training device: append, sample, hold out by episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policy_distill.actions import ActionTargets, Parameters
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """What environments and teacher gave, flat over time and environments; row i is one observation, labelled once.
+
+    Attributes:
+        observations: ``[B, ...]`` raw.
+        targets: the teacher's word on them.
+        rewards: ``[B]`` of the executed action.
+        terminated, truncated: ``[B]`` bool, of the executed action; the next row of the same environment begins a new episode.
+        episodes: ``[B]`` int64, which episode a row belongs to, unique within a run.
+        by_teacher: ``[B]`` bool, whose action was executed.
+    """
+
+    observations: Tensor
+    targets: ActionTargets
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    episodes: Tensor
+    by_teacher: Tensor
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+
+class Dataset:
+    """A growing set of labelled observations in preallocated tensors.
+
+    Args:
+        capacity: rows.
+        holdout: share of the episodes that ``sample`` never draws from; ``held_out`` returns them.
+        device: where the rows live and the batches are drawn.
+    """
+
+    def __init__(self, capacity: int, *, holdout: float, device: torch.device) -> None:
+        self.capacity, self.device = capacity, device
+        self._period = round(1 / holdout) if holdout > 0 else 0
+        self._size = 0
+        self._observations: Tensor | None = None
+        self._actions: Tensor
+        self._parameters: Parameters
+        self._train_rows = torch.empty(capacity, dtype=torch.int64, device=device)
+        self._held_rows = torch.empty(capacity, dtype=torch.int64, device=device)
+        self._num_train = self._num_held = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def num_train(self) -> int:
+        return self._num_train
+
+    @property
+    def num_held_out(self) -> int:
+        return self._num_held
+
+    def append(self, transitions: Transitions) -> None:
+        """Copy the transitions in.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        count = len(transitions)
+        if self._size + count > self.capacity:
+            raise ValueError(f"{count} transitions do not fit: {self._size} of {self.capacity} rows are taken")
+        if self._observations is None:
+            self._observations = self._allocate(transitions.observations)
+            self._actions = self._allocate(transitions.targets.actions)
+            self._parameters = {name: self._allocate(value) for name, value in transitions.targets.parameters.items()}
+        rows = slice(self._size, self._size + count)
+        self._observations[rows] = transitions.observations.to(self.device)
+        self._actions[rows] = transitions.targets.actions.to(self.device)
+        for name, value in transitions.targets.parameters.items():
+            self._parameters[name][rows] = value.to(self.device)
+        held = self._is_held_out(transitions.episodes).to(self.device)
+        indices = torch.arange(rows.start, rows.stop, device=self.device)
+        self._num_train = _extend(self._train_rows, self._num_train, indices[~held])
+        self._num_held = _extend(self._held_rows, self._num_held, indices[held])
+        self._size += count
+
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ActionTargets]:
+        """Draw training rows uniformly with replacement: observations ``[*shape, ...]`` and their targets."""
+        draws = torch.randint(self._num_train, shape, generator=generator, device=self.device)
+        return self._gather(self._train_rows[draws])
+
+    def held_out(self, limit: int) -> tuple[Tensor, ActionTargets] | None:
+        """At most ``limit`` held-out rows, evenly over all of them; None as long as no held-out episode was seen."""
+        if self._num_held == 0:
+            return None
+        picks = torch.linspace(0, self._num_held - 1, min(limit, self._num_held), device=self.device).long()
+        return self._gather(self._held_rows[picks])
+
+    def rows(self) -> tuple[Tensor, ActionTargets]:
+        """All rows, as views."""
+        assert self._observations is not None, "the dataset is empty"
+        parameters = {name: value[: self._size] for name, value in self._parameters.items()}
+        return self._observations[: self._size], ActionTargets(parameters, self._actions[: self._size])
+
+    def _gather(self, index: Tensor) -> tuple[Tensor, ActionTargets]:
+        assert self._observations is not None, "the dataset is empty"
+        parameters = {name: value[index] for name, value in self._parameters.items()}
+        return self._observations[index], ActionTargets(parameters, self._actions[index])
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        return torch.empty(self.capacity, *like.shape[1:], dtype=like.dtype, device=self.device)
+
+    def _is_held_out(self, episodes: Tensor) -> Tensor:
+        if not self._period:
+            return torch.zeros_like(episodes, dtype=torch.bool)
+        return episodes % self._period == self._period // 2
+
+
+def _extend(rows: Tensor, count: int, new: Tensor) -> int:
+    rows[count : count + len(new)] = new
+    return count + len(new)

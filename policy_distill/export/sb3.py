@@ -1,0 +1,74 @@
+"""A student as a Stable-Baselines3 PPO zip: ``PPO.load`` opens it where policy_distill is not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from policy_distill.actions import DiagGaussian
+from policy_distill.files import write_atomically
+from policy_distill.students import ACTIVATIONS, Student
+
+if TYPE_CHECKING:
+    from stable_baselines3 import PPO
+
+
+def to_ppo(student: Student) -> PPO:
+    """Build a PPO agent that acts like ``student`` on raw observations.
+
+    The normalisation is folded into the first layer and the scaling of continuous actions into the last, in float64. The value network
+    is fresh and linear: train on it with a warm-up of the critic.
+    """
+    from stable_baselines3 import PPO
+
+    model = PPO(
+        "MlpPolicy",
+        _SpacesOnly(student.observation_space, student.action_space),
+        policy_kwargs={
+            "net_arch": {"pi": list(student.architecture.hidden_sizes), "vf": []},
+            "activation_fn": ACTIVATIONS[student.architecture.activation],
+        },
+        device="cpu",
+    )
+    weights, biases = fold(student)
+    policy = model.policy
+    layers = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)] + [policy.action_net]
+    with torch.no_grad():
+        for layer, weight, bias in zip(layers, weights, biases, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+        if isinstance(student.family, DiagGaussian):
+            scale, _ = student.family.box.affine()
+            policy.log_std.copy_(student.log_std + torch.from_numpy(scale).log())
+    return model
+
+
+def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights ``[out, in]`` and biases ``[out]`` of each layer, from raw observations to logits or actions in environment units."""
+    weights = [layer.weight.double() for layer in student.linears]
+    biases = [layer.bias.double() for layer in student.linears]
+    mean, scale = student.mean.double(), student.scale.double()
+    weights[0] = weights[0] / scale
+    biases[0] = biases[0] - weights[0] @ mean
+    if isinstance(student.family, DiagGaussian):
+        action_scale, offset = (torch.from_numpy(array) for array in student.family.box.affine())
+        weights[-1] = weights[-1] * action_scale[:, None]
+        biases[-1] = biases[-1] * action_scale + offset
+    return [weight.float() for weight in weights], [bias.float() for bias in biases]
+
+
+def save_ppo(student: Student, path: str | Path) -> Path:
+    """Write ``student`` as a zip for ``PPO.load``."""
+    model = to_ppo(student)
+    return write_atomically(path, lambda target: model.save(target))
+
+
+class _SpacesOnly(gym.Env[Any, Any]):
+    """PPO asks an environment for its spaces; it is never stepped."""
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space

@@ -1,0 +1,142 @@
+"""A request, checked: everything is there, fits together and can be written, before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from policy_distill.config import DistillConfig, RequestError, StudentConfig
+from policy_distill.environments import EnvironmentSpec, check_matches, make, modernize, resolve
+from policy_distill.files import write_atomically
+from policy_distill.students import Architecture, hidden_sizes_for
+from policy_distill.teachers import Teacher
+from policy_distill.train import Objective
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that was checked: everything is there, fits together and can be written."""
+
+    config: DistillConfig
+    teacher: Teacher
+    spec: EnvironmentSpec
+    architecture: Architecture
+    objective: Objective
+    device: torch.device
+    folder: Path
+    notices: tuple[str, ...]
+
+
+def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
+    """Check the whole request before any work is done.
+
+    Raises:
+        RequestError: one line that says what is wrong and how to mend it.
+    """
+    if teacher is None:
+        if not config.teacher:
+            raise RequestError("no teacher was named: give --teacher FOLDER_OR_ZIP, or the name of an agent that ships with the project")
+        teacher = Teacher.load(config.teacher, algo=config.algo, trust=config.trust)
+    spec, notices = environment_for(teacher, config.env)
+    env = make(spec)
+    check_matches(spec, env, teacher.observation_space, teacher.action_space)
+    env.close()
+    objective = Objective(config.loss, teacher.family)
+    try:
+        architecture = choose_architecture(config.student, teacher)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    if teacher.params and architecture.params >= teacher.params:
+        notices += (
+            f"the student's {architecture.params:,} parameters are no fewer than the teacher's {teacher.params:,}: "
+            "nothing is gained in size; choose smaller student.hidden_sizes",
+        )
+    device = choose_device(config.device)
+    folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
+    return Job(config, teacher, spec, architecture, objective, device, folder, (*teacher.notes, *notices))
+
+
+def environment_for(teacher: Teacher, name: str | None) -> tuple[EnvironmentSpec, tuple[str, ...]]:
+    """Return the environment that ``name`` asks for, else the one in which the teacher was trained, as it exists here, and notices."""
+    if name is not None:
+        spec = resolve(name)
+        saved = teacher.saved_env
+        if saved is not None and saved.wrappers and not spec.wrappers:
+            spec = dataclasses.replace(spec, wrappers=saved.wrappers)
+        return spec, ()
+    if teacher.saved_env is None:
+        raise RequestError("the agent's files do not say which environment it was trained in: give --env, for example --env CartPole-v1")
+    return modernize(teacher.saved_env, teacher.obs_dim)
+
+
+def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture:
+    """Settle the student's widths."""
+    linear = Architecture(teacher.observation_space, teacher.action_space, (), config.activation)
+    sizes = config.hidden_sizes
+    if sizes is None:
+        if not teacher.params:
+            raise RequestError("the teacher's parameters cannot be counted, so compression means nothing: give student.hidden_sizes")
+        sizes = hidden_sizes_for(config.compression or 10.0, teacher.params, linear.widths[0], linear.widths[-1])
+        if teacher.params <= linear.params:
+            sizes = ()  # a linear teacher needs no more than a linear student
+    return dataclasses.replace(linear, hidden_sizes=tuple(sizes))
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA when there.
+
+    Raises:
+        RequestError: if the device is not known or not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RequestError(f"device is {name!r}; it must be auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RequestError("device is 'cuda', but torch finds no CUDA device here: use --device cpu or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise RequestError(f"device is {name!r}; it must be auto, cpu or cuda")
+    return device
+
+
+def writable_folder(path: Path) -> Path:
+    """Make the folder and check that files can be written into it.
+
+    Raises:
+        RequestError: if not.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RequestError(f"the output folder {path} cannot be written ({error.strerror}): choose another with --output") from None
+    return path
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Small networks are many times slower with more than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def write_config(job: Job) -> None:
+    """Write the whole configuration, so that ``--config config.yaml`` runs it again."""
+    data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
+    data["student"] = {**data["student"], "hidden_sizes": list(job.architecture.hidden_sizes), "compression": None}
+    text = yaml.safe_dump(data, sort_keys=False)
+    write_atomically(job.folder / "config.yaml", lambda target: target.write_text(text))

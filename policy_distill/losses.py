@@ -1,0 +1,189 @@
+"""How far a student is from its targets: pure functions of tensors that return one value per sample.
+
+Nothing here averages, weighs or multiplies by ``temperature**2``: the trainer does each of these once, in sight.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: Tensor | float = 1.0) -> Tensor:
+    r"""KL(teacher || student) of two categorical policies softened by ``temperature``, in nats, one value per sample.
+
+    Not multiplied by ``temperature**2``: the trainer does that, once (Hinton et al. 2015, https://arxiv.org/abs/1503.02531, sec. 2).
+
+    Args:
+        teacher_logits: ``[..., num_actions]``; ``-inf`` forbids an action, which then contributes zero.
+        student_logits: same shape.
+        temperature: ``> 0``, a number or ``[...]``; above 1 softens, below 1 sharpens.
+
+    Returns:
+        ``[...]``, ``>= 0``; ``+inf`` where the teacher allows what the student forbids.
+
+    Raises:
+        ValueError: if the shapes differ or ``temperature <= 0``.
+    """
+    _check_same_shape(teacher_logits, student_logits)
+    scale = _check_temperature(temperature, student_logits)
+    teacher_log_probs = F.log_softmax(teacher_logits / scale, dim=-1)
+    student_log_probs = F.log_softmax(student_logits / scale, dim=-1)
+    probabilities = teacher_log_probs.exp()
+    terms = probabilities * (teacher_log_probs - student_log_probs)
+    return torch.where(probabilities > 0, terms, torch.zeros_like(terms)).sum(-1)
+
+
+def bernoulli_forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: Tensor | float = 1.0) -> Tensor:
+    r"""KL(teacher || student) of independent switches softened by ``temperature``, summed over them, in nats, one value per sample.
+
+    Args:
+        teacher_logits: ``[..., num_bits]``, finite; the probability of "on" is their sigmoid.
+        student_logits: same shape.
+        temperature: ``> 0``, a number or ``[...]``.
+
+    Returns:
+        ``[...]``, ``>= 0``.
+
+    Raises:
+        ValueError: if the shapes differ or ``temperature <= 0``.
+    """
+    _check_same_shape(teacher_logits, student_logits)
+    scale = _check_temperature(temperature, student_logits)
+    teacher, student = teacher_logits / scale, student_logits / scale
+    on = teacher.sigmoid()
+    terms = on * (F.logsigmoid(teacher) - F.logsigmoid(student)) + (1 - on) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return terms.sum(-1)
+
+
+def gaussian_forward_kl(
+    teacher_mean: Tensor, teacher_log_std: Tensor, student_mean: Tensor, student_log_std: Tensor, *, temperature: Tensor | float = 1.0
+) -> Tensor:
+    r"""KL(teacher || student) of two diagonal Gaussians, summed over dimensions, in nats, one value per sample.
+
+    Softening divides both log-densities by ``temperature``, which multiplies both variances by it: the difference of the means counts
+    ``1 / temperature`` as much and the term in the standard deviations stays. The KL of two tanh-squashed Gaussians is that of the
+    Gaussians before tanh, so pre-tanh parameters may be given (KL is invariant under a bijection).
+
+    Args:
+        teacher_mean, teacher_log_std, student_mean, student_log_std: ``[..., action_dim]``, broadcast against each other.
+        temperature: ``> 0``, a number or ``[...]``.
+
+    Returns:
+        ``[...]``, ``>= 0``.
+
+    Raises:
+        ValueError: if the means' shapes differ or ``temperature <= 0``.
+    """
+    _check_same_shape(teacher_mean, student_mean)
+    scale = _check_temperature(temperature, student_mean)
+    log_ratio = student_log_std - teacher_log_std
+    distance = (teacher_mean - student_mean).square() / scale
+    terms = log_ratio + 0.5 * ((-2 * log_ratio).exp() + distance * (-2 * student_log_std).exp()) - 0.5
+    return terms.sum(-1)
+
+
+def hard_label_cross_entropy(teacher_actions: Tensor, student_logits: Tensor) -> Tensor:
+    """Negative log-probability of the teacher's greedy action under the student, in nats, one value per sample.
+
+    Args:
+        teacher_actions: ``[...]``, indices counted from 0.
+        student_logits: ``[..., num_actions]``.
+
+    Returns:
+        ``[...]``, ``>= 0``.
+    """
+    return -F.log_softmax(student_logits, dim=-1).gather(-1, teacher_actions.unsqueeze(-1)).squeeze(-1)
+
+
+def bounded_error(target: Tensor, prediction: Tensor) -> Tensor:
+    """``prediction - target`` in box units, counted as the environment feels it: beyond a bound every action is the bound.
+
+    Where the target lies on a bound, a prediction past that bound is no error and has no gradient; one short of it, or past the other
+    bound, is. Unlike the difference of clipped values this never leaves a wrong prediction without a gradient.
+
+    Args:
+        target: ``[..., action_dim]``; values outside [-1, 1] are taken as the bound.
+        prediction: same shape, unclipped.
+
+    Returns:
+        ``[..., action_dim]``, signed; zero exactly where the clipped values agree and the prediction is within the bounds or past the
+        target's own.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_same_shape(target, prediction)
+    error = prediction - target.clamp(-1, 1)
+    past_upper = (target >= 1) & (error > 0)
+    past_lower = (target <= -1) & (error < 0)
+    return torch.where(past_upper | past_lower, torch.zeros_like(error), error)
+
+
+def mean_squared(error: Tensor) -> Tensor:
+    """Mean of squares over the last dimension: ``[..., action_dim]`` to ``[...]``."""
+    return error.square().mean(-1)
+
+
+def mean_absolute(error: Tensor) -> Tensor:
+    """Mean of absolute values over the last dimension: ``[..., action_dim]`` to ``[...]``."""
+    return error.abs().mean(-1)
+
+
+def huber(error: Tensor, *, delta: float = 0.1) -> Tensor:
+    """Mean over the last dimension of ``error**2 / (2 delta)`` up to ``delta`` and ``|error| - delta / 2`` beyond (Huber 1964, slope 1).
+
+    Args:
+        error: ``[..., action_dim]``.
+        delta: ``> 0``, where the square turns into a line, in the units of ``error``.
+
+    Raises:
+        ValueError: if ``delta <= 0``.
+    """
+    if not delta > 0:
+        raise ValueError(f"delta is {delta}; it must be > 0")
+    size = error.abs()
+    return torch.where(size <= delta, error.square() / (2 * delta), size - delta / 2).mean(-1)
+
+
+def q_values_to_logits(q_values: Tensor, gap: float) -> Tensor:
+    """Turn action values into logits ``(Q - max Q) / gap``: Q-values are no logits, their scale is the reward's.
+
+    Args:
+        q_values: ``[..., num_actions]``.
+        gap: ``> 0``, the difference in value that becomes one nat.
+
+    Returns:
+        ``[..., num_actions]``, ``<= 0``.
+
+    Raises:
+        ValueError: if ``gap <= 0`` or not finite.
+    """
+    if not (gap > 0 and math.isfinite(gap)):
+        raise ValueError(f"gap is {gap}; it must be > 0")
+    return (q_values - q_values.amax(-1, keepdim=True)) / gap
+
+
+def median_action_gap(q_values: Tensor) -> float:
+    """Median over ``[B, num_actions]`` of the difference between the best and the second-best action's value; 1 with a single action."""
+    if q_values.shape[-1] < 2:
+        return 1.0
+    best = q_values.topk(2, dim=-1).values
+    return max(float((best[..., 0] - best[..., 1]).median()), 1e-12)
+
+
+def _check_same_shape(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape:
+        raise ValueError(f"shapes differ: {tuple(first.shape)} and {tuple(second.shape)}")
+
+
+def _check_temperature(temperature: Tensor | float, like: Tensor) -> Tensor:
+    """Return the temperature with a trailing axis; a tensor is trusted, so that nothing waits for the device."""
+    if isinstance(temperature, Tensor):
+        return temperature.unsqueeze(-1)
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature}; it must be > 0")
+    return like.new_tensor(temperature)

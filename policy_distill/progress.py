@@ -1,0 +1,61 @@
+"""What a person sees in the terminal while a job runs: a bar with the figures that matter; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+class Display:
+    """Messages and one progress bar on standard error; a context manager.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task = None
+
+    def note(self, message: str) -> None:
+        """Say one line."""
+        if not self.quiet:
+            self.console.print(message, markup=False)
+
+    def start(self, description: str, total: int) -> None:
+        """Begin a bar of ``total`` parts."""
+        if self.quiet or not self.console.is_terminal:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+        self._bar = Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task(description, total=total, figures="")
+
+    def advance(self, figures: str, amount: int = 1) -> None:
+        """Move the bar on; without a terminal, say the figures as a line."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=amount, figures=figures)
+        else:
+            self.note(figures)
+
+    def stage(self, description: str) -> None:
+        """Name what is being done now."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=description)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()

@@ -1,0 +1,77 @@
+"""report.md: what a run found, for a person."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from policy_distill.files import write_atomically
+
+
+def retention_text(kept: Mapping[str, Any]) -> str:
+    """``0.981 [0.967, 0.993]``, or why there is none."""
+    if kept["estimate"] is None or not math.isfinite(kept["estimate"]):
+        return "undefined: teacher and random policy cannot be told apart"
+    return f"{kept['estimate']:.3f} [{kept['low']:.3f}, {kept['high']:.3f}]"
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The rows of the table that closes a run: what, figure."""
+    teacher, student, kept = summary["teacher"], summary["student"], summary["retention"]
+    rows = [
+        ("environment", summary["env"]),
+        ("teacher", f"{teacher['algo']}, {teacher['params']:,} parameters"),
+        ("student", f"{student['hidden_sizes']}, {student['params']:,} parameters"),
+        ("compression", f"{summary['compression']:.1f}x" if summary["compression"] else "unknown"),
+        ("teacher's return", f"{teacher['return_mean']:.1f} ± {teacher['return_std']:.1f}"),
+        ("student's return", f"{student['return_mean']:.1f} ± {student['return_std']:.1f}"),
+        ("random policy's return", f"{summary['random']['return_mean']:.1f} ± {summary['random']['return_std']:.1f}"),
+        (f"retention [{kept['confidence']:.0%} interval]", retention_text(kept)),
+        ("paired episodes", f"{kept['episodes']}"),
+        ("agreement", f"{summary['agreement']:.1%} of the student's states" if summary["agreement"] is not None else "unknown"),
+        ("environment steps", f"{summary['env_steps']:,}"),
+        ("gradient steps", f"{summary['gradient_steps']:,}"),
+    ]
+    seconds = summary["seconds"]
+    stages = ", ".join(f"{stage} {seconds[stage]:.0f} s" for stage in ("collect", "train", "evaluate"))
+    return [*rows, ("time", f"{seconds['total']:.0f} s ({stages})")]
+
+
+def write_report(path: str | Path, summary: Mapping[str, Any]) -> Path:
+    """Write the report of one run."""
+    lines = [f"# {summary['teacher']['algo']} on {summary['env']}, distilled", ""]
+    lines += [f"> {notice}" for notice in summary["notices"]]
+    lines += ["", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in summary_rows(summary)), ""]
+    lines += [
+        "Retention is `(student - random) / (teacher - random)` of the mean returns, all three measured on the same seeds, none of which",
+        "was used to train or to choose. The interval is a paired bootstrap over episodes. Compression is quoted against the teacher's",
+        "acting network.",
+        "",
+        "## Rounds",
+        "",
+        "| round | environment steps | gradient steps | teacher acts | loss | held out | validation return | retention |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for record in summary["rounds"]:
+        name, loss = next(iter(record["train"].items()))
+        held_out = record["held_out"].get(name)
+        chosen = " **kept**" if record["round"] == summary["chosen_round"] else ""
+        lines.append(
+            f"| {record['round']}{chosen} | {record['env_steps']:,} | {record['gradient_steps']:,} | {record['teacher_action_prob']:.2f} "
+            f"| {loss:.4g} | {'' if held_out is None else f'{held_out:.4g}'} | {record['validation_return_mean']:.1f} "
+            f"| {record['validation_retention']:.3f} |"
+        )
+    lines += ["", f"The loss is `{next(iter(summary['rounds'][0]['train']))}`.", ""]
+    lines += [
+        "## Files",
+        "",
+        "- `student/`: weights (safetensors) and description (JSON); `policy_distill.Student.load`",
+        "- `student.zip`: the same policy for Stable-Baselines3; `PPO.load` opens it without policy_distill",
+        "- `config.yaml`: the whole configuration; `policy-distill distill_policy --config config.yaml` runs it again",
+        "- `result.json`: every figure, the returns of each episode among them",
+        "- `tensorboard/`: `tensorboard --logdir` shows the curves",
+        "",
+    ]
+    return write_atomically(path, lambda target: target.write_text("\n".join(lines)))

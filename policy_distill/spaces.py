@@ -1,0 +1,82 @@
+"""Observation and action spaces as plain data, and observations as the flat vector that a network reads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def observation_width(space: gym.Space) -> int:
+    """Length of the vector that ``encode_observations`` makes.
+
+    Raises:
+        ValueError: for a space that no vector is made of (Dict, Tuple, ...).
+    """
+    match space:
+        case gym.spaces.Box():
+            return int(np.prod(space.shape))
+        case gym.spaces.Discrete():
+            return int(space.n)
+        case gym.spaces.MultiDiscrete():
+            return int(np.sum(space.nvec))
+        case gym.spaces.MultiBinary():
+            return int(np.prod(space.shape))
+    raise ValueError(f"observation space {space} is not supported: Box, Discrete, MultiDiscrete and MultiBinary are")
+
+
+def encode_observations(space: gym.Space, observations: Tensor) -> Tensor:
+    """Raw observations ``[B, ...]`` as float32 ``[B, width]``: boxes flattened, discrete ones one-hot, as Stable-Baselines3 does."""
+    match space:
+        case gym.spaces.Discrete():
+            return F.one_hot(observations.long().reshape(-1) - int(space.start), int(space.n)).float()
+        case gym.spaces.MultiDiscrete():
+            columns = observations.long().reshape(len(observations), -1).unbind(-1)
+            return torch.cat([F.one_hot(column, int(n)).float() for column, n in zip(columns, space.nvec.ravel(), strict=True)], dim=-1)
+        case _:
+            return observations.reshape(len(observations), -1).float()
+
+
+def space_to_dict(space: gym.Space) -> dict[str, Any]:
+    """A space as JSON-able data; the inverse of ``space_from_dict``."""
+    match space:
+        case gym.spaces.Box():
+            bounds = {name: [_number(value) for value in getattr(space, name).ravel()] for name in ("low", "high")}
+            return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
+        case gym.spaces.Discrete():
+            return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+        case gym.spaces.MultiDiscrete():
+            return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
+        case gym.spaces.MultiBinary():
+            return {"type": "MultiBinary", "n": [int(size) for size in space.shape]}
+    raise ValueError(f"space {space} is not supported")
+
+
+def space_from_dict(data: dict[str, Any]) -> gym.Space:
+    """Build the space that ``space_to_dict`` described.
+
+    Raises:
+        ValueError: for a type that is not known.
+    """
+    match data["type"]:
+        case "Box":
+            dtype = np.dtype(data["dtype"])
+            low, high = (np.array([float(value) for value in data[name]], dtype).reshape(data["shape"]) for name in ("low", "high"))
+            return gym.spaces.Box(low, high, dtype=dtype.type)
+        case "Discrete":
+            return gym.spaces.Discrete(int(data["n"]), start=int(data["start"]))
+        case "MultiDiscrete":
+            return gym.spaces.MultiDiscrete(data["nvec"])
+        case "MultiBinary":
+            return gym.spaces.MultiBinary(data["n"] if len(data["n"]) > 1 else data["n"][0])
+    raise ValueError(f"space type {data['type']!r} is not known")
+
+
+def _number(value: float) -> float | str:
+    """JSON has no infinity; ``float`` reads the word back."""
+    return float(value) if math.isfinite(value) else str(float(value))

@@ -1,0 +1,265 @@
+"""Small networks that carry their own normalisation: raw observations in, actions out. K of one architecture train as one stack."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from policy_distill.actions import DiagGaussian, Family, Parameters, family_of
+from policy_distill.config import RequestError
+from policy_distill.files import write_atomically
+from policy_distill.spaces import encode_observations, observation_width, space_from_dict, space_to_dict
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
+SMALLEST_WIDTH = 4
+"""No hidden layer is chosen narrower than this: a bottleneck of one or two units loses the policy and saves nothing."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a student looks like, apart from its weights."""
+
+    observation_space: gym.Space
+    action_space: gym.Space
+    hidden_sizes: tuple[int, ...]
+    activation: str = "relu"
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.action_space)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Input, hidden and output widths."""
+        return (observation_width(self.observation_space), *self.hidden_sizes, self.family.width)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the acting network; the normalisation folds into the first layer and adds none."""
+        return count_parameters(self.widths)
+
+
+def count_parameters(widths: tuple[int, ...]) -> int:
+    """Weights and biases of fully connected layers between ``widths``."""
+    return sum((width_in + 1) * width_out for width_in, width_out in itertools.pairwise(widths))
+
+
+def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outputs: int) -> tuple[int, int]:
+    """Two equal hidden layers, as wide as ``teacher_params / compression`` parameters allow, and ``SMALLEST_WIDTH`` at least."""
+    budget = teacher_params / compression
+    linear_term = inputs + outputs + 2
+    width = math.floor((-linear_term + math.sqrt(max(linear_term**2 + 4 * (budget - outputs), 0.0))) / 2)
+    width = max(width, SMALLEST_WIDTH)
+    return (width, width)
+
+
+class Student(nn.Module):
+    """One trained or training policy. Continuous outputs are means in box units; ``log_std`` completes them to a distribution.
+
+    Attributes:
+        network: fully connected layers on normalised observations.
+        mean, scale: ``[inputs]``; a raw observation is normalised as ``(observation - mean) / scale``, without clipping.
+        log_std: ``[action_dim]`` in box units for continuous actions, else empty.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    log_std: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.family = architecture.family
+        widths = architecture.widths
+        layers: list[nn.Module] = []
+        for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
+            if index:
+                layers.append(ACTIVATIONS[architecture.activation]())
+            layers.append(nn.Linear(width_in, width_out))
+        self.network = nn.Sequential(*layers)
+        self.register_buffer("mean", torch.zeros(widths[0]))
+        self.register_buffer("scale", torch.ones(widths[0]))
+        self.register_buffer("log_std", torch.zeros(widths[-1] if isinstance(self.family, DiagGaussian) else 0))
+
+    @property
+    def observation_space(self) -> gym.Space:
+        return self.architecture.observation_space
+
+    @property
+    def action_space(self) -> gym.Space:
+        return self.architecture.action_space
+
+    @property
+    def params(self) -> int:
+        return self.architecture.params
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.network if isinstance(layer, nn.Linear)]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``."""
+        encoded = encode_observations(self.observation_space, observations)
+        output: Tensor = self.network((encoded - self.mean) / self.scale)
+        return output
+
+    def parameters_of(self, observations: Tensor) -> Parameters:
+        """The parameters of the student's action distribution."""
+        output = self(observations)
+        if isinstance(self.family, DiagGaussian):
+            return {"mean": output, "log_std": self.log_std.expand_as(output)}
+        return {"logits": output}
+
+    @torch.inference_mode()
+    def act(self, observations: np.ndarray, *, generator: torch.Generator | None = None) -> np.ndarray:
+        """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given."""
+        parameters = self.parameters_of(torch.as_tensor(observations))
+        assert not isinstance(self.family, str)
+        actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)  # type: ignore[union-attr]
+        array = actions.numpy()
+        return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
+
+    def save(self, folder: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
+        """Write ``student.safetensors`` and ``student.json`` into ``folder``; ``extra`` (the environment, say) goes into the JSON."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        description = {
+            "format": 1,
+            "hidden_sizes": list(self.architecture.hidden_sizes),
+            "activation": self.architecture.activation,
+            "params": self.params,
+            "observation_space": space_to_dict(self.observation_space),
+            "action_space": space_to_dict(self.action_space),
+            **(extra or {}),
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_atomically(path / "student.safetensors", lambda target: save_file(tensors, target))
+        write_atomically(path / "student.json", lambda target: target.write_text(json.dumps(description, indent=2) + "\n"))
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Student:
+        """Read what ``save`` wrote.
+
+        Raises:
+            RequestError: if the folder holds no student or the files do not fit together.
+        """
+        path = Path(folder)
+        description = read_description(path)
+        try:
+            architecture = Architecture(
+                space_from_dict(description["observation_space"]),
+                space_from_dict(description["action_space"]),
+                tuple(description["hidden_sizes"]),
+                description["activation"],
+            )
+            student = cls(architecture)
+            student.load_state_dict(load_file(path / "student.safetensors"))
+        except Exception as error:  # whatever is wrong inside a damaged file, the mend is the same
+            raise RequestError(f"{path} holds no readable student ({str(error).splitlines()[0]}): write it again") from error
+        return student.eval().requires_grad_(False)
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Return the contents of ``student.json``.
+
+    Raises:
+        RequestError: if it is not there or not JSON.
+    """
+    path = Path(folder) / "student.json"
+    try:
+        description: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RequestError(f"{folder} holds no student.json: name the folder that a student was saved in") from None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read ({error}): write the student again") from None
+    return description
+
+
+class StudentStack:
+    """K students of one architecture whose parameters are rows of one flat tensor, so that one step trains all of them.
+
+    Attributes:
+        flat: ``[K, P]``: weights and biases layer after layer, then ``log_std`` for continuous actions.
+        gradient: ``[K, P]``; backward writes here through the views, nothing is copied or allocated anew.
+    """
+
+    def __init__(self, architecture: Architecture, *, generators: list[torch.Generator], mean: Tensor, scale: Tensor) -> None:
+        self.architecture = architecture
+        self.num_members = len(generators)
+        self.mean, self.scale = mean, scale
+        self._continuous = isinstance(architecture.family, DiagGaussian)
+        widths = architecture.widths
+        size = architecture.params + (widths[-1] if self._continuous else 0)
+        device = mean.device
+        self.flat = torch.zeros(self.num_members, size, device=device)
+        self.gradient = torch.zeros_like(self.flat)
+        self.weights: list[Tensor] = []
+        self.biases: list[Tensor] = []
+        offset = 0
+        for width_in, width_out in itertools.pairwise(widths):
+            self.weights.append(self._view(offset, width_in, width_out))
+            offset += width_in * width_out
+            self.biases.append(self._view(offset, 1, width_out))
+            offset += width_out
+        self.log_std = self._view(offset, 1, widths[-1] if self._continuous else 0)
+        self._initialize(generators)
+
+    def _view(self, offset: int, rows: int, columns: int) -> Tensor:
+        """A leaf ``[K, rows, columns]`` into ``flat`` whose ``.grad`` is the same window of ``gradient``."""
+        window = slice(offset, offset + rows * columns)
+        leaf = self.flat[:, window].unflatten(1, (rows, columns)).detach().requires_grad_()
+        leaf.grad = self.gradient[:, window].unflatten(1, (rows, columns))
+        return leaf
+
+    @torch.no_grad()
+    def _initialize(self, generators: list[torch.Generator]) -> None:
+        """Orthogonal weights (gain sqrt 2 in hidden layers, 0.1 at the output), zero biases, a standard deviation of exp(-1)."""
+        for index, weight in enumerate(self.weights):
+            gain = math.sqrt(2) if index < len(self.weights) - 1 else 0.1
+            for member, generator in enumerate(generators):
+                fresh = torch.empty(weight.shape[1:])
+                nn.init.orthogonal_(fresh, gain, generator=generator)
+                weight[member].copy_(fresh)
+        self.log_std.fill_(-1.0)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Encoded raw observations ``[K, B, inputs]`` to outputs ``[K, B, outputs]``."""
+        hidden = (observations - self.mean) / self.scale
+        activation = _FUNCTIONS[self.architecture.activation]
+        last = len(self.weights) - 1
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden = torch.baddbmm(bias, hidden, weight)
+            if index < last:
+                hidden = activation(hidden)
+        return hidden
+
+    @torch.no_grad()
+    def member(self, index: int, flat: Tensor | None = None) -> Student:
+        """Copy member ``index`` out as a ``Student`` on the CPU; from ``flat`` ``[K, P]`` if given (averaged weights)."""
+        source = (self.flat if flat is None else flat)[index].cpu()
+        student = Student(self.architecture)
+        offset = 0
+        for layer in student.linears:
+            count = layer.in_features * layer.out_features
+            layer.weight.copy_(source[offset : offset + count].view(layer.in_features, layer.out_features).T)
+            offset += count
+            layer.bias.copy_(source[offset : offset + layer.out_features])
+            offset += layer.out_features
+        student.mean.copy_(self.mean)
+        student.scale.copy_(self.scale)
+        student.log_std.copy_(source[offset:])
+        return student.eval().requires_grad_(False)
+
+
+_FUNCTIONS = {"relu": torch.relu, "tanh": torch.tanh, "elu": nn.functional.elu, "silu": nn.functional.silu}

@@ -1,0 +1,155 @@
+"""The job over a folder of teachers, and what it says as a whole."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_distill.config import DistillConfig, RequestError
+from policy_distill.distill import distill
+from policy_distill.files import write_atomically
+from policy_distill.progress import Display
+from policy_distill.statistics import interquartile_mean
+from policy_distill.tracking import write_json
+
+WORTH_COMPRESSING = 4000
+"""Parameters from which on a teacher counts in the aggregate: below, there is little to compress."""
+COLUMNS = ("teacher", "status", "env", "params", "student", "student_params", "compression", "teacher_return", "student_return",
+           "retention", "low", "high", "agreement", "env_steps", "seconds", "reason")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """One row for each teacher, and the folder that the tables are in."""
+
+    rows: list[dict[str, Any]]
+    folder: Path
+
+    @property
+    def interquartile_mean(self) -> float | None:
+        """Of the retention of the teachers with ``WORTH_COMPRESSING`` parameters or more."""
+        kept = [row["retention"] for row in self.rows if row["retention"] is not None and row["params"] >= WORTH_COMPRESSING]
+        return interquartile_mean(np.array(kept)) if kept else None
+
+
+def find_teachers(folder: Path) -> list[Path]:
+    """Run folders (RL Zoo layout) below ``folder``: each folder that holds a zip, in the order of their names.
+
+    Raises:
+        RequestError: if there are none.
+    """
+    if not folder.is_dir():
+        raise RequestError(f"no such folder: {folder}; name the one that holds ALGO/ENV_RUN/ENV.zip")
+    found = sorted({path.parent for path in folder.rglob("*.zip")})
+    if not found:
+        raise RequestError(f"{folder} holds no agents: no .zip was found in it or below")
+    return found
+
+
+def run_suite(teachers: Path, config: DistillConfig, *, output: Path, display: Display | None = None) -> SuiteResult:
+    """Distil every teacher below ``teachers`` with the same settings; one that fails is reported and the rest go on.
+
+    A teacher that has a result.json with the same settings is not run again.
+    """
+    display = display or Display(quiet=True)
+    folders = find_teachers(teachers)
+    rows: list[dict[str, Any]] = []
+    for number, folder in enumerate(folders, start=1):
+        name = folder.relative_to(teachers).as_posix() if folder != teachers else folder.name
+        display.note(f"[{number}/{len(folders)}] {name}")
+        rows.append(_run_one(name, folder, config, output, display))
+        write_tables(rows, output, config)
+    return SuiteResult(rows, output)
+
+
+def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, display: Display) -> dict[str, Any]:
+    run = output / name
+    job = dataclasses.replace(config, teacher=str(folder), output=str(run))
+    key = json.dumps(dataclasses.asdict(job), sort_keys=True)
+    done = run / "suite.json"
+    if done.is_file():
+        stored = json.loads(done.read_text())
+        if stored["settings"] == key:
+            display.note("  done already")
+            row: dict[str, Any] = stored["row"]
+            return row
+    row = dict.fromkeys(COLUMNS)
+    row["teacher"] = name
+    try:
+        summary = distill(job, display=display).summary
+    except RequestError as error:
+        display.note(f"  not supported: {error}")
+        return {**row, "status": "not supported", "reason": str(error)}
+    except Exception as error:  # one broken teacher must not end the suite; the reason is kept
+        display.note(f"  failed: {error}")
+        (run / "error.txt").write_text(traceback.format_exc())
+        return {**row, "status": "failed", "reason": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+    row |= {
+        "status": "done",
+        "env": summary["env"],
+        "params": summary["teacher"]["params"],
+        "student": str(summary["student"]["hidden_sizes"]),
+        "student_params": summary["student"]["params"],
+        "compression": summary["compression"],
+        "teacher_return": summary["teacher"]["return_mean"],
+        "student_return": summary["student"]["return_mean"],
+        "retention": _finite(summary["retention"]["estimate"]),
+        "low": _finite(summary["retention"]["low"]),
+        "high": _finite(summary["retention"]["high"]),
+        "agreement": summary["agreement"],
+        "env_steps": summary["env_steps"],
+        "seconds": summary["seconds"]["total"],
+    }
+    write_json(done, {"settings": key, "row": row})
+    return row
+
+
+def write_tables(rows: Sequence[dict[str, Any]], folder: Path, config: DistillConfig) -> None:
+    """Write suite.md, suite.csv and suite.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    result = SuiteResult(list(rows), folder)
+    write_atomically(folder / "suite.md", lambda target: target.write_text(markdown(result)))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(folder / "suite.csv", lambda target: target.write_text(buffer.getvalue()))
+    write_json(
+        folder / "suite.json",
+        {"rows": list(rows), "interquartile_mean": result.interquartile_mean, "config": dataclasses.asdict(config)},
+    )
+
+
+def markdown(result: SuiteResult) -> str:
+    """The suite as a Markdown table with its aggregate beneath."""
+    lines = [
+        "| teacher | environment | parameters | student | compression | teacher's return | student's return "
+        "| retention [interval] | seconds |",
+        "|---|---|---:|---|---:|---:|---:|---|---:|",
+    ]
+    for row in result.rows:
+        if row["status"] != "done":
+            lines.append(f"| {row['teacher']} | {row['status']}: {row['reason']} | | | | | | | |")
+            continue
+        kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        lines.append(
+            f"| {row['teacher']} | {row['env']} | {row['params']:,} | {row['student']} | {row['compression']:.1f}x "
+            f"| {row['teacher_return']:.1f} | {row['student_return']:.1f} | {kept} | {row['seconds']:.0f} |"
+        )
+    mean = result.interquartile_mean
+    if mean is not None:
+        lines += ["", f"Interquartile mean of retention over teachers with {WORTH_COMPRESSING:,} parameters or more: **{mean:.3f}**."]
+    return "\n".join(lines) + "\n"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

@@ -1,0 +1,18 @@
+"""Reading a trained agent and acting with it."""
+
+from policy_distill.teachers.archive import Archive, read_archive
+from policy_distill.teachers.folder import AgentFiles, agents_dir, find_agent, shipped_agents
+from policy_distill.teachers.normalization import ObservationNormalization, read_normalization
+from policy_distill.teachers.teacher import Teacher
+
+__all__ = [
+    "AgentFiles",
+    "Archive",
+    "ObservationNormalization",
+    "Teacher",
+    "agents_dir",
+    "find_agent",
+    "read_archive",
+    "read_normalization",
+    "shipped_agents",
+]

@@ -1,0 +1,155 @@
+"""The acting network of each algorithm family as plain torch modules, rebuilt from the weights alone.
+
+Each maps preprocessed observations (float32, flat, normalised) to ``ActionTargets``. The formulas are those of Stable-Baselines3's
+``common/policies.py``, ``common/distributions.py``, ``sac/policies.py``, ``td3/policies.py``, ``dqn/policies.py`` and of sb3-contrib.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from policy_distill.actions import ActionTargets, Bernoulli, Box, Categorical, Deterministic, DiagGaussian, Family, MultiCategorical
+
+
+class DiscreteNetwork(nn.Module):
+    """Scores of discrete choices: logits (a2c, ppo, trpo, ars) or Q-values (dqn, qrdqn: the mean over the quantiles)."""
+
+    def __init__(self, body: nn.Module, family: Categorical | MultiCategorical | Bernoulli, *, scores: str, num_quantiles: int = 1) -> None:
+        super().__init__()
+        self.body = body
+        self.family: Family = family
+        self.scores = scores
+        self.num_quantiles = num_quantiles
+
+    @property
+    def acting_params(self) -> int:
+        return count(self.body)
+
+    def forward(self, features: Tensor) -> ActionTargets:
+        scores = self.body(features)
+        if self.num_quantiles > 1:
+            scores = scores.view(len(scores), self.num_quantiles, -1).mean(1)
+        parameters = {self.scores: scores}
+        return ActionTargets(parameters, self.family.mode(parameters))  # type: ignore[union-attr]
+
+
+class DeterministicNetwork(nn.Module):
+    """One continuous action: tanh and unscaling (td3, ddpg, ars MLP), or clipping (ars linear)."""
+
+    def __init__(self, body: nn.Module, bounds: ActionBounds, *, squashed: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.bounds = bounds
+        self.squashed = squashed
+        self.family: Family = Deterministic(bounds.box)
+
+    @property
+    def acting_params(self) -> int:
+        return count(self.body)
+
+    def forward(self, features: Tensor) -> ActionTargets:
+        raw = self.body(features)
+        return ActionTargets({}, self.bounds.unscale(raw.tanh()) if self.squashed else self.bounds.clip(raw))
+
+
+class GaussianNetwork(nn.Module):
+    """A Gaussian policy: clipped (a2c, ppo, trpo) or squashed by tanh (sac, tqc, and gSDE with ``squash_output``)."""
+
+    def __init__(
+        self, latent: nn.Module, mean: nn.Module, spread: nn.Module, bounds: ActionBounds, *, squashed: bool, spread_acts: bool
+    ) -> None:
+        super().__init__()
+        self.latent = latent
+        self.mean = mean
+        self.spread = spread
+        self.bounds = bounds
+        self.squashed = squashed
+        self.spread_acts = spread_acts
+        self.family: Family = DiagGaussian(bounds.box, squashed=squashed)
+
+    @property
+    def acting_params(self) -> int:
+        """Of the mean's path; sac and tqc keep the spread in the actor, where it is counted too."""
+        return count(self.latent) + count(self.mean) + (count(self.spread) if self.spread_acts else 0)
+
+    def forward(self, features: Tensor) -> ActionTargets:
+        latent = self.latent(features)
+        mean, log_std = self.mean(latent), self.spread(latent, features)
+        log_std = log_std.expand_as(mean)
+        if self.squashed:
+            return ActionTargets({"mean": mean, "log_std": log_std}, self.bounds.unscale(mean.tanh()))
+        parameters = {"mean": self.bounds.to_box(mean), "log_std": log_std - self.bounds.scale.log()}
+        return ActionTargets(parameters, self.bounds.clip(mean))
+
+
+class ActionBounds(nn.Module):
+    """A box's bounds as buffers, with the three mappings that Stable-Baselines3 and the families use."""
+
+    low: Tensor
+    high: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, box: Box) -> None:
+        super().__init__()
+        self.box = box
+        scale, offset = box.affine()
+        for name, values in (("low", box.low), ("high", box.high), ("scale", scale), ("offset", offset)):
+            self.register_buffer(name, torch.tensor(np.asarray(values), dtype=torch.float32))
+
+    def clip(self, actions: Tensor) -> Tensor:
+        return actions.clamp(self.low, self.high)
+
+    def unscale(self, squashed: Tensor) -> Tensor:
+        """From [-1, 1] to the environment's bounds, in the order of SB3's arithmetic."""
+        return self.low + 0.5 * (squashed + 1.0) * (self.high - self.low)
+
+    def to_box(self, actions: Tensor) -> Tensor:
+        return (actions - self.offset) / self.scale
+
+
+class ConstantSpread(nn.Module):
+    """A log standard deviation that does not depend on the state."""
+
+    def __init__(self, log_std: Tensor) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(log_std)
+
+    def forward(self, latent: Tensor, features: Tensor) -> Tensor:
+        return self.log_std
+
+
+class LinearSpread(nn.Module):
+    """SAC's head: a linear layer, clamped to [-20, 2]."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, latent: Tensor, features: Tensor) -> Tensor:
+        return self.head(latent).clamp(-20.0, 2.0)
+
+
+class StateDependentSpread(nn.Module):
+    """gSDE: variance = latent**2 @ std(log_std)**2 + 1e-6 (Raffin et al. 2022, arXiv 2005.05719, sec. 3)."""
+
+    def __init__(self, log_std: Tensor, *, expln: bool, features: nn.Module | None) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(log_std)
+        self.expln = expln
+        self.features = features
+
+    def forward(self, latent: Tensor, features: Tensor) -> Tensor:
+        if self.features is not None:  # sde_net_arch of old versions: the noise has a latent of its own
+            latent = self.features(features)
+        std = self.log_std.exp()
+        if self.expln:  # grows like a logarithm above 0
+            std = torch.where(self.log_std <= 0, std, (self.log_std.clamp_min(0) + 1e-6).log1p() + 1.0)
+        return 0.5 * (latent.square() @ std.square() + 1e-6).log()
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,278 @@
+"""From an agent's weights and plain settings to its acting network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from policy_distill.actions import Box, Categorical, Family, family_of
+from policy_distill.config import RequestError
+from policy_distill.spaces import observation_width
+from policy_distill.teachers.archive import class_name
+from policy_distill.teachers.networks import (
+    ActionBounds,
+    ConstantSpread,
+    DeterministicNetwork,
+    DiscreteNetwork,
+    GaussianNetwork,
+    LinearSpread,
+    StateDependentSpread,
+)
+
+ActingNetwork = DiscreteNetwork | DeterministicNetwork | GaussianNetwork
+
+KINDS = {
+    "a2c": "on_policy", "ppo": "on_policy", "trpo": "on_policy", "ppo_mask": "on_policy",
+    "sac": "sac", "tqc": "sac", "td3": "td3", "ddpg": "td3", "dqn": "dqn", "qrdqn": "qrdqn", "ars": "ars",
+}  # fmt: skip
+"""Which algorithms act with the same kind of network."""
+
+ACTIVATIONS = (
+    "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "ReLU", "ReLU6", "SELU", "SiLU",
+    "Sigmoid", "Softplus", "Softsign", "Tanh", "Tanhshrink",
+)  # fmt: skip
+"""Activations without arguments or weights of their own."""
+
+
+def recognise_kind(state_dict: Mapping[str, Tensor], source: str) -> str:
+    """Say which kind of acting network the weights are.
+
+    Raises:
+        RequestError: for networks that are not supported.
+    """
+    keys = state_dict.keys()
+    unsupported = {
+        r"^lstm_": "has a memory (LSTM), which is not supported: agents that act on the last observation alone are",
+        r"running_mean$|running_var$|ra_mean$": "normalises inside its network (as CrossQ does), which cannot be rebuilt; --trust loads it",
+        r"(^|\.)(pi_)?features_extractor\.": "reads its observations through a network of its own, which cannot be rebuilt: images "
+        "and Dict are not supported; --trust loads a custom one",
+    }
+    for pattern, problem in unsupported.items():
+        if any(re.search(pattern, key) for key in keys):
+            raise RequestError(f"{source} {problem}")
+    signs = {
+        "quantile_net.quantile_net.": "qrdqn", "q_net.q_net.": "dqn", "actor.latent_pi.": "sac", "actor.mu.": "td3",
+        "mlp_extractor.": "on_policy", "value_net.": "on_policy", "action_net.": "ars",
+    }  # fmt: skip
+    for prefix, kind in signs.items():
+        if any(key.startswith(prefix) for key in keys):
+            # A SAC actor without hidden layers has no latent_pi, but always a log_std.
+            return "sac" if kind == "td3" and any(key.startswith("actor.log_std") for key in keys) else kind
+    raise RequestError(f"{source}'s networks are not those of a Stable-Baselines3 policy; --trust loads it with Stable-Baselines3")
+
+
+def recognise_algorithm(kind: str, data: Mapping[str, Any], module: str | None) -> str:
+    """Name the algorithm by the fields that only it saves."""
+    match kind:
+        case "on_policy" if module and "maskable" in module:
+            return "ppo_mask"
+        case "on_policy":
+            return "trpo" if "cg_max_steps" in data else "ppo" if "clip_range" in data else "a2c"
+        case "sac":
+            return "tqc" if "top_quantiles_to_drop_per_net" in data or "tqc" in (module or "") else "sac"
+        case "td3":
+            # SB3's DDPG is TD3 without its three additions; the single critic is saved with the policy's arguments.
+            kwargs = data.get("policy_kwargs")
+            single = isinstance(kwargs, dict) and kwargs.get("n_critics") == 1
+            return "ddpg" if single and data.get("policy_delay", 1) == 1 else "td3"
+    return kind
+
+
+def rebuild_network(
+    state_dict: Mapping[str, Tensor],
+    kind: str,
+    observation_space: gym.Space,
+    action_space: gym.Space,
+    policy_kwargs: Mapping[str, Any],
+    source: str,
+) -> ActingNetwork:
+    """Build the network that acts.
+
+    Args:
+        state_dict: of the whole policy.
+        kind: a value of ``KINDS``.
+        observation_space: what the network reads, flattened.
+        action_space: what it acts in.
+        policy_kwargs: the user's settings, classes as printed text.
+        source: the file, for messages.
+
+    Raises:
+        RequestError: if the weights do not form the network that ``kind`` names.
+    """
+    extractor = policy_kwargs.get("features_extractor_class")
+    if extractor is not None and class_name(extractor) != "FlattenExtractor":
+        raise RequestError(
+            f"{source} reads its observations through {class_name(extractor) or 'a custom extractor'}, which cannot be rebuilt from its "
+            "weights; --trust loads it with Stable-Baselines3"
+        )
+    layers = _Layers(state_dict, _activation(policy_kwargs, kind, source), source)
+    family = _family(action_space, source)
+    bounds = ActionBounds(Box.from_space(action_space)) if isinstance(action_space, gym.spaces.Box) else None
+    network: ActingNetwork
+    match kind:
+        case "dqn":
+            network = DiscreteNetwork(layers.stack("q_net.q_net"), _discrete(family, source), scores="q_values")
+        case "qrdqn":
+            chosen = _discrete(family, source)
+            body = layers.stack("quantile_net.quantile_net")
+            network = DiscreteNetwork(body, chosen, scores="q_values", num_quantiles=max(_outputs(body) // chosen.width, 1))
+        case "td3":
+            network = DeterministicNetwork(layers.stack("actor.mu"), _required(bounds, source), squashed=True)
+        case "ars":
+            single = len(layers.indices("action_net")) <= 1
+            body = layers.stack("action_net")
+            if bounds is None:
+                network = DiscreteNetwork(body, _discrete(family, source), scores="logits")
+            else:  # the linear policy clips; an MlpPolicy of one layer names its empty net_arch
+                squashed = policy_kwargs.get("squash_output", not single or "net_arch" in policy_kwargs)
+                network = DeterministicNetwork(body, bounds, squashed=bool(squashed))
+        case "sac":
+            network = _sac(layers, _required(bounds, source), policy_kwargs)
+        case _:
+            network = _on_policy(layers, family, bounds, policy_kwargs)
+    box = None if isinstance(network, DiscreteNetwork) or not network.squashed else network.bounds.box
+    if box is not None and not np.isfinite([box.low, box.high]).all():
+        raise RequestError(f"{source} squashes its actions into bounds, but its action space has none; retrain with finite bounds")
+    _check_widths(network, observation_width(observation_space), source)
+    return network
+
+
+def _sac(layers: _Layers, bounds: ActionBounds, policy_kwargs: Mapping[str, Any]) -> GaussianNetwork:
+    latent = layers.stack("actor.latent_pi", final_activation=True)
+    gsde = "actor.log_std" in layers.weights
+    mean: nn.Module = layers.stack("actor.mu")
+    spread: nn.Module
+    if gsde:
+        if "actor.mu.0.weight" in layers.weights:  # the mean is clipped before tanh where clip_mean is set
+            clip_mean = float(policy_kwargs.get("clip_mean", 2.0))
+            mean = nn.Sequential(mean, nn.Hardtanh(-clip_mean, clip_mean))
+        spread = layers.state_dependent("actor.log_std", "actor.sde_features_extractor", policy_kwargs)
+    else:
+        spread = LinearSpread(layers.stack("actor.log_std"))
+    return GaussianNetwork(latent, mean, spread, bounds, squashed=True, spread_acts=True)
+
+
+def _on_policy(layers: _Layers, family: Family, bounds: ActionBounds | None, policy_kwargs: Mapping[str, Any]) -> ActingNetwork:
+    shared = layers.stack("mlp_extractor.shared_net", final_activation=True)  # until SB3 1.8
+    own = layers.stack("mlp_extractor.policy_net", final_activation=True)
+    latent = nn.Sequential(*shared, *own)
+    head = layers.stack("action_net")
+    if bounds is None:
+        return DiscreteNetwork(nn.Sequential(*latent, *head), family, scores="logits")  # type: ignore[arg-type]
+    log_std = layers.take("log_std")
+    gsde = log_std.ndim == 2
+    spread = layers.state_dependent("log_std", "sde_features_extractor", policy_kwargs) if gsde else ConstantSpread(log_std)
+    squashed = bool(policy_kwargs.get("squash_output", False))
+    return GaussianNetwork(latent, head, spread, bounds, squashed=squashed, spread_acts=False)
+
+
+class _Layers:
+    """Takes fully connected layers out of a state dict."""
+
+    def __init__(self, weights: Mapping[str, Tensor], activation: type[nn.Module], source: str) -> None:
+        self.weights = weights
+        self.activation = activation
+        self.source = source
+
+    def take(self, key: str) -> Tensor:
+        if key not in self.weights:
+            raise RequestError(f"{self.source} lacks the weight {key!r}; it is damaged or a custom policy, which --trust loads")
+        return self.weights[key].detach().float().clone()
+
+    def indices(self, prefix: str) -> list[str]:
+        """Names of the layers below ``prefix`` in order: ``prefix.0``, ``prefix.2``, ..., or ``prefix`` itself."""
+        parts = {match.group(1) for key in self.weights if (match := re.fullmatch(rf"{re.escape(prefix)}\.(.+)", key))}
+        if not parts:
+            return []
+        if parts <= {"weight", "bias"}:
+            return [prefix]
+        if not all(re.fullmatch(r"\d{1,4}\.(weight|bias)", part) for part in parts):
+            raise RequestError(f"{self.source} has layers below {prefix!r} that are not fully connected; --trust loads a custom policy")
+        return [f"{prefix}.{index}" for index in sorted({int(part.split(".")[0]) for part in parts})]
+
+    def stack(self, prefix: str, *, final_activation: bool = False) -> nn.Sequential:
+        """The layers below ``prefix`` with activations between them, and after the last one where ``final_activation``."""
+        modules: list[nn.Module] = []
+        for name in self.indices(prefix):
+            modules += [self._linear(name), self.activation()]
+        if not final_activation:
+            if not modules:
+                raise RequestError(f"{self.source} lacks the layers {prefix!r}; it is damaged or a custom policy, which --trust loads")
+            modules.pop()
+        return nn.Sequential(*modules)
+
+    def state_dependent(self, key: str, features: str, policy_kwargs: Mapping[str, Any]) -> StateDependentSpread:
+        """The spread of gSDE, with a latent of its own where ``sde_net_arch`` was set."""
+        own = self.stack(features, final_activation=True)
+        has_own = len(own) > 0 or policy_kwargs.get("sde_net_arch") == []
+        return StateDependentSpread(self.take(key), expln=bool(policy_kwargs.get("use_expln", False)), features=own if has_own else None)
+
+    def _linear(self, name: str) -> nn.Linear:
+        weight = self.take(f"{name}.weight")
+        bias = self.take(f"{name}.bias") if f"{name}.bias" in self.weights else None
+        if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+            raise RequestError(f"{self.source}: the layer {name!r} is not a fully connected one; --trust loads a custom policy")
+        linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
+        linear.weight.data = weight
+        if bias is not None:
+            linear.bias.data = bias
+        return linear
+
+
+def _activation(policy_kwargs: Mapping[str, Any], kind: str, source: str) -> type[nn.Module]:
+    chosen = policy_kwargs.get("activation_fn")
+    if chosen is None:
+        return nn.Tanh if kind == "on_policy" else nn.ReLU
+    name = class_name(chosen)
+    if name not in ACTIVATIONS or "'torch.nn." not in str(chosen):
+        known = ", ".join(ACTIVATIONS)
+        raise RequestError(f"{source}: the activation {str(chosen)[:80]!r} cannot be rebuilt ({known} can); --trust loads it")
+    return getattr(nn, name)
+
+
+def _family(action_space: gym.Space, source: str) -> Family:
+    try:
+        family = family_of(action_space)
+    except ValueError as error:
+        raise RequestError(f"{source}: {error}") from error
+    if isinstance(family, Categorical) and family.start != 0:
+        raise RequestError(
+            f"{source}: its actions begin at {family.start}, but Stable-Baselines3 acts from 0 on; retrain with actions that begin at 0"
+        )
+    return family
+
+
+def _discrete(family: Family, source: str) -> Categorical:
+    if not isinstance(family, Categorical):
+        raise RequestError(f"{source}: its network names one of several actions, but its action space does not; the file is inconsistent")
+    return family
+
+
+def _required(bounds: ActionBounds | None, source: str) -> ActionBounds:
+    if bounds is None:
+        raise RequestError(f"{source}: its network names a continuous action, but its action space is discrete; the file is inconsistent")
+    return bounds
+
+
+def _outputs(body: nn.Module) -> int:
+    return [module for module in body.modules() if isinstance(module, nn.Linear)][-1].out_features
+
+
+def _check_widths(network: ActingNetwork, width: int, source: str) -> None:
+    """Run one zero observation through, so that weights that do not fit are found here and not in the middle of a job."""
+    try:
+        with torch.no_grad():
+            targets = network(torch.zeros(1, width))
+    except RuntimeError as error:
+        problem = f"its weights do not fit observations of {width} numbers; the file is damaged or a custom policy"
+        raise RequestError(f"{source}: {problem}") from error
+    expected = network.family.width
+    shapes = [value.shape[-1] for value in targets.parameters.values()]
+    if any(size != expected for size in shapes) or (not shapes and targets.actions.shape[-1] != expected):
+        raise RequestError(f"{source}: its weights do not fit its action space of width {expected}; the file is damaged or a custom policy")

@@ -1,0 +1,112 @@
+"""Observation and action spaces rebuilt from the plain text that Stable-Baselines3 writes beside their pickles."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from policy_distill.config import RequestError
+
+MAX_ELEMENTS = 10_000_000
+"""A vector space larger than this is no policy's input; it is refused before an array of that size is made."""
+
+
+def rebuild_space(text: Mapping[str, Any], *, role: str, source: str) -> gym.Space:
+    """Build the gymnasium space that an archive describes.
+
+    Bounds were printed with eight decimals, so they are exact to that. numpy shortens arrays of more than 1000 elements to ``...``:
+    what the dots hide is taken as infinite for an observation, where no policy reads it, and refused for an action.
+
+    Args:
+        text: the archive's entry: ``:type:`` and the space's attributes as JSON or as ``str`` printed them.
+        role: ``observation`` or ``action``.
+        source: the file, for the message.
+
+    Raises:
+        RequestError: if the space is of a kind that is not supported, or unreadable.
+    """
+    kind = str(text.get(":type:", "")).rstrip("'>").rpartition(".")[2]
+    fail = f"{source}: the {role} space"
+    try:
+        match kind:
+            case "Box":
+                return _box(text, role, fail)
+            case "Discrete":
+                return gym.spaces.Discrete(int(text["n"]), start=int(text.get("start", 0)))
+            case "MultiDiscrete":
+                return gym.spaces.MultiDiscrete(_integers(text["nvec"], fail), start=_integers(text.get("start", 0), fail))
+            case "MultiBinary":
+                n = _integers(text["n"], fail)
+                return gym.spaces.MultiBinary(int(n) if n.ndim == 0 else n.tolist())
+            case "Dict" | "Tuple":
+                raise RequestError(
+                    f"{fail} is a {kind}, which is not supported: retrain on one flat vector (gymnasium.wrappers.FlattenObservation)"
+                )
+    except RequestError:
+        raise
+    except (KeyError, TypeError, ValueError, AssertionError, OverflowError) as error:
+        raise RequestError(f"{fail} cannot be read ({_one_line(error)}); save the agent again, or load it with --trust") from error
+    raise RequestError(f"{fail} is of type {_one_line(text.get(':type:'))!r}; Box, Discrete, MultiDiscrete and MultiBinary are supported")
+
+
+def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
+    dtype = np.dtype(str(text["dtype"]))
+    if dtype.kind not in "fiub":
+        raise RequestError(f"{fail} has elements of type {dtype}, which is not supported: numbers are")
+    shape = tuple(int(size) for size in text["_shape" if "_shape" in text else "shape"])
+    if min(shape, default=1) < 1 or math.prod(shape) > MAX_ELEMENTS:
+        raise RequestError(f"{fail} has the shape {shape}, which is not supported: at most {MAX_ELEMENTS} elements are")
+    if role == "observation" and dtype == np.uint8 and len(shape) == 3:
+        raise RequestError(f"{fail} holds images {shape}, which are not supported: agents on vector observations are")
+    bounds = []
+    for name, sign in (("low", -1), ("high", 1)):
+        values = _numbers(text.get(name), math.prod(shape))
+        if values is None:  # gymnasium keeps the short form of bounds that are one number throughout
+            values = _numbers(text.get(f"{name}_repr"), math.prod(shape))
+        if values is None and role == "action":
+            raise RequestError(f"{fail}'s bound {name!r} is not readable in the file and is not guessed; load the agent with --trust")
+        if values is None:
+            limit = sign * np.inf if dtype.kind == "f" else (np.iinfo(dtype).min if sign < 0 else np.iinfo(dtype).max)
+            values = np.full(math.prod(shape), limit)
+        bounds.append(values.astype(dtype).reshape(shape))
+    low, high = bounds
+    if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
+        raise RequestError(f"{fail} has bounds that are no bounds (low above high, or NaN); save the agent again")
+    return gym.spaces.Box(low, high, dtype=dtype.type)
+
+
+def _numbers(text: object, count: int) -> np.ndarray | None:
+    """Read a printed array, or one number for all of it; None if elements are missing."""
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        return np.full(count, float(text))
+    if not isinstance(text, (str, list)) or "..." in text:
+        return None
+    words = re.sub(r"[\[\](),]", " ", str(text)).split()
+    try:
+        values = np.array([float(word) for word in words])
+    except ValueError:
+        return None
+    if values.size == 1:
+        return np.repeat(values, count)
+    return values if values.size == count else None
+
+
+def _integers(text: object, fail: str) -> np.ndarray:
+    """Read an integer or a printed or listed array of them."""
+    if isinstance(text, str):
+        if "..." in text or text.count("[") > 1:
+            raise RequestError(f"{fail} has more dimensions or components than are supported: one-dimensional ones are")
+        text = [int(word) for word in re.sub(r"[\[\](),]", " ", text).split()] if "[" in text or "(" in text else int(text)
+    values = np.asarray(text)
+    if values.dtype.kind not in "iu" or values.size == 0 or math.prod(values.shape) > MAX_ELEMENTS or (values < 0).any():
+        raise ValueError("sizes must be whole numbers")
+    return values
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())[:120]

@@ -1,0 +1,160 @@
+"""Collecting and evaluating in worker processes, one torch thread each; the results do not depend on how many there are."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from policy_distill.collect import Collector, concatenate
+from policy_distill.dataset import Transitions
+from policy_distill.environments import EnvironmentSpec
+from policy_distill.evaluate import Episodes, Policy, evaluate, merge
+from policy_distill.students import Student
+from policy_distill.teachers import Teacher
+
+
+class Rollouts:
+    """The environments of a run, shared out among worker processes; a context manager.
+
+    Args:
+        spec: the environment.
+        teacher: labels and acts; each worker has a copy.
+        num_envs: environments that transitions are collected from, over all workers.
+        seed: of the run.
+        workers: processes; None: one a core, 0: none, everything happens here.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, *, num_envs: int, seed: int, workers: int | None = None) -> None:
+        self.num_envs = num_envs
+        count = min(available_cores() if workers is None else workers, num_envs)
+        shares = split(range(num_envs), max(count, 1))
+        self._here = _Shard(spec, teacher, shares[0], num_envs, seed) if count == 0 else None
+        self._workers = [_Worker(spec, teacher, share, num_envs, seed) for share in shares] if count else []
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._workers)
+
+    def collect(self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int) -> Transitions:
+        """Take ``num_steps`` steps in each environment; see ``Collector.collect``."""
+        arguments = (num_steps, student, teacher_action_prob, round_index)
+        if self._here is not None:
+            return self._here.collect(*arguments)
+        return concatenate(self._ask("collect", [arguments] * self.num_workers), num_steps)
+
+    def evaluate(self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False) -> Episodes:
+        """One episode a seed of ``policy``, or of "teacher" or "random"; see ``policy_distill.evaluate.evaluate``."""
+        if self._here is not None:
+            return self._here.evaluate(policy, seeds, num_envs, with_agreement)
+        shares = [share for share in (seeds[index :: self.num_workers] for index in range(self.num_workers)) if len(share)]
+        return merge(self._ask("evaluate", [(policy, share, num_envs, with_agreement) for share in shares]))
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+
+    def __enter__(self) -> Rollouts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        asked = [worker for worker, _ in zip(self._workers, arguments, strict=False)]
+        for worker, arguments_of in zip(asked, arguments, strict=True):
+            worker.send(method, arguments_of)
+        return [worker.receive() for worker in asked]
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def split(indices: range, parts: int) -> list[range]:
+    """Cut ``indices`` into ``parts`` contiguous ranges whose lengths differ by one at most."""
+    edges = [len(indices) * part // parts for part in range(parts + 1)]
+    return [indices[start:stop] for start, stop in itertools.pairwise(edges)]
+
+
+class _Shard:
+    """What one worker does; the same code runs in this process when there are no workers."""
+
+    def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, indices: range, num_envs: int, seed: int) -> None:
+        self._spec, self._teacher = spec, teacher
+        self._collector: Collector | None = None
+        self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed)
+
+    def collect(self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int) -> Transitions:
+        if self._collector is None:
+            self._collector = self._make_collector()
+        return self._collector.collect(num_steps, self._teacher, student, teacher_action_prob, round_index=round_index)
+
+    def evaluate(self, policy: Policy | str, seeds: Sequence[int], num_envs: int, with_agreement: bool) -> Episodes:
+        known: dict[str, Policy | None] = {"teacher": self._teacher, "random": None}
+        who = known[policy] if isinstance(policy, str) else policy
+        return evaluate(who, self._spec, seeds, num_envs=num_envs, reference=self._teacher if with_agreement else None)
+
+
+class _Worker:
+    """A process that holds a ``_Shard`` and answers calls of its methods."""
+
+    def __init__(self, *shard: Any) -> None:
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._connection, shard), daemon=True)  # type: ignore[attr-defined]
+        self._process.start()
+        theirs.close()
+
+    def send(self, method: str, arguments: tuple[Any, ...]) -> None:
+        self._connection.send_bytes(pickle.dumps((method, arguments)))
+
+    def receive(self) -> Any:
+        try:
+            failed, answer = pickle.loads(self._connection.recv_bytes())
+        except EOFError:
+            self._process.join(1)
+            raise RuntimeError(f"a worker process died (exit code {self._process.exitcode}); was the memory enough?") from None
+        if failed:
+            raise RuntimeError(f"a worker process failed:\n{answer}")
+        return answer
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            with contextlib.suppress(OSError):  # it died meanwhile
+                self._connection.send_bytes(pickle.dumps(None))
+        self._process.join(2)
+        if self._process.is_alive():
+            self._process.terminate()
+        self._connection.close()
+
+
+def _serve(connection: Connection, parents_end: Connection, shard: tuple[Any, ...]) -> None:
+    """Answer calls until told to stop or the parent is gone.
+
+    Messages are plain pickles between this program's own processes: torch's sharing of tensors would hand over file descriptors and
+    run out of them.
+    """
+    parents_end.close()
+    torch.set_num_threads(1)
+    worker = _Shard(*shard)
+    with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
+        while (message := pickle.loads(connection.recv_bytes())) is not None:
+            method, arguments = message
+            try:
+                answer = (False, getattr(worker, method)(*arguments))
+            except Exception:  # passed on to the process that asked
+                answer = (True, traceback.format_exc())
+            connection.send_bytes(pickle.dumps(answer))

@@ -1,0 +1,8 @@
+"""python scripts/evaluate_policy.py is policy-distill evaluate_policy."""
+
+import sys
+
+from policy_distill.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate_policy", *sys.argv[1:]]))
