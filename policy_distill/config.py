@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 
 class RequestError(ValueError):
@@ -14,6 +14,11 @@ class RequestError(ValueError):
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
         raise RequestError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def _require_choice(owner: type, section: str, name: str, value: object) -> None:
+    choices = get_args(get_type_hints(owner)[name])
+    _require(value in choices, f"{section}.{name}", value, f"one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class StudentConfig:
             "left out when student.hidden_sizes is given (one of the two decides the size)",
         )
         _require(all(size > 0 for size in self.hidden_sizes or ()), "student.hidden_sizes", self.hidden_sizes, "positive widths")
-        _require(self.compression is None or self.compression > 0, "student.compression", self.compression, "> 0")
+        finite = self.compression is None or (self.compression > 0 and math.isfinite(self.compression))
+        _require(finite, "student.compression", self.compression, "> 0")
+        _require_choice(type(self), "student", "activation", self.activation)
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,11 @@ class LossConfig:
     """Q-values become logits ``(Q - max Q) / t`` with t this share of the median gap between the best two actions."""
 
     def __post_init__(self) -> None:
+        _require_choice(type(self), "loss", "kind", self.kind)
+        _require_choice(type(self), "loss", "regression", self.regression)
         _require(self.temperature > 0 and math.isfinite(self.temperature), "loss.temperature", self.temperature, "> 0")
         _require(0 <= self.hard_weight <= 1, "loss.hard_weight", self.hard_weight, "in [0, 1]")
-        _require(self.q_gap_fraction > 0, "loss.q_gap_fraction", self.q_gap_fraction, "> 0")
+        _require(self.q_gap_fraction > 0 and math.isfinite(self.q_gap_fraction), "loss.q_gap_fraction", self.q_gap_fraction, "> 0")
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
         _require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
-        _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "> 0")
+        _require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "train.learning_rate", self.learning_rate, "> 0")
         _require(0 <= self.average_decay < 1, "train.average_decay", self.average_decay, "in [0, 1)")
         _require(0 <= self.holdout <= 0.5, "train.holdout", self.holdout, "in [0, 0.5]")
 
@@ -157,5 +166,11 @@ class DistillConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, ">= 0")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, ">= 0 and less than 2**63")
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, ">= 0 (0: in this process)")
+        _require(
+            self.train.gradient_steps >= self.collect.rounds,
+            "train.gradient_steps",
+            self.train.gradient_steps,
+            f"at least collect.rounds = {self.collect.rounds}: each round trains",
+        )

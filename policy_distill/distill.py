@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.metadata
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from policy_distill.config import DistillConfig
 from policy_distill.dataset import Dataset
-from policy_distill.evaluate import Episodes, evaluation_seeds
+from policy_distill.evaluate import Episodes, evaluation_seeds, merge
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.job import Job, one_torch_thread, prepare, write_config
 from policy_distill.progress import Display
 from policy_distill.report import write_report
+from policy_distill.rounds import Round, choose_round, summarize, track_final, track_round, track_validation
 from policy_distill.spaces import encode_observations
 from policy_distill.statistics import Retention, retention
 from policy_distill.students import Student, StudentStack
@@ -29,21 +28,6 @@ from policy_distill.teachers import Teacher
 from policy_distill.tracking import Tracker, write_json
 from policy_distill.train import Trainer
 from policy_distill.workers import Rollouts
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round did; losses and errors carry their unit in their name."""
-
-    round: int
-    env_steps: int
-    gradient_steps: int
-    teacher_action_prob: float
-    train: dict[str, float]
-    held_out: dict[str, float]
-    validation_return_mean: float
-    validation_return_standard_error: float
-    validation_retention: float
 
 
 @dataclass(frozen=True)
@@ -99,95 +83,82 @@ class Stopwatch:
         yield
         self.seconds[stage] += time.perf_counter() - began
 
-    def total(self) -> float:
-        return time.perf_counter() - self._started
+    def read(self) -> dict[str, float]:
+        """Seconds of each stage and in total since the watch was made."""
+        return {**self.seconds, "total": time.perf_counter() - self._started}
 
 
 def _run(job: Job, display: Display) -> DistillResult:
     config, watch = job.config, Stopwatch()
     write_config(job)
-    validation_seeds = evaluation_seeds("validation", config.evaluate.validation_episodes)
     with (
         Rollouts(job.spec, job.teacher, num_envs=config.collect.num_envs, seed=config.seed, workers=config.workers) as rollouts,
         Tracker(job.folder / "tensorboard") as tracker,
         display,
     ):
-        num_envs = config.evaluate.num_envs
-        display.start("measuring the teacher", config.collect.rounds + 1)
-        with watch.measure("evaluate"):
-            teacher_validation = rollouts.evaluate("teacher", validation_seeds, num_envs=num_envs)
-            random_validation = rollouts.evaluate("random", validation_seeds, num_envs=num_envs)
-        teacher_mean, random_mean = teacher_validation.returns.mean(), random_validation.returns.mean()
-        display.advance(f"teacher {teacher_mean:.1f}, random {random_mean:.1f}", 0)
-
+        measure = functools.partial(rollouts.begin_evaluation, num_envs=config.evaluate.num_envs)
+        display.start("measuring the teacher", config.collect.rounds)
+        validation_seeds = evaluation_seeds("validation", config.evaluate.validation_episodes)
+        final_seeds = evaluation_seeds("final", config.evaluate.episodes)
         dataset = Dataset(_total_env_steps(config), holdout=config.train.holdout, device=job.device)
         trainer: Trainer | None = None
-        student: Student | None = None
-        rounds: list[Round] = []
         students: list[Student] = []
+        rounds: list[Round] = []
+        teacher_parts: list[Episodes] = []
+        random_parts: list[Episodes] = []
+
         for index in range(config.collect.rounds):
             display.stage(f"round {index + 1}")
             probability = config.collect.teacher_action_prob**index
             with watch.measure("collect"):
-                transitions = rollouts.collect(_round_steps(config, index), student, probability, index)
+                transitions = rollouts.collect(_round_steps(config, index), students[-1] if students else None, probability, index)
                 dataset.append(transitions)
+            # While this process trains, the workers measure: the last round's student, and a share of what teacher and random policy
+            # earn on the final seeds, which does not depend on the student.
+            measured = (students[-1],) if students else ("teacher", "random")
+            waiting = [measure(policy, validation_seeds) for policy in measured]
+            waiting += [
+                measure(policy, share) for policy in ("teacher", "random") if (share := final_seeds[index :: config.collect.rounds])
+            ]
             with watch.measure("train"):
                 trainer = trainer or _new_trainer(job, dataset)
                 losses = trainer.run(dataset, _share(config.train.gradient_steps, config.collect.rounds, index))
-                student = trainer.student()
-                trainer.fit_log_std(student, dataset)
+                students.append(trainer.student())
+                trainer.fit_log_std(students[-1], dataset)
+                held_out = trainer.validate(dataset, students[-1])
             with watch.measure("evaluate"):
-                validation = rollouts.evaluate(student, validation_seeds, num_envs=num_envs)
-                held_out = trainer.validate(dataset, student)
-            mean = float(validation.returns.mean())
-            rounds.append(
-                Round(
-                    round=index,
-                    env_steps=len(dataset),
-                    gradient_steps=trainer.gradient_steps,
-                    teacher_action_prob=probability,
-                    train=losses,
-                    held_out=held_out,
-                    validation_return_mean=mean,
-                    validation_return_standard_error=float(validation.returns.std(ddof=1) / np.sqrt(len(validation.returns)))
-                    if len(validation.returns) > 1
-                    else 0.0,
-                    validation_retention=float((mean - random_mean) / (teacher_mean - random_mean))
-                    if teacher_mean != random_mean
-                    else float("nan"),
-                )
-            )
-            students.append(student)
-            _track_round(tracker, rounds[-1], transitions.rewards, len(transitions), watch, trainer)
-            display.advance(_figures(rounds[-1]))
+                answers = [answer() for answer in waiting]
+            validations, finals = answers[: len(measured)], answers[len(measured) :]
+            teacher_parts += finals[:1]
+            random_parts += finals[1:]
+            if index == 0:
+                reference = (validations[0].returns.mean(), validations[1].returns.mean())
+                display.advance(f"teacher {reference[0]:.1f}, random policy {reference[1]:.1f}", 0)
+            else:
+                rounds[-1] = rounds[-1].validated(validations[0].returns, *reference)
+                display.advance(rounds[-1].figures())
+                track_validation(tracker, rounds[-1])
+            rounds.append(Round(index, len(dataset), trainer.gradient_steps, probability, losses, held_out))
+            track_round(tracker, rounds[-1], transitions, trainer.learning_rate, watch.seconds)
 
         display.stage("measuring the student")
-        chosen = choose_round(rounds)
-        student = students[chosen]
-        final_seeds = evaluation_seeds("final", config.evaluate.episodes)
         with watch.measure("evaluate"):
-            student_episodes = rollouts.evaluate(student, final_seeds, num_envs=num_envs, with_agreement=True)
-            teacher_episodes = rollouts.evaluate("teacher", final_seeds, num_envs=num_envs)
-            random_episodes = rollouts.evaluate("random", final_seeds, num_envs=num_envs)
+            rounds[-1] = rounds[-1].validated(measure(students[-1], validation_seeds)().returns, *reference)
+            display.advance(rounds[-1].figures())
+            track_validation(tracker, rounds[-1])
+            chosen = choose_round(rounds)
+            student = students[chosen]
+            student_episodes = measure(student, final_seeds, with_agreement=True)()
+        teacher_episodes, random_episodes = merge(teacher_parts), merge(random_parts)
         kept = retention(student_episodes.returns, teacher_episodes.returns, random_episodes.returns, confidence=config.evaluate.confidence)
-        assert trainer is not None
-        evaluation_steps = [episodes.env_steps for episodes in (student_episodes, teacher_episodes, random_episodes)]
-        summary = _summary(job, rounds, chosen, kept, student_episodes, teacher_episodes, random_episodes, watch)
-        summary["evaluation_env_steps"] = sum(evaluation_steps) + teacher_validation.env_steps + random_validation.env_steps
-        _track_final(tracker, summary)
+        summary = summarize(job, rounds, chosen, kept, student_episodes, teacher_episodes, random_episodes, watch.read())
+        track_final(tracker, summary)
 
     student.save(job.folder / "student", extra={"environment": job.spec.to_dict(), "teacher": summary["teacher"]})
     save_ppo(student, job.folder / "student.zip")
     write_json(job.folder / "result.json", summary)
     write_report(job.folder / "report.md", summary)
     return DistillResult(student, kept, student_episodes, teacher_episodes, random_episodes, job.folder, summary)
-
-
-def choose_round(rounds: list[Round]) -> int:
-    """The latest round whose validation return is within one standard error of the best: later ones saw more data at lower rates."""
-    best = max(rounds, key=lambda record: record.validation_return_mean)
-    bar = best.validation_return_mean - best.validation_return_standard_error
-    return max(record.round for record in rounds if record.validation_return_mean >= bar)
 
 
 def _new_trainer(job: Job, dataset: Dataset) -> Trainer:
@@ -219,91 +190,3 @@ def _round_steps(config: DistillConfig, index: int) -> int:
 
 def _total_env_steps(config: DistillConfig) -> int:
     return config.collect.env_steps // config.collect.num_envs * config.collect.num_envs
-
-
-def _figures(record: Round) -> str:
-    loss_name, loss = next(iter(record.train.items()))
-    return (
-        f"round {record.round + 1:>3}  {record.env_steps:>9,} steps  {loss_name} {loss:.4g}  "
-        f"return {record.validation_return_mean:.1f}  retention {record.validation_retention:.3f}"
-    )
-
-
-def _track_round(tracker: Tracker, record: Round, rewards: Tensor, new_steps: int, watch: Stopwatch, trainer: Trainer) -> None:
-    steps = record.env_steps
-    collect = {"env_steps": steps, "teacher_action_prob": record.teacher_action_prob, "reward_mean": float(rewards.mean())}
-    tracker.scalars("collect", collect, steps)
-    held_out = {f"held_out_{name}": value for name, value in record.held_out.items()}
-    train = {"learning_rate": trainer.learning_rate, "gradient_steps": record.gradient_steps}
-    tracker.scalars("train", {**record.train, **held_out, **train}, steps)
-    tracker.scalars(
-        "eval", {"validation_return_mean": record.validation_return_mean, "validation_retention": record.validation_retention}, steps
-    )
-    seconds = {f"{stage}_seconds": value for stage, value in watch.seconds.items()}
-    rates = {
-        "env_steps_per_second": steps / max(watch.seconds["collect"], 1e-9),
-        "gradient_steps_per_second": record.gradient_steps / max(watch.seconds["train"], 1e-9),
-    }
-    tracker.scalars("time", {**seconds, **rates}, steps)
-
-
-def _track_final(tracker: Tracker, summary: dict[str, Any]) -> None:
-    final = {
-        "return_mean": summary["student"]["return_mean"],
-        "teacher_return_mean": summary["teacher"]["return_mean"],
-        "random_return_mean": summary["random"]["return_mean"],
-        "retention": summary["retention"]["estimate"],
-        "retention_low": summary["retention"]["low"],
-        "retention_high": summary["retention"]["high"],
-        "agreement": summary["agreement"],
-        "compression": summary["compression"],
-    }
-    tracker.scalars("eval", {name: value for name, value in final.items() if value is not None}, summary["env_steps"])
-
-
-def _summary(
-    job: Job,
-    rounds: list[Round],
-    chosen: int,
-    kept: Retention,
-    student: Episodes,
-    teacher: Episodes,
-    random: Episodes,
-    watch: Stopwatch,
-) -> dict[str, Any]:
-    """The contract of result.json."""
-
-    def figures(episodes: Episodes) -> dict[str, float]:
-        return {"return_mean": float(episodes.returns.mean()), "return_std": float(episodes.returns.std(ddof=1))}
-
-    return {
-        "version": importlib.metadata.version("policy-distill"),
-        "seed": job.config.seed,
-        "device": job.device.type,
-        "env": job.spec.id,
-        "environment": job.spec.to_dict(),
-        "teacher": {"path": job.teacher.path, "algo": job.teacher.algo, "params": job.teacher.params, **figures(teacher)},
-        "student": {
-            "hidden_sizes": list(job.architecture.hidden_sizes),
-            "activation": job.architecture.activation,
-            "params": job.architecture.params,
-            **figures(student),
-        },
-        "random": figures(random),
-        "compression": job.teacher.params / job.architecture.params if job.teacher.params else None,
-        "retention": dataclasses.asdict(kept),
-        "agreement": student.agreement,
-        "env_steps": rounds[-1].env_steps,
-        "gradient_steps": rounds[-1].gradient_steps,
-        "chosen_round": chosen,
-        "rounds": [dataclasses.asdict(record) for record in rounds],
-        "self_distillation": [],
-        "notices": list(job.notices),
-        "returns": {
-            "seeds": student.seeds.tolist(),
-            "student": student.returns.tolist(),
-            "teacher": teacher.returns.tolist(),
-            "random": random.returns.tolist(),
-        },
-        "seconds": {**watch.seconds, "total": watch.total()},
-    }

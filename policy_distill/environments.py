@@ -1,13 +1,36 @@
-"""From an entry of envs/ or a Gymnasium id to an environment."""
+"""From an entry of envs/ or a Gymnasium id to an environment; from an id that is no more to the one that stands in for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import contextlib
+import difflib
+import functools
+import importlib
+import importlib.util
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import yaml
+
+from policy_distill.config import RequestError
+from policy_distill.wrappers import WRAPPERS
+
+NOT_HERE = {
+    r"\w*Bullet(Env)?-v\d+": "it needs pybullet, whose environments do not exist for Gymnasium",
+    r"\w+(NoFrameskip|Deterministic)-v\d+|ALE/.+": "its observations are images; agents on vectors are supported",
+    r"(Fetch|Hand|Adroit|Franka|PointMaze|AntMaze)\w*-v\d+": "it needs gymnasium-robotics, and its observations are dictionaries",
+    r"Panda\w+-v\d+": "it needs panda-gym, and its observations are dictionaries",
+    r"MiniGrid-.+": "it needs minigrid, and its observations are dictionaries with images",
+    r"(highway|intersection|merge|parking|racetrack)\w*-v\d+": "it needs highway-env; install it and name it as highway_env:ID",
+    r"\w+NoVel-v\d+": "its observations hide the velocities; it is for recurrent policies, which are not supported",
+}
+"""Families of ids that agents in the RL Zoo were trained on and that cannot be had -> why not."""
 
 
 @dataclass(frozen=True)
@@ -15,20 +38,252 @@ class EnvironmentSpec:
     """An environment as data: enough to make it again."""
 
     id: str
-    """Gymnasium id."""
+    """Gymnasium id; ``module:id`` imports the module that registers it."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``gymnasium.make``."""
     wrappers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     """Names and keyword arguments of the wrappers around it, innermost first; only names that this module knows."""
+    max_episode_steps: int | None = None
+    """After so many steps an episode is truncated. Left out: as the id is registered."""
+    extra: str | None = None
+    """The extra of this package that installs what the environment needs (box2d, mujoco)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON-able data."""
+        return {**asdict(self), "wrappers": [[name, dict(kwargs)] for name, kwargs in self.wrappers]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EnvironmentSpec:
+        """The inverse of ``to_dict``."""
+        _only_known_keys("environment", data, [item.name for item in fields(cls)])
+        return cls(**{**data, "wrappers": tuple((name, dict(kwargs)) for name, kwargs in data.get("wrappers", ()))})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of envs/."""
+
+    spec: EnvironmentSpec
+    observation_dim: int | None
+    """Length of the observation vector."""
+    replaces: Mapping[str, str]
+    """Ids that Gymnasium has no more and that this one stands in for -> what is different."""
+    episodes: int
+    """How many make a sound evaluation."""
+    solved_return: float | None
+    """The mean return from which Gymnasium calls the task solved."""
 
 
 def data_dir(name: str) -> Path:
-    return Path(__file__).resolve().parent.parent / name
+    """Folder of data that ship with the project (``agents``, ``envs``): in an installed package, else in the checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_data" / name, package.parent / name):
+        if folder.is_dir():
+            return folder
+    raise RequestError(f"the folder {name}/ is missing in this installation; install policy-distill again")
+
+
+def entries() -> Mapping[str, Entry]:
+    """Name -> entry, of every file in envs/."""
+    return _read_folder(data_dir("envs"))
 
 
 def resolve(name: str) -> EnvironmentSpec:
+    """The environment that a person names: an entry of envs/, a file like them, a registered Gymnasium id, or one that was renamed.
+
+    Raises:
+        RequestError: if there is none, with the nearest names or the reason why there cannot be.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return _read_entry(Path(name)).spec
+    if name in entries():
+        return entries()[name].spec
+    if (stand_in := _stand_in(name)) is not None:
+        return stand_in.spec
+    _check_registered(name)
     return EnvironmentSpec(id=name)
 
 
+def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tuple[EnvironmentSpec, tuple[str, ...]]:
+    """The environment here that matches the one an agent was trained in, with what the user should know about the difference.
+
+    Args:
+        spec: as the agent was saved, with its wrappers.
+        observation_dim: length of the vector that the agent reads, wrappers included; None where it is no vector.
+
+    Returns:
+        ``spec`` itself and no notices if Gymnasium still has it.
+
+    Raises:
+        RequestError: if nothing matches.
+    """
+    for name, _ in spec.wrappers:
+        _check_wrapper(name)
+    entry = _stand_in(spec.id)
+    if entry is None:
+        _check_registered(spec.id)
+        return spec, ()
+    modern = replace(entry.spec, kwargs={**entry.spec.kwargs, **spec.kwargs}, wrappers=entry.spec.wrappers + spec.wrappers)
+    dim = entry.observation_dim
+    for name, kwargs in spec.wrappers:
+        dim = None if dim is None else dim + 1 if name == "TimeFeatureWrapper" else dim * int(kwargs.get("n_stack", 1))
+    if dim is not None and observation_dim is not None and dim != observation_dim:
+        raise RequestError(
+            f"the agent from {spec.id} reads {observation_dim} numbers, but {modern.id} in its place gives {dim}; name another with --env"
+        )
+    return modern, (f"trained on {spec.id}; run here on {modern.id}, {entry.replaces[spec.id]}; override with --env",)
+
+
 def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> gym.Env:
-    return gym.make(spec.id, disable_env_checker=True, **spec.kwargs)
+    """Make the environment with its wrappers. Nothing is written to the terminal.
+
+    Raises:
+        RequestError: if the id, a wrapper or a keyword argument is not known, or a package is missing.
+    """
+    options: dict[str, Any] = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
+    if render_mode is not None:
+        options["render_mode"] = render_mode
+    _check_registered(spec.id)
+    entry_point = str(gym.registry[spec.id.rpartition(":")[2]].entry_point)
+    shipped = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", entry_point)
+    extra = spec.extra or (shipped[1] if shipped else None)
+    try:
+        with _quiet_known_warnings(), _quiet_mujoco(extra == "mujoco"):
+            env = gym.make(spec.id, disable_env_checker=True, **options, **spec.kwargs)
+    except (gym.error.DependencyNotInstalled, ImportError) as error:
+        mend = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
+        raise RequestError(f"{spec.id} needs a package that is not installed: {mend}") from error
+    except (TypeError, AssertionError) as error:
+        if not spec.kwargs:
+            raise
+        raise RequestError(f"{spec.id} does not take the arguments {dict(spec.kwargs)}: {' '.join(str(error).split())}") from error
+    for name, kwargs in spec.wrappers:
+        _check_wrapper(name)
+        try:
+            env = WRAPPERS[name](env, **kwargs)
+        except TypeError as error:
+            raise RequestError(f"the wrapper {name} does not take the arguments {dict(kwargs)}: {error}") from error
+    return env
+
+
+def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Refuse an agent whose spaces are not the environment's. Element types, and bounds of observations, may differ.
+
+    Raises:
+        RequestError: in one line, naming both.
+    """
+    for role, mine, theirs in (("observations", observation_space, env.observation_space), ("actions", action_space, env.action_space)):
+        if _kind(mine, role) != _kind(theirs, role):
+            mend = "name the environment it was trained in with --env"
+            if role == "observations" and len(mine.shape or ()) == 1 and theirs.shape == (mine.shape[0] - 1,):  # type: ignore[index]
+                mend += ", or its run's folder with config.yml if it was trained with TimeFeatureWrapper"
+            raise RequestError(f"the agent's {role} are {_words(mine, role)}, those of {spec.id} are {_words(theirs, role)}; {mend}")
+
+
+def _stand_in(old_id: str) -> Entry | None:
+    return next((entry for entry in entries().values() if old_id in entry.replaces), None)
+
+
+def _check_registered(name: str) -> None:
+    """Raise if Gymnasium cannot make ``name``; a module before a colon is imported."""
+    module, _, gym_id = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise RequestError(f"the module {module} of the environment {name} cannot be imported: {error}") from error
+    if gym_id in gym.registry:
+        return
+    for pattern, reason in NOT_HERE.items():
+        if re.fullmatch(pattern, gym_id):
+            raise RequestError(f"{name} cannot be run here: {reason}")
+    near = difflib.get_close_matches(gym_id, {*entries(), *gym.registry}, n=3, cutoff=0.5)
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    raise RequestError(f"{name} is neither an entry of envs/ nor a registered Gymnasium id{hint}; name your own as module:ID")
+
+
+def _check_wrapper(name: str) -> None:
+    if name not in WRAPPERS:
+        raise RequestError(f"the wrapper {name} is not known here: {', '.join(WRAPPERS)} are; evaluate the agent without it or retrain")
+
+
+@functools.cache
+def _read_folder(folder: Path) -> Mapping[str, Entry]:
+    return {path.stem: _read_entry(path) for path in sorted(folder.glob("*.yaml"))}
+
+
+def _read_entry(path: Path) -> Entry:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("id"), str):
+        raise RequestError(f"{path}: id is missing; it must name a Gymnasium id")
+    _only_known_keys(str(path), data, ["id", "kwargs", "wrappers", "extra", "observation_dim", "replaces", "evaluation"])
+    for key, kind in {"kwargs": dict, "wrappers": list, "replaces": dict, "evaluation": dict}.items():
+        if not isinstance(data.get(key, kind()), kind):
+            raise RequestError(f"{path}: {key} is {data[key]!r}; it must be a {'list' if kind is list else 'mapping'}")
+    evaluation = data.get("evaluation", {})
+    _only_known_keys(f"{path}: evaluation", evaluation, ["episodes", "max_episode_steps", "solved_return"])
+    wrappers = []
+    for wrapper in data.get("wrappers", ()):
+        name, kwargs = next(iter(wrapper.items())) if isinstance(wrapper, dict) and len(wrapper) == 1 else (wrapper, {})
+        if not isinstance(name, str) or not isinstance(kwargs, dict):
+            raise RequestError(f"{path}: a wrapper is {wrapper!r}; it must be NAME or {{NAME: {{argument: value}}}}")
+        wrappers.append((name, kwargs))
+    spec = EnvironmentSpec(data["id"], data.get("kwargs", {}), tuple(wrappers), evaluation.get("max_episode_steps"), data.get("extra"))
+    replaces, episodes = data.get("replaces", {}), evaluation.get("episodes", 100)
+    return Entry(spec, data.get("observation_dim"), replaces, episodes, evaluation.get("solved_return"))
+
+
+def _only_known_keys(where: str, data: Mapping[str, Any], known: list[str]) -> None:
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise RequestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+
+
+@contextlib.contextmanager
+def _quiet_known_warnings() -> Iterator[None]:
+    """Two warnings say nothing new: that an older version is meant, and (where warnings are errors, a crash) how Box2D was compiled."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*The environment \S+ is out of date", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"builtin type \w+ has no __module__ attribute", DeprecationWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_mujoco(needed: bool) -> Iterator[None]:
+    """MuJoCo writes to the terminal and to a file in the current folder that Gymnasium's own models use a deprecated attribute."""
+    if not needed or importlib.util.find_spec("mujoco") is None:
+        yield
+        return
+    mujoco = importlib.import_module("mujoco")
+    mujoco.set_mju_user_warning(lambda message: None if "is deprecated" in str(message) else warnings.warn(str(message), stacklevel=2))
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(None)
+
+
+def _kind(space: gym.Space, role: str) -> object:
+    """What must be the same for an agent to act."""
+    match space:
+        case gym.spaces.Box() if role == "actions":
+            return space.shape, space.low.round(4).tolist(), space.high.round(4).tolist()
+        case gym.spaces.Box():
+            return space.shape
+        case gym.spaces.Discrete():
+            return int(space.n), int(space.start)
+        case gym.spaces.MultiDiscrete():
+            return space.nvec.tolist(), np.asarray(space.start).tolist()
+    return str(space)
+
+
+def _words(space: gym.Space, role: str) -> str:
+    match space:
+        case gym.spaces.Box():
+            numbers = f"{'x'.join(map(str, space.shape))} numbers"
+            return numbers if role == "observations" else f"{numbers} in [{space.low.min():g}, {space.high.max():g}]"
+        case gym.spaces.Discrete():
+            return f"one of {space.n} choices"
+    return str(space)

@@ -61,6 +61,7 @@ def evaluate(
     *,
     num_envs: int = BATCH,
     reference: Policy | None = None,
+    envs: list[gym.Env] | None = None,
 ) -> Episodes:
     """Run one episode for each seed and return what it earned.
 
@@ -73,8 +74,12 @@ def evaluate(
         num_envs: episodes run side by side.
         reference: a second policy that is asked about the same states, for ``agreement``: equal actions in a discrete space, every
             component within 5 % of its range in a continuous one.
+        envs: made from ``spec`` before, to be used again; a list that is too short is filled up.
     """
-    envs = [make(spec) for _ in range(min(num_envs, len(seeds)))]
+    envs = [] if envs is None else envs
+    count = min(num_envs, len(seeds))
+    envs.extend(make(spec) for _ in range(count - len(envs)))
+    envs = envs[:count]
     space = envs[0].action_space
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     queue = iter(range(len(seeds)))
@@ -116,8 +121,6 @@ def evaluate(
                 begin(slot)
             else:
                 observations[slot] = observation
-    for env in envs:
-        env.close()
     return Episodes(np.asarray(seeds, np.int64), returns, lengths, agreed / asked if asked else None)
 
 

@@ -36,7 +36,8 @@ def encode_observations(space: gym.Space, observations: Tensor) -> Tensor:
         case gym.spaces.Discrete():
             return F.one_hot(observations.long().reshape(-1) - int(space.start), int(space.n)).float()
         case gym.spaces.MultiDiscrete():
-            columns = observations.long().reshape(len(observations), -1).unbind(-1)
+            start = torch.as_tensor(space.start.ravel(), device=observations.device)
+            columns = (observations.long().reshape(len(observations), -1) - start).unbind(-1)
             return torch.cat([F.one_hot(column, int(n)).float() for column, n in zip(columns, space.nvec.ravel(), strict=True)], dim=-1)
         case _:
             return observations.reshape(len(observations), -1).float()
@@ -51,7 +52,7 @@ def space_to_dict(space: gym.Space) -> dict[str, Any]:
         case gym.spaces.Discrete():
             return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
         case gym.spaces.MultiDiscrete():
-            return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
+            return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
         case gym.spaces.MultiBinary():
             return {"type": "MultiBinary", "n": [int(size) for size in space.shape]}
     raise ValueError(f"space {space} is not supported")
@@ -71,7 +72,7 @@ def space_from_dict(data: dict[str, Any]) -> gym.Space:
         case "Discrete":
             return gym.spaces.Discrete(int(data["n"]), start=int(data["start"]))
         case "MultiDiscrete":
-            return gym.spaces.MultiDiscrete(data["nvec"])
+            return gym.spaces.MultiDiscrete(data["nvec"], start=data["start"])
         case "MultiBinary":
             return gym.spaces.MultiBinary(data["n"] if len(data["n"]) > 1 else data["n"][0])
     raise ValueError(f"space type {data['type']!r} is not known")

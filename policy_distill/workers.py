@@ -9,10 +9,11 @@ import os
 import pickle
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import gymnasium as gym
 import torch
 
 from policy_distill.collect import Collector, concatenate
@@ -50,14 +51,22 @@ class Rollouts:
         arguments = (num_steps, student, teacher_action_prob, round_index)
         if self._here is not None:
             return self._here.collect(*arguments)
-        return concatenate(self._ask("collect", [arguments] * self.num_workers), num_steps)
+        return concatenate(self._begin("collect", [arguments] * self.num_workers)(), num_steps)
 
     def evaluate(self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False) -> Episodes:
         """One episode a seed of ``policy``, or of "teacher" or "random"; see ``policy_distill.evaluate.evaluate``."""
+        return self.begin_evaluation(policy, seeds, num_envs=num_envs, with_agreement=with_agreement)()
+
+    def begin_evaluation(
+        self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
+    ) -> Callable[[], Episodes]:
+        """Start ``evaluate`` in the workers and return what waits for its answer; ask for answers in the order of the questions."""
         if self._here is not None:
-            return self._here.evaluate(policy, seeds, num_envs, with_agreement)
+            episodes = self._here.evaluate(policy, seeds, num_envs, with_agreement)
+            return lambda: episodes
         shares = [share for share in (seeds[index :: self.num_workers] for index in range(self.num_workers)) if len(share)]
-        return merge(self._ask("evaluate", [(policy, share, num_envs, with_agreement) for share in shares]))
+        answers = self._begin("evaluate", [(policy, share, num_envs, with_agreement) for share in shares])
+        return lambda: merge(answers())
 
     def close(self) -> None:
         """End the workers."""
@@ -71,11 +80,12 @@ class Rollouts:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _begin(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Callable[[], list[Any]]:
+        """Put one call to each worker and return what waits for all answers. A worker takes its calls one after the other."""
         asked = [worker for worker, _ in zip(self._workers, arguments, strict=False)]
         for worker, arguments_of in zip(asked, arguments, strict=True):
             worker.send(method, arguments_of)
-        return [worker.receive() for worker in asked]
+        return lambda: [worker.receive() for worker in asked]
 
 
 def available_cores() -> int:
@@ -95,6 +105,7 @@ class _Shard:
     def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, indices: range, num_envs: int, seed: int) -> None:
         self._spec, self._teacher = spec, teacher
         self._collector: Collector | None = None
+        self._evaluation_envs: list[gym.Env] = []
         self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed)
 
     def collect(self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int) -> Transitions:
@@ -105,7 +116,8 @@ class _Shard:
     def evaluate(self, policy: Policy | str, seeds: Sequence[int], num_envs: int, with_agreement: bool) -> Episodes:
         known: dict[str, Policy | None] = {"teacher": self._teacher, "random": None}
         who = known[policy] if isinstance(policy, str) else policy
-        return evaluate(who, self._spec, seeds, num_envs=num_envs, reference=self._teacher if with_agreement else None)
+        reference = self._teacher if with_agreement else None
+        return evaluate(who, self._spec, seeds, num_envs=num_envs, reference=reference, envs=self._evaluation_envs)
 
 
 class _Worker:

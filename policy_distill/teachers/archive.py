@@ -6,7 +6,9 @@ import io
 import json
 import pickle
 import re
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +124,7 @@ def _read_members(file: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
             raise RequestError(f"{path}: the member {name!r} unpacks to {sizes[name]} bytes, more than the {limit} that are read")
         try:
             members[name] = file.read(name)
-        except (EOFError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        except (EOFError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise RequestError(f"{path} is damaged: its member {name!r} cannot be unpacked; copy or download it again") from error
     return members
 
@@ -149,7 +151,9 @@ def _read_weights(content: bytes, path: Path) -> dict[str, Tensor]:
             with zipfile.ZipFile(io.BytesIO(content)) as inner:
                 if sum(info.file_size for info in inner.infolist()) > MAX_WEIGHT_BYTES:
                     raise RequestError(f"{path}: its weights unpack to more than the {MAX_WEIGHT_BYTES} bytes that are read")
-        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about pickles in a format that PyTorch never writes, which are then refused
+            warnings.simplefilter("ignore", UserWarning)
+            weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except RequestError:
         raise
     except (

@@ -57,11 +57,11 @@ def read_normalization(path: str | Path) -> ObservationNormalization | None:
     except Exception as error:  # a hostile pickle may raise anything, and none of it is ours
         raise RequestError(damaged) from error
     state = saved.state if isinstance(saved, _Inert) else None
-    if not isinstance(state, dict) or "obs_rms" not in state or "norm_obs" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("norm_obs"), bool):
         raise RequestError(damaged)
-    if state["norm_obs"] is False:
+    if not state["norm_obs"]:
         return None
-    statistics = state["obs_rms"]
+    statistics = state.get("obs_rms")
     if isinstance(statistics, dict) or (isinstance(statistics, _Inert) and statistics.name == "collections.OrderedDict"):
         raise RequestError(f"{path} normalises Dict observations, which are not supported: agents on one flat vector are")
     fields = statistics.state if isinstance(statistics, _Inert) else None

@@ -6,12 +6,9 @@ import difflib
 import importlib
 import inspect
 import json
-import platform
 import shlex
 import sys
-import zipfile
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,24 +20,23 @@ import yaml
 
 from policy_distill import environments
 from policy_distill.config import RequestError
+from policy_distill.environments import EnvironmentSpec
+from policy_distill.teachers.publish import SCHEDULES, next_folder, write_agent, write_card
 
 ALGORITHMS = {
     **dict.fromkeys(("a2c", "ddpg", "dqn", "ppo", "sac", "td3"), "stable_baselines3"),
     **dict.fromkeys(("ars", "qrdqn", "tqc", "trpo"), "sb3_contrib"),
 }
-"""Algorithm -> the package that trains it; the class bears the same name in capitals."""
+"""Algorithm -> the package that trains it; its class bears the same name in capitals."""
 
-ACTIVATIONS = {"relu": "ReLU", "tanh": "Tanh", "elu": "ELU", "silu": "SiLU", "leaky_relu": "LeakyReLU", "gelu": "GELU"}
+ACTIVATIONS = {"elu": "ELU", "gelu": "GELU", "leaky_relu": "LeakyReLU", "relu": "ReLU", "silu": "SiLU", "tanh": "Tanh"}
 """Name in a recipe -> class of ``torch.nn``."""
 
-RECIPE_KEYS = ("n_envs", "n_timesteps", "policy", "policy_kwargs", "normalize", "noise_type", "noise_std")
+RECIPE_KEYS = ("n_envs", "n_timesteps", "noise_std", "noise_type", "normalize", "policy", "policy_kwargs")
 """What a recipe may hold besides the arguments of the algorithm's class."""
 
-SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
-"""Hyper-parameters that may fall along a line to zero: ``lin_0.001``."""
-
 FINAL_SEED, VALIDATION_SEED = 1_000_000, 2_000_000
-"""First seeds of the final and of the periodic evaluation, far from those of training, which are the run's own and the next few."""
+"""First seeds of the final and of the periodic evaluation, far from those of training: the run's own and the next few."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +62,9 @@ class TrainTeacherConfig:
     validation_episodes: int = 50
     """Episodes, on other seeds, behind each figure that decides which policy is kept."""
     eval_freq: int = 25_000
-    """Environment steps between these figures."""
+    """Environment steps between these figures; a short training has twenty of them all the same."""
     device: str = "cpu"
-    """Where the networks are trained; small ones are fastest on the CPU."""
+    """Where the networks are trained: cpu, cuda, auto. Small ones are fastest on the CPU."""
     run_folder: str | None = None
     """Working files: TensorBoard's log and the best policy so far. Left out: runs/train_teacher/ALGO-ENV-SEED."""
     tensorboard: bool = True
@@ -78,26 +74,25 @@ class TrainTeacherConfig:
 
     def __post_init__(self) -> None:
         if self.algo not in ALGORITHMS:
-            raise RequestError(f"algo is {self.algo!r}; it must be {', '.join(sorted(ALGORITHMS))}{_nearest(self.algo, ALGORITHMS)}")
+            raise RequestError(f"algo is {self.algo!r}; it must be one of {', '.join(sorted(ALGORITHMS))}{_nearest(self.algo, ALGORITHMS)}")
         if not self.env:
-            raise RequestError("env is ''; name a Gymnasium id or an entry of envs/")
-        for name, lowest in {"seed": 0, "eval_episodes": 2, "validation_episodes": 1, "eval_freq": 1}.items():
-            if getattr(self, name) < lowest:
-                raise RequestError(f"{name} is {getattr(self, name)!r}; it must be >= {lowest}")
-        for name in ("n_timesteps", "n_envs"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise RequestError(f"{name} is {getattr(self, name)!r}; it must be >= 1")
+            raise RequestError("env is ''; it must be a Gymnasium id or an entry of envs/")
+        if self.device not in ("cpu", "cuda", "auto"):
+            raise RequestError(f"device is {self.device!r}; it must be cpu, cuda or auto")
+        lowest = {"seed": 0, "n_timesteps": 1, "n_envs": 1, "eval_episodes": 2, "validation_episodes": 1, "eval_freq": 1}
+        for name, limit in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < limit:
+                raise RequestError(f"{name} is {value!r}; it must be >= {limit}")
 
     def command(self) -> str:
         """The command that trains this agent again."""
-        parts = ["python scripts/train_teacher.py", f"--algo {self.algo}", f"--env {self.env}", f"--seed {self.seed}"]
+        names = ("n_timesteps", "n_envs", "eval_episodes", "validation_episodes", "eval_freq")
         default = TrainTeacherConfig(algo=self.algo, env=self.env)
-        for name in ("n_timesteps", "n_envs", "eval_episodes", "validation_episodes", "eval_freq"):
-            if getattr(self, name) != getattr(default, name):
-                parts.append(f"--{name} {getattr(self, name)}")
+        changed = [f"--{name} {getattr(self, name)}" for name in names if getattr(self, name) != getattr(default, name)]
         if self.hyperparams:
-            parts.append(f"--hyperparams {shlex.quote(json.dumps(dict(self.hyperparams)))}")
-        return " ".join(parts)
+            changed.append(f"--hyperparams {shlex.quote(json.dumps(dict(self.hyperparams)))}")
+        return " ".join([f"python scripts/train_teacher.py --algo {self.algo} --env {self.env} --seed {self.seed}", *changed])
 
 
 @dataclass(frozen=True)
@@ -116,8 +111,12 @@ class TrainedTeacher:
     """Environment steps of the whole training; the policy that is kept may be an earlier one."""
 
 
-def train_teacher(config: TrainTeacherConfig) -> TrainedTeacher:
+def train_teacher(config: TrainTeacherConfig, note: Callable[[str], object] = lambda line: None) -> TrainedTeacher:
     """Train an agent, keep its best policy, measure it on fresh seeds and write its folder with a card.
+
+    Args:
+        config: what to train.
+        note: is called with a line for each figure of the periodic evaluation.
 
     Raises:
         RequestError: in one line, if the environment, the algorithm or a hyper-parameter cannot be used.
@@ -125,116 +124,112 @@ def train_teacher(config: TrainTeacherConfig) -> TrainedTeacher:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on networks of this size more threads only wait for each other
     try:
-        return _train(config)
+        return _train(config, note)
     finally:
         torch.set_num_threads(threads)
 
 
 def read_recipe(algo: str, env: str) -> dict[str, Any]:
-    """Hyper-parameters of ``agents/ALGO.yml`` for ``env``, or those of its entry ``default``."""
+    """Hyper-parameters for ``env`` in ``agents/ALGO.yml``, else those of its entry ``default``, else none."""
     path = environments.data_dir("agents") / f"{algo}.yml"
-    recipes = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    if env not in recipes and "default" not in recipes:
-        raise RequestError(f"there is no recipe for {env} in agents/{algo}.yml and no default; pass the hyper-parameters")
-    return dict(recipes.get(env, recipes.get("default")))
+    recipes = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(recipes.get(env) or recipes.get("default") or {})
 
 
-def _train(config: TrainTeacherConfig) -> TrainedTeacher:
-    from stable_baselines3.common.callbacks import CallbackList
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    spec = environments.resolve(config.env)
-    algorithm = _algorithm(config.algo)
-    recipe = {**read_recipe(config.algo, config.env), **config.hyperparams}
-    if config.n_envs is not None:
-        recipe["n_envs"] = config.n_envs
-    if config.n_timesteps is not None:
-        recipe["n_timesteps"] = config.n_timesteps
-    _check_recipe(config.algo, algorithm, recipe)
-
-    run_folder = Path(config.run_folder or f"runs/train_teacher/{config.algo}-{config.env.replace('/', '-')}-{config.seed}")
-    run_folder.mkdir(parents=True, exist_ok=True)
-    n_envs, n_timesteps = int(recipe.get("n_envs", 1)), int(recipe["n_timesteps"])
-    vec_env = _vector_environment(spec, n_envs)
-    normalize = recipe.get("normalize", False)
-    if normalize:
-        vec_env = VecNormalize(vec_env, gamma=recipe.get("gamma", 0.99), **(normalize if isinstance(normalize, Mapping) else {}))
-    try:
-        model = algorithm(
-            env=vec_env,
-            seed=config.seed,
-            device=config.device,
-            tensorboard_log=str(run_folder / "tensorboard") if config.tensorboard else None,
-            **_arguments(recipe, vec_env.action_space),
-        )
-    except (TypeError, ValueError, AssertionError) as error:
-        raise RequestError(f"{config.algo} cannot be trained on {config.env}: {' '.join(str(error).split())}") from error
-    keep_best = _keep_best(config, spec, run_folder)
-    model.learn(n_timesteps, callback=CallbackList([keep_best]), progress_bar=config.progress and sys.stderr.isatty(), tb_log_name="run")
-    steps = model.num_timesteps
-
-    best = algorithm.load(run_folder / "best.zip", device=config.device, **_small_buffers(algorithm))
-    statistics = VecNormalize.load(str(run_folder / "best.pkl"), _vector_environment(spec, 1)) if normalize else None
-    seeds = range(FINAL_SEED, FINAL_SEED + config.eval_episodes)
-    returns = evaluate_model(best, spec, seeds, statistics)
-    vec_env.close()
-    trained = TrainedTeacher(
-        path=_next_folder(Path(config.output) / config.algo, config.env.replace("/", "-")),
-        mean=float(returns.mean()),
-        std=float(returns.std()),
-        episodes=len(returns),
-        steps=steps,
-    )
-    _write_agent(config, spec, recipe, best, statistics, trained, keep_best.best_steps)
-    return trained
-
-
-def evaluate_model(model: Any, spec: environments.EnvironmentSpec, seeds: range, statistics: Any = None) -> np.ndarray:
-    """Returns ``[len(seeds)]`` of a model's deterministic policy, one episode a seed.
+def evaluate_model(model: Any, spec: EnvironmentSpec, seeds: Sequence[int], statistics: Any = None) -> np.ndarray:
+    """Returns ``[len(seeds)]`` of a Stable-Baselines3 model's deterministic policy, one episode a seed.
 
     Args:
         model: anything with ``predict``.
         spec: the environment.
         seeds: of the episodes.
-        statistics: the ``VecNormalize`` that the model was trained behind.
+        statistics: the ``VecNormalize`` that the model was trained behind, if any.
     """
-    num_envs = min(16, len(seeds))
-    waiting = list(reversed(list(enumerate(seeds))))
-    envs = [environments.make(spec) for _ in range(num_envs)]
-    episodes = [waiting.pop() for _ in envs]
-    observations = [env.reset(seed=seed)[0] for env, (_, seed) in zip(envs, episodes, strict=True)]
     returns = np.zeros(len(seeds))
+    waiting = list(reversed(range(len(seeds))))
+    envs = [environments.make(spec) for _ in range(min(16, len(seeds)))]
+    episodes = [waiting.pop() for _ in envs]
+    observations = [env.reset(seed=seeds[episode])[0] for env, episode in zip(envs, episodes, strict=True)]
     while envs:
         batch = np.stack(observations)
         actions, _ = model.predict(batch if statistics is None else statistics.normalize_obs(batch), deterministic=True)
-        for place in reversed(range(len(envs))):
-            index = episodes[place][0]
-            observations[place], reward, terminated, truncated, _ = envs[place].step(actions[place])
-            returns[index] += float(reward)
+        for slot in reversed(range(len(envs))):
+            observations[slot], reward, terminated, truncated, _ = envs[slot].step(actions[slot])
+            returns[episodes[slot]] += float(reward)
             if (terminated or truncated) and waiting:
-                episodes[place] = waiting.pop()
-                observations[place], _ = envs[place].reset(seed=episodes[place][1])
+                episodes[slot] = waiting.pop()
+                observations[slot], _ = envs[slot].reset(seed=seeds[episodes[slot]])
             elif terminated or truncated:
-                envs.pop(place).close()
-                episodes.pop(place)
-                observations.pop(place)
+                envs.pop(slot).close()
+                del episodes[slot], observations[slot]
     return returns
 
 
-def _keep_best(config: TrainTeacherConfig, spec: environments.EnvironmentSpec, run_folder: Path) -> Any:
-    """A callback that measures the policy every ``eval_freq`` steps and keeps the best."""
+def _train(config: TrainTeacherConfig, note: Callable[[str], object]) -> TrainedTeacher:
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    spec = environments.resolve(config.env)
+    name = (config.env if config.env in environments.entries() else spec.id).replace("/", "-").replace(":", "-")
+    algorithm = _algorithm(config.algo)
+    given = {"n_envs": config.n_envs, "n_timesteps": config.n_timesteps}
+    recipe = {**read_recipe(config.algo, name), **config.hyperparams, **{key: value for key, value in given.items() if value is not None}}
+    _check_recipe(config.algo, name, algorithm, recipe)
+    run_folder = Path(config.run_folder or f"runs/train_teacher/{config.algo}-{name}-{config.seed}")
+    run_folder.mkdir(parents=True, exist_ok=True)
+
+    vec_env = _vector_environment(spec, int(recipe.get("n_envs", 1)))
+    if normalize := recipe.get("normalize"):
+        settings = dict(normalize) if isinstance(normalize, Mapping) else {}
+        vec_env = VecNormalize(vec_env, **{"gamma": recipe.get("gamma", 0.99), **settings})
+    arguments = _arguments(recipe, vec_env.action_space)
+    log = str(run_folder / "tensorboard") if config.tensorboard else None
+    try:
+        model = algorithm(env=vec_env, seed=config.seed, device=config.device, tensorboard_log=log, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise RequestError(f"{config.algo} cannot be trained on {name} with this recipe: {' '.join(str(error).split())}") from error
+    keep_best = _keep_best(config, spec, run_folder, int(recipe["n_timesteps"]), note)
+    bar = config.progress and sys.stderr.isatty()
+    model.learn(int(recipe["n_timesteps"]), callback=keep_best, progress_bar=bar, tb_log_name="run")
+    vec_env.close()
+
+    off_policy = "buffer_size" in inspect.signature(algorithm.__init__).parameters
+    best = algorithm.load(run_folder / "best.zip", device=config.device, **({"buffer_size": 1} if off_policy else {}))
+    statistics = VecNormalize.load(str(run_folder / "best.pkl"), _vector_environment(spec, 1)) if normalize else None
+    returns = evaluate_model(best, spec, range(FINAL_SEED, FINAL_SEED + config.eval_episodes), statistics)
+    folder = next_folder(Path(config.output) / config.algo, name)
+    trained = TrainedTeacher(folder, float(returns.mean()), float(returns.std()), len(returns), model.num_timesteps)
+    run = {key: getattr(config, key) for key in ("algo", "seed", "eval_freq", "eval_episodes", "validation_episodes")}
+    write_agent(folder, best, statistics, spec, recipe, run)
+    card = {
+        "algo": config.algo,
+        "env": spec.id,
+        "return_mean": round(trained.mean, 3),
+        "return_std": round(trained.std, 3),
+        "episodes": trained.episodes,
+        "first_seed": FINAL_SEED,
+        "env_steps": trained.steps,
+        "kept_at_env_step": keep_best.best_steps,
+        "command": config.command(),
+    }
+    write_card(folder, card, ALGORITHMS[config.algo])
+    return trained
+
+
+def _keep_best(config: TrainTeacherConfig, spec: EnvironmentSpec, run_folder: Path, n_timesteps: int, note: Callable[[str], object]) -> Any:
+    """A callback that measures the policy now and then, always on the same episodes, and keeps the best."""
     from stable_baselines3.common.callbacks import BaseCallback
 
-    class KeepBest(BaseCallback):
-        """Each figure is taken on the same seeds, so that policies are compared on the same episodes."""
+    every = max(1, min(config.eval_freq, n_timesteps // 20))
+    seeds = range(VALIDATION_SEED, VALIDATION_SEED + config.validation_episodes)
 
+    class KeepBest(BaseCallback):
         best_mean = -np.inf
         best_steps = 0
-        next_at = config.eval_freq
+        next_at = every
 
         def _on_step(self) -> bool:
             if self.num_timesteps >= self.next_at:
-                self.next_at += config.eval_freq
+                self.next_at += every
                 self._measure()
             return True
 
@@ -243,16 +238,17 @@ def _keep_best(config: TrainTeacherConfig, spec: environments.EnvironmentSpec, r
 
         def _measure(self) -> None:
             statistics = self.model.get_vec_normalize_env()
-            seeds = range(VALIDATION_SEED, VALIDATION_SEED + config.validation_episodes)
             returns = evaluate_model(self.model, spec, seeds, statistics)
-            self.logger.record("eval/mean_return", float(returns.mean()))
-            self.logger.record("eval/std_return", float(returns.std()))
+            mean, std = float(returns.mean()), float(returns.std())
+            self.logger.record("eval/mean_return", mean)
+            self.logger.record("eval/std_return", std)
             self.logger.dump(self.num_timesteps)
-            if returns.mean() >= self.best_mean:
-                self.best_mean, self.best_steps = float(returns.mean()), self.num_timesteps
+            if mean >= self.best_mean:
+                self.best_mean, self.best_steps = mean, self.num_timesteps
                 self.model.save(run_folder / "best.zip")
                 if statistics is not None:
                     statistics.save(str(run_folder / "best.pkl"))
+            note(f"{self.num_timesteps:,} of {n_timesteps:,} steps: return {mean:.1f} ± {std:.1f}, best {self.best_mean:.1f}")
 
     return KeepBest()
 
@@ -264,14 +260,18 @@ def _algorithm(algo: str) -> Any:
         raise RequestError(f'{algo} needs sb3-contrib: pip install "policy-distill[contrib]"') from error
 
 
-def _check_recipe(algo: str, algorithm: Any, recipe: Mapping[str, Any]) -> None:
+def _check_recipe(algo: str, env: str, algorithm: Any, recipe: Mapping[str, Any]) -> None:
     ours = {"self", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
     allowed = sorted({*inspect.signature(algorithm.__init__).parameters, *RECIPE_KEYS} - ours)
     for name in recipe:
         if name not in allowed:
             raise RequestError(f"{name!r} is no hyper-parameter of {algo}{_nearest(name, allowed) or '; known: ' + ', '.join(allowed)}")
-    if "n_timesteps" not in recipe:
-        raise RequestError(f"n_timesteps is missing in the recipe of {algo}; pass --n_timesteps")
+    for name in ("n_timesteps", "n_envs"):
+        value = recipe.get(name, 1 if name == "n_envs" else None)
+        if value is None:
+            raise RequestError(f"agents/{algo}.yml has no recipe for {env} and no default; pass n_timesteps, and hyperparams if need be")
+        if not isinstance(value, (int, float)) or value < 1 or value != int(value):
+            raise RequestError(f"{name} is {value!r}; it must be a whole number >= 1")
 
 
 def _arguments(recipe: Mapping[str, Any], action_space: gym.Space) -> dict[str, Any]:
@@ -282,31 +282,26 @@ def _arguments(recipe: Mapping[str, Any], action_space: gym.Space) -> dict[str, 
             arguments[name] = _schedule(name, arguments[name])
     if isinstance(arguments.get("train_freq"), list):
         arguments["train_freq"] = tuple(arguments["train_freq"])
-    arguments["policy"] = recipe.get("policy", "MlpPolicy")
-    arguments["policy_kwargs"] = _policy_kwargs(recipe.get("policy_kwargs") or {})
     if "noise_type" in recipe:
         arguments["action_noise"] = _noise(recipe["noise_type"], float(recipe.get("noise_std", 0.1)), action_space)
-    return arguments
-
-
-def _policy_kwargs(values: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise RequestError(f"policy_kwargs is {values!r}; it must be plain data like {{net_arch: [64, 64], activation_fn: relu}}")
-    result = dict(values)
-    if "activation_fn" in result:
-        if result["activation_fn"] not in ACTIVATIONS:
-            raise RequestError(f"policy_kwargs.activation_fn is {result['activation_fn']!r}; it must be {', '.join(ACTIVATIONS)}")
-        result["activation_fn"] = getattr(torch.nn, ACTIVATIONS[result["activation_fn"]])
-    return result
+    policy_kwargs = recipe.get("policy_kwargs") or {}
+    if not isinstance(policy_kwargs, Mapping):
+        raise RequestError(f"policy_kwargs is {policy_kwargs!r}; it must be plain data such as {{net_arch: [64, 64], activation_fn: relu}}")
+    if "activation_fn" in policy_kwargs:
+        if policy_kwargs["activation_fn"] not in ACTIVATIONS:
+            raise RequestError(
+                f"policy_kwargs.activation_fn is {policy_kwargs['activation_fn']!r}; it must be one of {', '.join(ACTIVATIONS)}"
+            )
+        policy_kwargs = {**policy_kwargs, "activation_fn": getattr(torch.nn, ACTIVATIONS[policy_kwargs["activation_fn"]])}
+    return {**arguments, "policy": recipe.get("policy", "MlpPolicy"), "policy_kwargs": dict(policy_kwargs)}
 
 
 def _schedule(name: str, text: str) -> Callable[[float], float]:
-    start = text.removeprefix("lin_")
     try:
-        value = float(start)
+        start = float(text.removeprefix("lin_"))
     except ValueError as error:
-        raise RequestError(f"{name} is {text!r}; it must be a number or lin_NUMBER (falls along a line to zero)") from error
-    return lambda progress_remaining: value * (progress_remaining if text.startswith("lin_") else 1.0)
+        raise RequestError(f"{name} is {text!r}; it must be a number, or lin_NUMBER (falls along a line to zero)") from error
+    return (lambda progress_remaining: start * progress_remaining) if text.startswith("lin_") else (lambda progress_remaining: start)
 
 
 def _noise(kind: str, std: float, action_space: gym.Space) -> Any:
@@ -314,131 +309,17 @@ def _noise(kind: str, std: float, action_space: gym.Space) -> Any:
 
     kinds = {"normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise}
     if kind not in kinds:
-        raise RequestError(f"noise_type is {kind!r}; it must be {' or '.join(kinds)}")
-    size = action_space.shape
-    return kinds[kind](mean=np.zeros(size), sigma=np.full(size, std))
+        raise RequestError(f"noise_type is {kind!r}; it must be one of {', '.join(kinds)}")
+    return kinds[kind](mean=np.zeros(action_space.shape or ()), sigma=np.full(action_space.shape or (), std))
 
 
-def _vector_environment(spec: environments.EnvironmentSpec, num_envs: int) -> Any:
+def _vector_environment(spec: EnvironmentSpec, num_envs: int) -> Any:
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     return DummyVecEnv([lambda: Monitor(environments.make(spec))] * num_envs)
 
 
-def _small_buffers(algorithm: Any) -> dict[str, Any]:
-    """An off-policy model allocates its whole replay buffer when it is loaded, unless told otherwise."""
-    return {"buffer_size": 1} if "buffer_size" in inspect.signature(algorithm.__init__).parameters else {}
-
-
-def _next_folder(folder: Path, env: str) -> Path:
-    """Make the folder ENV_1, or the first number that is free."""
-    for run in range(1, 10_000):
-        path = folder / f"{env}_{run}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
-    raise RequestError(f"{folder} holds 9999 runs of {env}; choose another output")
-
-
-def _nearest(name: str, known: Any) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def save_slim(model: Any, path: Path) -> None:
-    """Save a model for acting: ``load`` opens it as any other, but it holds no optimiser's moments, buffers, last observations or paths."""
-    data = model.__dict__
-    for name in SCHEDULES:
-        if callable(data.get(name)):
-            data[name] = float(data[name](1.0))
-    for optimizer in _optimizers(model):
-        optimizer.state = defaultdict(dict)
-    data.update(tensorboard_log=None, ep_info_buffer=None, ep_success_buffer=None, verbose=0)
-    exclude = ("_last_obs", "_last_original_obs", "_last_episode_starts", "lr_schedule", "exploration_schedule", "action_noise", "_stats_window_size")
-    model.save(path, exclude=exclude)
-    with zipfile.ZipFile(path) as file:
-        members = {name: file.read(name) for name in file.namelist()}
-    info = members["system_info.txt"].decode().splitlines(keepends=True)
-    members["system_info.txt"] = "".join(line for line in info if not line.startswith("- OS:")).encode()
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in members.items():
-            file.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-
-
-def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
-    owners = [model, model.policy, *(getattr(model, name, None) for name in ("actor", "critic"))]
-    found = [value for owner in owners if owner is not None for value in vars(owner).values()]
-    return [value for value in found if isinstance(value, torch.optim.Optimizer)]
-
-
-def _write_agent(
-    config: TrainTeacherConfig,
-    spec: environments.EnvironmentSpec,
-    recipe: Mapping[str, Any],
-    model: Any,
-    statistics: Any,
-    trained: TrainedTeacher,
-    best_steps: int,
-) -> None:
-    name = trained.path.name.rpartition("_")[0]
-    inner = trained.path / name
-    inner.mkdir()
-    save_slim(model, trained.path / f"{name}.zip")
-    if statistics is not None:
-        statistics.save(str(inner / "vecnormalize.pkl"))
-    settings = dict(recipe)
-    if spec.wrappers:
-        settings["env_wrapper"] = [{wrapper: dict(kwargs)} if kwargs else wrapper for wrapper, kwargs in spec.wrappers]
-    arguments = {
-        "algo": config.algo,
-        "env": spec.id,
-        "env_kwargs": dict(spec.kwargs) or None,
-        "seed": config.seed,
-        "n_timesteps": int(recipe["n_timesteps"]),
-        "eval_freq": config.eval_freq,
-        "eval_episodes": config.eval_episodes,
-        "validation_episodes": config.validation_episodes,
-    }
-    (inner / "config.yml").write_text(yaml.safe_dump(settings))
-    (inner / "args.yml").write_text(yaml.safe_dump(arguments, sort_keys=False))
-    card = {
-        "algo": config.algo,
-        "env": spec.id,
-        "return_mean": round(trained.mean, 3),
-        "return_std": round(trained.std, 3),
-        "episodes": trained.episodes,
-        "seeds": [FINAL_SEED, FINAL_SEED + trained.episodes - 1],
-        "env_steps": trained.steps,
-        "kept_at_env_step": best_steps,
-        "command": config.command(),
-        "versions": _versions(config.algo),
-    }
-    (trained.path / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-    (trained.path / "README.md").write_text(_card_text(card))
-
-
-def _versions(algo: str) -> dict[str, str]:
-    names = {"stable_baselines3", ALGORITHMS[algo], "torch", "gymnasium", "numpy"}
-    return {"python": platform.python_version(), **{name: str(importlib.import_module(name).__version__) for name in sorted(names)}}
-
-
-def _card_text(card: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
-    return f"""# {card["algo"].upper()} on {card["env"]}
-
-| | |
-|---|---|
-| return | {card["return_mean"]:.1f} ± {card["return_std"]:.1f} (mean and standard deviation) |
-| measured on | {card["episodes"]} deterministic episodes, one seed each ({card["seeds"][0]} to {card["seeds"][1]}), none of them seen in training |
-| trained for | {card["env_steps"]:,} environment steps; the policy of step {card["kept_at_env_step"]:,} was the best on validation seeds and is kept |
-| versions | {versions} |
-
-Trained again with:
-
-```
-{card["command"]}
-```
-"""

@@ -12,19 +12,24 @@ import yaml
 from policy_distill.config import RequestError
 
 MAX_BYTES = 1 << 20
+MAX_ALIASES = 20
+"""A few lines of nested YAML aliases would otherwise stand for billions of entries."""
+SETTINGS = ("algo", "env", "env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack", "normalize")
+"""What is read of the files; the rest may hold anything."""
 Wrapper = tuple[str, Mapping[str, Any]]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one of the zoo's files: plain data, ordered pairs as a dict, any other Python tag as None.
+    """Read one of the zoo's files: plain data, ordered pairs as a dict; nothing that another Python tag asks for is made.
 
     Raises:
-        RequestError: if the file is too large, no YAML, or no mapping.
+        RequestError: if the file is too large, no YAML, no mapping, or one of its ``SETTINGS`` is a Python object.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise RequestError(f"{path} is larger than the {MAX_BYTES} bytes that are read; settings of a run are much smaller")
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_InertLoader)
+        unread = [key for key in SETTINGS if isinstance(data, dict) and _holds_object(data.get(key))]
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError, OSError) as error:
         if isinstance(error, RequestError):
             raise
@@ -33,28 +38,50 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise RequestError(f"{path} holds no settings (a mapping was expected); copy it again from the run's folder")
+    if unread:
+        raise RequestError(f"{path}: {unread[0]} holds a Python object, which is not made; write it as plain YAML")
     return data
 
 
+class _PythonObject:
+    """Stands for an object that a tag asked for and that was not made."""
+
+
+def _holds_object(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_object(item) for item in value.values())
+    if isinstance(value, list):
+        return any(_holds_object(item) for item in value)
+    return isinstance(value, _PythonObject)
+
+
 class _InertLoader(yaml.SafeLoader):
-    """Plain YAML; the zoo's ordered dicts as dicts; whatever else a tag asks for is None."""
+    """Plain YAML; the zoo's ordered dicts as dicts; whatever else a tag asks for is an empty ``_PythonObject``."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.aliases += self.check_event(yaml.AliasEvent)
+        if self.aliases > MAX_ALIASES:
+            raise yaml.YAMLError("too many aliases")
+        return super().compose_node(parent, index)
 
 
-def _ordered_dict(loader: yaml.SafeLoader, node: yaml.Node) -> dict[Any, Any] | None:
+def _ordered_dict(loader: yaml.SafeLoader, node: yaml.Node) -> object:
     """``!!python/object/apply:collections.OrderedDict [[[key, value], ...]]`` as a dict."""
     if not isinstance(node, yaml.SequenceNode):
-        return None
+        return _PythonObject()
     arguments = loader.construct_sequence(node, deep=True)
     pairs = arguments[0] if arguments else []
-    return {key: value for key, value in pairs} if isinstance(pairs, list) else None  # noqa: C416  (a pair that is none raises here)
+    return {key: value for key, value in pairs} if isinstance(pairs, list) else _PythonObject()  # noqa: C416  (a pair that is none raises here)
 
 
-def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any] | None:
-    return loader.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else None
+def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    return loader.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else _PythonObject()
 
 
-def _inert(loader: yaml.SafeLoader, node: yaml.Node) -> None:
-    return None
+def _inert(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    return _PythonObject()
 
 
 _InertLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _ordered_dict)
@@ -89,7 +116,7 @@ def normalizes_observations(config: Mapping[str, Any], source: Path) -> bool:
     try:
         setting = literal(config.get("normalize"))
     except ValueError as error:
-        raise RequestError(f"{source}: normalize is {config['normalize']!r}; it must be true, false or a dict") from error
+        raise RequestError(f"{source}: normalize is {_short(config['normalize'])}; it must be true, false or a dict") from error
     if isinstance(setting, dict):
         return setting.get("norm_obs", True) is not False
     return bool(setting)
@@ -102,7 +129,7 @@ def environment_kwargs(config: Mapping[str, Any], arguments: Mapping[str, Any], 
         try:
             kwargs = literal(settings.get("env_kwargs"))
         except ValueError as error:
-            raise RequestError(f"{source}: env_kwargs is {settings['env_kwargs']!r}; it must be a dict of plain values") from error
+            raise RequestError(f"{source}: env_kwargs is {_short(settings['env_kwargs'])}; it must be a dict of plain values") from error
         if isinstance(kwargs, dict):
             merged.update({str(key): value for key, value in kwargs.items()})
     return merged
@@ -118,8 +145,15 @@ def environment_wrappers(config: Mapping[str, Any], source: Path) -> tuple[Wrapp
                 continue
             name, kwargs = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, None)
             if not isinstance(name, str) or not isinstance(kwargs, dict | None):
-                raise RequestError(f"{source}: {key} is {entry!r}; it must be a class's name, or a dict of one name and its arguments")
+                raise RequestError(f"{source}: {key} is {_short(entry)}; it must be a class's name or a dict of a name and its arguments")
             wrappers.append((name.rpartition(".")[2], dict(kwargs or {})))
-    if isinstance(frames := literal(config.get("frame_stack")), int) and frames > 1:
+    frames = config.get("frame_stack")
+    if frames is not None and not isinstance(frames, int):
+        raise RequestError(f"{source}: frame_stack is {_short(frames)}; it must be a whole number")
+    if frames is not None and frames > 1:
         wrappers.append(("VecFrameStack", {"n_stack": frames}))
     return tuple(wrappers)
+
+
+def _short(value: object) -> str:
+    return repr(str(value)[:100])

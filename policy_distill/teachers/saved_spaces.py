@@ -39,7 +39,8 @@ def rebuild_space(text: Mapping[str, Any], *, role: str, source: str) -> gym.Spa
             case "Discrete":
                 return gym.spaces.Discrete(int(text["n"]), start=int(text.get("start", 0)))
             case "MultiDiscrete":
-                return gym.spaces.MultiDiscrete(_integers(text["nvec"], fail), start=_integers(text.get("start", 0), fail))
+                nvec = _integers(text["nvec"], fail)
+                return gym.spaces.MultiDiscrete(nvec, start=_integers(text["start"], fail) if "start" in text else None)
             case "MultiBinary":
                 n = _integers(text["n"], fail)
                 return gym.spaces.MultiBinary(int(n) if n.ndim == 0 else n.tolist())
@@ -91,7 +92,7 @@ def _numbers(text: object, count: int) -> np.ndarray | None:
         values = np.array([float(word) for word in words])
     except ValueError:
         return None
-    if values.size == 1:
+    if values.size == 1 and not isinstance(text, list) and "[" not in text:
         return np.repeat(values, count)
     return values if values.size == count else None
 

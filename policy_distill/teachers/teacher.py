@@ -107,6 +107,8 @@ class Teacher(nn.Module):
             or ``[B, components]``, or float32 ``[B, action_dim]``.
         """
         if isinstance(self.observation_space, gym.spaces.Box):
+            if len(observations) and observations[0].numel() != self.obs_dim:
+                raise ValueError(f"an observation has {observations[0].numel()} numbers; this {self.algo} teacher reads {self.obs_dim}")
             observations = observations.reshape(len(observations), *self.observation_space.shape)
         if self.normalization is not None:
             # VecNormalize computes in float64 and rounds once.
@@ -192,10 +194,8 @@ class Teacher(nn.Module):
         spaces: dict[str, Any] = {}
         if archive is not None:
             spaces = {"observation_space": archive.observation_space, "action_space": archive.action_space}
-            try:
-                name = name or recognise_algorithm(recognise_kind(archive.state_dict, archive.path), archive.data, archive.policy_module)
-            except RequestError:
-                name = None
+            if name is None:
+                name = recognise_algorithm(recognise_kind(archive.state_dict, archive.path), archive.data, archive.policy_module)
         model = load_model(files.zip_path, name, spaces)
         network, name = _from_model(model)
         normalization = read_normalization(files.vecnormalize_path) if files.vecnormalize_path else None

@@ -1,0 +1,154 @@
+"""Environments of a few lines whose best policy is known, and teachers that act by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from policy_distill.actions import ActionTargets, family_of
+from policy_distill.dataset import Transitions
+from policy_distill.environments import EnvironmentSpec
+from policy_distill.students import Architecture, Student
+from policy_distill.teachers import Teacher
+
+WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Bandit-v0"), EnvironmentSpec("tests/Push-v0")
+WALK_LIMIT = 12
+
+
+class Walk(gym.Env):
+    """Go to the target, one step left, none or one right; each step costs 1 and the target ends the episode.
+
+    Observed are position and target, both in 0..10 and never equal at the start: the best return is minus their distance.
+    """
+
+    observation_space = gym.spaces.Box(0, 10, (2,), np.float32)
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Discrete(3)
+        self.state = np.zeros(2, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state = self.np_random.choice(11, size=2, replace=False).astype(np.float32)
+        return self.state.copy(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is no action"
+        self.state[0] = np.clip(self.state[0] + int(action) - 1, 0, 10)
+        return self.state.copy(), -1.0, bool(self.state[0] == self.state[1]), False, {}
+
+
+class Bandit(gym.Env):
+    """One step: name the number that is shown. The number is drawn as the action space draws its samples."""
+
+    observation_space = gym.spaces.Discrete(4)
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Discrete(4)
+        self.shown = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.shown = int(self.np_random.integers(4))
+        return self.shown, {}
+
+    def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is no action"
+        return self.shown, float(action == self.shown), True, False, {}
+
+
+class Push(gym.Env):
+    """Five steps, each of which costs the distance to ``push_best``; the bounds are not symmetric and the best action often lies on one."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([6, 1], np.float32))
+        self.seen = np.zeros(3, np.float32)
+        self.steps = 0
+
+    def _look(self) -> np.ndarray:
+        self.seen = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return self.seen.copy()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._look(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is no action"
+        cost = float(np.abs(push_best(self.seen[None])[0] - action).sum())
+        self.steps += 1
+        return self._look(), -cost, False, self.steps == 5, {}
+
+
+def walk_best(observations: np.ndarray) -> np.ndarray:
+    """Towards the target."""
+    return (np.sign(observations[:, 1] - observations[:, 0]) + 1).astype(np.int64)
+
+
+def push_best(observations: np.ndarray) -> np.ndarray:
+    """Clipped lines: a third of the first components lie on a bound."""
+    lines = np.stack([2 + 6 * observations[:, 0], 0.5 + 0.3 * observations[:, 1]], axis=1)
+    return np.clip(lines, [-2, 0], [6, 1]).astype(np.float32)
+
+
+def walk_teacher() -> Teacher:
+    return Teacher.from_callable(walk_best, Walk.observation_space, gym.spaces.Discrete(3))
+
+
+def push_teacher() -> Teacher:
+    return Teacher.from_callable(push_best, Push.observation_space, Push().action_space)
+
+
+def bandit_teacher() -> Teacher:
+    return Teacher.from_callable(lambda shown: shown.reshape(-1), Bandit.observation_space, gym.spaces.Discrete(4))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_student(observation_space: gym.Space, action_space: gym.Space, *, hidden_sizes: tuple[int, ...] = (8, 8), seed: int = 0,
+                   activation: str = "relu") -> Student:  # fmt: skip
+    """A student with weights large enough to take every action and a normaliser that is not trivial."""
+    student = Student(Architecture(observation_space, action_space, hidden_sizes, activation))
+    draws = generator(seed)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws))
+        student.mean.copy_(torch.randn(student.mean.shape, generator=draws))
+        student.scale.copy_(0.5 + torch.rand(student.scale.shape, generator=draws))
+        student.log_std.copy_(-torch.rand(student.log_std.shape, generator=draws))
+    return student.eval().requires_grad_(False)
+
+
+def random_observations(space: gym.Space, count: int, *, seed: int = 0) -> np.ndarray:
+    space.seed(seed)
+    return np.stack([np.asarray(space.sample()) for _ in range(count)])
+
+
+def labelled(observations: torch.Tensor, targets: ActionTargets, *, episodes: torch.Tensor | None = None) -> Transitions:
+    """Transitions of which only observations, targets and episodes matter."""
+    count = len(observations)
+    no = torch.zeros(count, dtype=torch.bool)
+    ids = torch.zeros(count, dtype=torch.int64) if episodes is None else episodes
+    return Transitions(observations, targets, torch.zeros(count), no, no, ids, ~no)
+
+
+def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, seed: int = 0) -> Transitions:
+    """Observations and a teacher's word on them, of any family that is not deterministic."""
+    draws = generator(seed)
+    family = family_of(action_space)
+    output = 2 * torch.randn(count, family.width, generator=draws)
+    parameters = {"mean": output, "log_std": -torch.rand(output.shape, generator=draws)} if hasattr(family, "box") else {"logits": output}
+    actions = family.mode(parameters)  # type: ignore[union-attr]
+    return labelled(torch.randn(count, inputs, generator=draws), ActionTargets(parameters, actions))
+
+
+for _name, _limit in (("Walk", WALK_LIMIT), ("Bandit", None), ("Push", None)):
+    gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)

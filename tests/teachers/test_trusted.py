@@ -1,0 +1,53 @@
+"""On the user's word an agent is loaded with Stable-Baselines3 itself."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from policy_distill.config import RequestError
+from policy_distill.teachers import Teacher
+from tests.teachers.conftest import build, rewrite
+from tests.teachers.test_archive import edited
+
+
+class Negated(ActorCriticPolicy):
+    """Acts against its weights: they alone do not tell what it does."""
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> torch.Tensor:
+        return -super()._predict(observation, deterministic)
+
+
+def test_a_custom_policy_needs_trust(save):
+    model = build("PPO", policy=Negated)  # type: ignore[arg-type]
+    observations = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    path = save(model)
+    with pytest.raises(RequestError, match=r"custom policy class of 'tests\.teachers\.test_trusted'"):
+        Teacher.load(path)
+
+    teacher = Teacher.load(path, trust=True)
+
+    np.testing.assert_allclose(teacher.act(observations), model.predict(observations, deterministic=True)[0], atol=1e-6)
+    assert teacher.algo == "ppo"
+    assert "custom policy class" in teacher.notes[0]
+
+
+def test_trust_is_not_used_where_it_is_not_needed(save, monkeypatch):
+    monkeypatch.setattr("policy_distill.teachers.teacher.load_model", lambda *_: pytest.fail("unpickled"))
+    assert Teacher.load(save(build("PPO")), trust=True).notes == ()
+
+
+def test_what_stable_baselines_cannot_load_is_refused_in_one_line(save, tmp_path):
+    path = save(build("PPO", policy=Negated))  # type: ignore[arg-type]
+    broken = edited(path, tmp_path / "broken.zip", policy_class=lambda entry: {**entry, ":serialized:": "AAAA"})
+    with pytest.raises(RequestError, match=r"cannot load .* as ppo") as caught:
+        Teacher.load(broken, trust=True)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RequestError, match="the algorithm is not told by the file"):
+        Teacher.load(rewrite(path, {"data": b"{}"}, tmp_path / "empty.zip"), trust=True)
+    assert "gym" not in sys.modules
