@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
 import re
 import sys
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 from rich.table import Table
 
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.progress import Display
 
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 
 
@@ -221,7 +223,7 @@ class _Parser(ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> Namespace:
         try:
-            return self.parse_args(list(arguments))
+            return self.parse_args([_spelled_out(*pair) for pair in itertools.zip_longest(arguments, arguments[1:], fillvalue="")])
         except SystemExit as end:  # --help and --print_config end here
             if end.code in (0, None):
                 raise
@@ -241,13 +243,24 @@ class _Parser(ArgumentParser):
 
     def _explain(self, message: str) -> str:
         """Make jsonargparse's message one line, and name the nearest option of one that does not exist."""
+        message = _one_line(message)
         known = [action.dest for action in self._actions]
-        match = re.search(r"(?:unrecognized arguments?:|[Kk]ey) '?(?:--)?([\w.]+)|Option '([\w.]+)' is not accepted", message)
-        if match:
-            key = next(group for group in match.groups() if group)
+        unknown = re.search(r"unrecognized arguments?: '?(?:--)?([\w.]+)|[Oo]ption '([\w.]+)' is not accepted|Key '([\w.]+)'", message)
+        nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        if unknown or nested:
+            key = ".".join(nested.groups()) if nested else next(group for group in unknown.groups() if group)  # type: ignore[union-attr]
             if key not in known:
                 return f"no option {key!r}{_nearest(key, known)}; see --help"
-        return _one_line(message)
+        wrong = re.search(r"[Kk]ey \"([\w.]+)\": Expected an? (.*)\. Got value: (.*)", message)
+        if wrong:
+            kind = re.sub(r"<class '(\w+)'>|typing\.Literal", lambda match: match[1] or "one of ", wrong[2])
+            return f"{wrong[1]} is {wrong[3]!r}; it must be {kind}"
+        return message
+
+
+def _spelled_out(argument: str, following: str) -> str:
+    """``--trust`` alone means ``--trust true``."""
+    return "--trust=true" if argument == "--trust" and following not in ("true", "false") else argument
 
 
 def _add_zoo_folder(parser: _Parser) -> None:

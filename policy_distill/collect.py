@@ -69,7 +69,7 @@ class Collector:
         parameters: list[Parameters] = []
         actions: list[torch.Tensor] = []
         action_shape = self._envs[0].action_space.shape or ()
-        batch = np.zeros((-(-len(self._envs) // BATCH) * BATCH, *self._observations.shape[1:]), self._observations.dtype)
+        batch = np.repeat(self._observations[:1], -(-len(self._envs) // BATCH) * BATCH, axis=0)  # the rows that fill it up must be valid
 
         for step in range(num_steps):
             observations[step] = self._observations

@@ -46,7 +46,7 @@ class Dataset:
 
     def __init__(self, capacity: int, *, holdout: float, device: torch.device) -> None:
         self.capacity, self.device = capacity, device
-        self._period = round(1 / holdout) if holdout > 0 else 0
+        self._holdout = holdout
         self._size = 0
         self._observations: Tensor | None = None
         self._actions: Tensor
@@ -117,9 +117,8 @@ class Dataset:
         return torch.empty(self.capacity, *like.shape[1:], dtype=like.dtype, device=self.device)
 
     def _is_held_out(self, episodes: Tensor) -> Tensor:
-        if not self._period:
-            return torch.zeros_like(episodes, dtype=torch.bool)
-        return episodes % self._period == self._period // 2
+        """Multiples of the golden ratio are spread evenly: every stretch of episodes holds out its share, and never the first one."""
+        return (episodes + 1) * 618_033_989 % 1_000_000_000 < self._holdout * 1_000_000_000
 
 
 def _extend(rows: Tensor, count: int, new: Tensor) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from policy_distill.environments import EnvironmentSpec, make
 
 BATCH = 16
-"""Observations go through a policy in batches of exactly this many rows (filled up with zeros): matrix kernels round differently for
+"""Observations go through a policy in batches of exactly this many rows (filled up with copies): matrix kernels round differently for
 different batch shapes, and an episode's return must not depend on how many others run beside it."""
 
 
@@ -65,7 +65,8 @@ def evaluate(
 ) -> Episodes:
     """Run one episode for each seed and return what it earned.
 
-    The environment is reset with the episode's seed, and so is its action space; the returns do not depend on ``num_envs``.
+    The environment is reset with the episode's seed, its action space with one derived from it: with the same seed both would draw the
+    same numbers, and "random" actions would follow what the environment drew. The returns do not depend on ``num_envs``.
 
     Args:
         policy: acts deterministically; None acts uniformly at random, drawing from the environment's action space.
@@ -94,10 +95,10 @@ def evaluate(
             return
         seed = int(seeds[episode])
         observation, _ = envs[slot].reset(seed=seed)
-        envs[slot].action_space.seed(seed)
+        envs[slot].action_space.seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
         if observations is None:
             rows = -(-len(envs) // BATCH) * BATCH
-            observations = np.zeros((rows, *np.shape(observation)), np.asarray(observation).dtype)
+            observations = np.repeat(np.asarray(observation)[None], rows, axis=0)
         observations[slot] = observation
 
     for slot in range(len(envs)):

@@ -156,8 +156,9 @@ class Trainer:
         self.gradient_steps += 1
         self._first_moment.lerp_(gradient, 1 - BETA1)
         self._second_moment.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        correction = math.sqrt(1 - BETA2**self.gradient_steps) / (1 - BETA1**self.gradient_steps)
-        self.stack.flat.addcdiv_(self._first_moment, self._second_moment.sqrt().add_(EPSILON), value=-learning_rate * correction)
+        unbias = math.sqrt(1 - BETA2**self.gradient_steps)
+        step_size = learning_rate * unbias / (1 - BETA1**self.gradient_steps)
+        self.stack.flat.addcdiv_(self._first_moment, self._second_moment.sqrt().add_(EPSILON * unbias), value=-step_size)
         decay = min(self.config.average_decay, (1 + self.gradient_steps) / (10 + self.gradient_steps))
         self.averaged.lerp_(self.stack.flat, 1 - decay)
 

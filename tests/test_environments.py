@@ -161,7 +161,7 @@ def test_humanoid_v3_observes_zeros_for_the_contact_forces():
     for env in (raw, padded):
         env.reset(seed=0)
         env.action_space.seed(0)
-    for _ in range(10):
+    for _ in range(11):  # the feet touch the ground in the last
         ours, theirs = (env.step(env.action_space.sample())[0] for env in (padded, raw))
     assert (ours[:292] == theirs[:292]).all()
     assert theirs[292:].any()
@@ -327,7 +327,9 @@ def entry_file(folder: Path, text: str) -> str:
 
 
 def test_a_file_of_ones_own(tmp_path):
-    text = "id: Pendulum-v1\nkwargs: {g: 5}\nwrappers:\n- TimeFeatureWrapper\n- VecFrameStack: {n_stack: 2}\nevaluation: {max_episode_steps: 9}\n"
+    text = (
+        "id: Pendulum-v1\nkwargs: {g: 5}\nwrappers: [TimeFeatureWrapper, VecFrameStack: {n_stack: 2}]\nevaluation: {max_episode_steps: 9}\n"
+    )
     expected = EnvironmentSpec("Pendulum-v1", {"g": 5}, (("TimeFeatureWrapper", {}), ("VecFrameStack", {"n_stack": 2})), 9)
     assert resolve(entry_file(tmp_path, text)) == expected
     assert make(expected).get_wrapper_attr("g") == 5

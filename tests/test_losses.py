@@ -242,7 +242,8 @@ def test_standard_deviations_are_broadcast_over_the_batch():
 @given(st.floats(-1.5, 1.5), st.floats(-1.2, 0), st.floats(-1.5, 1.5), st.floats(-1.2, 0))
 def test_the_kl_after_tanh_is_that_before_it(mean, log_std, student_mean, student_log_std):
     """KL is invariant under a bijection: integrate the squashed densities themselves, ``p(tanh x) = N(x) / (1 - tanh(x)**2)``."""
-    nodes, weights = np.polynomial.legendre.leggauss(4000)
+    edges = np.tanh(np.linspace(-8, 8, 4001))
+    nodes, weights = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     before = np.arctanh(nodes)
 
     def squashed(centre: float, spread: float) -> np.ndarray:
@@ -250,7 +251,7 @@ def test_the_kl_after_tanh_is_that_before_it(mean, log_std, student_mean, studen
         return gaussian / (1 - nodes**2)
 
     p, q = squashed(mean, math.exp(log_std)), squashed(student_mean, math.exp(student_log_std))
-    present = p > 1e-200
+    present = p > 1e-100
     integral = float((weights * p)[present] @ np.log(p[present] / np.maximum(q[present], 1e-300)))
     closed = gaussian_forward_kl(double([mean]), double([log_std]), double([student_mean]), double([student_log_std])).item()
     assert closed == pytest.approx(integral, rel=2e-3, abs=2e-3)

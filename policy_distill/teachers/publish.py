@@ -41,7 +41,7 @@ def save_slim(model: Any, path: Path) -> None:
     members["system_info.txt"] = "".join(line for line in system if not line.startswith("- OS:")).encode()
     with zipfile.ZipFile(path, "w") as file:
         for name, content in members.items():
-            # ZipInfo's fixed date makes the same agent the same file.
+            # A bare ZipInfo has a fixed date in place of today's.
             file.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
 
 

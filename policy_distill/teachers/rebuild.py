@@ -15,6 +15,7 @@ from policy_distill.actions import Box, Categorical, Family, family_of
 from policy_distill.config import RequestError
 from policy_distill.spaces import observation_width
 from policy_distill.teachers.archive import class_name
+from policy_distill.teachers.errors import NotPlainError
 from policy_distill.teachers.networks import (
     ActionBounds,
     ConstantSpread,
@@ -55,7 +56,8 @@ def recognise_kind(state_dict: Mapping[str, Tensor], source: str) -> str:
     }
     for pattern, problem in unsupported.items():
         if any(re.search(pattern, key) for key in keys):
-            raise RequestError(f"{source} {problem}")
+            # A network without memory may be custom; trust gives no one a memory.
+            raise (RequestError if "lstm" in pattern else NotPlainError)(f"{source} {problem}")
     signs = {
         "quantile_net.quantile_net.": "qrdqn", "q_net.q_net.": "dqn", "actor.latent_pi.": "sac", "actor.mu.": "td3",
         "mlp_extractor.": "on_policy", "value_net.": "on_policy", "action_net.": "ars",
@@ -64,7 +66,7 @@ def recognise_kind(state_dict: Mapping[str, Tensor], source: str) -> str:
         if any(key.startswith(prefix) for key in keys):
             # A SAC actor without hidden layers has no latent_pi, but always a log_std.
             return "sac" if kind == "td3" and any(key.startswith("actor.log_std") for key in keys) else kind
-    raise RequestError(f"{source}'s networks are not those of a Stable-Baselines3 policy; --trust loads it with Stable-Baselines3")
+    raise NotPlainError(f"{source}'s networks are not those of a Stable-Baselines3 policy; --trust loads it with Stable-Baselines3")
 
 
 def recognise_algorithm(kind: str, data: Mapping[str, Any], module: str | None) -> str:
@@ -107,7 +109,7 @@ def rebuild_network(
     """
     extractor = policy_kwargs.get("features_extractor_class")
     if extractor is not None and class_name(extractor) != "FlattenExtractor":
-        raise RequestError(
+        raise NotPlainError(
             f"{source} reads its observations through {class_name(extractor) or 'a custom extractor'}, which cannot be rebuilt from its "
             "weights; --trust loads it with Stable-Baselines3"
         )
@@ -182,7 +184,7 @@ class _Layers:
 
     def take(self, key: str) -> Tensor:
         if key not in self.weights:
-            raise RequestError(f"{self.source} lacks the weight {key!r}; it is damaged or a custom policy, which --trust loads")
+            raise NotPlainError(f"{self.source} lacks the weight {key!r}; it is damaged or a custom policy, which --trust loads")
         return self.weights[key].detach().float().clone()
 
     def indices(self, prefix: str) -> list[str]:
@@ -193,7 +195,7 @@ class _Layers:
         if parts <= {"weight", "bias"}:
             return [prefix]
         if not all(re.fullmatch(r"\d{1,4}\.(weight|bias)", part) for part in parts):
-            raise RequestError(f"{self.source} has layers below {prefix!r} that are not fully connected; --trust loads a custom policy")
+            raise NotPlainError(f"{self.source} has layers below {prefix!r} that are not fully connected; --trust loads a custom policy")
         return [f"{prefix}.{index}" for index in sorted({int(part.split(".")[0]) for part in parts})]
 
     def stack(self, prefix: str, *, final_activation: bool = False) -> nn.Sequential:
@@ -203,7 +205,7 @@ class _Layers:
             modules += [self._linear(name), self.activation()]
         if not final_activation:
             if not modules:
-                raise RequestError(f"{self.source} lacks the layers {prefix!r}; it is damaged or a custom policy, which --trust loads")
+                raise NotPlainError(f"{self.source} lacks the layers {prefix!r}; it is damaged or a custom policy, which --trust loads")
             modules.pop()
         return nn.Sequential(*modules)
 
@@ -217,7 +219,7 @@ class _Layers:
         weight = self.take(f"{name}.weight")
         bias = self.take(f"{name}.bias") if f"{name}.bias" in self.weights else None
         if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-            raise RequestError(f"{self.source}: the layer {name!r} is not a fully connected one; --trust loads a custom policy")
+            raise NotPlainError(f"{self.source}: the layer {name!r} is not a fully connected one; --trust loads a custom policy")
         linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
         linear.weight.data = weight
         if bias is not None:
@@ -232,7 +234,7 @@ def _activation(policy_kwargs: Mapping[str, Any], kind: str, source: str) -> typ
     name = class_name(chosen)
     if name not in ACTIVATIONS or "'torch.nn." not in str(chosen):
         known = ", ".join(ACTIVATIONS)
-        raise RequestError(f"{source}: the activation {str(chosen)[:80]!r} cannot be rebuilt ({known} can); --trust loads it")
+        raise NotPlainError(f"{source}: the activation {str(chosen)[:80]!r} cannot be rebuilt ({known} can); --trust loads it")
     return getattr(nn, name)
 
 
@@ -270,9 +272,11 @@ def _check_widths(network: ActingNetwork, width: int, source: str) -> None:
         with torch.no_grad():
             targets = network(torch.zeros(1, width))
     except RuntimeError as error:
-        problem = f"its weights do not fit observations of {width} numbers; the file is damaged or a custom policy"
-        raise RequestError(f"{source}: {problem}") from error
+        problem = f"its weights do not fit observations of {width} numbers; it is damaged or a custom policy, which --trust loads"
+        raise NotPlainError(f"{source}: {problem}") from error
     expected = network.family.width
     shapes = [value.shape[-1] for value in targets.parameters.values()]
     if any(size != expected for size in shapes) or (not shapes and targets.actions.shape[-1] != expected):
-        raise RequestError(f"{source}: its weights do not fit its action space of width {expected}; the file is damaged or a custom policy")
+        raise NotPlainError(
+            f"{source}: its weights do not fit its action space of width {expected}; it is damaged or a custom policy, which --trust loads"
+        )

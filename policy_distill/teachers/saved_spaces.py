@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.config import RequestError
+from policy_distill.teachers.errors import NotPlainError
 
 MAX_ELEMENTS = 10_000_000
 """A vector space larger than this is no policy's input; it is refused before an array of that size is made."""
@@ -51,7 +52,7 @@ def rebuild_space(text: Mapping[str, Any], *, role: str, source: str) -> gym.Spa
     except RequestError:
         raise
     except (KeyError, TypeError, ValueError, AssertionError, OverflowError) as error:
-        raise RequestError(f"{fail} cannot be read ({_one_line(error)}); save the agent again, or load it with --trust") from error
+        raise NotPlainError(f"{fail} cannot be read ({_one_line(error)}); save the agent again, or load it with --trust") from error
     raise RequestError(f"{fail} is of type {_one_line(text.get(':type:'))!r}; Box, Discrete, MultiDiscrete and MultiBinary are supported")
 
 
@@ -70,7 +71,7 @@ def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
         if values is None:  # gymnasium keeps the short form of bounds that are one number throughout
             values = _numbers(text.get(f"{name}_repr"), math.prod(shape))
         if values is None and role == "action":
-            raise RequestError(f"{fail}'s bound {name!r} is not readable in the file and is not guessed; load the agent with --trust")
+            raise NotPlainError(f"{fail}'s bound {name!r} is not readable in the file and is not guessed; load the agent with --trust")
         if values is None:
             limit = sign * np.inf if dtype.kind == "f" else (np.iinfo(dtype).min if sign < 0 else np.iinfo(dtype).max)
             values = np.full(math.prod(shape), limit)

@@ -16,11 +16,12 @@ from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.spaces import encode_observations, observation_width
 from policy_distill.teachers.archive import Archive, read_archive
+from policy_distill.teachers.errors import NotPlainError
 from policy_distill.teachers.folder import AgentFiles, find_agent
 from policy_distill.teachers.live import CallableNetwork, LivePolicy
 from policy_distill.teachers.normalization import ObservationNormalization, read_normalization
 from policy_distill.teachers.rebuild import KINDS, rebuild_network, recognise_algorithm, recognise_kind
-from policy_distill.teachers.trusted import SB3_PACKAGES, algorithm_of, load_model
+from policy_distill.teachers.trusted import SB3_PACKAGES, algorithm_of, algorithm_of_module, load_model
 
 
 class Teacher(nn.Module):
@@ -130,7 +131,8 @@ class Teacher(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Plain facts about the agent: what it is, how it was trained, how it was read."""
-        modules = [module for name, module in self.network.named_modules() if not name.startswith("spread")]
+        rebuilt = not getattr(self.network, "reads_raw", False)
+        modules = [module for name, module in self.network.named_modules() if rebuilt and not name.startswith("spread")]
         linear = [module for module in modules if isinstance(module, nn.Linear)]
         activations = [type(module).__name__ for module in modules if type(module).__module__ == "torch.nn.modules.activation"]
         env = self.saved_env
@@ -172,7 +174,7 @@ class Teacher(nn.Module):
         try:
             archive = read_archive(files.zip_path)
             network, name = _rebuild(archive, files, algo, notes)
-        except RequestError as error:
+        except NotPlainError as error:
             if not trust:
                 raise
             return cls._load_trusted(files, archive, algo, (*notes, f"unpickled, because: {error}"))
@@ -194,6 +196,7 @@ class Teacher(nn.Module):
         spaces: dict[str, Any] = {}
         if archive is not None:
             spaces = {"observation_space": archive.observation_space, "action_space": archive.action_space}
+            name = name or algorithm_of_module(archive.policy_module)
             if name is None:
                 name = recognise_algorithm(recognise_kind(archive.state_dict, archive.path), archive.data, archive.policy_module)
         model = load_model(files.zip_path, name, spaces)
@@ -273,7 +276,7 @@ def check_observation_space(space: gym.Space, source: str) -> None:
 def _rebuild(archive: Archive, files: AgentFiles, algo: str | None, notes: list[str]) -> tuple[nn.Module, str]:
     """The archive's acting network and the algorithm's name."""
     if archive.policy_module is not None and not archive.policy_module.startswith(SB3_PACKAGES):
-        raise RequestError(
+        raise NotPlainError(
             f"{archive.path} uses the custom policy class of {archive.policy_module!r}, which weights alone do not describe; "
             "if you trust the file, load it with --trust, which runs its code"
         )
@@ -306,7 +309,7 @@ def _from_model(model: Any) -> tuple[nn.Module, str]:
         try:
             kind = recognise_kind(weights, source)
             return rebuild_network(weights, kind, model.observation_space, model.action_space, kwargs, source), name
-        except RequestError:
+        except NotPlainError:
             pass  # a features extractor or activation of the user's own: copied below
     try:
         return LivePolicy(policy, model.action_space), name

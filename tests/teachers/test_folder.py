@@ -132,9 +132,10 @@ def test_shipped_agents_have_names(tmp_path, monkeypatch):
     first = run_folder(tmp_path)
     second = first.rename(first.with_name("LunarLander-v2_10"))
     first = run_folder(tmp_path)
+    first = first.rename(first.with_name("LunarLander-v2_9"))
     assert shipped_agents() == ["ppo/LunarLander-v2"]
     assert find_agent("ppo/LunarLander-v2").zip_path.parent == second  # the newest run, by number
-    assert find_agent("ppo/LunarLander-v2_1").zip_path.parent == first
+    assert find_agent("ppo/LunarLander-v2_9").zip_path.parent == first
     for wrong in ("ppo/LunarLander", "pp/LunarLander-v2", "LunarLander-v2", "ppo/../ppo"):
         with pytest.raises(RequestError, match="shipped agents nearest to it: ppo/LunarLander-v2") as caught:
             find_agent(wrong)

@@ -62,6 +62,8 @@ def test_the_copy_of_a_live_policy_is_its_own():
     teacher = Teacher.from_sb3(model)
     before = teacher.act(OBSERVATIONS)
     assert model.policy.optimizer is not None
+    # Extractor 3 -> 2, hidden 7 and 5, 2 actions; neither the value network nor log_std acts.
+    assert teacher.params == (3 + 1) * 2 + (2 + 1) * 7 + (7 + 1) * 5 + (5 + 1) * 2
     assert all(parameter.requires_grad for parameter in model.policy.parameters())
     with torch.no_grad():
         for parameter in model.policy.parameters():

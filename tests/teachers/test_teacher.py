@@ -66,7 +66,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def case(name: str):
     algo, arguments = CASES[name]
-    copied = {key: dict(value) if isinstance(value, dict) else value for key, value in arguments.items()}
+    copied: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in arguments.items()}
     return build(algo, **copied)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from policy_distill.config import RequestError
 from policy_distill.teachers import Teacher
-from tests.teachers.conftest import build, rewrite
+from tests.teachers.conftest import build
 from tests.teachers.test_archive import edited
 
 
@@ -37,6 +38,28 @@ def test_a_custom_policy_needs_trust(save):
     assert "custom policy class" in teacher.notes[0]
 
 
+def test_an_agent_that_normalises_inside_needs_trust(save):
+    pytest.importorskip("sb3_contrib")
+    model = build("CrossQ")
+    path = save(model)
+    observations = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    with pytest.raises(RequestError, match=r"as CrossQ does.*--trust"):
+        Teacher.load(path)
+    teacher = Teacher.load(path, trust=True)
+    np.testing.assert_allclose(teacher.act(observations), model.predict(observations, deterministic=True)[0], atol=1e-6)
+    assert teacher.algo == "crossq"
+
+
+def test_bounds_that_cannot_be_read_need_trust(save):
+    wide = gym.spaces.Box(np.linspace(-2, -1, 1200, dtype=np.float32), np.linspace(1, 2, 1200, dtype=np.float32))
+    model = build("PPO", action_space=wide)
+    observations = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    with pytest.raises(RequestError, match=r"name it .--algo ppo"):
+        Teacher.load(save(model), trust=True)
+    teacher = Teacher.load(save(model), trust=True, algo="ppo")
+    np.testing.assert_allclose(teacher.act(observations), model.predict(observations, deterministic=True)[0], atol=1e-5)
+
+
 def test_trust_is_not_used_where_it_is_not_needed(save, monkeypatch):
     monkeypatch.setattr("policy_distill.teachers.teacher.load_model", lambda *_: pytest.fail("unpickled"))
     assert Teacher.load(save(build("PPO")), trust=True).notes == ()
@@ -49,5 +72,5 @@ def test_what_stable_baselines_cannot_load_is_refused_in_one_line(save, tmp_path
         Teacher.load(broken, trust=True)
     assert "\n" not in str(caught.value)
     with pytest.raises(RequestError, match="the algorithm is not told by the file"):
-        Teacher.load(rewrite(path, {"data": b"{}"}, tmp_path / "empty.zip"), trust=True)
+        Teacher.load(edited(path, tmp_path / "wide.zip", action_space=lambda entry: {**entry, "low": "...", "low_repr": None}), trust=True)
     assert "gym" not in sys.modules

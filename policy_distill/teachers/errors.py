@@ -1,0 +1,9 @@
+"""The one kind of refusal that trust can mend."""
+
+from __future__ import annotations
+
+from policy_distill.config import RequestError
+
+
+class NotPlainError(RequestError):
+    """The agent cannot be rebuilt from plain data; Stable-Baselines3 can load it, which runs code from the file."""

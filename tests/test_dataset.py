@@ -1,0 +1,149 @@
+"""The dataset: what was appended is what is drawn, and held-out episodes are never drawn."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policy_distill.actions import ActionTargets
+from policy_distill.dataset import Dataset, Transitions
+from tests.small_worlds import generator, labelled
+
+CPU = torch.device("cpu")
+
+
+def numbered(first: int, count: int, episode_length: int = 10) -> Transitions:
+    """Row i observes i, is told action i and logits (i, -i), and belongs to episode i // episode_length."""
+    rows = torch.arange(first, first + count)
+    logits = torch.stack([rows, -rows], dim=1).float()
+    return labelled(rows[:, None].float(), ActionTargets({"logits": logits}, rows), episodes=rows // episode_length)
+
+
+def test_rows_are_what_was_appended_in_order():
+    dataset = Dataset(100, holdout=0.1, device=CPU)
+    dataset.append(numbered(0, 30))
+    dataset.append(numbered(30, 50))
+    observations, targets = dataset.rows()
+    assert len(dataset) == 80
+    assert torch.equal(observations[:, 0], torch.arange(80.0))
+    assert torch.equal(targets.actions, torch.arange(80))
+    assert torch.equal(targets.parameters["logits"][:, 1], -torch.arange(80.0))
+
+
+def test_appending_copies():
+    transitions = numbered(0, 10)
+    dataset = Dataset(10, holdout=0.0, device=CPU)
+    dataset.append(transitions)
+    transitions.observations.zero_()
+    assert dataset.rows()[0].sum() == 45
+
+
+def test_a_drawn_observation_keeps_its_own_targets():
+    dataset = Dataset(1000, holdout=0.2, device=CPU)
+    dataset.append(numbered(0, 1000))
+    observations, targets = dataset.sample((3, 500), generator())
+    assert observations.shape == (3, 500, 1)
+    assert torch.equal(observations[..., 0], targets.actions.float())
+    assert torch.equal(observations[..., 0], targets.parameters["logits"][..., 0])
+
+
+def test_every_training_row_is_drawn_equally_often():
+    dataset = Dataset(100, holdout=0.2, device=CPU)
+    dataset.append(numbered(0, 100, episode_length=1))
+    _, targets = dataset.sample((40_000,), generator())
+    counts = torch.bincount(targets.actions, minlength=100)
+    drawn = counts[counts > 0].double()
+    assert len(drawn) == dataset.num_train
+    # binomial: a standard deviation of sqrt(n p (1 - p)) = 22 around 500; the largest of 80 stays within five
+    assert (drawn - 40_000 / len(drawn)).abs().max() < 5 * 23
+
+
+@given(st.floats(0.02, 0.5), st.integers(1, 7))
+def test_held_out_and_training_rows_part_the_episodes(holdout, parts):
+    dataset = Dataset(700, holdout=holdout, device=CPU)
+    for part in range(parts):
+        dataset.append(numbered(100 * part, 100))
+    assert dataset.num_train + dataset.num_held_out == len(dataset)
+    held_out = dataset.held_out(10_000)
+    held = set() if held_out is None else set((held_out[1].actions // 10).tolist())
+    _, targets = dataset.sample((5000,), generator())
+    trained = set((targets.actions // 10).tolist())
+    assert not held & trained
+    assert dataset.num_held_out == 10 * len(held)
+
+
+@pytest.mark.parametrize("holdout", [0.01, 0.05, 0.1, 0.25, 0.3, 0.4, 0.45, 0.5])
+@pytest.mark.parametrize("num_envs", [1, 5, 8, 16])
+def test_the_share_held_out_is_the_one_asked_for(holdout, num_envs):
+    dataset = Dataset(4000, holdout=holdout, device=CPU)
+    dataset.append(numbered(0, 4000, episode_length=1))
+    assert dataset.num_held_out / len(dataset) == pytest.approx(holdout, abs=0.002)
+    # and the episodes of one environment, every num_envs-th, are no exception
+    single = Dataset(500, holdout=holdout, device=CPU)
+    rows = numbered(0, 500, episode_length=1)
+    single.append(labelled(rows.observations, rows.targets, episodes=torch.arange(500) * num_envs))
+    assert single.num_held_out / len(single) == pytest.approx(holdout, abs=0.02)
+
+
+def test_the_first_episode_is_always_trained_on():
+    dataset = Dataset(10, holdout=0.5, device=CPU)
+    dataset.append(numbered(0, 10))
+    assert (dataset.num_train, dataset.num_held_out) == (10, 0)
+    assert dataset.held_out(5) is None
+
+
+def test_an_episode_stays_on_its_side_when_it_goes_on_in_the_next_append():
+    whole, pieces = Dataset(400, holdout=0.3, device=CPU), Dataset(400, holdout=0.3, device=CPU)
+    whole.append(numbered(0, 400))
+    for first in range(0, 400, 16):
+        pieces.append(numbered(first, 16))
+    one, other = whole.held_out(1000), pieces.held_out(1000)
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one[0], other[0])
+
+
+def test_nothing_is_held_out_unless_asked_for():
+    dataset = Dataset(100, holdout=0.0, device=CPU)
+    dataset.append(numbered(0, 100, episode_length=1))
+    assert dataset.num_held_out == 0
+    assert dataset.held_out(10) is None
+
+
+def test_held_out_rows_are_spread_over_all_and_limited():
+    dataset = Dataset(1000, holdout=0.5, device=CPU)
+    dataset.append(numbered(0, 1000, episode_length=1))
+    picked = dataset.held_out(10)
+    assert picked is not None
+    assert len(picked[0]) == 10
+    assert picked[1].actions.unique().numel() == 10
+    assert picked[1].actions.min() < 50
+    assert picked[1].actions.max() > 950
+
+
+def test_the_same_generator_draws_the_same_batch():
+    dataset = Dataset(100, holdout=0.1, device=CPU)
+    dataset.append(numbered(0, 100))
+    first, again, other = (dataset.sample((4, 8), generator(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_more_than_fits_is_refused_and_nothing_is_kept():
+    dataset = Dataset(15, holdout=0.0, device=CPU)
+    dataset.append(numbered(0, 10))
+    with pytest.raises(ValueError, match="6 transitions do not fit: 10 of 15 rows are taken"):
+        dataset.append(numbered(10, 6))
+    assert len(dataset) == 10
+
+
+def test_observations_of_any_type_and_shape_are_kept_as_they_are():
+    space = gym.spaces.Box(0, 255, (2, 3), "uint8")
+    observations = torch.as_tensor(space.sample())[None].repeat(4, 1, 1)
+    dataset = Dataset(4, holdout=0.0, device=CPU)
+    dataset.append(labelled(observations, ActionTargets({}, torch.zeros(4, 1))))
+    assert dataset.rows()[0].dtype == torch.uint8
+    assert torch.equal(dataset.rows()[0], observations)
