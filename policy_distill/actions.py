@@ -10,6 +10,7 @@ bounds keeps its own units). ``Box`` does the mapping.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -52,6 +53,7 @@ class Box:
     def dim(self) -> int:
         return len(self.low)
 
+    @functools.cache  # noqa: B019  (frozen, hashable and few)
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(scale, offset)``, each ``[dim]``, with ``environment = box * scale + offset``; 1 and 0 where a bound is infinite."""
         low, high = np.asarray(self.low), np.asarray(self.high)

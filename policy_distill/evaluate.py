@@ -9,7 +9,7 @@ from typing import Protocol
 import gymnasium as gym
 import numpy as np
 
-from policy_distill.environments import EnvironmentSpec, make
+from policy_distill.environments import EnvironmentSpec, make, resolve
 
 BATCH = 16
 """Observations go through a policy in batches of exactly this many rows (filled up with copies): matrix kernels round differently for
@@ -56,7 +56,7 @@ class Episodes:
 
 def evaluate(
     policy: Policy | None,
-    spec: EnvironmentSpec,
+    spec: EnvironmentSpec | str,
     seeds: Sequence[int],
     *,
     num_envs: int = BATCH,
@@ -70,13 +70,14 @@ def evaluate(
 
     Args:
         policy: acts deterministically; None acts uniformly at random, drawing from the environment's action space.
-        spec: the environment.
+        spec: the environment; a Gymnasium id or an entry of envs/ will do.
         seeds: one for each episode.
         num_envs: episodes run side by side.
         reference: a second policy that is asked about the same states, for ``agreement``: equal actions in a discrete space, every
             component within 5 % of its range in a continuous one.
         envs: made from ``spec`` before, to be used again; a list that is too short is filled up.
     """
+    spec = resolve(spec) if isinstance(spec, str) else spec
     envs = [] if envs is None else envs
     count = min(num_envs, len(seeds))
     envs.extend(make(spec) for _ in range(count - len(envs)))

@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 
 class Display:
@@ -20,7 +20,7 @@ class Display:
         self.quiet = quiet
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
-        self._task = None
+        self._task: TaskID | None = None
 
     def note(self, message: str) -> None:
         """Say one line."""

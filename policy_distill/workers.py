@@ -109,6 +109,7 @@ class _Shard:
         self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed)
 
     def collect(self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int) -> Transitions:
+        assert self._teacher is not None, "there is no teacher that could label"
         if self._collector is None:
             self._collector = self._make_collector()
         return self._collector.collect(num_steps, self._teacher, student, teacher_action_prob, round_index=round_index)

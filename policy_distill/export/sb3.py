@@ -35,7 +35,7 @@ def to_ppo(student: Student) -> PPO:
         device="cpu",
     )
     weights, biases = fold(student)
-    policy = model.policy
+    policy: Any = model.policy
     layers = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)] + [policy.action_net]
     with torch.no_grad():
         for layer, weight, bias in zip(layers, weights, biases, strict=True):

@@ -69,8 +69,6 @@ class TrainTeacherConfig:
     """Working files: TensorBoard's log and the best policy so far. Left out: runs/train_teacher/ALGO-ENV-SEED."""
     tensorboard: bool = True
     """Write TensorBoard's log."""
-    progress: bool = True
-    """Show a progress bar where the output is a terminal."""
 
     def __post_init__(self) -> None:
         if self.algo not in ALGORITHMS:
@@ -111,12 +109,15 @@ class TrainedTeacher:
     """Environment steps of the whole training; the policy that is kept may be an earlier one."""
 
 
-def train_teacher(config: TrainTeacherConfig, note: Callable[[str], object] = lambda line: None) -> TrainedTeacher:
+def train_teacher(
+    config: TrainTeacherConfig, note: Callable[[str], object] = lambda line: None, *, progress: bool | None = None
+) -> TrainedTeacher:
     """Train an agent, keep its best policy, measure it on fresh seeds and write its folder with a card.
 
     Args:
         config: what to train.
         note: is called with a line for each figure of the periodic evaluation.
+        progress: show a progress bar; None: where the output is a terminal.
 
     Raises:
         RequestError: in one line, if the environment, the algorithm or a hyper-parameter cannot be used.
@@ -124,7 +125,7 @@ def train_teacher(config: TrainTeacherConfig, note: Callable[[str], object] = la
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on networks of this size more threads only wait for each other
     try:
-        return _train(config, note)
+        return _train(config, note, sys.stderr.isatty() if progress is None else progress)
     finally:
         torch.set_num_threads(threads)
 
@@ -165,7 +166,7 @@ def evaluate_model(model: Any, spec: EnvironmentSpec, seeds: Sequence[int], stat
     return returns
 
 
-def _train(config: TrainTeacherConfig, note: Callable[[str], object]) -> TrainedTeacher:
+def _train(config: TrainTeacherConfig, note: Callable[[str], object], progress: bool) -> TrainedTeacher:
     from stable_baselines3.common.vec_env import VecNormalize
 
     spec = environments.resolve(config.env)
@@ -188,8 +189,7 @@ def _train(config: TrainTeacherConfig, note: Callable[[str], object]) -> Trained
     except (TypeError, ValueError, AssertionError) as error:
         raise RequestError(f"{config.algo} cannot be trained on {name} with this recipe: {' '.join(str(error).split())}") from error
     keep_best = _keep_best(config, spec, run_folder, int(recipe["n_timesteps"]), note)
-    bar = config.progress and sys.stderr.isatty()
-    model.learn(int(recipe["n_timesteps"]), callback=keep_best, progress_bar=bar, tb_log_name="run")
+    model.learn(int(recipe["n_timesteps"]), callback=keep_best, progress_bar=progress, tb_log_name="run")
     vec_env.close()
 
     off_policy = "buffer_size" in inspect.signature(algorithm.__init__).parameters
