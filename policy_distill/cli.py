@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 from rich.table import Table
 
-from policy_distill.config import DistillConfig, RequestError
+from policy_distill.config import DistillConfig, EvaluateConfig, RequestError
 from policy_distill.progress import Display
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -77,8 +77,8 @@ def evaluate_policy(arguments: Sequence[str]) -> int:
     parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    if options.episodes < 2:
-        raise RequestError(f"--episodes is {options.episodes}; it must be >= 2")
+    protocol = EvaluateConfig(episodes=options.episodes, num_envs=options.num_envs, confidence=options.confidence)
+    DistillConfig(workers=options.workers, evaluate=protocol)  # checks them
     from policy_distill.measure import measure
 
     report = measure(
@@ -108,6 +108,8 @@ def check_teacher(arguments: Sequence[str]) -> int:
     _add_zoo_folder(parser)
     parser.add_display_arguments()
     options = parser.parse(arguments)
+    if options.episodes:
+        DistillConfig(workers=options.workers, evaluate=EvaluateConfig(episodes=options.episodes))  # checks them
     from policy_distill import check
     from policy_distill.environments import check_matches, make
     from policy_distill.job import environment_for, one_torch_thread
@@ -124,7 +126,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
         for notice in notices:
             Display(quiet=options.json).note(f"note: {notice}")
         with one_torch_thread():
-            found = check.check_teacher(teacher, spec, episodes=max(options.episodes, 2), workers=options.workers)
+            found = check.check_teacher(teacher, spec, episodes=options.episodes, workers=options.workers)
         returns = found.episodes.returns
         rows += [
             ("environment here", spec.id),
@@ -212,7 +214,7 @@ class _Parser(ArgumentParser):
     """jsonargparse, with errors of one line."""
 
     def __init__(self, command: str, description: str | None) -> None:
-        super().__init__(prog=f"policy-distill {command}", description=description, exit_on_error=False)
+        super().__init__(prog=f"policy-distill {command}", description=description, exit_on_error=False, allow_abbrev=False)
         self.add_argument("--config", action="config", help="YAML file with any of the options below")
 
     def add_display_arguments(self) -> None:
@@ -238,7 +240,7 @@ class _Parser(ArgumentParser):
 
     def config(self, options: Namespace, kind: type[Any]) -> Any:
         """Build the dataclass whose fields are among the options."""
-        built = self.instantiate_classes(options)
+        built = self.instantiate(options)
         return kind(**{field.name: built[field.name] for field in dataclasses.fields(kind) if field.name in built})
 
     def _explain(self, message: str) -> str:

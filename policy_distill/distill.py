@@ -106,6 +106,7 @@ def _run(job: Job, display: Display) -> DistillResult:
         rounds: list[Round] = []
         teacher_parts: list[Episodes] = []
         random_parts: list[Episodes] = []
+        evaluation_steps = 0
 
         for index in range(config.collect.rounds):
             display.stage(f"round {index + 1}")
@@ -116,10 +117,10 @@ def _run(job: Job, display: Display) -> DistillResult:
             # While this process trains, the workers measure: the last round's student, and a share of what teacher and random policy
             # earn on the final seeds, which does not depend on the student.
             measured = (students[-1],) if students else ("teacher", "random")
-            waiting = [measure(policy, validation_seeds) for policy in measured]
-            waiting += [
-                measure(policy, share) for policy in ("teacher", "random") if (share := final_seeds[index :: config.collect.rounds])
-            ]
+            share = final_seeds[index :: config.collect.rounds]
+            with watch.measure("evaluate"):
+                waiting = [measure(policy, validation_seeds) for policy in measured]
+                waiting += [measure(policy, share) for policy in ("teacher", "random") if share]
             with watch.measure("train"):
                 trainer = trainer or _new_trainer(job, dataset)
                 losses = trainer.run(dataset, _share(config.train.gradient_steps, config.collect.rounds, index))
@@ -128,6 +129,7 @@ def _run(job: Job, display: Display) -> DistillResult:
                 held_out = trainer.validate(dataset, students[-1])
             with watch.measure("evaluate"):
                 answers = [answer() for answer in waiting]
+            evaluation_steps += sum(episodes.env_steps for episodes in answers)
             validations, finals = answers[: len(measured)], answers[len(measured) :]
             teacher_parts += finals[:1]
             random_parts += finals[1:]
@@ -137,21 +139,23 @@ def _run(job: Job, display: Display) -> DistillResult:
             else:
                 rounds[-1] = rounds[-1].validated(validations[0].returns, *reference)
                 display.advance(rounds[-1].figures())
-                track_validation(tracker, rounds[-1])
+                track_validation(tracker, rounds[-1], *reference)
             rounds.append(Round(index, len(dataset), trainer.gradient_steps, probability, losses, held_out))
             track_round(tracker, rounds[-1], transitions, trainer.learning_rate, watch.seconds)
 
         display.stage("measuring the student")
         with watch.measure("evaluate"):
-            rounds[-1] = rounds[-1].validated(measure(students[-1], validation_seeds)().returns, *reference)
+            validation = measure(students[-1], validation_seeds)()
+            rounds[-1] = rounds[-1].validated(validation.returns, *reference)
             display.advance(rounds[-1].figures())
-            track_validation(tracker, rounds[-1])
+            track_validation(tracker, rounds[-1], *reference)
             chosen = choose_round(rounds)
             student = students[chosen]
             student_episodes = measure(student, final_seeds, with_agreement=True)()
         teacher_episodes, random_episodes = merge(teacher_parts), merge(random_parts)
         kept = retention(student_episodes.returns, teacher_episodes.returns, random_episodes.returns, confidence=config.evaluate.confidence)
         summary = summarize(job, rounds, chosen, kept, student_episodes, teacher_episodes, random_episodes, watch.read())
+        summary["evaluation_env_steps"] = evaluation_steps + validation.env_steps + student_episodes.env_steps
         track_final(tracker, summary)
 
     student.save(job.folder / "student", extra={"environment": job.spec.to_dict(), "teacher": summary["teacher"]})

@@ -39,11 +39,16 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("time", f"{seconds['total']:.0f} s ({stages})")]
 
 
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """``summary_rows`` as a Markdown table."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in summary_rows(summary))])
+
+
 def write_report(path: str | Path, summary: Mapping[str, Any]) -> Path:
     """Write the report of one run."""
     lines = [f"# {summary['teacher']['algo']} on {summary['env']}, distilled", ""]
     lines += [f"> {notice}" for notice in summary["notices"]]
-    lines += ["", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in summary_rows(summary)), ""]
+    lines += ["", summary_table(summary), ""]
     lines += [
         "Retention is `(student - random) / (teacher - random)` of the mean returns, all three measured on the same seeds, none of which",
         "was used to train or to choose. The interval is a paired bootstrap over episodes. Compression is quoted against the teacher's",

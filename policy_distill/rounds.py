@@ -13,6 +13,7 @@ import numpy as np
 from policy_distill.dataset import Transitions
 from policy_distill.evaluate import Episodes
 from policy_distill.job import Job
+from policy_distill.report import summary_table
 from policy_distill.statistics import Retention
 from policy_distill.tracking import Tracker
 
@@ -70,8 +71,8 @@ def choose_round(rounds: list[Round]) -> int:
 def track_round(tracker: Tracker, record: Round, transitions: Transitions, learning_rate: float, seconds: Mapping[str, float]) -> None:
     """Write what is known when a round's training ends."""
     steps = record.env_steps
-    shares = {"teacher_action_prob": record.teacher_action_prob, "teacher_action_share": float(transitions.by_teacher.float().mean())}
-    tracker.scalars("collect", {"env_steps": steps, "reward_mean": float(transitions.rewards.mean()), **shares}, steps)
+    collect = {"reward_mean": float(transitions.rewards.mean()), "teacher_action_prob": record.teacher_action_prob}
+    tracker.scalars("collect", collect, steps)
     held_out = {f"held_out_{name}": value for name, value in record.held_out.items()}
     tracker.scalars("train", {**record.train, **held_out, "learning_rate": learning_rate, "gradient_steps": record.gradient_steps}, steps)
     rates = {
@@ -81,25 +82,23 @@ def track_round(tracker: Tracker, record: Round, transitions: Transitions, learn
     tracker.scalars("time", {**{f"{stage}_seconds": value for stage, value in seconds.items()}, **rates}, steps)
 
 
-def track_validation(tracker: Tracker, record: Round) -> None:
-    """Write how a round's student did on the validation seeds."""
-    values = {"validation_return_mean": record.validation_return_mean, "validation_retention": record.validation_retention}
+def track_validation(tracker: Tracker, record: Round, teacher_mean: float, random_mean: float) -> None:
+    """Write how a round's student did on the validation seeds, beside the two lines it moves between."""
+    values = {
+        "validation_return_mean": record.validation_return_mean,
+        "validation_retention": record.validation_retention,
+        "validation_return_mean_teacher": teacher_mean,
+        "validation_return_mean_random": random_mean,
+    }
     tracker.scalars("eval", values, record.env_steps)
 
 
 def track_final(tracker: Tracker, summary: Mapping[str, Any]) -> None:
-    """Write the final figures."""
-    final = {
-        "return_mean": summary["student"]["return_mean"],
-        "teacher_return_mean": summary["teacher"]["return_mean"],
-        "random_return_mean": summary["random"]["return_mean"],
-        "retention": summary["retention"]["estimate"],
-        "retention_low": summary["retention"]["low"],
-        "retention_high": summary["retention"]["high"],
-        "agreement": summary["agreement"],
-        "compression": summary["compression"],
-    }
-    tracker.scalars("eval", {name: value for name, value in final.items() if value is not None}, summary["env_steps"])
+    """Write the final figures, and the closing table as a text."""
+    kept = summary["retention"]
+    final = {"retention": kept["estimate"], "retention_low": kept["low"], "retention_high": kept["high"], "agreement": summary["agreement"]}
+    tracker.scalars("final", {name: value for name, value in final.items() if value is not None}, summary["env_steps"])
+    tracker.text("result", summary_table(summary))
 
 
 def summarize(

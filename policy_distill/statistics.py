@@ -62,7 +62,8 @@ def retention(
     if np.percentile(gaps, tail) <= 0:
         return Retention(float("nan"), float("nan"), float("nan"), confidence, episodes)
     mean_student, mean_teacher, mean_random = rows.mean(axis=1)
-    low, high = np.percentile((student_means - random_means) / gaps, [tail, 100 - tail])
+    above = gaps > 0  # the few samples whose teacher is not above the random policy have no retention
+    low, high = np.percentile((student_means - random_means)[above] / gaps[above], [tail, 100 - tail])
     return Retention(float((mean_student - mean_random) / (mean_teacher - mean_random)), float(low), float(high), confidence, episodes)
 
 

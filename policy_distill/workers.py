@@ -85,7 +85,15 @@ class Rollouts:
         asked = [worker for worker, _ in zip(self._workers, arguments, strict=False)]
         for worker, arguments_of in zip(asked, arguments, strict=True):
             worker.send(method, arguments_of)
-        return lambda: [worker.receive() for worker in asked]
+
+        def answers() -> list[Any]:
+            received = [worker.receive() for worker in asked]  # all of them, so that none is taken for the answer to a later question
+            for failed, answer in received:
+                if failed:
+                    raise RuntimeError(f"a worker process failed:\n{answer}")
+            return [answer for _, answer in received]
+
+        return answers
 
 
 def available_cores() -> int:
@@ -134,14 +142,13 @@ class _Worker:
     def send(self, method: str, arguments: tuple[Any, ...]) -> None:
         self._connection.send_bytes(pickle.dumps((method, arguments)))
 
-    def receive(self) -> Any:
+    def receive(self) -> tuple[bool, Any]:
+        """Return whether the call failed, and its result or traceback."""
         try:
-            failed, answer = pickle.loads(self._connection.recv_bytes())
+            answer: tuple[bool, Any] = pickle.loads(self._connection.recv_bytes())
         except EOFError:
             self._process.join(1)
             raise RuntimeError(f"a worker process died (exit code {self._process.exitcode}); was the memory enough?") from None
-        if failed:
-            raise RuntimeError(f"a worker process failed:\n{answer}")
         return answer
 
     def close(self) -> None:

@@ -80,7 +80,7 @@ class FrameStack(gym.ObservationWrapper):
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
         self._frames = np.append(self._frames[len(observation) :], observation)
-        return self._frames.copy()
+        return self._frames
 
 
 def _vector_space(env: gym.Env, wrapper: str) -> gym.spaces.Box:

@@ -115,7 +115,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def random_student(observation_space: gym.Space, action_space: gym.Space, *, hidden_sizes: tuple[int, ...] = (8, 8), seed: int = 0,
                    activation: str = "relu") -> Student:  # fmt: skip
-    """A student with weights large enough to take every action and a normaliser that is not trivial."""
+    """A student that takes different actions in different states and whose normaliser is not trivial."""
     student = Student(Architecture(observation_space, action_space, hidden_sizes, activation))
     draws = generator(seed)
     with torch.no_grad():
@@ -124,6 +124,23 @@ def random_student(observation_space: gym.Space, action_space: gym.Space, *, hid
         student.mean.copy_(torch.randn(student.mean.shape, generator=draws))
         student.scale.copy_(0.5 + torch.rand(student.scale.shape, generator=draws))
         student.log_std.copy_(-torch.rand(student.log_std.shape, generator=draws))
+        outputs, last = student(torch.as_tensor(random_observations(observation_space, 64))), student.linears[-1]
+        last.bias.sub_(outputs.mean(0)).div_(outputs.std(0))
+        last.weight.div_(outputs.std(0)[:, None])
+    return student.eval().requires_grad_(False)
+
+
+def walk_expert() -> Student:
+    """A network of 32 x 32 units that walks to the target, worked out by hand: most of its weights are zero."""
+    student = Student(Architecture(Walk.observation_space, gym.spaces.Discrete(3), (32, 32)))
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+        first, second, last = student.linears
+        first.weight[:2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])  # how far to the left the target is, how far to the right
+        second.weight[:2, :2] = torch.eye(2)
+        last.weight[0, 0] = last.weight[2, 1] = 5.0
+        last.bias.fill_(0.0)[1] = 2.0
     return student.eval().requires_grad_(False)
 
 
@@ -144,10 +161,11 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
     """Observations and a teacher's word on them, of any family that is not deterministic."""
     draws = generator(seed)
     family = family_of(action_space)
-    output = 2 * torch.randn(count, family.width, generator=draws)
+    observations = torch.randn(count, inputs, generator=draws)
+    output = 2 * observations @ torch.randn(inputs, family.width, generator=draws)
     parameters = {"mean": output, "log_std": -torch.rand(output.shape, generator=draws)} if hasattr(family, "box") else {"logits": output}
     actions = family.mode(parameters)  # type: ignore[union-attr]
-    return labelled(torch.randn(count, inputs, generator=draws), ActionTargets(parameters, actions))
+    return labelled(observations, ActionTargets(parameters, actions))
 
 
 for _name, _limit in (("Walk", WALK_LIMIT), ("Bandit", None), ("Push", None)):

@@ -183,9 +183,9 @@ def test_each_space_has_its_family(space, family):
 @pytest.mark.parametrize(
     "space",
     [
-        gym.spaces.MultiDiscrete([[2, 2], [3, 3]]),
+        gym.spaces.MultiDiscrete(np.array([[2, 2], [3, 3]])),
         gym.spaces.MultiDiscrete([2, 2], start=[1, 0]),
-        gym.spaces.MultiBinary([2, 2]),
+        gym.spaces.MultiBinary(np.array([2, 2])),
         gym.spaces.Dict({"a": gym.spaces.Discrete(2)}),
         gym.spaces.Tuple([gym.spaces.Discrete(2)]),
     ],

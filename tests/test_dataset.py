@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -141,7 +142,7 @@ def test_more_than_fits_is_refused_and_nothing_is_kept():
 
 
 def test_observations_of_any_type_and_shape_are_kept_as_they_are():
-    space = gym.spaces.Box(0, 255, (2, 3), "uint8")
+    space = gym.spaces.Box(0, 255, (2, 3), np.uint8)
     observations = torch.as_tensor(space.sample())[None].repeat(4, 1, 1)
     dataset = Dataset(4, holdout=0.0, device=CPU)
     dataset.append(labelled(observations, ActionTargets({}, torch.zeros(4, 1))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from policy_distill.losses import (
 from tests.small_worlds import generator
 
 INF = math.inf
-WORST = {"rtol": 1e-6, "atol": 1e-9}
+WORST: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
 
 
 def matrices(columns: int = 3, low: float = -8, high: float = 8) -> st.SearchStrategy[np.ndarray]:

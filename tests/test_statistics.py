@@ -103,12 +103,22 @@ def test_there_is_no_retention_where_the_teacher_is_no_better_than_chance(studen
     assert all(math.isnan(value) for value in (kept.estimate, kept.low, kept.high))
 
 
+def test_an_interval_is_finite_although_some_samples_have_no_gap():
+    """One sample in 729 draws the two last episodes alone, in which teacher and random policy earn the same."""
+    teacher, random = np.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0]), np.zeros(6)
+    kept = retention(teacher, teacher, random)
+    assert kept.estimate == 1.0
+    assert (kept.low, kept.high) == (1.0, 1.0)
+
+
 def test_a_teacher_that_is_the_random_policy_is_refused():
     same = np.arange(10.0)
     assert not retention(same + 1, same, same).defined
 
 
-@pytest.mark.parametrize("shapes", [((3,), (4,), (3,)), ((3,), (3,), (4,)), ((1,), (1,), (1,)), ((2, 2), (2, 2), (2, 2)), ((0,), (0,), (0,))])
+@pytest.mark.parametrize(
+    "shapes", [((3,), (4,), (3,)), ((3,), (3,), (4,)), ((1,), (1,), (1,)), ((2, 2), (2, 2), (2, 2)), ((0,), (0,), (0,))]
+)
 def test_arrays_that_do_not_pair_are_refused(shapes):
     with pytest.raises(ValueError, match="need three arrays of the same E >= 2 returns"):
         retention(*(np.zeros(shape) for shape in shapes))

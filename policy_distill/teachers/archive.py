@@ -113,6 +113,9 @@ def _read_members(file: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     """Read the few members that describe the policy; the sizes are checked before anything is unpacked."""
     sizes = {info.filename: info.file_size for info in file.infolist()}
     missing = [name for name in ("data", "policy.pth") if name not in sizes]
+    if missing and min((info.header_offset for info in file.infolist()), default=0) > 0:
+        # The end was cut off, and what was found is the zip inside the zip: the weights' own.
+        raise RequestError(f"{path} is a truncated zip; copy or download it again")
     if missing:
         raise RequestError(f"{path} is a zip but no Stable-Baselines3 agent: it holds no {missing[0]!r}; name a file saved by agent.save()")
     limits = {"data": MAX_DATA_BYTES, "policy.pth": MAX_WEIGHT_BYTES, "_stable_baselines3_version": 1 << 16, "system_info.txt": 1 << 16}

@@ -173,7 +173,8 @@ def _train(config: TrainTeacherConfig, note: Callable[[str], object], progress: 
     name = (config.env if config.env in environments.entries() else spec.id).replace("/", "-").replace(":", "-")
     algorithm = _algorithm(config.algo)
     given = {"n_envs": config.n_envs, "n_timesteps": config.n_timesteps}
-    recipe = {**read_recipe(config.algo, name), **config.hyperparams, **{key: value for key, value in given.items() if value is not None}}
+    recipe = {"policy": "MlpPolicy", **read_recipe(config.algo, name), **config.hyperparams}
+    recipe.update({key: value for key, value in given.items() if value is not None})
     _check_recipe(config.algo, name, algorithm, recipe)
     run_folder = Path(config.run_folder or f"runs/train_teacher/{config.algo}-{name}-{config.seed}")
     run_folder.mkdir(parents=True, exist_ok=True)
@@ -194,6 +195,8 @@ def _train(config: TrainTeacherConfig, note: Callable[[str], object], progress: 
 
     off_policy = "buffer_size" in inspect.signature(algorithm.__init__).parameters
     best = algorithm.load(run_folder / "best.zip", device=config.device, **({"buffer_size": 1} if off_policy else {}))
+    if off_policy:
+        best.buffer_size = model.buffer_size
     statistics = VecNormalize.load(str(run_folder / "best.pkl"), _vector_environment(spec, 1)) if normalize else None
     returns = evaluate_model(best, spec, range(FINAL_SEED, FINAL_SEED + config.eval_episodes), statistics)
     folder = next_folder(Path(config.output) / config.algo, name)

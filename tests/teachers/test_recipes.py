@@ -51,7 +51,7 @@ def test_the_folder_is_laid_out_as_in_the_zoo(trained):
     assert files == ["CartPole-v1.zip", "CartPole-v1/args.yml", "CartPole-v1/config.yml", "README.md", "card.json"]
     settings = yaml.safe_load((agent.path / "CartPole-v1" / "config.yml").read_text())
     assert {key: settings[key] for key in SMALL} == SMALL
-    assert settings["n_timesteps"] == 200
+    assert (settings["n_timesteps"], settings["policy"]) == (200, "MlpPolicy")
     assert settings["gae_lambda"] == read_recipe("ppo", "CartPole-v1")["gae_lambda"]
     assert settings["learning_rate"] == "lin_0.001"
     arguments = yaml.safe_load((agent.path / "CartPole-v1" / "args.yml").read_text())
@@ -181,17 +181,41 @@ def test_other_algorithms_train_from_their_recipes(tmp_path, monkeypatch, algo, 
     changes: dict[str, Any] = {"algo": algo, "env": env, "hyperparams": hyperparams, "n_envs": 1, "n_timesteps": 60}
     agent = train_teacher(config(tmp_path, eval_freq=60, **{**changes, "eval_episodes": 2, "validation_episodes": 1}))
     assert Teacher.load(agent.path).algo == algo
+    # Whoever trains it further shall have the recipe's buffer, not the small one that it was loaded with.
+    data = read_archive(agent.path / f"{env}.zip").data
+    assert data.get("buffer_size") == read_recipe(algo, env).get("buffer_size", 1_000_000 if "buffer_size" in data else None)
 
 
-def test_one_seed_an_episode_whatever_the_number(trained):
-    """The returns of the first seeds do not depend on how many follow."""
-    from stable_baselines3 import PPO
+class Follower:
+    """Pushes to where the pole leans, and remembers what it saw; as statistics it makes everything zero."""
 
-    model = PPO.load(trained[1].path / "CartPole-v1.zip", device="cpu")
+    def __init__(self):
+        self.seen: list[np.ndarray] = []
+
+    def predict(self, observations, deterministic):
+        assert deterministic
+        self.seen.append(observations)
+        return (observations[:, 2] > 0).astype(int), None
+
+    def normalize_obs(self, observations):
+        return 0 * observations
+
+
+def test_one_seed_an_episode_whatever_the_number():
+    """An episode's return depends on its seed alone, not on how many run beside it or went before."""
     spec = EnvironmentSpec("CartPole-v1")
-    many = evaluate_model(model, spec, range(40))
-    np.testing.assert_array_equal(many[:3], evaluate_model(model, spec, range(3)))
-    np.testing.assert_array_equal(many[[7]], evaluate_model(model, spec, [7]))
+    many = evaluate_model(Follower(), spec, range(40))
+    np.testing.assert_array_equal(many[20:], evaluate_model(Follower(), spec, range(20, 40)))
+    np.testing.assert_array_equal(many[[7, 33]], evaluate_model(Follower(), spec, [7, 33]))
+    assert len(set(many.tolist())) > 5
+
+
+def test_the_model_sees_observations_as_in_training():
+    model = Follower()
+    evaluate_model(model, EnvironmentSpec("CartPole-v1"), range(3), model)
+    assert not any(observations.any() for observations in model.seen)
+    evaluate_model(model, EnvironmentSpec("CartPole-v1"), range(3))
+    assert all(observations.any() for observations in model.seen[-5:])
 
 
 @pytest.mark.parametrize("algo", sorted(set(ALGORITHMS) - {"ars"}))

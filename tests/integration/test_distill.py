@@ -1,0 +1,361 @@
+"""Whole runs, tiny ones: what they leave behind, what they do not touch, and that they can be repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from stable_baselines3 import PPO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from policy_distill.config import (
+    CollectConfig,
+    DistillConfig,
+    EvaluateConfig,
+    LossConfig,
+    RequestError,
+    StudentConfig,
+    TrainConfig,
+)
+from policy_distill.dataset import Dataset
+from policy_distill.distill import DistillResult, distill
+from policy_distill.evaluate import evaluate, evaluation_seeds
+from policy_distill.export.sb3 import save_ppo
+from policy_distill.students import Student
+from policy_distill.teachers import Teacher
+from policy_distill.train import Trainer
+from tests.small_worlds import (
+    BANDIT,
+    PUSH,
+    WALK,
+    Push,
+    bandit_teacher,
+    push_teacher,
+    random_observations,
+    walk_expert,
+    walk_teacher,
+)
+
+GRADIENT_STEPS, ENV_STEPS = 602, 1202
+CONTRACT = {
+    "version": str,
+    "seed": int,
+    "device": str,
+    "env": str,
+    "teacher": {"path": object, "algo": str, "params": int, "return_mean": float, "return_std": float},
+    "student": {"hidden_sizes": list, "params": int, "return_mean": float, "return_std": float},
+    "random": {"return_mean": float},
+    "compression": float,
+    "retention": {"estimate": float, "low": float, "high": float, "confidence": float, "episodes": int},
+    "agreement": float,
+    "env_steps": int,
+    "gradient_steps": int,
+    "rounds": list,
+    "self_distillation": list,
+    "seconds": {"collect": float, "train": float, "evaluate": float, "total": float},
+}
+
+
+def tiny(output: Path, env: str = WALK.id, **changes: Any) -> DistillConfig:
+    config = DistillConfig(
+        env=env,
+        output=str(output),
+        device="cpu",
+        workers=0,
+        student=StudentConfig(hidden_sizes=(16, 16)),
+        collect=CollectConfig(env_steps=ENV_STEPS, rounds=4, num_envs=4),
+        train=TrainConfig(gradient_steps=GRADIENT_STEPS, batch_size=64, learning_rate=0.01, average_decay=0.98),
+        evaluate=EvaluateConfig(episodes=30, validation_episodes=8),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "student" / "student.safetensors")
+
+
+def assert_same_student(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.fixture(scope="module")
+def expert_zip(tmp_path_factory) -> Path:
+    """A Stable-Baselines3 zip that walks to the target."""
+    return save_ppo(walk_expert(), tmp_path_factory.mktemp("agents") / "ppo.zip")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, expert_zip) -> DistillResult:
+    return distill(tiny(tmp_path_factory.mktemp("runs") / "walk", teacher=str(expert_zip)))
+
+
+# What is left behind.
+
+
+def test_the_folder_holds_what_was_promised(run):
+    names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
+    assert {"config.yaml", "result.json", "report.md", "student.zip", "student/student.json", "student/student.safetensors"} <= names
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert not [name for name in names if Path(name).name.startswith(".")]
+
+
+def test_the_result_keeps_its_contract(run):
+    result = json.loads((run.folder / "result.json").read_text(), parse_constant=pytest.fail)
+
+    def check(found: dict[str, Any], promised: dict[str, Any], where: str) -> None:
+        for key, kind in promised.items():
+            assert key in found, where + key
+            if isinstance(kind, dict):
+                check(found[key], kind, f"{where}{key}.")
+            else:
+                assert isinstance(found[key], kind), (where + key, found[key])
+
+    check(result, CONTRACT, "")
+    assert result["env"] == WALK.id
+    assert result["student"]["hidden_sizes"] == [16, 16]
+    # 2 -> 16 -> 16 -> 3: 48 + 272 + 51 = 371; 2 -> 32 -> 32 -> 3: 96 + 1056 + 99 = 1251
+    assert result["student"]["params"] == 371
+    assert result["teacher"]["params"] == 1251
+    assert result["compression"] == pytest.approx(1251 / 371)
+    assert result["seconds"]["total"] >= sum(result["seconds"][stage] for stage in ("collect", "train", "evaluate"))
+
+
+def test_the_three_counters_are_exact(run):
+    # 1202 steps over 4 environments are 300 each; four rounds of 75 steps; 602 gradient steps are 150, 151, 150, 151
+    rounds = run.summary["rounds"]
+    assert [record["round"] for record in rounds] == [0, 1, 2, 3]
+    assert [record["env_steps"] for record in rounds] == [300, 600, 900, 1200]
+    assert [record["gradient_steps"] for record in rounds] == [150, 301, 451, 602]
+    assert (run.summary["env_steps"], run.summary["gradient_steps"]) == (1200, 602)
+    assert [record["teacher_action_prob"] for record in rounds] == [1.0, 0.5, 0.25, 0.125]
+
+
+def test_evaluation_s_environment_steps_are_reported_apart(run):
+    on_the_figure = sum(episodes.env_steps for episodes in (run.student_episodes, run.teacher_episodes, run.random_episodes))
+    assert run.summary["evaluation_env_steps"] > on_the_figure
+
+
+def test_the_returns_can_be_measured_again(run):
+    seeds = evaluation_seeds("final", 30)
+    for found, policy in ((run.student_episodes, run.student), (run.teacher_episodes, walk_teacher()), (run.random_episodes, None)):
+        again = evaluate(policy, WALK, seeds, num_envs=7)
+        np.testing.assert_array_equal(found.returns, again.returns)
+        np.testing.assert_array_equal(found.seeds, seeds)
+    assert run.summary["returns"]["student"] == run.student_episodes.returns.tolist()
+
+
+def test_the_saved_student_is_the_one_returned(run):
+    again = Student.load(run.folder / "student")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in run.student.state_dict().items())
+    assert json.loads((run.folder / "student" / "student.json").read_text())["environment"]["id"] == WALK.id
+
+
+def test_the_curves_have_a_point_for_each_round(run):
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    tags = events.Tags()["scalars"]
+    assert {tag.split("/")[0] for tag in tags} == {"collect", "train", "eval", "time"}
+    assert [event.step for event in events.Scalars("train/forward_kl_nats")] == [300, 600, 900, 1200]
+    assert [event.step for event in events.Scalars("eval/validation_return_mean")] == [300, 600, 900, 1200]
+    assert events.Scalars("train/learning_rate")[-1].value == 0.0
+
+
+def test_the_report_tells_the_figures_of_the_result(run):
+    report = (run.folder / "report.md").read_text()
+    kept = run.retention
+    assert f"{kept.estimate:.3f} [{kept.low:.3f}, {kept.high:.3f}]" in report
+    assert report.count("**kept**") == 1
+
+
+# What is learnt.
+
+
+def test_the_known_best_policy_is_reached(run):
+    np.testing.assert_array_equal(run.teacher_episodes.returns, evaluate(walk_teacher(), WALK, evaluation_seeds("final", 30)).returns)
+    assert run.retention.estimate > 0.95
+    assert run.summary["agreement"] > 0.95
+
+
+def test_the_known_best_continuous_policy_is_reached_on_bounds_that_are_not_symmetric(tmp_path):
+    result = distill(tiny(tmp_path, PUSH.id), teacher=push_teacher())
+    assert result.retention.estimate > 0.97
+    actions = result.student.act(random_observations(Push.observation_space, 200))
+    assert (actions[:, 0] == 6).any()
+    assert (actions[:, 0] == -2).any()
+
+
+def test_a_discrete_observation_is_distilled_exactly(tmp_path):
+    config = tiny(tmp_path, BANDIT.id, student=StudentConfig(hidden_sizes=()))
+    result = distill(config, teacher=bandit_teacher())
+    assert result.student_episodes.returns.tolist() == [1.0] * 30
+    assert result.retention.estimate == result.retention.low == 1.0
+
+
+def test_without_the_teacher_s_labels_nothing_is_learnt(tmp_path):
+    """The optimum is not reached by luck: a teacher that always walks left makes a student that does."""
+    teacher = Teacher.from_callable(
+        lambda seen: np.zeros(len(seen), np.int64), walk_teacher().observation_space, walk_teacher().action_space
+    )
+    result = distill(tiny(tmp_path), teacher=teacher)
+    assert result.student_episodes.returns.mean() < -6
+    assert result.summary["agreement"] == 1.0
+
+
+# What is not touched, and what can be repeated.
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_same_seed_makes_the_same_student_however_many_workers(workers, run, expert_zip, tmp_path):
+    again = distill(tiny(tmp_path, teacher=str(expert_zip), workers=workers))
+    assert_same_student(run.folder, tmp_path)
+    np.testing.assert_array_equal(again.student_episodes.returns, run.student_episodes.returns)
+    np.testing.assert_array_equal(again.random_episodes.returns, run.random_episodes.returns)
+    assert again.retention == run.retention
+    assert again.summary["agreement"] == pytest.approx(run.summary["agreement"])
+    for one, other in zip(again.summary["rounds"], run.summary["rounds"], strict=True):
+        assert one == other
+
+
+def test_the_global_random_state_decides_nothing_and_the_seed_does(run, expert_zip, tmp_path):
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002 (the global state must not matter)
+    distill(tiny(tmp_path / "same", teacher=str(expert_zip)))
+    assert_same_student(run.folder, tmp_path / "same")
+    distill(tiny(tmp_path / "other", teacher=str(expert_zip), seed=1))
+    assert not torch.equal(weights(run.folder)["network.0.weight"], weights(tmp_path / "other")["network.0.weight"])
+
+
+def test_the_written_configuration_runs_again_to_the_same_student(run, tmp_path):
+    from policy_distill.cli import main
+
+    written = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert set(written) == {field.name for field in dataclasses.fields(DistillConfig)}
+    assert main(["distill_policy", "--config", str(run.folder / "config.yaml"), "--output", str(tmp_path), "--json"]) == 0
+    assert_same_student(run.folder, tmp_path)
+
+
+def test_a_width_chosen_by_compression_is_written_so_that_it_runs_again(expert_zip, tmp_path):
+    result = distill(tiny(tmp_path, teacher=str(expert_zip), student=StudentConfig(compression=5)))
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())["student"]
+    assert written["hidden_sizes"] == result.summary["student"]["hidden_sizes"]
+    assert written["compression"] is None
+    assert result.summary["compression"] >= 5
+
+
+def test_the_teacher_is_bitwise_unchanged_and_without_gradients(expert_zip, tmp_path):
+    teacher = Teacher.load(expert_zip)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    distill(tiny(tmp_path), teacher=teacher)
+    assert before.keys() == teacher.state_dict().keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+    assert not teacher.training
+
+
+def test_held_out_episodes_are_never_trained_on(expert_zip, tmp_path, monkeypatch):
+    """Rows carry their own number in place of an observation's last digit: what is drawn is compared with what was held out."""
+    drawn: set[int] = set()
+    datasets: list[Dataset] = []
+    sample, run_steps = Dataset._gather, Trainer._step
+
+    def spy(self: Dataset, index: torch.Tensor) -> Any:
+        if self._in_step:  # type: ignore[attr-defined]
+            drawn.update(index.flatten().tolist())
+        return sample(self, index)
+
+    def step(self: Trainer, dataset: Dataset) -> Any:
+        datasets[:] = [dataset]
+        dataset._in_step = True  # type: ignore[attr-defined]
+        try:
+            return run_steps(self, dataset)
+        finally:
+            dataset._in_step = False  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Dataset, "_in_step", False, raising=False)
+    monkeypatch.setattr(Dataset, "_gather", spy)
+    monkeypatch.setattr(Trainer, "_step", step)
+    config = tiny(tmp_path, teacher=str(expert_zip))
+    distill(dataclasses.replace(config, train=dataclasses.replace(config.train, holdout=0.25)))
+    (dataset,) = datasets
+    held = set(dataset._held_rows[: dataset.num_held_out].tolist())
+    assert 0.1 < len(held) / len(dataset) < 0.4
+    assert len(drawn) > 0.7 * dataset.num_train
+    assert not held & drawn
+
+
+def test_torch_threads_are_given_back(expert_zip, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        distill(tiny(tmp_path, teacher=str(expert_zip)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# The exported policy.
+
+FOREIGN = """
+import sys
+sys.modules["policy_distill"] = None
+import numpy as np
+from stable_baselines3 import PPO
+model = PPO.load("student.zip", device="cpu")
+np.save("actions.npy", model.predict(np.load("observations.npy"), deterministic=True)[0])
+assert not [name for name, module in sys.modules.items() if name.startswith("policy_distill") and module is not None]
+"""
+
+
+def test_the_exported_policy_acts_like_the_student_where_policy_distill_is_not(run, tmp_path):
+    (tmp_path / "student.zip").write_bytes((run.folder / "student.zip").read_bytes())
+    observations = random_observations(run.student.observation_space, 300)
+    np.save(tmp_path / "observations.npy", observations)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", FOREIGN], cwd=tmp_path, env=environment, check=True, timeout=120)
+    actions = np.load(tmp_path / "actions.npy")
+    assert len(np.unique(actions)) > 1
+    np.testing.assert_array_equal(actions, run.student.act(observations))
+
+
+def test_a_student_can_be_a_teacher(run, tmp_path):
+    teacher = Teacher.from_sb3(PPO.load(run.folder / "student.zip", device="cpu"))
+    config = tiny(tmp_path, student=StudentConfig(hidden_sizes=(12, 12)))
+    assert distill(config, teacher=teacher).retention.estimate > 0.9
+
+
+# Requests that cannot be carried out.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env": "CartPole-v1"}, "observations are 2 numbers, those of CartPole-v1 are 4 numbers"),
+        ({"env": None}, "give --env"),
+        ({"env": "Wlak-v0"}, "neither an entry of envs/ nor a registered"),
+        ({"loss": LossConfig(kind="regression")}, "use 'kl'"),
+        ({"device": "abacus"}, "device is 'abacus'; it must be auto, cpu or cuda"),
+        ({"output": "/proc/nowhere"}, "cannot be written"),
+        ({"student": StudentConfig(compression=3)}, "give student.hidden_sizes"),
+    ],
+)
+def test_a_request_that_cannot_be_carried_out_is_refused_before_any_work(changes, message, tmp_path):
+    with pytest.raises(RequestError, match=message) as caught:
+        distill(dataclasses.replace(tiny(tmp_path / "run"), **changes), teacher=walk_teacher())
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.yaml"))
+
+
+def test_without_a_teacher_the_request_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="no teacher was named"):
+        distill(tiny(tmp_path))

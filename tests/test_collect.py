@@ -1,0 +1,182 @@
+"""Transitions: real observations, the teacher's own labels, honest flags, whoever acts and however many collect."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from policy_distill.collect import Collector, concatenate
+from policy_distill.dataset import Transitions
+from policy_distill.environments import EnvironmentSpec
+from policy_distill.teachers import Teacher
+from tests.small_worlds import PUSH, WALK, WALK_LIMIT, Push, Walk, push_best, push_teacher, random_student, walk_best, walk_teacher
+
+STEPS, ENVS = 40, 5
+
+
+def walk_student():
+    return random_student(Walk.observation_space, gym.spaces.Discrete(3))
+
+
+def collected(probability: float = 0.5, *, spec: EnvironmentSpec = WALK, seed: int = 0, student=None, teacher=None) -> Transitions:
+    collector = Collector(spec, indices=range(ENVS), num_envs=ENVS, seed=seed)
+    return collector.collect(STEPS, teacher or walk_teacher(), student, probability)
+
+
+def by_env(values: torch.Tensor) -> np.ndarray:
+    return values.unflatten(0, (STEPS, ENVS)).numpy()
+
+
+def assert_equal(one: Transitions, other: Transitions) -> None:
+    for field in dataclasses.fields(one):
+        if field.name != "targets":
+            assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
+    assert torch.equal(one.targets.actions, other.targets.actions)
+    assert one.targets.parameters.keys() == other.targets.parameters.keys()
+    assert all(torch.equal(value, other.targets.parameters[name]) for name, value in one.targets.parameters.items())
+
+
+def test_rows_follow_the_environment_s_own_dynamics():
+    """The next row of an episode is where the executed action, the teacher's or the student's, leads."""
+    student = walk_student()
+    rows = collected(0.5, student=student)
+    observations, episodes = by_env(rows.observations), by_env(rows.episodes)
+    students = student.act(rows.observations.numpy())
+    executed = by_env(torch.where(rows.by_teacher, rows.targets.actions, torch.as_tensor(students)))
+    reached = np.clip(observations[:-1, :, 0] + executed[:-1] - 1, 0, 10)
+    goes_on = episodes[1:] == episodes[:-1]
+    np.testing.assert_array_equal(observations[1:, :, 0][goes_on], reached[goes_on])
+    np.testing.assert_array_equal(observations[1:, :, 1][goes_on], observations[:-1, :, 1][goes_on])
+    assert 0.2 < goes_on.mean() < 1
+    terminated = by_env(rows.terminated)
+    np.testing.assert_array_equal(terminated[:-1], reached == observations[:-1, :, 1])
+    assert (rows.rewards == -1).all()
+
+
+def test_no_row_is_an_observation_on_which_nothing_was_done():
+    """In the walk no state shows target and position alike but the last, which is not stored."""
+    rows = collected(0.5, student=walk_student())
+    assert (rows.observations[:, 0] != rows.observations[:, 1]).all()
+
+
+def test_episodes_end_where_their_flags_say():
+    rows = collected(0.0, student=walk_student())
+    episodes, ends = by_env(rows.episodes), by_env(rows.terminated | rows.truncated)
+    np.testing.assert_array_equal(episodes[1:] != episodes[:-1], ends[:-1])
+    assert not (rows.terminated & rows.truncated).any()
+    lengths = torch.bincount(rows.episodes)
+    assert lengths.max() == WALK_LIMIT
+    cut = rows.episodes[rows.truncated]
+    assert len(cut) > 0
+    assert (lengths[cut] == WALK_LIMIT).all()
+    assert rows.terminated.any()
+
+
+def test_episode_numbers_are_unique_and_go_on_in_the_next_call():
+    collector = Collector(WALK, indices=range(ENVS), num_envs=ENVS, seed=0)
+    parts = [collector.collect(STEPS, walk_teacher(), None, 1.0, round_index=index) for index in range(2)]
+    episodes = np.concatenate([by_env(part.episodes) for part in parts])
+    assert sorted(episodes[0]) == list(range(ENVS))
+    for index in range(ENVS):
+        own = np.unique(episodes[:, index])
+        np.testing.assert_array_equal(own, index + ENVS * np.arange(len(own)))
+    last, first = by_env(parts[0].observations)[-1], by_env(parts[1].observations)[0]
+    ended = by_env(parts[0].terminated | parts[0].truncated)[-1]
+    assert (episodes[STEPS] - episodes[STEPS - 1] == ENVS * ended).all()
+    assert (np.abs(last[~ended] - first[~ended]).sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("world", ["walk", "push"])
+def test_labels_are_the_teacher_s_targets_of_the_same_rows(world):
+    spec, teacher = (WALK, walk_teacher()) if world == "walk" else (PUSH, push_teacher())
+    env = Walk() if world == "walk" else Push()
+    rows = collected(0.5, spec=spec, teacher=teacher, student=random_student(env.observation_space, env.action_space))
+    expected = teacher.targets(rows.observations)
+    assert torch.equal(rows.targets.actions, expected.actions)
+    assert all(torch.equal(rows.targets.parameters[name], value) for name, value in expected.parameters.items())
+    np.testing.assert_array_equal(rows.targets.actions.numpy(), (walk_best if world == "walk" else push_best)(rows.observations.numpy()))
+
+
+def test_the_teacher_is_asked_once_about_each_observation():
+    asked: list[int] = []
+
+    def best(observations: np.ndarray) -> np.ndarray:
+        asked.append(len(observations))
+        return walk_best(observations)
+
+    collected(0.5, teacher=Teacher.from_callable(best, Walk.observation_space, gym.spaces.Discrete(3)), student=walk_student())
+    assert asked == [16] * STEPS
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_teacher_acts_with_its_probability(probability):
+    collector = Collector(WALK, indices=range(16), num_envs=16, seed=0)
+    by_teacher = collector.collect(100, walk_teacher(), walk_student(), probability).by_teacher.double()
+    # five standard errors of 1600 draws; none at the ends
+    assert float(by_teacher.mean()) == pytest.approx(probability, abs=5 * np.sqrt(probability * (1 - probability) / 1600))
+
+
+def test_who_acts_is_drawn_anew_in_each_step_environment_and_round():
+    collector = Collector(WALK, indices=range(16), num_envs=16, seed=0)
+    first, second = (collector.collect(100, walk_teacher(), walk_student(), 0.5, round_index=index).by_teacher for index in range(2))
+    choices = first.unflatten(0, (100, 16)).double()
+    correlations = torch.corrcoef(choices.T) - torch.eye(16)
+    assert correlations.abs().max() < 0.45
+    assert not torch.equal(first, second)
+    assert abs(float(torch.corrcoef(torch.stack([first, second]).double())[0, 1])) < 5 / np.sqrt(1600)
+
+
+def test_without_a_student_the_teacher_acts_always():
+    rows = collected(0.0)
+    assert rows.by_teacher.all()
+    lengths = torch.bincount(rows.episodes[: -2 * ENVS])
+    assert lengths.max() <= 10
+
+
+@pytest.mark.parametrize("world", ["walk", "push"])
+def test_the_rows_do_not_depend_on_how_the_environments_are_shared_out(world):
+    spec, teacher = (WALK, walk_teacher()) if world == "walk" else (PUSH, push_teacher())
+    env = Walk() if world == "walk" else Push()
+    student = random_student(env.observation_space, env.action_space, hidden_sizes=(32, 32))
+
+    def collect(*shares: range) -> list[Transitions]:
+        collectors = [Collector(spec, indices=share, num_envs=ENVS, seed=3) for share in shares]
+        return [
+            concatenate([one.collect(STEPS, teacher, student, 0.5, round_index=index) for one in collectors], STEPS) for index in range(2)
+        ]
+
+    whole = collect(range(ENVS))
+    for parts in (collect(range(2), range(2, ENVS)), collect(*(range(index, index + 1) for index in range(ENVS)))):
+        for one, other in zip(whole, parts, strict=True):
+            assert_equal(one, other)
+
+
+def test_the_seed_decides_and_nothing_else_does():
+    np.random.seed(1)  # noqa: NPY002 (the global state must not matter)
+    torch.manual_seed(1)
+    first = collected(0.5, student=walk_student())
+    np.random.seed(2)  # noqa: NPY002
+    torch.manual_seed(2)
+    assert_equal(first, collected(0.5, student=walk_student()))
+    assert not torch.equal(first.observations, collected(0.5, student=walk_student(), seed=1).observations)
+
+
+def test_two_episodes_of_a_run_do_not_begin_alike():
+    rows = collected(spec=PUSH, teacher=push_teacher())
+    assert len(torch.unique(rows.observations, dim=0)) == STEPS * ENVS
+
+
+def test_types_and_shapes_are_those_that_are_promised():
+    rows = collected(0.5, spec=PUSH, teacher=push_teacher(), student=random_student(Push.observation_space, Push().action_space))
+    assert len(rows) == STEPS * ENVS
+    assert rows.observations.shape == (STEPS * ENVS, 3)
+    assert rows.targets.actions.shape == (STEPS * ENVS, 2)
+    kinds = {rows.observations.dtype, rows.rewards.dtype, rows.targets.actions.dtype}
+    assert kinds == {torch.float32}
+    assert {rows.terminated.dtype, rows.truncated.dtype, rows.by_teacher.dtype} == {torch.bool}
+    assert rows.episodes.dtype == torch.int64
+    assert not rows.observations.requires_grad

@@ -1,0 +1,116 @@
+"""Worker processes: the results are those of none, and a failure in one is told."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policy_distill.environments import EnvironmentSpec
+from policy_distill.teachers import Teacher
+from policy_distill.workers import Rollouts, available_cores, split
+from tests.small_worlds import PUSH, WALK, Push, Walk, push_teacher, random_student, walk_teacher
+from tests.test_collect import assert_equal
+
+
+@given(st.integers(0, 40), st.integers(1, 12))
+def test_shares_are_contiguous_complete_and_even(count, parts):
+    shares = split(range(count), parts)
+    assert [index for share in shares for index in share] == list(range(count))
+    lengths = [len(share) for share in shares]
+    assert len(shares) == parts
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_rows_and_returns_do_not_depend_on_the_number_of_workers():
+    student = random_student(Push.observation_space, Push().action_space, hidden_sizes=(32, 32))
+    seeds = list(range(23))
+    found = []
+    for workers in (0, 1, 2, 3):
+        with Rollouts(PUSH, push_teacher(), num_envs=5, seed=1, workers=workers) as rollouts:
+            assert rollouts.num_workers == workers
+            rows = [rollouts.collect(20, student if index else None, 0.5, index) for index in range(2)]
+            episodes = [rollouts.evaluate(policy, seeds, num_envs=4, with_agreement=True) for policy in (student, "teacher")]
+            random = rollouts.evaluate("random", seeds, num_envs=4)
+        found.append((rows, [*episodes, random]))
+    for rows, episodes in found[1:]:
+        for one, other in zip(found[0][0], rows, strict=True):
+            assert_equal(one, other)
+        for mine, theirs in zip(found[0][1], episodes, strict=True):
+            np.testing.assert_array_equal(mine.seeds, theirs.seeds)
+            np.testing.assert_array_equal(mine.returns, theirs.returns)
+            np.testing.assert_array_equal(mine.lengths, theirs.lengths)
+            assert mine.agreement == pytest.approx(theirs.agreement)
+
+
+def test_evaluations_are_answered_in_the_order_in_which_they_were_begun():
+    with Rollouts(WALK, walk_teacher(), num_envs=2, seed=0, workers=2) as rollouts:
+        waiting = [rollouts.begin_evaluation(policy, [1, 2, 3], num_envs=2) for policy in ("teacher", "random", "teacher")]
+        first, random, again = (answer() for answer in waiting)
+    np.testing.assert_array_equal(first.returns, again.returns)
+    assert random.returns.mean() < first.returns.mean()
+
+
+def test_there_are_no_more_workers_than_environments_and_by_default_one_a_core():
+    with Rollouts(WALK, walk_teacher(), num_envs=2, seed=0, workers=5) as rollouts:
+        assert rollouts.num_workers == 2
+    with Rollouts(WALK, walk_teacher(), num_envs=64, seed=0) as rollouts:
+        assert rollouts.num_workers == min(available_cores(), 64)
+
+
+def test_fewer_episodes_than_workers_are_no_trouble():
+    with Rollouts(WALK, walk_teacher(), num_envs=3, seed=0, workers=3) as rollouts:
+        assert len(rollouts.evaluate("teacher", [4], num_envs=16).returns) == 1
+
+
+def failing_teacher() -> Teacher:
+    def refuse(observations: np.ndarray) -> np.ndarray:
+        raise ArithmeticError("seven is not eight")
+
+    return Teacher.from_callable(refuse, Walk.observation_space, gym.spaces.Discrete(3))
+
+
+def test_a_failure_in_a_worker_is_raised_here_with_its_message():
+    with Rollouts(WALK, failing_teacher(), num_envs=2, seed=0, workers=2) as rollouts:
+        with pytest.raises(RuntimeError, match=r"(?s)a worker process failed.*seven is not eight"):
+            rollouts.collect(2, None, 1.0, 0)
+        assert len(rollouts.evaluate("random", [0, 1], num_envs=2).returns) == 2
+
+
+def test_a_worker_that_dies_is_told():
+    with Rollouts(WALK, walk_teacher(), num_envs=1, seed=0, workers=1) as rollouts:
+        process = rollouts._workers[0]._process
+        process.kill()
+        process.join()
+        with pytest.raises((RuntimeError, BrokenPipeError)):
+            rollouts.evaluate("teacher", [0, 1], num_envs=1)
+
+
+def test_workers_end_with_their_rollouts():
+    rollouts = Rollouts(WALK, walk_teacher(), num_envs=2, seed=0, workers=2)
+    processes = [worker._process for worker in rollouts._workers]
+    assert all(process.is_alive() for process in processes)
+    rollouts.close()
+    for process in processes:
+        process.join(5)
+    assert not any(process.is_alive() for process in processes)
+    rollouts.close()
+
+
+def test_the_teacher_here_is_not_touched_by_what_workers_do():
+    teacher = push_teacher()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    with Rollouts(PUSH, teacher, num_envs=2, seed=0, workers=2) as rollouts:
+        rollouts.collect(5, None, 1.0, 0)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_an_environment_that_cannot_be_made_is_told():
+    with (
+        Rollouts(EnvironmentSpec("tests/Walk-v0", kwargs={"colour": 1}), walk_teacher(), num_envs=1, seed=0, workers=1) as rollouts,
+        pytest.raises(RuntimeError, match="colour"),
+    ):
+        rollouts.evaluate("random", [0], num_envs=1)
