@@ -157,7 +157,7 @@ def train_teacher(arguments: Sequence[str]) -> int:
     parser.add_class_arguments(TrainTeacherConfig)
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    trained = train_teacher(parser.config(options, TrainTeacherConfig))
+    trained = train_teacher(parser.config(options, TrainTeacherConfig), Display(quiet=options.json).note)
     rows = [
         ("agent", str(trained.path)),
         ("return", f"{trained.mean:.1f} ± {trained.std:.1f} over {trained.episodes} episodes"),

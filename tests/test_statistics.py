@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
@@ -37,6 +37,7 @@ def test_a_student_that_is_its_teacher_keeps_exactly_everything():
     assert (nothing.estimate, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
 
 
+@settings(max_examples=15)
 @given(st.floats(0.01, 100), st.floats(-1000, 1000))
 def test_the_reward_s_scale_and_origin_do_not_matter(scale, offset):
     arrays_of = returns(80, 90, 10)

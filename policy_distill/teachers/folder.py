@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec
+from policy_distill.environments import EnvironmentSpec, data_dir
 from policy_distill.teachers.saved_config import environment_kwargs, environment_wrappers, normalizes_observations, read_yaml
 
 ALGORITHMS = ("a2c", "ars", "crossq", "ddpg", "dqn", "ppo", "ppo_lstm", "ppo_mask", "qrdqn", "sac", "td3", "tqc", "trpo")
@@ -28,16 +28,14 @@ class AgentFiles:
     vecnormalize_path: Path | None
 
 
-def agents_dir() -> Path | None:
-    """Folder of the agents that ship with the project: in an installed package, else in the checkout; None if there are none."""
-    package = Path(__file__).resolve().parent.parent
-    return next((folder for folder in (package / "_data" / "agents", package.parent / "agents") if folder.is_dir()), None)
+def agents_dir() -> Path:
+    """Folder of the agents that ship with the project."""
+    return data_dir("agents")
 
 
 def shipped_agents() -> list[str]:
     """Names of the agents that ship with the project, ``ALGO/ENV``."""
-    root = agents_dir()
-    folders = (path.parent for path in root.glob("*/*/*.zip")) if root else ()
+    folders = (path.parent for path in agents_dir().glob("*/*/*.zip"))
     return sorted({f"{folder.parent.name}/{_without_run(folder.name)}" for folder in folders})
 
 
@@ -69,7 +67,7 @@ def find_agent(name_or_path: str | Path) -> AgentFiles:
 
 def _shipped(name: str) -> AgentFiles:
     root, parts = agents_dir(), Path(name).parts
-    if root and len(parts) == 2 and ".." not in parts:
+    if len(parts) == 2 and ".." not in parts:
         algo, env = parts
         runs = [folder for folder in root.glob("*/*") if folder.parent.name == algo and env in (folder.name, _without_run(folder.name))]
         for folder in sorted(runs, key=_run_number, reverse=True):

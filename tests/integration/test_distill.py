@@ -165,7 +165,7 @@ def test_the_saved_student_is_the_one_returned(run):
 def test_the_curves_have_a_point_for_each_round(run):
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
     tags = events.Tags()["scalars"]
-    assert {tag.split("/")[0] for tag in tags} == {"collect", "train", "eval", "time"}
+    assert {tag.split("/")[0] for tag in tags} == {"collect", "train", "eval", "final", "time"}
     assert [event.step for event in events.Scalars("train/forward_kl_nats")] == [300, 600, 900, 1200]
     assert [event.step for event in events.Scalars("eval/validation_return_mean")] == [300, 600, 900, 1200]
     assert events.Scalars("train/learning_rate")[-1].value == 0.0

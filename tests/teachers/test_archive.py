@@ -103,7 +103,8 @@ def test_files_that_are_no_agents_are_refused_in_one_line(save, tmp_path):
     (tmp_path / "text.zip").write_text("hello")
     refused(tmp_path / "text.zip", "is no zip")
     whole = save(build("PPO")).read_bytes()
-    for kept in (100, len(whole) // 2, len(whole) - 200, len(whole) - 1):  # with the end gone, the weights' own zip may be all that is found
+    # With the end gone, the zip that the weights are may be all that is found.
+    for kept in (100, len(whole) // 2, len(whole) - 200, len(whole) - 1):
         (tmp_path / "cut.zip").write_bytes(whole[:kept])
         refused(tmp_path / "cut.zip", "truncated")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
