@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium as gym
 import torch
 import yaml
 
@@ -47,6 +48,11 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     env = make(spec)
     check_matches(spec, env, teacher.observation_space, teacher.action_space)
     env.close()
+    actions = teacher.action_space
+    if isinstance(actions, gym.spaces.Box) and not actions.is_bounded():
+        raise RequestError(
+            f"the actions of {spec.id} have no finite bounds, which a student needs: give the environment's Box low and high"
+        )
     objective = Objective(config.loss, teacher.family)
     try:
         architecture = choose_architecture(config.student, teacher)
