@@ -29,8 +29,8 @@ class StudentConfig:
     """Width of each hidden layer; () is a linear policy. Left out, the widths follow from ``compression``."""
     compression: float | None = None
     """Choose the widths so that the student has this many times fewer parameters than the teacher's acting network. Left out: 10."""
-    activation: Literal["relu", "tanh", "elu", "silu"] = "relu"
-    """Between the layers."""
+    activation: Literal["auto", "relu", "tanh", "elu", "silu"] = "auto"
+    """Between the layers. ``auto``: the teacher's own where it is one of these, else relu."""
 
     def __post_init__(self) -> None:
         _require(

@@ -99,8 +99,11 @@ class Dataset:
         """At most ``limit`` held-out rows, evenly over all of them; None as long as no held-out episode was seen."""
         if self._num_held == 0:
             return None
-        picks = torch.linspace(0, self._num_held - 1, min(limit, self._num_held), device=self.device).long()
-        return self._gather(self._held_rows[picks])
+        return self._gather(self._held_rows[_evenly(self._num_held, limit, self.device)])
+
+    def spread(self, limit: int) -> tuple[Tensor, ActionTargets]:
+        """At most ``limit`` training rows, evenly over all of them."""
+        return self._gather(self._train_rows[_evenly(self._num_train, limit, self.device)])
 
     def rows(self) -> tuple[Tensor, ActionTargets]:
         """All rows, as views."""
@@ -119,6 +122,11 @@ class Dataset:
     def _is_held_out(self, episodes: Tensor) -> Tensor:
         """Multiples of the golden ratio are spread evenly: every stretch of episodes holds out its share, and never the first one."""
         return (episodes + 1) * 618_033_989 % 1_000_000_000 < self._holdout * 1_000_000_000
+
+
+def _evenly(count: int, limit: int, device: torch.device) -> Tensor:
+    """At most ``limit`` of the indices below ``count``, first and last among them."""
+    return torch.linspace(0, count - 1, min(limit, count), dtype=torch.float64, device=device).long()
 
 
 def _extend(rows: Tensor, count: int, new: Tensor) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from policy_distill.config import DistillConfig
 from policy_distill.dataset import Dataset
 from policy_distill.evaluate import Episodes, evaluation_seeds, merge
-from policy_distill.export.sb3 import save_ppo
+from policy_distill.export.sb3 import save_ppo, why_not_ppo
 from policy_distill.job import Job, one_torch_thread, prepare, write_config
 from policy_distill.progress import Display
 from policy_distill.report import write_report
@@ -159,7 +159,8 @@ def _run(job: Job, display: Display) -> DistillResult:
         track_final(tracker, summary)
 
     student.save(job.folder / "student", extra={"environment": job.spec.to_dict(), "teacher": summary["teacher"]})
-    save_ppo(student, job.folder / "student.zip")
+    if not why_not_ppo(student.observation_space, student.action_space):
+        save_ppo(student, job.folder / "student.zip")
     write_json(job.folder / "result.json", summary)
     write_report(job.folder / "report.md", summary)
     return DistillResult(student, kept, student_episodes, teacher_episodes, random_episodes, job.folder, summary)

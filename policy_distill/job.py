@@ -14,8 +14,9 @@ import yaml
 
 from policy_distill.config import DistillConfig, RequestError, StudentConfig
 from policy_distill.environments import EnvironmentSpec, check_matches, make, modernize, resolve
+from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.files import write_atomically
-from policy_distill.students import Architecture, hidden_sizes_for
+from policy_distill.students import ACTIVATIONS, Architecture, hidden_sizes_for
 from policy_distill.teachers import Teacher
 from policy_distill.train import Objective
 
@@ -63,6 +64,8 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
             f"the student's {architecture.params:,} parameters are no fewer than the teacher's {teacher.params:,}: "
             "nothing is gained in size; choose smaller student.hidden_sizes",
         )
+    if reason := why_not_ppo(teacher.observation_space, teacher.action_space):
+        notices += (f"no student.zip is written: {reason}",)
     device = choose_device(config.device)
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
     return Job(config, teacher, spec, architecture, objective, device, folder, (*teacher.notes, *notices))
@@ -83,7 +86,7 @@ def environment_for(teacher: Teacher, name: str | None) -> tuple[EnvironmentSpec
 
 def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture:
     """Settle the student's widths."""
-    linear = Architecture(teacher.observation_space, teacher.action_space, (), config.activation)
+    linear = Architecture(teacher.observation_space, teacher.action_space, (), choose_activation(config.activation, teacher))
     sizes = config.hidden_sizes
     if sizes is None:
         if not teacher.params:
@@ -92,6 +95,14 @@ def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture
         if teacher.params <= linear.params:
             sizes = ()  # a linear teacher needs no more than a linear student
     return dataclasses.replace(linear, hidden_sizes=tuple(sizes))
+
+
+def choose_activation(name: str, teacher: Teacher) -> str:
+    """``auto`` is the teacher's own: a student fits functions of its own kind better (docs/defaults.md)."""
+    if name != "auto":
+        return name
+    own = str(teacher.describe()["activation"]).lower()
+    return own if own in ACTIVATIONS else "relu"
 
 
 def choose_device(name: str) -> torch.device:
@@ -143,6 +154,7 @@ def one_torch_thread() -> Iterator[None]:
 def write_config(job: Job) -> None:
     """Write the whole configuration, so that ``--config config.yaml`` runs it again."""
     data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
-    data["student"] = {**data["student"], "hidden_sizes": list(job.architecture.hidden_sizes), "compression": None}
+    settled = {"hidden_sizes": list(job.architecture.hidden_sizes), "compression": None, "activation": job.architecture.activation}
+    data["student"] = {**data["student"], **settled}
     text = yaml.safe_dump(data, sort_keys=False)
     write_atomically(job.folder / "config.yaml", lambda target: target.write_text(text))

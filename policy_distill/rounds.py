@@ -17,6 +17,8 @@ from policy_distill.report import summary_table
 from policy_distill.statistics import Retention
 from policy_distill.tracking import Tracker
 
+VERSION = importlib.metadata.version("policy-distill")
+
 
 @dataclass(frozen=True)
 class Round:
@@ -117,7 +119,7 @@ def summarize(
         return {"return_mean": float(episodes.returns.mean()), "return_std": float(episodes.returns.std(ddof=1))}
 
     return {
-        "version": importlib.metadata.version("policy-distill"),
+        "version": VERSION,
         "seed": job.config.seed,
         "device": job.device.type,
         "env": job.spec.id,

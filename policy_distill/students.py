@@ -21,6 +21,8 @@ from policy_distill.files import write_atomically
 from policy_distill.spaces import encode_observations, observation_width, space_from_dict, space_to_dict
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
+FORMAT = 1
+"""Of student.json and student.safetensors."""
 SMALLEST_WIDTH = 4
 """No hidden layer is chosen narrower than this: a bottleneck of one or two units loses the policy and saves nothing."""
 
@@ -124,7 +126,6 @@ class Student(nn.Module):
     def act(self, observations: np.ndarray, *, generator: torch.Generator | None = None) -> np.ndarray:
         """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given."""
         parameters = self.parameters_of(torch.as_tensor(observations))
-        assert not isinstance(self.family, str)
         actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)  # type: ignore[union-attr]
         array = actions.numpy()
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
@@ -134,7 +135,7 @@ class Student(nn.Module):
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         description = {
-            "format": 1,
+            "format": FORMAT,
             "hidden_sizes": list(self.architecture.hidden_sizes),
             "activation": self.architecture.activation,
             "params": self.params,
@@ -156,6 +157,10 @@ class Student(nn.Module):
         """
         path = Path(folder)
         description = read_description(path)
+        if description.get("format") != FORMAT:
+            raise RequestError(
+                f"{path} is of format {description.get('format')}, this version reads {FORMAT}: install the one that wrote it"
+            )
         try:
             architecture = Architecture(
                 space_from_dict(description["observation_space"]),

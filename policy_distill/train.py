@@ -182,12 +182,12 @@ class Trainer:
     def fit_log_std(self, student: Student, dataset: Dataset) -> None:
         """Set the standard deviation of a student that was trained by regression.
 
-        It is the forward KL's minimum for the given means, ``E[teacher's variance + squared difference of the means]``, with the
-        teacher's variance zero where it has none in box units (deterministic and squashed teachers).
+        It is ``E[teacher's variance + squared error]``, where the forward KL is smallest as long as no action is clipped; the teacher's
+        variance is zero where it has none in box units (deterministic and squashed teachers).
         """
         if not isinstance(student.family, DiagGaussian) or self.objective.kind != "regression":
             return
-        observations, targets = dataset.sample((HELD_OUT_ROWS,), self.generator)
+        observations, targets = dataset.spread(HELD_OUT_ROWS)
         error = bounded_error(student.family.box.to_box(targets.actions.cpu()), student(observations.cpu()))
         variance = error.square().mean(0)
         family = self.objective.family

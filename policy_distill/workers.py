@@ -62,7 +62,7 @@ class Rollouts:
     ) -> Callable[[], Episodes]:
         """Start ``evaluate`` in the workers and return what waits for its answer; ask for answers in the order of the questions."""
         if self._here is not None:
-            episodes = self._here.evaluate(policy, seeds, num_envs, with_agreement)
+            episodes = merge([self._here.evaluate(policy, seeds, num_envs, with_agreement)])
             return lambda: episodes
         shares = [share for share in (seeds[index :: self.num_workers] for index in range(self.num_workers)) if len(share)]
         answers = self._begin("evaluate", [(policy, share, num_envs, with_agreement) for share in shares])

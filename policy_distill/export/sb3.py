@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,18 +23,25 @@ def to_ppo(student: Student) -> PPO:
 
     The normalisation is folded into the first layer and the scaling of continuous actions into the last, in float64. The value network
     is fresh and linear: train on it with a warm-up of the critic.
+
+    Raises:
+        ValueError: for spaces that Stable-Baselines3 reads otherwise than Gymnasium; see ``why_not_ppo``.
     """
     from stable_baselines3 import PPO
 
-    model = PPO(
-        "MlpPolicy",
-        _SpacesOnly(student.observation_space, student.action_space),
-        policy_kwargs={
-            "net_arch": {"pi": list(student.architecture.hidden_sizes), "vf": []},
-            "activation_fn": ACTIVATIONS[student.architecture.activation],
-        },
-        device="cpu",
-    )
+    if reason := why_not_ppo(student.observation_space, student.action_space):
+        raise ValueError(reason)
+    with torch.random.fork_rng(devices=[]):  # the value network is drawn: the same each time, and the caller's state stays
+        torch.manual_seed(0)
+        model = PPO(
+            "MlpPolicy",
+            _SpacesOnly(student.observation_space, student.action_space),
+            policy_kwargs={
+                "net_arch": {"pi": list(student.architecture.hidden_sizes), "vf": []},
+                "activation_fn": ACTIVATIONS[student.architecture.activation],
+            },
+            device="cpu",
+        )
     weights, biases = fold(student)
     policy: Any = model.policy
     layers = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)] + [policy.action_net]
@@ -45,6 +53,14 @@ def to_ppo(student: Student) -> PPO:
             scale, _ = student.family.box.affine()
             policy.log_std.copy_(student.log_std + torch.from_numpy(scale).log())
     return model
+
+
+def why_not_ppo(*spaces: gym.Space) -> str | None:
+    """Why no PPO agent can live in these spaces, or None: Stable-Baselines3 counts discrete values from 0, wherever the space starts."""
+    for space in spaces:
+        if np.any(getattr(space, "start", 0)):
+            return f"Stable-Baselines3 does not support {space}, which does not start at 0"
+    return None
 
 
 def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:
