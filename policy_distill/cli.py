@@ -193,7 +193,7 @@ def run_suite(arguments: Sequence[str]) -> int:
             continue
         kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         table.add_row(row["teacher"], row["student"], f"{row['compression']:.1f}x", kept, f"{row['seconds']:.0f}")
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     if result.interquartile_mean is not None:
         console.print(f"interquartile mean of retention: {result.interquartile_mean:.3f}")
@@ -300,10 +300,10 @@ def _finish(as_json: bool, summary: Any, rows: Sequence[tuple[str, str]], folder
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     if folder:
-        console.print(f"\n{folder}", soft_wrap=True, markup=False)
+        console.print(f"\n{folder}", soft_wrap=True)
 
 
 def _plain(value: Any) -> Any:

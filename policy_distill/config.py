@@ -75,7 +75,7 @@ class CollectConfig:
 
     env_steps: int = 200_000
     """Environment steps over all rounds."""
-    rounds: int = 20
+    rounds: int = 10
     """How often the data grow. In round 0 the teacher acts alone."""
     num_envs: int = 16
     """Environments stepped side by side."""
@@ -125,7 +125,11 @@ class EvaluateConfig:
     episodes: int = 100
     """Fresh episodes behind the final figure."""
     validation_episodes: int = 20
-    """Episodes after each round, on seeds of their own, that choose the round whose student is kept."""
+    """Episodes after each round, on seeds of their own."""
+    finalists: int = 4
+    """So many rounds with the best validation returns are measured again before one is kept: the best of many noisy means flatters."""
+    finalist_episodes: int = 60
+    """Further episodes of each finalist, on validation seeds that no round has played yet."""
     confidence: float = 0.95
     """Of the interval around the retention."""
     num_envs: int = 16
@@ -134,6 +138,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         _require(self.episodes >= 2, "evaluate.episodes", self.episodes, ">= 2")
         _require(self.validation_episodes >= 1, "evaluate.validation_episodes", self.validation_episodes, ">= 1")
+        _require(self.finalists >= 1, "evaluate.finalists", self.finalists, ">= 1")
+        _require(self.finalist_episodes >= 0, "evaluate.finalist_episodes", self.finalist_episodes, ">= 0")
         _require(0.5 <= self.confidence < 1, "evaluate.confidence", self.confidence, "in [0.5, 1)")
         _require(self.num_envs >= 1, "evaluate.num_envs", self.num_envs, ">= 1")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policy_distill.config import DistillConfig
+from policy_distill.config import DistillConfig, EvaluateConfig
 from policy_distill.dataset import Dataset
 from policy_distill.evaluate import Episodes, evaluation_seeds, merge
 from policy_distill.export.sb3 import save_ppo, why_not_ppo
 from policy_distill.job import Job, one_torch_thread, prepare, write_config
 from policy_distill.progress import Display
 from policy_distill.report import write_report
-from policy_distill.rounds import Round, choose_round, summarize, track_final, track_round, track_validation
+from policy_distill.rounds import Round, choose_round, finalists, summarize, track_final, track_round, track_validation
 from policy_distill.spaces import encode_observations
 from policy_distill.statistics import Retention, retention
 from policy_distill.students import Student, StudentStack
@@ -28,6 +29,9 @@ from policy_distill.teachers import Teacher
 from policy_distill.tracking import Tracker, write_json
 from policy_distill.train import Trainer
 from policy_distill.workers import Rollouts
+
+NEGLIGIBLE = 0.01
+"""Standard error, as a share of what the teacher adds over a random policy, below which rounds need not be told apart better."""
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,13 @@ def _run(job: Job, display: Display) -> DistillResult:
             rounds[-1] = rounds[-1].validated(validation.returns, *reference)
             display.advance(rounds[-1].figures())
             track_validation(tracker, rounds[-1], *reference)
-            chosen = choose_round(rounds)
+            chosen, more_steps = _choose(rounds, students, abs(reference[0] - reference[1]), measure, config.evaluate)
             student = students[chosen]
             student_episodes = measure(student, final_seeds, with_agreement=True)()
         teacher_episodes, random_episodes = merge(teacher_parts), merge(random_parts)
         kept = retention(student_episodes.returns, teacher_episodes.returns, random_episodes.returns, confidence=config.evaluate.confidence)
         summary = summarize(job, rounds, chosen, kept, student_episodes, teacher_episodes, random_episodes, watch.read())
-        summary["evaluation_env_steps"] = evaluation_steps + validation.env_steps + student_episodes.env_steps
+        summary["evaluation_env_steps"] = evaluation_steps + validation.env_steps + more_steps + student_episodes.env_steps
         track_final(tracker, summary)
 
     student.save(job.folder / "student", extra={"environment": job.spec.to_dict(), "teacher": summary["teacher"]})
@@ -164,6 +168,22 @@ def _run(job: Job, display: Display) -> DistillResult:
     write_json(job.folder / "result.json", summary)
     write_report(job.folder / "report.md", summary)
     return DistillResult(student, kept, student_episodes, teacher_episodes, random_episodes, job.folder, summary)
+
+
+def _choose(
+    rounds: list[Round], students: list[Student], gap: float, measure: Callable[..., Callable[[], Episodes]], config: EvaluateConfig
+) -> tuple[int, int]:
+    """Measure the finalists again, note it in their records, and return the round to keep and the environment steps it took."""
+    candidates = finalists(rounds, config.finalists, negligible=NEGLIGIBLE * gap)
+    further = config.finalist_episodes if len(candidates) > 1 else 0
+    seeds = evaluation_seeds("validation", config.validation_episodes + further)[config.validation_episodes :]
+    waiting = [measure(students[index], seeds) for index in candidates] if seeds else []
+    answers = [answer() for answer in waiting]
+    for place, index in enumerate(candidates):
+        total = rounds[index].validation_return_mean * config.validation_episodes
+        total += answers[place].returns.sum() if answers else 0.0
+        rounds[index] = dataclasses.replace(rounds[index], finalist_return_mean=float(total / (config.validation_episodes + len(seeds))))
+    return choose_round(rounds), sum(episodes.env_steps for episodes in answers)
 
 
 def _new_trainer(job: Job, dataset: Dataset) -> Trainer:

@@ -83,12 +83,12 @@ def measure(
     Raises:
         RequestError: if a file cannot be read or environment and policy do not fit together.
     """
-    acting, spec = load_policy(policy, env, trust=trust)
+    acting, spec, notices = load_policy(policy, env, trust=trust)
     reference = Teacher.load(teacher, trust=trust) if teacher else None
     if spec is None and reference is not None:
         spec, notices = environment_for(reference, env)
-        for notice in notices:
-            (display or Display(quiet=True)).note(f"note: {notice}")
+    for notice in notices:
+        (display or Display(quiet=True)).note(f"note: {notice}")
     if spec is None:
         raise RequestError(f"{policy} does not say which environment it acts in: give --env, for example --env CartPole-v1")
     made = make(spec)
@@ -106,20 +106,20 @@ def measure(
     return Measurement(policy, acting.params, spec, own, random, of_teacher, kept)
 
 
-def load_policy(path: str, env: str | None, *, trust: bool = False) -> tuple[Student | Teacher, EnvironmentSpec | None]:
-    """Open a student's folder, a run's folder, an SB3 zip, an RL Zoo folder or a shipped agent, and say where it acts if that is known."""
+def load_policy(path: str, env: str | None, *, trust: bool = False) -> tuple[Student | Teacher, EnvironmentSpec | None, tuple[str, ...]]:
+    """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent; say where it acts, if known, with notices."""
     for folder in (Path(path), Path(path) / "student"):
         if (folder / "student.json").is_file():
             saved = read_description(folder).get("environment")
             spec = resolve(env) if env else EnvironmentSpec.from_dict(saved) if saved else None
-            return Student.load(folder), spec
+            return Student.load(folder), spec, ()
     agent = Teacher.load(path, trust=trust)
     beside = Path(path).parent / "student"
     if env is None and agent.saved_env is None and (beside / "student.json").is_file():
-        return agent, EnvironmentSpec.from_dict(read_description(beside)["environment"])
+        return agent, EnvironmentSpec.from_dict(read_description(beside)["environment"]), ()
     if env is None and agent.saved_env is None:
-        return agent, None
-    return agent, environment_for(agent, env)[0]
+        return agent, None, ()
+    return agent, *environment_for(agent, env)
 
 
 def _mean_and_std(episodes: Episodes) -> str:

@@ -18,7 +18,7 @@ class Display:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 

@@ -56,17 +56,17 @@ def write_report(path: str | Path, summary: Mapping[str, Any]) -> Path:
         "",
         "## Rounds",
         "",
-        "| round | environment steps | gradient steps | teacher acts | loss | held out | validation return | retention |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| round | environment steps | gradient steps | teacher acts | loss | held out | validation return | retention | finalist |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for record in summary["rounds"]:
         name, loss = next(iter(record["train"].items()))
-        held_out = record["held_out"].get(name)
+        held_out, final = record["held_out"].get(name), record["finalist_return_mean"]
         chosen = " **kept**" if record["round"] == summary["chosen_round"] else ""
         lines.append(
             f"| {record['round']}{chosen} | {record['env_steps']:,} | {record['gradient_steps']:,} | {record['teacher_action_prob']:.2f} "
             f"| {loss:.4g} | {'' if held_out is None else f'{held_out:.4g}'} | {record['validation_return_mean']:.1f} "
-            f"| {record['validation_retention']:.3f} |"
+            f"| {record['validation_retention']:.3f} | {'' if final is None else f'{final:.1f}'} |"
         )
     lines += ["", f"The loss is `{next(iter(summary['rounds'][0]['train']))}`.", ""]
     lines += [

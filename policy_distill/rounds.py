@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Round:
         held_out: the same after the round on episodes that are never trained on; empty as long as there are none.
         validation_return_mean, validation_return_standard_error: of the round's student on the validation seeds.
         validation_retention: of the means on these seeds.
+        finalist_return_mean: over these and the further validation seeds, of a round that came into the final choice.
     """
 
     round: int
@@ -43,6 +44,7 @@ class Round:
     validation_return_mean: float = float("nan")
     validation_return_standard_error: float = float("nan")
     validation_retention: float = float("nan")
+    finalist_return_mean: float | None = None
 
     def validated(self, returns: np.ndarray, teacher_mean: float, random_mean: float) -> Round:
         """The same round with its student's returns ``[E]`` on the validation seeds."""
@@ -63,11 +65,20 @@ class Round:
         )
 
 
-def choose_round(rounds: list[Round]) -> int:
-    """The latest round whose validation return is within one standard error of the best: later ones saw more data at lower rates."""
-    best = max(rounds, key=lambda record: record.validation_return_mean)
-    bar = best.validation_return_mean - best.validation_return_standard_error
-    return max(record.round for record in rounds if record.validation_return_mean >= bar)
+def finalists(rounds: Sequence[Round], count: int, *, negligible: float) -> list[int]:
+    """The ``count`` rounds with the best validation returns; of equals the later ones, which saw more data at lower rates.
+
+    Only the first of them where its standard error is ``negligible``: then the validation episodes have told already.
+    """
+    ranked = sorted(rounds, key=lambda record: (record.validation_return_mean, record.round), reverse=True)
+    told = ranked[0].validation_return_standard_error <= negligible
+    return [record.round for record in ranked[: 1 if told else count]]
+
+
+def choose_round(rounds: Sequence[Round]) -> int:
+    """The finalist with the best return over all its validation episodes; of equals the latest."""
+    measured = [record for record in rounds if record.finalist_return_mean is not None]
+    return max(measured, key=lambda record: (record.finalist_return_mean, record.round)).round
 
 
 def track_round(tracker: Tracker, record: Round, transitions: Transitions, learning_rate: float, seconds: Mapping[str, float]) -> None:

@@ -91,8 +91,9 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
         return {**row, "status": "not supported", "reason": str(error)}
     except Exception as error:  # one broken teacher must not end the suite; the reason is kept
         display.note(f"  failed: {error}")
+        run.mkdir(parents=True, exist_ok=True)
         (run / "error.txt").write_text(traceback.format_exc())
-        return {**row, "status": "failed", "reason": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+        return {**row, "status": "failed", "reason": f"{type(error).__name__}: {_first_and_last_line(str(error))}"}
     row |= {
         "status": "done",
         "env": summary["env"],
@@ -138,7 +139,8 @@ def markdown(result: SuiteResult) -> str:
     ]
     for row in result.rows:
         if row["status"] != "done":
-            lines.append(f"| {row['teacher']} | {row['status']}: {row['reason']} | | | | | | | |")
+            reason = row["reason"].replace("|", "\\|")
+            lines.append(f"| {row['teacher']} | {row['status']}: {reason} | | | | | | | |")
             continue
         kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         lines.append(
@@ -153,3 +155,9 @@ def markdown(result: SuiteResult) -> str:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and np.isfinite(value) else None
+
+
+def _first_and_last_line(message: str) -> str:
+    """What went wrong: a worker's failure says in the first line that it was one, and in the last what it was."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines if len(lines) < 2 else (lines[0], lines[-1]))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from policy_distill import cli
+from policy_distill import cli, suite
 from policy_distill.cli import COMMANDS, main
-from policy_distill.config import DistillConfig
+from policy_distill.config import DistillConfig, RequestError
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.students import Student
 from tests.small_worlds import WALK, random_student, walk_expert
@@ -296,6 +296,25 @@ def test_run_suite_reports_the_teacher_that_works_and_the_one_that_does_not(caps
     assert main(["run_suite", *arguments]) == 0
     assert (tmp_path / "out" / "ppo" / "Good_1" / "result.json").stat().st_mtime_ns == before
     assert json.loads(capsys.readouterr().out)["rows"] == rows
+
+
+def test_square_brackets_are_shown(capsys, monkeypatch, tmp_path):
+    """The table took them for markup: the mend read ``pip install "policy-distill"``."""
+    (tmp_path / "[agents]").mkdir()
+    (tmp_path / "[agents]" / "a.zip").write_bytes(b"")
+    reason = 'pip install "policy-distill[box2d]"'
+
+    def fail(config: DistillConfig, display: object) -> None:
+        raise RequestError(reason)
+
+    monkeypatch.setattr(suite, "distill", fail)
+    monkeypatch.setenv("COLUMNS", "200")
+    output = tmp_path / "[out]"
+    assert main(["run_suite", "--teachers", str(tmp_path / "[agents]"), "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert reason in shown
+    assert "[agents]" in shown
+    assert shown.splitlines()[-1] == str(output)
 
 
 # Failures of ours.

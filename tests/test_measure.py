@@ -1,0 +1,126 @@
+"""The return of anything that acts, and a retention that is the job's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, RequestError, StudentConfig, TrainConfig
+from policy_distill.distill import DistillResult, distill
+from policy_distill.export.sb3 import save_ppo
+from policy_distill.measure import Measurement, measure
+from policy_distill.progress import Display
+from tests.small_worlds import WALK, random_student, walk_expert
+
+EPISODES = 12
+
+
+@pytest.fixture(scope="module")
+def expert(tmp_path_factory) -> str:
+    return str(save_ppo(walk_expert(), tmp_path_factory.mktemp("agents") / "ppo.zip"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, expert) -> DistillResult:
+    """A student that kept a part only."""
+    config = DistillConfig(
+        teacher=expert,
+        env=WALK.id,
+        output=str(tmp_path_factory.mktemp("runs") / "walk"),
+        device="cpu",
+        workers=0,
+        student=StudentConfig(hidden_sizes=(4,)),
+        collect=CollectConfig(env_steps=120, rounds=2, num_envs=4),
+        train=TrainConfig(gradient_steps=60, batch_size=32, average_decay=0.9),
+        evaluate=EvaluateConfig(episodes=EPISODES, validation_episodes=2, confidence=0.9, num_envs=4),
+    )
+    result = distill(config)
+    assert 0.05 < result.retention.estimate < 0.999
+    return result
+
+
+def measured(policy: object, **options: object) -> Measurement:
+    return measure(str(policy), episodes=EPISODES, workers=0, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", ["", "student", "student.zip"])
+def test_a_run_its_student_and_its_zip_are_measured_alike(place, run):
+    found = measured(run.folder / place)
+    assert found.spec == WALK
+    assert found.params == 27  # 2 -> 4 -> 3: 12 + 15
+    np.testing.assert_array_equal(found.episodes.returns, run.student_episodes.returns)
+    np.testing.assert_array_equal(found.random.returns, run.random_episodes.returns)
+    assert found.teacher is found.retention is found.episodes.agreement is None
+
+
+def test_retention_is_the_job_s_own_on_the_same_seeds(run, expert):
+    found = measured(run.folder, teacher=expert, confidence=0.9, num_envs=5)
+    assert found.retention == run.retention
+    assert found.teacher is not None
+    np.testing.assert_array_equal(found.teacher.returns, run.teacher_episodes.returns)
+    assert found.episodes.agreement == pytest.approx(run.student_episodes.agreement)
+
+
+def test_the_rows_and_the_data_have_the_same_figures(run, expert):
+    found = measured(run.folder, teacher=expert, confidence=0.9)
+    rows, data = dict(found.rows()), found.summary()
+    returns = run.student_episodes.returns
+    assert rows["return"] == f"{returns.mean():.1f} ± {returns.std(ddof=1):.1f}"
+    assert rows["policy"] == f"{run.folder}, 27 parameters"
+    assert rows["retention [90% interval]"].startswith(f"{run.retention.estimate:.3f} [")
+    assert rows["episodes"] == "12"
+    assert rows["mean length"] == f"{run.student_episodes.lengths.mean():.0f} steps"
+    assert data["retention"] == dataclasses.asdict(run.retention)
+    assert data["policy"]["return_std"] == returns.std(ddof=1)
+    assert data["teacher"]["return_mean"] == run.teacher_episodes.returns.mean()
+    alone = measured(run.folder)
+    assert {"teacher", "retention"}.isdisjoint(alone.summary())
+    assert not {name for name, _ in alone.rows() if "teacher" in name or "retention" in name or "agreement" in name}
+
+
+def test_a_bare_zip_needs_an_environment(expert, tmp_path):
+    copy = tmp_path / "ppo.zip"
+    copy.write_bytes(Path(expert).read_bytes())
+    with pytest.raises(RequestError, match=r"ppo\.zip does not say which environment it acts in: give --env"):
+        measured(copy)
+    found = measured(copy, env=WALK.id)
+    assert found.params == 1251
+    # the expert walks straight: its return is minus the number of its steps, and never below minus the longest way
+    assert found.episodes.returns.tolist() == (-found.episodes.lengths).tolist()
+    assert found.episodes.returns.min() >= -10
+
+
+def test_a_student_that_does_not_know_its_environment_is_measured_in_its_teacher_s(expert, tmp_path):
+    walk_expert().save(tmp_path / "student")
+    with pytest.raises(RequestError, match="give --env"):
+        measured(tmp_path, teacher=expert)  # nor does the teacher
+    assert measured(tmp_path, env=WALK.id, teacher=expert).retention is not None
+
+
+def test_spaces_that_do_not_fit_are_refused(run):
+    with pytest.raises(RequestError, match=r"observations are 2 numbers, those of CartPole-v1 are 4 numbers"):
+        measured(run.folder, env="CartPole-v1")
+    with pytest.raises(RequestError, match=r"agent's observations are 4 numbers, those of tests/Walk-v0 are 2 numbers"):
+        measured(run.folder, teacher="ppo/CartPole-v1")
+
+
+def test_an_agent_that_ships_with_the_project_is_measured():
+    found = measure("ppo/CartPole-v1", episodes=2, num_envs=2, workers=0)
+    assert found.params == 67_586  # 4 -> 256 -> 256 -> 2: 1280 + 65792 + 514
+    assert found.spec.id == "CartPole-v1"
+    assert found.episodes.returns.mean() > 10 * found.random.returns.mean()
+
+
+def test_an_agent_s_environment_of_old_is_told(tmp_path, capsys):
+    """The notice was dropped where the policy itself, not its teacher, was the old agent."""
+    folder = tmp_path / "ppo" / "LunarLander-v2_1"
+    (folder / "LunarLander-v2").mkdir(parents=True)
+    (folder / "LunarLander-v2" / "config.yml").write_text("normalize: false\n")
+    save_ppo(random_student(gym.spaces.Box(-1, 1, (8,), np.float32), gym.spaces.Discrete(4)), folder / "LunarLander-v2.zip")
+    found = measure(str(folder), episodes=2, num_envs=2, workers=0, display=Display())
+    assert found.spec.id == "LunarLander-v3"
+    assert capsys.readouterr().err.startswith("note: trained on LunarLander-v2; run here on LunarLander-v3")

@@ -1,0 +1,69 @@
+"""What is shown: nothing when quiet, plain lines without a terminal, a bar in one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+from rich.console import Console
+
+from policy_distill.progress import Display
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def whole_show(display: Display) -> None:
+    with display:
+        display.note("hello")
+        display.start("measuring", 2)
+        display.stage("round 1")
+        display.advance("return 1.0", 0)
+        display.advance("return 2.0")
+
+
+def test_quiet_shows_nothing(capsys):
+    whole_show(Display(quiet=True))
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_without_a_terminal_there_are_plain_lines_on_standard_error(capsys):
+    whole_show(Display())
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "hello\nreturn 1.0\nreturn 2.0\n")
+
+
+@pytest.mark.parametrize("message", ['pip install "policy-distill[box2d]"', "[/tmp] [red]", "mine:car:Env-v0", "word " * 60 + "end"])
+def test_a_message_is_shown_as_it_is(message, capsys):
+    """Brackets are not markup, names between colons are no pictures, and a long line stays one line."""
+    Display().note(message)
+    assert capsys.readouterr().err == message + "\n"
+
+
+def in_a_terminal() -> tuple[Display, io.StringIO]:
+    shown, display = io.StringIO(), Display()
+    display.console = Console(file=shown, force_terminal=True, width=100, _environ={})
+    return display, shown
+
+
+def test_in_a_terminal_there_is_a_bar_with_the_figures():
+    display, shown = in_a_terminal()
+    whole_show(display)
+    assert "round 1" in shown.getvalue()
+    assert "1/2" in shown.getvalue()
+    assert "return 2.0" in shown.getvalue()
+
+
+def test_a_failure_takes_the_bar_away():
+    display, shown = in_a_terminal()
+    with contextlib.suppress(ZeroDivisionError), display:
+        display.start("measuring", 2)
+        raise ZeroDivisionError
+    assert shown.getvalue().count("\x1b[?25l") == shown.getvalue().count("\x1b[?25h") == 1  # the cursor hidden once, and shown again
+    display.advance("plain again")
+    assert shown.getvalue().endswith("plain again\n")
