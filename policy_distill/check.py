@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.teachers import Teacher
@@ -65,25 +67,34 @@ class Checkup:
 
 def check_teacher(teacher: Teacher, spec: EnvironmentSpec, *, episodes: int, workers: int | None = None) -> Checkup:
     """Measure a teacher where it is to be distilled and compare with what its folder claims."""
+    claim = find_claim(Path(teacher.path)) if teacher.path else None
     seeds = evaluation_seeds("final", episodes)
     with Rollouts(spec, teacher, num_envs=1, seed=0, workers=workers) as rollouts:
         own = rollouts.evaluate("teacher", seeds, num_envs=16)
         random = rollouts.evaluate("random", seeds, num_envs=16)
-    return Checkup(teacher.describe(), own, random, find_claim(Path(teacher.path)) if teacher.path else None)
+    return Checkup(teacher.describe(), own, random, claim)
 
 
 def find_claim(zip_path: Path) -> Claim | None:
-    """Look beside the zip for a card or an ``evaluations.npz``, as Stable-Baselines3's EvalCallback writes it; nothing is unpickled."""
-    card = zip_path.parent / "card.json"
-    if card.is_file():
-        data = json.loads(card.read_text())
-        return Claim(float(data["return_mean"]), float(data["return_std"]), int(data["episodes"]), card.name)
-    for path in (zip_path.parent / "evaluations.npz", zip_path.with_suffix("") / "evaluations.npz"):
-        if path.is_file():
+    """Look beside the zip for a card or an ``evaluations.npz``, as Stable-Baselines3's EvalCallback writes it; nothing is unpickled.
+
+    Raises:
+        RequestError: if such a file is there but damaged.
+    """
+    folder = zip_path.parent
+    for path in (folder / "card.json", folder / "evaluations.npz", zip_path.with_suffix("") / "evaluations.npz"):
+        if not path.is_file():
+            continue
+        try:
+            if path.suffix == ".json":
+                data = json.loads(path.read_text())
+                return Claim(float(data["return_mean"]), float(data["return_std"]), int(data["episodes"]), path.name)
             with np.load(path, allow_pickle=False) as arrays:
                 results = np.asarray(arrays["results"], np.float64)
             best = results[results.mean(axis=1).argmax()] if zip_path.stem == "best_model" else results[-1]
             return Claim(float(best.mean()), float(best.std()), len(best), path.name)
+        except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
+            raise RequestError(f"{path} is no record of returns ({error}): take it away or write it again") from None
     return None
 
 

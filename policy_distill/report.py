@@ -22,7 +22,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     teacher, student, kept = summary["teacher"], summary["student"], summary["retention"]
     rows = [
         ("environment", summary["env"]),
-        ("teacher", f"{teacher['algo']}, {teacher['params']:,} parameters"),
+        ("teacher", f"{teacher['algo']}, {format(teacher['params'], ',') if teacher['params'] else 'unknown'} parameters"),
         ("student", f"{student['hidden_sizes']}, {student['params']:,} parameters"),
         ("compression", f"{summary['compression']:.1f}x" if summary["compression"] else "unknown"),
         ("teacher's return", f"{teacher['return_mean']:.1f} ± {teacher['return_std']:.1f}"),
@@ -47,7 +47,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
 def write_report(path: str | Path, summary: Mapping[str, Any]) -> Path:
     """Write the report of one run."""
     lines = [f"# {summary['teacher']['algo']} on {summary['env']}, distilled", ""]
-    lines += [f"> {notice}" for notice in summary["notices"]]
+    lines += [f"- note: {notice}" for notice in summary["notices"]]
     lines += ["", summary_table(summary), ""]
     lines += [
         "Retention is `(student - random) / (teacher - random)` of the mean returns, all three measured on the same seeds, none of which",
@@ -73,7 +73,7 @@ def write_report(path: str | Path, summary: Mapping[str, Any]) -> Path:
         "## Files",
         "",
         "- `student/`: weights (safetensors) and description (JSON); `policy_distill.Student.load`",
-        "- `student.zip`: the same policy for Stable-Baselines3; `PPO.load` opens it without policy_distill",
+        "- `student.zip`: the same policy for Stable-Baselines3 (where it supports the spaces); `PPO.load` opens it without policy_distill",
         "- `config.yaml`: the whole configuration; `policy-distill distill_policy --config config.yaml` runs it again",
         "- `result.json`: every figure, the returns of each episode among them",
         "- `tensorboard/`: `tensorboard --logdir` shows the curves",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
+import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +60,7 @@ def find_teachers(folder: Path) -> list[Path]:
 def run_suite(teachers: Path, config: DistillConfig, *, output: Path, display: Display | None = None) -> SuiteResult:
     """Distil every teacher below ``teachers`` with the same settings; one that fails is reported and the rest go on.
 
-    A teacher that has a result.json with the same settings is not run again.
+    A teacher whose files and settings are the same as in a run that was completed in ``output`` is not run again.
     """
     display = display or Display(quiet=True)
     folders = find_teachers(teachers)
@@ -74,7 +76,8 @@ def run_suite(teachers: Path, config: DistillConfig, *, output: Path, display: D
 def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, display: Display) -> dict[str, Any]:
     run = output / name
     job = dataclasses.replace(config, teacher=str(folder), output=str(run))
-    key = json.dumps(dataclasses.asdict(job), sort_keys=True)
+    contents = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+    key = json.dumps({**dataclasses.asdict(job), "contents": contents}, sort_keys=True)
     done = run / "suite.json"
     if done.is_file():
         stored = json.loads(done.read_text())
@@ -82,6 +85,7 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
             display.note("  done already")
             row: dict[str, Any] = stored["row"]
             return row
+        done.unlink()  # what is about to be overwritten must not count as done if this run fails
     row = dict.fromkeys(COLUMNS)
     row["teacher"] = name
     try:
@@ -144,7 +148,7 @@ def markdown(result: SuiteResult) -> str:
             continue
         kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         lines.append(
-            f"| {row['teacher']} | {row['env']} | {row['params']:,} | {row['student']} | {row['compression']:.1f}x "
+            f"| {row['teacher']} | {row['env']} | {row['params']:,} | {row['student']} | {row['compression'] or math.nan:.1f}x "
             f"| {row['teacher_return']:.1f} | {row['student_return']:.1f} | {kept} | {row['seconds']:.0f} |"
         )
     mean = result.interquartile_mean

@@ -83,8 +83,8 @@ def test_the_written_report(tmp_path):
     text = write_report(tmp_path / "report.md", SUMMARY).read_text()
     lines = text.splitlines()
     assert lines[0] == "# ppo on CartPole-v1, distilled"
-    assert "> trained on an old one" in lines
-    assert "> another notice" in lines
+    assert "- note: trained on an old one" in lines
+    assert "- note: another notice" in lines
     assert summary_table(SUMMARY) in text
     assert "The loss is `forward_kl_nats`." in lines
     header = next(index for index, line in enumerate(lines) if line.startswith("| round |"))
