@@ -126,9 +126,9 @@ class EvaluateConfig:
     """Fresh episodes behind the final figure."""
     validation_episodes: int = 20
     """Episodes after each round, on seeds of their own."""
-    finalists: int = 4
+    finalists: int = 3
     """So many rounds with the best validation returns are measured again before one is kept: the best of many noisy means flatters."""
-    finalist_episodes: int = 60
+    finalist_episodes: int = 40
     """Further episodes of each finalist, on validation seeds that no round has played yet."""
     confidence: float = 0.95
     """Of the interval around the retention."""

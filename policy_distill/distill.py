@@ -30,9 +30,6 @@ from policy_distill.tracking import Tracker, write_json
 from policy_distill.train import Trainer
 from policy_distill.workers import Rollouts
 
-NEGLIGIBLE = 0.01
-"""Standard error, as a share of what the teacher adds over a random policy, below which rounds need not be told apart better."""
-
 
 @dataclass(frozen=True)
 class DistillResult:
@@ -153,7 +150,7 @@ def _run(job: Job, display: Display) -> DistillResult:
             rounds[-1] = rounds[-1].validated(validation.returns, *reference)
             display.advance(rounds[-1].figures())
             track_validation(tracker, rounds[-1], *reference)
-            chosen, more_steps = _choose(rounds, students, abs(reference[0] - reference[1]), measure, config.evaluate)
+            chosen, more_steps = _choose(rounds, students, measure, config.evaluate)
             student = students[chosen]
             student_episodes = measure(student, final_seeds, with_agreement=True)()
         teacher_episodes, random_episodes = merge(teacher_parts), merge(random_parts)
@@ -171,12 +168,11 @@ def _run(job: Job, display: Display) -> DistillResult:
 
 
 def _choose(
-    rounds: list[Round], students: list[Student], gap: float, measure: Callable[..., Callable[[], Episodes]], config: EvaluateConfig
+    rounds: list[Round], students: list[Student], measure: Callable[..., Callable[[], Episodes]], config: EvaluateConfig
 ) -> tuple[int, int]:
     """Measure the finalists again, note it in their records, and return the round to keep and the environment steps it took."""
-    candidates = finalists(rounds, config.finalists, negligible=NEGLIGIBLE * gap)
-    further = config.finalist_episodes if len(candidates) > 1 else 0
-    seeds = evaluation_seeds("validation", config.validation_episodes + further)[config.validation_episodes :]
+    seeds = evaluation_seeds("validation", config.validation_episodes + config.finalist_episodes)[config.validation_episodes :]
+    candidates = finalists(rounds, config.finalists)
     waiting = [measure(students[index], seeds) for index in candidates] if seeds else []
     answers = [answer() for answer in waiting]
     for place, index in enumerate(candidates):

@@ -65,14 +65,10 @@ class Round:
         )
 
 
-def finalists(rounds: Sequence[Round], count: int, *, negligible: float) -> list[int]:
-    """The ``count`` rounds with the best validation returns; of equals the later ones, which saw more data at lower rates.
-
-    Only the first of them where its standard error is ``negligible``: then the validation episodes have told already.
-    """
+def finalists(rounds: Sequence[Round], count: int) -> list[int]:
+    """The ``count`` rounds with the best validation returns; of equals the later ones, which saw more data at lower rates."""
     ranked = sorted(rounds, key=lambda record: (record.validation_return_mean, record.round), reverse=True)
-    told = ranked[0].validation_return_standard_error <= negligible
-    return [record.round for record in ranked[: 1 if told else count]]
+    return [record.round for record in ranked[:count]]
 
 
 def choose_round(rounds: Sequence[Round]) -> int:
