@@ -63,8 +63,7 @@ class Box:
         return scale, offset
 
     def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        scale, offset = self.affine()
-        return like.new_tensor(scale), like.new_tensor(offset)
+        return _affine_tensors(self, like.dtype, like.device)
 
     def to_box(self, actions: Tensor) -> Tensor:
         """Environment units to box units, ``[..., dim]``."""
@@ -75,6 +74,14 @@ class Box:
         """Box units to environment units, clipped to the bounds, ``[..., dim]``."""
         scale, offset = self._tensors(actions)
         return torch.clamp(actions * scale + offset, actions.new_tensor(self.low), actions.new_tensor(self.high))
+
+
+@functools.cache
+def _affine_tensors(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``Box.affine`` as tensors, made once: they are read in every gradient step."""
+    with torch.inference_mode(False):
+        scale, offset = (torch.as_tensor(array, dtype=dtype, device=device) for array in box.affine())
+    return scale, offset
 
 
 @dataclass(frozen=True)

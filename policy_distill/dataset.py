@@ -113,8 +113,13 @@ class Dataset:
 
     def _gather(self, index: Tensor) -> tuple[Tensor, ActionTargets]:
         assert self._observations is not None, "the dataset is empty"
-        parameters = {name: value[index] for name, value in self._parameters.items()}
-        return self._observations[index], ActionTargets(parameters, self._actions[index])
+        rows = index.flatten()
+
+        def take(source: Tensor) -> Tensor:
+            return source.index_select(0, rows).unflatten(0, index.shape)  # copies whole rows, several times faster than indexing
+
+        parameters = {name: take(value) for name, value in self._parameters.items()}
+        return take(self._observations), ActionTargets(parameters, take(self._actions))
 
     def _allocate(self, like: Tensor) -> Tensor:
         return torch.empty(self.capacity, *like.shape[1:], dtype=like.dtype, device=self.device)

@@ -110,7 +110,7 @@ def _run(job: Job, display: Display) -> DistillResult:
         evaluation_steps = 0
 
         for index in range(config.collect.rounds):
-            display.stage(f"round {index + 1}")
+            display.stage(f"round {index + 1}: collecting")
             probability = config.collect.teacher_action_prob**index
             with watch.measure("collect"):
                 transitions = rollouts.collect(_round_steps(config, index), students[-1] if students else None, probability, index)
@@ -122,6 +122,7 @@ def _run(job: Job, display: Display) -> DistillResult:
             with watch.measure("evaluate"):
                 waiting = [measure(policy, validation_seeds) for policy in measured]
                 waiting += [measure(policy, share) for policy in ("teacher", "random") if share]
+            display.stage(f"round {index + 1}: training")
             with watch.measure("train"):
                 trainer = trainer or _new_trainer(job, dataset)
                 losses = trainer.run(dataset, _share(config.train.gradient_steps, config.collect.rounds, index))

@@ -31,17 +31,16 @@ class Display:
         """Begin a bar of ``total`` parts."""
         if self.quiet or not self.console.is_terminal:
             return
-        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
-        self._bar = Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True)
+        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=self.console, transient=True)
         self._bar.start()
-        self._task = self._bar.add_task(description, total=total, figures="")
+        self._task = self._bar.add_task(description, total=total)
 
     def advance(self, figures: str, amount: int = 1) -> None:
-        """Move the bar on; without a terminal, say the figures as a line."""
+        """Say the figures of what was done, and move the bar beneath them on."""
+        self.note(figures)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=amount, figures=figures)
-        else:
-            self.note(figures)
+            self._bar.update(self._task, advance=amount)
 
     def stage(self, description: str) -> None:
         """Name what is being done now."""

@@ -60,7 +60,7 @@ class Round:
         """One line for a person who watches."""
         name, loss = next(iter(self.train.items()))
         return (
-            f"round {self.round + 1:>3}  {self.env_steps:>9,} steps  {name} {loss:.4g}  "
+            f"round {self.round + 1:>2}  {self.env_steps:>7,} steps  {name.removesuffix('_nats')} {loss:.3g}  "
             f"return {self.validation_return_mean:.1f}  retention {self.validation_retention:.3f}"
         )
 

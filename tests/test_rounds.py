@@ -71,7 +71,7 @@ def test_a_round_whose_teacher_is_chance_has_no_retention_and_one_episode_no_err
 
 
 def test_a_round_s_line_counts_from_one_and_names_the_first_loss():
-    assert record(1, 12.34).figures() == "round   2      2,000 steps  forward_kl_nats 0.25  return 12.3  retention 0.500"
+    assert record(1, 12.34).figures() == "round  2    2,000 steps  forward_kl 0.25  return 12.3  retention 0.500"
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [3]), (2, [3, 1]), (3, [3, 1, 2]), (9, [3, 1, 2, 0])])
