@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,10 +91,10 @@ class Dataset:
         self._num_held = _extend(self._held_rows, self._num_held, indices[held])
         self._size += count
 
-    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ActionTargets]:
-        """Draw training rows uniformly with replacement: observations ``[*shape, ...]`` and their targets."""
-        draws = torch.randint(self._num_train, shape, generator=generator, device=self.device)
-        return self._gather(self._train_rows[draws])
+    def sample(self, batch_size: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, ActionTargets]:
+        """Draw training rows uniformly with replacement, one batch for each of K generators: observations ``[K, B, ...]`` and targets."""
+        draws = [torch.randint(self._num_train, (batch_size,), generator=generator, device=self.device) for generator in generators]
+        return self._gather(self._train_rows[torch.stack(draws)])
 
     def held_out(self, limit: int) -> tuple[Tensor, ActionTargets] | None:
         """At most ``limit`` held-out rows, evenly over all of them; None as long as no held-out episode was seen."""

@@ -189,7 +189,7 @@ def _new_trainer(job: Job, dataset: Dataset) -> Trainer:
     mean, scale = normalization_of(encode_observations(job.teacher.observation_space, observations))
     seeds = torch.Generator().manual_seed(job.config.seed)
     stack = StudentStack(job.architecture, generators=[seeds], mean=mean, scale=scale)
-    return Trainer(stack, job.objective, job.config.train, torch.Generator(job.device).manual_seed(job.config.seed))
+    return Trainer(stack, job.objective, job.config.train, [torch.Generator(job.device).manual_seed(job.config.seed)])
 
 
 def normalization_of(observations: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -114,12 +115,12 @@ class Trainer:
         stack: the students, trained in place.
         objective: their loss.
         config: batch size, learning rate, averaging.
-        generator: draws the batches, on the dataset's device.
+        generators: one a member, on the dataset's device: each draws its own batches, so that a member does not depend on the others.
     """
 
-    def __init__(self, stack: StudentStack, objective: Objective, config: TrainConfig, generator: torch.Generator) -> None:
+    def __init__(self, stack: StudentStack, objective: Objective, config: TrainConfig, generators: Sequence[torch.Generator]) -> None:
         self.stack, self.objective, self.config = stack, objective, config
-        self.generator = generator
+        self.generators = generators
         self.gradient_steps = 0
         self.averaged = stack.flat.clone()
         self._first_moment = torch.zeros_like(stack.flat)
@@ -142,7 +143,7 @@ class Trainer:
 
     def _step(self, dataset: Dataset) -> dict[str, Tensor]:
         stack = self.stack
-        observations, targets = dataset.sample((stack.num_members, self.config.batch_size), self.generator)
+        observations, targets = dataset.sample(self.config.batch_size, self.generators)
         terms = self.objective.terms(stack.forward(self._encode(observations)), stack.log_std, targets)
         stack.gradient.zero_()
         self.objective.total(terms).mean(-1).sum().backward()  # members do not share parameters: the sum keeps their gradients apart

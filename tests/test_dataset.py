@@ -45,7 +45,7 @@ def test_appending_copies():
 def test_a_drawn_observation_keeps_its_own_targets():
     dataset = Dataset(1000, holdout=0.2, device=CPU)
     dataset.append(numbered(0, 1000))
-    observations, targets = dataset.sample((3, 500), generator())
+    observations, targets = dataset.sample(500, [generator(seed) for seed in range(3)])
     assert observations.shape == (3, 500, 1)
     assert torch.equal(observations[..., 0], targets.actions.float())
     assert torch.equal(observations[..., 0], targets.parameters["logits"][..., 0])
@@ -54,8 +54,8 @@ def test_a_drawn_observation_keeps_its_own_targets():
 def test_every_training_row_is_drawn_equally_often():
     dataset = Dataset(100, holdout=0.2, device=CPU)
     dataset.append(numbered(0, 100, episode_length=1))
-    _, targets = dataset.sample((40_000,), generator())
-    counts = torch.bincount(targets.actions, minlength=100)
+    _, targets = dataset.sample(40_000, [generator()])
+    counts = torch.bincount(targets.actions[0], minlength=100)
     drawn = counts[counts > 0].double()
     assert len(drawn) == dataset.num_train
     # binomial: a standard deviation of sqrt(n p (1 - p)) = 22 around 500; the largest of 80 stays within five
@@ -70,8 +70,8 @@ def test_held_out_and_training_rows_part_the_episodes(holdout, parts):
     assert dataset.num_train + dataset.num_held_out == len(dataset)
     held_out = dataset.held_out(10_000)
     held = set() if held_out is None else set((held_out[1].actions // 10).tolist())
-    _, targets = dataset.sample((5000,), generator())
-    trained = set((targets.actions // 10).tolist())
+    _, targets = dataset.sample(5000, [generator()])
+    trained = set((targets.actions[0] // 10).tolist())
     assert not held & trained
     assert dataset.num_held_out == 10 * len(held)
 
@@ -128,7 +128,7 @@ def test_held_out_rows_are_spread_over_all_and_limited():
 def test_the_same_generator_draws_the_same_batch():
     dataset = Dataset(100, holdout=0.1, device=CPU)
     dataset.append(numbered(0, 100))
-    first, again, other = (dataset.sample((4, 8), generator(seed))[0] for seed in (1, 1, 2))
+    first, again, other = (dataset.sample(8, [generator(seed)])[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
