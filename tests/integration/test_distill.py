@@ -372,3 +372,16 @@ def test_actions_without_bounds_are_refused_before_any_work(tmp_path):
 def test_without_a_teacher_the_request_is_refused(tmp_path):
     with pytest.raises(RequestError, match="no teacher was named"):
         distill(tiny(tmp_path))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("teacher", [walk_teacher, push_teacher])
+def test_a_run_on_the_gpu_ends_where_one_on_the_cpu_does(teacher, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    env = WALK.id if teacher is walk_teacher else PUSH.id
+    there = distill(dataclasses.replace(tiny(tmp_path / "gpu", env), device="cuda"), teacher=teacher())
+    here = distill(tiny(tmp_path / "cpu", env), teacher=teacher())
+    assert there.summary["device"] == "cuda"
+    assert all(tensor.device.type == "cpu" for tensor in there.student.state_dict().values())
+    assert there.student_episodes.returns.mean() == pytest.approx(here.student_episodes.returns.mean(), rel=0.05, abs=0.05)
