@@ -12,7 +12,7 @@ import numpy as np
 
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import Episodes, evaluation_seeds
+from policy_distill.evaluate import BATCH, Episodes, evaluation_seeds
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
 
@@ -69,9 +69,9 @@ def check_teacher(teacher: Teacher, spec: EnvironmentSpec, *, episodes: int, wor
     """Measure a teacher where it is to be distilled and compare with what its folder claims."""
     claim = find_claim(Path(teacher.path)) if teacher.path else None
     seeds = evaluation_seeds("final", episodes)
-    with Rollouts(spec, teacher, num_envs=1, seed=0, workers=workers) as rollouts:
-        own = rollouts.evaluate("teacher", seeds, num_envs=16)
-        random = rollouts.evaluate("random", seeds, num_envs=16)
+    with Rollouts(spec, teacher, num_envs=BATCH, seed=0, workers=workers) as rollouts:
+        own = rollouts.evaluate("teacher", seeds, num_envs=BATCH)
+        random = rollouts.evaluate("random", seeds, num_envs=BATCH)
     return Checkup(teacher.describe(), own, random, claim)
 
 
