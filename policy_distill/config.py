@@ -103,7 +103,7 @@ class TrainConfig:
     """Over all rounds."""
     batch_size: int = 512
     """Transitions a gradient step."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     """Of Adam, at the start; it falls along half a cosine to zero over the whole run."""
     average_decay: float = 0.999
     """The student that acts and is kept is the exponential moving average of the weights with this decay a step; 0 turns it off."""
