@@ -124,11 +124,11 @@ class EvaluateConfig:
 
     episodes: int = 100
     """Fresh episodes behind the final figure."""
-    validation_episodes: int = 10
+    validation_episodes: int = 20
     """Episodes after each round, on seeds of their own."""
-    finalists: int = 3
+    finalists: int = 4
     """So many rounds with the best validation returns are measured again before one is kept: the best of many noisy means flatters."""
-    finalist_episodes: int = 30
+    finalist_episodes: int = 40
     """Further episodes of each finalist, on validation seeds that no round has played yet."""
     confidence: float = 0.95
     """Of the interval around the retention."""
