@@ -35,7 +35,7 @@ def run(tmp_path_factory, expert) -> DistillResult:
         workers=0,
         student=StudentConfig(hidden_sizes=(4,)),
         collect=CollectConfig(env_steps=120, rounds=2, num_envs=4),
-        train=TrainConfig(gradient_steps=60, batch_size=32, average_decay=0.9),
+        train=TrainConfig(gradient_steps=60, batch_size=32, learning_rate=0.003, average_decay=0.9),
         evaluate=EvaluateConfig(episodes=EPISODES, validation_episodes=2, confidence=0.9, num_envs=4),
     )
     result = distill(config)

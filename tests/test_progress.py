@@ -47,7 +47,7 @@ def test_a_message_is_shown_as_it_is(message, capsys):
 
 def in_a_terminal() -> tuple[Display, io.StringIO]:
     shown, display = io.StringIO(), Display()
-    display.console = Console(file=shown, force_terminal=True, width=100, _environ={})
+    display.console = Console(file=shown, force_terminal=True, width=100, highlight=False, _environ={})
     return display, shown
 
 
