@@ -111,7 +111,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
     if options.episodes:
         DistillConfig(workers=options.workers, evaluate=EvaluateConfig(episodes=options.episodes))  # checks them
     from policy_distill import check
-    from policy_distill.environments import check_matches, make
+    from policy_distill.environments import check_fits
     from policy_distill.job import environment_for, one_torch_thread
     from policy_distill.teachers import Teacher
 
@@ -120,9 +120,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
     summary: dict[str, Any] = {"facts": teacher.describe()}
     if options.episodes:
         spec, notices = environment_for(teacher, options.env)
-        env = make(spec)
-        check_matches(spec, env, teacher.observation_space, teacher.action_space)
-        env.close()
+        check_fits(spec, (teacher.observation_space, teacher.action_space))
         for notice in notices:
             Display(quiet=options.json).note(f"note: {notice}")
         with one_torch_thread():

@@ -166,6 +166,16 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> gym.Env:
     return env
 
 
+def check_fits(spec: EnvironmentSpec, *spaces: tuple[gym.Space, gym.Space]) -> None:
+    """Make the environment once and refuse each pair of observation and action space that is not its own; see ``check_matches``."""
+    env = make(spec)
+    try:
+        for observation_space, action_space in spaces:
+            check_matches(spec, env, observation_space, action_space)
+    finally:
+        env.close()
+
+
 def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Space, action_space: gym.Space) -> None:
     """Refuse an agent whose spaces are not the environment's. Element types, and bounds of observations, may differ.
 

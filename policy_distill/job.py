@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from policy_distill.config import DistillConfig, RequestError, StudentConfig
-from policy_distill.environments import EnvironmentSpec, check_matches, make, modernize, resolve
+from policy_distill.environments import EnvironmentSpec, check_fits, modernize, resolve
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.files import write_atomically
 from policy_distill.students import ACTIVATIONS, Architecture, hidden_sizes_for
@@ -46,9 +46,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
             raise RequestError("no teacher was named: give --teacher FOLDER_OR_ZIP, or the name of an agent that ships with the project")
         teacher = Teacher.load(config.teacher, algo=config.algo, trust=config.trust)
     spec, notices = environment_for(teacher, config.env)
-    env = make(spec)
-    check_matches(spec, env, teacher.observation_space, teacher.action_space)
-    env.close()
+    check_fits(spec, (teacher.observation_space, teacher.action_space))
     actions = teacher.action_space
     if isinstance(actions, gym.spaces.Box) and not actions.is_bounded():
         raise RequestError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec, check_matches, make, resolve
+from policy_distill.environments import EnvironmentSpec, check_fits, resolve
 from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.job import environment_for, one_torch_thread
 from policy_distill.progress import Display
@@ -91,11 +91,7 @@ def measure(
         (display or Display(quiet=True)).note(f"note: {notice}")
     if spec is None:
         raise RequestError(f"{policy} does not say which environment it acts in: give --env, for example --env CartPole-v1")
-    made = make(spec)
-    for spaces in (acting, reference):
-        if spaces is not None:
-            check_matches(spec, made, spaces.observation_space, spaces.action_space)
-    made.close()
+    check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference) if agent is not None))
     seeds = evaluation_seeds("final", episodes)
     asked = reference or (acting if isinstance(acting, Teacher) else None)
     with one_torch_thread(), Rollouts(spec, asked, num_envs=max(num_envs, 1), seed=0, workers=workers) as rollouts:
