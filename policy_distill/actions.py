@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 Parameters: TypeAlias = dict[str, Tensor]
+LAYER = "layer:"
+"""Prefix of a teacher's intermediate layers among the parameters of ``ActionTargets``."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class ActionTargets:
 
     Attributes:
         parameters: of the teacher's family, each ``[B, width]``: ``logits`` or ``q_values``; ``mean`` and ``log_std`` in box units
-            (before tanh where the family is squashed); empty for a deterministic teacher.
+            (before tanh where the family is squashed); empty for a deterministic teacher. Layers that the teacher was told to record stand
+            beside them as ``layer:NAME``.
         actions: the deterministic action as ``env.step`` takes it, after clipping or unscaling: ``[B]`` or ``[B, components]`` integers,
             or ``[B, action_dim]`` floats.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import json
 import re
 import sys
@@ -199,12 +198,40 @@ def run_suite(arguments: Sequence[str]) -> int:
     return DONE
 
 
+def run_ablation(arguments: Sequence[str]) -> int:
+    """Compare the defaults with their alternatives over agents and seeds, and write the page."""
+    parser = _Parser("run_ablation", run_ablation.__doc__)
+    parser.add_argument("--study", type=str, default="docs/ablation.yaml", help="what is compared: base, agents, groups, seeds")
+    parser.add_argument("--output", type=str, default="runs/ablation", help="folder of the runs; what is done there is not run again")
+    parser.add_argument("--page", type=str, default="docs/ablation.md", help="the page that is written")
+    parser.add_argument("--jobs", type=int | None, default=None, help="runs side by side; default: one a core")
+    parser.add_display_arguments()
+    options = parser.parse(arguments)
+    from policy_distill import ablation
+    from policy_distill.files import write_atomically
+    from policy_distill.job import writable_folder
+    from policy_distill.workers import available_cores
+
+    study = ablation.Study.load(Path(options.study))
+    output = writable_folder(Path(options.output))
+    kept = ablation.run_study(study, output, jobs=options.jobs or available_cores(), note=Display(quiet=options.json).note)
+    command = f"policy-distill run_ablation --study {options.study} --output {options.output} --page {options.page}"
+    page = Path(options.page)
+    write_atomically(page, lambda target: target.write_text(ablation.markdown(study, kept, command)))
+    if options.json:
+        print(json.dumps({"/".join(map(str, key)): _plain(value) for key, value in kept.items()}, indent=2))
+    else:
+        print(page)
+    return DONE
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "distill_policy": distill_policy,
     "train_teacher": train_teacher,
     "evaluate_policy": evaluate_policy,
     "check_teacher": check_teacher,
     "run_suite": run_suite,
+    "run_ablation": run_ablation,
 }
 
 
@@ -223,7 +250,7 @@ class _Parser(ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> Namespace:
         try:
-            return self.parse_args([_spelled_out(*pair) for pair in itertools.zip_longest(arguments, arguments[1:], fillvalue="")])
+            return self.parse_args(_spelled_out(arguments))
         except SystemExit as end:  # --help and --print_config end here
             if end.code in (0, None):
                 raise
@@ -258,9 +285,18 @@ class _Parser(ArgumentParser):
         return message
 
 
-def _spelled_out(argument: str, following: str) -> str:
-    """``--trust`` alone means ``--trust true``."""
-    return "--trust=true" if argument == "--trust" and following not in ("true", "false") else argument
+def _spelled_out(arguments: Sequence[str]) -> list[str]:
+    """``--trust`` alone means ``--trust true``, and ``--student same`` means ``--student.same true``."""
+    spelled: list[str] = []
+    for index, argument in enumerate(arguments):
+        following = arguments[index + 1] if index + 1 < len(arguments) else ""
+        if argument == "--trust" and following not in ("true", "false"):
+            spelled.append("--trust=true")
+        elif argument == "same" and spelled and spelled[-1] == "--student":
+            spelled[-1] = "--student.same=true"
+        else:
+            spelled.append("--student.same=true" if argument == "--student=same" else argument)
+    return spelled
 
 
 def _add_zoo_folder(parser: _Parser) -> None:

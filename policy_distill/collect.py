@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -12,6 +15,47 @@ from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.evaluate import BATCH
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Disturbances of what is executed; labels are not touched.
+
+    Attributes:
+        epsilon: probability of an action drawn uniformly from the action space.
+        action_noise: standard deviation of Gaussian noise on continuous actions, in box units; the sum is clipped to the bounds.
+    """
+
+    epsilon: float = 0.0
+    action_noise: float = 0.0
+
+    def disturb(self, actions: np.ndarray, space: gym.Space, streams: Sequence[np.random.Generator]) -> np.ndarray:
+        """Actions ``[N, ...]`` as they are executed; each row draws from a stream of its own."""
+        disturbed = actions.copy()
+        for row, stream in enumerate(streams):
+            if self.action_noise and isinstance(space, gym.spaces.Box):
+                half_range = np.where(np.isfinite(space.high) & np.isfinite(space.low), (space.high - space.low) / 2, 1.0)
+                noise = self.action_noise * half_range * stream.standard_normal(space.shape)
+                disturbed[row] = np.clip(disturbed[row] + noise, space.low, space.high)
+            if self.epsilon and stream.random() < self.epsilon:
+                disturbed[row] = random_action(space, stream)
+        return disturbed
+
+
+NO_EXPLORATION = Exploration()
+
+
+def random_action(space: gym.Space, stream: np.random.Generator) -> np.ndarray | int:
+    """Draw uniformly from a space that a student can act in."""
+    match space:
+        case gym.spaces.Discrete():
+            return int(stream.integers(space.n) + space.start)
+        case gym.spaces.MultiDiscrete():
+            return stream.integers(space.nvec)
+        case gym.spaces.MultiBinary():
+            return stream.integers(2, size=space.shape)
+    assert isinstance(space, gym.spaces.Box)
+    return stream.uniform(space.low, space.high)
 
 
 class Collector:
@@ -42,7 +86,14 @@ class Collector:
 
     @torch.inference_mode()
     def collect(
-        self, num_steps: int, teacher: Teacher, student: Student | None, teacher_action_prob: float, *, round_index: int = 0
+        self,
+        num_steps: int,
+        teacher: Teacher,
+        student: Student | None,
+        teacher_action_prob: float,
+        *,
+        round_index: int = 0,
+        exploration: Exploration = NO_EXPLORATION,
     ) -> Transitions:
         """Take ``num_steps`` steps in each environment; the teacher labels every observation and acts with the given probability.
 
@@ -52,6 +103,7 @@ class Collector:
             student: acts where the teacher does not; None lets the teacher act always.
             teacher_action_prob: DAgger's beta, drawn anew for each step and environment.
             round_index: of the run; who acts is drawn from a stream of its own for each round and environment.
+            exploration: disturbs what is executed, whoever acts.
 
         Returns:
             ``T * N`` transitions, step after step; float64 observations are labelled as they are and kept as float32.
@@ -66,6 +118,7 @@ class Collector:
         else:
             streams = [np.random.default_rng([self._seed, 2, round_index, index]) for index in self._indices]
             by_teacher = np.stack([stream.random(num_steps) < teacher_action_prob for stream in streams], axis=1)
+        noise = [np.random.default_rng([self._seed, 5, round_index, index]) for index in self._indices]
         parameters: list[Parameters] = []
         actions: list[torch.Tensor] = []
         action_shape = self._envs[0].action_space.shape or ()
@@ -82,6 +135,8 @@ class Collector:
             if student is not None and not by_teacher[step].all():
                 mask = by_teacher[step].reshape(-1, *[1] * (executed.ndim - 1))
                 executed = np.where(mask, executed, student.act(batch)[: len(self._envs)])
+            if exploration != NO_EXPLORATION:
+                executed = exploration.disturb(executed, self._envs[0].action_space, noise)
             for index, env in enumerate(self._envs):
                 observation, reward, terminated[step, index], truncated[step, index], _ = env.step(executed[index])
                 rewards[step, index] = reward

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ class Dataset:
         self._parameters: Parameters
         self._train_rows = torch.empty(capacity, dtype=torch.int64, device=device)
         self._held_rows = torch.empty(capacity, dtype=torch.int64, device=device)
-        self._num_train = self._num_held = 0
+        self._num_train = self._num_held = self._first_train = 0
 
     def __len__(self) -> int:
         return self._size
@@ -91,10 +92,29 @@ class Dataset:
         self._num_held = _extend(self._held_rows, self._num_held, indices[held])
         self._size += count
 
-    def sample(self, batch_size: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, ActionTargets]:
-        """Draw training rows uniformly with replacement, one batch for each of K generators: observations ``[K, B, ...]`` and targets."""
-        draws = [torch.randint(self._num_train, (batch_size,), generator=generator, device=self.device) for generator in generators]
-        return self._gather(self._train_rows[torch.stack(draws)])
+    def with_targets(self, targets: ActionTargets) -> Dataset:
+        """The same rows with other targets, one for each row; observations and the split into training and held-out rows are shared."""
+        twin = copy.copy(self)
+        twin._parameters, twin._actions, twin.capacity = dict(targets.parameters), targets.actions, self._size
+        return twin
+
+    def forget_before(self, row: int) -> None:
+        """Draw no training row before ``row`` any more; validation and normalisation keep seeing all of them."""
+        self._first_train = int((self._train_rows[: self._num_train] < row).sum())
+
+    def sample(
+        self, batch_size: int, generators: Sequence[torch.Generator], *, parameters: Collection[str] | None = None
+    ) -> tuple[Tensor, ActionTargets]:
+        """Draw training rows uniformly with replacement, one batch for each of K generators: observations ``[K, B, ...]`` and targets.
+
+        Args:
+            batch_size: B.
+            generators: one a member.
+            parameters: of the targets, those that are read; the others are left out, each of them costs as much as the observations.
+        """
+        low, high = self._first_train, self._num_train
+        draws = [torch.randint(low, high, (batch_size,), generator=generator, device=self.device) for generator in generators]
+        return self._gather(self._train_rows[torch.stack(draws)], parameters)
 
     def held_out(self, limit: int) -> tuple[Tensor, ActionTargets] | None:
         """At most ``limit`` held-out rows, evenly over all of them; None as long as no held-out episode was seen."""
@@ -112,14 +132,14 @@ class Dataset:
         parameters = {name: value[: self._size] for name, value in self._parameters.items()}
         return self._observations[: self._size], ActionTargets(parameters, self._actions[: self._size])
 
-    def _gather(self, index: Tensor) -> tuple[Tensor, ActionTargets]:
+    def _gather(self, index: Tensor, names: Collection[str] | None = None) -> tuple[Tensor, ActionTargets]:
         assert self._observations is not None, "the dataset is empty"
         rows = index.flatten()
 
         def take(source: Tensor) -> Tensor:
             return source.index_select(0, rows).unflatten(0, index.shape)  # copies whole rows, several times faster than indexing
 
-        parameters = {name: take(value) for name, value in self._parameters.items()}
+        parameters = {name: take(value) for name, value in self._parameters.items() if names is None or name in names}
         return take(self._observations), ActionTargets(parameters, take(self._actions))
 
     def _allocate(self, like: Tensor) -> Tensor:

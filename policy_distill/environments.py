@@ -182,12 +182,25 @@ def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Sp
     Raises:
         RequestError: in one line, naming both.
     """
-    for role, mine, theirs in (("observations", observation_space, env.observation_space), ("actions", action_space, env.action_space)):
-        if _kind(mine, role) != _kind(theirs, role):
-            mend = "name the environment it was trained in with --env"
-            if role == "observations" and len(mine.shape or ()) == 1 and theirs.shape == (mine.shape[0] - 1,):  # type: ignore[index]
-                mend += ", or its run's folder with config.yml if it was trained with TimeFeatureWrapper"
-            raise RequestError(f"the agent's {role} are {_words(mine, role)}, those of {spec.id} are {_words(theirs, role)}; {mend}")
+    if difference := first_difference((observation_space, action_space), (env.observation_space, env.action_space)):
+        role, mine, theirs = difference
+        mend = "name the environment it was trained in with --env"
+        shape = env.observation_space.shape
+        if role == "observations" and len(observation_space.shape or ()) == 1 and shape == (observation_space.shape[0] - 1,):  # type: ignore[index]
+            mend += ", or its run's folder with config.yml if it was trained with TimeFeatureWrapper"
+        raise RequestError(f"the agent's {role} are {mine}, those of {spec.id} are {theirs}; {mend}")
+
+
+def first_difference(mine: tuple[gym.Space, gym.Space], theirs: tuple[gym.Space, gym.Space]) -> tuple[str, str, str] | None:
+    """Compare two pairs of observation and action space: ``observations`` or ``actions`` and what they are here and there, in words.
+
+    Returns:
+        None if who acts in the one pair can act in the other. Element types, and bounds of observations, may differ.
+    """
+    for role, one, other in zip(("observations", "actions"), mine, theirs, strict=True):
+        if _kind(one, role) != _kind(other, role):
+            return role, _words(one, role), _words(other, role)
+    return None
 
 
 def _stand_in(old_id: str) -> Entry | None:

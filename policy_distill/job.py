@@ -12,13 +12,13 @@ import gymnasium as gym
 import torch
 import yaml
 
-from policy_distill.config import DistillConfig, RequestError, StudentConfig
+from policy_distill.config import DistillConfig, LossConfig, RequestError, StudentConfig
 from policy_distill.environments import EnvironmentSpec, check_fits, modernize, resolve
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.files import write_atomically
-from policy_distill.students import ACTIVATIONS, Architecture, hidden_sizes_for
+from policy_distill.objective import OUTPUT, Objective
+from policy_distill.students import ACTIVATIONS, Architecture, hidden_sizes_for, layer_names
 from policy_distill.teachers import Teacher
-from policy_distill.train import Objective
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Job:
     spec: EnvironmentSpec
     architecture: Architecture
     objective: Objective
+    projections: tuple[tuple[int, int], ...]
+    """Student's and teacher's width of each hinted pair of layers."""
     device: torch.device
     folder: Path
     notices: tuple[str, ...]
@@ -45,6 +47,9 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         if not config.teacher:
             raise RequestError("no teacher was named: give --teacher FOLDER_OR_ZIP, or the name of an agent that ships with the project")
         teacher = Teacher.load(config.teacher, algo=config.algo, trust=config.trust)
+    if config.ensemble.teachers:
+        others = [Teacher.load(name, trust=config.trust) for name in config.ensemble.teachers]
+        teacher = Teacher.ensemble([teacher, *others], weights=config.ensemble.weights, combine=config.ensemble.combine)
     spec, notices = environment_for(teacher, config.env)
     check_fits(spec, (teacher.observation_space, teacher.action_space))
     actions = teacher.action_space
@@ -52,11 +57,17 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         raise RequestError(
             f"the actions of {spec.id} have no finite bounds, which a student needs: give the environment's Box low and high"
         )
-    objective = Objective(config.loss, teacher.family)
     try:
         architecture = choose_architecture(config.student, teacher)
     except ValueError as error:
         raise RequestError(str(error)) from None
+    loss, projections = settle_layers(config.loss, teacher, architecture)
+    objective = Objective(loss, teacher.family)
+    hinted = [
+        *(loss.features.layers or () if loss.features.weight else ()),
+        *(loss.relations.layers or () if loss.relations.weight else ()),
+    ]
+    teacher = teacher.recording(name for name in hinted if name != OUTPUT)
     if teacher.params and architecture.params >= teacher.params:
         notices += (
             f"the student's {architecture.params:,} parameters are no fewer than the teacher's {teacher.params:,}: "
@@ -66,7 +77,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         notices += (f"no student.zip is written: {reason}",)
     device = choose_device(config.device)
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
-    return Job(config, teacher, spec, architecture, objective, device, folder, (*teacher.notes, *notices))
+    return Job(config, teacher, spec, architecture, objective, projections, device, folder, (*teacher.notes, *notices))
 
 
 def environment_for(teacher: Teacher, name: str | None) -> tuple[EnvironmentSpec, tuple[str, ...]]:
@@ -86,6 +97,11 @@ def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture
     """Settle the student's widths."""
     linear = Architecture(teacher.observation_space, teacher.action_space, (), choose_activation(config.activation, teacher))
     sizes = config.hidden_sizes
+    if config.same:
+        layers = teacher.describe()["layers"]
+        if not layers:
+            raise RequestError("student.same asks for the teacher's architecture, which is not known: give student.hidden_sizes")
+        sizes = tuple(layers[1:-1])
     if sizes is None:
         if not teacher.params:
             raise RequestError("the teacher's parameters cannot be counted, so compression means nothing: give student.hidden_sizes")
@@ -93,6 +109,40 @@ def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture
         if teacher.params <= linear.params:
             sizes = ()  # a linear teacher needs no more than a linear student
     return dataclasses.replace(linear, hidden_sizes=tuple(sizes))
+
+
+def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architecture) -> tuple[LossConfig, tuple[tuple[int, int], ...]]:
+    """Name the layers that were left out, and return the widths of each hinted pair, student's first.
+
+    Raises:
+        RequestError: if a layer does not exist.
+    """
+    ours = dict(zip(layer_names(len(architecture.hidden_sizes)), architecture.widths[1:], strict=True))
+    settled = {}
+    for name in ("features", "relations"):
+        section = getattr(config, name)
+        if not section.weight:
+            continue
+        layers = section.layers
+        if layers is None:
+            hidden = teacher.last_hidden_layer()
+            if hidden is None or len(ours) < 2:
+                who = "teacher" if hidden is None else "student"
+                raise RequestError(
+                    f"loss.{name}.layers was left out, but the {who} has no one last hidden layer: name the layers, or set the weight to 0"
+                )
+            layers = {hidden: list(ours)[-2]}
+        for layer in layers.values():
+            if layer not in ours:
+                raise RequestError(f"loss.{name}.layers names {layer!r}, which the student does not have; it has {', '.join(ours)}")
+        settled[name] = dataclasses.replace(section, layers=layers)
+    loss = dataclasses.replace(config, **settled)
+    if not loss.features.weight:
+        return loss, ()
+    pairs = loss.features.layers or {}
+    known = teacher.recording(name for name in pairs if name != OUTPUT).layers()  # refuses what is not there
+    widths = {**known, OUTPUT: teacher.family.width}
+    return loss, tuple((ours[student], widths[layer]) for layer, student in pairs.items())
 
 
 def choose_activation(name: str, teacher: Teacher) -> str:
@@ -152,7 +202,8 @@ def one_torch_thread() -> Iterator[None]:
 def write_config(job: Job) -> None:
     """Write the whole configuration, so that ``--config config.yaml`` runs it again."""
     data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
-    settled = {"hidden_sizes": list(job.architecture.hidden_sizes), "compression": None, "activation": job.architecture.activation}
+    settled: dict[str, object] = {"hidden_sizes": list(job.architecture.hidden_sizes), "compression": None, "same": False}
+    settled["activation"] = job.architecture.activation
     data["student"] = {**data["student"], **settled}
     text = yaml.safe_dump(data, sort_keys=False)
     write_atomically(job.folder / "config.yaml", lambda target: target.write_text(text))

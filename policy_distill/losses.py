@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Q_TEMPERATURES = {"raw": 0.01, "z_score": 0.5}
+"""What Q-values are divided by unless a temperature is named: Rusu et al. 2016 (https://arxiv.org/abs/1511.06295), and ours."""
+
 
 def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: Tensor | float = 1.0) -> Tensor:
     r"""KL(teacher || student) of two categorical policies softened by ``temperature``, in nats, one value per sample.
@@ -32,31 +35,68 @@ def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: T
     scale = _check_temperature(temperature, student_logits)
     teacher_log_probs = F.log_softmax(teacher_logits / scale, dim=-1)
     student_log_probs = F.log_softmax(student_logits / scale, dim=-1)
-    probabilities = teacher_log_probs.exp()
-    terms = probabilities * (teacher_log_probs - student_log_probs)
-    return torch.where(probabilities > 0, terms, torch.zeros_like(terms)).sum(-1)
+    return _relative_entropy(teacher_log_probs, student_log_probs)
 
 
-def bernoulli_forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: Tensor | float = 1.0) -> Tensor:
-    r"""KL(teacher || student) of independent switches softened by ``temperature``, summed over them, in nats, one value per sample.
+def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: Tensor | float = 1.0) -> Tensor:
+    r"""KL(student || teacher) of two categorical policies softened by ``temperature``, in nats, one value per sample.
+
+    It seeks a mode where ``forward_kl`` covers all of them. Not multiplied by ``temperature**2``: the trainer does that, once.
 
     Args:
-        teacher_logits: ``[..., num_bits]``, finite; the probability of "on" is their sigmoid.
-        student_logits: same shape.
+        teacher_logits: ``[..., num_actions]``.
+        student_logits: same shape; ``-inf`` forbids an action, which then contributes zero.
         temperature: ``> 0``, a number or ``[...]``.
 
     Returns:
-        ``[...]``, ``>= 0``.
+        ``[...]``, ``>= 0``; ``+inf`` where the student allows what the teacher forbids.
 
     Raises:
         ValueError: if the shapes differ or ``temperature <= 0``.
     """
     _check_same_shape(teacher_logits, student_logits)
+    return forward_kl(student_logits, teacher_logits, temperature=temperature)
+
+
+def jensen_shannon(teacher_logits: Tensor, student_logits: Tensor, *, beta: float = 0.5, temperature: Tensor | float = 1.0) -> Tensor:
+    r"""Generalised Jensen-Shannon divergence ``beta * KL(p || m) + (1 - beta) * KL(q || m)`` with ``m = beta * p + (1 - beta) * q``.
+
+    ``p`` is the softened teacher, ``q`` the softened student; in nats, one value per sample. Divided by ``beta`` it tends to the forward
+    KL as beta falls to 0, divided by ``1 - beta`` to the reverse KL as beta rises to 1 (Agarwal et al. 2024,
+    https://arxiv.org/abs/2306.13649, sec. 2, whose p and q these are). Not multiplied by ``temperature**2``.
+
+    Args:
+        teacher_logits: ``[..., num_actions]``; ``-inf`` forbids an action.
+        student_logits: same shape.
+        beta: in (0, 1), the teacher's share of the mixture.
+        temperature: ``> 0``, a number or ``[...]``.
+
+    Returns:
+        ``[...]``, in ``[0, log 2]`` for beta 0.5, always finite.
+
+    Raises:
+        ValueError: if the shapes differ, ``temperature <= 0`` or beta is outside (0, 1).
+    """
+    _check_same_shape(teacher_logits, student_logits)
+    if not 0 < beta < 1:
+        raise ValueError(f"beta is {beta}; it must be in (0, 1)")
     scale = _check_temperature(temperature, student_logits)
-    teacher, student = teacher_logits / scale, student_logits / scale
-    on = teacher.sigmoid()
-    terms = on * (F.logsigmoid(teacher) - F.logsigmoid(student)) + (1 - on) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-    return terms.sum(-1)
+    teacher, student = F.log_softmax(teacher_logits / scale, dim=-1), F.log_softmax(student_logits / scale, dim=-1)
+    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    return beta * _relative_entropy(teacher, mixture) + (1 - beta) * _relative_entropy(student, mixture)
+
+
+def standardize_logits(logits: Tensor) -> Tensor:
+    """Shift and scale logits to mean 0 and standard deviation 1 over the actions: only their shape remains (Sun et al. 2024, 2403.01427).
+
+    Args:
+        logits: ``[..., num_actions]``, finite.
+
+    Returns:
+        ``[..., num_actions]``; zeros where all logits are equal.
+    """
+    centred = logits - logits.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + 1e-6)
 
 
 def gaussian_forward_kl(
@@ -84,6 +124,26 @@ def gaussian_forward_kl(
     distance = (teacher_mean - student_mean).square() / scale
     terms = log_ratio + 0.5 * ((-2 * log_ratio).exp() + distance * (-2 * student_log_std).exp()) - 0.5
     return terms.sum(-1)
+
+
+def gaussian_reverse_kl(
+    teacher_mean: Tensor, teacher_log_std: Tensor, student_mean: Tensor, student_log_std: Tensor, *, temperature: Tensor | float = 1.0
+) -> Tensor:
+    """KL(student || teacher) of two diagonal Gaussians, summed over dimensions, in nats; arguments as in ``gaussian_forward_kl``."""
+    return gaussian_forward_kl(student_mean, student_log_std, teacher_mean, teacher_log_std, temperature=temperature)
+
+
+def gaussian_negative_log_likelihood(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Negative log-density of ``actions`` under a diagonal Gaussian, summed over dimensions, in nats.
+
+    Args:
+        actions, mean, log_std: ``[..., action_dim]``, broadcast against each other.
+
+    Returns:
+        ``[...]``; below zero where the density exceeds 1.
+    """
+    squared = ((actions - mean) * (-log_std).exp()).square()
+    return (0.5 * squared + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 def hard_label_cross_entropy(teacher_actions: Tensor, student_logits: Tensor) -> Tensor:
@@ -117,10 +177,9 @@ def bounded_error(target: Tensor, prediction: Tensor) -> Tensor:
         ValueError: if the shapes differ.
     """
     _check_same_shape(target, prediction)
-    error = prediction - target.clamp(-1, 1)
-    past_upper = (target >= 1) & (error > 0)
-    past_lower = (target <= -1) & (error < 0)
-    return torch.where(past_upper | past_lower, torch.zeros_like(error), error)
+    lower = torch.where(target <= -1, 0.0, -torch.inf)
+    upper = torch.where(target >= 1, 0.0, torch.inf)
+    return torch.clamp(prediction - target.clamp(-1, 1), lower, upper)
 
 
 def mean_squared(error: Tensor) -> Tensor:
@@ -145,8 +204,7 @@ def huber(error: Tensor, *, delta: float = 0.1) -> Tensor:
     """
     if not delta > 0:
         raise ValueError(f"delta is {delta}; it must be > 0")
-    size = error.abs()
-    return torch.where(size <= delta, error.square() / (2 * delta), size - delta / 2).mean(-1)
+    return F.smooth_l1_loss(error, torch.zeros_like(error), beta=delta, reduction="none").mean(-1)
 
 
 def q_values_to_logits(q_values: Tensor, gap: float) -> Tensor:
@@ -173,6 +231,13 @@ def median_action_gap(q_values: Tensor) -> float:
         return 1.0
     best = q_values.topk(2, dim=-1).values
     return max(float((best[..., 0] - best[..., 1]).median()), 1e-12)
+
+
+def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of log-probabilities ``[..., num_actions]``; actions that p forbids contribute zero, to the gradient too."""
+    allowed = log_p > -torch.inf
+    difference = torch.where(allowed, log_p, 0.0) - torch.where(allowed, log_q, 0.0)
+    return torch.where(allowed, log_p, -torch.inf).exp().mul(difference).sum(-1)
 
 
 def _check_same_shape(first: Tensor, second: Tensor) -> None:

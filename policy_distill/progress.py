@@ -28,7 +28,8 @@ class Display:
             self.console.print(message, markup=False)
 
     def start(self, description: str, total: int) -> None:
-        """Begin a bar of ``total`` parts."""
+        """Begin a bar of ``total`` parts; one that is still there goes."""
+        self.stop()
         if self.quiet or not self.console.is_terminal:
             return
         columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn())

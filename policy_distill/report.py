@@ -31,11 +31,12 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"retention [{kept['confidence']:.0%} interval]", retention_text(kept)),
         ("paired episodes", f"{kept['episodes']}"),
         ("agreement", f"{summary['agreement']:.1%} of the student's states" if summary["agreement"] is not None else "unknown"),
+        ("student's origin", summary["kept"]),
         ("environment steps", f"{summary['env_steps']:,}"),
         ("gradient steps", f"{summary['gradient_steps']:,}"),
     ]
     seconds = summary["seconds"]
-    stages = ", ".join(f"{stage} {seconds[stage]:.0f} s" for stage in ("collect", "train", "evaluate"))
+    stages = ", ".join(f"{stage} {seconds[stage]:.0f} s" for stage in ("collect", "train", "polish", "evaluate") if seconds[stage])
     return [*rows, ("time", f"{seconds['total']:.0f} s ({stages})")]
 
 
@@ -62,13 +63,14 @@ def write_report(path: str | Path, summary: Mapping[str, Any]) -> Path:
     for record in summary["rounds"]:
         name, loss = next(iter(record["train"].items()))
         held_out, final = record["held_out"].get(name), record["finalist_return_mean"]
-        chosen = " **kept**" if record["round"] == summary["chosen_round"] else ""
+        chosen = " **chosen**" if record["round"] == summary["chosen_round"] else ""
         lines.append(
-            f"| {record['round']}{chosen} | {record['env_steps']:,} | {record['gradient_steps']:,} | {record['teacher_action_prob']:.2f} "
-            f"| {loss:.4g} | {'' if held_out is None else f'{held_out:.4g}'} | {record['validation_return_mean']:.1f} "
-            f"| {record['validation_retention']:.3f} | {'' if final is None else f'{final:.1f}'} |"
+            f"| {record['round'] + 1}{chosen} | {record['env_steps']:,} | {record['gradient_steps']:,} "
+            f"| {record['teacher_action_prob']:.2f} | {loss:.4g} | {'' if held_out is None else f'{held_out:.4g}'} "
+            f"| {record['validation_return_mean']:.1f} | {record['validation_retention']:.3f} | {'' if final is None else f'{final:.1f}'} |"
         )
     lines += ["", f"The loss is `{next(iter(summary['rounds'][0]['train']))}`.", ""]
+    lines += _polish_lines(summary["polish"])
     lines += [
         "## Files",
         "",
@@ -80,3 +82,25 @@ def write_report(path: str | Path, summary: Mapping[str, Any]) -> Path:
         "",
     ]
     return write_atomically(path, lambda target: target.write_text("\n".join(lines)))
+
+
+def _polish_lines(polish: Mapping[str, Any] | None) -> list[str]:
+    """The section about training by reward, where there was any."""
+    if polish is None:
+        return []
+    lines = [
+        "## Polish",
+        "",
+        f"It began with {polish['start']}, which kept {polish['start_retention']:.3f} of the return on the validation seeds.",
+        "",
+        "| environment steps | sampled return | validation return | retention | finalist |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for index, record in enumerate(polish["records"]):
+        sampled, final = record["metrics"].get("train_return_mean"), record["finalist_return_mean"]
+        chosen = " **chosen**" if index == polish["chosen"] else ""
+        lines.append(
+            f"| {record['env_steps']:,}{chosen} | {'' if sampled is None else f'{sampled:.1f}'} "
+            f"| {record['validation_return_mean']:.1f} | {record['validation_retention']:.3f} | {'' if final is None else f'{final:.1f}'} |"
+        )
+    return [*lines, "", *(["No polished student beat that one on all validation seeds.", ""] if polish["chosen"] is None else [])]

@@ -1,23 +1,15 @@
-"""What a run records: its rounds, how one is chosen, and the summary that becomes result.json."""
+"""What a round of imitation records, and what TensorBoard shows of it."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from policy_distill.dataset import Transitions
-from policy_distill.evaluate import Episodes
-from policy_distill.job import Job
-from policy_distill.report import summary_table
-from policy_distill.statistics import Retention
 from policy_distill.tracking import Tracker
-
-VERSION = importlib.metadata.version("policy-distill")
 
 
 @dataclass(frozen=True)
@@ -30,9 +22,9 @@ class Round:
         teacher_action_prob: in this round.
         train: each loss term's mean over the round's gradient steps.
         held_out: the same after the round on episodes that are never trained on; empty as long as there are none.
-        validation_return_mean, validation_return_standard_error: of the round's student on the validation seeds.
+        validation_return_mean, validation_return_standard_error: of the round's (best) student on the validation seeds.
         validation_retention: of the means on these seeds.
-        finalist_return_mean: over these and the further validation seeds, of a round that came into the final choice.
+        finalist_return_mean: over these and the further validation seeds, of a student that came into the final choice.
     """
 
     round: int
@@ -53,7 +45,7 @@ class Round:
             self,
             validation_return_mean=mean,
             validation_return_standard_error=float(returns.std() / max(len(returns) - 1, 1) ** 0.5),
-            validation_retention=float((mean - random_mean) / gap) if gap else float("nan"),
+            validation_retention=float((mean - random_mean) / gap) if gap > 0 else float("nan"),
         )
 
     def figures(self) -> str:
@@ -63,18 +55,6 @@ class Round:
             f"round {self.round + 1:>2}  {self.env_steps:>7,} steps  {name.removesuffix('_nats')} {loss:.3g}  "
             f"return {self.validation_return_mean:.1f}  retention {self.validation_retention:.3f}"
         )
-
-
-def finalists(rounds: Sequence[Round], count: int) -> list[int]:
-    """The ``count`` rounds with the best validation returns; of equals the later ones, which saw more data at lower rates."""
-    ranked = sorted(rounds, key=lambda record: (record.validation_return_mean, record.round), reverse=True)
-    return [record.round for record in ranked[:count]]
-
-
-def choose_round(rounds: Sequence[Round]) -> int:
-    """The finalist with the best return over all its validation episodes; of equals the latest."""
-    measured = [record for record in rounds if record.finalist_return_mean is not None]
-    return max(measured, key=lambda record: (record.finalist_return_mean, record.round)).round
 
 
 def track_round(tracker: Tracker, record: Round, transitions: Transitions, learning_rate: float, seconds: Mapping[str, float]) -> None:
@@ -102,57 +82,15 @@ def track_validation(tracker: Tracker, record: Round, teacher_mean: float, rando
     tracker.scalars("eval", values, record.env_steps)
 
 
-def track_final(tracker: Tracker, summary: Mapping[str, Any]) -> None:
-    """Write the final figures, and the closing table as a text."""
-    kept = summary["retention"]
-    final = {"retention": kept["estimate"], "retention_low": kept["low"], "retention_high": kept["high"], "agreement": summary["agreement"]}
-    tracker.scalars("final", {name: value for name, value in final.items() if value is not None}, summary["env_steps"])
-    tracker.text("result", summary_table(summary))
+def track_polish(tracker: Tracker, env_steps: int, metrics: Mapping[str, float], return_mean: float, retention: float) -> None:
+    """Write one look at a student that is trained by reward; the axis goes on where imitation ended."""
+    tracker.scalars("polish", metrics, env_steps)
+    tracker.scalars("eval", {"validation_return_mean": return_mean, "validation_retention": retention}, env_steps)
 
 
-def summarize(
-    job: Job,
-    rounds: list[Round],
-    chosen: int,
-    kept: Retention,
-    student: Episodes,
-    teacher: Episodes,
-    random: Episodes,
-    seconds: Mapping[str, float],
-) -> dict[str, Any]:
-    """The contract of result.json."""
-
-    def figures(episodes: Episodes) -> dict[str, float]:
-        return {"return_mean": float(episodes.returns.mean()), "return_std": float(episodes.returns.std(ddof=1))}
-
-    return {
-        "version": VERSION,
-        "seed": job.config.seed,
-        "device": job.device.type,
-        "env": job.spec.id,
-        "environment": job.spec.to_dict(),
-        "teacher": {"path": job.teacher.path, "algo": job.teacher.algo, "params": job.teacher.params, **figures(teacher)},
-        "student": {
-            "hidden_sizes": list(job.architecture.hidden_sizes),
-            "activation": job.architecture.activation,
-            "params": job.architecture.params,
-            **figures(student),
-        },
-        "random": figures(random),
-        "compression": job.teacher.params / job.architecture.params if job.teacher.params else None,
-        "retention": dataclasses.asdict(kept),
-        "agreement": student.agreement,
-        "env_steps": rounds[-1].env_steps,
-        "gradient_steps": rounds[-1].gradient_steps,
-        "chosen_round": chosen,
-        "rounds": [dataclasses.asdict(record) for record in rounds],
-        "self_distillation": [],
-        "notices": list(job.notices),
-        "returns": {
-            "seeds": student.seeds.tolist(),
-            "student": student.returns.tolist(),
-            "teacher": teacher.returns.tolist(),
-            "random": random.returns.tolist(),
-        },
-        "seconds": dict(seconds),
-    }
+def track_generation(
+    tracker: Tracker, generation: int, losses: Mapping[str, float], return_mean: float, retention: float, difference: float
+) -> None:
+    """Write what a generation of self-distillation came to; the axis counts generations."""
+    values = {"validation_return_mean": return_mean, "validation_retention": retention, "paired_difference": difference}
+    tracker.scalars("self_distill", {**losses, **values}, generation)

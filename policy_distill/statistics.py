@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtr
 
 RESAMPLES = 10_000
 
@@ -65,6 +66,31 @@ def retention(
     above = gaps > 0  # the few samples whose teacher is not above the random policy have no retention
     low, high = np.percentile((student_means - random_means)[above] / gaps[above], [tail, 100 - tail])
     return Retention(float((mean_student - mean_random) / (mean_teacher - mean_random)), float(low), float(high), confidence, episodes)
+
+
+def contrast(student: np.ndarray, teacher: np.ndarray, random: np.ndarray, share: float) -> np.ndarray:
+    """What a student earns above ``share`` of what the teacher adds over a random policy, seed by seed.
+
+    ``student - share * teacher - (1 - share) * random``, linear in the returns: of a teacher that is better than chance, its
+    mean is above zero exactly where the retention of the means is above ``share``, whatever the signs of the returns.
+
+    Args:
+        student, teacher, random: ``[E]`` on the same seeds.
+        share: of the retention that is asked for.
+
+    Returns:
+        ``[E]``.
+    """
+    return student - share * teacher - (1 - share) * random
+
+
+def shows_positive_mean(values: np.ndarray, confidence: float = 0.95) -> bool:
+    """Whether a one-sided t-test on ``values`` ``[E]`` shows a mean above zero; values that never vary are taken at their word."""
+    count = len(values)
+    mean, spread = float(values.mean()), float(values.std(ddof=1)) if count > 1 else float("inf")
+    if spread == 0:
+        return mean > 0
+    return count > 1 and bool(stdtr(count - 1, mean / (spread / count**0.5)) > confidence)
 
 
 def interquartile_mean(values: np.ndarray) -> float:

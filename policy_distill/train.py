@@ -8,104 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from policy_distill.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, Family, MultiCategorical
-from policy_distill.config import LossConfig, RequestError, TrainConfig
+from policy_distill.actions import ActionTargets, DiagGaussian
+from policy_distill.config import TrainConfig
 from policy_distill.dataset import Dataset
-from policy_distill.losses import (
-    bernoulli_forward_kl,
-    bounded_error,
-    forward_kl,
-    gaussian_forward_kl,
-    hard_label_cross_entropy,
-    huber,
-    mean_absolute,
-    mean_squared,
-    median_action_gap,
-    q_values_to_logits,
-)
+from policy_distill.losses import bounded_error
+from policy_distill.objective import Objective
 from policy_distill.spaces import encode_observations
 from policy_distill.students import Student, StudentStack
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 HELD_OUT_ROWS = 8192
 """Rows that validation losses are taken on."""
-_REGRESSIONS = {"squared": mean_squared, "absolute": mean_absolute, "huber": huber}
-
-
-class Objective:
-    """Which loss terms a student of this teacher has, and with which weights.
-
-    Args:
-        config: as asked for.
-        family: of the teacher.
-
-    Raises:
-        RequestError: if the loss does not suit the teacher.
-    """
-
-    def __init__(self, config: LossConfig, family: Family) -> None:
-        self.family = family
-        self.kind = _resolve_kind(config, family)
-        self.temperature = config.temperature
-        self.hard_weight = config.hard_weight
-        self.q_gap_fraction = config.q_gap_fraction
-        self.regression = _REGRESSIONS[config.regression]
-        self.q_gap = 1.0
-        """Difference in Q that becomes one nat; ``calibrate`` sets it from the data."""
-
-    def calibrate(self, targets: ActionTargets) -> None:
-        """Set the scale of Q-values from the gaps between the best two actions."""
-        if "q_values" in targets.parameters:
-            self.q_gap = self.q_gap_fraction * median_action_gap(targets.parameters["q_values"])
-
-    def terms(self, outputs: Tensor, log_std: Tensor, targets: ActionTargets) -> dict[str, Tensor]:
-        """Each term's value per sample ``[K, B]``, unweighted; units are in the names.
-
-        Args:
-            outputs: the students' logits or means ``[K, B, outputs]``.
-            log_std: ``[K, 1, action_dim]``, read for Gaussian KL alone.
-            targets: with leading ``[K, B]``.
-        """
-        parameters = targets.parameters
-        if self.kind == "regression":
-            assert isinstance(self.family, (DiagGaussian, Deterministic))
-            return {"action_error": self.regression(bounded_error(self.family.box.to_box(targets.actions), outputs))}
-        match self.family:
-            case Categorical():
-                logits = parameters["logits"] if "logits" in parameters else q_values_to_logits(parameters["q_values"], self.q_gap)
-                terms = {"forward_kl_nats": forward_kl(logits, outputs, temperature=self.temperature)}
-                if self.hard_weight:
-                    terms["hard_cross_entropy_nats"] = hard_label_cross_entropy(targets.actions - self.family.start, outputs)
-                return terms
-            case MultiCategorical(nvec=nvec):
-                pairs = list(zip(parameters["logits"].split(nvec, -1), outputs.split(nvec, -1), strict=True))
-                terms = {
-                    "forward_kl_nats": sum_of(forward_kl(teacher, student, temperature=self.temperature) for teacher, student in pairs)
-                }
-                if self.hard_weight:
-                    labels = targets.actions.unbind(-1)
-                    terms["hard_cross_entropy_nats"] = sum_of(
-                        hard_label_cross_entropy(label, student) for label, (_, student) in zip(labels, pairs, strict=True)
-                    )
-                return terms
-            case Bernoulli():
-                terms = {"forward_kl_nats": bernoulli_forward_kl(parameters["logits"], outputs, temperature=self.temperature)}
-                if self.hard_weight:
-                    two_way = torch.stack([torch.zeros_like(outputs), outputs], dim=-1)
-                    terms["hard_cross_entropy_nats"] = hard_label_cross_entropy(targets.actions, two_way).sum(-1)
-                return terms
-            case _:
-                kl = gaussian_forward_kl(parameters["mean"], parameters["log_std"], outputs, log_std, temperature=self.temperature)
-                return {"forward_kl_nats": kl}
-
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """``alpha * CE + (1 - alpha) * T**2 * KL`` (Hinton et al. 2015), or the regression alone; ``[K, B]``."""
-        if self.kind == "regression":
-            return terms["action_error"]
-        soft = self.temperature**2 * terms["forward_kl_nats"]
-        if not self.hard_weight:
-            return soft
-        return self.hard_weight * terms["hard_cross_entropy_nats"] + (1 - self.hard_weight) * soft
 
 
 class Trainer:
@@ -129,8 +42,12 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Of the next step: half a cosine from ``config.learning_rate`` to zero over ``config.gradient_steps``."""
-        progress = min(self.gradient_steps / self.config.gradient_steps, 1.0)
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.progress))
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        return min(self.gradient_steps / self.config.gradient_steps, 1.0)
 
     def run(self, dataset: Dataset, num_steps: int) -> dict[str, float]:
         """Take ``num_steps`` gradient steps and return each term's mean over the members and steps."""
@@ -142,13 +59,32 @@ class Trainer:
         return {name: float(value) / num_steps for name, value in sums.items()}
 
     def _step(self, dataset: Dataset) -> dict[str, Tensor]:
-        stack = self.stack
-        observations, targets = dataset.sample(self.config.batch_size, self.generators)
-        terms = self.objective.terms(stack.forward(self._encode(observations)), stack.log_std, targets)
-        stack.gradient.zero_()
-        self.objective.total(terms).mean(-1).sum().backward()  # members do not share parameters: the sum keeps their gradients apart
+        stack, objective = self.stack, self.objective
+        observations, targets = dataset.sample(self.config.batch_size, self.generators, parameters=objective.reads)
+        activations = stack.forward(self._encode(observations))
+        reads_layers = bool(stack.projections) or objective.config.relations.weight > 0
+        for layer in activations.after if reads_layers else activations.after[-1:]:
+            layer.requires_grad_()
+        terms = objective.terms(
+            activations.after[-1],
+            stack.log_std,
+            targets,
+            progress=self.progress,
+            draws=self._draws(targets) if objective.kind == "nll" else None,
+            layers=activations.named() if reads_layers else None,
+            projections=stack.projections,
+        )
+        # Members do not share parameters: the sum over them keeps their gradients apart.
+        objective.total(terms, progress=self.progress).mean(-1).sum().backward()
+        stack.backward(activations, [layer.grad for layer in activations.after])
         self._update()
         return {name: value.detach().mean() for name, value in terms.items()}
+
+    def _draws(self, targets: ActionTargets) -> Tensor:
+        """Uniform numbers in (0, 1), ``[K, B, width]``, each member's from its own generator."""
+        first = next(iter(targets.parameters.values()))
+        draws = [torch.rand(first.shape[1:], generator=generator, device=first.device) for generator in self.generators]
+        return torch.stack(draws).clamp(1e-7, 1 - 1e-7)
 
     @torch.no_grad()
     def _update(self) -> None:
@@ -177,7 +113,9 @@ class Trainer:
         outputs = student(observations.cpu())[None].to(self.stack.flat.device)
         stacked = ActionTargets({name: value[None] for name, value in targets.parameters.items()}, targets.actions[None])
         log_std = student.log_std[None, None].to(outputs.device)
-        return {name: float(value.mean()) for name, value in self.objective.terms(outputs, log_std, stacked).items()}
+        draws = torch.full_like(outputs, 0.5) if self.objective.kind == "nll" else None  # the teacher's median action
+        found = self.objective.terms(outputs, log_std, stacked, progress=self.progress, draws=draws)
+        return {name: float(value.mean()) for name, value in found.items()}
 
     @torch.no_grad()
     def fit_log_std(self, student: Student, dataset: Dataset) -> None:
@@ -199,20 +137,3 @@ class Trainer:
     def _encode(self, observations: Tensor) -> Tensor:
         members, batch = observations.shape[:2]
         return encode_observations(self.stack.architecture.observation_space, observations.flatten(0, 1)).unflatten(0, (members, batch))
-
-
-def sum_of(values: object) -> Tensor:
-    """Sum tensors of one shape."""
-    return torch.stack(list(values)).sum(0)  # type: ignore[call-overload]
-
-
-def _resolve_kind(config: LossConfig, family: Family) -> str:
-    discrete = isinstance(family, (Categorical, MultiCategorical, Bernoulli))
-    kind = ("kl" if discrete else "regression") if config.kind == "auto" else config.kind
-    if kind == "regression" and discrete:
-        raise RequestError("loss.kind is 'regression', but the teacher's actions are discrete: use 'kl'")
-    if kind == "kl" and (isinstance(family, Deterministic) or (isinstance(family, DiagGaussian) and family.squashed)):
-        raise RequestError("loss.kind is 'kl', but this teacher's actions have no density a clipped Gaussian could match: use 'regression'")
-    if config.hard_weight and (kind == "regression" or not discrete):
-        raise RequestError(f"loss.hard_weight is {config.hard_weight}, but hard labels exist for discrete actions alone: set it to 0")
-    return kind

@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from policy_distill.collect import Collector, concatenate
+from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import Episodes, Policy, evaluate, merge
@@ -46,9 +46,16 @@ class Rollouts:
     def num_workers(self) -> int:
         return len(self._workers)
 
-    def collect(self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int) -> Transitions:
+    def collect(
+        self,
+        num_steps: int,
+        student: Student | None,
+        teacher_action_prob: float,
+        round_index: int,
+        exploration: Exploration = NO_EXPLORATION,
+    ) -> Transitions:
         """Take ``num_steps`` steps in each environment; see ``Collector.collect``."""
-        arguments = (num_steps, student, teacher_action_prob, round_index)
+        arguments = (num_steps, student, teacher_action_prob, round_index, exploration)
         if self._here is not None:
             return self._here.collect(*arguments)
         return concatenate(self._begin("collect", [arguments] * self.num_workers)(), num_steps)
@@ -116,11 +123,15 @@ class _Shard:
         self._evaluation_envs: list[gym.Env] = []
         self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed)
 
-    def collect(self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int) -> Transitions:
+    def collect(
+        self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int, exploration: Exploration
+    ) -> Transitions:
         assert self._teacher is not None, "there is no teacher that could label"
         if self._collector is None:
             self._collector = self._make_collector()
-        return self._collector.collect(num_steps, self._teacher, student, teacher_action_prob, round_index=round_index)
+        return self._collector.collect(
+            num_steps, self._teacher, student, teacher_action_prob, round_index=round_index, exploration=exploration
+        )
 
     def evaluate(self, policy: Policy | str, seeds: Sequence[int], num_envs: int, with_agreement: bool) -> Episodes:
         known: dict[str, Policy | None] = {"teacher": self._teacher, "random": None}

@@ -15,6 +15,7 @@ from policy_distill.students import Architecture, Student
 from policy_distill.teachers import Teacher
 
 WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Bandit-v0"), EnvironmentSpec("tests/Push-v0")
+DIALS, SWITCHES = EnvironmentSpec("tests/Echo-v0", {"sizes": (2, 3)}), EnvironmentSpec("tests/Echo-v0", {"sizes": 3})
 WALK_LIMIT = 12
 
 
@@ -58,6 +59,26 @@ class Bandit(gym.Env):
     def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action), f"{action!r} is no action"
         return self.shown, float(action == self.shown), True, False, {}
+
+
+class Echo(gym.Env):
+    """One step: set dials of these sizes, or so many switches, as they are shown; each right one earns 1."""
+
+    def __init__(self, sizes: tuple[int, ...] | int) -> None:
+        switches = isinstance(sizes, int)
+        self.sizes = np.full(sizes, 2) if switches else np.array(sizes)
+        self.action_space = gym.spaces.MultiBinary(len(self.sizes)) if switches else gym.spaces.MultiDiscrete(self.sizes)
+        self.observation_space = self.action_space
+        self.shown = np.zeros(0, self.action_space.dtype)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.shown = self.np_random.integers(self.sizes).astype(self.action_space.dtype)
+        return self.shown, {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is no action"
+        return self.shown, float((action == self.shown).sum()), True, False, {}
 
 
 class Push(gym.Env):
@@ -107,6 +128,11 @@ def push_teacher() -> Teacher:
 
 def bandit_teacher() -> Teacher:
     return Teacher.from_callable(lambda shown: shown.reshape(-1), Bandit.observation_space, gym.spaces.Discrete(4))
+
+
+def echo_teacher(spec: EnvironmentSpec) -> Teacher:
+    space = Echo(**spec.kwargs).action_space
+    return Teacher.from_callable(lambda shown: shown, space, space)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -168,5 +194,5 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
     return labelled(observations, ActionTargets(parameters, actions))
 
 
-for _name, _limit in (("Walk", WALK_LIMIT), ("Bandit", None), ("Push", None)):
+for _name, _limit in (("Walk", WALK_LIMIT), ("Bandit", None), ("Echo", None), ("Push", None)):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = [
     *("--device", "cpu", "--workers", "0", "--student.hidden_sizes", "[8]", "--collect.env_steps", "200", "--collect.rounds", "2"),
     *("--collect.num_envs", "4", "--train.gradient_steps", "50", "--train.batch_size", "32", "--evaluate.episodes", "6"),
-    *("--evaluate.validation_episodes", "3"),
+    *("--evaluate.validation_episodes", "3", "--polish.below", "0"),
 ]
 
 
@@ -76,6 +76,7 @@ def test_an_unknown_option_is_refused_with_the_nearest(option, nearest, capsys, 
         ("collect.rounds", "0", ">= 1"),
         ("train.learning_rate", "0.0", "> 0"),
         ("train.holdout", "0.9", "[0, 0.5]"),
+        ("polish.below", "-0.5", ">= 0"),
         ("evaluate.episodes", "1", ">= 2"),
         ("evaluate.confidence", "2.0", "[0.5, 1)"),
         ("seed", "-1", ">= 0"),
@@ -223,6 +224,7 @@ def test_distill_policy_prints_nothing_but_json_when_asked(capsys, expert, tmp_p
     assert captured.err == ""
     assert result == json.loads((tmp_path / "result.json").read_text())
     assert result["student"]["hidden_sizes"] == [8]
+    assert result["polish"] is None
 
 
 def test_distill_policy_ends_with_a_table_and_the_folder(capsys, expert, tmp_path):

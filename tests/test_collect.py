@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from policy_distill.collect import Collector, concatenate
+from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate, random_action
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.teachers import Teacher
@@ -180,3 +181,63 @@ def test_types_and_shapes_are_those_that_are_promised():
     assert {rows.terminated.dtype, rows.truncated.dtype, rows.by_teacher.dtype} == {torch.bool}
     assert rows.episodes.dtype == torch.int64
     assert not rows.observations.requires_grad
+
+
+# Exploration.
+
+
+def explored(exploration: Exploration, *, spec: EnvironmentSpec = WALK, indices: range = range(ENVS), teacher=None) -> Transitions:
+    collector = Collector(spec, indices=indices, num_envs=ENVS, seed=0)
+    return collector.collect(STEPS, teacher or walk_teacher(), None, 1.0, exploration=exploration)
+
+
+def test_epsilon_is_the_share_of_random_actions_and_labels_stay_the_teacher_s():
+    """Of the random ones a third is what the teacher would have done; Walk shows what was executed."""
+    rows = explored(Exploration(epsilon=0.6))
+    observations, episodes = by_env(rows.observations), by_env(rows.episodes)
+    np.testing.assert_array_equal(rows.targets.actions.numpy(), walk_best(rows.observations.numpy()))
+    best = np.clip(observations[:-1, :, 0] + by_env(rows.targets.actions)[:-1] - 1, 0, 10)
+    goes_on = episodes[1:] == episodes[:-1]
+    differs = (observations[1:, :, 0] != best)[goes_on].mean()
+    assert 0.25 < differs < 0.5  # 0.6 * 2 / 3 = 0.4, less at the walls
+
+
+def test_without_exploration_nothing_is_drawn():
+    assert_equal(explored(NO_EXPLORATION), explored(Exploration(epsilon=0.0, action_noise=0.0)))
+
+
+def test_noise_is_in_units_of_half_the_range_and_stays_within_the_bounds():
+    space = Push().action_space
+    assert isinstance(space, gym.spaces.Box)
+    streams = [np.random.default_rng(index) for index in range(4000)]
+    centre = np.tile(((space.low + space.high) / 2), (4000, 1)).astype(np.float32)
+    moved = Exploration(action_noise=0.1).disturb(centre, space, streams)
+    np.testing.assert_allclose((moved - centre).std(0), 0.1 * (space.high - space.low) / 2, rtol=0.05)
+    wild = Exploration(action_noise=5.0).disturb(centre, space, streams)
+    assert (wild >= space.low).all()
+    assert (wild <= space.high).all()
+    assert (wild == space.high).mean() > 0.3
+    assert (centre == (space.low + space.high) / 2).all()  # the given actions are not changed
+
+
+def test_exploration_does_not_depend_on_who_shares_the_environments():
+    whole = explored(Exploration(epsilon=0.3, action_noise=0.2), spec=PUSH, teacher=push_teacher())
+    parts = [
+        explored(Exploration(epsilon=0.3, action_noise=0.2), spec=PUSH, teacher=push_teacher(), indices=indices)
+        for indices in (range(2), range(2, ENVS))
+    ]
+    assert_equal(whole, concatenate(parts, STEPS))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [gym.spaces.Discrete(3, start=2), gym.spaces.MultiDiscrete([2, 3]), gym.spaces.MultiBinary(2), gym.spaces.Box(-1, 3, (2,), np.float64)],
+    ids=str,
+)
+def test_random_actions_cover_their_space_evenly(space):
+    stream = np.random.default_rng(0)
+    drawn = np.stack([np.asarray(random_action(space, stream)) for _ in range(3000)])
+    assert all(space.contains(row if row.ndim else int(row)) for row in drawn[:50].astype(space.dtype))
+    lows: Any = {"Discrete": 2.0, "Box": -1.0}.get(type(space).__name__, 0.0)
+    highs: Any = {"Discrete": 4.0, "Box": 3.0, "MultiDiscrete": np.array([1.0, 2.0])}.get(type(space).__name__, 1.0)
+    np.testing.assert_allclose(drawn.mean(0), (lows + highs) / 2, atol=0.1)

@@ -8,16 +8,39 @@ from typing import Any
 
 import pytest
 
-from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, LossConfig, RequestError, StudentConfig, TrainConfig
+from policy_distill.config import (
+    CollectConfig,
+    DistillConfig,
+    EnsembleConfig,
+    EvaluateConfig,
+    FeatureConfig,
+    LossConfig,
+    PolishConfig,
+    RelationConfig,
+    RequestError,
+    SelfDistillConfig,
+    StudentConfig,
+    TrainConfig,
+)
 
 SECTIONS = {
+    "ensemble": EnsembleConfig,
     "student": StudentConfig,
     "loss": LossConfig,
+    "loss.features": FeatureConfig,
+    "loss.relations": RelationConfig,
     "collect": CollectConfig,
     "train": TrainConfig,
+    "self_distill": SelfDistillConfig,
+    "polish": PolishConfig,
     "evaluate": EvaluateConfig,
 }
 REFUSED: list[tuple[str, Any, str]] = [
+    ("ensemble.teachers", ("ppo", ""), "paths or names"),
+    ("ensemble.weights", (1.0, 0.0), "> 0"),
+    ("ensemble.weights", (1.0, math.inf), "> 0"),
+    ("ensemble.weights", (1.0,), "left out when there are no ensemble.teachers"),
+    ("ensemble.combine", "median", "mean, value"),
     ("student.hidden_sizes", (16, 0), "positive"),
     ("student.hidden_sizes", (-1,), "positive"),
     ("student.compression", 0.0, "> 0"),
@@ -25,21 +48,44 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("student.compression", math.inf, "> 0"),
     ("student.compression", math.nan, "> 0"),
     ("student.activation", "gelu", "relu, tanh, elu, silu"),
-    ("loss.kind", "mse", "auto, kl, regression"),
+    ("loss.kind", "mse", "auto, kl, nll, regression"),
+    ("loss.divergence", "kl", "forward_kl, reverse_kl, jensen_shannon"),
+    ("loss.jensen_shannon_beta", 0.0, "(0, 1)"),
+    ("loss.jensen_shannon_beta", 1.0, "(0, 1)"),
     ("loss.regression", "l2", "squared, absolute, huber"),
     ("loss.temperature", 0.0, "> 0"),
     ("loss.temperature", math.inf, "> 0"),
     ("loss.temperature", math.nan, "> 0"),
+    ("loss.temperature_end", 0.0, "> 0"),
+    ("loss.temperature_end", math.inf, "> 0"),
     ("loss.hard_weight", -0.1, "[0, 1]"),
     ("loss.hard_weight", 1.1, "[0, 1]"),
     ("loss.q_gap_fraction", 0.0, "> 0"),
     ("loss.q_gap_fraction", math.inf, "> 0"),
+    ("loss.q_logits", "softmax", "gap, z_score, raw"),
+    ("loss.q_temperature", 0.0, "> 0"),
+    ("loss.q_temperature", math.inf, "> 0"),
+    ("loss.features.weight", -0.1, ">= 0"),
+    ("loss.features.weight", math.inf, ">= 0"),
+    ("loss.features.layers", {}, "at least one pair"),
+    ("loss.features.distance", "l1", "mse, cosine"),
+    ("loss.relations.weight", -0.1, ">= 0"),
+    ("loss.relations.weight", math.inf, ">= 0"),
+    ("loss.relations.layers", {}, "at least one pair"),
+    ("loss.relations.kind", "area", "distance, angle, similarity"),
     ("collect.rounds", 0, ">= 1"),
     ("collect.num_envs", 0, ">= 1"),
     ("collect.env_steps", 159, "160"),
     ("collect.teacher_action_prob", -0.1, "[0, 1]"),
     ("collect.teacher_action_prob", 1.1, "[0, 1]"),
+    ("collect.schedule", "cosine", "exponential, linear"),
+    ("collect.epsilon", -0.1, "[0, 1]"),
+    ("collect.epsilon", 1.1, "[0, 1]"),
+    ("collect.action_noise", -0.1, ">= 0"),
+    ("collect.action_noise", math.inf, ">= 0"),
+    ("collect.window", 0, ">= 1"),
     ("train.gradient_steps", 0, ">= 1"),
+    ("train.members", 0, ">= 1"),
     ("train.batch_size", 0, ">= 1"),
     ("train.learning_rate", 0.0, "> 0"),
     ("train.learning_rate", math.inf, "> 0"),
@@ -48,6 +94,38 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("train.average_decay", 1.0, "[0, 1)"),
     ("train.holdout", -0.1, "[0, 0.5]"),
     ("train.holdout", 0.6, "[0, 0.5]"),
+    ("self_distill.generations", -1, ">= 0"),
+    ("self_distill.teacher_weight", -0.1, "[0, 1]"),
+    ("self_distill.teacher_weight", 1.1, "[0, 1]"),
+    ("self_distill.gradient_steps", 0, ">= 1"),
+    ("polish.below", -0.1, ">= 0"),
+    ("polish.below", math.nan, ">= 0"),
+    ("polish.env_steps", 0, ">= 1"),
+    ("polish.teacher_weight", -0.1, ">= 0"),
+    ("polish.teacher_weight", math.inf, ">= 0"),
+    ("polish.teacher_weight", math.nan, ">= 0"),
+    ("polish.critic_warmup", -0.1, "[0, 1)"),
+    ("polish.critic_warmup", 1.0, "[0, 1)"),
+    ("polish.learning_rate", 0.0, "> 0"),
+    ("polish.learning_rate", math.inf, "> 0"),
+    ("polish.learning_rate", math.nan, "> 0"),
+    ("polish.target_kl", 0.0, "> 0"),
+    ("polish.target_kl", math.nan, "> 0"),
+    ("polish.num_envs", 0, ">= 1"),
+    ("polish.num_steps", 1, ">= 2"),
+    ("polish.epochs", 0, ">= 1"),
+    ("polish.batch_size", 1, ">= 2"),
+    ("polish.clip_range", 0.0, "> 0"),
+    ("polish.clip_range", math.nan, "> 0"),
+    ("polish.discount", -0.1, "[0, 1]"),
+    ("polish.discount", 1.1, "[0, 1]"),
+    ("polish.gae_lambda", -0.1, "[0, 1]"),
+    ("polish.gae_lambda", 1.1, "[0, 1]"),
+    ("polish.std_end", 0.0, "(0, 1]"),
+    ("polish.std_end", 1.1, "(0, 1]"),
+    ("polish.average_decay", -0.1, "[0, 1)"),
+    ("polish.average_decay", 1.0, "[0, 1)"),
+    ("polish.snapshots", 0, ">= 1"),
     ("evaluate.episodes", 1, ">= 2"),
     ("evaluate.validation_episodes", 0, ">= 1"),
     ("evaluate.finalists", 0, ">= 1"),
@@ -59,10 +137,20 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("workers", -1, ">= 0"),
 ]
 ALLOWED: list[tuple[str, Any]] = [
+    ("ensemble.teachers", ()),
+    ("ensemble.teachers", ("ppo/LunarLander-v3",)),
+    ("ensemble.combine", "value"),
     ("student.hidden_sizes", ()),
     ("student.hidden_sizes", (1,)),
     ("student.compression", 0.5),
     ("loss.temperature", 0.01),
+    ("loss.temperature_end", 0.01),
+    ("loss.jensen_shannon_beta", 0.9),
+    ("loss.q_temperature", 0.01),
+    ("loss.features.weight", 0.0),
+    ("loss.features.layers", {"a": "output"}),
+    ("loss.relations.weight", 0.0),
+    ("loss.relations.layers", {"a": "output"}),
     ("loss.hard_weight", 1.0),
     ("loss.q_gap_fraction", 2.0),
     ("collect.rounds", 1),
@@ -70,10 +158,35 @@ ALLOWED: list[tuple[str, Any]] = [
     ("collect.env_steps", 160),
     ("collect.teacher_action_prob", 0.0),
     ("collect.teacher_action_prob", 1.0),
+    ("collect.epsilon", 0.0),
+    ("collect.epsilon", 1.0),
+    ("collect.action_noise", 0.0),
+    ("collect.window", 1),
+    ("train.members", 1),
     ("train.batch_size", 1),
     ("train.average_decay", 0.0),
     ("train.holdout", 0.0),
     ("train.holdout", 0.5),
+    ("self_distill.generations", 0),
+    ("self_distill.teacher_weight", 0.0),
+    ("self_distill.teacher_weight", 1.0),
+    ("self_distill.gradient_steps", 1),
+    ("polish.below", 0.0),
+    ("polish.below", 1e9),
+    ("polish.env_steps", 1),
+    ("polish.teacher_weight", 0.0),
+    ("polish.critic_warmup", 0.0),
+    ("polish.num_envs", 1),
+    ("polish.num_steps", 2),
+    ("polish.epochs", 1),
+    ("polish.batch_size", 2),
+    ("polish.discount", 0.0),
+    ("polish.discount", 1.0),
+    ("polish.gae_lambda", 0.0),
+    ("polish.gae_lambda", 1.0),
+    ("polish.std_end", 1.0),
+    ("polish.average_decay", 0.0),
+    ("polish.snapshots", 1),
     ("evaluate.episodes", 2),
     ("evaluate.validation_episodes", 1),
     ("evaluate.finalists", 1),
@@ -107,15 +220,25 @@ def test_the_ends_of_each_range_belong_to_it(name, value):
 
 
 def test_every_numeric_or_named_field_is_among_the_refused():
-    unchecked = {"teacher", "env", "algo", "output", "device", "trust"}  # any text or truth value may be asked for
-    fields = {field.name for field in dataclasses.fields(DistillConfig)} - set(SECTIONS) - unchecked
-    fields |= {f"{section}.{field.name}" for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)}
-    assert fields == {name for name, _, _ in REFUSED}
+    unchecked = {"teacher", "env", "algo", "output", "device"}  # any text may be asked for
+    fields = {field.name: field.type for field in dataclasses.fields(DistillConfig)}
+    for section, kind in SECTIONS.items():
+        fields |= {f"{section}.{field.name}": field.type for field in dataclasses.fields(kind)}
+    checked = {name for name, kind in fields.items() if kind != "bool"}
+    assert checked - set(SECTIONS) - unchecked == {name for name, _, _ in REFUSED}
 
 
 def test_size_and_compression_exclude_each_other():
     with pytest.raises(RequestError, match=r"student\.compression is 10\.0.*hidden_sizes"):
         StudentConfig(hidden_sizes=(8,), compression=10.0)
+
+
+def test_each_teacher_of_an_ensemble_has_one_weight():
+    EnsembleConfig(teachers=("a",), weights=(1.0, 3.0))
+    with pytest.raises(RequestError, match=r"ensemble\.weights is \(1\.0, 3\.0\); it must be 3 numbers"):
+        EnsembleConfig(teachers=("a", "b"), weights=(1.0, 3.0))
+    with pytest.raises(RequestError, match=r"ensemble\.weights is .*'value'"):
+        EnsembleConfig(teachers=("a",), weights=(1.0, 3.0), combine="value")
 
 
 def test_every_round_must_have_a_gradient_step():

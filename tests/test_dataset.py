@@ -148,3 +148,41 @@ def test_observations_of_any_type_and_shape_are_kept_as_they_are():
     dataset.append(labelled(observations, ActionTargets({}, torch.zeros(4, 1))))
     assert dataset.rows()[0].dtype == torch.uint8
     assert torch.equal(dataset.rows()[0], observations)
+
+
+def test_forgotten_rows_are_not_drawn_but_still_there():
+    dataset = Dataset(200, holdout=0.1, device=CPU)
+    dataset.append(numbered(0, 100))
+    dataset.forget_before(60)
+    dataset.append(numbered(100, 100))
+    observations, _ = dataset.sample(2000, [generator()])
+    assert observations.min() >= 60
+    assert observations.max() > 190
+    assert len(dataset.rows()[0]) == 200
+    held_out = dataset.held_out(200)
+    assert held_out is not None
+    assert held_out[0].min() < 60
+    dataset.forget_before(0)
+    assert dataset.sample(2000, [generator()])[0].min() < 60
+
+
+def test_only_the_parameters_that_are_read_are_gathered():
+    dataset = Dataset(100, holdout=0.0, device=CPU)
+    dataset.append(numbered(0, 100))
+    everything, nothing = dataset.sample(5, [generator()]), dataset.sample(5, [generator()], parameters=set())
+    assert set(everything[1].parameters) == {"logits"}
+    assert nothing[1].parameters == {}
+    assert torch.equal(everything[1].actions, nothing[1].actions)
+
+
+def test_other_targets_for_the_same_rows():
+    dataset = Dataset(100, holdout=0.2, device=CPU)
+    dataset.append(numbered(0, 80))
+    twin = dataset.with_targets(ActionTargets({"mean": torch.arange(80.0)[:, None]}, 1000 + torch.arange(80)))
+    observations, targets = twin.sample(50, [generator()])
+    assert torch.equal(targets.actions, 1000 + observations[..., 0].long())
+    assert torch.equal(targets.parameters["mean"], observations)
+    original = dataset.sample(50, [generator()])
+    assert torch.equal(original[0], observations)
+    assert torch.equal(original[1].actions, observations[..., 0].long())
+    assert (twin.num_train, twin.num_held_out) == (dataset.num_train, dataset.num_held_out)

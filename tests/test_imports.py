@@ -13,17 +13,19 @@ PACKAGE = ROOT / "policy_distill"
 TIERS = [
     {"scripts"},
     {"cli"},
-    {"suite", "measure", "benchmark"},
+    {"suite", "measure", "ablation", "benchmark"},
     {"distill", "search"},
-    {"rounds"},
+    {"summary"},
+    {"imitation", "generations", "polish"},
+    {"run", "rounds"},
     {"job", "check", "report"},
     {"workers"},
-    {"collect", "evaluate", "train", "export", "checkpoint", "tracking", "progress"},
-    {"teachers", "students", "environments", "wrappers", "dataset"},
-    {"actions", "losses", "statistics", "spaces", "files"},
+    {"collect", "evaluate", "train", "export", "kickstart", "checkpoint", "tracking", "progress"},
+    {"teachers", "students", "environments", "wrappers", "dataset", "objective"},
+    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files"},
     {"config"},
 ]
-KNOWS_SB3 = ("policy_distill.teachers", "policy_distill.export.sb3", "policy_distill.benchmark")
+KNOWS_SB3 = ("policy_distill.teachers", "policy_distill.export.sb3", "policy_distill.kickstart", "policy_distill.benchmark")
 
 
 def modules() -> dict[str, Path]:

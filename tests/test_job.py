@@ -14,7 +14,7 @@ import torch
 import yaml
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from policy_distill.config import DistillConfig, LossConfig, RequestError, StudentConfig
+from policy_distill.config import DistillConfig, EnsembleConfig, FeatureConfig, LossConfig, RequestError, StudentConfig
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.job import environment_for, one_torch_thread, prepare, writable_folder, write_config
@@ -234,8 +234,70 @@ def test_what_was_settled_is_written(tmp_path):
     job = prepare(request(tmp_path, student=StudentConfig(compression=5.0), seed=3), sized_teacher(1251))
     write_config(job)
     written = yaml.safe_load((job.folder / "config.yaml").read_text())
-    assert written["student"] == {"hidden_sizes": [12, 12], "compression": None, "activation": "relu"}
+    assert written["student"] == {"hidden_sizes": [12, 12], "compression": None, "activation": "relu", "same": False}
     assert (written["seed"], written["output"], written["env"]) == (3, str(tmp_path / "run"), WALK.id)
+
+
+# Several agents.
+
+
+@pytest.fixture
+def zips(tmp_path) -> tuple[str, str]:
+    """Two agents that act on Walk: 2 -> 32 -> 32 -> 3 has 1251 parameters, 2 -> 8 -> 8 -> 3 has 123."""
+    novice = random_student(Walk.observation_space, gym.spaces.Discrete(3))
+    return str(save_ppo(walk_expert(), tmp_path / "expert.zip")), str(save_ppo(novice, tmp_path / "novice.zip"))
+
+
+def team(*others: str, **settings: Any) -> dict[str, Any]:
+    return {"ensemble": EnsembleConfig(teachers=others, **settings)}
+
+
+def test_agents_that_teach_together_are_one_teacher(zips, tmp_path):
+    expert, novice = zips
+    job = prepare(request(tmp_path, teacher=expert, **team(novice, weights=(3.0, 1.0))))
+    assert (job.teacher.algo, job.teacher.path, job.teacher.params) == ("ensemble", None, 1251 + 123)
+    assert job.teacher.describe()["members"] == [expert, novice]
+    observations = np.random.default_rng(0).integers(0, 11, (64, 2)).astype(np.float32)
+    logits = [Teacher.load(path).targets(torch.tensor(observations)).parameters["logits"] for path in zips]
+    expected = 0.75 * logits[0].softmax(-1) + 0.25 * logits[1].softmax(-1)
+    torch.testing.assert_close(job.teacher.targets(torch.tensor(observations)).parameters["logits"].exp(), expected)
+    assert job.objective.kind == "kl"
+    assert job.architecture.activation == "relu"
+
+
+def test_a_live_teacher_may_lead_the_others(zips, tmp_path):
+    job = prepare(request(tmp_path, **team(*zips, combine="value")), Teacher.load(zips[0]))
+    assert job.teacher.describe()["members"] == [zips[0], *zips]
+    assert job.teacher.has_values
+
+
+def test_the_width_follows_from_all_members(zips, tmp_path):
+    job = prepare(request(tmp_path, teacher=zips[0], student=StudentConfig(compression=5.0), **team(zips[0])))
+    assert job.architecture.hidden_sizes == (19, 19)  # 19**2 + 7 * 19 + 3 = 497 parameters are the most below 2502 / 5 = 500.4
+
+
+def test_agents_that_do_not_go_together_are_refused(zips, tmp_path):
+    four = Teacher.from_callable(walk_best, Walk.observation_space, gym.spaces.Discrete(4))
+    line = refused(tmp_path, four, **team(zips[0]))
+    assert "the actions of teacher 1 (the callable agent) are one of 4 choices, those of teacher 2" in line
+    assert "nowhere.zip does not exist" in refused(tmp_path, teacher=zips[0], **team(str(tmp_path / "nowhere.zip")))
+    assert "no teacher was named" in refused(tmp_path, **team(zips[0]))
+    assert "the callable agent has no critic" in refused(tmp_path, walk_teacher(), **team(zips[0], combine="value"))
+
+
+def test_hints_of_several_agents_name_their_layers(zips, tmp_path):
+    hints = LossConfig(features=FeatureConfig(weight=0.1, layers={"members.1.network.body.3": "hidden.0"}))
+    job = prepare(request(tmp_path, teacher=zips[0], loss=hints, **team(zips[1])))
+    assert job.projections == ((8, 8),)
+    assert job.teacher.recorded == ("members.1.network.body.3",)
+    unnamed = LossConfig(features=FeatureConfig(weight=0.1))
+    line = refused(tmp_path / "other", teacher=zips[0], loss=unnamed, **team(zips[1]))
+    assert "loss.features.layers was left out, but the teacher has no one last hidden layer: name the layers" in line
+
+
+def test_several_agents_have_no_architecture_to_copy(zips, tmp_path):
+    line = refused(tmp_path, teacher=zips[0], student=StudentConfig(same=True), **team(zips[1]))
+    assert line.endswith("which is not known: give student.hidden_sizes")
 
 
 def test_one_torch_thread_gives_the_others_back_after_a_failure():

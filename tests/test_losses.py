@@ -12,21 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor, tensor
-from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.distributions import Categorical as TorchCategorical
+from torch.distributions import Independent, Normal, kl_divergence
 
 from policy_distill import actions
 from policy_distill.losses import (
-    bernoulli_forward_kl,
     bounded_error,
     forward_kl,
     gaussian_forward_kl,
+    gaussian_negative_log_likelihood,
+    gaussian_reverse_kl,
     hard_label_cross_entropy,
     huber,
+    jensen_shannon,
     mean_absolute,
     mean_squared,
     median_action_gap,
     q_values_to_logits,
+    reverse_kl,
+    standardize_logits,
 )
 from tests.small_worlds import generator
 
@@ -139,9 +143,14 @@ def test_the_gradient_survives_a_forbidden_action():
 def test_gradients_of_the_kls_are_the_numeric_ones(temperature):
     p, q, log_std, other = (torch.randn(3, 4, generator=generator(seed), dtype=torch.float64) for seed in range(4))
     assert torch.autograd.gradcheck(lambda x: forward_kl(p, x, temperature=temperature), q.requires_grad_())
-    assert torch.autograd.gradcheck(lambda x: bernoulli_forward_kl(p, x, temperature=temperature), q)
+    assert torch.autograd.gradcheck(lambda x: reverse_kl(p, x, temperature=temperature), q)
+    assert torch.autograd.gradcheck(lambda x: jensen_shannon(p, x, beta=0.3, temperature=temperature), q)
+    assert torch.autograd.gradcheck(standardize_logits, q)
     function = lambda mean, spread: gaussian_forward_kl(p, other, mean, spread, temperature=temperature)  # noqa: E731
     assert torch.autograd.gradcheck(function, (q, log_std.requires_grad_()))
+    backwards = lambda mean, spread: gaussian_reverse_kl(p, other, mean, spread, temperature=temperature)  # noqa: E731
+    assert torch.autograd.gradcheck(backwards, (q, log_std))
+    assert torch.autograd.gradcheck(lambda mean, spread: gaussian_negative_log_likelihood(p, mean, spread), (q, log_std))
 
 
 def test_a_high_temperature_times_its_square_tends_to_half_the_squared_difference_of_centred_logits():
@@ -151,7 +160,7 @@ def test_a_high_temperature_times_its_square_tends_to_half_the_squared_differenc
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, INF, math.nan])
-@pytest.mark.parametrize("loss", [forward_kl, bernoulli_forward_kl])
+@pytest.mark.parametrize("loss", [forward_kl, reverse_kl, jensen_shannon])
 def test_a_temperature_that_is_none_is_refused(loss, temperature):
     with pytest.raises(ValueError, match=f"temperature is {temperature}; it must be > 0"):
         loss(torch.zeros(2, 3), torch.zeros(2, 3), temperature=temperature)
@@ -159,7 +168,7 @@ def test_a_temperature_that_is_none_is_refused(loss, temperature):
         gaussian_forward_kl(*(torch.zeros(2, 3) for _ in range(4)), temperature=temperature)
 
 
-@pytest.mark.parametrize("loss", [forward_kl, bernoulli_forward_kl, bounded_error])
+@pytest.mark.parametrize("loss", [forward_kl, reverse_kl, jensen_shannon, bounded_error])
 def test_different_shapes_are_refused(loss):
     with pytest.raises(ValueError, match=r"shapes differ: \(2, 3\) and \(2, 4\)"):
         loss(torch.zeros(2, 3), torch.zeros(2, 4))
@@ -167,33 +176,92 @@ def test_different_shapes_are_refused(loss):
         gaussian_forward_kl(torch.zeros(2, 3), torch.zeros(3), torch.zeros(3, 3), torch.zeros(3))
 
 
-# Forward KL of switches.
+# Reverse KL and Jensen-Shannon.
 
 
-def test_bernoulli_kl_by_hand():
-    # p = 3/4 from logit ln 3, q = 1/2: 3/4 ln(3/2) + 1/4 ln(1/2) = 0.130812, and the same again for a second bit
-    value = bernoulli_forward_kl(double([[math.log(3), math.log(3)]]), double([[0.0, 0.0]]))
-    assert value.item() == pytest.approx(2 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), abs=1e-12)
+def test_reverse_kl_by_hand_and_at_a_temperature():
+    # KL(q || p) with q = (1/2, 1/2), p = (3/4, 1/4): 1/2 ln(2/3) + 1/2 ln 2 = 0.143841
+    assert reverse_kl(double([[math.log(3), 0.0]]), double([[0.0, 0.0]])).item() == pytest.approx(0.143841, abs=1e-6)
+    # T = 2: p = (3/4, 1/4), q = (2/3, 1/3): 2/3 ln(8/9) + 1/3 ln(4/3)
+    value = reverse_kl(double([[math.log(9), 0.0]]), double([[math.log(4), 0.0]]), temperature=2.0)
+    assert value.item() == pytest.approx(2 / 3 * math.log(8 / 9) + 1 / 3 * math.log(4 / 3), abs=1e-12)
 
 
 @given(matrices(), matrices(), temperatures)
-def test_bernoulli_kl_agrees_with_torch_distributions(teacher, student, temperature):
+def test_reverse_kl_agrees_with_torch_distributions(teacher, student, temperature):
     p, q = torch.from_numpy(teacher), torch.from_numpy(student)
-    expected = kl_divergence(Bernoulli(logits=p / temperature), Bernoulli(logits=q / temperature)).sum(-1)
-    torch.testing.assert_close(bernoulli_forward_kl(p, q, temperature=temperature), expected, rtol=1e-6, atol=1e-8)
+    expected = kl_divergence(TorchCategorical(logits=q / temperature), TorchCategorical(logits=p / temperature))
+    torch.testing.assert_close(reverse_kl(p, q, temperature=temperature), expected, **WORST)
 
 
-@given(matrices(1), matrices(1), temperatures)
-def test_a_switch_is_a_choice_of_two(teacher, student, temperature):
-    p, q = torch.from_numpy(teacher), torch.from_numpy(student)
-    zero = torch.zeros_like(p)
-    two = forward_kl(torch.cat([zero, p], -1), torch.cat([zero, q], -1), temperature=temperature)
-    torch.testing.assert_close(bernoulli_forward_kl(p, q, temperature=temperature), two, rtol=1e-6, atol=1e-9)
+def test_reverse_kl_forgives_what_the_student_does_not_cover_and_not_what_the_teacher_forbids():
+    half, first = double([[0.0, 0.0]]), double([[0.0, -INF]])
+    assert reverse_kl(half, first).item() == pytest.approx(math.log(2))
+    assert reverse_kl(first, half).item() == INF
 
 
-def test_bernoulli_kl_of_certain_switches_is_finite():
-    # p -> 1: -ln sigmoid(-200) = 200
-    assert bernoulli_forward_kl(tensor([[500.0]]), tensor([[-200.0]])).item() == pytest.approx(200.0)
+def test_jensen_shannon_by_hand():
+    # p = (1, 0), q = (0, 1) in the limit, beta 1/2: m = (1/2, 1/2): ln 2
+    assert jensen_shannon(double([[0.0, -INF]]), double([[-INF, 0.0]])).item() == pytest.approx(math.log(2))
+    # p = (3/4, 1/4), q = (1/2, 1/2), beta = 1/4: m = (9/16, 7/16)
+    # 1/4 (3/4 ln(12/9) + 1/4 ln(4/7)) + 3/4 (1/2 ln(8/9) + 1/2 ln(8/7))
+    expected = 0.25 * (0.75 * math.log(12 / 9) + 0.25 * math.log(4 / 7)) + 0.75 * 0.5 * (math.log(8 / 9) + math.log(8 / 7))
+    assert jensen_shannon(double([[math.log(3), 0.0]]), double([[0.0, 0.0]]), beta=0.25).item() == pytest.approx(expected, abs=1e-12)
+
+
+@given(matrices(low=-4, high=4), matrices(low=-4, high=4), st.floats(0.05, 0.95), temperatures)
+def test_jensen_shannon_is_two_kls_to_the_mixture(teacher, student, beta, temperature):
+    p, q = (torch.from_numpy(logits) / temperature for logits in (teacher, student))
+    mixture = TorchCategorical(probs=beta * p.softmax(-1) + (1 - beta) * q.softmax(-1))
+    expected = beta * kl_divergence(TorchCategorical(logits=p), mixture) + (1 - beta) * kl_divergence(TorchCategorical(logits=q), mixture)
+    found = jensen_shannon(p * temperature, q * temperature, beta=beta, temperature=temperature)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert (found <= math.log(2) + 1e-9).all()
+    mirrored = jensen_shannon(q * temperature, p * temperature, beta=1 - beta, temperature=temperature)
+    torch.testing.assert_close(found, mirrored, rtol=1e-6, atol=1e-9)
+
+
+def test_jensen_shannon_tends_to_the_kls_at_its_ends():
+    p, q = double([[1.0, 0.0, -1.0]]), double([[0.0, 0.5, 0.0]])
+    small = 1e-6
+    assert jensen_shannon(p, q, beta=small).item() / small == pytest.approx(forward_kl(p, q).item(), rel=1e-4)
+    assert jensen_shannon(p, q, beta=1 - small).item() / small == pytest.approx(reverse_kl(p, q).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, -1.0, math.nan])
+def test_a_share_outside_its_range_is_refused(beta):
+    with pytest.raises(ValueError, match=r"it must be in \(0, 1\)"):
+        jensen_shannon(torch.zeros(2, 3), torch.zeros(2, 3), beta=beta)
+
+
+def test_the_gradients_survive_forbidden_actions():
+    student = double([[0.0, 1.0, 2.0]]).requires_grad_()
+    teacher = double([[0.0, 0.5, -INF]])
+    jensen_shannon(teacher, student).sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert student.grad.abs().sum() > 0
+    masked = double([[0.0, 1.0, -INF]]).requires_grad_()
+    reverse_kl(double([[0.5, 0.0, 0.0]]), masked).sum().backward()
+    assert masked.grad is not None
+    assert masked.grad[0, :2].isfinite().all()
+
+
+# Logit standardisation.
+
+
+def test_standardised_logits_by_hand():
+    # mean 2, deviations (-2, 0, 2), variance 8/3
+    found = standardize_logits(double([[0.0, 2.0, 4.0]]))
+    torch.testing.assert_close(found, double([[-1.0, 0.0, 1.0]]) * math.sqrt(1.5), rtol=1e-5, atol=1e-6)
+    assert (standardize_logits(double([[3.0, 3.0]])) == 0).all()
+
+
+@given(matrices(), st.floats(0.5, 5), st.floats(-10, 10))
+def test_standardised_logits_forget_shift_and_scale(logits, scale, shift):
+    z = torch.from_numpy(logits)
+    z = z + double([[0.0, 1.0, 20.0]])  # never all equal
+    torch.testing.assert_close(standardize_logits(z * scale + shift), standardize_logits(z), rtol=1e-4, atol=1e-5)
 
 
 # Forward KL of Gaussians.
@@ -214,7 +282,22 @@ def test_gaussian_kl_at_a_temperature_by_hand():
     assert value.item() == pytest.approx(math.log(2) + 3 / 16 - 0.5, abs=1e-12)
 
 
+def test_gaussian_reverse_kl_is_the_other_way_round_by_hand():
+    # p = N(1, 1), q = N(0, 2^2): KL(q || p) = -ln 2 + (4 + 1) / 2 - 1/2 = 1.306853
+    value = gaussian_reverse_kl(double([[1.0]]), double([[0.0]]), double([[0.0]]), double([[math.log(2)]]))
+    assert value.item() == pytest.approx(2 - math.log(2), abs=1e-12)
+    # T = 2: variances 2 and 8: ln(1/2) + (8 + 1) / 4 - 1/2
+    value = gaussian_reverse_kl(double([[1.0]]), double([[0.0]]), double([[0.0]]), double([[math.log(2)]]), temperature=2.0)
+    assert value.item() == pytest.approx(math.log(0.5) + 9 / 4 - 0.5, abs=1e-12)
+
+
 spreads = matrices(low=-2, high=2)
+
+
+@given(matrices(), matrices(), spreads)
+def test_gaussian_likelihood_agrees_with_torch_distributions(drawn, mean, log_std):
+    a, m, s = (torch.from_numpy(array) for array in (drawn, mean, log_std))
+    torch.testing.assert_close(gaussian_negative_log_likelihood(a, m, s), -Normal(m, s.exp()).log_prob(a).sum(-1), rtol=1e-6, atol=1e-8)
 
 
 @given(matrices(), spreads, matrices(), spreads, temperatures)
@@ -265,9 +348,9 @@ def test_the_kl_after_tanh_is_that_before_it(mean, log_std, student_mean, studen
 def test_a_softened_loss_is_the_loss_of_softened_policies(teacher, student, temperature):
     p, q = torch.from_numpy(teacher), torch.from_numpy(student)
     spread = torch.full_like(p, -0.5)
-    for family, loss in ((actions.Categorical(3), forward_kl), (actions.Bernoulli(3), bernoulli_forward_kl)):
-        soft = [family.temper({"logits": logits}, temperature)["logits"] for logits in (p, q)]
-        torch.testing.assert_close(loss(*soft), loss(p, q, temperature=temperature), **WORST)
+    for divergence in (forward_kl, reverse_kl, jensen_shannon):
+        soft = [actions.Categorical(3).temper({"logits": logits}, temperature)["logits"] for logits in (p, q)]
+        torch.testing.assert_close(divergence(*soft), divergence(p, q, temperature=temperature), **WORST)
     several = actions.MultiCategorical((3,)).temper({"logits": p}, temperature)["logits"]
     torch.testing.assert_close(forward_kl(several, q / temperature), forward_kl(p, q, temperature=temperature), **WORST)
     gaussian = actions.DiagGaussian(actions.Box((-1.0,) * 3, (1.0,) * 3))

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, RequestError, StudentConfig, TrainConfig
+from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, PolishConfig, RequestError, StudentConfig, TrainConfig
 from policy_distill.distill import DistillResult, distill
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.measure import Measurement, measure
@@ -36,6 +36,7 @@ def run(tmp_path_factory, expert) -> DistillResult:
         student=StudentConfig(hidden_sizes=(4,)),
         collect=CollectConfig(env_steps=120, rounds=2, num_envs=4),
         train=TrainConfig(gradient_steps=60, batch_size=32, learning_rate=0.003, average_decay=0.9),
+        polish=PolishConfig(below=0.0),
         evaluate=EvaluateConfig(episodes=EPISODES, validation_episodes=2, confidence=0.9, num_envs=4),
     )
     result = distill(config)

@@ -59,6 +59,21 @@ def test_in_a_terminal_there_is_a_bar_with_the_figures():
     assert "return 2.0" in shown.getvalue()
 
 
+def test_a_second_bar_takes_the_place_of_the_first():
+    """The first one was forgotten but not stopped: it went on being drawn, and standard output stayed redirected, after the end."""
+    display, shown = in_a_terminal()
+    with display:
+        display.start("measuring", 2)
+        display.advance("return 1.0")
+        display.start("polishing", 5)
+        display.advance("return 2.0")
+    assert "1/2" in shown.getvalue()
+    assert "1/5" in shown.getvalue()
+    assert shown.getvalue().count("\x1b[?25l") == shown.getvalue().count("\x1b[?25h") == 2
+    display.advance("plain again")
+    assert shown.getvalue().endswith("plain again\n")
+
+
 def test_a_failure_takes_the_bar_away():
     display, shown = in_a_terminal()
     with contextlib.suppress(ZeroDivisionError), display:

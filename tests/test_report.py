@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ SUMMARY: dict[str, Any] = {
     "agreement": 0.9567,
     "env_steps": 200_000,
     "gradient_steps": 40_000,
+    "kept": "round 2",
     "chosen_round": 1,
     "rounds": [
         {**ROUND, "round": 0, "teacher_action_prob": 1.0, "validation_return_mean": 400.0, "validation_retention": 0.7907},
@@ -31,8 +33,9 @@ SUMMARY: dict[str, Any] = {
             "held_out": {"forward_kl_nats": 0.5}, "finalist_return_mean": 498.76,
         },
     ],
+    "polish": None,
     "notices": ["trained on an old one", "another notice"],
-    "seconds": {"collect": 10.4, "train": 20.4, "evaluate": 5.0, "total": 37.9},
+    "seconds": {"collect": 10.4, "train": 20.4, "polish": 0.0, "evaluate": 5.0, "total": 37.9},
 }  # fmt: skip
 UNDEFINED = "undefined: teacher and random policy cannot be told apart"
 
@@ -64,13 +67,14 @@ def test_the_closing_table():
         "retention [95% interval]": "0.981 [0.967, 0.993]",
         "paired episodes": "100",
         "agreement": "95.7% of the student's states",
+        "student's origin": "round 2",
         "environment steps": "200,000",
         "gradient steps": "40,000",
         "time": "38 s (collect 10 s, train 20 s, evaluate 5 s)",
     }
     lines = summary_table(SUMMARY).splitlines()
     assert lines[:3] == ["| | |", "|---|---|", "| environment | CartPole-v1 |"]
-    assert len(lines) == 2 + 13
+    assert len(lines) == 2 + 14
 
 
 def test_what_is_not_known_is_called_unknown():
@@ -90,6 +94,51 @@ def test_the_written_report(tmp_path):
     header = next(index for index, line in enumerate(lines) if line.startswith("| round |"))
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[header : header + 4]]
     assert {len(row) for row in table} == {9}
-    assert table[2] == ["0", "1,000", "2,500", "1.00", "0.01235", "", "400.0", "0.791", ""]
-    assert table[3] == ["1 **kept**", "1,000", "2,500", "0.50", "0.01235", "0.5", "500.0", "1.000", "498.8"]
-    assert text.count("**kept**") == 1
+    assert table[2] == ["1", "1,000", "2,500", "1.00", "0.01235", "", "400.0", "0.791", ""]
+    assert table[3] == ["2 **chosen**", "1,000", "2,500", "0.50", "0.01235", "0.5", "500.0", "1.000", "498.8"]
+    assert text.count("**chosen**") == 1
+    assert "## Polish" not in lines
+
+
+POLISH: dict[str, Any] = {
+    "start": "round 3", "start_retention": 0.87654,
+    "chosen": 1,
+    "records": [
+        {
+            "env_steps": 30_720, "metrics": {"train_return_mean": 412.34, "std": 0.5}, "validation_return_mean": 450.04,
+            "validation_retention": 0.8954, "finalist_return_mean": None,
+        },
+        {
+            "env_steps": 61_440, "metrics": {}, "validation_return_mean": 490.0, "validation_retention": 0.979,
+            "finalist_return_mean": 488.76,
+        },
+    ],
+}  # fmt: skip
+
+
+def polish_section(tmp_path: Path, **changes: Any) -> list[str]:
+    lines = write_report(tmp_path / "report.md", changed(polish=POLISH | changes)).read_text().splitlines()
+    return lines[lines.index("## Polish") : lines.index("## Files")]
+
+
+def test_the_section_on_polishing(tmp_path):
+    lines = polish_section(tmp_path)
+    assert lines[2] == "It began with round 3, which kept 0.877 of the return on the validation seeds."
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert {len(row) for row in table} == {5}
+    assert table[2:] == [
+        ["30,720", "412.3", "450.0", "0.895", ""],
+        ["61,440 **chosen**", "", "490.0", "0.979", "488.8"],
+    ]
+    assert not [line for line in lines if "No polished student" in line]
+
+
+def test_polishing_that_did_not_help_says_so(tmp_path):
+    lines = polish_section(tmp_path, chosen=None)
+    assert "No polished student beat that one on all validation seeds." in lines
+    assert not [line for line in lines if "**chosen**" in line]
+
+
+def test_the_time_of_polishing_is_told_where_there_was_any():
+    seconds = SUMMARY["seconds"] | {"polish": 7.6, "total": 45.5}
+    assert dict(summary_rows(changed(seconds=seconds)))["time"] == "46 s (collect 10 s, train 20 s, polish 8 s, evaluate 5 s)"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from policy_distill.statistics import interquartile_mean, retention
+from policy_distill.statistics import contrast, interquartile_mean, retention, shows_positive_mean
 
 
 def returns(student: float, teacher: float, random: float, *, noise: float = 1.0, episodes: int = 40, seed: int = 0) -> list[np.ndarray]:
@@ -142,3 +142,32 @@ def test_the_interquartile_mean_weighs_cut_values_by_hand():
 def test_the_interquartile_mean_moves_with_its_values(values, scale, offset):
     assert interquartile_mean(scale * values + offset) == pytest.approx(scale * interquartile_mean(values) + offset, rel=1e-6, abs=1e-6)
     assert values.min() - 1e-9 <= interquartile_mean(values) <= values.max() + 1e-9
+
+
+def test_what_a_student_earns_above_a_share_by_hand():
+    student, teacher, random = np.array([5.0, 2.0]), np.array([8.0, 6.0]), np.array([0.0, -2.0])
+    # three quarters of the way from random policy to teacher: 6 and 4
+    np.testing.assert_allclose(contrast(student, teacher, random, 0.75), [-1.0, -2.0])
+    np.testing.assert_allclose(contrast(student, teacher, random, 0.0), [5.0, 4.0])
+    np.testing.assert_allclose(contrast(student, teacher, random, 1.0), [-3.0, -4.0])
+
+
+@given(st.floats(-5, 5), st.floats(0, 1), st.integers(0, 99))
+def test_a_student_earns_above_a_share_exactly_where_it_keeps_more(student, share, seed):
+    of_student, of_teacher, of_random = returns(student, 4.0, -3.0, seed=seed)
+    kept = (of_student.mean() - of_random.mean()) / (of_teacher.mean() - of_random.mean())
+    above = contrast(of_student, of_teacher, of_random, share).mean()
+    assert above == pytest.approx(0, abs=1e-9) or (above > 0) == (kept > share)
+
+
+@given(arrays.arrays(np.float64, st.integers(2, 30), elements=st.integers(-4, 5)), st.sampled_from([0.9, 0.95, 0.99]))
+def test_a_mean_above_zero_is_shown_as_student_s_test_shows_it(values, confidence):
+    if values.std() == 0:
+        assert shows_positive_mean(values, confidence) == (values[0] > 0)
+    else:
+        expected = stats.ttest_1samp(values, 0.0, alternative="greater").pvalue < 1 - confidence
+        assert shows_positive_mean(values, confidence) == expected
+
+
+def test_one_value_shows_nothing():
+    assert not shows_positive_mean(np.array([1e9]))

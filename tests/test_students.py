@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -168,7 +169,7 @@ def test_a_damaged_student_is_refused_in_one_line(damage, tmp_path):
 def test_a_stack_s_forward_is_each_member_s_own(hidden_sizes, action_space, activation):
     stack = stack_of(Architecture(SEEN, action_space, hidden_sizes, activation), [0, 1, 2])
     observations = torch.randn(3, 6, 3, generator=generator(9))
-    outputs = stack.forward(observations)
+    outputs = stack.forward(observations).after[-1]
     for index in range(3):
         torch.testing.assert_close(stack.member(index)(observations[index]), outputs[index], rtol=1e-5, atol=1e-5)
 
@@ -190,25 +191,76 @@ def test_hidden_weights_begin_orthogonal_and_the_output_small():
     assert (stack_of(Architecture(SEEN, ACTED[4], ()), [0]).log_std == -1).all()
 
 
-def test_backward_fills_the_flat_gradient_and_the_flat_tensor_is_what_acts():
+@given(sizes, st.sampled_from(sorted(ACTIVATIONS)))
+def test_the_written_out_backward_pass_is_autograd_s(hidden_sizes, activation):
+    stack = stack_of(Architecture(SEEN, ACTED[0], hidden_sizes, activation), [0, 1])
+    observations = torch.randn(2, 6, 3, generator=generator())
+    activations = stack.forward(observations)
+    draws = generator(3)
+    upstream = [torch.randn(layer.shape, generator=draws) for layer in activations.after]
+    stack.backward(activations, upstream)
+    for index in range(2):
+        oracle = stack.member(index).requires_grad_()
+        hidden = (observations[index] - oracle.mean) / oracle.scale
+        layers = []
+        for module in oracle.network:
+            hidden = module(hidden)
+            layers.append(hidden)
+        read = [*layers[1:-1:2], layers[-1]]
+        sum((layer * weight[index]).sum() for layer, weight in zip(read, upstream, strict=True)).backward()
+        pieces: list[Any] = [piece for layer in oracle.linears for piece in (layer.weight.grad.T.reshape(-1), layer.bias.grad)]  # type: ignore[union-attr]
+        torch.testing.assert_close(stack.gradient[index], torch.cat(pieces), rtol=1e-4, atol=1e-5)
+
+
+def test_a_hidden_layer_that_no_loss_reads_adds_nothing():
+    stack = stack_of(Architecture(SEEN, ACTED[0], (4,)), [0])
+    activations = stack.forward(torch.randn(1, 6, 3, generator=generator()))
+    upstream = torch.ones(1, 6, 4)
+    stack.backward(activations, [None, upstream])
+    without = stack.gradient.clone()
+    stack.backward(activations, [torch.zeros(1, 6, 4), upstream])
+    assert torch.equal(stack.gradient, without)
+
+
+def test_the_flat_tensor_is_what_acts_and_autograd_reaches_the_spread():
     stack = stack_of(Architecture(SEEN, ACTED[4], (4,)), [0, 1])
     observations = torch.randn(2, 6, 3, generator=generator())
-    (stack.forward(observations).square().sum() + stack.log_std.sum()).backward()
-    pieces = [piece.grad.flatten(1) for pair in zip(stack.weights, stack.biases, strict=True) for piece in pair if piece.grad is not None]
-    assert stack.log_std.grad is not None
-    assert torch.equal(stack.gradient, torch.cat([*pieces, stack.log_std.grad.flatten(1)], dim=1))
-    assert (stack.gradient[:, -2:] == 1).all()
-    before = stack.forward(observations).detach()
+    (3 * stack.log_std).sum().backward()
+    activations = stack.forward(observations)
+    stack.backward(activations, [None, torch.zeros_like(activations.after[-1])])
+    assert (stack.gradient[:, -2:] == 3).all()
+    assert (stack.gradient[:, :-2] == 0).all()
+    stack.backward(activations, [None, torch.zeros_like(activations.after[-1])])
+    assert (stack.gradient == 0).all()  # what no loss has read since does not stay
+    before = stack.forward(observations).after[-1]
     stack.flat[1].zero_()
-    assert torch.equal(stack.forward(observations)[0], before[0])
-    assert (stack.forward(observations)[1] == 0).all()
+    assert torch.equal(stack.forward(observations).after[-1][0], before[0])
+    assert (stack.forward(observations).after[-1][1] == 0).all()
 
 
 def test_members_do_not_feel_each_other_s_gradients():
     stack = stack_of(Architecture(SEEN, ACTED[0], (4,)), [0, 1])
-    stack.forward(torch.randn(2, 6, 3, generator=generator()))[1].sum().backward()
+    activations = stack.forward(torch.randn(2, 6, 3, generator=generator()))
+    upstream = torch.zeros(2, 6, 4)
+    upstream[1] = 1
+    stack.backward(activations, [None, upstream])
     assert (stack.gradient[0] == 0).all()
     assert (stack.gradient[1] != 0).any()
+
+
+def test_layers_have_names_and_projections_come_last():
+    stack = StudentStack(
+        Architecture(SEEN, ACTED[4], (4, 5)), generators=[generator()], mean=torch.zeros(3), scale=torch.ones(3), projections=[(4, 7)]
+    )
+    named = stack.forward(torch.zeros(1, 2, 3)).named()
+    assert {name: layer.shape[-1] for name, layer in named.items()} == {"hidden.0": 4, "hidden.1": 5, "output": 2}
+    # 3 -> 4 -> 5 -> 2: 16 + 25 + 12 = 53; two spreads; 4 x 7 + 7
+    assert stack.flat.shape == (1, 53 + 2 + 35)
+    weight, bias = stack.projections[0]
+    assert (weight.shape, bias.shape) == ((1, 4, 7), (1, 1, 7))
+    stack.flat[:, -7:] = 3.0
+    assert (bias == 3).all()
+    assert stack.member(0).log_std.shape == (2,)
 
 
 def test_a_member_is_a_copy_with_the_stack_s_normalisation():

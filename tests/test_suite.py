@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from policy_distill import suite
-from policy_distill.config import DistillConfig, RequestError, StudentConfig
+from policy_distill.config import DistillConfig, PolishConfig, RequestError, StudentConfig
 from policy_distill.suite import COLUMNS, SuiteResult, find_teachers, run_suite
 
 NAMES = ["dqn/Two-v1_1", "ppo/One-v1_1"]
@@ -109,7 +109,14 @@ def test_what_is_done_with_the_same_settings_is_skipped(agents, job, tmp_path):
     assert rows[0]["retention"] == 0.9
 
 
-@pytest.mark.parametrize("other", [DistillConfig(seed=2), DistillConfig(seed=1, student=StudentConfig(compression=50))])
+@pytest.mark.parametrize(
+    "other",
+    [
+        DistillConfig(seed=2),
+        DistillConfig(seed=1, student=StudentConfig(compression=50)),
+        DistillConfig(seed=1, polish=PolishConfig(below=0.5)),
+    ],
+)
 def test_other_settings_are_run_again(other, agents, job, tmp_path):
     run_suite(agents, DistillConfig(seed=1), output=tmp_path / "out")
     job.estimate, job.asked = 0.5, []

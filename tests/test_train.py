@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,16 +14,15 @@ import torch
 from torch import Tensor
 
 from policy_distill import losses
-from policy_distill.actions import ActionTargets, Box, Categorical, Deterministic, DiagGaussian, Family, family_of
-from policy_distill.config import LossConfig, RequestError, TrainConfig
+from policy_distill.actions import ActionTargets, Box, DiagGaussian, Family, family_of
+from policy_distill.config import FeatureConfig, LossConfig, RelationConfig, TrainConfig
 from policy_distill.dataset import Dataset
+from policy_distill.objective import Objective
 from policy_distill.students import Architecture, Student, StudentStack
-from policy_distill.train import Objective, Trainer
+from policy_distill.train import Trainer
 from tests.small_worlds import generator, labelled, random_transitions
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract")
-"""Views into one flat tensor are strided where there is more than one member; torch remarks on it once."""
 SEEN = gym.spaces.Box(-np.inf, np.inf, (3,))
 BOX = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([6, 1], np.float32))
 ACTED = [gym.spaces.Discrete(4), gym.spaces.Discrete(3, start=2), gym.spaces.MultiDiscrete([2, 3]), gym.spaces.MultiBinary(3), BOX]
@@ -53,8 +54,8 @@ def trainer_of(
 class Scaled(Objective):
     """The same loss in tiny units, so that Adam's epsilon counts."""
 
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        return 1e-8 * super().total(terms)
+    def total(self, terms: Mapping[str, Tensor], *, progress: float = 1.0) -> Tensor:
+        return 1e-8 * super().total(terms, progress=progress)
 
 
 # Steps.
@@ -146,9 +147,11 @@ def test_exactly_as_many_steps_are_taken_as_were_asked_for(monkeypatch):
     calls: list[tuple[int, int]] = []
     sample = dataset.sample
 
-    def spy(batch_size: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, ActionTargets]:
+    def spy(
+        batch_size: int, generators: Sequence[torch.Generator], *, parameters: Collection[str] | None = None
+    ) -> tuple[Tensor, ActionTargets]:
         calls.append((len(generators), batch_size))
-        return sample(batch_size, generators)
+        return sample(batch_size, generators, parameters=parameters)
 
     monkeypatch.setattr(dataset, "sample", spy)
     trainer.run(dataset, 13)
@@ -183,101 +186,6 @@ def test_every_family_is_learnt(space, kind):
     trainer.run(dataset, 398)
     last = trainer.run(dataset, 1)
     assert all(last[name] < 0.5 * first[name] for name in first), (first, last)
-
-
-@pytest.mark.parametrize("regression", ["squared", "absolute", "huber"])
-def test_each_regression_is_the_one_named(regression):
-    targets = ActionTargets({}, torch.tensor([[[6.0, 0.5]]]))  # (1, 0) in box units
-    objective = Objective(LossConfig(regression=regression), Deterministic(Box((-2.0, 0.0), (6.0, 1.0))))
-    terms = objective.terms(torch.tensor([[[0.5, 0.05]]]), torch.zeros(1, 1, 2), targets)
-    # errors -0.5 and 0.05: squares 0.25, 0.0025; absolute; huber 0.45, 0.0125
-    expected = {"squared": 0.12625, "absolute": 0.275, "huber": 0.23125}[regression]
-    assert terms["action_error"].shape == (1, 1)
-    assert objective.total(terms).item() == pytest.approx(expected)
-
-
-# The total.
-
-
-def test_alpha_and_temperature_weigh_the_total_by_hand():
-    # T = 2, alpha = 0.25: teacher (ln 9, 0), student (ln 4, 0): KL at T = 2 is 3/4 ln(9/8) + 1/4 ln(3/4); CE = -ln(4/5)
-    targets = ActionTargets({"logits": torch.tensor([[[math.log(9), 0.0]]])}, torch.tensor([[0]]))
-    objective = Objective(LossConfig(temperature=2.0, hard_weight=0.25), Categorical(2))
-    terms = objective.terms(torch.tensor([[[math.log(4), 0.0]]]), torch.zeros(1, 1, 0), targets)
-    kl = 0.75 * math.log(9 / 8) + 0.25 * math.log(3 / 4)
-    assert {name: value.item() for name, value in terms.items()} == {
-        "forward_kl_nats": pytest.approx(kl, abs=1e-6),
-        "hard_cross_entropy_nats": pytest.approx(math.log(5 / 4), abs=1e-6),
-    }
-    assert objective.total(terms).item() == pytest.approx(0.25 * math.log(5 / 4) + 0.75 * 4 * kl, abs=1e-6)
-
-
-def test_without_alpha_the_total_is_the_squared_temperature_times_the_kl():
-    objective = Objective(LossConfig(temperature=3.0), Categorical(4))
-    terms = {"forward_kl_nats": torch.tensor([[0.5]])}
-    assert objective.total(terms).item() == 4.5
-
-
-@pytest.mark.parametrize("space", ACTED, ids=str)
-def test_terms_are_one_value_per_sample_and_the_kl_is_zero_for_the_teacher_itself(space):
-    family = family_of(space)
-    config = LossConfig(kind="kl", temperature=2.0, hard_weight=0.0 if isinstance(family, DiagGaussian) else 0.5)
-    targets = random_transitions(space, 12).targets
-    stacked = ActionTargets(
-        {name: value.unflatten(0, (2, 6)) for name, value in targets.parameters.items()}, targets.actions.unflatten(0, (2, 6))
-    )
-    outputs = stacked.parameters["mean" if isinstance(family, DiagGaussian) else "logits"]
-    objective = Objective(config, family)
-    terms = objective.terms(outputs, stacked.parameters.get("log_std", torch.zeros(2, 1, 0)), stacked)
-    assert all(value.shape == (2, 6) for value in terms.values())
-    torch.testing.assert_close(terms["forward_kl_nats"], torch.zeros(2, 6), atol=1e-5, rtol=0)
-
-
-def test_hard_labels_of_components_and_switches_are_summed():
-    several = Objective(LossConfig(hard_weight=1.0), family_of(ACTED[2]))
-    # components of 2 and 3 equally likely choices: ln 2 + ln 3
-    terms = several.terms(
-        torch.zeros(1, 1, 5), torch.zeros(1, 1, 0), ActionTargets({"logits": torch.zeros(1, 1, 5)}, torch.tensor([[[1, 2]]]))
-    )
-    assert terms["hard_cross_entropy_nats"].item() == pytest.approx(math.log(6), abs=1e-6)
-    # switches with logit ln 3: on costs -ln(3/4), off -ln(1/4)
-    switches = Objective(LossConfig(hard_weight=1.0), family_of(ACTED[3]))
-    outputs = torch.full((1, 1, 3), math.log(3))
-    terms = switches.terms(outputs, torch.zeros(1, 1, 0), ActionTargets({"logits": outputs}, torch.tensor([[[1, 0, 1]]])))
-    assert terms["hard_cross_entropy_nats"].item() == pytest.approx(2 * math.log(4 / 3) + math.log(4), abs=1e-6)
-
-
-def test_hard_labels_are_counted_from_the_start_of_the_space():
-    objective = Objective(LossConfig(hard_weight=1.0), Categorical(3, start=5))
-    logits = torch.tensor([[[0.0, 0.0, 50.0]]])
-    terms = objective.terms(logits, torch.zeros(1, 1, 0), ActionTargets({"logits": logits}, torch.tensor([[7]])))
-    assert terms["hard_cross_entropy_nats"].item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_q_values_are_scaled_by_their_own_gaps():
-    # gaps 2, 4, 6: median 4; fraction 0.5: a difference of 2 is one nat
-    q_values = torch.tensor([[[10.0, 12.0], [0.0, 4.0], [6.0, 0.0]]])
-    targets = ActionTargets({"q_values": q_values}, q_values.argmax(-1))
-    objective = Objective(LossConfig(q_gap_fraction=0.5), Categorical(2))
-    objective.calibrate(ActionTargets({"q_values": q_values[0]}, targets.actions[0]))
-    assert objective.q_gap == 2.0
-    same = torch.tensor([[[-1.0, 0.0], [-2.0, 0.0], [0.0, -3.0]]])
-    torch.testing.assert_close(objective.terms(same, torch.zeros(1, 1, 0), targets)["forward_kl_nats"], torch.zeros(1, 3))
-
-
-@pytest.mark.parametrize(
-    ("config", "family", "message"),
-    [
-        (LossConfig(kind="regression"), Categorical(2), "loss.kind is 'regression'.*discrete: use 'kl'"),
-        (LossConfig(kind="kl"), Deterministic(Box((-1.0,), (1.0,))), "loss.kind is 'kl'.*use 'regression'"),
-        (LossConfig(kind="kl"), DiagGaussian(Box((-1.0,), (1.0,)), squashed=True), "loss.kind is 'kl'.*use 'regression'"),
-        (LossConfig(hard_weight=0.5), Deterministic(Box((-1.0,), (1.0,))), "loss.hard_weight is 0.5.*set it to 0"),
-        (LossConfig(kind="kl", hard_weight=0.5), DiagGaussian(Box((-1.0,), (1.0,))), "loss.hard_weight is 0.5.*set it to 0"),
-    ],
-)
-def test_a_loss_that_does_not_suit_the_teacher_is_refused(config, family, message):
-    with pytest.raises(RequestError, match=message):
-        Objective(config, family)
 
 
 # Stacks.
@@ -359,3 +267,89 @@ def test_the_standard_deviation_that_a_kl_trained_is_left_alone():
     student = trainer.student()
     trainer.fit_log_std(student, dataset_of(BOX))
     assert (student.log_std == -1).all()
+
+
+# Hints and relations.
+
+
+def hinted_dataset(rows: int = 60) -> Dataset:
+    """Transitions of a teacher one layer of which was recorded: four numbers that are a fixed function of the observation."""
+    made = random_transitions(ACTED[0], rows)
+    layer = made.observations @ torch.randn(3, 4, generator=generator(5))
+    dataset = Dataset(rows, holdout=0.0, device=CPU)
+    dataset.append(labelled(made.observations, ActionTargets({**made.targets.parameters, "layer:body.1": layer}, made.targets.actions)))
+    return dataset
+
+
+def hinted_trainer(loss: LossConfig, **changes: Any) -> Trainer:
+    config = TrainConfig(gradient_steps=400, batch_size=32, learning_rate=0.01, average_decay=0.0)
+    trainer = trainer_of(ACTED[0], dataclasses.replace(config, **changes), loss)
+    stack = StudentStack(
+        trainer.stack.architecture, generators=[generator()], mean=trainer.stack.mean, scale=trainer.stack.scale,
+        projections=[(8, 4)] if loss.features.weight else [],
+    )  # fmt: skip
+    return Trainer(stack, trainer.objective, trainer.config, [generator(7)])
+
+
+@pytest.mark.parametrize("distance", ["mse", "cosine"])
+def test_a_hint_is_learnt_through_its_projection_which_stays_behind(distance):
+    hints = FeatureConfig(weight=1.0, layers={"body.1": "hidden.0"}, distance=distance)
+    dataset, trainer = hinted_dataset(), hinted_trainer(LossConfig(features=hints))
+    first = trainer.run(dataset, 1)
+    trainer.run(dataset, 398)
+    last = trainer.run(dataset, 1)
+    name = f"feature_{distance}_body.1"
+    assert last[name] < 0.2 * first[name], (first, last)
+    assert last["forward_kl_nats"] < 0.5 * first["forward_kl_nats"]
+    assert sum(parameter.numel() for parameter in trainer.student().parameters()) == trainer.stack.architecture.params
+
+
+def test_a_hint_reaches_the_hidden_layer_and_without_weight_nothing_changes():
+    plain, weightless = LossConfig(), LossConfig(features=FeatureConfig(weight=0.0, layers={"body.1": "hidden.0"}))
+    hinted = LossConfig(features=FeatureConfig(weight=5.0, layers={"body.1": "hidden.0"}))
+    students = []
+    for loss in (plain, weightless, hinted):
+        trainer = hinted_trainer(loss)
+        trainer.run(hinted_dataset(), 5)
+        students.append(trainer.student().linears[0].weight)
+    assert torch.equal(students[0], students[1])
+    assert not torch.allclose(students[0], students[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["distance", "angle", "similarity"])
+def test_a_relation_is_learnt(kind):
+    relations = RelationConfig(weight=1.0, kind=kind, layers={"body.1": "hidden.0"})
+    dataset, trainer = hinted_dataset(), hinted_trainer(LossConfig(relations=relations))
+    first = trainer.run(dataset, 10)
+    trainer.run(dataset, 380)
+    last = trainer.run(dataset, 10)
+    assert last[f"relation_{kind}_body.1"] < 0.5 * first[f"relation_{kind}_body.1"], (first, last)
+
+
+def test_the_gradient_of_hints_and_relations_is_autograd_s():
+    """The written-out backward pass against one that autograd makes of the same stack as an ordinary module."""
+    hints = FeatureConfig(weight=0.7, layers={"body.1": "hidden.0"})
+    relations = RelationConfig(weight=0.3, layers={"body.1": "hidden.0", "output": "output"})
+    dataset, trainer = hinted_dataset(), hinted_trainer(LossConfig(features=hints, relations=relations), batch_size=16)
+    oracle = trainer.stack.member(0).requires_grad_()
+    weight, bias = (leaf.detach().clone().requires_grad_() for leaf in trainer.stack.projections[0])
+    trainer.run(dataset, 1)
+    observations, targets = dataset.sample(16, [generator(7)])
+    hidden = oracle.network[:2]((observations - oracle.mean) / oracle.scale)
+    outputs = oracle.network[2](hidden)
+    terms = trainer.objective.terms(
+        outputs, torch.zeros(1, 1, 0), targets, layers={"hidden.0": hidden, "output": outputs}, projections=[(weight, bias)]
+    )
+    trainer.objective.total(terms).mean().backward()
+    pieces: list[Any] = [piece for layer in oracle.linears for piece in (layer.weight.grad.T.reshape(-1), layer.bias.grad)]  # type: ignore[union-attr]
+    expected = torch.cat([*pieces, weight.grad.flatten(), bias.grad.flatten()])  # type: ignore[union-attr]
+    torch.testing.assert_close(trainer.stack.gradient[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_sampled_targets_lead_where_the_divergence_leads():
+    dataset = dataset_of(ACTED[0], 60)
+    trainer = trainer_of(ACTED[0], TrainConfig(gradient_steps=1500, batch_size=64, learning_rate=0.02), LossConfig(kind="nll"))
+    trainer.run(dataset, 1500)
+    observations, targets = dataset.rows()
+    outputs = trainer.student()(observations)
+    assert losses.forward_kl(targets.parameters["logits"], outputs).mean() < 0.1

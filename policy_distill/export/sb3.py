@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
     from stable_baselines3 import PPO
 
 
-def to_ppo(student: Student) -> PPO:
+def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) -> PPO:
     """Build a PPO agent that acts like ``student`` on raw observations.
 
-    The normalisation is folded into the first layer and the scaling of continuous actions into the last, in float64. The value network
-    is fresh and linear: train on it with a warm-up of the critic.
+    The normalisation is folded into the first layer and the scaling of continuous actions into the last, in float64.
+
+    Args:
+        student: acts.
+        critic: the linear layers of a value network on normalised observations, with the student's activation between them. Left out,
+            the value network is fresh and linear: train on it with a warm-up of the critic.
 
     Raises:
         ValueError: for spaces that Stable-Baselines3 reads otherwise than Gymnasium; see ``why_not_ppo``.
@@ -37,18 +42,17 @@ def to_ppo(student: Student) -> PPO:
             "MlpPolicy",
             _SpacesOnly(student.observation_space, student.action_space),
             policy_kwargs={
-                "net_arch": {"pi": list(student.architecture.hidden_sizes), "vf": []},
+                "net_arch": {"pi": list(student.architecture.hidden_sizes), "vf": [layer.out_features for layer in (critic or ())[:-1]]},
                 "activation_fn": ACTIVATIONS[student.architecture.activation],
             },
             device="cpu",
         )
-    weights, biases = fold(student)
     policy: Any = model.policy
-    layers = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)] + [policy.action_net]
+    _copy_into([*policy.mlp_extractor.policy_net, policy.action_net], *fold(student))
+    if critic:
+        folded = _fold_normalization(critic, student)
+        _copy_into([*policy.mlp_extractor.value_net, policy.value_net], *folded)
     with torch.no_grad():
-        for layer, weight, bias in zip(layers, weights, biases, strict=True):
-            layer.weight.copy_(weight)
-            layer.bias.copy_(bias)
         if isinstance(student.family, DiagGaussian):
             scale, _ = student.family.box.affine()
             policy.log_std.copy_(student.log_std + torch.from_numpy(scale).log())
@@ -65,11 +69,7 @@ def why_not_ppo(*spaces: gym.Space) -> str | None:
 
 def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:
     """Weights ``[out, in]`` and biases ``[out]`` of each layer, from raw observations to logits or actions in environment units."""
-    weights = [layer.weight.double() for layer in student.linears]
-    biases = [layer.bias.double() for layer in student.linears]
-    mean, scale = student.mean.double(), student.scale.double()
-    weights[0] = weights[0] / scale
-    biases[0] = biases[0] - weights[0] @ mean
+    weights, biases = _fold_normalization(student.linears, student)
     if isinstance(student.family, DiagGaussian):
         action_scale, offset = (torch.from_numpy(array) for array in student.family.box.affine())
         weights[-1] = weights[-1] * action_scale[:, None]
@@ -77,9 +77,27 @@ def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:
     return [weight.float() for weight in weights], [bias.float() for bias in biases]
 
 
-def save_ppo(student: Student, path: str | Path) -> Path:
-    """Write ``student`` as a zip for ``PPO.load``."""
-    model = to_ppo(student)
+def _fold_normalization(layers: Sequence[torch.nn.Linear], student: Student) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases of ``layers`` in float64, the first of which now reads raw observations."""
+    weights = [layer.weight.detach().double() for layer in layers]
+    biases = [layer.bias.detach().double() for layer in layers]
+    weights[0] = weights[0] / student.scale.double()
+    biases[0] = biases[0] - weights[0] @ student.mean.double()
+    return weights, biases
+
+
+@torch.no_grad()
+def _copy_into(modules: Sequence[Any], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    """Set the linear layers among ``modules``."""
+    layers = [module for module in modules if isinstance(module, torch.nn.Linear)]
+    for layer, weight, bias in zip(layers, weights, biases, strict=True):
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+
+
+def save_ppo(student: Student, path: str | Path, *, critic: Sequence[torch.nn.Linear] | None = None) -> Path:
+    """Write ``student`` as a zip for ``PPO.load``; see ``to_ppo``."""
+    model = to_ppo(student, critic)
     return write_atomically(path, lambda target: model.save(target))
 
 

@@ -2,7 +2,7 @@
 
 from policy_distill.teachers.archive import Archive, read_archive
 from policy_distill.teachers.folder import AgentFiles, agents_dir, find_agent, shipped_agents
-from policy_distill.teachers.normalization import ObservationNormalization, read_normalization
+from policy_distill.teachers.normalization import ObservationNormalization, read_normalization, read_reward_scale
 from policy_distill.teachers.teacher import Teacher
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "find_agent",
     "read_archive",
     "read_normalization",
+    "read_reward_scale",
     "shipped_agents",
 ]

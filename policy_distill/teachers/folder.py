@@ -9,7 +9,13 @@ from pathlib import Path
 
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec, data_dir
-from policy_distill.teachers.saved_config import environment_kwargs, environment_wrappers, normalizes_observations, read_yaml
+from policy_distill.teachers.saved_config import (
+    environment_kwargs,
+    environment_wrappers,
+    normalizes_observations,
+    normalizes_rewards,
+    read_yaml,
+)
 
 ALGORITHMS = ("a2c", "ars", "crossq", "ddpg", "dqn", "ppo", "ppo_lstm", "ppo_mask", "qrdqn", "sac", "td3", "tqc", "trpo")
 
@@ -26,6 +32,10 @@ class AgentFiles:
     normalized: bool
     """Whether the agent saw observations through VecNormalize."""
     vecnormalize_path: Path | None
+    rewards_normalized: bool
+    """Whether the agent's values are of rewards that VecNormalize had divided by a scale, as far as the settings tell."""
+    reward_statistics_path: Path | None
+    """The file that holds this scale; None where it is missing or not needed."""
 
 
 def agents_dir() -> Path:
@@ -99,7 +109,7 @@ def _agent(zip_path: Path) -> AgentFiles:
     settings = _settings_folder(zip_path, run)
     if settings is None:
         statistics = _statistics(zip_path, [run, run / zip_path.stem])
-        return AgentFiles(zip_path, _algorithm(run, {}), None, statistics is not None, statistics)
+        return AgentFiles(zip_path, _algorithm(run, {}), None, statistics is not None, statistics, statistics is not None, statistics)
     config_path, arguments_path = settings / "config.yml", settings / "args.yml"
     config = read_yaml(config_path) if config_path.is_file() else {}
     arguments = read_yaml(arguments_path) if arguments_path.is_file() else {}
@@ -110,13 +120,17 @@ def _agent(zip_path: Path) -> AgentFiles:
         wrappers=environment_wrappers(config, config_path),
     )
     normalized = normalizes_observations(config, config_path)
-    statistics = _statistics(zip_path, [settings, run]) if normalized or not config else None
+    found = _statistics(zip_path, [settings, run])
+    statistics = found if normalized or not config else None
     if normalized and statistics is None:
         raise RequestError(
             f"{zip_path} was trained on normalised observations but their statistics are missing: put vecnormalize.pkl at "
             f"{settings / 'vecnormalize.pkl'}"
         )
-    return AgentFiles(zip_path, _algorithm(run, arguments), spec, statistics is not None, statistics)
+    rewards = normalizes_rewards(config, config_path) if config else found is not None
+    return AgentFiles(
+        zip_path, _algorithm(run, arguments), spec, statistics is not None, statistics, rewards, found if rewards else None,
+    )  # fmt: skip
 
 
 def _settings_folder(zip_path: Path, run: Path) -> Path | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,38 +47,80 @@ def read_normalization(path: str | Path) -> ObservationNormalization | None:
         RequestError: if the file is missing, damaged, no VecNormalize, or one of Dict observations.
     """
     path = Path(path)
-    if not path.is_file():
-        raise RequestError(f"{path} does not exist; name the vecnormalize.pkl that was saved with the agent")
-    if path.stat().st_size > MAX_BYTES:
-        raise RequestError(f"{path} is larger than the {MAX_BYTES} bytes that are read; statistics of vector observations are much smaller")
-    damaged = f"{path} is no readable VecNormalize pickle; save it again with VecNormalize.save, do not trust the file"
-    content = path.read_bytes()
-    try:
-        saved = _InertUnpickler(content).load()
-    except Exception as error:  # a hostile pickle may raise anything, and none of it is ours
-        raise RequestError(damaged) from error
-    state = saved.state if isinstance(saved, _Inert) else None
-    if not isinstance(state, dict) or not isinstance(state.get("norm_obs"), bool):
-        raise RequestError(damaged)
+    state = _read_state(path)
     if not state["norm_obs"]:
         return None
     statistics = state.get("obs_rms")
     if isinstance(statistics, dict) or (isinstance(statistics, _Inert) and statistics.name == "collections.OrderedDict"):
         raise RequestError(f"{path} normalises Dict observations, which are not supported: agents on one flat vector are")
-    fields = statistics.state if isinstance(statistics, _Inert) else None
-    if not isinstance(fields, dict):
-        raise RequestError(damaged)
-    try:
+    with _damage_in_one_line(path):
+        fields = statistics.state  # type: ignore[union-attr]
         return ObservationNormalization(
             mean=_array(fields["mean"]),
             var=_array(fields["var"]),
             epsilon=float(_array(state["epsilon"])),
             clip=float(_array(state["clip_obs"])),
         )
+
+
+def read_reward_scale(path: str | Path) -> float:
+    """Read from ``vecnormalize.pkl`` what rewards were divided by in training: ``sqrt(ret_rms.var + epsilon)``.
+
+    Returns:
+        ``> 0``; 1 if the file says that rewards are not normalised (``norm_reward=False``).
+
+    Raises:
+        RequestError: if the file is missing, damaged, no VecNormalize, or its variance is not finite and positive.
+    """
+    path = Path(path)
+    state = _read_state(path)
+    if state.get("norm_reward") is False:
+        return 1.0
+    with _damage_in_one_line(path):
+        return reward_scale_of(float(_array(state["ret_rms"].state["var"])), float(_array(state["epsilon"])))
+
+
+def reward_scale_of(variance: float, epsilon: float) -> float:
+    """What VecNormalize divides rewards by, ``sqrt(variance + epsilon)``.
+
+    Raises:
+        RequestError: if it is not finite and positive.
+    """
+    if not (math.isfinite(variance + epsilon) and variance + epsilon > 0):
+        raise RequestError("the reward statistics have a variance that is not finite and positive; save VecNormalize again")
+    return math.sqrt(variance + epsilon)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The attributes of the saved VecNormalize, as plain values and inert records."""
+    if not path.is_file():
+        raise RequestError(f"{path} does not exist; name the vecnormalize.pkl that was saved with the agent")
+    if path.stat().st_size > MAX_BYTES:
+        raise RequestError(f"{path} is larger than the {MAX_BYTES} bytes that are read; statistics of vector observations are much smaller")
+    content = path.read_bytes()
+    try:
+        saved = _InertUnpickler(content).load()
+    except Exception as error:  # a hostile pickle may raise anything, and none of it is ours
+        raise RequestError(_damaged(path)) from error
+    state = saved.state if isinstance(saved, _Inert) else None
+    if not isinstance(state, dict) or not isinstance(state.get("norm_obs"), bool):
+        raise RequestError(_damaged(path))
+    return state
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is no readable VecNormalize pickle; save it again with VecNormalize.save, do not trust the file"
+
+
+@contextmanager
+def _damage_in_one_line(path: Path) -> Iterator[None]:
+    """Name the file in whatever goes wrong with what it holds."""
+    try:
+        yield
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise RequestError(damaged) from error
+        raise RequestError(_damaged(path)) from error
 
 
 class _Inert:

@@ -113,7 +113,7 @@ def rebuild_network(
             f"{source} reads its observations through {class_name(extractor) or 'a custom extractor'}, which cannot be rebuilt from its "
             "weights; --trust loads it with Stable-Baselines3"
         )
-    layers = _Layers(state_dict, _activation(policy_kwargs, kind, source), source)
+    layers = Layers(state_dict, activation_of(policy_kwargs, kind, source), source)
     family = _family(action_space, source)
     bounds = ActionBounds(Box.from_space(action_space)) if isinstance(action_space, gym.spaces.Box) else None
     network: ActingNetwork
@@ -145,7 +145,7 @@ def rebuild_network(
     return network
 
 
-def _sac(layers: _Layers, bounds: ActionBounds, policy_kwargs: Mapping[str, Any]) -> GaussianNetwork:
+def _sac(layers: Layers, bounds: ActionBounds, policy_kwargs: Mapping[str, Any]) -> GaussianNetwork:
     latent = layers.stack("actor.latent_pi", final_activation=True)
     gsde = "actor.log_std" in layers.weights
     mean: nn.Module = layers.stack("actor.mu")
@@ -160,7 +160,7 @@ def _sac(layers: _Layers, bounds: ActionBounds, policy_kwargs: Mapping[str, Any]
     return GaussianNetwork(latent, mean, spread, bounds, squashed=True, spread_acts=True)
 
 
-def _on_policy(layers: _Layers, family: Family, bounds: ActionBounds | None, policy_kwargs: Mapping[str, Any]) -> ActingNetwork:
+def _on_policy(layers: Layers, family: Family, bounds: ActionBounds | None, policy_kwargs: Mapping[str, Any]) -> ActingNetwork:
     shared = layers.stack("mlp_extractor.shared_net", final_activation=True)  # until SB3 1.8
     own = layers.stack("mlp_extractor.policy_net", final_activation=True)
     latent = nn.Sequential(*shared, *own)
@@ -174,8 +174,14 @@ def _on_policy(layers: _Layers, family: Family, bounds: ActionBounds | None, pol
     return GaussianNetwork(latent, head, spread, bounds, squashed=squashed, spread_acts=False)
 
 
-class _Layers:
-    """Takes fully connected layers out of a state dict."""
+class Layers:
+    """Takes fully connected layers out of a state dict.
+
+    Args:
+        weights: of the whole policy.
+        activation: between the layers.
+        source: the file, for messages.
+    """
 
     def __init__(self, weights: Mapping[str, Tensor], activation: type[nn.Module], source: str) -> None:
         self.weights = weights
@@ -227,7 +233,12 @@ class _Layers:
         return linear
 
 
-def _activation(policy_kwargs: Mapping[str, Any], kind: str, source: str) -> type[nn.Module]:
+def activation_of(policy_kwargs: Mapping[str, Any], kind: str, source: str) -> type[nn.Module]:
+    """The activation between a policy's layers: the user's choice, else that of the kind of network.
+
+    Raises:
+        NotPlainError: for one that is not among ``ACTIVATIONS``.
+    """
     chosen = policy_kwargs.get("activation_fn")
     if chosen is None:
         return nn.Tanh if kind == "on_policy" else nn.ReLU

@@ -113,13 +113,20 @@ def literal(value: Any) -> Any:
 
 def normalizes_observations(config: Mapping[str, Any], source: Path) -> bool:
     """Whether the run normalised observations: ``normalize`` is there and does not say ``norm_obs=False``."""
+    return _normalizes("norm_obs", config, source)
+
+
+def normalizes_rewards(config: Mapping[str, Any], source: Path) -> bool:
+    """Whether the run normalised rewards: ``normalize`` is there and does not say ``norm_reward=False``."""
+    return _normalizes("norm_reward", config, source)
+
+
+def _normalizes(what: str, config: Mapping[str, Any], source: Path) -> bool:
     try:
         setting = literal(config.get("normalize"))
     except ValueError as error:
         raise RequestError(f"{source}: normalize is {_short(config['normalize'])}; it must be true, false or a dict") from error
-    if isinstance(setting, dict):
-        return setting.get("norm_obs", True) is not False
-    return bool(setting)
+    return setting.get(what, True) is not False if isinstance(setting, dict) else bool(setting)
 
 
 def environment_kwargs(config: Mapping[str, Any], arguments: Mapping[str, Any], source: Path) -> dict[str, Any]:

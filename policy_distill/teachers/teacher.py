@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,24 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policy_distill.actions import ActionTargets, Family
+from policy_distill.actions import LAYER, ActionTargets, Family
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.spaces import encode_observations, observation_width
 from policy_distill.teachers.archive import Archive, read_archive
+from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.errors import NotPlainError
 from policy_distill.teachers.folder import AgentFiles, find_agent
-from policy_distill.teachers.live import CallableNetwork, LivePolicy
-from policy_distill.teachers.normalization import ObservationNormalization, read_normalization
-from policy_distill.teachers.rebuild import KINDS, rebuild_network, recognise_algorithm, recognise_kind
-from policy_distill.teachers.trusted import SB3_PACKAGES, algorithm_of, algorithm_of_module, load_model
+from policy_distill.teachers.live import CallableNetwork
+from policy_distill.teachers.normalization import ObservationNormalization, read_normalization, read_reward_scale, reward_scale_of
+from policy_distill.teachers.reading import check_observation_space, model_facts, networks_of_archive, networks_of_model
+from policy_distill.teachers.rebuild import recognise_algorithm, recognise_kind
+from policy_distill.teachers.recording import layers_inside, record_layers
+from policy_distill.teachers.trusted import algorithm_of_module, load_model
 
 
 class Teacher(nn.Module):
     """A trained agent, frozen: always in eval mode, without gradients.
 
     Attributes:
-        algo: ``ppo``, ``sac``, ...; ``callable`` for a function.
+        algo: ``ppo``, ``sac``, ...; ``callable`` for a function, ``ensemble`` for several agents.
         path: of the zip, or None.
         observation_space: of the raw observations.
         action_space: what ``env.step`` takes.
@@ -39,6 +43,8 @@ class Teacher(nn.Module):
         normalization: statistics that the agent was trained with, or None.
         saved_env: the environment as the run's folder names it (which may be an id that no longer exists), or None.
         notes: what a user should know about how the agent was read.
+        critic: says what ``values`` returns, in the rewards of training; None where there is none. It does not act.
+        reward_scale: what rewards were divided by in training; None if unknown.
     """
 
     mean: Tensor
@@ -56,6 +62,8 @@ class Teacher(nn.Module):
         saved_env: EnvironmentSpec | None = None,
         notes: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
+        critic: nn.Module | None = None,
+        reward_scale: float | None = 1.0,
     ) -> None:
         super().__init__()
         source = path or f"the {algo} agent"
@@ -66,6 +74,8 @@ class Teacher(nn.Module):
                 f"{observation_space.shape}; the vecnormalize.pkl is another agent's"
             )
         self.network = network
+        self.critic = critic
+        self.reward_scale = reward_scale
         self.observation_space = observation_space
         self.action_space = action_space
         self.algo = algo
@@ -74,6 +84,7 @@ class Teacher(nn.Module):
         self.saved_env = saved_env
         self.notes = notes
         self.facts = dict(facts or {})
+        self.recorded: tuple[str, ...] = ()
         self.obs_dim = observation_width(observation_space)
         if normalization is not None:
             self.register_buffer("mean", torch.from_numpy(normalization.mean.copy()))
@@ -107,17 +118,93 @@ class Teacher(nn.Module):
             ``parameters`` of the family and ``actions``, what Stable-Baselines3's ``predict(deterministic=True)`` returns: int64 ``[B]``
             or ``[B, components]``, or float32 ``[B, action_dim]``.
         """
+        encoded = self._encode(observations)
+        if not self.recorded:
+            return self.network(encoded)
+        with record_layers(self.network, self.recorded) as seen:
+            targets = self.network(encoded)
+        return ActionTargets({**targets.parameters, **{f"{LAYER}{name}": seen[name] for name in self.recorded}}, targets.actions)
+
+    def values(self, observations: Tensor) -> Tensor:
+        """The discounted return that the agent's own critic expects of its deterministic action, in the environment's rewards.
+
+        The discount is that of its training; the critics of sac and tqc count their entropy bonus in.
+
+        Args:
+            observations: ``[B, ...]`` as for ``targets``.
+
+        Returns:
+            float32 ``[B]``.
+
+        Raises:
+            RequestError: if the agent has no critic; ``has_values`` tells.
+        """
+        if reason := self.why_no_values():
+            raise RequestError(reason)
+        assert self.critic is not None
+        assert self.reward_scale is not None
+        return self.reward_scale * self.critic(self._encode(observations), self.network)
+
+    @property
+    def has_values(self) -> bool:
+        return self.why_no_values() is None
+
+    def why_no_values(self) -> str | None:
+        """Why ``values`` cannot answer, and what would help; None if it can."""
+        if self.critic is None:
+            known = "a2c, ppo, trpo, dqn, qrdqn, sac, tqc, td3, ddpg, or an ensemble combined by value"
+            return f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {known}"
+        if self.reward_scale is None:
+            return f"{name_of(self)} was trained on normalised rewards whose scale is missing: put vecnormalize.pkl where its config.yml is"
+        return None
+
+    def _encode(self, observations: Tensor) -> Tensor:
+        """Raw observations as the networks read them."""
         if isinstance(self.observation_space, gym.spaces.Box):
             if len(observations) and observations[0].numel() != self.obs_dim:
                 raise ValueError(f"an observation has {observations[0].numel()} numbers; this {self.algo} teacher reads {self.obs_dim}")
             observations = observations.reshape(len(observations), *self.observation_space.shape)
+        if isinstance(self.network, Ensemble):
+            return observations  # each member normalises them itself
         if self.normalization is not None:
             # VecNormalize computes in float64 and rounds once.
             normalized = (observations.double() - self.mean) / self.scale
             observations = normalized.clamp(-self.normalization.clip, self.normalization.clip).float()
         if getattr(self.network, "reads_raw", False):
-            return self.network(observations.float() if isinstance(self.observation_space, gym.spaces.Box) else observations.long())
-        return self.network(encode_observations(self.observation_space, observations))
+            return observations.float() if isinstance(self.observation_space, gym.spaces.Box) else observations.long()
+        return encode_observations(self.observation_space, observations)
+
+    def layers(self) -> dict[str, int]:
+        """Name and width of each layer that can be recorded, in the order in which they are computed."""
+        space = self.observation_space
+        device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        probe = torch.zeros((2, *(space.shape or ())), device=device)
+        with torch.inference_mode(), record_layers(self.network, layers_inside(self.network)) as seen:
+            self.targets(probe if isinstance(space, gym.spaces.Box) else probe.long())
+        return {name: output.shape[1] for name, output in seen.items() if output.ndim == 2}
+
+    def last_hidden_layer(self) -> str | None:
+        """Name of the last activation before the output; None where there is none, or each member of an ensemble has its own."""
+        if isinstance(self.network, Ensemble):
+            return None
+        modules = dict(self.network.named_modules())
+        hidden = [name for name in self.layers() if type(modules[name]).__module__ == "torch.nn.modules.activation"]
+        return hidden[-1] if hidden else None
+
+    def recording(self, names: Iterable[str]) -> Teacher:
+        """The same teacher, whose ``targets`` also hold the outputs of these layers as ``layer:NAME``; weights are shared.
+
+        Raises:
+            RequestError: if there is no such layer.
+        """
+        wanted, known = tuple(dict.fromkeys(names)), self.layers()
+        for name in wanted:
+            if name not in known:
+                listed = ", ".join(f"{layer} ({width})" for layer, width in known.items()) or "none"
+                raise RequestError(f"the teacher has no layer {name!r}; its layers and their widths: {listed}")
+        twin = copy.copy(self)
+        twin.recorded = wanted
+        return twin
 
     @torch.inference_mode()
     def act(self, observations: np.ndarray) -> np.ndarray:
@@ -148,6 +235,7 @@ class Teacher(nn.Module):
             "layers": [linear[0].in_features, *(module.out_features for module in linear)] if linear else [],
             "activation": activations[0] if activations else None,
             "params": self.params,
+            "named_layers": [f"{name} ({width})" for name, width in self.layers().items()],
             "normalized": self.normalization is not None,
             "notes": list(self.notes),
             **self.facts,
@@ -173,20 +261,19 @@ class Teacher(nn.Module):
         archive = None
         try:
             archive = read_archive(files.zip_path)
-            network, name = _rebuild(archive, files, algo, notes)
+            networks = networks_of_archive(archive, files, algo, notes)
         except NotPlainError as error:
             if not trust:
                 raise
             return cls._load_trusted(files, archive, algo, (*notes, f"unpickled, because: {error}"))
-        normalization = read_normalization(files.vecnormalize_path) if files.vecnormalize_path else None
         facts = {
             "policy_params": sum(tensor.numel() for tensor in archive.state_dict.values()),
             "sb3_version": archive.sb3_version,
             "num_timesteps": archive.num_timesteps,
         }
         return cls(
-            network, archive.observation_space, archive.action_space, algo=name, path=str(files.zip_path), normalization=normalization,
-            saved_env=files.env, notes=tuple(notes), facts=facts,
+            networks.acting, archive.observation_space, archive.action_space, algo=networks.algo, notes=tuple(notes), facts=facts,
+            critic=networks.critic, **_around(files),
         )  # fmt: skip
 
     @classmethod
@@ -200,11 +287,10 @@ class Teacher(nn.Module):
             if name is None:
                 name = recognise_algorithm(recognise_kind(archive.state_dict, archive.path), archive.data, archive.policy_module)
         model = load_model(files.zip_path, name, spaces)
-        network, name = _from_model(model)
-        normalization = read_normalization(files.vecnormalize_path) if files.vecnormalize_path else None
+        networks = networks_of_model(model)
         return cls(
-            network, model.observation_space, model.action_space, algo=name, path=str(files.zip_path), normalization=normalization,
-            saved_env=files.env, notes=notes, facts=_model_facts(model),
+            networks.acting, model.observation_space, model.action_space, algo=networks.algo, notes=notes, facts=model_facts(model),
+            critic=networks.critic, **_around(files),
         )  # fmt: skip
 
     @classmethod
@@ -213,12 +299,13 @@ class Teacher(nn.Module):
 
         Args:
             model: any of their algorithms that acts on the last observation alone. A custom policy is copied and called as it is.
-            vec_normalize: the VecNormalize that it was trained in. Left out, the one around the model's environment, if it has one.
+            vec_normalize: the VecNormalize that it was trained in, ``norm_reward`` as it was then. Left out, the one around the model's
+                environment, if it has one.
 
         Raises:
             RequestError: if the model is not supported.
         """
-        network, name = _from_model(model)
+        networks = networks_of_model(model)
         wrapper = vec_normalize if vec_normalize is not None else model.get_vec_normalize_env()
         normalization = None
         if wrapper is not None and wrapper.norm_obs:
@@ -226,7 +313,11 @@ class Teacher(nn.Module):
                 raise RequestError("the VecNormalize is one of Dict observations, which are not supported: agents on one flat vector are")
             mean, var = (np.array(values, np.float64) for values in (wrapper.obs_rms.mean, wrapper.obs_rms.var))
             normalization = ObservationNormalization(mean, var, float(wrapper.epsilon), float(wrapper.clip_obs))
-        return cls(network, model.observation_space, model.action_space, algo=name, normalization=normalization, facts=_model_facts(model))
+        reward_scale = reward_scale_of(wrapper.ret_rms.var, wrapper.epsilon) if wrapper is not None and wrapper.norm_reward else 1.0
+        return cls(
+            networks.acting, model.observation_space, model.action_space, algo=networks.algo, normalization=normalization,
+            facts=model_facts(model), critic=networks.critic, reward_scale=reward_scale,
+        )  # fmt: skip
 
     @classmethod
     def from_callable(
@@ -258,70 +349,47 @@ class Teacher(nn.Module):
             raise RequestError(str(error)) from error
         return cls(network, observation_space, action_space, algo="callable")
 
+    @classmethod
+    def ensemble(
+        cls, teachers: Sequence[Teacher], *, weights: Sequence[float] | None = None, combine: Literal["mean", "value"] = "mean"
+    ) -> Teacher:
+        """Several agents of one task as one teacher; each keeps its own normalisation, and shares its weights with the ensemble.
 
-def check_observation_space(space: gym.Space, source: str) -> None:
-    """Refuse spaces that no student reads.
+        Args:
+            teachers: at least two, with the same spaces.
+            weights: ``> 0``, one for each; only their ratios count. Left out: equal.
+            combine: ``mean``: the mean of what they say, see ``Ensemble``; ``value``: in each state what the one says whose ``values``
+                are highest. Discounts should then be alike.
 
-    Raises:
-        RequestError: for Dict, Tuple and images.
-    """
-    if isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3:
-        raise RequestError(f"{source} reads images {space.shape}, which are not supported: agents on vector observations are")
-    try:
-        observation_width(space)
-    except ValueError as error:
-        raise RequestError(f"{source}: {' '.join(str(error).split())}") from error
-
-
-def _rebuild(archive: Archive, files: AgentFiles, algo: str | None, notes: list[str]) -> tuple[nn.Module, str]:
-    """The archive's acting network and the algorithm's name."""
-    if archive.policy_module is not None and not archive.policy_module.startswith(SB3_PACKAGES):
-        raise NotPlainError(
-            f"{archive.path} uses the custom policy class of {archive.policy_module!r}, which weights alone do not describe; "
-            "if you trust the file, load it with --trust, which runs its code"
+        Raises:
+            RequestError: if the teachers do not go together, or the weights do not fit them.
+        """
+        network = Ensemble(teachers, weights, combine)
+        described = [teacher.describe() for teacher in teachers]
+        activations = {facts["activation"] for facts in described}
+        facts = {
+            "members": [teacher.path for teacher in teachers],
+            "activation": activations.pop() if len(activations) == 1 else None,
+            "normalized": any(facts["normalized"] for facts in described),
+        }
+        return cls(
+            network,
+            teachers[0].observation_space,
+            teachers[0].action_space,
+            algo="ensemble",
+            saved_env=next((teacher.saved_env for teacher in teachers if teacher.saved_env is not None), None),
+            notes=tuple(f"{name_of(teacher)}: {note}" for teacher in teachers for note in teacher.notes),
+            facts=facts,
+            critic=HighestValue() if combine == "value" else None,
         )
-    kind = recognise_kind(archive.state_dict, archive.path)
-    recognised = recognise_algorithm(kind, archive.data, archive.policy_module)
-    if algo is not None and KINDS.get(algo) != kind:
-        raise RequestError(f"algo is {algo!r}, but {archive.path} holds the networks of {recognised}; leave algo out")
-    if files.algo is not None and KINDS.get(files.algo) != kind:
-        notes.append(f"the folder says {files.algo}, the weights are those of {recognised}")
-    elif algo is None and files.algo is not None:
-        recognised = files.algo
-    name = algo or recognised
-    if name == "ppo_mask":
-        notes.append("trained with action masks, which are not applied here")
-    spaces = archive.observation_space, archive.action_space
-    return rebuild_network(archive.state_dict, kind, *spaces, archive.policy_kwargs, archive.path), name
 
 
-def _from_model(model: Any) -> tuple[nn.Module, str]:
-    """A live model's acting network, rebuilt where its policy is one of the libraries' own, else copied."""
-    name = algorithm_of(model)
-    source = f"the {type(model).__name__} model"
-    if name is None or name == "ppo_lstm":
-        raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms without memory are")
-    check_observation_space(model.observation_space, source)
-    policy = model.policy
-    if name in KINDS and type(policy).__module__.startswith(SB3_PACKAGES):
-        kwargs = {key: str(value) if isinstance(value, type) else value for key, value in model.policy_kwargs.items()}
-        weights = {key: tensor.detach().cpu() for key, tensor in policy.state_dict().items()}
-        try:
-            kind = recognise_kind(weights, source)
-            return rebuild_network(weights, kind, model.observation_space, model.action_space, kwargs, source), name
-        except NotPlainError:
-            pass  # a features extractor or activation of the user's own: copied below
-    try:
-        return LivePolicy(policy, model.action_space), name
-    except ValueError as error:
-        raise RequestError(f"{source}: {error}") from error
-
-
-def _model_facts(model: Any) -> dict[str, Any]:
-    import stable_baselines3
-
+def _around(files: AgentFiles) -> dict[str, Any]:
+    """What the files around an agent's zip tell, as arguments of ``Teacher``."""
+    statistics, rewards = files.vecnormalize_path, files.reward_statistics_path
     return {
-        "policy_params": sum(tensor.numel() for tensor in model.policy.state_dict().values()),
-        "sb3_version": stable_baselines3.__version__,
-        "num_timesteps": int(model.num_timesteps),
+        "path": str(files.zip_path),
+        "saved_env": files.env,
+        "normalization": read_normalization(statistics) if statistics else None,
+        "reward_scale": read_reward_scale(rewards) if rewards else None if files.rewards_normalized else 1.0,
     }

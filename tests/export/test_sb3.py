@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 
 from policy_distill.export.sb3 import fold, save_ppo, to_ppo
+from policy_distill.spaces import encode_observations, observation_width
 from policy_distill.students import ACTIVATIONS
 from tests.small_worlds import random_observations, random_student
 
@@ -81,6 +83,42 @@ def test_the_zip_s_value_network_is_the_same_each_time_and_the_caller_s_state_st
     first, second = (to_ppo(student).policy.state_dict() for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("widths", [(7, 5), ()], ids=str)
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("observation_space", SEEN, ids=str)
+def test_a_critic_on_normalised_observations_predicts_the_same_on_raw_ones(observation_space, activation, widths, tmp_path):
+    student = random_student(observation_space, ACTED[3], activation=activation)
+    torch.manual_seed(3)
+    sizes = [observation_width(observation_space), *widths, 1]
+    critic = [torch.nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
+    for parameter in (parameter for layer in critic for parameter in layer.parameters()):
+        torch.nn.init.normal_(parameter)
+    observations = random_observations(observation_space, 50)
+    hidden = (encode_observations(observation_space, torch.as_tensor(observations)) - student.mean) / student.scale
+    *inner, last = critic
+    for layer in inner:
+        hidden = getattr(torch, activation)(layer(hidden))
+    model = PPO.load(save_ppo(student, tmp_path / "student.zip", critic=critic), device="cpu")
+    policy: Any = model.policy
+    seen, _ = policy.obs_to_tensor(observations)
+    with torch.no_grad():
+        values, expected = policy.predict_values(seen), last(hidden)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4)
+    # it acts as it does without one
+    actions, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_allclose(actions, student.act(observations), rtol=1e-4, atol=1e-4)
+
+
+def test_exporting_leaves_the_critic_as_it_was():
+    student, critic = random_student(SEEN[0], ACTED[0]), [torch.nn.Linear(3, 1)]
+    before = [tensor.clone() for tensor in critic[0].parameters()]
+    policy: Any = to_ppo(student, critic).policy
+    with torch.no_grad():
+        policy.value_net.weight.zero_()
+    assert all(torch.equal(*pair) for pair in zip(critic[0].parameters(), before, strict=True))
 
 
 def test_the_standard_deviation_is_in_the_environment_s_units():

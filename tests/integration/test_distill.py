@@ -24,6 +24,7 @@ from policy_distill.config import (
     DistillConfig,
     EvaluateConfig,
     LossConfig,
+    PolishConfig,
     RequestError,
     StudentConfig,
     TrainConfig,
@@ -32,6 +33,7 @@ from policy_distill.dataset import Dataset
 from policy_distill.distill import DistillResult, distill
 from policy_distill.evaluate import evaluate, evaluation_seeds
 from policy_distill.export.sb3 import save_ppo
+from policy_distill.polish import Polished, polish_if_needed
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 from policy_distill.train import Trainer
@@ -61,10 +63,14 @@ CONTRACT = {
     "retention": {"estimate": float, "low": float, "high": float, "confidence": float, "episodes": int},
     "agreement": float,
     "env_steps": int,
+    "evaluation_env_steps": int,
     "gradient_steps": int,
+    "kept": str,
+    "chosen_round": int,
     "rounds": list,
     "self_distillation": list,
-    "seconds": {"collect": float, "train": float, "evaluate": float, "total": float},
+    "polish": object,
+    "seconds": {"collect": float, "train": float, "polish": float, "evaluate": float, "total": float},
 }
 
 
@@ -76,8 +82,9 @@ def tiny(output: Path, env: str = WALK.id, **changes: Any) -> DistillConfig:
         workers=0,
         student=StudentConfig(hidden_sizes=(16, 16)),
         collect=CollectConfig(env_steps=ENV_STEPS, rounds=4, num_envs=4),
-        train=TrainConfig(gradient_steps=GRADIENT_STEPS, batch_size=64, learning_rate=0.01, average_decay=0.98),
-        evaluate=EvaluateConfig(episodes=30, validation_episodes=8),
+        train=TrainConfig(gradient_steps=GRADIENT_STEPS, batch_size=64, learning_rate=0.01, average_decay=0.98, members=1),
+        polish=PolishConfig(below=0.0),
+        evaluate=EvaluateConfig(episodes=30, validation_episodes=8, finalist_episodes=40),
     )
     return dataclasses.replace(config, **changes)
 
@@ -131,7 +138,9 @@ def test_the_result_keeps_its_contract(run):
     assert result["student"]["params"] == 371
     assert result["teacher"]["params"] == 1251
     assert result["compression"] == pytest.approx(1251 / 371)
-    assert result["seconds"]["total"] >= sum(result["seconds"][stage] for stage in ("collect", "train", "evaluate"))
+    assert result["seconds"]["total"] >= sum(result["seconds"][stage] for stage in ("collect", "train", "polish", "evaluate"))
+    assert result["polish"] is None
+    assert result["seconds"]["polish"] == 0.0
 
 
 def test_the_three_counters_are_exact(run):
@@ -177,7 +186,18 @@ def test_the_report_tells_the_figures_of_the_result(run):
     report = (run.folder / "report.md").read_text()
     kept = run.retention
     assert f"{kept.estimate:.3f} [{kept.low:.3f}, {kept.high:.3f}]" in report
-    assert report.count("**kept**") == 1
+    assert report.count("**chosen**") == 1
+    assert "## Polish" not in report
+
+
+def test_the_round_that_is_kept_is_the_best_finalist(run):
+    finalists = {record["round"]: record["finalist_return_mean"] for record in run.summary["rounds"]}
+    assert len([mean for mean in finalists.values() if mean is not None]) == 4
+    chosen = run.summary["chosen_round"]
+    assert finalists[chosen] == max(finalists.values())
+    assert run.summary["kept"] == f"round {chosen + 1}"
+    validation = evaluate(run.student, WALK, evaluation_seeds("validation", 48))
+    assert finalists[chosen] == pytest.approx(validation.returns.mean())
 
 
 # What is learnt.
@@ -212,6 +232,98 @@ def test_without_the_teacher_s_labels_nothing_is_learnt(tmp_path):
     result = distill(tiny(tmp_path), teacher=teacher)
     assert result.student_episodes.returns.mean() < -6
     assert result.summary["agreement"] == 1.0
+
+
+# What reward adds.
+
+
+POLISH = PolishConfig(below=1e9, env_steps=2000, num_envs=4, num_steps=64, batch_size=64, epochs=2, snapshots=2, learning_rate=1e-2)
+
+
+def hardly_imitating(output: Path, **changes: Any) -> DistillConfig:
+    """So few and so short gradient steps that hardly anything is learnt before the reward comes in."""
+    return tiny(output, polish=POLISH, train=TrainConfig(gradient_steps=4, batch_size=8, learning_rate=1e-4), **changes)
+
+
+@pytest.fixture(scope="module")
+def polished(tmp_path_factory, expert_zip) -> tuple[DistillResult, Polished]:
+    """A run whose student was trained on by reward, and what that stage left."""
+    stages: list[Any] = []
+
+    def remember(*arguments: Any) -> Any:
+        stages.append(polish_if_needed(*arguments))
+        return stages[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["policy_distill.distill"], "polish_if_needed", remember)
+        result = distill(hardly_imitating(tmp_path_factory.mktemp("runs") / "polished", teacher=str(expert_zip)))
+    return result, stages[0]
+
+
+def test_reward_goes_on_where_imitation_fell_short(polished):
+    result, stage = polished
+    found = json.loads((result.folder / "result.json").read_text(), parse_constant=pytest.fail)
+    assert found["polish"] == json.loads(json.dumps(stage.summary()))
+    # 2000 steps are eight rollouts of 256; the first look is due at 1100, after a tenth for the critic and half of the rest
+    assert [record["env_steps"] for record in found["polish"]["records"]] == [1280, 2048]
+    assert found["polish"]["start_retention"] < 0.5
+    chosen = found["polish"]["chosen"]
+    best = found["polish"]["records"][chosen]
+    assert found["kept"] == f"polish, {best['env_steps']:,} steps"
+    assert best["finalist_return_mean"] == pytest.approx(evaluate(result.student, WALK, evaluation_seeds("validation", 48)).returns.mean())
+    assert found["retention"]["estimate"] > found["polish"]["start_retention"] + 0.1
+    assert (found["env_steps"], found["rounds"][-1]["env_steps"]) == (1200 + 2048, 1200)
+    assert found["seconds"]["polish"] > 0
+
+
+def test_the_polished_student_is_the_one_that_is_saved_and_exported_with_its_critic(polished):
+    result, stage = polished
+    assert result.student is stage.kept.student
+    saved = Student.load(result.folder / "student")
+    assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in result.student.state_dict().items())
+    model = PPO.load(result.folder / "student.zip", device="cpu")
+    observations = random_observations(result.student.observation_space, 300)
+    actions, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(actions, result.student.act(observations))
+    assert len(np.unique(actions)) > 1
+    hidden = (torch.as_tensor(observations) - saved.mean) / saved.scale
+    *inner, last = stage.critic
+    for layer in inner:
+        hidden = torch.relu(layer(hidden))
+    policy: Any = model.policy
+    with torch.no_grad():
+        values = policy.predict_values(torch.as_tensor(observations))
+        torch.testing.assert_close(values, last(hidden), rtol=1e-4, atol=1e-4)
+    assert values.std() > 0.01
+
+
+def test_curves_and_report_go_on_with_the_polish(polished):
+    result, _ = polished
+    events = EventAccumulator(str(result.folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("polish/train_return_mean")] == [2480, 3248]
+    assert [event.step for event in events.Scalars("eval/validation_return_mean")] == [300, 600, 900, 1200, 2480, 3248]
+    report = (result.folder / "report.md").read_text()
+    assert "## Polish" in report
+    assert report.count("**chosen**") == 2  # a round, and a look on the way
+    assert f"| student's origin | {result.summary['kept']} |" in report
+
+
+def test_a_student_that_reward_does_not_improve_is_exported_without_a_critic(expert_zip, tmp_path):
+    config = tiny(tmp_path, teacher=str(expert_zip), polish=dataclasses.replace(POLISH, env_steps=256, snapshots=1, critic_warmup=0.9))
+    result = distill(config)
+    assert result.summary["polish"]["chosen"] is None
+    assert result.summary["kept"] == f"round {result.summary['chosen_round'] + 1}"
+    policy: Any = PPO.load(tmp_path / "student.zip", device="cpu").policy
+    assert len(policy.mlp_extractor.value_net) == 0
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_the_same_seed_makes_the_same_polished_student_however_many_workers(workers, polished, expert_zip, tmp_path):
+    torch.manual_seed(99)
+    result, _ = polished
+    distill(hardly_imitating(tmp_path, teacher=str(expert_zip), workers=workers))
+    assert_same_student(result.folder, tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["polish"] == result.summary["polish"]
 
 
 # What is not touched, and what can be repeated.
@@ -271,10 +383,10 @@ def test_held_out_episodes_are_never_trained_on(expert_zip, tmp_path, monkeypatc
     datasets: list[Dataset] = []
     sample, run_steps = Dataset._gather, Trainer._step
 
-    def spy(self: Dataset, index: torch.Tensor) -> Any:
+    def spy(self: Dataset, index: torch.Tensor, *rest: Any) -> Any:
         if self._in_step:  # type: ignore[attr-defined]
             drawn.update(index.flatten().tolist())
-        return sample(self, index)
+        return sample(self, index, *rest)
 
     def step(self: Trainer, dataset: Dataset) -> Any:
         datasets[:] = [dataset]

@@ -84,6 +84,30 @@ def test_every_way_to_say_normalize(tmp_path, setting, normalized):
     assert (files.vecnormalize_path is not None) == normalized
 
 
+@pytest.mark.parametrize(
+    ("setting", "normalized"),
+    [
+        ("true", True),
+        ("{norm_obs: true, norm_reward: false}", False),
+        ("{norm_reward: false}", False),
+        ("dict(norm_obs=True, norm_reward=False)", False),
+        ("false", False),
+        ("null", False),
+        ("{norm_obs: false, norm_reward: true}", True),
+        ("\"{'norm_obs': False}\"", True),
+    ],
+)
+def test_every_way_to_say_normalize_of_rewards(tmp_path, setting, normalized):
+    files = find_agent(run_folder(tmp_path, normalize=setting, statistics=True))
+    assert files.rewards_normalized == normalized
+    assert (files.reward_statistics_path is not None) == normalized
+
+
+def test_missing_statistics_of_rewards_hinder_no_one(tmp_path):
+    files = find_agent(run_folder(tmp_path, normalize="{norm_obs: false}"))
+    assert (files.normalized, files.rewards_normalized, files.reward_statistics_path) == (False, True, None)
+
+
 def test_missing_statistics_are_refused_with_the_place_to_put_them(tmp_path):
     run = run_folder(tmp_path, normalize="true")
     with pytest.raises(RequestError, match=r"statistics are missing: put vecnormalize.pkl at .*LunarLander-v2/vecnormalize.pkl"):
@@ -124,6 +148,7 @@ def test_a_zip_alone(tmp_path):
         files = find_agent(tmp_path / "mine.zip")
         assert files.normalized
         assert files.vecnormalize_path in (tmp_path / place, tmp_path / "mine_vecnormalize.pkl")
+        assert files.reward_statistics_path == files.vecnormalize_path
         (tmp_path / place).unlink()
 
 

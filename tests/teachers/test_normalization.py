@@ -11,7 +11,7 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from policy_distill.config import RequestError
-from policy_distill.teachers import ObservationNormalization, read_normalization
+from policy_distill.teachers import ObservationNormalization, read_normalization, read_reward_scale
 from tests.teachers.conftest import LOPSIDED, VECTOR, TinyEnv
 
 
@@ -65,9 +65,9 @@ def test_a_file_that_does_not_normalise_observations(tmp_path):
     assert read_normalization(saved(tmp_path, norm_obs=False)[1]) is None
 
 
-def refused(path, match):
+def refused(path, match, read=read_normalization):
     with pytest.raises(RequestError, match=match) as caught:
-        read_normalization(path)
+        read(path)
     assert "\n" not in str(caught.value)
 
 
@@ -149,6 +149,41 @@ def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path):
 def test_impossible_statistics_are_refused(mean, var, clip):
     with pytest.raises(RequestError, match="save VecNormalize again"):
         ObservationNormalization(np.array([mean]), np.array([var]), 1e-8, clip)
+
+
+# What rewards were divided by.
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("norm_obs", [True, False])
+def test_the_scale_of_rewards_is_the_one_that_was_saved(tmp_path, protocol, norm_obs):
+    wrapper, path = saved(tmp_path, norm_obs=norm_obs, epsilon=0.75)
+    wrapper.ret_rms.var = np.float64(5.5)
+    path.write_bytes(pickle.dumps(wrapper, protocol=protocol))
+    assert read_reward_scale(path) == 2.5  # sqrt(5.5 + 0.75)
+    assert wrapper.unnormalize_reward(np.array([1.0])) == 2.5
+
+
+def test_rewards_that_were_not_normalised_have_scale_one(tmp_path):
+    assert read_reward_scale(saved(tmp_path, norm_reward=False)[1]) == 1.0
+
+
+@pytest.mark.parametrize("variance", [np.nan, np.inf, -1.0])
+def test_an_impossible_scale_is_refused(tmp_path, variance):
+    wrapper, path = saved(tmp_path)
+    wrapper.ret_rms.var = np.float64(variance)
+    path.write_bytes(pickle.dumps(wrapper))
+    refused(path, r"vecnormalize\.pkl: the reward statistics have a variance that is not finite and positive", read_reward_scale)
+    assert read_normalization(path) is not None
+
+
+def test_the_code_in_the_reward_s_statistics_does_not_run(tmp_path, trap):
+    for name in ("ret_rms", "epsilon"):
+        wrapper, path = saved(tmp_path)
+        setattr(wrapper, name, trap)
+        path.write_bytes(pickle.dumps(wrapper))
+        refused(path, "no readable VecNormalize pickle", read_reward_scale)
+    refused(tmp_path / "nothing.pkl", "does not exist", read_reward_scale)
 
 
 def test_real_statistics(real_teachers):

@@ -345,3 +345,33 @@ def test_real_agents_act_as_in_stable_baselines(name, real_teachers):
     np.testing.assert_allclose(teacher.act(observations), expected, atol=1e-6)
     if isinstance(teacher.family, Deterministic | DiagGaussian):
         assert expected.std() > 1e-3
+
+
+# Recorded layers.
+
+
+def test_layers_are_listed_in_order_and_recorded_as_the_network_computes_them():
+    teacher = Teacher.from_sb3(build("PPO", policy_kwargs={"net_arch": {"pi": [6, 5], "vf": [3]}}))
+    layers = teacher.layers()
+    assert list(layers.values()) == [6, 6, 5, 5, teacher.family.width]
+    assert teacher.last_hidden_layer() == list(layers)[3]
+    first, activated = list(layers)[:2]
+    observations = torch.from_numpy(np.stack([VECTOR.sample() for _ in range(7)]))
+    plain, recorded = teacher.targets(observations), teacher.recording([first, activated]).targets(observations)
+    assert set(recorded.parameters) - set(plain.parameters) == {f"layer:{first}", f"layer:{activated}"}
+    torch.testing.assert_close(recorded.parameters[f"layer:{first}"].tanh(), recorded.parameters[f"layer:{activated}"])
+    assert torch.equal(recorded.actions, plain.actions)
+    assert set(teacher.targets(observations).parameters) == set(plain.parameters)  # the teacher itself does not change
+    assert not any(module._forward_hooks for module in teacher.modules())
+
+
+def test_an_unknown_layer_is_refused_with_the_names_there_are():
+    teacher = Teacher.from_sb3(build("DQN", action_space=THREE))
+    with pytest.raises(RequestError, match=r"no layer 'foo'; its layers and their widths: body.0 \(7\), body.1 \(7\)"):
+        teacher.recording(["foo"])
+
+
+def test_a_function_has_no_layers():
+    teacher = Teacher.from_callable(lambda seen: np.zeros(len(seen)), VECTOR, THREE)
+    assert teacher.layers() == {}
+    assert teacher.last_hidden_layer() is None

@@ -1,0 +1,177 @@
+"""Each default against its alternatives: the same job with one setting changed, over agents and seeds, as one page."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import math
+import multiprocessing
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from policy_distill.config import DistillConfig, RequestError, with_settings
+from policy_distill.distill import distill
+from policy_distill.files import write_atomically
+
+DEFAULT = "default"
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+        base: settings of every run, dotted names.
+        agents: name -> settings of each agent; teacher and size of the student at least.
+        groups: title -> ``{"variants": {name -> settings}, "learned": text, "agents": names or left out for all}``.
+        seeds: of the training.
+    """
+
+    base: dict[str, Any]
+    agents: dict[str, dict[str, Any]]
+    groups: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Read a study from YAML.
+
+        Raises:
+            RequestError: if a key is missing or unknown.
+        """
+        try:
+            data = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise RequestError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(data, dict) or set(data) != names:
+            raise RequestError(f"{path} must hold exactly {', '.join(sorted(names))}")
+        return cls(data["base"] or {}, data["agents"], data["groups"], tuple(data["seeds"]))
+
+    def runs(self) -> dict[tuple[str, str, str, int], dict[str, Any]]:
+        """(group, variant, agent, seed) -> settings; the default is run once for each agent, in the group ``default``."""
+        found: dict[tuple[str, str, str, int], dict[str, Any]] = {}
+        for agent, own in self.agents.items():
+            for seed in self.seeds:
+                shared = {**self.base, **own, "seed": seed}
+                found[DEFAULT, DEFAULT, agent, seed] = shared
+                for group, content in self.groups.items():
+                    if agent in content.get("agents", self.agents):
+                        found |= {(group, name, agent, seed): {**shared, **changes} for name, changes in content["variants"].items()}
+        return found
+
+
+def run_study(study: Study, output: Path, *, jobs: int, note: Callable[[str], object]) -> dict[tuple[str, str, str, int], float]:
+    """Run what has not been run yet, ``jobs`` at a time, each in one process of one thread.
+
+    Returns:
+        retention of each run; nan of one that failed, whose reason is noted and written into its folder.
+    """
+    kept: dict[tuple[str, str, str, int], float] = {}
+    waiting = {}
+    settings_of = study.runs()
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        # Seed after seed, so that a study that was interrupted has all its variants on some seeds.
+        for key, settings in sorted(settings_of.items(), key=lambda item: item[0][3]):
+            folder = output.joinpath(*(part.replace("/", "-").replace(" ", "_") for part in map(str, key)))
+            waiting[pool.submit(run_one, settings, folder)] = key
+        for future in concurrent.futures.as_completed(waiting):
+            key = waiting[future]
+            kept[key] = future.result()
+            note(f"[{len(kept)}/{len(settings_of)}] {', '.join(map(str, key))}: {kept[key]:.3f}")
+    return kept
+
+
+def run_one(settings: Mapping[str, Any], folder: Path) -> float:
+    """Retention of one run, read from its folder if it was completed there with the same settings."""
+    done = folder / "ablation.json"
+    stamp = json.dumps(dict(settings), sort_keys=True)
+    if done.is_file():
+        stored = json.loads(done.read_text())
+        if stored["settings"] == stamp:
+            return float("nan") if stored["retention"] is None else float(stored["retention"])
+    try:
+        result = distill(with_settings(DistillConfig(output=str(folder), workers=0), settings))
+    except Exception:  # one that fails must not end the study
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(traceback.format_exc())
+        return float("nan")
+    estimate = result.retention.estimate
+    value = None if math.isnan(estimate) else estimate
+    write_atomically(done, lambda target: target.write_text(json.dumps({"settings": stamp, "retention": value})))
+    return estimate
+
+
+def interval(strata: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of the strata's means with a percentile bootstrap in which each stratum is resampled for itself (Agarwal et al. 2021).
+
+    Args:
+        strata: one array ``[seeds]`` for each agent.
+        confidence: of the interval.
+
+    Returns:
+        mean, low, high.
+    """
+    draws = np.random.default_rng(0)
+    means = [values[draws.integers(len(values), size=(RESAMPLES, len(values)))].mean(1) for values in strata]
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(np.mean(means, axis=0), [tail, 100 - tail])
+    return float(np.mean([values.mean() for values in strata])), float(low), float(high)
+
+
+def markdown(study: Study, kept: Mapping[tuple[str, str, str, int], float], command: str) -> str:
+    """The page: a table for each group, every variant beside the default on the same agents and seeds."""
+    lines = [
+        "# Ablation",
+        "",
+        "Each default against its alternatives, one setting changed at a time. A cell is the mean retention over "
+        f"{len(study.seeds)} training seeds, each measured on fresh paired episodes. The last column is the mean difference to the default "
+        "over agents, same seeds, with a 95 % interval from a bootstrap that resamples the seeds of each agent.",
+        "",
+        "```",
+        command,
+        "```",
+        "",
+        "makes this page again from the run folders, and runs what is missing. Settings of every run: "
+        + ", ".join(f"`{name}` {value}" for name, value in study.base.items())
+        + ".",
+        "",
+        "| agent | settings |",
+        "|---|---|",
+        *(f"| {agent} | {', '.join(f'`{name}` {value}' for name, value in own.items())} |" for agent, own in study.agents.items()),
+        "",
+    ]
+    for group, content in study.groups.items():
+        agents = [agent for agent in study.agents if agent in content.get("agents", study.agents)]
+        lines += [f"## {group}", "", f"| | {' | '.join(agents)} | difference |", f"|---|{'---:|' * len(agents)}---:|"]
+        for name in (DEFAULT, *content["variants"]):
+            where = DEFAULT if name == DEFAULT else group
+            lines.append(_row(name, where, agents, study.seeds, kept))
+        lines += ["", " ".join(str(content.get("learned", "")).split()), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(name: str, group: str, agents: Sequence[str], seeds: Sequence[int], kept: Mapping[tuple[str, str, str, int], float]) -> str:
+    cells, differences = [], []
+    for agent in agents:
+        pairs = [(kept.get((group, name, agent, seed), math.nan), kept.get((DEFAULT, DEFAULT, agent, seed), math.nan)) for seed in seeds]
+        values = np.array([pair for pair in pairs if not any(map(math.isnan, pair))]).reshape(-1, 2)
+        if not len(values):
+            cells.append("")
+            continue
+        missing = f" ({len(values)} seeds)" if len(values) < len(seeds) else ""
+        cells.append(f"{values[:, 0].mean():.3f} ± {values[:, 0].std(ddof=1) if len(values) > 1 else 0:.3f}{missing}")
+        differences.append(values[:, 0] - values[:, 1])
+    if name == DEFAULT or not differences:
+        return f"| {name} | {' | '.join(cells)} | |"
+    mean, low, high = interval(differences)
+    return f"| {name} | {' | '.join(cells)} | {mean:+.3f} [{low:+.3f}, {high:+.3f}] |"

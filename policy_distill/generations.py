@@ -1,0 +1,145 @@
+"""Self-distillation: a student teaches the next one of its own architecture (born-again networks, Furlanello et al. 2018, 1805.04770).
+
+Each generation is fitted from fresh weights to everything that was collected, its targets a mixture of the teacher's word and of what
+the generations before it say. One that earns less than the last on the validation seeds is refused, and the series ends there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policy_distill.actions import ActionTargets, DiagGaussian
+from policy_distill.dataset import Dataset
+from policy_distill.imitation import new_trainer
+from policy_distill.objective import Objective, choices
+from policy_distill.rounds import track_generation
+from policy_distill.run import Kept, Run
+from policy_distill.students import Student
+
+CHUNK = 16_384
+"""Rows that a student is asked about at once."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One student taught by a student.
+
+    Attributes:
+        generation: counted from 1; 0 is the student that the rounds left.
+        gradient_steps: of this generation.
+        train, held_out: each loss term's mean; the held-out one is against the same mixed targets.
+        validation_return_mean, validation_retention: on all validation seeds.
+        paired_difference: mean over the seeds of its return minus the last kept one's.
+        kept: whether the difference is not below zero.
+    """
+
+    generation: int
+    gradient_steps: int
+    train: dict[str, float]
+    held_out: dict[str, float]
+    validation_return_mean: float
+    validation_retention: float
+    paired_difference: float
+    kept: bool
+
+    def figures(self) -> str:
+        """One line for a person who watches."""
+        verdict = "kept" if self.kept else "refused"
+        return (
+            f"generation {self.generation}  return {self.validation_return_mean:.1f}  retention {self.validation_retention:.3f}  "
+            f"{self.paired_difference:+.2f} a pair against the last: {verdict}"
+        )
+
+
+@dataclass
+class Lineage:
+    """What self-distillation left: the student to go on with, and the record of each generation."""
+
+    kept: Kept
+    generations: list[Generation] = field(default_factory=list)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """For result.json."""
+        return [dataclasses.asdict(generation) for generation in self.generations]
+
+
+def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
+    """Let students teach students until one does worse, ``self_distill.generations`` at most."""
+    config, job = run.job.config.self_distill, run.job
+    lineage, forebears = Lineage(kept), [kept.student]
+    if config.generations:
+        run.display.start("self-distillation", config.generations)
+    for number in range(1, config.generations + 1):
+        run.display.stage(f"generation {number}")
+        mentors = forebears if config.ensemble else forebears[-1:]
+        with run.watch.measure("train"):
+            mixed = dataset.with_targets(mix_targets(job.objective, dataset, mentors, config.teacher_weight))
+            steps = config.gradient_steps or job.config.train.gradient_steps
+            trainer = new_trainer(job, mixed, steps, generation=number)
+            losses = trainer.run(mixed, steps)
+            student = trainer.student()
+            trainer.fit_log_std(student, dataset)
+            held_out = trainer.validate(mixed, student)
+        with run.watch.measure("evaluate"):
+            returns = run.begin(student, run.seeds)().returns
+        run.gradient_steps += steps
+        difference = float((returns - lineage.kept.returns).mean())
+        mean, share = float(returns.mean()), run.retention(returns)
+        lineage.generations.append(Generation(number, steps, losses, held_out, mean, share, difference, difference >= 0))
+        run.display.advance(lineage.generations[-1].figures())
+        track_generation(run.tracker, number, losses, mean, share, difference)
+        if difference < 0:
+            break
+        forebears.append(student)
+        lineage.kept = Kept(student, returns, f"generation {number}")
+    return lineage
+
+
+@torch.no_grad()
+def mix_targets(objective: Objective, dataset: Dataset, mentors: Sequence[Student], teacher_weight: float) -> ActionTargets:
+    """The teacher's targets mixed with the mean of its pupils', row by row.
+
+    Distributions are mixed as probabilities, Gaussians by their first two moments, actions as they are executed; what a mixture cannot
+    change (recorded layers) stays the teacher's.
+
+    Args:
+        objective: of the run; it turns Q-values into logits.
+        dataset: all rows.
+        mentors: students whose mean is mixed in.
+        teacher_weight: share of the teacher, in [0, 1].
+    """
+    observations, targets = dataset.rows()
+    device = targets.actions.device
+    outputs = [torch.cat([mentor(rows).to(device) for rows in observations.cpu().split(CHUNK)]) for mentor in mentors]
+    shares = [teacher_weight, *[(1 - teacher_weight) / len(mentors)] * len(mentors)]
+    family, parameters = objective.family, dict(targets.parameters)
+    if objective.kind == "regression":
+        box = mentors[0].family.box  # type: ignore[union-attr]
+        actions = weighted_mean([targets.actions, *(box.to_environment(output) for output in outputs)], shares)
+        return ActionTargets(parameters, actions)
+    if isinstance(family, DiagGaussian):
+        means = [parameters["mean"], *outputs]
+        spreads = [parameters["log_std"], *(mentor.log_std.to(device).expand_as(outputs[0]) for mentor in mentors)]
+        mean = weighted_mean(means, shares)
+        second = weighted_mean([(2 * spread).exp() + centre.square() for centre, spread in zip(means, spreads, strict=True)], shares)
+        log_std = 0.5 * (second - mean.square()).clamp_min(1e-12).log()
+        return ActionTargets({**parameters, "mean": mean, "log_std": log_std}, family.box.to_environment(mean))
+    parts = zip(*(choices(family, logits) for logits in [objective.logits_of(parameters), *outputs]), strict=True)
+    mixed = [weighted_mean([part.softmax(-1) for part in several], shares).clamp_min(1e-30).log() for several in parts]
+    logits = mixed[0][..., 1] - mixed[0][..., 0] if mixed[0].ndim == 3 else torch.cat(mixed, dim=-1)  # switches: the logit of "on"
+    parameters.pop("q_values", None)
+    return ActionTargets({**parameters, "logits": logits}, family.mode({"logits": logits}))  # type: ignore[union-attr]
+
+
+def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Sum of ``tensors`` of one shape times ``weights``, which sum to 1."""
+    total = torch.zeros_like(tensors[0])
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total += weight * tensor
+    return total

@@ -1,0 +1,182 @@
+"""The first stage: rounds of collecting, labelling and fitting, after which the best round's student is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy_distill.collect import Exploration
+from policy_distill.config import DistillConfig
+from policy_distill.dataset import Dataset
+from policy_distill.evaluate import Episodes, evaluation_seeds
+from policy_distill.job import Job
+from policy_distill.rounds import Round, track_round, track_validation
+from policy_distill.run import Kept, Run
+from policy_distill.spaces import encode_observations
+from policy_distill.students import Student, StudentStack
+from policy_distill.train import Trainer
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """What the rounds left.
+
+    Attributes:
+        rounds: their records.
+        chosen: index of the one that was kept.
+        kept: its student.
+        dataset: everything that was collected.
+        teacher_parts, random_parts: what teacher and random policy earned on the final seeds, measured in shares while rounds trained.
+    """
+
+    rounds: list[Round]
+    chosen: int
+    kept: Kept
+    dataset: Dataset
+    teacher_parts: list[Episodes]
+    random_parts: list[Episodes]
+
+
+def imitate(run: Run) -> Imitation:
+    """Let the student learn from its teacher's word on states that more and more are the student's own.
+
+    With several members, which differ in their first weights and in their batches alone, the one that did best in the last round that was
+    measured acts, and each of them is a candidate in every round.
+    """
+    job, watch, display, tracker = run.job, run.watch, run.display, run.tracker
+    config = job.config
+    dataset = Dataset(_total_env_steps(config), holdout=config.train.holdout, device=job.device)
+    final_seeds = evaluation_seeds("final", config.evaluate.episodes)
+    exploration = Exploration(config.collect.epsilon, config.collect.action_noise)
+    trainer: Trainer | None = None
+    members: list[Student] = []
+    candidates: list[Student] = []
+    validations: list[Episodes] = []
+    rounds: list[Round] = []
+    teacher_parts: list[Episodes] = []
+    random_parts: list[Episodes] = []
+    num_members = config.train.members_of(job.architecture.params)
+    driver = 0
+
+    def note_validation(answers: list[Episodes]) -> int:
+        """Record how the members of the last round did and return the best of them."""
+        validations.extend(answers)
+        best = max(range(len(answers)), key=lambda member: answers[member].returns.mean())
+        reference = (run.teacher_returns[: run.num_first].mean(), run.random_returns[: run.num_first].mean())
+        rounds[-1] = rounds[-1].validated(answers[best].returns, *reference)
+        display.advance(rounds[-1].figures())
+        track_validation(tracker, rounds[-1], *reference)
+        return best
+
+    display.start("measuring the teacher", config.collect.rounds)
+    for index in range(config.collect.rounds):
+        display.stage(f"round {index + 1}: collecting")
+        probability = config.collect.teacher_action_prob_in(index)
+        with watch.measure("collect"):
+            actor = members[driver] if members else None
+            transitions = run.rollouts.collect(_round_steps(config, index), actor, probability, index, exploration)
+            dataset.append(transitions)
+            if config.collect.window is not None:
+                dataset.forget_before(_rows_before(config, index + 1 - config.collect.window))
+        # While this process trains, the workers measure: the last round's students, and a share of what teacher and random policy earn
+        # on the final seeds, which does not depend on the student.
+        share = final_seeds[index :: config.collect.rounds]
+        with watch.measure("evaluate"):
+            waiting = [run.begin_validation(member) for member in members] or [run.begin(who, run.seeds) for who in ("teacher", "random")]
+            final_waiting = [run.begin(who, share) for who in ("teacher", "random") if share]
+        display.stage(f"round {index + 1}: training")
+        with watch.measure("train"):
+            trainer = trainer or new_trainer(job, dataset, config.train.gradient_steps, members=num_members)
+            losses = trainer.run(dataset, part_of(config.train.gradient_steps, config.collect.rounds, index))
+            trained = [trainer.student(member) for member in range(num_members)]
+            for student in trained:
+                trainer.fit_log_std(student, dataset)
+            held_out = trainer.validate(dataset, trained[0])
+        with watch.measure("evaluate"):
+            answers = [answer() for answer in waiting]
+            finals = [answer() for answer in final_waiting]
+        teacher_parts += finals[:1]
+        random_parts += finals[1:]
+        if members:
+            driver = note_validation(answers)
+        else:
+            run.teacher_returns, run.random_returns = answers[0].returns, answers[1].returns
+            display.advance(f"teacher {run.teacher_returns.mean():.1f}, random policy {run.random_returns.mean():.1f}", 0)
+        members = trained
+        candidates += trained
+        run.env_steps, run.gradient_steps = len(dataset), trainer.gradient_steps
+        rounds.append(Round(index, run.env_steps, run.gradient_steps, probability, losses, held_out))
+        track_round(tracker, rounds[-1], transitions, trainer.learning_rate, watch.seconds)
+
+    display.stage("choosing a round")
+    with watch.measure("evaluate"):
+        note_validation([answer() for answer in [run.begin_validation(member) for member in members]])
+        best, full = run.choose(candidates, [episodes.returns for episodes in validations])
+    for number in sorted(full, key=lambda candidate: full[candidate].mean()):  # of a round's finalists the best is recorded
+        index = number // num_members
+        rounds[index] = dataclasses.replace(rounds[index], finalist_return_mean=float(full[number].mean()))
+    chosen, member = divmod(best, num_members)
+    origin = f"round {chosen + 1}" + (f", member {member + 1}" if num_members > 1 else "")
+    return Imitation(rounds, chosen, Kept(candidates[best], full[best], origin), dataset, teacher_parts, random_parts)
+
+
+def new_trainer(job: Job, dataset: Dataset, gradient_steps: int, *, generation: int = 0, members: int = 1) -> Trainer:
+    """Fresh students, normalised by the observations that there are.
+
+    Args:
+        job: the request.
+        dataset: what was collected so far.
+        gradient_steps: over which the learning rate falls.
+        generation: of self-distillation; each starts from weights of its own.
+        members: students in the stack, each with weights and batches of its own; the first is what a stack of one holds.
+    """
+    observations, _ = dataset.rows()
+    mean, scale = normalization_of(encode_observations(job.teacher.observation_space, observations))
+    seeds = [_seed(job.config.seed, generation, member) for member in range(members)]
+    stack = StudentStack(
+        job.architecture,
+        generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+        mean=mean,
+        scale=scale,
+        projections=job.projections,
+    )
+    config = dataclasses.replace(job.config.train, gradient_steps=gradient_steps)
+    return Trainer(stack, job.objective, config, [torch.Generator(job.device).manual_seed(seed) for seed in seeds])
+
+
+def _seed(run_seed: int, generation: int, member: int) -> int:
+    """Of a student's weights and batches; the first one's is the run's own."""
+    if generation == member == 0:
+        return run_seed
+    return int(np.random.SeedSequence([run_seed, 3, generation, member]).generate_state(1)[0])
+
+
+def normalization_of(observations: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and scale ``[inputs]`` of encoded observations ``[B, inputs]``; a component that never varies is left as it is."""
+    wide = observations.double()
+    mean, std = wide.mean(0), wide.std(0)
+    constant = std < 1e-6 * (1 + mean.abs())
+    return torch.where(constant, 0.0, mean).float(), torch.where(constant, 1.0, std).float()
+
+
+def part_of(total: int, parts: int, index: int) -> int:
+    """Part ``index`` of ``total`` cut into nearly equal parts."""
+    return total * (index + 1) // parts - total * index // parts
+
+
+def _round_steps(config: DistillConfig, index: int) -> int:
+    """Steps that each environment takes in a round."""
+    return part_of(config.collect.env_steps // config.collect.num_envs, config.collect.rounds, index)
+
+
+def _rows_before(config: DistillConfig, index: int) -> int:
+    """Rows that the rounds before ``index`` collected."""
+    return sum(_round_steps(config, past) for past in range(index)) * config.collect.num_envs
+
+
+def _total_env_steps(config: DistillConfig) -> int:
+    return config.collect.env_steps // config.collect.num_envs * config.collect.num_envs

@@ -1,0 +1,313 @@
+"""Where imitation falls short, reward goes on: Stable-Baselines3's own PPO on the student, held to its teacher by a term that fades.
+
+A student with too little room for its teacher's function cannot be told by imitation which errors matter; the return can. The start
+from a distilled student and the pull towards the teacher follow kickstarting (Schmitt et al. 2018, https://arxiv.org/abs/1803.03835)
+and proximal policy distillation (Spigler 2024, https://arxiv.org/abs/2407.15134).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import Tensor, nn
+
+from policy_distill.actions import ActionTargets, Box, DiagGaussian
+from policy_distill.config import PolishConfig
+from policy_distill.environments import EnvironmentSpec, make
+from policy_distill.objective import Objective
+from policy_distill.students import ACTIVATIONS, Student
+from policy_distill.teachers import Teacher
+
+CRITIC_SIZES = (64, 64)
+"""The value network's hidden layers. It is not shipped with the student, so its size costs nothing there."""
+
+
+LEARNING_RATES = (1e-5, 1e-2)
+"""Adapting does not leave this range."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The student as it is after some PPO steps.
+
+    Attributes:
+        env_steps, gradient_steps: of this stage so far.
+        student: the moving average of the policies so far.
+        critic: the value network's linear layers, on normalised observations; it predicts scaled rewards.
+        metrics: ``train_return_mean`` (of the sampled actions), ``imitation_loss``, ``approximate_kl_nats``, ``explained_variance``,
+            ``learning_rate`` and ``std``, as far as they are known.
+    """
+
+    env_steps: int
+    gradient_steps: int
+    student: Student
+    critic: list[nn.Linear]
+    metrics: dict[str, float]
+
+
+def kickstart(
+    student: Student,
+    teacher: Teacher,
+    spec: EnvironmentSpec,
+    objective: Objective,
+    config: PolishConfig,
+    *,
+    seed: int,
+    on_snapshot: Callable[[Snapshot], None],
+) -> None:
+    """Train a copy of ``student`` on the environment's reward for ``config.env_steps`` steps.
+
+    Args:
+        student: where to start; it is not changed.
+        teacher: held to with a weight that falls from ``config.teacher_weight`` to zero over the first half.
+        spec: the environment.
+        objective: the imitation loss of this teacher and student.
+        config: PPO's settings; the steps are rounded up to whole rollouts.
+        seed: of everything random here.
+        on_snapshot: is called at most ``config.snapshots`` times (there are no more than rollouts), evenly spread over the
+            steps after the critic's warm-up, the end included.
+    """
+    with _own_random_state(), warnings.catch_warnings():
+        model = _build(student, teacher, spec, objective, config, seed)
+        try:
+            schedule = _Schedule(student, config, on_snapshot)
+            model.lr_schedule = lambda _: schedule.learning_rate
+            model.learn(config.env_steps, callback=schedule)
+        finally:
+            model.env.close()  # type: ignore[union-attr]
+
+
+class _Normalize(BaseFeaturesExtractor):
+    """The student's own normalisation of what Stable-Baselines3 has encoded (one-hot where discrete)."""
+
+    def __init__(self, observation_space: gym.Space, mean: Tensor, scale: Tensor) -> None:
+        super().__init__(observation_space, len(mean))
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("scale", scale.clone())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return (observations.flatten(1) - self.mean) / self.scale  # type: ignore[operator]
+
+
+def _in_box_units(env: gym.Env) -> gym.Env:
+    """An environment whose actions lie in [-1, 1]; rounding takes none of them past the bounds."""
+    space: Any = env.action_space
+    scale, offset = (values.reshape(space.shape) for values in Box.from_space(space).affine())
+
+    def unscale(action: np.ndarray) -> np.ndarray:
+        return np.clip(action * scale + offset, space.low, space.high).astype(space.dtype)
+
+    return gym.wrappers.TransformAction(env, unscale, gym.spaces.Box(-1.0, 1.0, space.shape))
+
+
+class _HeldToTeacher(ActorCriticPolicy):
+    """A policy whose "entropy" is minus its imitation loss: PPO's entropy coefficient becomes the weight of the pull to the teacher.
+
+    Attributes:
+        imitation_loss: observations -> ``[B]``; set after construction, and not part of what is saved.
+        teacher_weight: as long as it is zero, the teacher is not asked.
+    """
+
+    imitation_loss: Callable[[Any, Tensor], Tensor]
+    teacher_weight = 0.0
+
+    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        distribution = self.get_distribution(obs)
+        values, log_prob = self.predict_values(obs), distribution.log_prob(actions)
+        if not self.teacher_weight:
+            return values, log_prob, torch.zeros_like(log_prob)
+        return values, log_prob, -self.imitation_loss(distribution.distribution, obs)
+
+
+def _build(student: Student, teacher: Teacher, spec: EnvironmentSpec, objective: Objective, config: PolishConfig, seed: int) -> PPO:
+    """PPO around the student's weights. Continuous actions are in box units, so that one learning rate suits every environment."""
+    continuous = isinstance(student.family, DiagGaussian)
+
+    def environment() -> gym.Env:
+        env = make(spec)
+        return Monitor(_in_box_units(env) if continuous else env)
+
+    env = VecNormalize(DummyVecEnv([environment] * config.num_envs), norm_obs=False, gamma=config.discount)
+    warnings.filterwarnings("ignore", "You have specified a mini-batch size")  # the last minibatch of an epoch may be smaller
+    model = PPO(
+        _HeldToTeacher,
+        env,
+        learning_rate=config.learning_rate,
+        n_steps=config.num_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.epochs,
+        gamma=config.discount,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        seed=seed,
+        device="cpu",
+        policy_kwargs={
+            "net_arch": {"pi": list(student.architecture.hidden_sizes), "vf": list(CRITIC_SIZES)},
+            "activation_fn": ACTIVATIONS[student.architecture.activation],
+            "features_extractor_class": _Normalize,
+            "features_extractor_kwargs": {"mean": student.mean, "scale": student.scale},
+            "normalize_images": False,
+        },
+    )
+    model.set_logger(Logger(None, []))
+    policy: Any = model.policy
+    with torch.no_grad():
+        for layer, source in zip(actor_layers(policy), student.linears, strict=True):
+            layer.weight.copy_(source.weight)
+            layer.bias.copy_(source.bias)
+        if continuous:
+            policy.log_std.copy_(student.log_std)
+
+    def imitation_loss(distribution: Any, observations: Tensor) -> Tensor:
+        raw = observations.reshape(len(observations), *student.observation_space.shape)  # type: ignore[misc]
+        with torch.no_grad():
+            targets = teacher.targets(raw)
+        stacked = ActionTargets({name: value[None] for name, value in targets.parameters.items()}, targets.actions[None])
+        log_std = policy.log_std[None, None] if continuous else torch.zeros(0)
+        outputs = outputs_of(distribution)[None]
+        draws = torch.rand_like(outputs).clamp(1e-7, 1 - 1e-7) if objective.kind == "nll" else None
+        return objective.total(objective.terms(outputs, log_std, stacked, draws=draws))[0]
+
+    policy.imitation_loss = imitation_loss
+    return model
+
+
+def actor_layers(policy: Any) -> list[nn.Linear]:
+    """The acting network's linear layers."""
+    return [*_linears(policy.mlp_extractor.policy_net), policy.action_net]
+
+
+def critic_layers(policy: Any) -> list[nn.Linear]:
+    """The value network's linear layers."""
+    return [*_linears(policy.mlp_extractor.value_net), policy.value_net]
+
+
+def _linears(network: Any) -> list[nn.Linear]:
+    return [layer for layer in network if isinstance(layer, nn.Linear)]
+
+
+def outputs_of(distribution: Any) -> Tensor:
+    """Means or logits ``[B, outputs]`` of what Stable-Baselines3's distributions hold inside; logits may be shifted."""
+    if isinstance(distribution, list):
+        return torch.cat([part.logits for part in distribution], dim=-1)
+    return distribution.mean if isinstance(distribution, torch.distributions.Normal) else distribution.logits
+
+
+class _Schedule(BaseCallback):
+    """What changes from rollout to rollout: the critic's head start, the teacher's weight, the average of the weights, the snapshots."""
+
+    def __init__(self, student: Student, config: PolishConfig, on_snapshot: Callable[[Snapshot], None]) -> None:
+        super().__init__()
+        self._student, self._config, self._on_snapshot = student, config, on_snapshot
+        self._average: list[Tensor] | None = None
+        self._taken = 0
+        self.learning_rate = config.learning_rate
+
+    def _on_rollout_start(self) -> None:
+        policy: Any = self.model.policy
+        actor = [parameter for layer in actor_layers(policy) for parameter in layer.parameters()]
+        was_warm, warm = actor[0].requires_grad, self.num_timesteps >= self._warmup
+        for parameter in [*actor, *([policy.log_std] if hasattr(policy, "log_std") else [])]:
+            parameter.requires_grad_(warm)
+            parameter.grad = None
+        self._average_with(actor)
+        if was_warm:  # else the policy stood still
+            self._adapt_learning_rate()
+        self._narrow(policy)
+        remaining = max(0.0, 1 - 2 * self.num_timesteps / self._config.env_steps)
+        policy.teacher_weight = self.model.ent_coef = self._config.teacher_weight * remaining  # type: ignore[attr-defined]
+        due = self._warmup + (self._config.env_steps - self._warmup) * (self._taken + 1) / self._config.snapshots
+        if self.num_timesteps >= due:
+            self._snapshot()
+
+    def _on_training_end(self) -> None:
+        self._average_with([parameter for layer in actor_layers(self.model.policy) for parameter in layer.parameters()])
+        self._narrow(self.model.policy)
+        self._snapshot()
+
+    def _on_step(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def _narrow(self, policy: Any) -> None:
+        """Keep the policy's standard deviation below its limit at this point."""
+        if len(self._student.log_std):
+            progress = min(max(self.num_timesteps - self._warmup, 0.0) / (self._config.env_steps - self._warmup), 1.0)
+            policy.log_std.copy_(torch.minimum(policy.log_std, self._student.log_std + progress * math.log(self._config.std_end)))
+
+    def _adapt_learning_rate(self) -> None:
+        """Keep the KL between successive policies near its target (as rsl_rl does, https://arxiv.org/abs/2109.11978)."""
+        moved = self.model.logger.name_to_value.get("train/approx_kl", 0.0)
+        if moved > 2 * self._config.target_kl:
+            self.learning_rate = min(self.learning_rate, max(self.learning_rate / 2, LEARNING_RATES[0]))
+        elif 0 < moved < self._config.target_kl / 2:
+            self.learning_rate = max(self.learning_rate, min(self.learning_rate * 2, LEARNING_RATES[1]))
+
+    @property
+    def _warmup(self) -> float:
+        return self._config.critic_warmup * self._config.env_steps
+
+    @torch.no_grad()
+    def _average_with(self, actor: Sequence[Tensor]) -> None:
+        if self._average is None:
+            self._average = [parameter.clone() for parameter in actor]
+        for average, parameter in zip(self._average, actor, strict=True):
+            average.lerp_(parameter, 1 - self._config.average_decay)
+
+    @torch.no_grad()
+    def _snapshot(self) -> None:
+        assert self._average is not None
+        policy: Any = self.model.policy
+        student = Student(self._student.architecture)
+        student.load_state_dict(self._student.state_dict())
+        for target, average in zip(
+            (tensor for layer in student.linears for tensor in (layer.weight, layer.bias)), self._average, strict=True
+        ):
+            target.copy_(average)
+        if len(student.log_std):
+            student.log_std.copy_(policy.log_std)
+        logged = self.model.logger.name_to_value
+        names = {"imitation_loss": "entropy_loss", "approximate_kl_nats": "approx_kl", "explained_variance": "explained_variance"}
+        metrics = {name: float(logged[f"train/{theirs}"]) for name, theirs in names.items() if f"train/{theirs}" in logged}
+        if not policy.teacher_weight:
+            metrics.pop("imitation_loss", None)
+        episodes = self.model.ep_info_buffer or ()
+        metrics["learning_rate"] = self.learning_rate
+        if episodes:
+            metrics["train_return_mean"] = float(np.mean([episode["r"] for episode in episodes]))
+        if len(student.log_std):
+            metrics["std"] = float(student.log_std.exp().mean())
+        self._taken += 1
+        ppo: Any = self.model
+        minibatches = -(-ppo.n_envs * ppo.n_steps // ppo.batch_size)
+        self._on_snapshot(
+            Snapshot(self.num_timesteps, ppo._n_updates * minibatches, student.eval().requires_grad_(False), critic_layers(policy), metrics)
+        )
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Stable-Baselines3 seeds the interpreter's, numpy's and torch's generators; the caller's go on afterwards as if it had not."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

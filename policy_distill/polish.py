@@ -1,0 +1,136 @@
+"""The stage after imitation: a student that did not keep enough of the return is trained on by reward, and the best of it is kept."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from policy_distill.evaluate import Episodes
+from policy_distill.export.sb3 import why_not_ppo
+from policy_distill.rounds import track_polish
+from policy_distill.run import Kept, Run
+from policy_distill.statistics import contrast, shows_positive_mean
+from policy_distill.students import Student
+
+
+@dataclass(frozen=True)
+class PolishRecord:
+    """One look at the student on the way.
+
+    Attributes:
+        env_steps: of this stage so far.
+        metrics: see ``kickstart.Snapshot``.
+        validation_return_mean, validation_retention: on the first validation seeds.
+        finalist_return_mean: on all of them, of a student that came into the final choice.
+    """
+
+    env_steps: int
+    metrics: dict[str, float]
+    validation_return_mean: float
+    validation_retention: float
+    finalist_return_mean: float | None = None
+
+    def figures(self) -> str:
+        """One line for a person who watches."""
+        train = self.metrics.get("train_return_mean", float("nan"))
+        return (
+            f"polish    {self.env_steps:>7,} steps  sampled return {train:.1f}  return {self.validation_return_mean:.1f}  "
+            f"retention {self.validation_retention:.3f}"
+        )
+
+
+@dataclass
+class Polished:
+    """What the stage found.
+
+    Attributes:
+        start: the retention that it began with, on all validation seeds.
+        start_origin: where the student that it began with comes from.
+        kept: its best student, or the one that it began with.
+        records: of each look.
+        chosen: index of the record that was kept; None if none beat the start.
+        critic: the value network that belongs to the kept student; None with ``chosen``.
+    """
+
+    start: float
+    start_origin: str
+    kept: Kept
+    records: list[PolishRecord] = field(default_factory=list)
+    chosen: int | None = None
+    critic: list[nn.Linear] | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """For result.json."""
+        return {
+            "start": self.start_origin,
+            "start_retention": self.start,
+            "chosen": self.chosen,
+            "records": [dataclasses.asdict(record) for record in self.records],
+        }
+
+
+def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
+    """Train on by reward unless imitation has shown that it keeps ``polish.below``; None where there was no need or no way."""
+    config, job = run.job.config.polish, run.job
+    start = run.retention(kept.returns)
+    # The episodes by which the round came among the finalists flatter it: the test is on the others, where there are any.
+    fresh = slice(run.num_first if len(kept.returns) > run.num_first else 0, len(kept.returns))
+    above = contrast(kept.returns[fresh], run.teacher_returns[fresh], run.random_returns[fresh], config.below)
+    if config.below == 0 or not np.isfinite(start) or shows_positive_mean(above):
+        return None
+    if reason := why_not_ppo(job.teacher.observation_space, job.teacher.action_space):
+        run.display.note(f"not polished: {reason}")
+        return None
+    from policy_distill.kickstart import Snapshot, kickstart  # takes seconds to import, and most runs do not need it
+
+    run.display.note(f"{kept.origin} keeps {start:.3f}, which does not show {config.below}: training on by reward")
+    run.display.start("polishing", config.snapshots)
+    polished = Polished(start, kept.origin, kept)
+    students: list[Student] = []
+    critics: list[list[nn.Linear]] = []
+    returns: list[np.ndarray] = []
+    waiting: list[tuple[Snapshot, Callable[[], Episodes]]] = []
+    last: Snapshot
+
+    def note_answer() -> None:
+        snapshot, answer = waiting.pop()
+        episodes = answer()
+        record = PolishRecord(snapshot.env_steps, snapshot.metrics, float(episodes.returns.mean()), run.retention(episodes.returns))
+        students.append(snapshot.student)
+        returns.append(episodes.returns)
+        polished.records.append(record)
+        run.display.advance(record.figures())
+        track_polish(
+            run.tracker, run.env_steps + record.env_steps, record.metrics, record.validation_return_mean, record.validation_retention
+        )
+
+    def on_snapshot(snapshot: Snapshot) -> None:
+        """The workers measure this one while PPO goes on; ask about the last one first."""
+        nonlocal last
+        if waiting:
+            note_answer()
+        critics.append(copy.deepcopy(snapshot.critic))
+        waiting.append((snapshot, run.begin_validation(snapshot.student)))
+        last = snapshot
+
+    with run.watch.measure("polish"):
+        seed = int(np.random.SeedSequence([job.config.seed, 4]).generate_state(1)[0])
+        kickstart(kept.student, job.teacher, job.spec, job.objective, config, seed=seed, on_snapshot=on_snapshot)
+        note_answer()
+    with run.watch.measure("evaluate"):
+        best, full = run.choose(students, returns)
+    for index, values in full.items():
+        polished.records[index] = dataclasses.replace(polished.records[index], finalist_return_mean=float(values.mean()))
+    if full[best].mean() > kept.returns.mean():
+        steps = polished.records[best].env_steps
+        polished.chosen, polished.critic = best, critics[best]
+        polished.kept = Kept(students[best], full[best], f"polish, {steps:,} steps")
+    run.env_steps += polished.records[-1].env_steps
+    run.gradient_steps += last.gradient_steps
+    return polished

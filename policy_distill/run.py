@@ -1,0 +1,110 @@
+"""What the stages of one job share: workers, log, clock, and what teacher, random policy and students earn on the validation seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from policy_distill.evaluate import Episodes, Policy, evaluation_seeds
+from policy_distill.job import Job
+from policy_distill.progress import Display
+from policy_distill.students import Student
+from policy_distill.tracking import Tracker
+from policy_distill.workers import Rollouts
+
+
+class Stopwatch:
+    """Seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds = {"collect": 0.0, "train": 0.0, "polish": 0.0, "evaluate": 0.0}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - began
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each stage and in total since the watch was made."""
+        return {**self.seconds, "total": time.perf_counter() - self._started}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The student that a stage hands on.
+
+    Attributes:
+        student: itself.
+        returns: ``[E]`` on all validation seeds.
+        origin: where it comes from, for a person: ``round 7``, ``polish, 102,400 steps``.
+    """
+
+    student: Student
+    returns: np.ndarray
+    origin: str
+
+
+class Run:
+    """The stages' common ground.
+
+    Attributes:
+        teacher_returns, random_returns: ``[E]`` on all validation seeds: those of every round first, then those of the finalists.
+        env_steps, gradient_steps: that training has taken so far, all stages together.
+        evaluation_env_steps: that measuring has taken, reported apart.
+    """
+
+    def __init__(self, job: Job, rollouts: Rollouts, tracker: Tracker, display: Display) -> None:
+        self.job, self.rollouts, self.tracker, self.display = job, rollouts, tracker, display
+        self.watch = Stopwatch()
+        self.teacher_returns = self.random_returns = np.zeros(0)
+        self.env_steps = self.gradient_steps = self.evaluation_env_steps = 0
+        evaluate = job.config.evaluate
+        self.num_first = evaluate.validation_episodes
+        self.seeds = evaluation_seeds("validation", evaluate.validation_episodes + evaluate.finalist_episodes)
+
+    def begin(self, policy: Policy | str, seeds: Sequence[int], *, with_agreement: bool = False) -> Callable[[], Episodes]:
+        """Start measuring and return what waits for the answer; see ``Rollouts.begin_evaluation``."""
+        answer = self.rollouts.begin_evaluation(policy, seeds, num_envs=self.job.config.evaluate.num_envs, with_agreement=with_agreement)
+
+        def wait() -> Episodes:
+            episodes = answer()
+            self.evaluation_env_steps += episodes.env_steps
+            return episodes
+
+        return wait
+
+    def begin_validation(self, student: Student) -> Callable[[], Episodes]:
+        """Start measuring on the seeds that every candidate plays."""
+        return self.begin(student, self.seeds[: self.num_first])
+
+    def retention(self, returns: np.ndarray) -> float:
+        """Of the means over the first ``len(returns)`` validation seeds; nan where the teacher earns no more than a random policy."""
+        count = len(returns)
+        teacher, chance = self.teacher_returns[:count].mean(), self.random_returns[:count].mean()
+        return float((returns.mean() - chance) / (teacher - chance)) if teacher > chance else float("nan")
+
+    def choose(self, students: Sequence[Student], returns: Sequence[np.ndarray]) -> tuple[int, dict[int, np.ndarray]]:
+        """Measure the best few candidates on the further validation seeds and choose among them.
+
+        The best of many noisy means flatters itself; a second look at a few of them costs little. Of equals the later one is kept.
+
+        Args:
+            students: the candidates.
+            returns: of each, ``[num_first]`` on the first validation seeds.
+
+        Returns:
+            Index of the candidate to keep, and the returns of each finalist on all validation seeds.
+        """
+        ranked = sorted(range(len(students)), key=lambda index: (returns[index].mean(), index), reverse=True)
+        candidates = ranked[: self.job.config.evaluate.finalists]
+        further = self.seeds[self.num_first :]
+        waiting = [self.begin(students[index], further) for index in candidates] if further else []
+        more = [answer().returns for answer in waiting] if further else [np.zeros(0)] * len(candidates)
+        full = {index: np.concatenate([returns[index], added]) for index, added in zip(candidates, more, strict=True)}
+        return max(full, key=lambda index: (full[index].mean(), index)), full

@@ -1,0 +1,111 @@
+"""From an agent's archive or a live model to its networks: the one that acts, and its critic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from torch import nn
+
+from policy_distill.config import RequestError
+from policy_distill.spaces import observation_width
+from policy_distill.teachers.archive import Archive
+from policy_distill.teachers.critics import live_critic, rebuild_critic
+from policy_distill.teachers.errors import NotPlainError
+from policy_distill.teachers.folder import AgentFiles
+from policy_distill.teachers.live import LivePolicy
+from policy_distill.teachers.rebuild import KINDS, rebuild_network, recognise_algorithm, recognise_kind
+from policy_distill.teachers.trusted import SB3_PACKAGES, algorithm_of
+
+
+@dataclass(frozen=True)
+class Networks:
+    """An agent's networks, and what it is."""
+
+    acting: nn.Module
+    critic: nn.Module | None
+    algo: str
+
+
+def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, notes: list[str]) -> Networks:
+    """Rebuild the networks from plain weights; what a user should know is added to ``notes``.
+
+    Raises:
+        RequestError: if they are not supported; ``NotPlainError`` where ``--trust`` might help.
+    """
+    if archive.policy_module is not None and not archive.policy_module.startswith(SB3_PACKAGES):
+        raise NotPlainError(
+            f"{archive.path} uses the custom policy class of {archive.policy_module!r}, which weights alone do not describe; "
+            "if you trust the file, load it with --trust, which runs its code"
+        )
+    kind = recognise_kind(archive.state_dict, archive.path)
+    recognised = recognise_algorithm(kind, archive.data, archive.policy_module)
+    if algo is not None and KINDS.get(algo) != kind:
+        raise RequestError(f"algo is {algo!r}, but {archive.path} holds the networks of {recognised}; leave algo out")
+    if files.algo is not None and KINDS.get(files.algo) != kind:
+        notes.append(f"the folder says {files.algo}, the weights are those of {recognised}")
+    elif algo is None and files.algo is not None:
+        recognised = files.algo
+    name = algo or recognised
+    if name == "ppo_mask":
+        notes.append("trained with action masks, which are not applied here")
+    spaces = archive.observation_space, archive.action_space
+    acting = rebuild_network(archive.state_dict, kind, *spaces, archive.policy_kwargs, archive.path)
+    width = observation_width(archive.observation_space)
+    critic = rebuild_critic(archive.state_dict, name, acting, archive.policy_kwargs, width, archive.path)
+    return Networks(acting, critic, name)
+
+
+def networks_of_model(model: Any) -> Networks:
+    """Rebuild a live model's networks where its policy is one of the libraries' own, else copy the policy.
+
+    Raises:
+        RequestError: if the model is not supported.
+    """
+    name = algorithm_of(model)
+    source = f"the {type(model).__name__} model"
+    if name is None or name == "ppo_lstm":
+        raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms without memory are")
+    check_observation_space(model.observation_space, source)
+    policy = model.policy
+    if name in KINDS and type(policy).__module__.startswith(SB3_PACKAGES):
+        kwargs = {key: str(value) if isinstance(value, type) else value for key, value in model.policy_kwargs.items()}
+        weights = {key: tensor.detach().cpu() for key, tensor in policy.state_dict().items()}
+        try:
+            kind = recognise_kind(weights, source)
+            acting = rebuild_network(weights, kind, model.observation_space, model.action_space, kwargs, source)
+            return Networks(acting, rebuild_critic(weights, name, acting, kwargs, observation_width(model.observation_space), source), name)
+        except NotPlainError:
+            pass  # a features extractor or activation of the user's own: copied below
+    try:
+        live = LivePolicy(policy, model.action_space)
+    except ValueError as error:
+        raise RequestError(f"{source}: {error}") from error
+    return Networks(live, live_critic(live), name)
+
+
+def model_facts(model: Any) -> dict[str, Any]:
+    """Plain facts about a live model."""
+    import stable_baselines3
+
+    return {
+        "policy_params": sum(tensor.numel() for tensor in model.policy.state_dict().values()),
+        "sb3_version": stable_baselines3.__version__,
+        "num_timesteps": int(model.num_timesteps),
+    }
+
+
+def check_observation_space(space: gym.Space, source: str) -> None:
+    """Refuse spaces that no student reads.
+
+    Raises:
+        RequestError: for Dict, Tuple and images.
+    """
+    if isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3:
+        raise RequestError(f"{source} reads images {space.shape}, which are not supported: agents on vector observations are")
+    try:
+        observation_width(space)
+    except ValueError as error:
+        raise RequestError(f"{source}: {' '.join(str(error).split())}") from error

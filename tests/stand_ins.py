@@ -1,0 +1,83 @@
+"""What stands in for the slow parts of a run: a tracker that remembers, and rollouts that know beforehand what everyone earns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_distill.config import DistillConfig, EvaluateConfig, StudentConfig
+from policy_distill.evaluate import Episodes, evaluation_seeds
+from policy_distill.job import prepare
+from policy_distill.progress import Display
+from policy_distill.rounds import Round
+from policy_distill.run import Run
+from policy_distill.teachers import Teacher
+from tests.small_worlds import WALK, walk_teacher
+
+STEPS = 3
+"""Environment steps of every episode."""
+FIRST_SEED = evaluation_seeds("validation", 1)[0]
+
+
+class Recorder:
+    """A Tracker that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[float, int]] = {}
+        self.texts: dict[str, str] = {}
+
+    def scalars(self, stage: str, values: Mapping[str, float], env_steps: int) -> None:
+        self.seen |= {f"{stage}/{name}": (value, env_steps) for name, value in values.items()}
+
+    def text(self, tag: str, markdown: str) -> None:
+        self.texts[tag] = markdown
+
+
+class Table:
+    """Rollouts whose answers are written down.
+
+    Attributes:
+        returns: of each policy (a student, or a name), one for each validation seed.
+        asked: policy, seeds and options of each question so far.
+        answered: how many of them were waited for.
+    """
+
+    def __init__(self, returns: Mapping[Any, Sequence[float]]) -> None:
+        self.returns = dict(returns)
+        self.asked: list[tuple[Any, list[int], dict[str, Any]]] = []
+        self.answered = 0
+
+    def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Callable[[], Episodes]:
+        number = len(self.asked)
+        self.asked.append((policy, list(seeds), options))
+
+        def answer() -> Episodes:
+            assert self.answered == number, "answers are asked for in the order of the questions"
+            self.answered += 1
+            return episodes(*(self.returns[policy][seed - FIRST_SEED] for seed in seeds), first=seeds[0])
+
+        return answer
+
+
+def episodes(*returns: float, first: int = 7, agreement: float | None = None) -> Episodes:
+    """Three steps each."""
+    return Episodes(np.arange(first, first + len(returns)), np.array(returns), np.full(len(returns), STEPS), agreement)
+
+
+def record(index: int, mean: float = 0.0, finalist: float | None = None) -> Round:
+    losses = {"forward_kl_nats": 0.25, "other": 9.0}
+    return Round(index, 1000 * (index + 1), 10 * (index + 1), 0.5**index, losses, {}, mean, 1.0, 0.5, finalist)
+
+
+def run_of(
+    folder: Path, table: Table | None = None, *, teacher: Teacher | None = None, first: int = 2, further: int = 2, finalists: int = 2,
+    **changes: Any,
+) -> Run:  # fmt: skip
+    """A run on Walk whose rollouts are ``table``; of each candidate ``first`` episodes are played, of the finalists ``further`` more."""
+    evaluate = EvaluateConfig(validation_episodes=first, finalist_episodes=further, finalists=finalists, num_envs=5)
+    settings: dict[str, Any] = {"env": WALK.id, "student": StudentConfig(hidden_sizes=(16, 16)), "seed": 5, **changes}
+    config = DistillConfig(output=str(folder), device="cpu", evaluate=evaluate, **settings)
+    return Run(prepare(config, teacher or walk_teacher()), table or Table({}), Recorder(), Display(quiet=True))  # type: ignore[arg-type]
