@@ -66,6 +66,10 @@ def distill(config: DistillConfig, *, teacher: Teacher | None = None, display: D
 
 def _run(job: Job, display: Display) -> DistillResult:
     config = job.config
+
+    def save(student: Student, **extra: Any) -> None:
+        student.save(job.folder / "student", extra={"environment": job.spec.to_dict(), **extra})
+
     write_config(job)
     with (
         Rollouts(job.spec, job.teacher, num_envs=config.collect.num_envs, seed=config.seed, workers=config.workers) as rollouts,
@@ -75,6 +79,7 @@ def _run(job: Job, display: Display) -> DistillResult:
         run = Run(job, rollouts, tracker, display)
         imitation = imitate(run)
         lineage = self_distill(run, imitation.kept, imitation.dataset)
+        save(lineage.kept.student)  # whatever becomes of the rest, this one is not lost
         polished = polish_if_needed(run, lineage.kept)
         kept = polished.kept if polished else lineage.kept
         display.stage("measuring the student")
@@ -87,7 +92,7 @@ def _run(job: Job, display: Display) -> DistillResult:
         track_final(tracker, summary)
 
     student = kept.student
-    student.save(job.folder / "student", extra={"environment": job.spec.to_dict(), "teacher": summary["teacher"]})
+    save(student, teacher=summary["teacher"])
     if not why_not_ppo(student.observation_space, student.action_space):
         save_ppo(student, job.folder / "student.zip", critic=polished.critic if polished else None)
     write_json(job.folder / "result.json", summary)

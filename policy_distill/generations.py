@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policy_distill.actions import ActionTargets, DiagGaussian
+from policy_distill.actions import ActionTargets, Deterministic, DiagGaussian, Parameters
 from policy_distill.dataset import Dataset
 from policy_distill.imitation import new_trainer
-from policy_distill.objective import Objective, choices
+from policy_distill.mixtures import mix_parameters, weighted_mean
+from policy_distill.objective import Objective
 from policy_distill.rounds import track_generation
 from policy_distill.run import Kept, Run
 from policy_distill.students import Student
@@ -115,31 +116,21 @@ def mix_targets(objective: Objective, dataset: Dataset, mentors: Sequence[Studen
         teacher_weight: share of the teacher, in [0, 1].
     """
     observations, targets = dataset.rows()
-    device = targets.actions.device
-    outputs = [torch.cat([mentor(rows).to(device) for rows in observations.cpu().split(CHUNK)]) for mentor in mentors]
+    device, family, parameters = targets.actions.device, objective.family, dict(targets.parameters)
     shares = [teacher_weight, *[(1 - teacher_weight) / len(mentors)] * len(mentors)]
-    family, parameters = objective.family, dict(targets.parameters)
+    told = [_ask(mentor, observations.cpu(), device) for mentor in mentors]
     if objective.kind == "regression":
         box = mentors[0].family.box  # type: ignore[union-attr]
-        actions = weighted_mean([targets.actions, *(box.to_environment(output) for output in outputs)], shares)
+        actions = weighted_mean([targets.actions, *(box.to_environment(one["mean"]) for one in told)], shares)
         return ActionTargets(parameters, actions)
-    if isinstance(family, DiagGaussian):
-        means = [parameters["mean"], *outputs]
-        spreads = [parameters["log_std"], *(mentor.log_std.to(device).expand_as(outputs[0]) for mentor in mentors)]
-        mean = weighted_mean(means, shares)
-        second = weighted_mean([(2 * spread).exp() + centre.square() for centre, spread in zip(means, spreads, strict=True)], shares)
-        log_std = 0.5 * (second - mean.square()).clamp_min(1e-12).log()
-        return ActionTargets({**parameters, "mean": mean, "log_std": log_std}, family.box.to_environment(mean))
-    parts = zip(*(choices(family, logits) for logits in [objective.logits_of(parameters), *outputs]), strict=True)
-    mixed = [weighted_mean([part.softmax(-1) for part in several], shares).clamp_min(1e-30).log() for several in parts]
-    logits = mixed[0][..., 1] - mixed[0][..., 0] if mixed[0].ndim == 3 else torch.cat(mixed, dim=-1)  # switches: the logit of "on"
+    assert not isinstance(family, Deterministic), "a teacher that only names the action is learnt by regression"
+    own = parameters if isinstance(family, DiagGaussian) else {"logits": objective.logits_of(parameters)}
+    mixed = mix_parameters(family, [own, *told], shares)
     parameters.pop("q_values", None)
-    return ActionTargets({**parameters, "logits": logits}, family.mode({"logits": logits}))  # type: ignore[union-attr]
+    return ActionTargets({**parameters, **mixed}, family.mode(mixed))
 
 
-def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Sum of ``tensors`` of one shape times ``weights``, which sum to 1."""
-    total = torch.zeros_like(tensors[0])
-    for tensor, weight in zip(tensors, weights, strict=True):
-        total += weight * tensor
-    return total
+def _ask(mentor: Student, observations: Tensor, device: torch.device) -> Parameters:
+    """The parameters of a student's distribution for all rows."""
+    parts = [mentor.parameters_of(rows) for rows in observations.split(CHUNK)]
+    return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}

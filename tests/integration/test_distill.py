@@ -497,3 +497,14 @@ def test_a_run_on_the_gpu_ends_where_one_on_the_cpu_does(teacher, tmp_path):
     assert there.summary["device"] == "cuda"
     assert all(tensor.device.type == "cpu" for tensor in there.student.state_dict().values())
     assert there.student_episodes.returns.mean() == pytest.approx(here.student_episodes.returns.mean(), rel=0.05, abs=0.05)
+
+
+def test_what_imitation_made_is_there_even_if_polishing_fails(tmp_path, expert_zip, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("policy_distill.distill.polish_if_needed", fail)
+    with pytest.raises(ZeroDivisionError):
+        distill(tiny(tmp_path, teacher=str(expert_zip)))
+    student = Student.load(tmp_path / "student")
+    assert evaluate(student, WALK, range(5)).returns.mean() > -12
