@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from policy_distill.config import DistillConfig, RequestError, with_settings
+from policy_distill.config import DistillConfig, RequestError
 from policy_distill.distill import distill
 from policy_distill.files import write_atomically
 
@@ -175,3 +175,21 @@ def _row(name: str, group: str, agents: Sequence[str], seeds: Sequence[int], kep
         return f"| {name} | {' | '.join(cells)} | |"
     mean, low, high = interval(differences)
     return f"| {name} | {' | '.join(cells)} | {mean:+.3f} [{low:+.3f}, {high:+.3f}] |"
+
+
+def with_settings(config: DistillConfig, settings: Mapping[str, Any]) -> DistillConfig:
+    """``config`` with settings by their dotted names: ``{"loss.temperature": 2.0}``.
+
+    Raises:
+        RequestError: for a name that does not exist or a value that is not allowed.
+    """
+    for name, value in settings.items():
+        config = _replace(config, name, name.split("."), tuple(value) if isinstance(value, list) else value)
+    return config
+
+
+def _replace(section: Any, name: str, path: list[str], value: object) -> Any:
+    head, *rest = path
+    if not dataclasses.is_dataclass(section) or head not in {field.name for field in dataclasses.fields(section)}:
+        raise RequestError(f"there is no setting {name!r}: see policy-distill distill_policy --help")
+    return dataclasses.replace(section, **{head: _replace(getattr(section, head), name, rest, value) if rest else value})  # type: ignore[type-var]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 
 class RequestError(ValueError):
@@ -236,6 +234,8 @@ class PolishConfig:
     large number always."""
     env_steps: int = 300_000
     """Environment steps, besides those of imitation."""
+    enough: float = 1.0
+    """Stop before that when three looks in a row keep this much of the return on the validation seeds."""
     teacher_weight: float = 0.0
     """Weight of the imitation loss on actions (without hints and relations) beside PPO's; it falls along a line to zero over the first
     half of the steps."""
@@ -270,6 +270,7 @@ class PolishConfig:
 
     def __post_init__(self) -> None:
         _require(self.below >= 0, "polish.below", self.below, ">= 0")
+        _require(self.enough > 0, "polish.enough", self.enough, "> 0")
         _require(self.env_steps >= 1, "polish.env_steps", self.env_steps, ">= 1 (polish.below 0 turns polishing off)")
         _require(self.teacher_weight >= 0 and math.isfinite(self.teacher_weight), "polish.teacher_weight", self.teacher_weight, ">= 0")
         _require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "polish.learning_rate", self.learning_rate, "> 0")
@@ -294,7 +295,7 @@ class EvaluateConfig:
     """Fresh episodes behind the final figure."""
     validation_episodes: int = 10
     """Episodes of each student after each round, on seeds of their own."""
-    finalists: int = 6
+    finalists: int = 4
     """So many students with the best validation returns are measured again before one is kept: the best of many noisy means flatters."""
     finalist_episodes: int = 60
     """Further episodes of each finalist, on validation seeds that nobody has played yet."""
@@ -375,21 +376,3 @@ class DistillConfig:
             self.train.gradient_steps,
             f"at least collect.rounds = {self.collect.rounds}: each round trains",
         )
-
-
-def with_settings(config: DistillConfig, settings: Mapping[str, Any]) -> DistillConfig:
-    """``config`` with settings by their dotted names: ``{"loss.temperature": 2.0}``.
-
-    Raises:
-        RequestError: for a name that does not exist or a value that is not allowed.
-    """
-    for name, value in settings.items():
-        config = _replace(config, name, name.split("."), tuple(value) if isinstance(value, list) else value)
-    return config
-
-
-def _replace(section: Any, name: str, path: list[str], value: object) -> Any:
-    head, *rest = path
-    if not dataclasses.is_dataclass(section) or head not in {field.name for field in dataclasses.fields(section)}:
-        raise RequestError(f"there is no setting {name!r}: see policy-distill distill_policy --help")
-    return dataclasses.replace(section, **{head: _replace(getattr(section, head), name, rest, value) if rest else value})  # type: ignore[type-var]

@@ -69,7 +69,7 @@ def kickstart(
     config: PolishConfig,
     *,
     seed: int,
-    on_snapshot: Callable[[Snapshot], None],
+    on_snapshot: Callable[[Snapshot], bool],
 ) -> None:
     """Train a copy of ``student`` on the environment's reward for ``config.env_steps`` steps.
 
@@ -81,7 +81,7 @@ def kickstart(
         config: PPO's settings; the steps are rounded up to whole rollouts.
         seed: of everything random here.
         on_snapshot: is called at most ``config.snapshots`` times (there are no more than rollouts), evenly spread over the
-            steps after the critic's warm-up, the end included.
+            steps after the critic's warm-up, the end included; where it says True the training ends.
     """
     with _own_random_state(), warnings.catch_warnings():
         model = _build(student, teacher, spec, objective, config, seed)
@@ -212,11 +212,12 @@ def outputs_of(distribution: Any) -> Tensor:
 class _Schedule(BaseCallback):
     """What changes from rollout to rollout: the critic's head start, the teacher's weight, the average of the weights, the snapshots."""
 
-    def __init__(self, student: Student, config: PolishConfig, on_snapshot: Callable[[Snapshot], None]) -> None:
+    def __init__(self, student: Student, config: PolishConfig, on_snapshot: Callable[[Snapshot], bool]) -> None:
         super().__init__()
         self._student, self._config, self._on_snapshot = student, config, on_snapshot
         self._average: list[Tensor] | None = None
         self._taken = 0
+        self._enough = False
         self.learning_rate = config.learning_rate
 
     def _on_rollout_start(self) -> None:
@@ -239,17 +240,17 @@ class _Schedule(BaseCallback):
     def _on_training_end(self) -> None:
         self._average_with([parameter for layer in actor_layers(self.model.policy) for parameter in layer.parameters()])
         self._narrow(self.model.policy)
-        self._snapshot()
+        if not self._enough:
+            self._snapshot()
 
     def _on_step(self) -> bool:
-        return True
+        return not self._enough
 
     @torch.no_grad()
     def _narrow(self, policy: Any) -> None:
         """Keep the policy's standard deviation below its limit at this point."""
         if len(self._student.log_std):
-            progress = min(max(self.num_timesteps - self._warmup, 0.0) / (self._config.env_steps - self._warmup), 1.0)
-            policy.log_std.copy_(torch.minimum(policy.log_std, self._student.log_std + progress * math.log(self._config.std_end)))
+            policy.log_std.copy_(torch.minimum(policy.log_std, self._student.log_std + self._progress * math.log(self._config.std_end)))
 
     def _adapt_learning_rate(self) -> None:
         """Keep the KL between successive policies near its target (as rsl_rl does, https://arxiv.org/abs/2109.11978)."""
@@ -258,6 +259,11 @@ class _Schedule(BaseCallback):
             self.learning_rate = min(self.learning_rate, max(self.learning_rate / 2, LEARNING_RATES[0]))
         elif 0 < moved < self._config.target_kl / 2:
             self.learning_rate = max(self.learning_rate, min(self.learning_rate * 2, LEARNING_RATES[1]))
+
+    @property
+    def _progress(self) -> float:
+        """Share of the steps after the warm-up, in [0, 1]."""
+        return min(max(self.num_timesteps - self._warmup, 0.0) / (self._config.env_steps - self._warmup), 1.0)
 
     @property
     def _warmup(self) -> float:
@@ -296,7 +302,7 @@ class _Schedule(BaseCallback):
         self._taken += 1
         ppo: Any = self.model
         minibatches = -(-ppo.n_envs * ppo.n_steps // ppo.batch_size)
-        self._on_snapshot(
+        self._enough = self._on_snapshot(
             Snapshot(self.num_timesteps, ppo._n_updates * minibatches, student.eval().requires_grad_(False), critic_layers(policy), metrics)
         )
 

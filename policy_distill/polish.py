@@ -18,6 +18,9 @@ from policy_distill.run import Kept, Run
 from policy_distill.statistics import contrast, shows_positive_mean
 from policy_distill.students import Student
 
+LOOKS = 3
+"""So many in a row must be good enough to end the stage early."""
+
 
 @dataclass(frozen=True)
 class PolishRecord:
@@ -110,14 +113,16 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
             run.tracker, run.env_steps + record.env_steps, record.metrics, record.validation_return_mean, record.validation_retention
         )
 
-    def on_snapshot(snapshot: Snapshot) -> None:
-        """The workers measure this one while PPO goes on; ask about the last one first."""
+    def on_snapshot(snapshot: Snapshot) -> bool:
+        """The workers measure this one while PPO goes on; ask about the last one first, and say whether it was enough."""
         nonlocal last
         if waiting:
             note_answer()
         critics.append(copy.deepcopy(snapshot.critic))
         waiting.append((snapshot, run.begin_validation(snapshot.student)))
         last = snapshot
+        looks = [record.validation_retention for record in polished.records[-LOOKS:]]
+        return len(looks) == LOOKS and min(looks) >= config.enough
 
     with run.watch.measure("polish"):
         seed = int(np.random.SeedSequence([job.config.seed, 4]).generate_state(1)[0])

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from policy_distill import ablation
-from policy_distill.ablation import DEFAULT, Study, interval, markdown, run_one
-from policy_distill.config import DistillConfig, RequestError, with_settings
+from policy_distill.ablation import DEFAULT, Study, interval, markdown, run_one, with_settings
+from policy_distill.config import DistillConfig, RequestError
 
 BASE = {"evaluate.episodes": 5}
 AGENTS = {"one": {"teacher": "a"}, "two": {"teacher": "b"}}

@@ -101,6 +101,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("polish.below", -0.1, ">= 0"),
     ("polish.below", math.nan, ">= 0"),
     ("polish.env_steps", 0, ">= 1"),
+    ("polish.enough", 0.0, "> 0"),
+    ("polish.enough", math.nan, "> 0"),
     ("polish.teacher_weight", -0.1, ">= 0"),
     ("polish.teacher_weight", math.inf, ">= 0"),
     ("polish.teacher_weight", math.nan, ">= 0"),

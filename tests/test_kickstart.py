@@ -82,7 +82,12 @@ def polish(
 ) -> list[Snapshot]:
     found: list[Snapshot] = []
     objective = Objective(LossConfig(), teacher.family)
-    kickstart(student, teacher, spec, objective, config, seed=seed, on_snapshot=on_snapshot or found.append)
+
+    def keep(snapshot: Snapshot) -> bool:
+        found.append(snapshot)
+        return False
+
+    kickstart(student, teacher, spec, objective, config, seed=seed, on_snapshot=on_snapshot or keep)
     return found
 
 
@@ -499,3 +504,15 @@ def test_minibatches_that_do_not_divide_the_rollout_are_no_cause_for_a_warning()
 
 def test_every_small_world_has_another_family():
     assert len({type(family_of(teacher.action_space)) for _, teacher in WORLDS.values()}) == 4
+
+
+def test_the_training_ends_where_a_look_was_enough():
+    found: list[Snapshot] = []
+
+    def second(snapshot: Snapshot) -> bool:
+        found.append(snapshot)
+        return len(found) == 2
+
+    polish(*world("Discrete"), tiny(env_steps=1024, snapshots=4), on_snapshot=second)
+    assert len(found) == 2
+    assert found[-1].env_steps < 1024

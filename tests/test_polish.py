@@ -38,13 +38,14 @@ class Kickstart:
         self.calls = 0
         self.critic = [nn.Linear(2, 1)]
 
-    def __call__(self, *arguments: Any, seed: int, on_snapshot: Callable[[Snapshot], None]) -> None:
+    def __call__(self, *arguments: Any, seed: int, on_snapshot: Callable[[Snapshot], bool]) -> None:
         self.arguments, self.seed = arguments, seed
         self.calls += 1
         for index, student in enumerate(self.students):
             with torch.no_grad():  # the value network goes on changing
                 self.critic[0].weight.fill_(index)
-            on_snapshot(Snapshot(100 * (index + 1), 30 * (index + 1), student, self.critic, {"train_return_mean": 0.5 * index}))
+            if on_snapshot(Snapshot(100 * (index + 1), 30 * (index + 1), student, self.critic, {"train_return_mean": 0.5 * index})):
+                break
             self.between()
         with torch.no_grad():
             self.critic[0].weight.fill_(-1)
@@ -239,3 +240,14 @@ def test_the_student_that_it_began_with_is_not_touched(tmp_path, monkeypatch):
     assert found.kept is not kept
     assert (kept.origin, kept.returns.tolist()) == ("round 2", [2.0] * 4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in kept.student.state_dict().items())
+
+
+def test_three_looks_in_a_row_that_keep_enough_end_the_stage(tmp_path, monkeypatch):
+    good, bad = [9.0] * 4, [3.0] * 4
+    # the verdict on a look is known when the next one is taken: looks 3 to 5 are good, look 6 is the last
+    run, _, ppo, found = polished(tmp_path, monkeypatch, [2.0] * 4, good, bad, good, good, good, bad, good, polish=PolishConfig(enough=0.9))
+    assert [record.env_steps for record in found.records] == [100, 200, 300, 400, 500, 600]
+    assert run.env_steps == 1600  # the stages before took 1000
+    assert found.kept.student is not ppo.students[1]
+    *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, good, bad, good, good, good, bad, good, polish=PolishConfig(enough=5.0))
+    assert len(found.records) == 7

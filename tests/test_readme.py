@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pytest
 
 from policy_distill import cli
+from policy_distill.config import DistillConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMAND = re.compile(r"(?:policy-distill |scripts/)(\w+)(?:\.py)?((?: .*)?)$")
@@ -54,6 +55,25 @@ def test_a_shown_command_is_understood(line, monkeypatch, tmp_path):
         arguments.remove("--help")
     with pytest.raises(Understood):
         cli.COMMANDS[command.removesuffix(".py")](arguments)
+
+
+def shown_options() -> list[str]:
+    """Each piece of code that begins with an option and gives it a value; further spellings in brackets come without one."""
+    return [code for code in re.findall(r"`(--[^`]+)`", README) if " " in code]
+
+
+@pytest.mark.parametrize("options", shown_options())
+def test_a_shown_option_is_understood(options, monkeypatch):
+    parse = cli._Parser.parse
+
+    def only_parse(self: Any, arguments: Sequence[str]) -> NoReturn:
+        self.config(parse(self, arguments), DistillConfig)
+        raise Understood
+
+    monkeypatch.setattr(cli._Parser, "parse", only_parse)
+    pairs = [part for part in shlex.split(options) if part not in ("--config", "config.yaml", "file.yaml")]
+    with pytest.raises(Understood):
+        cli.distill_policy(pairs)
 
 
 def test_there_are_commands_to_read():
