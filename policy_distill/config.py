@@ -297,7 +297,7 @@ class EvaluateConfig:
     """Episodes of each student after each round, on seeds of their own."""
     finalists: int = 4
     """So many students with the best validation returns are measured again before one is kept: the best of many noisy means flatters."""
-    finalist_episodes: int = 60
+    finalist_episodes: int = 50
     """Further episodes of each finalist, on validation seeds that nobody has played yet."""
     confidence: float = 0.95
     """Of the interval around the retention."""
