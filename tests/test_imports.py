@@ -13,6 +13,7 @@ PACKAGE = ROOT / "policy_distill"
 TIERS = [
     {"scripts"},
     {"cli"},
+    {"commands"},
     {"suite", "measure", "ablation", "benchmark"},
     {"distill", "search"},
     {"summary"},

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pytest
 
 from policy_distill import cli
+from policy_distill.commands.parser import Parser
 from policy_distill.config import DistillConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -39,13 +40,13 @@ class Understood(BaseException):
 
 @pytest.mark.parametrize("line", shown_commands())
 def test_a_shown_command_is_understood(line, monkeypatch, tmp_path):
-    parse = cli._Parser.parse
+    parse = Parser.parse
 
     def only_parse(self: Any, arguments: Sequence[str]) -> NoReturn:
         parse(self, arguments)
         raise Understood
 
-    monkeypatch.setattr(cli._Parser, "parse", only_parse)
+    monkeypatch.setattr(Parser, "parse", only_parse)
     monkeypatch.chdir(tmp_path)
     command, *arguments = shlex.split(line.removeprefix("policy-distill ").removeprefix("scripts/"), comments=True)
     for name, value in itertools.pairwise(arguments):
@@ -64,13 +65,13 @@ def shown_options() -> list[str]:
 
 @pytest.mark.parametrize("options", shown_options())
 def test_a_shown_option_is_understood(options, monkeypatch):
-    parse = cli._Parser.parse
+    parse = Parser.parse
 
     def only_parse(self: Any, arguments: Sequence[str]) -> NoReturn:
         self.config(parse(self, arguments), DistillConfig)
         raise Understood
 
-    monkeypatch.setattr(cli._Parser, "parse", only_parse)
+    monkeypatch.setattr(Parser, "parse", only_parse)
     pairs = [part for part in shlex.split(options) if part not in ("--config", "config.yaml", "file.yaml")]
     with pytest.raises(Understood):
         cli.distill_policy(pairs)

@@ -1,0 +1,53 @@
+"""What a command prints when it is done: a short table and a folder, or JSON and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+DONE = 0
+"""The exit code."""
+
+
+def finish(as_json: bool, summary: Any, rows: Sequence[tuple[str, str]], folder: str | None = None) -> None:
+    """Print the closing table and the folder, or the JSON alone."""
+    if as_json:
+        print(json.dumps(plain(summary), indent=2))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(table)
+    if folder:
+        console.print(f"\n{folder}", soft_wrap=True)
+
+
+def plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {str(key): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case np.ndarray():
+            return plain(value.tolist())
+        case np.generic():
+            return plain(value.item())
+        case float():
+            return value if np.isfinite(value) else None
+        case str() | int() | bool() | None:
+            return value
+    return str(value)
+
+
+def text_of(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,38 @@
+"""``policy-distill run_ablation``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from policy_distill.commands.parser import Parser
+from policy_distill.commands.printing import DONE, plain
+from policy_distill.progress import Display
+
+
+def run_ablation(arguments: Sequence[str]) -> int:
+    """Compare the defaults with their alternatives over agents and seeds, and write the page."""
+    parser = Parser("run_ablation", run_ablation.__doc__)
+    parser.add_argument("--study", type=str, default="docs/ablation.yaml", help="what is compared: base, agents, groups, seeds")
+    parser.add_argument("--output", type=str, default="runs/ablation", help="folder of the runs; what is done there is not run again")
+    parser.add_argument("--page", type=str, default="docs/ablation.md", help="the page that is written")
+    parser.add_argument("--jobs", type=int | None, default=None, help="runs side by side; default: one a core")
+    parser.add_display_arguments()
+    options = parser.parse(arguments)
+    from policy_distill import ablation
+    from policy_distill.files import write_atomically
+    from policy_distill.job import writable_folder
+    from policy_distill.workers import available_cores
+
+    study = ablation.Study.load(Path(options.study))
+    output = writable_folder(Path(options.output))
+    kept = ablation.run_study(study, output, jobs=options.jobs or available_cores(), note=Display(quiet=options.json).note)
+    command = f"policy-distill run_ablation --study {options.study} --output {options.output} --page {options.page}"
+    page = Path(options.page)
+    write_atomically(page, lambda target: target.write_text(ablation.markdown(study, kept, command)))
+    if options.json:
+        print(json.dumps({"/".join(map(str, key)): plain(value) for key, value in kept.items()}, indent=2))
+    else:
+        print(page)
+    return DONE

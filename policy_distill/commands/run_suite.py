@@ -1,0 +1,49 @@
+"""``policy-distill run_suite``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from policy_distill.commands.parser import Parser
+from policy_distill.commands.printing import DONE
+from policy_distill.config import DistillConfig
+from policy_distill.progress import Display
+
+
+def run_suite(arguments: Sequence[str]) -> int:
+    """Distil every teacher below a folder with the same settings, and say what they kept as a whole."""
+    parser = Parser("run_suite", run_suite.__doc__)
+    parser.add_argument("--teachers", type=str, required=True, help="folder that holds ALGO/ENV_RUN/ENV.zip")
+    parser.add_class_arguments(DistillConfig, skip={"teacher", "output"})
+    parser.add_argument("--output", type=str, default="runs/suite", help="folder of the tables and of each teacher's run")
+    parser.add_display_arguments()
+    options = parser.parse(arguments)
+    config = parser.config(options, DistillConfig)
+    from policy_distill import suite
+    from policy_distill.job import writable_folder
+
+    output = writable_folder(Path(options.output))
+    result = suite.run_suite(Path(options.teachers), config, output=output, display=Display(quiet=options.json))
+    if options.json:
+        print(json.dumps({"rows": result.rows, "interquartile_mean": result.interquartile_mean}, indent=2))
+        return DONE
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (("teacher", "left"), ("student", "left"), ("smaller", "right"), ("retention", "left"), ("s", "right")):
+        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in result.rows:
+        if row["status"] != "done":
+            table.add_row(row["teacher"], row["status"], "", row["reason"], "")
+            continue
+        kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        table.add_row(row["teacher"], row["student"], f"{row['compression']:.1f}x", kept, f"{row['seconds']:.0f}")
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(table)
+    if result.interquartile_mean is not None:
+        console.print(f"interquartile mean of retention: {result.interquartile_mean:.3f}")
+    console.print(f"\n{result.folder}", soft_wrap=True)
+    return DONE
