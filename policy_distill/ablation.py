@@ -29,12 +29,16 @@ class Study:
     """What is compared.
 
     Attributes:
+        title: of the page.
+        introduction: its first paragraph.
         base: settings of every run, dotted names.
         agents: name -> settings of each agent; teacher and size of the student at least.
         groups: title -> ``{"variants": {name -> settings}, "learned": text, "agents": names or left out for all}``.
         seeds: of the training.
     """
 
+    title: str
+    introduction: str
     base: dict[str, Any]
     agents: dict[str, dict[str, Any]]
     groups: dict[str, dict[str, Any]]
@@ -54,7 +58,8 @@ class Study:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(data, dict) or set(data) != names:
             raise RequestError(f"{path} must hold exactly {', '.join(sorted(names))}")
-        return cls(data["base"] or {}, data["agents"], data["groups"], tuple(data["seeds"]))
+        title, introduction = (" ".join(str(data[name]).split()) for name in ("title", "introduction"))
+        return cls(title, introduction, data["base"] or {}, data["agents"], data["groups"] or {}, tuple(data["seeds"]))
 
     def runs(self) -> dict[tuple[str, str, str, int], dict[str, Any]]:
         """(group, variant, agent, seed) -> settings; the default is run once for each agent, in the group ``default``."""
@@ -130,26 +135,25 @@ def interval(strata: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[fl
 
 def markdown(study: Study, kept: Mapping[tuple[str, str, str, int], float], command: str) -> str:
     """The page: a table for each group, every variant beside the default on the same agents and seeds."""
-    lines = [
-        "# Ablation",
-        "",
-        "Each default against its alternatives, one setting changed at a time. A cell is the mean retention over "
-        f"{len(study.seeds)} training seeds, each measured on fresh paired episodes. The last column is the mean difference to the default "
-        "over agents, same seeds, with a 95 % interval from a bootstrap that resamples the seeds of each agent.",
-        "",
-        "```",
-        command,
-        "```",
-        "",
-        "makes this page again from the run folders, and runs what is missing. Settings of every run: "
-        + ", ".join(f"`{name}` {value}" for name, value in study.base.items())
-        + ".",
-        "",
-        "| agent | settings |",
-        "|---|---|",
-        *(f"| {agent} | {', '.join(f'`{name}` {value}' for name, value in own.items())} |" for agent, own in study.agents.items()),
-        "",
-    ]
+    lines = [f"# {study.title}", "", study.introduction, "", "```", command, "```", ""]
+    lines += ["makes this page again from the run folders, and runs what is missing.", ""]
+    if study.base:
+        lines += [f"Settings of every run: {_text_of(study.base)}.", ""]
+    seeds = " | ".join(f"seed {seed}" for seed in study.seeds)
+    lines += [f"| with the defaults | settings | {seeds} | mean |", f"|---|---|{'---:|' * (len(study.seeds) + 1)}"]
+    for agent, own in study.agents.items():
+        values = [kept.get((DEFAULT, DEFAULT, agent, seed), math.nan) for seed in study.seeds]
+        known = [value for value in values if not math.isnan(value)]
+        cells = ["" if math.isnan(value) else f"{value:.3f}" for value in [*values, float(np.mean(known)) if known else math.nan]]
+        lines.append(f"| {agent} | {_text_of(own)} | {' | '.join(cells)} |")
+    lines.append("")
+    if study.groups:
+        lines += [
+            "Below, one setting is changed at a time. A cell is the mean retention over the seeds and its standard deviation. The last "
+            "column is the mean difference to the default over agents, same seeds, with a 95 % interval from a bootstrap that resamples the seeds "
+            "of each agent.",
+            "",
+        ]
     for group, content in study.groups.items():
         agents = [agent for agent in study.agents if agent in content.get("agents", study.agents)]
         lines += [f"## {group}", "", f"| | {' | '.join(agents)} | difference |", f"|---|{'---:|' * len(agents)}---:|"]
@@ -158,6 +162,10 @@ def markdown(study: Study, kept: Mapping[tuple[str, str, str, int], float], comm
             lines.append(_row(name, where, agents, study.seeds, kept))
         lines += ["", " ".join(str(content.get("learned", "")).split()), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _text_of(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}` {value}" for name, value in settings.items())
 
 
 def _row(name: str, group: str, agents: Sequence[str], seeds: Sequence[int], kept: Mapping[tuple[str, str, str, int], float]) -> str:

@@ -21,7 +21,7 @@ GROUPS: dict[str, dict[str, Any]] = {
     "Heat": {"variants": {"T = 2": {"loss.temperature": 2.0}}, "learned": "It does\nnot help."},
     "Labels": {"agents": ["two"], "variants": {"some": {"loss.hard_weight": 0.3}, "all": {"loss.hard_weight": 1.0}}},
 }
-STUDY = Study(BASE, AGENTS, GROUPS, (0, 1))
+STUDY = Study("Heat and labels", "What they do.", BASE, AGENTS, GROUPS, (0, 1))
 
 
 def test_a_study_has_every_variant_on_its_agents_and_the_default_once():
@@ -32,8 +32,9 @@ def test_a_study_has_every_variant_on_its_agents_and_the_default_once():
     assert ("Labels", "all", "one", 0) not in runs
 
 
-def test_the_project_s_own_study_names_settings_that_exist():
-    study = Study.load(Path(__file__).parents[1] / "docs" / "ablation.yaml")
+@pytest.mark.parametrize("name", ["ablation", "hard_cases"])
+def test_the_project_s_own_studies_name_settings_that_exist(name):
+    study = Study.load(Path(__file__).parents[1] / "docs" / f"{name}.yaml")
     assert len(study.seeds) >= 5
     assert len(study.agents) >= 4
     for settings in study.runs().values():
@@ -44,14 +45,17 @@ def test_the_project_s_own_study_names_settings_that_exist():
 @pytest.mark.parametrize("text", ["agents: {}", "[1]", "{"])
 def test_a_study_that_cannot_be_read_is_refused(text, tmp_path):
     (tmp_path / "study.yaml").write_text(text)
-    with pytest.raises(RequestError, match=r"study.yaml (must hold exactly agents, base, groups, seeds|cannot be read)"):
+    with pytest.raises(
+        RequestError, match=r"study.yaml (must hold exactly agents, base, groups, introduction, seeds, title|cannot be read)"
+    ):
         Study.load(tmp_path / "study.yaml")
     with pytest.raises(RequestError, match="cannot be read"):
         Study.load(tmp_path / "none.yaml")
 
 
 def test_a_study_is_what_its_file_says(tmp_path):
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"base": BASE, "agents": AGENTS, "groups": GROUPS, "seeds": [0, 1]}))
+    page = {"title": "Heat and labels", "introduction": "What\n they do."}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**page, "base": BASE, "agents": AGENTS, "groups": GROUPS, "seeds": [0, 1]}))
     assert Study.load(tmp_path / "study.yaml") == STUDY
 
 
@@ -110,7 +114,9 @@ def test_the_page_s_rows_by_hand():
         ("Heat", "T = 2", "two", 0): 0.9, ("Heat", "T = 2", "two", 1): math.nan,
     }  # fmt: skip
     page = markdown(STUDY, kept, "the command")
+    assert page.startswith("# Heat and labels\n\nWhat they do.\n")
     assert "the command" in page
+    assert "| one | `teacher` a | 0.900 | 0.700 | 0.800 |" in page
     assert "| default | 0.800 ± 0.141 | 1.000 ± 0.000 | |" in page
     # differences +0.1, +0.1 and -0.1 on the one seed that ended: mean 0
     assert "| T = 2 | 0.900 ± 0.141 | 0.900 ± 0.000 (1 seeds) | +0.000 [+0.000, +0.000] |" in page
