@@ -150,8 +150,8 @@ def markdown(study: Study, kept: Mapping[tuple[str, str, str, int], float], comm
     if study.groups:
         lines += [
             "Below, one setting is changed at a time. A cell is the mean retention over the seeds and its standard deviation. The last "
-            "column is the mean difference to the default over agents, same seeds, with a 95 % interval from a bootstrap that resamples the seeds "
-            "of each agent.",
+            "column is the mean difference to the default over agents, same seeds, with a 95 % interval from a bootstrap that resamples "
+            "the seeds of each agent.",
             "",
         ]
     for group, content in study.groups.items():
