@@ -314,6 +314,14 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class CheckConfig:
+    """A look at the teacher before the work: a few episodes, and more only if it looks no better than a random policy."""
+
+    skip: bool = False
+    """Do the work whatever the teacher is worth."""
+
+
+@dataclass(frozen=True)
 class EnsembleConfig:
     """Agents that teach together with ``teacher``."""
 
@@ -358,6 +366,7 @@ class DistillConfig:
     """Processes that step environments. Left out: one a core."""
     trust: bool = False
     """Let Stable-Baselines3 unpickle a zip that cannot be rebuilt from plain data. This runs code from the file."""
+    check: CheckConfig = field(default_factory=CheckConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from policy_distill.check import Preflight, preflight
 from policy_distill.config import DistillConfig
 from policy_distill.evaluate import Episodes, evaluation_seeds, merge
 from policy_distill.export.sb3 import save_ppo, why_not_ppo
@@ -61,10 +63,13 @@ def distill(config: DistillConfig, *, teacher: Teacher | None = None, display: D
     for notice in job.notices:
         display.note(f"note: {notice}")
     with one_torch_thread():
-        return _run(job, display)
+        before = Preflight((), 0) if config.check.skip else preflight(job.teacher, job.spec, workers=config.workers)
+        for notice in before.notices:
+            display.note(f"note: {notice}")
+        return _run(dataclasses.replace(job, notices=(*job.notices, *before.notices)), display, before.env_steps)
 
 
-def _run(job: Job, display: Display) -> DistillResult:
+def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
     config = job.config
 
     def save(student: Student, **extra: Any) -> None:
@@ -77,6 +82,7 @@ def _run(job: Job, display: Display) -> DistillResult:
         display,
     ):
         run = Run(job, rollouts, tracker, display)
+        run.evaluation_env_steps = checking_env_steps
         imitation = imitate(run)
         lineage = self_distill(run, imitation.kept, imitation.dataset)
         save(lineage.kept.student)  # whatever becomes of the rest, this one is not lost

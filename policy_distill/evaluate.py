@@ -16,11 +16,13 @@ BATCH = 16
 different batch shapes, and an episode's return must not depend on how many others run beside it."""
 
 
-_FIRST_SEEDS = {"final": 1_000_000, "validation": 2_000_000}
+_FIRST_SEEDS = {"final": 1_000_000, "validation": 2_000_000, "check": 3_000_000, "comparison": 4_000_000}
 
 
 def evaluation_seeds(purpose: str, episodes: int) -> list[int]:
-    """Seeds that the round is chosen on ("validation") and others that the figure is taken on ("final"); the same in every run."""
+    """Seeds that the round is chosen on ("validation"), that the figure is taken on ("final"), that the teacher is looked at on before the
+    work ("check"), and that states for further training may be taken from ("comparison"); no two share a seed, all are the same in every
+    run."""
     first = _FIRST_SEEDS[purpose]
     return list(range(first, first + episodes))
 

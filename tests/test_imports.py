@@ -21,7 +21,7 @@ TIERS = [
     {"run", "rounds"},
     {"job", "check", "report"},
     {"workers"},
-    {"collect", "evaluate", "train", "export", "kickstart", "checkpoint", "tracking", "progress"},
+    {"collect", "evaluate", "trajectories", "disagreements", "train", "export", "kickstart", "checkpoint", "tracking", "progress"},
     {"teachers", "students", "environments", "wrappers", "dataset", "objective"},
     {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files"},
     {"config"},

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from policy_distill.commands.parser import Parser, add_zoo_folder, zoo_path
-from policy_distill.commands.printing import DONE, finish, text_of
+from policy_distill.commands.printing import DONE, finish, mean_and_std, text_of
 from policy_distill.config import DistillConfig, EvaluateConfig
 from policy_distill.progress import Display
 
 
 def check_teacher(arguments: Sequence[str]) -> int:
-    """Say what an agent is, and whether its return here is what its folder claims."""
+    """Say what an agent is, whether its return here is what its folder claims, and what stands in the way of a good student."""
     parser = Parser("check_teacher", check_teacher.__doc__)
     parser.add_argument("--teacher", type=str, default="", help="RL Zoo folder, SB3 zip or shipped agent")
     parser.add_argument("--env", type=str | None, default=None, help="Gymnasium id or entry of envs/; default: the agent's own")
@@ -34,30 +34,39 @@ def check_teacher(arguments: Sequence[str]) -> int:
     teacher = Teacher.load(zoo_path(options.teacher, options.folder, options.algo, options.env), algo=options.algo, trust=options.trust)
     rows = [(name.replace("_", " "), text_of(value)) for name, value in teacher.describe().items()]
     summary: dict[str, Any] = {"facts": teacher.describe()}
-    if options.episodes:
+    if not options.episodes:
+        findings = tuple(check.judge_files(teacher, check.record_of(teacher)))
+        summary["findings"] = [dataclasses.asdict(finding) for finding in findings]
+    else:
         spec, notices = environment_for(teacher, options.env)
         check_fits(spec, (teacher.observation_space, teacher.action_space))
         for notice in notices:
             Display(quiet=options.json).note(f"note: {notice}")
         with one_torch_thread():
             found = check.check_teacher(teacher, spec, episodes=options.episodes, workers=options.workers)
-        returns = found.episodes.returns
+        findings, own, random = found.findings, found.episodes.returns, found.random_episodes.returns
         rows += [
             ("environment here", spec.id),
-            ("return here", f"{returns.mean():.1f} ± {returns.std(ddof=1):.1f} over {len(returns)} episodes"),
-            ("random policy's return", f"{found.random_episodes.returns.mean():.1f} ± {found.random_episodes.returns.std(ddof=1):.1f}"),
+            ("return here", f"{mean_and_std(own)} over {len(own)} episodes"),
+            ("random policy's return", mean_and_std(random)),
         ]
+        if found.drawn:
+            rows.append(("return of drawn actions", mean_and_std(found.drawn.returns)))
         if found.claim:
-            rows.append(("claimed return", f"{found.claim.mean:.1f} ± {found.claim.std:.1f} ({found.claim.source})"))
+            rows.append(("claimed return", found.claim.text()))
+        if found.trained:
+            rows.append(("return in training", found.trained.text()))
         rows.append(("verdict", found.verdict))
         summary |= {
             "env": spec.id,
-            "return_mean": float(returns.mean()),
-            "return_std": float(returns.std(ddof=1)),
-            "random_return_mean": float(found.random_episodes.returns.mean()),
+            "return_mean": float(own.mean()) if len(own) else None,
+            "return_std": float(own.std(ddof=1)) if len(own) > 1 else None,
+            "random_return_mean": float(random.mean()),
             "claim": dataclasses.asdict(found.claim) if found.claim else None,
             "verdict": found.verdict,
             "notices": list(notices),
+            **found.summary(),
         }
+    rows += [(finding.severity.upper(), finding.line()) for finding in findings]
     finish(options.json, summary, rows)
     return DONE

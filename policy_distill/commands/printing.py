@@ -51,3 +51,10 @@ def text_of(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def mean_and_std(returns: np.ndarray) -> str:
+    """``281.8 ± 21.5``, as far as there are episodes enough."""
+    if not len(returns):
+        return "not measured"
+    return f"{returns.mean():.1f} ± {returns.std(ddof=1):.1f}" if len(returns) > 1 else f"{returns.mean():.1f}"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from policy_distill.config import RequestError
+from policy_distill.teachers.inert import Inert, load_inert, plain_array
 
 MAX_BYTES = 256 << 20
 
@@ -51,15 +50,15 @@ def read_normalization(path: str | Path) -> ObservationNormalization | None:
     if not state["norm_obs"]:
         return None
     statistics = state.get("obs_rms")
-    if isinstance(statistics, dict) or (isinstance(statistics, _Inert) and statistics.name == "collections.OrderedDict"):
+    if isinstance(statistics, dict) or (isinstance(statistics, Inert) and statistics.name == "collections.OrderedDict"):
         raise RequestError(f"{path} normalises Dict observations, which are not supported: agents on one flat vector are")
     with _damage_in_one_line(path):
         fields = statistics.state  # type: ignore[union-attr]
         return ObservationNormalization(
-            mean=_array(fields["mean"]),
-            var=_array(fields["var"]),
-            epsilon=float(_array(state["epsilon"])),
-            clip=float(_array(state["clip_obs"])),
+            mean=plain_array(fields["mean"]),
+            var=plain_array(fields["var"]),
+            epsilon=float(plain_array(state["epsilon"])),
+            clip=float(plain_array(state["clip_obs"])),
         )
 
 
@@ -77,7 +76,7 @@ def read_reward_scale(path: str | Path) -> float:
     if state.get("norm_reward") is False:
         return 1.0
     with _damage_in_one_line(path):
-        return reward_scale_of(float(_array(state["ret_rms"].state["var"])), float(_array(state["epsilon"])))
+        return reward_scale_of(float(plain_array(state["ret_rms"].state["var"])), float(plain_array(state["epsilon"])))
 
 
 def reward_scale_of(variance: float, epsilon: float) -> float:
@@ -99,10 +98,10 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} is larger than the {MAX_BYTES} bytes that are read; statistics of vector observations are much smaller")
     content = path.read_bytes()
     try:
-        saved = _InertUnpickler(content).load()
+        saved = load_inert(content)
     except Exception as error:  # a hostile pickle may raise anything, and none of it is ours
         raise RequestError(_damaged(path)) from error
-    state = saved.state if isinstance(saved, _Inert) else None
+    state = saved.state if isinstance(saved, Inert) else None
     if not isinstance(state, dict) or not isinstance(state.get("norm_obs"), bool):
         raise RequestError(_damaged(path))
     return state
@@ -121,103 +120,3 @@ def _damage_in_one_line(path: Path) -> Iterator[None]:
         raise RequestError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise RequestError(_damaged(path)) from error
-
-
-class _Inert:
-    """Stands for whatever a pickle wanted to call: keeps the arguments and the state, does nothing."""
-
-    name = ""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
-        self = super().__new__(cls)
-        self.args, self.state = args, None
-        return self
-
-    args: tuple[Any, ...]
-    state: Any
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
-
-    add = append
-
-
-class _InertUnpickler(pickle._Unpickler):
-    """The unpickler written in Python (the one in C reserves whatever size a pickle claims), with inert classes for every name."""
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content))
-        self._size = len(content)
-
-    def find_class(self, module: str, name: str) -> type[_Inert]:
-        return type("Inert", (_Inert,), {"name": f"{module}.{name}"})
-
-    def get_extension(self, code: int) -> None:
-        raise pickle.UnpicklingError("extension codes are not read")
-
-    def load_bytearray8(self) -> None:
-        size = int.from_bytes(self.read(8), "little")  # type: ignore[attr-defined]
-        if size > self._size:
-            raise pickle.UnpicklingError("truncated")
-        self.append(bytearray(self.read(size)))  # type: ignore[attr-defined]
-
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
-
-
-def _array(value: object) -> np.ndarray:
-    """Make the float64 array or number that was recorded.
-
-    Raises:
-        ValueError: if bytes, dtype and shape do not agree, so that no claimed size is ever reserved.
-    """
-    if isinstance(value, (bool, int, float)):
-        return np.array(value, np.float64)
-    if not isinstance(value, _Inert):
-        raise ValueError("no array")
-    function = value.name.rpartition(".")[2]
-    order: Any = "C"
-    shape: Any = ()
-    if function == "scalar":
-        dtype, content = value.args
-    elif function == "_frombuffer":
-        content, dtype, shape, order = value.args
-    else:
-        _, shape, dtype, fortran, content = value.state
-        order = "F" if fortran else "C"
-    raw = _bytes(content)
-    plain = _dtype(dtype)
-    if len(raw) != math.prod(shape) * plain.itemsize:
-        raise ValueError("an array's bytes do not fit its shape")
-    return np.frombuffer(raw, plain).reshape(shape, order=order).astype(np.float64)
-
-
-def _dtype(value: object) -> np.dtype:
-    if isinstance(value, _Inert) and value.name == "numpy.dtype":
-        code, byte_order = value.args[0], value.state[1] if value.state else "="
-        if code in ("f2", "f4", "f8", "i4", "i8", "u4", "u8") and byte_order in ("<", ">", "="):
-            return np.dtype(f"{byte_order}{code}")
-    raise ValueError("no numeric dtype")
-
-
-def _bytes(value: object) -> bytes:
-    if isinstance(value, _Inert) and value.name == "_codecs.encode":  # how pickle protocols 0 to 2 write bytes
-        text, encoding = value.args
-        if isinstance(text, str) and encoding == "latin1":
-            return text.encode("latin1")
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value)
-    raise ValueError("no bytes")

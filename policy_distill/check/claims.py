@@ -1,0 +1,99 @@
+"""What the files around an agent say that it earns."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_distill.config import RequestError
+from policy_distill.teachers.training_record import TrainingRecord
+
+MAX_README_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A return that an agent's folder says it has.
+
+    Attributes:
+        mean, std: of the episodes' returns.
+        episodes: behind them.
+        source: the file that says so.
+    """
+
+    mean: float
+    std: float
+    episodes: int
+    source: str
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return float(self.std / np.sqrt(max(self.episodes, 1)))
+
+    def text(self) -> str:
+        """For a person: the figures and where they stand."""
+        return f"{self.mean:.1f} ± {self.std:.1f} ({self.source})"
+
+
+def find_claim(zip_path: Path) -> Claim | None:
+    """Look beside the zip for what others measured; nothing is unpickled.
+
+    In this order: ``card.json`` of this project; ``evaluations.npz`` of Stable-Baselines3's EvalCallback; ``results.json`` and the
+    ``README.md`` of the RL Zoo's agents on the Hugging Face Hub, which may also hold something else and are then passed over.
+
+    Raises:
+        RequestError: if a card or an ``evaluations.npz`` is there but damaged.
+    """
+    folder = zip_path.parent
+    for path in (folder / "card.json", folder / "evaluations.npz", zip_path.with_suffix("") / "evaluations.npz"):
+        if not path.is_file():
+            continue
+        try:
+            if path.suffix == ".json":
+                data = json.loads(path.read_text())
+                return Claim(float(data["return_mean"]), float(data["return_std"]), int(data["episodes"]), path.name)
+            with np.load(path, allow_pickle=False) as arrays:
+                results = np.asarray(arrays["results"], np.float64)
+            best = results[results.mean(axis=1).argmax()] if zip_path.stem == "best_model" else results[-1]
+            return Claim(float(best.mean()), float(best.std()), len(best), path.name)
+        except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
+            raise RequestError(f"{path} is no record of returns ({error}): take it away or write it again") from None
+    return _of_hub(folder / "results.json") or _of_readme(folder / "README.md")
+
+
+def training_claim(record: TrainingRecord) -> Claim | None:
+    """The mean of the last episodes of training: with exploration, so that a deterministic policy should earn no less."""
+    if record.returns is None:
+        return None
+    returns = record.returns
+    return Claim(float(returns.mean()), float(returns.std()), len(returns), "the zip's last training episodes")
+
+
+def _of_hub(path: Path) -> Claim | None:
+    """``{"mean_reward": 500.0, "std_reward": 0.0, "n_eval_episodes": 10, ...}``."""
+    if not path.is_file():
+        return None
+    try:
+        data: Any = json.loads(path.read_text())
+        found = Claim(float(data["mean_reward"]), float(data["std_reward"]), int(data.get("n_eval_episodes", 1)), path.name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if np.isfinite([found.mean, found.std]).all() else None
+
+
+def _of_readme(path: Path) -> Claim | None:
+    """The model card's ``type: mean_reward`` with ``value: 3478.80 +/- 821.71``; how many episodes it does not say."""
+    if not path.is_file() or path.stat().st_size > MAX_README_BYTES:
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if "mean_reward" not in text:
+        return None
+    found = re.search(r"^\s*(?:-\s*)?value:\s*[\"']?(-?\d+(?:\.\d+)?)\s*\+/-\s*(\d+(?:\.\d+)?)", text, re.MULTILINE)
+    return Claim(float(found[1]), float(found[2]), 1, path.name) if found else None

@@ -1,0 +1,131 @@
+"""What returns tell: better than chance, as good as claimed, as good as when it draws its actions?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from policy_distill.check.claims import Claim
+from policy_distill.check.findings import Finding
+from policy_distill.statistics import shows_positive_mean
+from policy_distill.teachers import Teacher
+
+SETTLING_EPISODES = 200
+"""So many are played, in all, where fewer do not show that a teacher is better than chance."""
+FAR_BELOW = 0.5
+"""Share of what an agent added over chance in training."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a teacher stands beside a random policy.
+
+    Attributes:
+        word: ``better``: shown; ``no better``: not even a hint over ``SETTLING_EPISODES``, or shown to be worse; ``unclear``: else.
+        own, random: ``[E]`` returns on the same seeds.
+    """
+
+    word: Literal["better", "unclear", "no better"]
+    own: np.ndarray
+    random: np.ndarray
+
+    def finding(self) -> Finding | None:
+        """Of a teacher that was not shown to be better."""
+        figures = f"{self.own.mean():.1f} against {self.random.mean():.1f} over {len(self.own)} episodes"
+        if self.word == "no better":
+            mend = "look for another environment version, missing normalisation or wrappers; else it is untrained"
+            return Finding("stop", "no_better_than_random", f"the agent earns no more here than a random policy, {figures}", mend)
+        if self.word == "unclear":
+            what = f"whether the agent earns more here than a random policy is unclear, {figures}"
+            return Finding("warn", "hardly_better_than_random", what, "what a student keeps of so little cannot be shown: train it longer")
+        return None
+
+
+def stand(own: np.ndarray, random: np.ndarray, more: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Standing:
+    """Compare a teacher with a random policy; play on only where a few episodes leave it open.
+
+    A weak teacher must not be refused: whoever is 0.3 standard deviations of the paired difference better is called ``no better``
+    in 1 case of 1000 (t is about 4.2, the limit 0.84); where success is rare but real, at 5 % of the episodes, in fewer.
+
+    Args:
+        own, random: ``[E]`` returns on the same seeds.
+        more: plays so many further episodes and returns both returns.
+    """
+    if shows_positive_mean(own - random, 0.975):
+        return Standing("better", own, random)
+    if not shows_positive_mean(random - own, 0.999) and len(own) < SETTLING_EPISODES:
+        further = more(SETTLING_EPISODES - len(own))
+        own, random = np.concatenate([own, further[0]]), np.concatenate([random, further[1]])
+    gain = own - random
+    if shows_positive_mean(gain, 0.975):
+        return Standing("better", own, random)
+    return Standing("unclear" if shows_positive_mean(gain, 0.8) else "no better", own, random)
+
+
+def against_claim(own: np.ndarray, claim: Claim | None) -> Finding | None:
+    """A return that is below the claim by more than three standard errors."""
+    if claim is None:
+        return None
+    error = own.std(ddof=1) / np.sqrt(len(own)) if len(own) > 1 else 0.0
+    lost = claim.mean - own.mean()
+    if lost <= 3 * np.hypot(error, claim.error) + 1e-9:
+        return None
+    what = f"the agent earns {own.mean():.1f} here, {lost:.1f} less than {claim.source} says"
+    mend = "look for another environment version (--env), missing normalisation or wrappers"
+    return Finding("warn", "return_below_claim", what, mend)
+
+
+def against_training(own: np.ndarray, random: np.ndarray, trained: Claim | None, *, normalization_missing: bool) -> Finding | None:
+    """A return far below that of the last training episodes, which explored and should have earned less.
+
+    Args:
+        own, random: ``[E]`` returns here.
+        trained: the last training episodes, as the zip remembers them.
+        normalization_missing: VecNormalize stood around the agent in training, and there are no statistics here.
+    """
+    if trained is None or trained.mean <= random.mean():
+        return None
+    missing = random.mean() + FAR_BELOW * (trained.mean - random.mean()) - own
+    if not shows_positive_mean(missing, 0.999):
+        return None
+    what = f"the agent earns {own.mean():.1f} here, but {trained.mean:.1f} in its last {trained.episodes} training episodes"
+    if normalization_missing:
+        what += ", which it read through a VecNormalize that is missing here"
+        return Finding("stop", "normalization_missing", what, "put vecnormalize.pkl beside the zip")
+    mend = "look for another environment version (--env), missing normalisation or wrappers"
+    return Finding("warn", "return_below_training", what, mend)
+
+
+def against_drawn(own: np.ndarray, drawn: np.ndarray, random: np.ndarray) -> Finding | None:
+    """A deterministic policy that is clearly worse than the actions that the agent draws."""
+    gain = drawn - own
+    if not shows_positive_mean(gain, 0.99) or gain.mean() < 0.05 * abs(drawn.mean() - random.mean()):
+        return None
+    what = f"the agent earns {own.mean():.1f} with its best actions, but {drawn.mean():.1f} when it draws them"
+    mend = "a student takes the best action and inherits the loss; train the agent until its best actions are as good"
+    return Finding("warn", "best_action_worse", what, mend)
+
+
+@dataclass
+class DrawnActions:
+    """A teacher that draws its actions; a policy for ``evaluate``."""
+
+    teacher: Teacher
+    seed: int = 0
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    @torch.inference_mode()
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """Drawn actions ``[B, ...]`` as ``env.step`` takes them."""
+        targets = self.teacher.targets(torch.tensor(observations))
+        actions = self.teacher.family.sample(targets.parameters, self.generator).numpy()  # type: ignore[union-attr]
+        space = self.teacher.action_space
+        return actions.reshape(len(actions), *space.shape).astype(space.dtype) if isinstance(space, gym.spaces.Box) else actions

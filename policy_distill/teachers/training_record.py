@@ -1,0 +1,78 @@
+"""What an agent's zip remembers of its training beside the weights: its last episodes, and whether VecNormalize stood around them.
+
+Stable-Baselines3 saves both as pickles inside the member ``data``. They are read like ``vecnormalize.pkl``: nothing is executed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_distill.teachers.archive import MAX_DATA_BYTES
+from policy_distill.teachers.inert import Inert, load_inert, plain_array
+
+MAX_PICKLE_BYTES = 1 << 20
+"""Of either pickle; a hundred episodes take some kilobytes."""
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What the zip remembers.
+
+    Attributes:
+        returns: ``[E]`` of the last episodes of training (100 at most), explored and in the environment's rewards; None if not kept.
+        inside_vec_normalize: whether VecNormalize stood between environment and agent, be it for observations or for rewards alone;
+            None if the zip does not tell, as those of off-policy agents.
+    """
+
+    returns: np.ndarray | None
+    inside_vec_normalize: bool | None
+
+
+def read_training_record(zip_path: str | Path) -> TrainingRecord:
+    """Read what is there; whatever is missing, damaged or of another form counts as not told, for acting does not need it."""
+    try:
+        with zipfile.ZipFile(zip_path) as file:
+            if file.getinfo("data").file_size > MAX_DATA_BYTES:
+                return TrainingRecord(None, None)
+            data = json.loads(file.read("data"))
+    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return TrainingRecord(None, None)
+    return TrainingRecord(_returns(data), _inside_vec_normalize(data)) if isinstance(data, dict) else TrainingRecord(None, None)
+
+
+def _returns(data: dict[str, Any]) -> np.ndarray | None:
+    """Of ``ep_info_buffer``, a deque of what the Monitor wrapper saw before any normalisation: ``{"r": return, "l": length, ...}``."""
+    buffer = _load(data.get("ep_info_buffer"))
+    if not isinstance(buffer, Inert) or buffer.name != "collections.deque":
+        return None
+    try:
+        episodes = buffer.items or list(buffer.args[0])  # protocols below 2 pass them as an argument
+        returns = np.array([float(plain_array(episode["r"])) for episode in episodes[-100:]])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return None
+    return returns if len(returns) and np.isfinite(returns).all() else None
+
+
+def _inside_vec_normalize(data: dict[str, Any]) -> bool | None:
+    """On-policy agents keep the first observation as it was before VecNormalize, if there was one; off-policy agents keep one always."""
+    if "gae_lambda" not in data or "_last_original_obs" not in data or data.get("_last_obs") is None:
+        return None
+    return data["_last_original_obs"] is not None
+
+
+def _load(saved: object) -> Any:
+    """What a pickle in ``data`` holds, as plain values and inert records; None if it cannot be read."""
+    text = saved.get(":serialized:") if isinstance(saved, dict) else None
+    if not isinstance(text, str) or len(text) > MAX_PICKLE_BYTES:
+        return None
+    try:
+        return load_inert(base64.b64decode(text))
+    except Exception:  # a hostile pickle may raise anything; what cannot be read was not told
+        return None

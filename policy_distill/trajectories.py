@@ -1,0 +1,107 @@
+"""Whole episodes step by step: what was seen, done and earned. ``evaluate`` keeps the sums alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+
+from policy_distill.environments import EnvironmentSpec, make
+from policy_distill.evaluate import BATCH, Policy, act_in_batches
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode of T steps.
+
+    Attributes:
+        seed: of the episode.
+        observations: ``[T, ...]``, on each of which an action was taken.
+        actions: ``[T, ...]`` as the environment received them.
+        rewards: ``[T]``, float64.
+        last_observation: ``[...]``, after the last step.
+        terminated, truncated: how it ended; neither, if it was cut off.
+    """
+
+    seed: int
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    last_observation: np.ndarray
+    terminated: bool
+    truncated: bool
+
+    @property
+    def ended(self) -> bool:
+        """False if the episode was still going on when ``max_steps`` cut it off."""
+        return self.terminated or self.truncated
+
+
+def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, max_steps: int | None = None) -> list[Trajectory]:
+    """Run one episode for each seed, ``BATCH`` side by side, and keep every step.
+
+    The episodes are those of ``evaluate``: same seeds, same returns.
+
+    Args:
+        policy: acts; None acts uniformly at random, as in ``evaluate``.
+        spec: the environment.
+        seeds: one for each episode.
+        max_steps: an episode is cut off after so many; None: only the environment ends it.
+
+    Returns:
+        the episodes in the order of ``seeds``.
+    """
+    envs = [make(spec) for _ in range(min(BATCH, len(seeds)))]
+    try:
+        groups = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
+        return [episode for group in groups for episode in _play_side_by_side(policy, envs, group, max_steps)]
+    finally:
+        for env in envs:
+            env.close()
+
+
+class _Recording:
+    """An episode that is going on."""
+
+    def __init__(self, env: gym.Env, seed: int) -> None:
+        self.env, self.seed = env, seed
+        observation, _ = env.reset(seed=seed)
+        env.action_space.seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))  # as evaluate does
+        self.observation = np.asarray(observation)
+        self.observations: list[np.ndarray] = []
+        self.actions: list[np.ndarray] = []
+        self.rewards: list[float] = []
+        self.terminated = self.truncated = False
+
+    def step(self, action: np.ndarray | None) -> bool:
+        """Take one step, with an action drawn at random for None; say whether the episode goes on."""
+        executed = self.env.action_space.sample() if action is None else action
+        self.observations.append(np.array(self.observation))
+        self.actions.append(np.array(executed))
+        observation, reward, self.terminated, self.truncated, _ = self.env.step(executed)
+        self.observation = np.asarray(observation)
+        self.rewards.append(float(reward))
+        return not (self.terminated or self.truncated)
+
+    def done(self) -> Trajectory:
+        arrays = np.stack(self.observations), np.stack(self.actions), np.array(self.rewards)
+        return Trajectory(self.seed, *arrays, np.array(self.observation), bool(self.terminated), bool(self.truncated))
+
+
+def _play_side_by_side(policy: Policy | None, envs: list[gym.Env], seeds: Sequence[int], max_steps: int | None) -> list[Trajectory]:
+    recordings = [_Recording(env, int(seed)) for env, seed in zip(envs, seeds, strict=False)]
+    batch = np.repeat(recordings[0].observation[None], BATCH, axis=0)  # the rows that fill it up must be valid
+    going = list(range(len(recordings)))
+    while going:
+        for slot in going:
+            batch[slot] = recordings[slot].observation
+        actions = None if policy is None else act_in_batches(policy, batch)
+        going = [
+            slot
+            for slot in going
+            if recordings[slot].step(None if actions is None else actions[slot])
+            and (max_steps is None or len(recordings[slot].rewards) < max_steps)
+        ]
+    return [recording.done() for recording in recordings]
