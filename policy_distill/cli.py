@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from policy_distill.commands.check_teacher import check_teacher
+from policy_distill.commands.compare_policies import compare_policies
 from policy_distill.commands.distill_policy import distill_policy
 from policy_distill.commands.evaluate_policy import evaluate_policy
 from policy_distill.commands.parser import nearest, one_line
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "distill_policy": distill_policy,
     "train_teacher": train_teacher,
     "evaluate_policy": evaluate_policy,
+    "compare_policies": compare_policies,
     "check_teacher": check_teacher,
     "run_suite": run_suite,
     "run_ablation": run_ablation,

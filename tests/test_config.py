@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from policy_distill.config import (
+    CheckConfig,
     CollectConfig,
     DistillConfig,
     EnsembleConfig,
@@ -24,6 +25,7 @@ from policy_distill.config import (
 )
 
 SECTIONS = {
+    "check": CheckConfig,
     "ensemble": EnsembleConfig,
     "student": StudentConfig,
     "loss": LossConfig,

@@ -39,8 +39,11 @@ class ActionValue(nn.Module):
         self.quantiles = quantiles
 
     def forward(self, features: Tensor, network: nn.Module) -> Tensor:
-        actions = network.bounds.to_box(network(features).actions)  # type: ignore[operator, union-attr]
-        inputs = torch.cat([features, actions], dim=-1)
+        return self.of(features, network(features).actions, network)
+
+    def of(self, features: Tensor, actions: Tensor, network: nn.Module) -> Tensor:
+        """Q(s, a) ``[B]`` of any actions ``[B, action_dim]`` in the environment's units."""
+        inputs = torch.cat([features, network.bounds.to_box(actions)], dim=-1)  # type: ignore[operator, union-attr]
         values = torch.cat([critic(inputs) for critic in self.critics], dim=-1)  # [B, critics * quantiles]
         return values.mean(-1) if self.quantiles else values.amin(-1)
 

@@ -94,6 +94,7 @@ def model_facts(model: Any) -> dict[str, Any]:
         "policy_params": sum(tensor.numel() for tensor in model.policy.state_dict().values()),
         "sb3_version": stable_baselines3.__version__,
         "num_timesteps": int(model.num_timesteps),
+        "gamma": getattr(model, "gamma", None),
     }
 
 

@@ -118,7 +118,7 @@ class Teacher(nn.Module):
             ``parameters`` of the family and ``actions``, what Stable-Baselines3's ``predict(deterministic=True)`` returns: int64 ``[B]``
             or ``[B, components]``, or float32 ``[B, action_dim]``.
         """
-        encoded = self._encode(observations)
+        encoded = self.encode(observations)
         if not self.recorded:
             return self.network(encoded)
         with record_layers(self.network, self.recorded) as seen:
@@ -143,7 +143,7 @@ class Teacher(nn.Module):
             raise RequestError(reason)
         assert self.critic is not None
         assert self.reward_scale is not None
-        return self.reward_scale * self.critic(self._encode(observations), self.network)
+        return self.reward_scale * self.critic(self.encode(observations), self.network)
 
     @property
     def has_values(self) -> bool:
@@ -158,7 +158,7 @@ class Teacher(nn.Module):
             return f"{name_of(self)} was trained on normalised rewards whose scale is missing: put vecnormalize.pkl where its config.yml is"
         return None
 
-    def _encode(self, observations: Tensor) -> Tensor:
+    def encode(self, observations: Tensor) -> Tensor:
         """Raw observations as the networks read them."""
         if isinstance(self.observation_space, gym.spaces.Box):
             if len(observations) and observations[0].numel() != self.obs_dim:
@@ -270,6 +270,7 @@ class Teacher(nn.Module):
             "policy_params": sum(tensor.numel() for tensor in archive.state_dict.values()),
             "sb3_version": archive.sb3_version,
             "num_timesteps": archive.num_timesteps,
+            "gamma": archive.data.get("gamma"),
         }
         return cls(
             networks.acting, archive.observation_space, archive.action_space, algo=networks.algo, notes=tuple(notes), facts=facts,

@@ -1,0 +1,148 @@
+"""``policy-distill compare_policies``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from policy_distill.commands.parser import Parser
+from policy_distill.commands.printing import DONE, finish, mean_and_std
+from policy_distill.config import DistillConfig, EvaluateConfig, RequestError
+from policy_distill.progress import Display
+
+if TYPE_CHECKING:
+    from policy_distill.disagreements import Disagreements
+
+
+def compare_policies(arguments: Sequence[str]) -> int:
+    """Show where a student parts from its teacher: the states in which it acts otherwise, what that costs, and the episodes that fell."""
+    parser = Parser("compare_policies", compare_policies.__doc__)
+    parser.add_argument("--policy", type=str, required=True, help="student folder, run folder, SB3 zip, RL Zoo folder or shipped agent")
+    parser.add_argument("--teacher", type=str | None, default=None, help="default: the one that the student says it was distilled from")
+    parser.add_argument("--env", type=str | None, default=None, help="Gymnasium id or entry of envs/; default: the policy's own")
+    parser.add_argument("--episodes", type=int, default=20, help="one seed each, played by both")
+    parser.add_argument("--worst", type=int, default=10, help="episodes and states that are shown")
+    parser.add_argument("--output", type=str | None, default=None, help="all of them as .npz; default: disagreements.npz in a run's folder")
+    parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    parser.add_display_arguments()
+    options = parser.parse(arguments)
+    DistillConfig(evaluate=EvaluateConfig(episodes=options.episodes))  # checks it
+    if options.worst < 0:
+        raise RequestError(f"worst is {options.worst}; it must be >= 0")
+    from policy_distill import disagreements
+    from policy_distill.environments import check_fits
+    from policy_distill.evaluate import evaluation_seeds
+    from policy_distill.job import environment_for, one_torch_thread, writable_folder
+    from policy_distill.measure import load_policy
+    from policy_distill.teachers import Teacher
+
+    student, spec, notices = load_policy(options.policy, options.env, trust=options.trust)
+    teacher = Teacher.load(options.teacher or teacher_of(Path(options.policy)), trust=options.trust)
+    if spec is None:
+        spec, notices = environment_for(teacher, options.env)
+    for notice in notices:
+        Display(quiet=options.json).note(f"note: {notice}")
+    check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (student, teacher)))
+    with one_torch_thread():
+        found = disagreements.find(student, teacher, spec, evaluation_seeds("comparison", options.episodes))
+    in_run = Path(options.policy, "student", "student.json").is_file()
+    output = Path(options.output) if options.output else Path(options.policy) / "disagreements.npz" if in_run else None
+    if output is not None:
+        writable_folder(output.parent)
+        found.save(output)
+    summary = summarize(found, options.worst) | {"env": spec.id, "file": str(output) if output else None}
+    if not options.json:
+        show(found, options.worst)
+    finish(options.json, summary, [] if options.json else rows(found), str(output) if output else None)
+    return DONE
+
+
+def teacher_of(policy: Path) -> str:
+    """The teacher's path that a run noted beside its student.
+
+    Raises:
+        RequestError: if there is none.
+    """
+    from policy_distill.students import read_description
+
+    for folder in (policy, policy / "student"):
+        if (folder / "student.json").is_file():
+            noted = read_description(folder).get("teacher") or {}
+            if noted.get("path"):
+                return str(noted["path"])
+    raise RequestError(f"{policy} does not say which teacher it was distilled from: give --teacher FOLDER_OR_ZIP")
+
+
+def summarize(found: Disagreements, worst: int) -> dict[str, Any]:
+    """The comparison as data: every episode, and the costliest states."""
+    names = ("episode_seeds", "student_returns", "teacher_returns", "student_lengths", "teacher_lengths", "first_steps", "parting_steps")
+    columns = {name.removeprefix("episode_").removesuffix("s"): getattr(found, name) for name in names}
+    states = {"seed": found.seeds, "step": found.steps, "cost": found.costs, "teacher_action": found.teacher_actions,
+              "student_action": found.student_actions, "observation": found.observations}  # fmt: skip
+    return {
+        "agreement": found.agreement,
+        "states": found.states,
+        "disagreements": len(found.costs),
+        "cost_kind": found.cost_kind,
+        "student_return_mean": found.student_returns.mean(),
+        "teacher_return_mean": found.teacher_returns.mean(),
+        "episodes": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
+        "worst": [{name: values[row] for name, values in states.items()} for row in range(min(worst, len(found.costs)))],
+    }
+
+
+def rows(found: Disagreements) -> list[tuple[str, str]]:
+    """The figures of the whole comparison."""
+    from policy_distill.disagreements import COSTS
+
+    fell = found.worst_episodes()
+    return [
+        ("student's return", mean_and_std(found.student_returns)),
+        ("teacher's return", mean_and_std(found.teacher_returns)),
+        ("episodes that fell", f"{len(fell)} of {len(found.losses)}"),
+        ("agreement", f"{found.agreement:.1%} of {found.states:,} states that the student visited"),
+        ("cost", f"{found.cost_kind}: {COSTS[found.cost_kind]}"),
+    ]
+
+
+def show(found: Disagreements, worst: int) -> None:
+    """Print the episodes that lost most, and the costliest states, within 80 columns."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    episodes = _table("seed", "teacher", "student", "lost", "steps", "first differs", "reward parts")
+    for index in found.worst_episodes()[:worst]:
+        figures = (found.teacher_returns[index], found.student_returns[index], found.losses[index])
+        steps = (found.first_steps[index], found.parting_steps[index])
+        texts = [f"{figure:.1f}" for figure in figures] + [f"{found.student_lengths[index]}"] + [_step(step) for step in steps]
+        episodes.add_row(str(found.episode_seeds[index]), *texts)
+    states = _table("seed", "step", "cost", "teacher does", "student does")
+    for row in range(min(worst, len(found.costs))):
+        does = [_action(actions[row]) for actions in (found.teacher_actions, found.student_actions)]
+        states.add_row(str(found.seeds[row]), str(found.steps[row]), f"{found.costs[row]:.3g}", *does)
+    for title, table in (("Episodes that lost most", episodes), ("Costliest states", states)):
+        if table.row_count:
+            console.print(title, style="bold")
+            console.print(table)
+            console.print()
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def _step(step: int) -> str:
+    return "never" if step < 0 else str(step)
+
+
+def _action(action: np.ndarray, width: int = 24) -> str:
+    """``2``, or ``0.12 -1.00`` as far as ``width`` reaches."""
+    numbers = np.atleast_1d(action).ravel()
+    text = " ".join(f"{number:.2f}" if np.issubdtype(numbers.dtype, np.floating) else str(number) for number in numbers)
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"

@@ -1,0 +1,43 @@
+"""What a teacher's critic says an action is worth, compared with the teacher's own action in the same state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from policy_distill.teachers.critics import ActionValue
+from policy_distill.teachers.teacher import Teacher
+
+
+def why_no_action_values(teacher: Teacher) -> str | None:
+    """Why ``q_gap`` cannot answer; None if it can."""
+    if getattr(teacher.network, "scores", None) == "q_values":
+        return None
+    if not isinstance(teacher.critic, ActionValue):
+        return "the teacher has no critic that values single actions: dqn, qrdqn, sac, tqc, td3 and ddpg have"
+    return teacher.why_no_values()
+
+
+@torch.inference_mode()
+def q_gap(teacher: Teacher, observations: Tensor, actions: Tensor) -> Tensor:
+    """``Q(s, a_teacher) - Q(s, a)``, discounted as in training, in the environment's rewards (in those of training if their scale is lost).
+
+    Args:
+        teacher: for which ``why_no_action_values`` is None.
+        observations: raw, ``[B, ...]``.
+        actions: as ``env.step`` takes them, ``[B]`` integers or ``[B, action_dim]`` floats.
+
+    Returns:
+        float32 ``[B]``; ``>= 0`` for discrete actions. Below 0 where the critic prefers ``a`` to what its own actor does.
+    """
+    targets = teacher.targets(observations)
+    if "q_values" in targets.parameters:
+        q_values = targets.parameters["q_values"]
+        chosen = actions.long().reshape(-1, 1) - teacher.family.start  # type: ignore[union-attr]
+        gap = q_values.amax(-1) - q_values.gather(-1, chosen).squeeze(-1)
+    else:
+        critic, features = teacher.critic, teacher.encode(observations)
+        assert isinstance(critic, ActionValue)
+        own, other = (critic.of(features, part.float().reshape(len(features), -1), teacher.network) for part in (targets.actions, actions))
+        gap = own - other
+    return (teacher.reward_scale or 1.0) * gap
