@@ -185,10 +185,25 @@ def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Sp
     if difference := first_difference((observation_space, action_space), (env.observation_space, env.action_space)):
         role, mine, theirs = difference
         mend = "name the environment it was trained in with --env"
-        shape = env.observation_space.shape
-        if role == "observations" and len(observation_space.shape or ()) == 1 and shape == (observation_space.shape[0] - 1,):  # type: ignore[index]
-            mend += ", or its run's folder with config.yml if it was trained with TimeFeatureWrapper"
+        if role == "observations" and (wrapper := wrapper_that_fits(observation_space, env.observation_space)):
+            entry = wrapper[0] + "".join(f": {{{name}: {value}}}" for name, value in wrapper[1].items())
+            mend += f", or its run's folder with config.yml if it was trained with {wrapper[0]}, or a YAML file with id: {spec.id} and "
+            mend += f"wrappers: [{entry}]"
         raise RequestError(f"the agent's {role} are {mine}, those of {spec.id} are {theirs}; {mend}")
+
+
+def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[str, Any]] | None:
+    """Name a wrapper, and its arguments, that makes of the observations ``theirs`` vectors as long as ``mine``; None if none would."""
+    if not (isinstance(mine, gym.spaces.Box) and isinstance(theirs, gym.spaces.Box) and len(mine.shape) == 1):
+        return None
+    length, here = mine.shape[0], theirs.shape
+    if len(here) != 1:
+        return ("FlattenObservation", {}) if int(np.prod(here)) == length else None
+    if length == here[0] + 1:
+        return "TimeFeatureWrapper", {}
+    if here[0] and length % here[0] == 0 and length > here[0]:
+        return "VecFrameStack", {"n_stack": length // here[0]}
+    return None
 
 
 def first_difference(mine: tuple[gym.Space, gym.Space], theirs: tuple[gym.Space, gym.Space]) -> tuple[str, str, str] | None:

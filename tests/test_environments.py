@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import pytest
 
 from policy_distill import environments
 from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec, check_matches, entries, make, modernize, resolve
+from policy_distill.environments import EnvironmentSpec, check_fits, check_matches, entries, make, modernize, resolve, wrapper_that_fits
 
 # Gymnasium's MuJoCo environments import both.
 HAS_MUJOCO = all(importlib.util.find_spec(name) for name in ("mujoco", "imageio"))
@@ -371,3 +372,32 @@ def test_data_are_found_in_a_checkout_and_in_an_installed_package(tmp_path, monk
     monkeypatch.setattr(environments, "__file__", str(tmp_path / "elsewhere" / "environments.py"))
     with pytest.raises(RequestError, match="the folder agents/ is missing in this installation"):
         environments.data_dir("agents")
+
+
+@pytest.mark.parametrize(
+    ("length", "here", "wrapper"),
+    [
+        (5, (4,), ("TimeFeatureWrapper", {})),
+        (8, (4,), ("VecFrameStack", {"n_stack": 2})),
+        (12, (4,), ("VecFrameStack", {"n_stack": 3})),
+        (4, (2, 2), ("FlattenObservation", {})),
+        (2, (1,), ("TimeFeatureWrapper", {})),  # two frames would fit too
+        (4, (4,), None),
+        (3, (4,), None),
+        (7, (4,), None),
+        (5, (2, 2), None),
+    ],
+)
+def test_the_wrapper_that_would_fit_is_named(length, here, wrapper):
+    assert wrapper_that_fits(gym.spaces.Box(-1, 1, (length,)), gym.spaces.Box(-1, 1, here)) == wrapper
+
+
+def test_the_file_that_a_refusal_asks_for_makes_the_agent_fit(tmp_path):
+    spec, actions = EnvironmentSpec("CartPole-v1"), gym.spaces.Discrete(2)
+    for length in (5, 8):
+        with pytest.raises(RequestError) as refusal:
+            check_matches(spec, make(spec), gym.spaces.Box(-1, 1, (length,)), actions)
+        asked = re.search(r"a YAML file with (id: \S+) and (wrappers: .*)$", str(refusal.value))
+        assert asked is not None
+        (tmp_path / "env.yaml").write_text(f"{asked[1]}\n{asked[2]}\n")
+        check_fits(resolve(str(tmp_path / "env.yaml")), (gym.spaces.Box(-1, 1, (length,)), actions))

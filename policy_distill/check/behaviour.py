@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_distill.actions import ActionTargets, Bernoulli, Categorical, DiagGaussian, MultiCategorical
+from policy_distill.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
 from policy_distill.check.findings import Finding
 from policy_distill.losses import median_action_gap
 from policy_distill.teachers import Teacher
@@ -30,6 +30,7 @@ class Behaviour:
         states: how many.
         finite: whether everything that it says is a number.
         constant: whether it does the same in all of them.
+        reaction: greatest standard deviation of a component of the deterministic action, in halves of its range: 0 never reacts.
         clipped: share of the components of its deterministic action that lie on or beyond a bound.
         entropy: mean entropy of its distribution, as a share of the greatest possible: 0 is certain, 1 uniform.
         q_gap: median gap between the best two Q-values.
@@ -42,6 +43,7 @@ class Behaviour:
     states: int
     finite: bool
     constant: bool
+    reaction: float | None = None
     clipped: float | None = None
     entropy: float | None = None
     q_gap: float | None = None
@@ -82,11 +84,15 @@ def _of_actions(teacher: Teacher, targets: ActionTargets) -> dict[str, float]:
         return {"q_gap": median_action_gap(q_values), "q_size": float(q_values.amax(-1).abs().median())}
     if "logits" in parameters and has_distribution(teacher):
         return {"entropy": float(_entropy_share(family, parameters["logits"]).mean())}
+    if not _is_bounded(teacher.action_space):
+        return {}
+    assert isinstance(family, DiagGaussian | Deterministic)
+    figures = {"reaction": float(family.box.to_box(targets.actions).std(0, correction=0).max())}
     if isinstance(family, DiagGaussian):
         mean = parameters["mean"]
         outside = mean.tanh().abs() >= SQUASHED if family.squashed else mean.abs() >= 1
-        return {"clipped": float(outside.float().mean())} if _is_bounded(teacher.action_space) else {}
-    return {}
+        figures["clipped"] = float(outside.float().mean())
+    return figures
 
 
 def has_distribution(teacher: Teacher) -> bool:

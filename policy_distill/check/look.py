@@ -9,11 +9,14 @@ import numpy as np
 
 from policy_distill.check.behaviour import NOT_FINITE, Behaviour, observe, targets_of
 from policy_distill.check.findings import Finding
+from policy_distill.check.returns import Idle, against_idle
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import Episodes
 from policy_distill.teachers import Teacher
 from policy_distill.trajectories import Trajectory, play
 
+HARDLY_REACTS = 0.05
+"""Of half the range: below, a continuous agent is compared with one that does nothing. New networks show 0.001 to 0.04."""
 NEVER_ENDING = 10_000
 """Steps after which an episode without a time limit is taken for one that does not end."""
 
@@ -25,7 +28,7 @@ class Look:
     Attributes:
         own, random: episodes of the teacher and of a random policy on the same seeds; they were cut off where ``stop`` says so.
         behaviour: how the teacher acts in its own states, or in the random policy's if it was not let to act.
-        stop: why nothing further may be played; None if all is well.
+        stop: why nothing further need be played; None if all is well.
     """
 
     own: Episodes
@@ -51,7 +54,12 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int]) -> Look:
     if endless:
         what = f"{spec.id} has no time limit, and an episode of {endless} went on for {longest:,} steps without an end"
         stop = Finding("stop", "never_ends", what, "name a YAML file with --env: its id, and evaluation: {max_episode_steps: 1000}")
-    return Look(_episodes(played), _episodes(by_chance), _behaviour(teacher, played), stop)
+    own, random, behaviour = _episodes(played), _episodes(by_chance), _behaviour(teacher, played)
+    if stop is None and behaviour.reaction is not None and behaviour.reaction < HARDLY_REACTS:
+        assert isinstance(teacher.action_space, gym.spaces.Box)
+        idle = _episodes(play(Idle(teacher.action_space), spec, seeds, max_steps=longest))
+        stop = against_idle(own.returns, idle.returns, random.returns)
+    return Look(own, random, behaviour, stop)
 
 
 def time_limit(spec: EnvironmentSpec) -> int | None:

@@ -111,6 +111,30 @@ def against_drawn(own: np.ndarray, drawn: np.ndarray, random: np.ndarray) -> Fin
     return Finding("warn", "best_action_worse", what, mend)
 
 
+def against_idle(own: np.ndarray, idle: np.ndarray, random: np.ndarray) -> Finding | None:
+    """An agent that hardly reacts to what it sees and is not shown to earn more than one that does nothing, ``[E]`` on the same seeds.
+
+    Where moving at random costs reward, an untrained network beats the random policy by standing still. "More" means more than a tenth
+    of what doing nothing and acting at random are apart: a new network drifts a little to one side.
+    """
+    if shows_positive_mean(own - idle - 0.1 * abs(idle.mean() - random.mean()), 0.975):
+        return None
+    what = f"the agent hardly reacts to what it sees and earns {own.mean():.1f} here, {idle.mean():.1f} is what doing nothing earns"
+    return Finding("stop", "no_better_than_idle", what, "look whether it was trained, and for missing normalisation")
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Does nothing: the action nearest to zero in a box; a policy for ``evaluate``."""
+
+    space: gym.spaces.Box
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """The same ``[B, ...]`` always."""
+        action = np.clip(np.zeros(self.space.shape, self.space.dtype), self.space.low, self.space.high)
+        return np.repeat(action[None], len(observations), axis=0)
+
+
 @dataclass
 class DrawnActions:
     """A teacher that draws its actions; a policy for ``evaluate``."""

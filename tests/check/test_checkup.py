@@ -1,4 +1,4 @@
-"""Before the work: what a folder claims, and whether the return here fits it."""
+"""The whole examination: what is measured, compared and found."""
 
 from __future__ import annotations
 
@@ -6,53 +6,21 @@ import json
 import math
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
-from policy_distill.check import Checkup, Claim, check_teacher, find_claim
+from policy_distill.check import Checkup, Claim, check_teacher
 from policy_distill.evaluate import Episodes
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.teachers import Teacher
-from tests.small_worlds import WALK, walk_expert
+from tests.small_worlds import BANDIT, PUSH, WALK, Push, Walk, bandit_teacher, walk_best, walk_expert, walk_teacher
 
 CHANCE = "no better than a random policy here: wrong environment, missing normalisation, or untrained"
 
 
 def card(folder: Path, mean: float, std: float, episodes: int) -> None:
     (folder / "card.json").write_text(json.dumps({"algo": "ppo", "return_mean": mean, "return_std": std, "episodes": episodes}))
-
-
-def evaluations(path: Path, *results: tuple[float, ...]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, timesteps=np.arange(len(results)), results=np.array(results), ep_lengths=np.ones((len(results), 2)))
-
-
-def test_a_folder_without_figures_claims_nothing(tmp_path):
-    assert find_claim(tmp_path / "agent.zip") is None
-
-
-def test_a_card_is_believed_first(tmp_path):
-    card(tmp_path, 282.1, 21.5, 100)
-    evaluations(tmp_path / "evaluations.npz", (1.0, 3.0))
-    assert find_claim(tmp_path / "agent.zip") == Claim(282.1, 21.5, 100, "card.json")
-
-
-@pytest.mark.parametrize("place", ["evaluations.npz", "agent/evaluations.npz"])
-def test_the_last_evaluation_is_the_agent_s(place, tmp_path):
-    evaluations(tmp_path / place, (7.0, 9.0), (1.0, 5.0))
-    # mean 3, standard deviation 2
-    assert find_claim(tmp_path / "agent.zip") == Claim(3.0, 2.0, 2, "evaluations.npz")
-
-
-def test_the_best_evaluation_is_the_best_model_s(tmp_path):
-    evaluations(tmp_path / "evaluations.npz", (1.0, 2.0), (7.0, 9.0), (1.0, 5.0))
-    assert find_claim(tmp_path / "best_model.zip") == Claim(8.0, 1.0, 2, "evaluations.npz")
-
-
-def test_nothing_is_unpickled(tmp_path):
-    np.savez(tmp_path / "evaluations.npz", results=np.array([[1.0], None], object))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        find_claim(tmp_path / "agent.zip")
 
 
 def checkup(own: tuple[float, ...], random: tuple[float, ...], claim: Claim | None = None) -> Checkup:
@@ -117,3 +85,54 @@ def test_an_agent_is_measured_and_compared_with_its_card(claimed, word, tmp_path
 def test_a_function_has_no_folder_that_could_claim(tmp_path):
     teacher = Teacher.from_callable(walk_expert().act, walk_expert().observation_space, walk_expert().action_space)
     assert check_teacher(teacher, WALK, episodes=10, workers=0).claim is None
+
+
+def topics(found: Checkup) -> dict[str, str]:
+    return {finding.topic: finding.severity for finding in found.findings}
+
+
+def test_an_agent_below_its_card_is_told_worst_first(tmp_path):
+    teacher = Teacher.load(save_ppo(walk_expert(), tmp_path / "agent.zip"))
+    card(tmp_path, 0.0, 1.0, 100)
+    found = check_teacher(teacher, WALK, episodes=30, workers=0)
+    assert topics(found)["return_below_claim"] == "warn"
+    ranks = [["stop", "warn", "note"].index(finding.severity) for finding in found.findings]
+    assert ranks == sorted(ranks)
+    assert found.summary()["findings"][0]["topic"] == found.findings[0].topic
+
+
+def test_a_good_agent_has_nothing_against_it(tmp_path):
+    found = check_teacher(walk_teacher(), WALK, episodes=20, workers=0)
+    assert found.findings == ()
+    assert found.drawn is None  # a function has no distribution
+    assert found.behaviour is not None
+    assert found.behaviour.states == found.episodes.lengths[:16].sum()
+
+
+def test_an_agent_that_is_better_when_it_draws_its_actions_is_told():
+    """It prefers standing still by a hair; the way to the target comes next."""
+
+    def logits(seen: np.ndarray) -> np.ndarray:
+        scores = np.full((len(seen), 3), -9.0)
+        scores[np.arange(len(seen)), walk_best(seen)] = 0.0
+        scores[:, 1] = 0.1
+        return scores
+
+    teacher = Teacher.from_callable(logits, Walk.observation_space, gym.spaces.Discrete(3), outputs="logits")
+    found = check_teacher(teacher, WALK, episodes=20, workers=0)
+    assert {"best_action_worse": "warn", "no_better_than_random": "stop", "constant_action": "warn"}.items() <= topics(found).items()
+    assert found.drawn is not None
+    assert found.drawn.returns.mean() > found.episodes.returns.mean() == -12  # it never moves, and the limit is 12 steps
+
+
+def test_an_agent_that_answers_with_nan_is_not_let_to_act():
+    teacher = Teacher.from_callable(lambda seen: np.full((len(seen), 2), np.nan), Push.observation_space, Push().action_space)
+    found = check_teacher(teacher, PUSH, episodes=6, workers=0)
+    assert topics(found) == {"not_finite": "stop"}
+    assert len(found.episodes.returns) == 0
+    assert found.verdict == "not measured: its answers are no numbers"
+
+
+def test_a_bandit_is_asked_about(tmp_path):
+    found = check_teacher(bandit_teacher(), BANDIT, episodes=20, workers=0)
+    assert topics(found) == {"one_step_episodes": "warn"}

@@ -1,0 +1,47 @@
+"""Whole episodes step by step are the episodes of ``evaluate``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from policy_distill.evaluate import evaluate
+from policy_distill.trajectories import play
+from tests.small_worlds import BANDIT, PUSH, WALK, WALK_LIMIT, bandit_teacher, push_teacher, walk_best, walk_teacher
+
+SEEDS = list(range(100, 120))
+"""More than a batch."""
+WORLDS = [(BANDIT, bandit_teacher()), (PUSH, push_teacher()), (WALK, walk_teacher())]
+
+
+@pytest.mark.parametrize(("spec", "teacher"), WORLDS, ids=lambda value: getattr(value, "id", ""))
+@pytest.mark.parametrize("at_random", [False, True])
+def test_returns_and_lengths_are_evaluate_s(spec, teacher, at_random):
+    policy = None if at_random else teacher
+    played, expected = play(policy, spec, SEEDS), evaluate(policy, spec, SEEDS, num_envs=3)
+    assert [episode.seed for episode in played] == SEEDS
+    np.testing.assert_allclose([episode.rewards.sum() for episode in played], expected.returns)
+    assert [len(episode.rewards) for episode in played] == expected.lengths.tolist()
+    assert all(episode.ended for episode in played)
+
+
+def test_each_step_is_kept_with_what_was_seen_before_it():
+    for episode in play(walk_teacher(), WALK, SEEDS):
+        position, target = episode.observations[:, 0], episode.observations[:, 1]
+        np.testing.assert_array_equal(episode.actions, walk_best(episode.observations))
+        np.testing.assert_array_equal(position + episode.actions - 1, np.append(position[1:], episode.last_observation[0]))
+        assert (position != target).all()
+        assert episode.last_observation[0] == episode.last_observation[1]
+        assert (episode.terminated, episode.truncated) == (True, False)
+
+
+def test_how_an_episode_ended_is_kept():
+    (away,) = play(type("Still", (), {"act": lambda self, seen: np.ones(len(seen), np.int64)})(), WALK, [3])
+    assert (len(away.rewards), away.terminated, away.truncated) == (WALK_LIMIT, False, True)
+    assert all(episode.truncated for episode in play(push_teacher(), PUSH, [3]))
+
+
+def test_an_episode_is_cut_off_and_says_so():
+    played = play(push_teacher(), PUSH, SEEDS, max_steps=2)
+    assert all(len(episode.rewards) == 2 and not episode.ended for episode in played)
+    assert all(episode.ended for episode in play(push_teacher(), PUSH, SEEDS, max_steps=5))
