@@ -14,6 +14,7 @@ from policy_distill.check import Checkup, Claim, check_teacher
 from policy_distill.evaluate import Episodes
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.teachers import Teacher
+from tests.check.test_versions import UPHILL
 from tests.small_worlds import BANDIT, PUSH, WALK, Push, Walk, bandit_teacher, walk_best, walk_expert, walk_teacher
 
 CHANCE = "no better than a random policy here: wrong environment, missing normalisation, or untrained"
@@ -136,3 +137,11 @@ def test_an_agent_that_answers_with_nan_is_not_let_to_act():
 def test_a_bandit_is_asked_about(tmp_path):
     found = check_teacher(bandit_teacher(), BANDIT, episodes=20, workers=0)
     assert topics(found) == {"one_step_episodes": "warn"}
+
+
+def test_an_agent_in_the_wrong_version_is_told_which_one_keeps_the_promise(tmp_path):
+    teacher = Teacher.load(save_ppo(walk_expert(), tmp_path / "agent.zip"))
+    card(tmp_path, -4.0, math.sqrt(6), 100)
+    found = check_teacher(teacher, UPHILL, episodes=30, workers=0)
+    assert {"return_below_claim": "warn", "other_version_fits_better": "warn"}.items() <= topics(found).items()
+    assert "other_version_fits_better" not in topics(check_teacher(teacher, WALK, episodes=30, workers=0))
