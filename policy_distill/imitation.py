@@ -17,7 +17,8 @@ from policy_distill.job import Job
 from policy_distill.rounds import Round, track_round, track_validation
 from policy_distill.run import Kept, Run
 from policy_distill.spaces import encode_observations
-from policy_distill.students import Student, StudentStack
+from policy_distill.stack import StudentStack
+from policy_distill.students import Student
 from policy_distill.train import Trainer
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HUBER_DELTA = 0.1
+"""Where Huber's square turns into a line, in box units."""
 Q_TEMPERATURES = {"raw": 0.01, "z_score": 0.5}
 """What Q-values are divided by unless a temperature is named: Rusu et al. 2016 (https://arxiv.org/abs/1511.06295), and ours."""
 
@@ -192,7 +194,7 @@ def mean_absolute(error: Tensor) -> Tensor:
     return error.abs().mean(-1)
 
 
-def huber(error: Tensor, *, delta: float = 0.1) -> Tensor:
+def huber(error: Tensor, *, delta: float = HUBER_DELTA) -> Tensor:
     """Mean over the last dimension of ``error**2 / (2 delta)`` up to ``delta`` and ``|error| - delta / 2`` beyond (Huber 1964, slope 1).
 
     Args:

@@ -41,7 +41,7 @@ from policy_distill.relations import RELATIONS, cosine_distance, normalized_squa
 
 OUTPUT = "output"
 """Name of a network's own output among its layers: logits, Q-values or means."""
-_REGRESSIONS = {"squared": mean_squared, "absolute": mean_absolute, "huber": huber}
+REGRESSIONS = {"squared": mean_squared, "absolute": mean_absolute, "huber": huber}
 _LAYER_DISTANCES = {"mse": normalized_squared_error, "cosine": cosine_distance}
 Projection: TypeAlias = tuple[Tensor, Tensor]
 
@@ -133,7 +133,7 @@ class Objective:
         if self.kind == "regression":
             assert isinstance(family, (DiagGaussian, Deterministic))
             error = bounded_error(family.box.to_box(targets.actions), outputs)
-            return {self.soft_name: _REGRESSIONS[self.config.regression](error)}
+            return {self.soft_name: REGRESSIONS[self.config.regression](error)}
         if isinstance(family, DiagGaussian):
             mean, spread = parameters["mean"], parameters["log_std"]
             if self.kind == "nll":

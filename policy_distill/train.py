@@ -11,12 +11,16 @@ from torch import Tensor
 from policy_distill.actions import ActionTargets, DiagGaussian
 from policy_distill.config import TrainConfig
 from policy_distill.dataset import Dataset
+from policy_distill.gradients import Gradient, prepare, written_out
 from policy_distill.losses import bounded_error
 from policy_distill.objective import Objective
 from policy_distill.spaces import encode_observations
-from policy_distill.students import Student, StudentStack
+from policy_distill.stack import StudentStack
+from policy_distill.students import Student
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+CHUNK_STEPS, CHUNK_BYTES = 32, 2**22
+"""Batches that are drawn and prepared at once: so many at most, and of so many bytes, which the last-level cache holds."""
 HELD_OUT_ROWS = 8192
 """Rows that validation losses are taken on."""
 
@@ -38,6 +42,9 @@ class Trainer:
         self.averaged = stack.flat.clone()
         self._first_moment = torch.zeros_like(stack.flat)
         self._second_moment = torch.zeros_like(stack.flat)
+        self._steps = torch.zeros((), device=stack.flat.device)
+        """``gradient_steps`` where Adam reads it."""
+        self._activations = stack.buffers(config.batch_size)
 
     @property
     def learning_rate(self) -> float:
@@ -47,36 +54,76 @@ class Trainer:
     @property
     def progress(self) -> float:
         """Share of the training that is done, in [0, 1]."""
-        return min(self.gradient_steps / self.config.gradient_steps, 1.0)
+        return self._progress_after(0)
+
+    def _progress_after(self, steps: int) -> float:
+        return min((self.gradient_steps + steps) / self.config.gradient_steps, 1.0)
 
     def run(self, dataset: Dataset, num_steps: int) -> dict[str, float]:
         """Take ``num_steps`` gradient steps and return each term's mean over the members and steps."""
         self.objective.calibrate(dataset.rows()[1])
         sums: dict[str, Tensor] = {}
-        for _ in range(num_steps):
-            for name, value in self._step(dataset).items():
+        chunk = self._chunk_steps(dataset)
+        for first in range(0, num_steps, chunk):
+            for name, value in self._take(dataset, min(chunk, num_steps - first)).items():
                 sums[name] = sums[name] + value if name in sums else value
         return {name: float(value) / num_steps for name, value in sums.items()}
 
-    def _step(self, dataset: Dataset) -> dict[str, Tensor]:
-        stack, objective = self.stack, self.objective
-        observations, targets = dataset.sample(self.config.batch_size, self.generators, parameters=objective.reads)
-        activations = stack.forward(self._encode(observations))
+    def _chunk_steps(self, dataset: Dataset) -> int:
+        """How many steps are drawn at once."""
+        if self.objective.kind == "nll":
+            return 1  # each member's generator draws a batch and then the actions on it
+        row_bytes = dataset.row_bytes(self.objective.reads)
+        return max(1, min(CHUNK_STEPS, CHUNK_BYTES // (row_bytes * self.config.batch_size * self.stack.num_members)))
+
+    def _take(self, dataset: Dataset, num_steps: int) -> dict[str, Tensor]:
+        """Take some steps whose batches are drawn at once; return the sum over them of each term's mean over members and samples."""
+        objective = self.objective
+        observations, targets = dataset.sample(self.config.batch_size, self.generators, num_steps=num_steps, parameters=objective.reads)
+        encoded = encode_observations(self.stack.architecture.observation_space, observations.flatten(0, 2))
+        inputs = self.stack.inputs(encoded.unflatten(0, observations.shape[:3]))
+        progress = [self._progress_after(step) for step in range(num_steps)]
+        if written_out(objective):
+            gradient = prepare(objective, targets, progress)
+            for step, batch in enumerate(inputs.unbind(0)):
+                self._step(batch, gradient, step)
+            return gradient.values()
+        sums: dict[str, Tensor] = {}
+        for step, batch in enumerate(inputs.unbind(0)):
+            for name, value in self._step_by_autograd(batch, _at(targets, step)).items():
+                sums[name] = sums[name] + value if name in sums else value
+        return sums
+
+    @torch.no_grad()
+    def _step(self, inputs: Tensor, gradient: Gradient, step: int) -> None:
+        """One gradient step on ``inputs`` ``[K, inputs + 1, B]`` whose loss has a written-out gradient."""
+        activations = self._activations
+        outputs = self.stack.forward(inputs, activations)
+        gradient.write(step, outputs, activations.slopes[-1])
+        self.stack.backward(inputs, activations)
+        self._update()
+
+    def _step_by_autograd(self, inputs: Tensor, targets: ActionTargets) -> dict[str, Tensor]:
+        """One gradient step on any loss: autograd goes through the loss alone, from the output and from the layers that it reads."""
+        stack, objective, activations = self.stack, self.objective, self._activations
+        stack.forward(inputs, activations)
         reads_layers = bool(stack.projections) or objective.config.relations.weight > 0
-        for layer in activations.after if reads_layers else activations.after[-1:]:
-            layer.requires_grad_()
+        layers = {name: layer.detach().requires_grad_() for name, layer in activations.named().items()}
         terms = objective.terms(
-            activations.after[-1],
+            layers["output"],
             stack.log_std,
             targets,
             progress=self.progress,
             draws=self._draws(targets) if objective.kind == "nll" else None,
-            layers=activations.named() if reads_layers else None,
+            layers=layers if reads_layers else None,
             projections=stack.projections,
         )
         # Members do not share parameters: the sum over them keeps their gradients apart.
         objective.total(terms, progress=self.progress).mean(-1).sum().backward()
-        stack.backward(activations, [layer.grad for layer in activations.after])
+        *hints, slope = [None if layer.grad is None else layer.grad.transpose(1, 2) for layer in layers.values()]
+        assert slope is not None, "every loss reads the output"
+        activations.slopes[-1].copy_(slope)
+        stack.backward(inputs, activations, hints)
         self._update()
         return {name: value.detach().mean() for name, value in terms.items()}
 
@@ -89,15 +136,14 @@ class Trainer:
     @torch.no_grad()
     def _update(self) -> None:
         """Adam (Kingma & Ba 2015, algorithm 1) on the flat tensors, then the moving average."""
-        gradient, learning_rate = self.stack.gradient, self.learning_rate
+        stack, learning_rate = self.stack, self.learning_rate
         self.gradient_steps += 1
-        self._first_moment.lerp_(gradient, 1 - BETA1)
-        self._second_moment.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        unbias = math.sqrt(1 - BETA2**self.gradient_steps)
-        step_size = learning_rate * unbias / (1 - BETA1**self.gradient_steps)
-        self.stack.flat.addcdiv_(self._first_moment, self._second_moment.sqrt().add_(EPSILON * unbias), value=-step_size)
+        torch._fused_adam_(
+            [stack.flat], [stack.gradient], [self._first_moment], [self._second_moment], [], [self._steps.fill_(self.gradient_steps)],
+            lr=learning_rate, beta1=BETA1, beta2=BETA2, weight_decay=0.0, eps=EPSILON, amsgrad=False, maximize=False,
+        )  # fmt: skip
         decay = min(self.config.average_decay, (1 + self.gradient_steps) / (10 + self.gradient_steps))
-        self.averaged.lerp_(self.stack.flat, 1 - decay)
+        self.averaged.lerp_(stack.flat, 1 - decay)
 
     def student(self, member: int = 0) -> Student:
         """The averaged weights of one member as a student of its own."""
@@ -134,6 +180,7 @@ class Trainer:
             variance = variance + (2 * targets.parameters["log_std"].cpu()).exp().mean(0)
         student.log_std.copy_(0.5 * variance.clamp_min(1e-6).log())
 
-    def _encode(self, observations: Tensor) -> Tensor:
-        members, batch = observations.shape[:2]
-        return encode_observations(self.stack.architecture.observation_space, observations.flatten(0, 1)).unflatten(0, (members, batch))
+
+def _at(targets: ActionTargets, step: int) -> ActionTargets:
+    """The targets of one step out of a chunk's."""
+    return ActionTargets({name: value[step] for name, value in targets.parameters.items()}, targets.actions[step])

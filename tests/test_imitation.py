@@ -11,7 +11,7 @@ from policy_distill.actions import ActionTargets
 from policy_distill.dataset import Dataset
 from policy_distill.imitation import new_trainer, normalization_of, part_of
 from policy_distill.job import Job
-from policy_distill.students import StudentStack
+from policy_distill.stack import StudentStack
 from policy_distill.train import Trainer
 from tests.small_worlds import BANDIT, bandit_teacher, generator, labelled
 from tests.stand_ins import run_of

@@ -22,7 +22,7 @@ TIERS = [
     {"job", "check", "report"},
     {"workers"},
     {"collect", "evaluate", "trajectories", "disagreements", "train", "export", "kickstart", "checkpoint", "tracking", "progress"},
-    {"teachers", "students", "environments", "wrappers", "dataset", "objective"},
+    {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
     {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files"},
     {"config"},
 ]

@@ -1,9 +1,8 @@
-"""Students: their size, their normalisation, their files, and the stack that trains K of them as one."""
+"""Students: their size, their normalisation and their files."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy_distill.config import RequestError
-from policy_distill.students import ACTIVATIONS, SMALLEST_WIDTH, Architecture, Student, StudentStack, count_parameters, hidden_sizes_for
+from policy_distill.students import ACTIVATIONS, SMALLEST_WIDTH, Architecture, Student, count_parameters, hidden_sizes_for
 from tests.small_worlds import generator, random_observations, random_student
 
 SEEN = gym.spaces.Box(-1.0, 1.0, (3,))
@@ -26,14 +25,6 @@ ACTED = [
     gym.spaces.Box(-2.0, 6.0, (2, 1)),
 ]
 sizes = st.lists(st.integers(1, 6), max_size=3).map(tuple)
-pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract")
-"""Views into one flat tensor are strided where there is more than one member; torch remarks on it once."""
-
-
-def stack_of(architecture: Architecture, seeds: list[int]) -> StudentStack:
-    inputs = architecture.widths[0]
-    mean, scale = torch.linspace(-1, 1, inputs), torch.linspace(0.5, 2, inputs)
-    return StudentStack(architecture, generators=[generator(seed) for seed in seeds], mean=mean, scale=scale)
 
 
 # Size.
@@ -160,116 +151,3 @@ def test_a_damaged_student_is_refused_in_one_line(damage, tmp_path):
         Student.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-# Stacks.
-
-
-@given(sizes, st.sampled_from(ACTED), st.sampled_from(sorted(ACTIVATIONS)))
-def test_a_stack_s_forward_is_each_member_s_own(hidden_sizes, action_space, activation):
-    stack = stack_of(Architecture(SEEN, action_space, hidden_sizes, activation), [0, 1, 2])
-    observations = torch.randn(3, 6, 3, generator=generator(9))
-    outputs = stack.forward(observations).after[-1]
-    for index in range(3):
-        torch.testing.assert_close(stack.member(index)(observations[index]), outputs[index], rtol=1e-5, atol=1e-5)
-
-
-def test_member_k_begins_as_it_would_alone():
-    architecture = Architecture(SEEN, ACTED[4], (5, 7))
-    together, alone = stack_of(architecture, [3, 4, 5]), stack_of(architecture, [4])
-    assert torch.equal(together.flat[1], alone.flat[0])
-    assert not torch.equal(together.flat[0], together.flat[1])
-
-
-def test_hidden_weights_begin_orthogonal_and_the_output_small():
-    stack = stack_of(Architecture(SEEN, ACTED[0], (3, 3)), [0])
-    first, second, last = (weight[0].detach() for weight in stack.weights)
-    for weight in (first, second):  # gain sqrt 2: W W^T = 2 I
-        torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(3), rtol=0, atol=1e-5)
-    torch.testing.assert_close(last @ last.T, 0.01 * torch.eye(3), rtol=0, atol=1e-6)
-    assert all((bias == 0).all() for bias in stack.biases)
-    assert (stack_of(Architecture(SEEN, ACTED[4], ()), [0]).log_std == -1).all()
-
-
-@given(sizes, st.sampled_from(sorted(ACTIVATIONS)))
-def test_the_written_out_backward_pass_is_autograd_s(hidden_sizes, activation):
-    stack = stack_of(Architecture(SEEN, ACTED[0], hidden_sizes, activation), [0, 1])
-    observations = torch.randn(2, 6, 3, generator=generator())
-    activations = stack.forward(observations)
-    draws = generator(3)
-    upstream = [torch.randn(layer.shape, generator=draws) for layer in activations.after]
-    stack.backward(activations, upstream)
-    for index in range(2):
-        oracle = stack.member(index).requires_grad_()
-        hidden = (observations[index] - oracle.mean) / oracle.scale
-        layers = []
-        for module in oracle.network:
-            hidden = module(hidden)
-            layers.append(hidden)
-        read = [*layers[1:-1:2], layers[-1]]
-        sum((layer * weight[index]).sum() for layer, weight in zip(read, upstream, strict=True)).backward()
-        pieces: list[Any] = [piece for layer in oracle.linears for piece in (layer.weight.grad.T.reshape(-1), layer.bias.grad)]  # type: ignore[union-attr]
-        torch.testing.assert_close(stack.gradient[index], torch.cat(pieces), rtol=1e-4, atol=1e-5)
-
-
-def test_a_hidden_layer_that_no_loss_reads_adds_nothing():
-    stack = stack_of(Architecture(SEEN, ACTED[0], (4,)), [0])
-    activations = stack.forward(torch.randn(1, 6, 3, generator=generator()))
-    upstream = torch.ones(1, 6, 4)
-    stack.backward(activations, [None, upstream])
-    without = stack.gradient.clone()
-    stack.backward(activations, [torch.zeros(1, 6, 4), upstream])
-    assert torch.equal(stack.gradient, without)
-
-
-def test_the_flat_tensor_is_what_acts_and_autograd_reaches_the_spread():
-    stack = stack_of(Architecture(SEEN, ACTED[4], (4,)), [0, 1])
-    observations = torch.randn(2, 6, 3, generator=generator())
-    (3 * stack.log_std).sum().backward()
-    activations = stack.forward(observations)
-    stack.backward(activations, [None, torch.zeros_like(activations.after[-1])])
-    assert (stack.gradient[:, -2:] == 3).all()
-    assert (stack.gradient[:, :-2] == 0).all()
-    stack.backward(activations, [None, torch.zeros_like(activations.after[-1])])
-    assert (stack.gradient == 0).all()  # what no loss has read since does not stay
-    before = stack.forward(observations).after[-1]
-    stack.flat[1].zero_()
-    assert torch.equal(stack.forward(observations).after[-1][0], before[0])
-    assert (stack.forward(observations).after[-1][1] == 0).all()
-
-
-def test_members_do_not_feel_each_other_s_gradients():
-    stack = stack_of(Architecture(SEEN, ACTED[0], (4,)), [0, 1])
-    activations = stack.forward(torch.randn(2, 6, 3, generator=generator()))
-    upstream = torch.zeros(2, 6, 4)
-    upstream[1] = 1
-    stack.backward(activations, [None, upstream])
-    assert (stack.gradient[0] == 0).all()
-    assert (stack.gradient[1] != 0).any()
-
-
-def test_layers_have_names_and_projections_come_last():
-    stack = StudentStack(
-        Architecture(SEEN, ACTED[4], (4, 5)), generators=[generator()], mean=torch.zeros(3), scale=torch.ones(3), projections=[(4, 7)]
-    )
-    named = stack.forward(torch.zeros(1, 2, 3)).named()
-    assert {name: layer.shape[-1] for name, layer in named.items()} == {"hidden.0": 4, "hidden.1": 5, "output": 2}
-    # 3 -> 4 -> 5 -> 2: 16 + 25 + 12 = 53; two spreads; 4 x 7 + 7
-    assert stack.flat.shape == (1, 53 + 2 + 35)
-    weight, bias = stack.projections[0]
-    assert (weight.shape, bias.shape) == ((1, 4, 7), (1, 1, 7))
-    stack.flat[:, -7:] = 3.0
-    assert (bias == 3).all()
-    assert stack.member(0).log_std.shape == (2,)
-
-
-def test_a_member_is_a_copy_with_the_stack_s_normalisation():
-    stack = stack_of(Architecture(SEEN, ACTED[4], (4,)), [0, 1])
-    student = stack.member(1)
-    assert torch.equal(student.mean, stack.mean)
-    assert torch.equal(student.scale, stack.scale)
-    before = [parameter.clone() for parameter in student.parameters()]
-    stack.flat.zero_()
-    assert all(torch.equal(one, other) for one, other in zip(before, student.parameters(), strict=True))
-    other = stack.member(1, torch.ones_like(stack.flat))
-    assert all((parameter == 1).all() for parameter in [*other.parameters(), other.log_std])

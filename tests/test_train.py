@@ -18,8 +18,9 @@ from policy_distill.actions import ActionTargets, Box, DiagGaussian, Family, fam
 from policy_distill.config import FeatureConfig, LossConfig, RelationConfig, TrainConfig
 from policy_distill.dataset import Dataset
 from policy_distill.objective import Objective
-from policy_distill.students import Architecture, Student, StudentStack
-from policy_distill.train import Trainer
+from policy_distill.stack import StudentStack
+from policy_distill.students import Architecture, Student
+from policy_distill.train import CHUNK_STEPS, Trainer
 from tests.small_worlds import generator, labelled, random_transitions
 
 CPU = torch.device("cpu")
@@ -63,12 +64,14 @@ class Scaled(Objective):
 
 @pytest.mark.parametrize("objective", [Objective, Scaled])
 @pytest.mark.parametrize("loss", ["kl", "regression"])
-def test_training_is_torch_s_adam_on_the_same_batches(loss, objective):
+def test_training_is_torch_s_adam_on_the_same_batches(loss, objective, monkeypatch):
     """An ordinary module, torch.distributions, torch.optim.Adam and LambdaLR, given the batches that the trainer drew."""
     config = TrainConfig(gradient_steps=30, batch_size=16, learning_rate=0.01, average_decay=0.0)
     space = ACTED[0] if loss == "kl" else BOX
     dataset, trainer = dataset_of(space), trainer_of(space, config, LossConfig(kind=loss, regression="squared"))
     trainer.objective.__class__ = objective
+    if objective is Scaled:  # the written-out gradients know the usual units alone
+        monkeypatch.setattr("policy_distill.train.written_out", lambda objective: False)
     oracle = trainer.stack.member(0).requires_grad_()
     adam = torch.optim.Adam(oracle.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.5 * (1 + math.cos(math.pi * step / 30)))
@@ -142,30 +145,38 @@ def test_without_averaging_the_student_has_the_last_weights():
     assert torch.equal(weight, trainer.stack.flat[0, : weight.numel()].view(3, 8).T)
 
 
-def test_exactly_as_many_steps_are_taken_as_were_asked_for(monkeypatch):
-    dataset, trainer = dataset_of(ACTED[0]), trainer_of(ACTED[0], TrainConfig(gradient_steps=100, batch_size=8))
-    calls: list[tuple[int, int]] = []
+@pytest.mark.parametrize("kind", ["kl", "nll"])
+def test_exactly_as_many_steps_are_taken_as_were_asked_for(kind, monkeypatch):
+    loss = LossConfig(kind=kind)
+    dataset, trainer = dataset_of(ACTED[0]), trainer_of(ACTED[0], TrainConfig(gradient_steps=100, batch_size=8), loss)
+    drawn = 0
     sample = dataset.sample
 
-    def spy(
-        batch_size: int, generators: Sequence[torch.Generator], *, parameters: Collection[str] | None = None
-    ) -> tuple[Tensor, ActionTargets]:
-        calls.append((len(generators), batch_size))
-        return sample(batch_size, generators, parameters=parameters)
+    def spy(batch_size: int, generators: Sequence[torch.Generator], *, num_steps: int, parameters: Collection[str]) -> Any:
+        nonlocal drawn
+        drawn += num_steps
+        assert (batch_size, len(generators)) == (8, 1)
+        return sample(batch_size, generators, num_steps=num_steps, parameters=parameters)
 
     monkeypatch.setattr(dataset, "sample", spy)
-    trainer.run(dataset, 13)
+    trainer.run(dataset, CHUNK_STEPS + 13)
     trainer.run(dataset, 4)
-    assert trainer.gradient_steps == 17
-    assert calls == [(1, 8)] * 17
+    assert trainer.gradient_steps == drawn == CHUNK_STEPS + 17
+    generator_now, as_if = trainer.generators[0], generator(7)
+    for _ in range(drawn):
+        _, targets = sample(8, [as_if])
+        if kind == "nll":
+            torch.rand(targets.parameters["logits"].shape[1:], generator=as_if)
+    assert torch.equal(generator_now.get_state(), as_if.get_state())
 
 
-def test_many_short_runs_are_one_long_one():
-    config = TrainConfig(gradient_steps=30, batch_size=8)
+@pytest.mark.parametrize("kind", ["kl", "nll"])
+def test_many_short_runs_are_one_long_one(kind):
+    config = TrainConfig(gradient_steps=60, batch_size=8)
     dataset = dataset_of(ACTED[0])
-    one, several = trainer_of(ACTED[0], config), trainer_of(ACTED[0], config)
-    one.run(dataset, 30)
-    for steps in (1, 9, 20):
+    one, several = (trainer_of(ACTED[0], config, LossConfig(kind=kind)) for _ in range(2))
+    one.run(dataset, 60)
+    for steps in (1, 9, 50):
         several.run(dataset, steps)
     assert torch.equal(one.stack.flat, several.stack.flat)
     assert torch.equal(one.averaged, several.averaged)

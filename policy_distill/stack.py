@@ -1,0 +1,248 @@
+"""K students of one architecture as rows of one flat tensor, with a forward and a backward pass that allocate nothing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from policy_distill.actions import DiagGaussian
+from policy_distill.students import Architecture, Student, layer_names
+
+NARROW = 10
+"""Rows up to which MKL multiplies over a long batch with its fast kernel; one row more takes up to ten times as long."""
+SPLIT = 40
+"""Rows up to which parts of ``NARROW`` rows are faster than the whole product."""
+Factors: TypeAlias = tuple[Tensor, Tensor]
+"""``[K, rows, B]`` and ``[K, B, columns]``."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a stack computes for batches of one size: buffers, overwritten by each pass.
+
+    They lie feature after feature, not sample after sample: softmax, activations and sums then run along the batch, and the last row of
+    ones makes the bias one more weight.
+
+    Attributes:
+        before: of each layer ``[K, width, B]``, before its activation; the last one is the output, which has none.
+        after: of each hidden layer ``[K, width + 1, B]``, after its activation; the last row is ones.
+        slopes: of each layer ``[K, width, B]``, the loss's gradient with respect to ``before``.
+        factors: of each layer but the first, whose input changes: the products that its weights' gradient is made of.
+        products: of each layer, where these are written.
+    """
+
+    before: list[Tensor]
+    after: list[Tensor]
+    slopes: list[Tensor]
+    factors: list[list[Factors]]
+    products: list[list[Tensor]]
+
+    @property
+    def output(self) -> Tensor:
+        """Logits or means ``[K, outputs, B]``."""
+        return self.before[-1]
+
+    def named(self) -> dict[str, Tensor]:
+        """``hidden.0``, ``hidden.1``, ..., ``output`` as losses read them: views ``[K, B, width]``."""
+        layers = [*(layer[:, :-1] for layer in self.after), self.output]
+        return {name: layer.transpose(1, 2) for name, layer in zip(layer_names(len(self.after)), layers, strict=True)}
+
+
+class StudentStack:
+    """K students of one architecture whose parameters are rows of one flat tensor, so that one step trains all of them.
+
+    The backward pass is written out: for networks this small autograd's bookkeeping costs more than its arithmetic.
+
+    Args:
+        architecture: of each member.
+        generators: one a member, for its first weights.
+        mean, scale: ``[inputs]`` of the normalisation, on the training device.
+        projections: for each hint the student's and the teacher's width; learned with the rest and left behind by ``member``.
+
+    Attributes:
+        flat: ``[K, P]``: weights and biases layer after layer, then ``log_std`` for continuous actions, then the projections.
+        gradient: ``[K, P]``; ``backward`` writes here through views.
+        weights: of each layer ``[K, width in + 1, width out]``, views into ``flat``; the last row is the bias.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        generators: list[torch.Generator],
+        mean: Tensor,
+        scale: Tensor,
+        projections: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.architecture = architecture
+        self.num_members = len(generators)
+        self.mean, self.scale = mean, scale
+        self._activate, self._derive = _FUNCTIONS[architecture.activation]
+        widths = architecture.widths
+        spread = widths[-1] if isinstance(architecture.family, DiagGaussian) else 0
+        size = architecture.params + spread + sum((ours + 1) * theirs for ours, theirs in projections)
+        self.flat = torch.zeros(self.num_members, size, device=mean.device)
+        self.gradient = torch.zeros_like(self.flat)
+        self._offset = 0
+        self._leaves: list[tuple[Tensor, Tensor]] = []
+        layers = [self._windows(width_in + 1, width_out) for width_in, width_out in itertools.pairwise(widths)]
+        self.weights = [window for window, _ in layers]
+        self._sinks = [window.transpose(1, 2) for window in self.weights]
+        self._sources = [window[:, :-1] for window in self.weights]
+        self._parts = [part for _, gradient in layers for part in _parts(gradient)]
+        self.log_std = self._leaf(1, spread)
+        self.projections = [(self._leaf(ours, theirs), self._leaf(1, theirs)) for ours, theirs in projections]
+        self._initialize(generators)
+
+    def _windows(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """The next ``[K, rows, columns]`` of ``flat`` and of ``gradient``."""
+        window = slice(self._offset, self._offset + rows * columns)
+        self._offset = window.stop
+        return self.flat[:, window].unflatten(1, (rows, columns)), self.gradient[:, window].unflatten(1, (rows, columns))
+
+    def _leaf(self, rows: int, columns: int) -> Tensor:
+        """The next window as a leaf of autograd's; ``backward`` takes its gradient over."""
+        window, gradient = self._windows(rows, columns)
+        leaf = window.detach().requires_grad_()
+        self._leaves.append((leaf, gradient))
+        return leaf
+
+    @torch.no_grad()
+    def _initialize(self, generators: list[torch.Generator]) -> None:
+        """Orthogonal weights (gain sqrt 2 in hidden layers, 0.1 at the output), zero biases, a standard deviation of exp(-1)."""
+        gains = [math.sqrt(2)] * (len(self.weights) - 1) + [0.1] + [1.0] * len(self.projections)
+        own = [weight[:, :-1] for weight in self.weights]
+        for weight, gain in zip([*own, *(weight for weight, _ in self.projections)], gains, strict=True):
+            for member, generator in enumerate(generators):
+                fresh = torch.empty(weight.shape[1:])
+                nn.init.orthogonal_(fresh, gain, generator=generator)
+                weight[member].copy_(fresh)
+        self.log_std.fill_(-1.0)
+
+    def buffers(self, batch_size: int) -> Activations:
+        """Room for one pass over ``batch_size`` samples a member."""
+        widths = self.architecture.widths
+
+        def room(width: int) -> Tensor:
+            return self.flat.new_empty(self.num_members, width, batch_size)
+
+        before, slopes = [room(width) for width in widths[1:]], [room(width) for width in widths[1:]]
+        after = [torch.ones_like(room(width + 1)) for width in widths[1:-1]]
+        factors = [_factors(below, slope) for below, slope in zip([room(widths[0] + 1), *after], slopes, strict=True)]
+        products = [[left.new_empty(*left.shape[:2], right.shape[-1]) for left, right in layer] for layer in factors]
+        return Activations(before, after, slopes, factors[1:], products)
+
+    @torch.no_grad()
+    def inputs(self, observations: Tensor) -> Tensor:
+        """Encoded raw observations ``[..., B, inputs]`` as ``forward`` reads them: normalised ``[..., inputs + 1, B]``, ones last."""
+        *lead, batch, width = observations.shape
+        inputs = observations.new_empty(*lead, width + 1, batch)
+        torch.sub(observations.transpose(-1, -2), self.mean[:, None], out=inputs[..., :-1, :])
+        inputs[..., :-1, :].div_(self.scale[:, None])
+        inputs[..., -1, :] = 1.0
+        return inputs
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor, activations: Activations) -> Tensor:
+        """Fill ``activations`` from what ``inputs`` returned, ``[K, inputs + 1, B]``; return the output ``[K, outputs, B]``."""
+        below = inputs
+        for index, before in enumerate(activations.before):
+            torch.bmm(self._sinks[index], below, out=before)
+            if index < len(activations.after):
+                below = activations.after[index]
+                self._activate(before, below[:, :-1])
+        return activations.output
+
+    @torch.no_grad()
+    def backward(self, inputs: Tensor, activations: Activations, hints: Sequence[Tensor | None] = ()) -> None:
+        """Write the loss's gradient with respect to all parameters into ``gradient``.
+
+        Args:
+            inputs: what ``forward`` was given.
+            activations: what it filled; the last of its ``slopes`` holds the loss's gradient with respect to the output.
+            hints: with respect to each hidden layer after its activation, ``[K, width, B]``; None where the loss does not read it.
+        """
+        for leaf, window in self._leaves:
+            window.zero_() if leaf.grad is None else window.copy_(leaf.grad)
+            leaf.grad = None
+        slopes = activations.slopes
+        for index in reversed(range(len(slopes))):
+            if index < len(slopes) - 1:
+                torch.bmm(self._sources[index + 1], slopes[index + 1], out=slopes[index])
+                if hints and (hint := hints[index]) is not None:
+                    slopes[index] += hint
+                self._derive(slopes[index], activations.before[index], activations.after[index][:, :-1])
+            factors = activations.factors[index - 1] if index else _factors(inputs, slopes[0])
+            for (left, right), product in zip(factors, activations.products[index], strict=True):
+                torch.bmm(left, right, out=product)
+        torch._foreach_copy_(self._parts, [product for layer in activations.products for product in layer])
+
+    @torch.no_grad()
+    def member(self, index: int, flat: Tensor | None = None) -> Student:
+        """Copy member ``index`` out as a ``Student`` on the CPU; from ``flat`` ``[K, P]`` if given (averaged weights)."""
+        source = (self.flat if flat is None else flat)[index].cpu()
+        student = Student(self.architecture)
+        offset = 0
+        for layer in student.linears:
+            count = layer.in_features * layer.out_features
+            layer.weight.copy_(source[offset : offset + count].view(layer.in_features, layer.out_features).T)
+            offset += count
+            layer.bias.copy_(source[offset : offset + layer.out_features])
+            offset += layer.out_features
+        student.mean.copy_(self.mean)
+        student.scale.copy_(self.scale)
+        student.log_std.copy_(source[offset : offset + len(student.log_std)])
+        return student.eval().requires_grad_(False)
+
+
+def _cuts(rows: int, columns: int, device: torch.device) -> int:
+    """Into how many parts the rows of a weights' gradient are cut; 0 stands for its transpose. Measured; none off the CPU."""
+    if device.type != "cpu" or rows <= NARROW:
+        return 1
+    if columns <= NARROW:
+        return 0
+    return math.ceil(rows / NARROW) if rows <= SPLIT else 1
+
+
+def _factors(below: Tensor, slope: Tensor) -> list[Factors]:
+    """What is multiplied to a weights' gradient ``[K, rows, columns]``: ``[K, rows, B]`` and ``[K, columns, B]``, part by part."""
+    cuts = _cuts(below.shape[1], slope.shape[1], slope.device)
+    if cuts == 0:
+        return [(slope, below.transpose(1, 2))]
+    right = slope.transpose(1, 2)
+    return [(left, right) for left in (below.tensor_split(cuts, 1) if cuts > 1 else (below,))]
+
+
+def _parts(gradient: Tensor) -> Sequence[Tensor]:
+    """Where the products of ``_factors`` belong in ``[K, rows, columns]``."""
+    cuts = _cuts(gradient.shape[1], gradient.shape[2], gradient.device)
+    return gradient.tensor_split(cuts, 1) if cuts else (gradient.transpose(1, 2),)
+
+
+_aten = torch.ops.aten
+Derive: TypeAlias = Callable[[Tensor, Tensor, Tensor], object]
+_FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], object], Derive]] = {
+    "relu": (
+        lambda before, after: torch.clamp_min(before, 0, out=after),
+        lambda slope, before, after: _aten.threshold_backward.grad_input(slope, after, 0, grad_input=slope),
+    ),
+    "tanh": (
+        lambda before, after: torch.tanh(before, out=after),
+        lambda slope, before, after: _aten.tanh_backward.grad_input(slope, after, grad_input=slope),
+    ),
+    "elu": (
+        lambda before, after: _aten.elu.out(before, out=after),
+        lambda slope, before, after: _aten.elu_backward.grad_input(slope, 1.0, 1.0, 1.0, True, after, grad_input=slope),
+    ),
+    "silu": (
+        lambda before, after: _aten.silu.out(before, out=after),
+        lambda slope, before, after: _aten.silu_backward.grad_input(slope, before, grad_input=slope),
+    ),
+}
+"""Each activation, from before it to after it, and its derivative, from the gradient after it to that before it, in place."""
