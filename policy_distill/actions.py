@@ -65,26 +65,26 @@ class Box:
         offset = np.where(bounded, (np.where(bounded, high, 0.0) + np.where(bounded, low, 0.0)) / 2, 0.0)
         return scale, offset
 
-    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return _affine_tensors(self, like.dtype, like.device)
 
     def to_box(self, actions: Tensor) -> Tensor:
         """Environment units to box units, ``[..., dim]``."""
-        scale, offset = self._tensors(actions)
+        scale, offset, _, _ = self._tensors(actions)
         return (actions - offset) / scale
 
     def to_environment(self, actions: Tensor) -> Tensor:
         """Box units to environment units, clipped to the bounds, ``[..., dim]``."""
-        scale, offset = self._tensors(actions)
-        return torch.clamp(actions * scale + offset, actions.new_tensor(self.low), actions.new_tensor(self.high))
+        scale, offset, low, high = self._tensors(actions)
+        return torch.clamp(actions * scale + offset, low, high)
 
 
 @functools.cache
-def _affine_tensors(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``Box.affine`` as tensors, made once: they are read in every gradient step."""
+def _affine_tensors(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``Box.affine`` and the bounds as tensors, made once: they are read in every gradient step and for every action."""
     with torch.inference_mode(False):
-        scale, offset = (torch.as_tensor(array, dtype=dtype, device=device) for array in box.affine())
-    return scale, offset
+        scale, offset, low, high = (torch.as_tensor(array, dtype=dtype, device=device) for array in (*box.affine(), box.low, box.high))
+    return scale, offset, low, high
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from policy_distill.actions import ActionTargets, Parameters
+from policy_distill.actions import ActionTargets
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.evaluate import BATCH
@@ -76,7 +76,12 @@ class Collector:
         self._indices, self._num_envs, self._seed = indices, num_envs, seed
         self._envs: list[gym.Env] = [make(spec) for _ in indices]
         self._episodes = np.array(indices, dtype=np.int64)
-        self._observations = np.stack([self._reset(slot) for slot in range(len(indices))])
+        self._steps = [env.step for env in self._envs]
+        first = np.stack([self._reset(slot) for slot in range(len(indices))])
+        # What the policies are asked: whole batches, whose last rows only fill them up and must be valid.
+        self._batch = np.repeat(first[:1], -(-len(indices) // BATCH) * BATCH, axis=0)
+        self._batch[: len(indices)] = first
+        self._observations = self._batch[: len(indices)]
 
     def _reset(self, slot: int) -> np.ndarray:
         """Begin the slot's episode with a seed of its own."""
@@ -119,35 +124,40 @@ class Collector:
             streams = [np.random.default_rng([self._seed, 2, round_index, index]) for index in self._indices]
             by_teacher = np.stack([stream.random(num_steps) < teacher_action_prob for stream in streams], axis=1)
         noise = [np.random.default_rng([self._seed, 5, round_index, index]) for index in self._indices]
-        parameters: list[Parameters] = []
-        actions: list[torch.Tensor] = []
-        action_shape = self._envs[0].action_space.shape or ()
-        batch = np.repeat(self._observations[:1], -(-len(self._envs) // BATCH) * BATCH, axis=0)  # the rows that fill it up must be valid
+        count, action_space = len(self._envs), self._envs[0].action_space
+        asked = torch.from_numpy(self._batch)  # the same memory
+        parameters: dict[str, np.ndarray] = {}
+        actions = np.empty(0)
 
         for step in range(num_steps):
             observations[step] = self._observations
             episodes[step] = self._episodes
-            batch[: len(self._envs)] = self._observations
-            targets = teacher.targets(torch.from_numpy(batch))
-            parameters.append({name: value[: len(self._envs)] for name, value in targets.parameters.items()})
-            actions.append(targets.actions[: len(self._envs)])
-            executed = actions[-1].numpy().reshape(len(self._envs), *action_shape)
+            targets = teacher.targets(asked)
+            chosen = targets.actions.numpy()[:count]
+            if step == 0:
+                parameters = {name: _rows_like(value, shape) for name, value in targets.parameters.items()}
+                actions = _rows_like(targets.actions, shape)
+            for name, value in targets.parameters.items():
+                parameters[name][step] = value.numpy()[:count]
+            actions[step] = chosen
+            executed = chosen.reshape(count, *(action_space.shape or ()))
             if student is not None and not by_teacher[step].all():
                 mask = by_teacher[step].reshape(-1, *[1] * (executed.ndim - 1))
-                executed = np.where(mask, executed, student.act(batch)[: len(self._envs)])
+                executed = np.where(mask, executed, student.act(self._batch)[:count])
             if exploration != NO_EXPLORATION:
-                executed = exploration.disturb(executed, self._envs[0].action_space, noise)
-            for index, env in enumerate(self._envs):
-                observation, reward, terminated[step, index], truncated[step, index], _ = env.step(executed[index])
-                rewards[step, index] = reward
-                if terminated[step, index] or truncated[step, index]:
-                    self._episodes[index] += self._num_envs
-                    observation = self._reset(index)
-                self._observations[index] = observation
+                executed = exploration.disturb(executed, action_space, noise)
+            rewards_now, terminated_now, truncated_now = rewards[step], terminated[step], truncated[step]
+            for slot, step_environment in enumerate(self._steps):
+                observation, reward, is_terminal, is_cut, _ = step_environment(executed[slot])
+                rewards_now[slot], terminated_now[slot], truncated_now[slot] = reward, is_terminal, is_cut
+                if is_terminal or is_cut:
+                    self._episodes[slot] += self._num_envs
+                    observation = self._reset(slot)
+                self._observations[slot] = observation
 
         return Transitions(
             observations=_flat(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
-            targets=ActionTargets({name: torch.cat([row[name] for row in parameters]) for name in parameters[0]}, torch.cat(actions)),
+            targets=ActionTargets({name: _flat(rows) for name, rows in parameters.items()}, _flat(actions)),
             rewards=_flat(rewards),
             terminated=_flat(terminated),
             truncated=_flat(truncated),
@@ -175,6 +185,11 @@ def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:
         episodes=join([part.episodes for part in parts]),
         by_teacher=join([part.by_teacher for part in parts]),
     )
+
+
+def _rows_like(value: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
+    """Room for ``[T, N]`` rows of a batch."""
+    return np.empty((*shape, *value.shape[1:]), value.numpy().dtype)
 
 
 def _flat(array: np.ndarray) -> torch.Tensor:

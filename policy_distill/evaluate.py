@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +16,8 @@ BATCH = 16
 """Observations go through a policy in batches of exactly this many rows (filled up with copies): matrix kernels round differently for
 different batch shapes, and an episode's return must not depend on how many others run beside it."""
 
+_DRAWS = 64
+"""Random actions that are drawn at once; another number would give other actions."""
 
 _FIRST_SEEDS = {"final": 1_000_000, "validation": 2_000_000, "check": 3_000_000, "comparison": 4_000_000}
 
@@ -67,11 +70,10 @@ def evaluate(
 ) -> Episodes:
     """Run one episode for each seed and return what it earned.
 
-    The environment is reset with the episode's seed, its action space with one derived from it: with the same seed both would draw the
-    same numbers, and "random" actions would follow what the environment drew. The returns do not depend on ``num_envs``.
+    The environment is reset with the episode's seed. The returns do not depend on ``num_envs``.
 
     Args:
-        policy: acts deterministically; None acts uniformly at random, drawing from the environment's action space.
+        policy: acts deterministically; None acts at random, see ``random_actions``.
         spec: the environment; a Gymnasium id or an entry of envs/ will do.
         seeds: one for each episode.
         num_envs: episodes run side by side.
@@ -83,49 +85,98 @@ def evaluate(
     envs = [] if envs is None else envs
     count = min(num_envs, len(seeds))
     envs.extend(make(spec) for _ in range(count - len(envs)))
-    envs = envs[:count]
+    resets, steps = ([getattr(env, name) for env in envs[:count]] for name in ("reset", "step"))
     space = envs[0].action_space
+    margin = _margin(space)
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     queue = iter(range(len(seeds)))
-    running: list[int | None] = [None] * len(envs)
+    episodes, totals, began = [0] * count, [0.0] * count, [0] * count
+    chance: list[Iterator[Any]] = [iter(())] * count
     observations: np.ndarray | None = None
-    agreed = asked = 0
+    agreed = step = 0
 
-    def begin(slot: int) -> None:
+    def begin(slot: int) -> bool:
+        """Start the next episode, if there is one."""
         nonlocal observations
-        running[slot] = episode = next(queue, None)
+        episode = next(queue, None)
         if episode is None:
-            return
+            return False
         seed = int(seeds[episode])
-        observation, _ = envs[slot].reset(seed=seed)
-        envs[slot].action_space.seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+        episodes[slot], totals[slot], began[slot] = episode, 0.0, step
+        observation, _ = resets[slot](seed=seed)
+        if policy is None:
+            chance[slot] = random_actions(space, seed)
         if observations is None:
-            rows = -(-len(envs) // BATCH) * BATCH
-            observations = np.repeat(np.asarray(observation)[None], rows, axis=0)
+            observations = np.repeat(np.asarray(observation)[None], -(-count // BATCH) * BATCH, axis=0)
         observations[slot] = observation
+        return True
 
-    for slot in range(len(envs)):
-        begin(slot)
-    while any(episode is not None for episode in running):
+    running = [slot for slot in range(count) if begin(slot)]
+    while running:
         assert observations is not None
-        actions = None if policy is None else act_in_batches(policy, observations)
-        if actions is not None and reference is not None:
-            busy = [slot for slot, episode in enumerate(running) if episode is not None]
-            agreed += int(alike(actions, act_in_batches(reference, observations), space)[busy].sum())
-            asked += len(busy)
-        for slot, episode in enumerate(running):
-            if episode is None:
-                continue
-            env = envs[slot]
-            action = env.action_space.sample() if actions is None else actions[slot]
-            observation, reward, terminated, truncated, _ = env.step(action)
-            returns[episode] += float(reward)
-            lengths[episode] += 1
+        if policy is None:
+            actions: Sequence[Any] | np.ndarray = [next(stream) for stream in chance]
+        else:
+            actions = act_in_batches(policy, observations)
+            if reference is not None:
+                agreed += int(_alike_within(margin, actions, act_in_batches(reference, observations))[running].sum())
+        step += 1
+        over = []
+        for slot in running:
+            observation, reward, terminated, truncated, _ = steps[slot](actions[slot])
+            totals[slot] += float(reward)
             if terminated or truncated:
-                begin(slot)
+                returns[episodes[slot]], lengths[episodes[slot]] = totals[slot], step - began[slot]
+                if not begin(slot):
+                    over.append(slot)
             else:
                 observations[slot] = observation
-    return Episodes(np.asarray(seeds, np.int64), returns, lengths, agreed / asked if asked else None)
+        if over:
+            running = [slot for slot in running if slot not in over]
+    asked = lengths.sum() if policy is not None and reference is not None else 0
+    return Episodes(np.asarray(seeds, np.int64), returns, lengths, float(agreed / asked) if asked else None)
+
+
+def random_actions(space: gym.Space, seed: int) -> Iterator[Any]:
+    """The actions of one episode of a policy that acts uniformly at random; as Gymnasium's ``sample`` where a box has no bounds.
+
+    They are drawn many at a time: a draw by itself costs more than a step of a small environment.
+
+    Args:
+        space: to draw from.
+        seed: the episode's. The stream is not the one that the environment makes of it: otherwise both would draw the same numbers, and
+            "random" actions would follow what the environment drew.
+    """
+    stream = np.random.default_rng([seed, 1])
+    if _is_simple(space):
+        while True:
+            yield from _draw(space, stream)
+    own = copy.deepcopy(space)
+    own.seed(int(stream.integers(2**31)))
+    while True:
+        yield own.sample()
+
+
+def _is_simple(space: gym.Space) -> bool:
+    if isinstance(space, gym.spaces.Box):
+        return bool(space.dtype.kind == "f" and np.isfinite(space.low).all() and np.isfinite(space.high).all())
+    return isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
+
+
+def _draw(space: gym.Space, stream: np.random.Generator) -> np.ndarray:
+    """``_DRAWS`` uniform actions."""
+    shape = (_DRAWS, *(space.shape or ()))
+    match space:
+        case gym.spaces.Discrete():
+            drawn = space.start + stream.integers(space.n, size=shape)
+        case gym.spaces.MultiDiscrete():
+            drawn = space.start + stream.integers(space.nvec, size=shape)
+        case gym.spaces.MultiBinary():
+            drawn = stream.integers(2, size=shape)
+        case _:
+            assert isinstance(space, gym.spaces.Box)
+            drawn = stream.uniform(space.low, space.high, shape)
+    return drawn.astype(space.dtype)
 
 
 def act_in_batches(policy: Policy, observations: np.ndarray) -> np.ndarray:
@@ -137,12 +188,19 @@ def act_in_batches(policy: Policy, observations: np.ndarray) -> np.ndarray:
 
 def alike(first: np.ndarray, second: np.ndarray, space: gym.Space) -> np.ndarray:
     """Which rows of two batches of actions ``[B, ...]`` are the same decision: equal, or within 5 % of the range in each component."""
+    return _alike_within(_margin(space), first, second)
+
+
+def _margin(space: gym.Space) -> np.ndarray | None:
+    """How far apart two equal components may be; None where they must be the same."""
     if not isinstance(space, gym.spaces.Box):
-        same = first == second
-    else:
-        span = np.where(np.isfinite(space.high) & np.isfinite(space.low), space.high - space.low, 2.0)
-        same = np.abs(first - second) <= 0.05 * span
-    return same.reshape(len(first), -1).all(axis=1)
+        return None
+    return 0.05 * np.where(np.isfinite(space.high) & np.isfinite(space.low), space.high - space.low, 2.0)
+
+
+def _alike_within(margin: np.ndarray | None, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    same = first == second if margin is None else np.abs(first - second) <= margin
+    return same if same.ndim == 1 else same.reshape(len(same), -1).all(axis=1)
 
 
 def merge(parts: Sequence[Episodes]) -> Episodes:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from policy_distill.actions import DiagGaussian, Family, Parameters, family_of
 from policy_distill.config import RequestError
 from policy_distill.files import write_atomically
+from policy_distill.layers import run
 from policy_distill.spaces import encode_observations, observation_width, space_from_dict, space_to_dict
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -112,8 +113,7 @@ class Student(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``."""
         encoded = encode_observations(self.observation_space, observations)
-        output: Tensor = self.network((encoded - self.mean) / self.scale)
-        return output
+        return run(self.network, (encoded - self.mean) / self.scale)
 
     def parameters_of(self, observations: Tensor) -> Parameters:
         """The parameters of the student's action distribution."""

@@ -23,7 +23,7 @@ TIERS = [
     {"workers"},
     {"collect", "evaluate", "trajectories", "disagreements", "train", "export", "kickstart", "checkpoint", "tracking", "progress"},
     {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
-    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files"},
+    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers"},
     {"config"},
 ]
 KNOWS_SB3 = ("policy_distill.teachers", "policy_distill.export.sb3", "policy_distill.kickstart", "policy_distill.benchmark")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.actions import ActionTargets, Bernoulli, Box, Categorical, Deterministic, DiagGaussian, Family, MultiCategorical
+from policy_distill.layers import run
 
 
 class DiscreteNetwork(nn.Module):
@@ -28,7 +29,7 @@ class DiscreteNetwork(nn.Module):
         return count(self.body)
 
     def forward(self, features: Tensor) -> ActionTargets:
-        scores = self.body(features)
+        scores = run(self.body, features)
         if self.num_quantiles > 1:
             scores = scores.view(len(scores), self.num_quantiles, -1).mean(1)
         parameters = {self.scores: scores}
@@ -50,7 +51,7 @@ class DeterministicNetwork(nn.Module):
         return count(self.body)
 
     def forward(self, features: Tensor) -> ActionTargets:
-        raw = self.body(features)
+        raw = run(self.body, features)
         return ActionTargets({}, self.bounds.unscale(raw.tanh()) if self.squashed else self.bounds.clip(raw))
 
 
@@ -75,12 +76,12 @@ class GaussianNetwork(nn.Module):
         return count(self.latent) + count(self.mean) + (count(self.spread) if self.spread_acts else 0)
 
     def forward(self, features: Tensor) -> ActionTargets:
-        latent = self.latent(features)
-        mean, log_std = self.mean(latent), self.spread(latent, features)
-        log_std = log_std.expand_as(mean)
+        latent = run(self.latent, features)
+        mean = run(self.mean, latent)
+        log_std = self.spread.forward(latent, features)
         if self.squashed:
-            return ActionTargets({"mean": mean, "log_std": log_std}, self.bounds.unscale(mean.tanh()))
-        parameters = {"mean": self.bounds.to_box(mean), "log_std": log_std - self.bounds.scale.log()}
+            return ActionTargets({"mean": mean, "log_std": log_std.expand_as(mean)}, self.bounds.unscale(mean.tanh()))
+        parameters = {"mean": self.bounds.to_box(mean), "log_std": (log_std - self.bounds.log_scale).expand_as(mean)}
         return ActionTargets(parameters, self.bounds.clip(mean))
 
 
@@ -91,13 +92,16 @@ class ActionBounds(nn.Module):
     high: Tensor
     scale: Tensor
     offset: Tensor
+    log_scale: Tensor
 
     def __init__(self, box: Box) -> None:
         super().__init__()
         self.box = box
         scale, offset = box.affine()
+        self._is_box = bool((scale == 1).all() and (offset == 0).all())
         for name, values in (("low", box.low), ("high", box.high), ("scale", scale), ("offset", offset)):
             self.register_buffer(name, torch.tensor(np.asarray(values), dtype=torch.float32))
+        self.register_buffer("log_scale", self.scale.log(), persistent=False)
 
     def clip(self, actions: Tensor) -> Tensor:
         return actions.clamp(self.low, self.high)
@@ -107,7 +111,7 @@ class ActionBounds(nn.Module):
         return self.low + 0.5 * (squashed + 1.0) * (self.high - self.low)
 
     def to_box(self, actions: Tensor) -> Tensor:
-        return (actions - self.offset) / self.scale
+        return actions if self._is_box else (actions - self.offset) / self.scale
 
 
 class ConstantSpread(nn.Module):
@@ -129,25 +133,27 @@ class LinearSpread(nn.Module):
         self.head = head
 
     def forward(self, latent: Tensor, features: Tensor) -> Tensor:
-        return self.head(latent).clamp(-20.0, 2.0)
+        return run(self.head, latent).clamp(-20.0, 2.0)
 
 
 class StateDependentSpread(nn.Module):
     """gSDE: variance = latent**2 @ std(log_std)**2 + 1e-6 (Raffin et al. 2022, arXiv 2005.05719, sec. 3)."""
 
+    variance: Tensor
+
     def __init__(self, log_std: Tensor, *, expln: bool, features: nn.Module | None) -> None:
         super().__init__()
         self.log_std = nn.Parameter(log_std)
-        self.expln = expln
         self.features = features
+        std = log_std.exp()
+        if expln:  # grows like a logarithm above 0
+            std = torch.where(log_std <= 0, std, (log_std.clamp_min(0) + 1e-6).log1p() + 1.0)
+        self.register_buffer("variance", std.detach().square(), persistent=False)
 
     def forward(self, latent: Tensor, features: Tensor) -> Tensor:
         if self.features is not None:  # sde_net_arch of old versions: the noise has a latent of its own
-            latent = self.features(features)
-        std = self.log_std.exp()
-        if self.expln:  # grows like a logarithm above 0
-            std = torch.where(self.log_std <= 0, std, (self.log_std.clamp_min(0) + 1e-6).log1p() + 1.0)
-        return 0.5 * (latent.square() @ std.square() + 1e-6).log()
+            latent = run(self.features, features)
+        return 0.5 * (latent.square() @ self.variance + 1e-6).log()
 
 
 def count(module: nn.Module) -> int:

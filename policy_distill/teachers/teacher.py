@@ -49,6 +49,7 @@ class Teacher(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    anchor: Tensor
 
     def __init__(
         self,
@@ -86,6 +87,8 @@ class Teacher(nn.Module):
         self.facts = dict(facts or {})
         self.recorded: tuple[str, ...] = ()
         self.obs_dim = observation_width(observation_space)
+        # Holds nothing; it lies where the weights do, and asking it is quicker than walking over all modules.
+        self.register_buffer("anchor", torch.empty(0), persistent=False)
         if normalization is not None:
             self.register_buffer("mean", torch.from_numpy(normalization.mean.copy()))
             self.register_buffer("scale", torch.from_numpy(np.sqrt(normalization.var + normalization.epsilon)))
@@ -120,7 +123,7 @@ class Teacher(nn.Module):
         """
         encoded = self.encode(observations)
         if not self.recorded:
-            return self.network(encoded)
+            return self.network.forward(encoded)
         with record_layers(self.network, self.recorded) as seen:
             targets = self.network(encoded)
         return ActionTargets({**targets.parameters, **{f"{LAYER}{name}": seen[name] for name in self.recorded}}, targets.actions)
@@ -160,9 +163,10 @@ class Teacher(nn.Module):
 
     def encode(self, observations: Tensor) -> Tensor:
         """Raw observations as the networks read them."""
-        if isinstance(self.observation_space, gym.spaces.Box):
-            if len(observations) and observations[0].numel() != self.obs_dim:
-                raise ValueError(f"an observation has {observations[0].numel()} numbers; this {self.algo} teacher reads {self.obs_dim}")
+        if isinstance(self.observation_space, gym.spaces.Box) and observations.shape[1:] != self.observation_space.shape:
+            numbers = observations.shape[1:].numel()
+            if len(observations) and numbers != self.obs_dim:
+                raise ValueError(f"an observation has {numbers} numbers; this {self.algo} teacher reads {self.obs_dim}")
             observations = observations.reshape(len(observations), *self.observation_space.shape)
         if isinstance(self.network, Ensemble):
             return observations  # each member normalises them itself
@@ -177,8 +181,7 @@ class Teacher(nn.Module):
     def layers(self) -> dict[str, int]:
         """Name and width of each layer that can be recorded, in the order in which they are computed."""
         space = self.observation_space
-        device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
-        probe = torch.zeros((2, *(space.shape or ())), device=device)
+        probe = torch.zeros((2, *(space.shape or ())), device=self.anchor.device)
         with torch.inference_mode(), record_layers(self.network, layers_inside(self.network)) as seen:
             self.targets(probe if isinstance(space, gym.spaces.Box) else probe.long())
         return {name: output.shape[1] for name, output in seen.items() if output.ndim == 2}
@@ -209,11 +212,10 @@ class Teacher(nn.Module):
     @torch.inference_mode()
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Deterministic actions ``[B, ...]`` for ``env.step``, from raw observations ``[B, ...]``."""
-        device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
-        actions = self.targets(torch.tensor(observations, device=device)).actions.cpu().numpy()
+        actions = self.targets(torch.tensor(observations, device=self.anchor.device)).actions.cpu().numpy()
         if isinstance(self.action_space, gym.spaces.Box):
             actions = actions.reshape(len(actions), *self.action_space.shape)
-            return actions.astype(self.action_space.dtype) if self.action_space.dtype.kind == "f" else actions
+            return actions.astype(self.action_space.dtype, copy=False) if self.action_space.dtype.kind == "f" else actions
         return actions
 
     def describe(self) -> dict[str, Any]:
