@@ -7,7 +7,9 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import queue
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -45,6 +47,13 @@ class Rollouts:
     @property
     def num_workers(self) -> int:
         return len(self._workers)
+
+    @property
+    def backend(self) -> str:
+        """Where the environments are stepped, for a person."""
+        if not self._workers:
+            return f"{self.num_envs} environments in this process"
+        return f"{self.num_envs} environments in {self.num_workers} worker process{'es' if self.num_workers > 1 else ''}"
 
     def collect(
         self,
@@ -175,17 +184,30 @@ class _Worker:
 def _serve(connection: Connection, parents_end: Connection, shard: tuple[Any, ...]) -> None:
     """Answer calls until told to stop or the parent is gone.
 
+    A thread takes the questions in while earlier ones are worked on. Without it parent and worker could wait for each other for ever: the
+    one with a question that does not fit into the pipe, the other with an answer that does not.
+
     Messages are plain pickles between this program's own processes: torch's sharing of tensors would hand over file descriptors and
     run out of them.
     """
     parents_end.close()
     torch.set_num_threads(1)
     worker = _Shard(*shard)
-    with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
-        while (message := pickle.loads(connection.recv_bytes())) is not None:
+    questions: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_take_in, args=(connection, questions), daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        while (message := pickle.loads(questions.get())) is not None:
             method, arguments = message
             try:
                 answer = (False, getattr(worker, method)(*arguments))
             except Exception:  # passed on to the process that asked
                 answer = (True, traceback.format_exc())
             connection.send_bytes(pickle.dumps(answer))
+
+
+def _take_in(connection: Connection, questions: queue.SimpleQueue[bytes]) -> None:
+    """Pass on what comes, and the end when the parent is gone."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            questions.put(connection.recv_bytes())
+    questions.put(pickle.dumps(None))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts, available_cores, split
-from tests.small_worlds import PUSH, WALK, Push, Walk, push_teacher, random_student, walk_teacher
+from tests.small_worlds import BANDIT, PUSH, WALK, Bandit, Push, Walk, push_teacher, random_student, walk_teacher
 from tests.test_collect import assert_equal
 
 
@@ -54,9 +54,24 @@ def test_evaluations_are_answered_in_the_order_in_which_they_were_begun():
     assert random.returns.mean() < first.returns.mean()
 
 
+@pytest.mark.timeout(60)
+def test_questions_and_answers_larger_than_a_pipe_do_not_wait_for_each_other():
+    """A second question of 500 kB is put while the first one's answer of 300 kB waits to be read: once this hung."""
+    student = random_student(Bandit.observation_space, gym.spaces.Discrete(4), hidden_sizes=(300, 300))
+    seeds = list(range(12_000))
+    with Rollouts(BANDIT, None, num_envs=1, seed=0, workers=1) as rollouts:
+        waiting = [rollouts.begin_evaluation(student, seeds, num_envs=16) for _ in range(2)]
+        returns = [answer().returns for answer in waiting]
+    assert all(len(found) == len(seeds) for found in returns)
+    np.testing.assert_array_equal(returns[0], returns[1])
+
+
 def test_there_are_no_more_workers_than_environments_and_by_default_one_a_core():
     with Rollouts(WALK, walk_teacher(), num_envs=2, seed=0, workers=5) as rollouts:
         assert rollouts.num_workers == 2
+        assert rollouts.backend == "2 environments in 2 worker processes"
+    with Rollouts(WALK, walk_teacher(), num_envs=4, seed=0, workers=0) as rollouts:
+        assert rollouts.backend == "4 environments in this process"
     with Rollouts(WALK, walk_teacher(), num_envs=64, seed=0) as rollouts:
         assert rollouts.num_workers == min(available_cores(), 64)
 
