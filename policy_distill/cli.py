@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from policy_distill.commands.benchmark import benchmark
 from policy_distill.commands.check_teacher import check_teacher
 from policy_distill.commands.compare_policies import compare_policies
 from policy_distill.commands.distill_policy import distill_policy
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "check_teacher": check_teacher,
     "run_suite": run_suite,
     "run_ablation": run_ablation,
+    "benchmark": benchmark,
 }
 
 

@@ -81,7 +81,7 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         Tracker(job.folder / "tensorboard") as tracker,
         display,
     ):
-        display.note(f"note: {rollouts.backend}")
+        display.note(rollouts.backend)
         run = Run(job, rollouts, tracker, display)
         run.evaluation_env_steps = checking_env_steps
         imitation = imitate(run)

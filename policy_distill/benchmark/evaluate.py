@@ -1,0 +1,59 @@
+"""Evaluating episodes, beside Stable-Baselines3's ``evaluate_policy``."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from policy_distill.benchmark.agents import Agent, load_agents
+from policy_distill.benchmark.interleave import Ratio, interleave
+from policy_distill.benchmark.limits import Recording, arithmetic
+from policy_distill.benchmark.result import Result
+from policy_distill.evaluate import BATCH, evaluate
+
+EPISODES = BATCH
+"""A turn's, of ours."""
+NAIVE_EPISODES = 3
+STEPS = 150
+"""Of each environment, of the limit."""
+
+
+def run(turns: int, teachers: Path | None = None) -> list[Result]:
+    """Time every agent in one process; the unit is a step of the environment, since episodes differ in length."""
+    return [one_process(agent, turns) for agent in load_agents(teachers)]
+
+
+def one_process(agent: Agent, turns: int) -> Result:
+    """CPU time a step of ``BATCH`` episodes side by side."""
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    envs: list = []
+    model_env = agent.vector_environment(1)
+    recording = Recording(agent.teacher, agent.spec, num_envs=BATCH, num_steps=STEPS)
+    act = arithmetic(agent.teacher, BATCH)
+    shape = (BATCH, *(agent.teacher.observation_space.shape or ()))
+    observations = np.zeros(shape, np.float64 if agent.teacher.normalization else np.float32)
+    firsts = itertools.count(0, EPISODES)
+
+    def ours() -> int:
+        first = next(firsts)
+        return evaluate(agent.teacher, agent.spec, range(first, first + EPISODES), envs=envs).env_steps
+
+    def naive() -> int:
+        _, lengths = evaluate_policy(agent.model, model_env, n_eval_episodes=NAIVE_EPISODES, return_episode_rewards=True)
+        return sum(lengths)  # type: ignore[arg-type]
+
+    def limit() -> int:
+        for _ in range(STEPS):
+            act(observations)
+        return recording.replay()
+
+    seconds = interleave({"ours": ours, "naive": naive, "limit": limit}, turns=turns)
+    mine, theirs, least = (seconds[name].cpu_seconds for name in ("ours", "naive", "limit"))
+    return Result(
+        "evaluate", agent.name, "evaluate_policy with one environment", Ratio.between(theirs, mine),
+        float(np.median(mine)) * 1e6, float(np.median(least)) * 1e6,
+        f"CPU time a step, {BATCH} episodes side by side in one process; limit: bare stepping and numpy",
+    )  # fmt: skip

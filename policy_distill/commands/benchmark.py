@@ -1,0 +1,47 @@
+"""``policy-distill benchmark``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from policy_distill.commands.parser import Parser
+from policy_distill.commands.printing import DONE, plain
+from policy_distill.config import RequestError
+
+STAGES = ("collect", "train", "stack", "evaluate", "infer", "job")
+OF_AGENTS = ("collect", "evaluate", "infer")
+"""Stages that are timed with agents, which ``--teachers`` chooses."""
+
+
+def benchmark(arguments: Sequence[str]) -> int:
+    """Time one stage beside what a user would write today, and beside what the machine allows."""
+    parser = Parser("benchmark", benchmark.__doc__)
+    parser.add_argument("stage", type=Literal[STAGES], help=", ".join(STAGES))
+    parser.add_argument("--turns", type=int, default=5, help="how often each variant is run, in turns; the figures are medians")
+    parser.add_argument(
+        "--teachers", type=str | None, default=None,
+        help="RL Zoo folder whose agents are timed; SB3 unpickles them, which runs code from the files; default: those that ship",
+    )  # fmt: skip
+    parser.add_display_arguments()
+    options = parser.parse(arguments)
+    if options.turns < 1:
+        raise RequestError(f"turns is {options.turns}; it must be >= 1")
+    if options.teachers is not None and options.stage not in OF_AGENTS:
+        raise RequestError(f"the stage {options.stage} is not timed with agents: leave --teachers out, or time {', '.join(OF_AGENTS)}")
+    from policy_distill.benchmark.result import describe_machine, machine, table
+    from policy_distill.job import one_torch_thread
+
+    stage = importlib.import_module(f"policy_distill.benchmark.{options.stage}")
+    chosen = {"teachers": Path(options.teachers)} if options.teachers is not None else {}
+    facts = machine()
+    with one_torch_thread():
+        results = stage.run(options.turns, **chosen)
+    if options.json:
+        print(json.dumps(plain({"machine": facts, "results": [result.to_dict() for result in results]}), indent=2))
+    else:
+        print(describe_machine(facts), table(results), sep="\n\n")
+    return DONE

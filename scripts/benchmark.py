@@ -1,0 +1,8 @@
+"""python scripts/benchmark.py is policy-distill benchmark."""
+
+import sys
+
+from policy_distill.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["benchmark", *sys.argv[1:]]))
