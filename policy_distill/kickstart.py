@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +18,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
-from policy_distill.actions import ActionTargets, Box, DiagGaussian
+from policy_distill.actions import ActionTargets, DiagGaussian
 from policy_distill.config import PolishConfig
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.objective import Objective
-from policy_distill.students import ACTIVATIONS, Student
+from policy_distill.ppo import LeanPolicy, LeanPPO, LeanVecEnv
+from policy_distill.students import ACTIVATIONS, Architecture, Student, StudentStack
 from policy_distill.teachers import Teacher
 
 CRITIC_SIZES = (64, 64)
@@ -105,56 +103,13 @@ class _Normalize(BaseFeaturesExtractor):
         return (observations.flatten(1) - self.mean) / self.scale  # type: ignore[operator]
 
 
-def _in_box_units(env: gym.Env) -> gym.Env:
-    """An environment whose actions lie in [-1, 1]; rounding takes none of them past the bounds."""
-    space: Any = env.action_space
-    scale, offset = (values.reshape(space.shape) for values in Box.from_space(space).affine())
-
-    def unscale(action: np.ndarray) -> np.ndarray:
-        return np.clip(action * scale + offset, space.low, space.high).astype(space.dtype)
-
-    return gym.wrappers.TransformAction(env, unscale, gym.spaces.Box(-1.0, 1.0, space.shape))
-
-
-class _WithoutInfo(gym.Wrapper):
-    """Forget what the environment says beside the reward: Stable-Baselines3 copies all of it in every step, a tenth of the time."""
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, _ = self.env.step(action)
-        return observation, reward, terminated, truncated, {}
-
-
-class _HeldToTeacher(ActorCriticPolicy):
-    """A policy whose "entropy" is minus its imitation loss: PPO's entropy coefficient becomes the weight of the pull to the teacher.
-
-    Attributes:
-        imitation_loss: observations -> ``[B]``; set after construction, and not part of what is saved.
-        teacher_weight: as long as it is zero, the teacher is not asked.
-    """
-
-    imitation_loss: Callable[[Any, Tensor], Tensor]
-    teacher_weight = 0.0
-
-    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        distribution = self.get_distribution(obs)
-        values, log_prob = self.predict_values(obs), distribution.log_prob(actions)
-        if not self.teacher_weight:
-            return values, log_prob, torch.zeros_like(log_prob)
-        return values, log_prob, -self.imitation_loss(distribution.distribution, obs)
-
-
-def _build(student: Student, teacher: Teacher, spec: EnvironmentSpec, objective: Objective, config: PolishConfig, seed: int) -> PPO:
+def _build(student: Student, teacher: Teacher, spec: EnvironmentSpec, objective: Objective, config: PolishConfig, seed: int) -> LeanPPO:
     """PPO around the student's weights. Continuous actions are in box units, so that one learning rate suits every environment."""
-    continuous = isinstance(student.family, DiagGaussian)
-
-    def environment() -> gym.Env:
-        env = make(spec)
-        return Monitor(_WithoutInfo(_in_box_units(env) if continuous else env))
-
-    env = VecNormalize(DummyVecEnv([environment] * config.num_envs), norm_obs=False, gamma=config.discount)
+    env = VecNormalize(LeanVecEnv([lambda: make(spec)] * config.num_envs), norm_obs=False, gamma=config.discount)
     warnings.filterwarnings("ignore", "You have specified a mini-batch size")  # the last minibatch of an epoch may be smaller
-    model = PPO(
-        _HeldToTeacher,
+    architecture = student.architecture
+    model = LeanPPO(
+        LeanPolicy,
         env,
         learning_rate=config.learning_rate,
         n_steps=config.num_steps,
@@ -166,33 +121,36 @@ def _build(student: Student, teacher: Teacher, spec: EnvironmentSpec, objective:
         seed=seed,
         device="cpu",
         policy_kwargs={
-            "net_arch": {"pi": list(student.architecture.hidden_sizes), "vf": list(CRITIC_SIZES)},
-            "activation_fn": ACTIVATIONS[student.architecture.activation],
+            "net_arch": {"pi": list(architecture.hidden_sizes), "vf": list(CRITIC_SIZES)},
+            "activation_fn": ACTIVATIONS[architecture.activation],
             "features_extractor_class": _Normalize,
             "features_extractor_kwargs": {"mean": student.mean, "scale": student.scale},
             "normalize_images": False,
         },
     )
     model.set_logger(Logger(None, []))
-    policy: Any = model.policy
+    policy = model.policy
     with torch.no_grad():
         for layer, source in zip(actor_layers(policy), student.linears, strict=True):
             layer.weight.copy_(source.weight)
             layer.bias.copy_(source.bias)
-        if continuous:
+        if isinstance(student.family, DiagGaussian):
             policy.log_std.copy_(student.log_std)
+    value = Architecture(student.observation_space, gym.spaces.Box(-np.inf, np.inf, (1,)), CRITIC_SIZES, architecture.activation)
+    actor, critic = (
+        StudentStack(kind, generators=[torch.Generator()], mean=student.mean, scale=student.scale) for kind in (architecture, value)
+    )
+    policy.attach(actor, critic)
 
-    def imitation_loss(distribution: Any, observations: Tensor) -> Tensor:
+    def imitation_loss(outputs: Tensor, observations: Tensor) -> Tensor:
         raw = observations.reshape(len(observations), *student.observation_space.shape)  # type: ignore[misc]
         with torch.no_grad():
             targets = teacher.targets(raw)
         stacked = ActionTargets({name: value[None] for name, value in targets.parameters.items()}, targets.actions[None])
-        log_std = policy.log_std[None, None] if continuous else torch.zeros(0)
-        outputs = outputs_of(distribution)[None]
-        draws = torch.rand_like(outputs).clamp(1e-7, 1 - 1e-7) if objective.kind == "nll" else None
-        return objective.total(objective.terms(outputs, log_std, stacked, draws=draws))[0]
+        draws = torch.rand_like(outputs[None]).clamp(1e-7, 1 - 1e-7) if objective.kind == "nll" else None
+        return objective.total(objective.terms(outputs[None], policy.actor.log_std, stacked, draws=draws))[0]
 
-    policy.imitation_loss = imitation_loss
+    model.penalty = imitation_loss
     return model
 
 
@@ -210,43 +168,34 @@ def _linears(network: Any) -> list[nn.Linear]:
     return [layer for layer in network if isinstance(layer, nn.Linear)]
 
 
-def outputs_of(distribution: Any) -> Tensor:
-    """Means or logits ``[B, outputs]`` of what Stable-Baselines3's distributions hold inside; logits may be shifted."""
-    if isinstance(distribution, list):
-        return torch.cat([part.logits for part in distribution], dim=-1)
-    return distribution.mean if isinstance(distribution, torch.distributions.Normal) else distribution.logits
-
-
 class _Schedule(BaseCallback):
     """What changes from rollout to rollout: the critic's head start, the teacher's weight, the average of the weights, the snapshots."""
+
+    model: LeanPPO
 
     def __init__(self, student: Student, config: PolishConfig, on_snapshot: Callable[[Snapshot], bool]) -> None:
         super().__init__()
         self._student, self._config, self._on_snapshot = student, config, on_snapshot
-        self._average: list[Tensor] | None = None
+        self._average: Tensor | None = None
         self._taken = 0
         self._enough = False
         self.learning_rate = config.learning_rate
 
     def _on_rollout_start(self) -> None:
-        policy: Any = self.model.policy
-        actor = [parameter for layer in actor_layers(policy) for parameter in layer.parameters()]
-        was_warm, warm = actor[0].requires_grad, self.num_timesteps >= self._warmup
-        for parameter in [*actor, *([policy.log_std] if hasattr(policy, "log_std") else [])]:
-            parameter.requires_grad_(warm)
-            parameter.grad = None
-        self._average_with(actor)
-        if was_warm:  # else the policy stood still
+        policy = self.model.policy
+        if self.num_timesteps and policy.trains_actor:  # else the policy stood still
             self._adapt_learning_rate()
+        policy.train_actor(self.num_timesteps >= self._warmup)
+        self._average_with(policy.actor.flat)
         self._narrow(policy)
         remaining = max(0.0, 1 - 2 * self.num_timesteps / self._config.env_steps)
-        policy.teacher_weight = self.model.ent_coef = self._config.teacher_weight * remaining  # type: ignore[attr-defined]
+        self.model.penalty_weight = self._config.teacher_weight * remaining
         due = self._warmup + (self._config.env_steps - self._warmup) * (self._taken + 1) / self._config.snapshots
         if self.num_timesteps >= due:
             self._snapshot()
 
     def _on_training_end(self) -> None:
-        self._average_with([parameter for layer in actor_layers(self.model.policy) for parameter in layer.parameters()])
+        self._average_with(self.model.policy.actor.flat)
         self._narrow(self.model.policy)
         if not self._enough:
             self._snapshot()
@@ -255,10 +204,10 @@ class _Schedule(BaseCallback):
         return not self._enough
 
     @torch.no_grad()
-    def _narrow(self, policy: Any) -> None:
+    def _narrow(self, policy: LeanPolicy) -> None:
         """Keep the policy's standard deviation below its limit at this point."""
-        if len(self._student.log_std):
-            policy.log_std.copy_(torch.minimum(policy.log_std, self._student.log_std + self._progress * math.log(self._config.std_end)))
+        log_std = policy.actor.log_std
+        log_std.copy_(torch.minimum(log_std, self._student.log_std + self._progress * math.log(self._config.std_end)))
 
     def _adapt_learning_rate(self) -> None:
         """Keep the KL between successive policies near its target (as rsl_rl does, https://arxiv.org/abs/2109.11978)."""
@@ -277,29 +226,20 @@ class _Schedule(BaseCallback):
     def _warmup(self) -> float:
         return self._config.critic_warmup * self._config.env_steps
 
-    @torch.no_grad()
-    def _average_with(self, actor: Sequence[Tensor]) -> None:
+    def _average_with(self, actor: Tensor) -> None:
         if self._average is None:
-            self._average = [parameter.clone() for parameter in actor]
-        for average, parameter in zip(self._average, actor, strict=True):
-            average.lerp_(parameter, 1 - self._config.average_decay)
+            self._average = actor.clone()
+        self._average.lerp_(actor, 1 - self._config.average_decay)
 
-    @torch.no_grad()
     def _snapshot(self) -> None:
         assert self._average is not None
-        policy: Any = self.model.policy
-        student = Student(self._student.architecture)
-        student.load_state_dict(self._student.state_dict())
-        for target, average in zip(
-            (tensor for layer in student.linears for tensor in (layer.weight, layer.bias)), self._average, strict=True
-        ):
-            target.copy_(average)
-        if len(student.log_std):
-            student.log_std.copy_(policy.log_std)
+        policy = self.model.policy
+        student = policy.actor.member(0, self._average)
+        student.log_std.copy_(policy.actor.log_std.detach()[0, 0])
         logged = self.model.logger.name_to_value
-        names = {"imitation_loss": "entropy_loss", "approximate_kl_nats": "approx_kl", "explained_variance": "explained_variance"}
+        names = {"imitation_loss": "penalty", "approximate_kl_nats": "approx_kl", "explained_variance": "explained_variance"}
         metrics = {name: float(logged[f"train/{theirs}"]) for name, theirs in names.items() if f"train/{theirs}" in logged}
-        if not policy.teacher_weight:
+        if not self.model.penalty_weight:
             metrics.pop("imitation_loss", None)
         episodes = self.model.ep_info_buffer or ()
         metrics["learning_rate"] = self.learning_rate
@@ -308,11 +248,8 @@ class _Schedule(BaseCallback):
         if len(student.log_std):
             metrics["std"] = float(student.log_std.exp().mean())
         self._taken += 1
-        ppo: Any = self.model
-        minibatches = -(-ppo.n_envs * ppo.n_steps // ppo.batch_size)
-        self._enough = self._on_snapshot(
-            Snapshot(self.num_timesteps, ppo._n_updates * minibatches, student.eval().requires_grad_(False), critic_layers(policy), metrics)
-        )
+        gradient_steps = self.model._n_updates * -(-self._config.num_envs * self._config.num_steps // self._config.batch_size)
+        self._enough = self._on_snapshot(Snapshot(self.num_timesteps, gradient_steps, student, critic_layers(policy), metrics))
 
 
 @contextmanager

@@ -21,12 +21,12 @@ TIERS = [
     {"run", "rounds"},
     {"job", "check", "report"},
     {"workers"},
-    {"collect", "evaluate", "trajectories", "disagreements", "train", "export", "kickstart", "checkpoint", "tracking", "progress"},
+    {"collect", "evaluate", "trajectories", "disagreements", "train", "export", "kickstart", "checkpoint", "tracking", "progress", "ppo"},
     {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
     {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers"},
     {"config"},
 ]
-KNOWS_SB3 = ("policy_distill.teachers", "policy_distill.export.sb3", "policy_distill.kickstart", "policy_distill.benchmark")
+KNOWS_SB3 = tuple(f"policy_distill.{name}" for name in ("teachers", "export.sb3", "kickstart", "ppo", "benchmark"))
 
 
 def modules() -> dict[str, Path]:

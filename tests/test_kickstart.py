@@ -13,19 +13,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    MultiCategoricalDistribution,
-)
 
 from policy_distill import kickstart as kickstart_module
 from policy_distill.actions import DiagGaussian, family_of
 from policy_distill.config import LossConfig, PolishConfig
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import evaluate
-from policy_distill.kickstart import Snapshot, actor_layers, critic_layers, kickstart, outputs_of
+from policy_distill.kickstart import Snapshot, actor_layers, critic_layers, kickstart
 from policy_distill.objective import Objective
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
@@ -127,15 +121,10 @@ def built(name: str, **changes: Any) -> tuple[Student, Teacher, Any]:
 def test_ppo_starts_as_the_student(name):
     student, _, model = built(name)
     observations = random_observations(student.observation_space, 100)
-    tensors, _ = model.policy.obs_to_tensor(observations)
-    mine = student(torch.as_tensor(observations))
     with torch.no_grad():
-        theirs = outputs_of(model.policy.get_distribution(tensors).distribution)
-    if name == "MultiDiscrete":
-        mine = torch.cat([part - part.logsumexp(-1, keepdim=True) for part in mine.split((2, 3), -1)], -1)
-    elif isinstance(student.action_space, gym.spaces.Discrete):
-        mine = mine.log_softmax(-1)
-    torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-4)
+        tensors, _ = model.policy.obs_to_tensor(observations)
+        theirs = model.policy.action_net(model.policy.mlp_extractor.forward_actor(model.policy.extract_features(tensors)))
+        torch.testing.assert_close(theirs, student(torch.as_tensor(observations)), rtol=1e-4, atol=1e-4)
     actions, _ = model.predict(observations, deterministic=True)
     if isinstance(student.family, DiagGaussian):
         assert (model.action_space.low, model.action_space.high) == (pytest.approx(-1), pytest.approx(1))
@@ -145,23 +134,10 @@ def test_ppo_starts_as_the_student(name):
     assert len(np.unique(actions, axis=0)) > 1
 
 
-def test_outputs_of_each_kind_of_distribution_by_hand():
-    gaussian = DiagGaussianDistribution(2).proba_distribution(torch.tensor([[0.5, -2.0]]), torch.tensor([0.1, 0.2]))
-    assert outputs_of(gaussian.distribution).tolist() == [[0.5, -2.0]]
-    # probabilities 1/4 and 3/4
-    one = CategoricalDistribution(2).proba_distribution(torch.tensor([[7.0, 7.0 + math.log(3)]]))
-    torch.testing.assert_close(outputs_of(one.distribution).exp(), torch.tensor([[0.25, 0.75]]))
-    several = MultiCategoricalDistribution([2, 3]).proba_distribution(torch.tensor([[7.0, 7.0 + math.log(3), 1.0, 1.0, 1.0 + math.log(2)]]))
-    torch.testing.assert_close(outputs_of(several.distribution).exp(), torch.tensor([[0.25, 0.75, 0.25, 0.25, 0.5]]))
-    switches = BernoulliDistribution(2).proba_distribution(torch.tensor([[0.5, -2.0]]))
-    assert outputs_of(switches.distribution).tolist() == [[0.5, -2.0]]
-
-
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_pull_to_the_teacher_is_the_imitation_loss(name):
     student, teacher, model = built(name)
     observations = torch.as_tensor(random_observations(student.observation_space, 60))
-    actions = torch.as_tensor(random_observations(model.action_space, 60)).float()
     targets = teacher.targets(observations)
     parameters = {key: value[None] for key, value in targets.parameters.items()}
     objective = Objective(LossConfig(), teacher.family)
@@ -169,15 +145,8 @@ def test_the_pull_to_the_teacher_is_the_imitation_loss(name):
     expected = objective.total(terms)[0]
     assert expected.std() > 0
     seen = observations.reshape(60, -1)  # as the rollouts keep them: a number is a row of one
-    model.policy.teacher_weight = 1.0
-    with torch.no_grad():
-        _, log_prob, entropy = model.policy.evaluate_actions(seen, actions)
-    torch.testing.assert_close(-entropy, expected, rtol=1e-4, atol=1e-4)
-    model.policy.teacher_weight = 0.0
-    with torch.no_grad():
-        _, again, nothing = model.policy.evaluate_actions(seen, actions)
-    assert torch.equal(log_prob, again)
-    assert not nothing.any()
+    outputs = model.policy.actor.forward(model.policy.features(seen)).after[-1][0]
+    torch.testing.assert_close(model.penalty(outputs, seen).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
@@ -325,15 +294,15 @@ def test_the_learning_rate_is_doubled_or_halved_towards_the_target(target_kl, ex
 
 
 def test_the_teacher_s_weight_falls_along_a_line_to_zero_at_half_of_the_steps(models):
-    seen: list[tuple[int, float, float]] = []
+    seen: list[tuple[int, float]] = []
 
     def remember(snapshot: Snapshot) -> None:
         (model,) = models
-        seen.append((snapshot.env_steps, model.ent_coef, model.policy.teacher_weight))
+        seen.append((snapshot.env_steps, model.penalty_weight))
 
     polish(*world("Discrete"), tiny(env_steps=512, snapshots=8, teacher_weight=2.0, epochs=1), on_snapshot=remember)
     weight = {64: 1.5, 128: 1.0, 192: 0.5}  # 2 (1 - 2 steps / 512)
-    assert seen == [(steps, weight.get(steps, 0.0), weight.get(steps, 0.0)) for steps in range(64, 513, 64)]
+    assert seen == [(steps, weight.get(steps, 0.0)) for steps in range(64, 513, 64)]
 
 
 @pytest.mark.parametrize(("teacher_weight", "expected"), [(0.5, [4, 8, 8, 8]), (0.0, [0, 0, 0, 0])])

@@ -1,0 +1,290 @@
+"""Stable-Baselines3's PPO with the same rollouts and updates in fewer operations (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
+
+A network of a few hundred parameters costs less than what surrounds it: distribution objects and their checks, autograd's bookkeeping,
+an optimiser step for each of a dozen small tensors, copies of all that the environments say. The networks here are ``StudentStack``s
+of one member, and Stable-Baselines3's own parameters are views into them. Tests compare rollouts and updates with its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor, nn
+
+from policy_distill.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.students import StudentStack
+
+
+class LeanVecEnv(DummyVecEnv):
+    """Environments stepped one after the other; beside observation and reward they tell of an episode's end alone.
+
+    Continuous actions are in box units. The step that ends an episode reports its return and length, as ``Monitor`` does.
+    """
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
+        super().__init__(list(env_fns))
+        self._inner: Any = self.action_space
+        if isinstance(self._inner, gym.spaces.Box):
+            self._scale, self._offset = (values.reshape(self._inner.shape) for values in Box.from_space(self._inner).affine())
+            self.action_space = gym.spaces.Box(-1.0, 1.0, self._inner.shape)
+        self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
+
+    def reset(self) -> Any:
+        self._returns[:], self._lengths[:] = 0.0, 0
+        return super().reset()
+
+    def step_wait(self) -> Any:
+        actions = self.actions
+        if isinstance(self._inner, gym.spaces.Box):  # rounding takes none of them past the bounds
+            actions = np.clip(actions * self._scale + self._offset, self._inner.low, self._inner.high).astype(self._inner.dtype)
+        observations = self.buf_obs[None]  # type: ignore[index]
+        infos: list[dict[str, Any]] = [{}] * self.num_envs
+        self._lengths += 1
+        for index, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
+            observation, reward, terminated, truncated, _ = env.step(action)
+            self.buf_rews[index] = reward
+            self._returns[index] += reward
+            self.buf_dones[index] = terminated or truncated
+            if terminated or truncated:
+                infos[index] = {
+                    "TimeLimit.truncated": truncated and not terminated,
+                    "terminal_observation": np.array(observation),  # the environment may write the next one into the same array
+                    "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])},
+                }
+                self._returns[index], self._lengths[index] = 0.0, 0
+                observation, self.reset_infos[index] = env.reset()
+            observations[index] = observation
+        return observations.copy(), self.buf_rews.copy(), self.buf_dones.copy(), infos
+
+
+class LeanPolicy(ActorCriticPolicy):
+    """An actor and a critic that share no layer; see ``attach``.
+
+    Attributes:
+        actor: one student; its outputs are logits or means in box units.
+        critic: one network of one output, the value.
+        family: of the actor's distribution.
+    """
+
+    actor: StudentStack
+    critic: StudentStack
+    family: Family
+
+    @torch.no_grad()
+    def attach(self, actor: StudentStack, critic: StudentStack) -> None:
+        """Copy the weights into ``actor`` and ``critic``, and be a view of them from now on; they are what is trained."""
+        self.actor, self.critic, self.family = actor, critic, actor.architecture.family
+        for stack, network, head in (
+            (actor, self.mlp_extractor.policy_net, self.action_net),
+            (critic, self.mlp_extractor.value_net, self.value_net),
+        ):
+            layers = [layer for layer in (*network, head) if isinstance(layer, nn.Linear)]
+            for layer, weight, bias in zip(layers, stack.weights, stack.biases, strict=True):
+                weight[0].copy_(layer.weight.T)
+                bias[0, 0].copy_(layer.bias)
+                layer.weight.data, layer.bias.data = weight[0].T, bias[0, 0]
+        if isinstance(self.family, DiagGaussian):
+            actor.log_std.copy_(self.log_std)
+            self.log_std.data = actor.log_std.data[0, 0]
+        critic.flat.grad = critic.gradient
+        self.train_actor(True)
+        self.optimizer = torch.optim.Adam(
+            [actor.flat, critic.flat], self.optimizer.param_groups[0]["lr"], fused=True, **self.optimizer_kwargs
+        )
+
+    def train_actor(self, on: bool) -> None:
+        """Let the actor move or stand still; Adam does not count the steps in which it stands still."""
+        self.actor.flat.grad = self.actor.gradient if on else None
+
+    @property
+    def trains_actor(self) -> bool:
+        return self.actor.flat.grad is not None
+
+    def features(self, observations: Tensor) -> Tensor:
+        """Raw observations as the networks read them, ``[1, B, inputs]``: one-hot where discrete, not normalised."""
+        encoded = preprocess_obs(observations, self.observation_space, normalize_images=False)
+        assert isinstance(encoded, Tensor)
+        return encoded.flatten(1)[None]
+
+    @torch.no_grad()
+    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Sampled actions, values ``[B, 1]`` and the actions' log-probabilities ``[B]``; not differentiable."""
+        assert not deterministic, "rollouts are sampled"
+        features = self.features(obs)
+        outputs, values = self.actor.forward(features).after[-1][0], self.critic.forward(features).after[-1][0]
+        family, log_std = self.family, self.actor.log_std[0, 0]
+        actions = draw(family, outputs, log_std)
+        log_prob, *_ = log_prob_and_score(family, outputs, log_std, actions)
+        return actions.reshape(-1, *(self.action_space.shape or ())), values, log_prob
+
+
+class Minibatch(NamedTuple):
+    """Transitions of one rollout.
+
+    Attributes:
+        observations: raw.
+        features: ``[B, inputs]``, the same as the networks read them.
+        actions: ``[B, components]``.
+        log_probs: of the actions when they were taken, ``[B]`` as all that follows.
+    """
+
+    observations: Tensor
+    features: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class LeanPPO(PPO):
+    """PPO on a ``LeanPolicy`` without entropy bonus, clipping of values or early stopping of an update.
+
+    Attributes:
+        penalty: (outputs ``[B, width]``, raw observations) -> a further loss of the actor ``[B]``.
+        penalty_weight: at zero, ``penalty`` is not called.
+    """
+
+    policy: LeanPolicy
+    penalty: Callable[[Tensor, Tensor], Tensor]
+    penalty_weight = 0.0
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Update on the rollout; log the KL to the policy that it was taken with, the explained variance and the penalty."""
+        optimizer = self.policy.optimizer
+        self._update_learning_rate(optimizer)
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        rollout = self._rollout()
+        penalties: list[Tensor] = []
+        for _ in range(self.n_epochs):
+            log_ratios: list[Tensor] = []
+            order = torch.from_numpy(np.random.permutation(len(rollout.returns)))  # noqa: NPY002  (seeded as all of the model)
+            for rows in zip(*(values[order].split(self.batch_size) for values in rollout), strict=True):
+                log_ratio, penalty = self.write_gradients(Minibatch(*rows), clip_range)
+                nn.utils.clip_grad_norm_([self.policy.actor.flat, self.policy.critic.flat], self.max_grad_norm)
+                optimizer.step()
+                log_ratios.append(log_ratio)
+                penalties.append(penalty)
+            self._n_updates += 1
+        # http://joschu.net/blog/kl-approx.html, in the last epoch
+        approximate_kl = torch.stack([(ratio.expm1() - ratio).mean() for ratio in log_ratios]).mean()
+        self.logger.record("train/approx_kl", float(approximate_kl))
+        self.logger.record("train/penalty", float(torch.stack(penalties).mean()))
+        buffer = self.rollout_buffer
+        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+
+    def _rollout(self) -> Minibatch:
+        """All that was collected, environment after environment."""
+        buffer = self.rollout_buffer
+        arrays = (buffer.observations, buffer.actions.astype(np.float32), buffer.log_probs, buffer.advantages, buffer.returns)
+        observations, actions, *rest = (torch.from_numpy(buffer.swap_and_flatten(array)) for array in arrays)
+        return Minibatch(observations, self.policy.features(observations)[0], actions, *(values.flatten() for values in rest))
+
+    @torch.no_grad()
+    def write_gradients(self, minibatch: Minibatch, clip_range: float) -> tuple[Tensor, Tensor]:
+        """Write the loss's gradients into ``policy.actor.gradient`` and ``policy.critic.gradient``.
+
+        Returns:
+            The log-ratio of new and old probabilities ``[B]`` and the mean penalty; zeros where the actor stands still.
+        """
+        actor, critic, size = self.policy.actor, self.policy.critic, len(minibatch.returns)
+        features = minibatch.features[None]
+        predicted = critic.forward(features)
+        error = predicted.after[-1][0, :, 0] - minibatch.returns
+        _backward(critic, predicted, (2 * self.vf_coef / size) * error[:, None])
+        if not self.policy.trains_actor:
+            return torch.zeros_like(error), torch.zeros(())
+
+        acted = actor.forward(features)
+        outputs, family = acted.after[-1][0], self.policy.family
+        log_prob, by_outputs, by_log_std = log_prob_and_score(family, outputs, actor.log_std[0, 0], minibatch.actions)
+        advantages = minibatch.advantages
+        if size > 1:  # one alone has no spread
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        log_ratio = log_prob - minibatch.log_probs
+        ratio = log_ratio.exp()
+        surrogate = advantages * ratio
+        clipped = advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+        # the derivative of -min(surrogate, clipped) / B by the log-probability: none where the clipped one is lower
+        by_log_prob = torch.where(surrogate <= clipped, surrogate, 0) / -size
+        upstream = by_log_prob[:, None] * by_outputs
+        penalty, actor.log_std.grad = torch.zeros(()), None
+        if self.penalty_weight:
+            leaf = outputs.clone().requires_grad_()
+            with torch.enable_grad():
+                penalty = self.penalty(leaf, minibatch.observations).mean()
+                (self.penalty_weight * penalty).backward()
+            assert leaf.grad is not None
+            upstream += leaf.grad
+        if by_log_std is not None:
+            slope = (by_log_prob @ by_log_std).view_as(actor.log_std)
+            actor.log_std.grad = slope if actor.log_std.grad is None else actor.log_std.grad + slope
+        _backward(actor, acted, upstream)
+        return log_ratio, penalty.detach()
+
+
+def _backward(stack: StudentStack, activations: Any, upstream: Tensor) -> None:
+    """Gradients of one network of which the loss reads the output ``[B, width]`` alone."""
+    stack.backward(activations, [*[None] * (len(activations.after) - 1), upstream[None]])
+
+
+def draw(family: Family, outputs: Tensor, log_std: Tensor) -> Tensor:
+    """One action a row from torch's global generator, as Stable-Baselines3's distributions draw it: ``[B]`` or ``[B, components]``."""
+    match family:
+        case DiagGaussian():
+            return outputs + log_std.exp() * torch.randn_like(outputs)
+        case Categorical():
+            return torch.multinomial(outputs.softmax(-1), 1, True)[:, 0]
+        case MultiCategorical(nvec=nvec):
+            return torch.cat([torch.multinomial(part.softmax(-1), 1, True) for part in outputs.split(nvec, -1)], -1)
+        case Bernoulli():
+            return torch.bernoulli(outputs.sigmoid())
+    raise ValueError(f"{family} has no density to draw from")
+
+
+def log_prob_and_score(family: Family, outputs: Tensor, log_std: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The log-probability of each row's action, in nats, and its derivatives (the score).
+
+    Args:
+        family: of the policy; discrete actions are counted from 0.
+        outputs: logits or means ``[B, width]``.
+        log_std: ``[width]``, read for Gaussians alone.
+        actions: ``[B]``, ``[B, 1]`` or ``[B, components]`` of any number type.
+
+    Returns:
+        The log-probability ``[B]``, its derivative by the outputs ``[B, width]``, and by ``log_std`` ``[B, width]``; None without one.
+
+    Raises:
+        ValueError: for a family without a density.
+    """
+    match family:
+        case DiagGaussian(box=box):
+            inverse = (-log_std).exp()
+            distance = (actions.view_as(outputs) - outputs) * inverse
+            squared = distance.square()
+            log_prob = squared.sum(-1) / -2 - (log_std.sum() + box.dim * math.log(2 * math.pi) / 2)
+            return log_prob, distance * inverse, squared - 1
+        case Categorical():
+            return *_choice(outputs, actions.view(-1, 1)), None
+        case MultiCategorical(nvec=nvec):
+            log_probs, scores = zip(*map(_choice, outputs.split(nvec, -1), actions.split(1, -1)), strict=True)
+            return torch.stack(log_probs).sum(0), torch.cat(scores, -1), None
+        case Bernoulli():
+            return (actions * outputs - nn.functional.softplus(outputs)).sum(-1), actions - outputs.sigmoid(), None
+    raise ValueError(f"{family} has no density to draw from")
+
+
+def _choice(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability ``[B]`` of ``chosen`` ``[B, 1]``; its derivative by the logits ``[B, n]`` is what was chosen less what was likely."""
+    log_probs, chosen = logits.log_softmax(-1), chosen.long()
+    return log_probs.gather(-1, chosen)[:, 0], (-log_probs.exp()).scatter_add(-1, chosen, torch.ones_like(log_probs[:, :1]))
