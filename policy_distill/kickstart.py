@@ -29,7 +29,8 @@ from policy_distill.config import PolishConfig
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.objective import Objective
 from policy_distill.ppo import LeanPolicy, LeanPPO, LeanVecEnv
-from policy_distill.students import ACTIVATIONS, Architecture, Student, StudentStack
+from policy_distill.stack import StudentStack
+from policy_distill.students import ACTIVATIONS, Architecture, Student
 from policy_distill.teachers import Teacher
 
 CRITIC_SIZES = (64, 64)

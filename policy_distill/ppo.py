@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from policy_distill.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
-from policy_distill.students import StudentStack
+from policy_distill.stack import Activations, StudentStack
 
 
 class LeanVecEnv(DummyVecEnv):
@@ -84,15 +84,17 @@ class LeanPolicy(ActorCriticPolicy):
     def attach(self, actor: StudentStack, critic: StudentStack) -> None:
         """Copy the weights into ``actor`` and ``critic``, and be a view of them from now on; they are what is trained."""
         self.actor, self.critic, self.family = actor, critic, actor.architecture.family
+        self._rooms: dict[int, tuple[Activations, Activations]] = {}
         for stack, network, head in (
             (actor, self.mlp_extractor.policy_net, self.action_net),
             (critic, self.mlp_extractor.value_net, self.value_net),
         ):
             layers = [layer for layer in (*network, head) if isinstance(layer, nn.Linear)]
-            for layer, weight, bias in zip(layers, stack.weights, stack.biases, strict=True):
-                weight[0].copy_(layer.weight.T)
-                bias[0, 0].copy_(layer.bias)
-                layer.weight.data, layer.bias.data = weight[0].T, bias[0, 0]
+            for layer, weights in zip(layers, stack.weights, strict=True):
+                weight, bias = weights[0, :-1], weights[0, -1]
+                weight.copy_(layer.weight.T)
+                bias.copy_(layer.bias)
+                layer.weight.data, layer.bias.data = weight.T, bias
         if isinstance(self.family, DiagGaussian):
             actor.log_std.copy_(self.log_std)
             self.log_std.data = actor.log_std.data[0, 0]
@@ -110,18 +112,24 @@ class LeanPolicy(ActorCriticPolicy):
     def trains_actor(self) -> bool:
         return self.actor.flat.grad is not None
 
-    def features(self, observations: Tensor) -> Tensor:
-        """Raw observations as the networks read them, ``[1, B, inputs]``: one-hot where discrete, not normalised."""
+    def inputs(self, observations: Tensor) -> Tensor:
+        """Raw observations as both networks read them, ``[B, inputs + 1]``: one-hot where discrete, normalised, ones last."""
         encoded = preprocess_obs(observations, self.observation_space, normalize_images=False)
         assert isinstance(encoded, Tensor)
-        return encoded.flatten(1)[None]
+        return self.actor.inputs(encoded.flatten(1)).T
+
+    def rooms(self, batch_size: int) -> tuple[Activations, Activations]:
+        """The actor's and the critic's buffers for a pass over so many samples."""
+        if batch_size not in self._rooms:
+            self._rooms[batch_size] = self.actor.buffers(batch_size), self.critic.buffers(batch_size)
+        return self._rooms[batch_size]
 
     @torch.no_grad()
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Sampled actions, values ``[B, 1]`` and the actions' log-probabilities ``[B]``; not differentiable."""
         assert not deterministic, "rollouts are sampled"
-        features = self.features(obs)
-        outputs, values = self.actor.forward(features).after[-1][0], self.critic.forward(features).after[-1][0]
+        inputs, (acted, predicted) = self.inputs(obs).T[None], self.rooms(len(obs))
+        outputs, values = self.actor.forward(inputs, acted)[0].T.contiguous(), self.critic.forward(inputs, predicted)[0].T.clone()
         family, log_std = self.family, self.actor.log_std[0, 0]
         actions = draw(family, outputs, log_std)
         log_prob, *_ = log_prob_and_score(family, outputs, log_std, actions)
@@ -133,13 +141,13 @@ class Minibatch(NamedTuple):
 
     Attributes:
         observations: raw.
-        features: ``[B, inputs]``, the same as the networks read them.
+        inputs: ``[B, inputs + 1]``, the same as the networks read them.
         actions: ``[B, components]``.
         log_probs: of the actions when they were taken, ``[B]`` as all that follows.
     """
 
     observations: Tensor
-    features: Tensor
+    inputs: Tensor
     actions: Tensor
     log_probs: Tensor
     advantages: Tensor
@@ -188,7 +196,7 @@ class LeanPPO(PPO):
         buffer = self.rollout_buffer
         arrays = (buffer.observations, buffer.actions.astype(np.float32), buffer.log_probs, buffer.advantages, buffer.returns)
         observations, actions, *rest = (torch.from_numpy(buffer.swap_and_flatten(array)) for array in arrays)
-        return Minibatch(observations, self.policy.features(observations)[0], actions, *(values.flatten() for values in rest))
+        return Minibatch(observations, self.policy.inputs(observations).contiguous(), actions, *(values.flatten() for values in rest))
 
     @torch.no_grad()
     def write_gradients(self, minibatch: Minibatch, clip_range: float) -> tuple[Tensor, Tensor]:
@@ -198,15 +206,13 @@ class LeanPPO(PPO):
             The log-ratio of new and old probabilities ``[B]`` and the mean penalty; zeros where the actor stands still.
         """
         actor, critic, size = self.policy.actor, self.policy.critic, len(minibatch.returns)
-        features = minibatch.features[None]
-        predicted = critic.forward(features)
-        error = predicted.after[-1][0, :, 0] - minibatch.returns
-        _backward(critic, predicted, (2 * self.vf_coef / size) * error[:, None])
+        inputs, (acted, predicted) = minibatch.inputs.T[None].contiguous(), self.policy.rooms(size)
+        error = critic.forward(inputs, predicted)[0, 0] - minibatch.returns
+        _backward(critic, inputs, predicted, (2 * self.vf_coef / size) * error[:, None])
         if not self.policy.trains_actor:
             return torch.zeros_like(error), torch.zeros(())
 
-        acted = actor.forward(features)
-        outputs, family = acted.after[-1][0], self.policy.family
+        outputs, family = actor.forward(inputs, acted)[0].T.contiguous(), self.policy.family
         log_prob, by_outputs, by_log_std = log_prob_and_score(family, outputs, actor.log_std[0, 0], minibatch.actions)
         advantages = minibatch.advantages
         if size > 1:  # one alone has no spread
@@ -229,13 +235,14 @@ class LeanPPO(PPO):
         if by_log_std is not None:
             slope = (by_log_prob @ by_log_std).view_as(actor.log_std)
             actor.log_std.grad = slope if actor.log_std.grad is None else actor.log_std.grad + slope
-        _backward(actor, acted, upstream)
+        _backward(actor, inputs, acted, upstream)
         return log_ratio, penalty.detach()
 
 
-def _backward(stack: StudentStack, activations: Any, upstream: Tensor) -> None:
+def _backward(stack: StudentStack, inputs: Tensor, activations: Activations, upstream: Tensor) -> None:
     """Gradients of one network of which the loss reads the output ``[B, width]`` alone."""
-    stack.backward(activations, [*[None] * (len(activations.after) - 1), upstream[None]])
+    activations.slopes[-1][0].copy_(upstream.T)
+    stack.backward(inputs, activations)
 
 
 def draw(family: Family, outputs: Tensor, log_std: Tensor) -> Tensor:

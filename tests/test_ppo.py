@@ -350,7 +350,7 @@ def test_an_update_leads_to_the_weights_of_stable_baselines3(pair, weight, max_g
     hold(pair.lean, pair.sb3, weight)
     before = {name: value.clone() for name, value in pair.lean.policy.state_dict().items()}
     for model in (pair.lean, pair.sb3):
-        model.max_grad_norm = max_grad_norm
+        model.max_grad_norm, model.lr_schedule = max_grad_norm, lambda _: 2e-3
         with kickstart_module._own_random_state():
             np.random.seed(7)  # noqa: NPY002
             model.train()
