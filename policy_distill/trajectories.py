@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.evaluate import BATCH, Policy, act_in_batches
+from policy_distill.evaluate import BATCH, Policy, act_in_batches, random_actions
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class _Recording:
     def __init__(self, env: gym.Env, seed: int) -> None:
         self.env, self.seed = env, seed
         observation, _ = env.reset(seed=seed)
-        env.action_space.seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))  # as evaluate does
+        self.chance = random_actions(env.action_space, seed)
         self.observation = np.asarray(observation)
         self.observations: list[np.ndarray] = []
         self.actions: list[np.ndarray] = []
@@ -77,7 +77,7 @@ class _Recording:
 
     def step(self, action: np.ndarray | None) -> bool:
         """Take one step, with an action drawn at random for None; say whether the episode goes on."""
-        executed = self.env.action_space.sample() if action is None else action
+        executed = next(self.chance) if action is None else action
         self.observations.append(np.array(self.observation))
         self.actions.append(np.array(executed))
         observation, reward, self.terminated, self.truncated, _ = self.env.step(executed)

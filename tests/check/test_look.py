@@ -15,7 +15,7 @@ from policy_distill.evaluate import evaluate
 from policy_distill.teachers import Teacher
 from tests.small_worlds import PUSH, WALK, WALK_LIMIT, Push, push_best, push_teacher, walk_best, walk_teacher
 
-ENDLESS = EnvironmentSpec("tests/Endless-v0")
+ENDLESS = EnvironmentSpec("tests/NeverEnding-v0")
 
 
 class Endless(gym.Env):
@@ -32,7 +32,7 @@ class Endless(gym.Env):
         return np.ones(2, np.float32), 1.0, int(action) == 1, False, {}
 
 
-gym.register("tests/Endless-v0", entry_point="tests.check.test_look:Endless")
+gym.register("tests/NeverEnding-v0", entry_point="tests.check.test_look:Endless")
 
 
 def always(action: int) -> Teacher:

@@ -10,7 +10,7 @@ import gymnasium as gym
 import pytest
 
 from policy_distill.cli import main
-from policy_distill.config import EnsembleConfig
+from policy_distill.config import CheckConfig, EnsembleConfig
 from policy_distill.distill import distill
 from policy_distill.evaluate import evaluate, evaluation_seeds
 from policy_distill.export.sb3 import save_ppo
@@ -55,7 +55,8 @@ def test_two_zips_teach_together_from_the_command_line(zips, tmp_path, capsys):
 def test_the_most_promising_of_two_zips_teaches_in_worker_processes(zips, tmp_path):
     def run(folder: Path, workers: int) -> None:
         config = tiny(folder, teacher=zips[0], ensemble=EnsembleConfig(teachers=(zips[1],), combine="value"), workers=workers)
-        distill(dataclasses.replace(config, train=dataclasses.replace(config.train, gradient_steps=40)))
+        train = dataclasses.replace(config.train, gradient_steps=40)
+        distill(dataclasses.replace(config, train=train, check=CheckConfig(skip=True)))  # together these two are no better than chance
 
     run(tmp_path / "here", 0)
     run(tmp_path / "there", 2)
