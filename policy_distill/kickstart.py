@@ -184,7 +184,7 @@ class _Schedule(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         policy = self.model.policy
-        if self.num_timesteps and policy.trains_actor:  # else the policy stood still
+        if policy.trains_actor:  # else the policy stood still
             self._adapt_learning_rate()
         policy.train_actor(self.num_timesteps >= self._warmup)
         self._average_with(policy.actor.flat)
