@@ -100,7 +100,8 @@ class Categorical:
 
     def mode(self, parameters: Parameters) -> Tensor:
         scores = parameters["logits"] if "logits" in parameters else parameters["q_values"]
-        return scores.argmax(-1) + self.start
+        best = scores.argmax(-1)
+        return best + self.start if self.start else best
 
     def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
         if "logits" not in parameters:

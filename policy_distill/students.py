@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from policy_distill.actions import DiagGaussian, Family, Parameters, family_of
 from policy_distill.config import RequestError
 from policy_distill.files import write_atomically
-from policy_distill.layers import run
+from policy_distill.layers import lay_out, run
 from policy_distill.spaces import encode_observations, observation_width, space_from_dict, space_to_dict
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -88,7 +88,7 @@ class Student(nn.Module):
         for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             if index:
                 layers.append(ACTIVATIONS[architecture.activation]())
-            layers.append(nn.Linear(width_in, width_out))
+            layers.append(lay_out(nn.Linear(width_in, width_out)))
         self.network = nn.Sequential(*layers)
         self.register_buffer("mean", torch.zeros(widths[0]))
         self.register_buffer("scale", torch.ones(widths[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from policy_distill.layers import run
+from policy_distill.layers import lay_out, run
 
 INPUTS = torch.linspace(-2, 2, 15).reshape(5, 3)
 
@@ -30,3 +30,13 @@ def test_forward_hooks_see_what_passes_and_may_replace_it():
     found = run(network, INPUTS)
     assert torch.equal(seen[0], network[0](INPUTS))
     assert torch.equal(found, torch.relu(seen[0]) + 1)
+
+
+def test_laying_out_changes_neither_shape_nor_values_and_lets_the_product_read_in_order():
+    layer = nn.Linear(3, 4)
+    before, expected = layer.weight.detach().clone(), layer(INPUTS)
+    assert lay_out(layer) is layer
+    assert torch.equal(layer.weight, before)
+    assert layer.weight.t().is_contiguous()
+    assert isinstance(layer.weight, nn.Parameter)
+    torch.testing.assert_close(layer(INPUTS), expected)

@@ -52,7 +52,7 @@ def one_process(agent: Agent, turns: int) -> Result:
     return Result(
         "collect", f"{agent.name}", f"predict + get_distribution, DummyVecEnv({NUM_ENVS})", Ratio.between(theirs, ours),
         float(np.median(ours)) * 1e6, float(np.median(least)) * 1e6,
-        f"CPU time a step, {NUM_ENVS} environments in one process; limit: bare stepping and numpy",
+        f"CPU time a step, {NUM_ENVS} environments in one process; limit: bare stepping and products",
     )  # fmt: skip
 
 

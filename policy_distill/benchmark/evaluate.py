@@ -55,5 +55,5 @@ def one_process(agent: Agent, turns: int) -> Result:
     return Result(
         "evaluate", agent.name, "evaluate_policy with one environment", Ratio.between(theirs, mine),
         float(np.median(mine)) * 1e6, float(np.median(least)) * 1e6,
-        f"CPU time a step, {BATCH} episodes side by side in one process; limit: bare stepping and numpy",
+        f"CPU time a step, {BATCH} episodes side by side in one process; limit: bare stepping and products",
     )  # fmt: skip

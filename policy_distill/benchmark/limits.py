@@ -1,11 +1,13 @@
-"""What the machine allows: the environments stepped by a bare loop, and the policy's arithmetic in preallocated arrays."""
+"""What the machine allows: the environments stepped by a bare loop, and the policy's arithmetic alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+import torch
 from torch import nn
 
 from policy_distill.environments import EnvironmentSpec, make
@@ -54,30 +56,49 @@ class Recording:
 
 
 def arithmetic(policy: Student | Teacher, rows: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The policy's deterministic action as plain numpy: normalisation, layers, argmax or clipping.
+    """The policy's deterministic action in preallocated arrays: normalisation, products, activations, argmax or clipping.
+
+    Single rows go through numpy, whose calls cost least; several through torch's products, since numpy's may start threads of their own.
 
     Args:
         policy: fully connected, with tanh or ReLU, one discrete or one clipped continuous action.
-        rows: B; the arrays are allocated once.
+        rows: B.
 
     Returns:
         From raw observations ``[B, inputs]`` to actions; the result is overwritten by the next call.
     """
-    if isinstance(policy, Student):
-        modules, clip = list(policy.network), None
-    else:
-        network = policy.network
-        modules = [module for name in ("body", "latent", "mean") for module in getattr(network, name, ())]
-        clip = policy.normalization.clip if policy.normalization is not None else None
-    layers = [
-        (module.weight.detach().numpy().T.copy(), module.bias.detach().numpy().copy(), np.empty((rows, module.out_features), np.float32))
-        for module in modules
-        if isinstance(module, nn.Linear)
-    ]
-    activation = np.tanh if any(isinstance(module, nn.Tanh) for module in modules) else _relu
-    normalized = isinstance(policy, Student) or clip is not None
+    normalized = isinstance(policy, Student) or policy.normalization is not None
+    clip = policy.normalization.clip if isinstance(policy, Teacher) and policy.normalization is not None else None
+    parts = [policy.network] if isinstance(policy, Student) else [getattr(policy.network, name, ()) for name in ("body", "latent", "mean")]
+    modules = [module for part in parts for module in part]  # type: ignore[union-attr]
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
+    weights = [linear.weight.detach().t().contiguous() for linear in linears]
+    biases = [linear.bias.detach() for linear in linears]
+    outputs = [torch.empty(rows, linear.out_features) for linear in linears]
+    tanh = any(isinstance(module, nn.Tanh) for module in modules)
     mean, scale = (policy.mean.numpy(), policy.scale.numpy()) if normalized else (None, None)
-    box = policy.action_space if policy.action_space.shape else None
+    box = policy.action_space if isinstance(policy.action_space, gym.spaces.Box) else None
+    arrays = [(weight.numpy(), bias.numpy(), output.numpy()) for weight, bias, output in zip(weights, biases, outputs, strict=True)]
+    last = len(linears) - 1
+
+    def of_one_row(values: np.ndarray) -> None:
+        for index, (weight, bias, output) in enumerate(arrays):
+            np.matmul(values, weight, out=output)
+            np.add(output, bias, out=output)
+            if index < last:
+                np.tanh(output, out=output) if tanh else np.maximum(output, 0.0, out=output)
+            values = output
+
+    def of_rows(values: np.ndarray) -> None:
+        hidden = torch.from_numpy(values)
+        for index in range(last + 1):
+            torch.addmm(biases[index], hidden, weights[index], out=outputs[index])
+            if index < last:
+                outputs[index].tanh_() if tanh else outputs[index].relu_()
+            hidden = outputs[index]
+
+    products = of_one_row if rows == 1 else of_rows
+    result = arrays[-1][2]
 
     def act(observations: np.ndarray) -> np.ndarray:
         values = observations
@@ -86,14 +107,7 @@ def arithmetic(policy: Student | Teacher, rows: int) -> Callable[[np.ndarray], n
             if clip is not None:
                 np.clip(values, -clip, clip, out=values)
             values = values.astype(np.float32, copy=False)
-        for index, (weight, bias, out) in enumerate(layers):
-            np.matmul(values, weight, out=out)
-            np.add(out, bias, out=out)
-            values = activation(out, out=out) if index < len(layers) - 1 else out
-        return values.argmax(-1) if box is None else np.clip(values, box.low, box.high, out=values)  # type: ignore[attr-defined]
+        products(values)
+        return result.argmax(-1) if box is None else np.clip(result, box.low, box.high, out=result)
 
     return act
-
-
-def _relu(values: np.ndarray, *, out: np.ndarray) -> np.ndarray:
-    return np.maximum(values, 0.0, out=out)

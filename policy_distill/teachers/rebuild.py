@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from policy_distill.actions import Box, Categorical, Family, family_of
 from policy_distill.config import RequestError
+from policy_distill.layers import lay_out
 from policy_distill.spaces import observation_width
 from policy_distill.teachers.archive import class_name
 from policy_distill.teachers.errors import NotPlainError
@@ -230,7 +231,7 @@ class Layers:
         linear.weight.data = weight
         if bias is not None:
             linear.bias.data = bias
-        return linear
+        return lay_out(linear)
 
 
 def activation_of(policy_kwargs: Mapping[str, Any], kind: str, source: str) -> type[nn.Module]:
