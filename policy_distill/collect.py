@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
 import torch
 
+from policy_distill.acting import Labels, actor, labeller
 from policy_distill.actions import ActionTargets
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.evaluate import BATCH
+from policy_distill.evaluate import BATCH, act_in_batches
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 
@@ -125,25 +126,24 @@ class Collector:
             by_teacher = np.stack([stream.random(num_steps) < teacher_action_prob for stream in streams], axis=1)
         noise = [np.random.default_rng([self._seed, 5, round_index, index]) for index in self._indices]
         count, action_space = len(self._envs), self._envs[0].action_space
-        asked = torch.from_numpy(self._batch)  # the same memory
+        label, act = labeller(teacher, BATCH), None if student is None else actor(student, BATCH)
         parameters: dict[str, np.ndarray] = {}
         actions = np.empty(0)
 
         for step in range(num_steps):
             observations[step] = self._observations
             episodes[step] = self._episodes
-            targets = teacher.targets(asked)
-            chosen = targets.actions.numpy()[:count]
+            told, chosen = label_in_batches(label, self._batch)
             if step == 0:
-                parameters = {name: _rows_like(value, shape) for name, value in targets.parameters.items()}
-                actions = _rows_like(targets.actions, shape)
-            for name, value in targets.parameters.items():
-                parameters[name][step] = value.numpy()[:count]
-            actions[step] = chosen
+                parameters = {name: np.empty((*shape, *value.shape[1:]), value.dtype) for name, value in told.items()}
+                actions = np.empty((*shape, *chosen.shape[1:]), chosen.dtype)
+            for name, value in told.items():
+                parameters[name][step] = value[:count]
+            actions[step] = chosen = chosen[:count]
             executed = chosen.reshape(count, *(action_space.shape or ()))
-            if student is not None and not by_teacher[step].all():
+            if act is not None and not by_teacher[step].all():
                 mask = by_teacher[step].reshape(-1, *[1] * (executed.ndim - 1))
-                executed = np.where(mask, executed, student.act(self._batch)[:count])
+                executed = np.where(mask, executed, act_in_batches(act, self._batch)[:count])
             if exploration != NO_EXPLORATION:
                 executed = exploration.disturb(executed, action_space, noise)
             rewards_now, terminated_now, truncated_now = rewards[step], terminated[step], truncated[step]
@@ -187,9 +187,15 @@ def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:
     )
 
 
-def _rows_like(value: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
-    """Room for ``[T, N]`` rows of a batch."""
-    return np.empty((*shape, *value.shape[1:]), value.numpy().dtype)
+def label_in_batches(label: Callable[[np.ndarray], Labels], observations: np.ndarray) -> Labels:
+    """Ask about ``observations`` ``[n * BATCH, ...]``, ``BATCH`` rows at a time."""
+    if len(observations) == BATCH:
+        return label(observations)
+    parts = []
+    for start in range(0, len(observations), BATCH):
+        parameters, actions = label(observations[start : start + BATCH])
+        parts.append(({name: value.copy() for name, value in parameters.items()}, actions.copy()))
+    return {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}, np.concatenate([part[1] for part in parts])
 
 
 def _flat(array: np.ndarray) -> torch.Tensor:

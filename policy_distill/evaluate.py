@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 
+from policy_distill.acting import actor
 from policy_distill.environments import EnvironmentSpec, make, resolve
 
 BATCH = 16
@@ -88,6 +89,7 @@ def evaluate(
     resets, steps = ([getattr(env, name) for env in envs[:count]] for name in ("reset", "step"))
     space = envs[0].action_space
     margin = _margin(space)
+    act, act_of_reference = (None if who is None else actor(who, BATCH) for who in (policy, reference))
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     queue = iter(range(len(seeds)))
     episodes, totals, began = [0] * count, [0.0] * count, [0] * count
@@ -114,12 +116,12 @@ def evaluate(
     running = [slot for slot in range(count) if begin(slot)]
     while running:
         assert observations is not None
-        if policy is None:
+        if act is None:
             actions: Sequence[Any] | np.ndarray = [next(stream) for stream in chance]
         else:
-            actions = act_in_batches(policy, observations)
-            if reference is not None:
-                agreed += int(_alike_within(margin, actions, act_in_batches(reference, observations))[running].sum())
+            actions = act_in_batches(act, observations)
+            if act_of_reference is not None:
+                agreed += int(_alike_within(margin, actions, act_in_batches(act_of_reference, observations))[running].sum())
         step += 1
         over = []
         for slot in running:
@@ -179,11 +181,11 @@ def _draw(space: gym.Space, stream: np.random.Generator) -> np.ndarray:
     return drawn.astype(space.dtype)
 
 
-def act_in_batches(policy: Policy, observations: np.ndarray) -> np.ndarray:
-    """Ask ``policy`` about ``observations`` ``[n * BATCH, ...]``, ``BATCH`` rows at a time."""
+def act_in_batches(act: Callable[[np.ndarray], np.ndarray], observations: np.ndarray) -> np.ndarray:
+    """Ask about ``observations`` ``[n * BATCH, ...]``, ``BATCH`` rows at a time."""
     if len(observations) == BATCH:
-        return policy.act(observations)
-    return np.concatenate([policy.act(observations[start : start + BATCH]) for start in range(0, len(observations), BATCH)])
+        return act(observations)
+    return np.concatenate([act(observations[start : start + BATCH]) for start in range(0, len(observations), BATCH)])
 
 
 def alike(first: np.ndarray, second: np.ndarray, space: gym.Space) -> np.ndarray:

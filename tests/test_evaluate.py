@@ -160,7 +160,7 @@ def test_an_unknown_purpose_has_no_seeds():
 def test_large_batches_are_asked_in_pieces_and_joined_in_order():
     student = random_student(Push.observation_space, Push().action_space)
     observations = np.random.default_rng(0).uniform(-1, 1, (3 * BATCH, 3)).astype(np.float32)
-    whole = act_in_batches(student, observations)
+    whole = act_in_batches(student.act, observations)
     np.testing.assert_array_equal(whole[BATCH : 2 * BATCH], student.act(observations[BATCH : 2 * BATCH]))
     assert whole.shape == (3 * BATCH, 2)
 

@@ -70,7 +70,7 @@ def arithmetic(policy: Student | Teacher, rows: int) -> Callable[[np.ndarray], n
     normalized = isinstance(policy, Student) or policy.normalization is not None
     clip = policy.normalization.clip if isinstance(policy, Teacher) and policy.normalization is not None else None
     parts = [policy.network] if isinstance(policy, Student) else [getattr(policy.network, name, ()) for name in ("body", "latent", "mean")]
-    modules = [module for part in parts for module in part]  # type: ignore[union-attr]
+    modules = [module for part in parts for module in part]
     linears = [module for module in modules if isinstance(module, nn.Linear)]
     weights = [linear.weight.detach().t().contiguous() for linear in linears]
     biases = [linear.bias.detach() for linear in linears]
