@@ -111,7 +111,9 @@ class Layers:
 
     def __init__(self, network: nn.Module, rows: int) -> None:
         modules = [module for module in network.modules() if not isinstance(module, nn.Sequential)]
-        self._steps = [_product(module, rows) if isinstance(module, nn.Linear) else _activation(module) for module in modules]
+        self._steps = [
+            _product(module.weight.t(), module.bias, rows) if isinstance(module, nn.Linear) else _activation(module) for module in modules
+        ]
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """``[B, inputs]`` float32, which stay as they are, to ``[B, outputs]``, which the next call overwrites."""
@@ -120,18 +122,21 @@ class Layers:
         return values
 
 
-def _product(linear: nn.Linear, rows: int) -> Act:
-    weight = linear.weight.detach().t().contiguous()
-    bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-    output = torch.empty(rows, linear.out_features)
-    weight_array, bias_array, output_array = weight.numpy(), bias.numpy(), output.numpy()
+def _product(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> Act:
+    """From ``[B, inputs]`` to ``[B, outputs]``, in an array of its own; ``weight`` is ``[inputs, outputs]``."""
+    with torch.inference_mode():
+        weight = weight.contiguous()
+    bias = torch.zeros(weight.shape[1]) if bias is None else bias.detach()
+    output = torch.empty(rows, weight.shape[1])
+    weight_array, bias_array, output_array = weight.detach().numpy(), bias.numpy(), output.numpy()
 
     def small(values: np.ndarray) -> np.ndarray:
         np.matmul(values, weight_array, out=output_array)
         return np.add(output_array, bias_array, out=output_array)
 
     def large(values: np.ndarray) -> np.ndarray:
-        torch.addmm(bias, torch.from_numpy(values), weight, out=output)
+        with torch.inference_mode():
+            torch.addmm(bias, torch.from_numpy(values), weight, out=output)
         return output_array
 
     return small if rows * weight.numel() <= ONE_THREAD else large
@@ -207,16 +212,9 @@ def _spread(network: GaussianNetwork, rows: int) -> Act:
             layers = Layers(head, rows)
             return lambda hidden: layers(hidden).clip(-20.0, 2.0) - shift
         case StateDependentSpread(variance=variance):
-            product = _product(_linear(variance), rows)
+            product = _product(variance, None, rows)
             return lambda hidden: 0.5 * np.log(product(np.square(hidden)) + np.float32(1e-6)) - shift
     raise TypeError(f"{type(network.spread).__name__} is no spread")
-
-
-def _linear(weight: torch.Tensor) -> nn.Linear:
-    """A layer that multiplies by ``weight`` ``[inputs, outputs]``."""
-    linear = nn.utils.skip_init(nn.Linear, *weight.shape, bias=False)
-    linear.weight.data = weight.t()
-    return linear
 
 
 def _to_environment(bounds: ActionBounds, *, squashed: bool) -> Act:

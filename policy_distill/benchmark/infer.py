@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from policy_distill.acting import actor
 from policy_distill.benchmark.agents import Agent, load_agents
 from policy_distill.benchmark.interleave import Ratio, interleave
-from policy_distill.benchmark.limits import arithmetic
 from policy_distill.benchmark.result import Result
 from policy_distill.students import Architecture, Student
 
@@ -28,7 +28,7 @@ def one_observation(agent: Agent, turns: int) -> Result:
     layers = tuple(told["layers"][1:-1])
     student = Student(Architecture(teacher.observation_space, teacher.action_space, layers, told["activation"].lower()))
     student.eval().requires_grad_(False)
-    plain = arithmetic(student, 1)
+    plain = actor(student, 1)
     observation = np.zeros((1, *(teacher.observation_space.shape or ())), np.float32)
 
     def times(decide: Any) -> Any:

@@ -28,7 +28,7 @@ def run(turns: int, config: DistillConfig | None = None) -> list[Result]:
         began = cpu_seconds()
         told = distill(config, teacher=teacher, display=Display(quiet=True)).summary
         spent = cpu_seconds() - began
-    bare = interleave({"bare": recording.replay}, turns=turns)["bare"].cpu_seconds
+    bare = interleave({"bare": lambda: recording.replay(with_policy=False)}, turns=turns)["bare"].cpu_seconds
     env_steps = told["env_steps"] + told["evaluation_env_steps"]
     return [
         Result(
