@@ -103,5 +103,5 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
     if not why_not_ppo(student.observation_space, student.action_space):
         save_ppo(student, job.folder / "student.zip", critic=polished.critic if polished else None)
     write_json(job.folder / "result.json", summary)
-    write_report(job.folder / "report.md", summary)
+    write_report(job.folder)
     return DistillResult(student, figure, *episodes, job.folder, summary)

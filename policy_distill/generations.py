@@ -37,6 +37,7 @@ class Generation:
         train, held_out: each loss term's mean; the held-out one is against the same mixed targets.
         validation_return_mean, validation_retention: on all validation seeds.
         paired_difference: mean over the seeds of its return minus the last kept one's.
+        validation_retention_standard_error: paired by seed; see ``Run.retention_standard_error``.
         kept: whether the difference is not below zero.
     """
 
@@ -48,6 +49,7 @@ class Generation:
     validation_retention: float
     paired_difference: float
     kept: bool
+    validation_retention_standard_error: float = float("nan")
 
     def figures(self) -> str:
         """One line for a person who watches."""
@@ -92,7 +94,8 @@ def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
         run.gradient_steps += steps
         difference = float((returns - lineage.kept.returns).mean())
         mean, share = float(returns.mean()), run.retention(returns)
-        lineage.generations.append(Generation(number, steps, losses, held_out, mean, share, difference, difference >= 0))
+        error = run.retention_standard_error(returns)
+        lineage.generations.append(Generation(number, steps, losses, held_out, mean, share, difference, difference >= 0, error))
         run.display.advance(lineage.generations[-1].figures())
         track_generation(run.tracker, number, losses, mean, share, difference)
         if difference < 0:

@@ -68,7 +68,8 @@ def imitate(run: Run) -> Imitation:
         validations.extend(answers)
         best = max(range(len(answers)), key=lambda member: answers[member].returns.mean())
         reference = (run.teacher_returns[: run.num_first].mean(), run.random_returns[: run.num_first].mean())
-        rounds[-1] = rounds[-1].validated(answers[best].returns, *reference)
+        error = run.retention_standard_error(answers[best].returns)
+        rounds[-1] = dataclasses.replace(rounds[-1].validated(answers[best].returns, *reference), validation_retention_standard_error=error)
         display.advance(rounds[-1].figures())
         track_validation(tracker, rounds[-1], *reference)
         return best

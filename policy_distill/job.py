@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -199,11 +200,15 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def complete_config(job: Job) -> dict[str, Any]:
+    """The configuration as data, with what was left to the job (folder, student's sizes and activation) filled in."""
+    data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
+    settled = {"hidden_sizes": list(job.architecture.hidden_sizes), "compression": None, "same": False}
+    data["student"] = {**data["student"], **settled, "activation": job.architecture.activation}
+    return data
+
+
 def write_config(job: Job) -> None:
     """Write the whole configuration, so that ``--config config.yaml`` runs it again."""
-    data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
-    settled: dict[str, object] = {"hidden_sizes": list(job.architecture.hidden_sizes), "compression": None, "same": False}
-    settled["activation"] = job.architecture.activation
-    data["student"] = {**data["student"], **settled}
-    text = yaml.safe_dump(data, sort_keys=False)
+    text = yaml.safe_dump(complete_config(job), sort_keys=False)
     write_atomically(job.folder / "config.yaml", lambda target: target.write_text(text))

@@ -30,6 +30,7 @@ class PolishRecord:
         env_steps: of this stage so far.
         metrics: see ``kickstart.Snapshot``.
         validation_return_mean, validation_retention: on the first validation seeds.
+        validation_retention_standard_error: paired by seed; see ``Run.retention_standard_error``.
         finalist_return_mean: on all of them, of a student that came into the final choice.
     """
 
@@ -38,6 +39,7 @@ class PolishRecord:
     validation_return_mean: float
     validation_retention: float
     finalist_return_mean: float | None = None
+    validation_retention_standard_error: float = float("nan")
 
     def figures(self) -> str:
         """One line for a person who watches."""
@@ -104,7 +106,13 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     def note_answer() -> None:
         snapshot, answer = waiting.pop()
         episodes = answer()
-        record = PolishRecord(snapshot.env_steps, snapshot.metrics, float(episodes.returns.mean()), run.retention(episodes.returns))
+        record = PolishRecord(
+            snapshot.env_steps,
+            snapshot.metrics,
+            float(episodes.returns.mean()),
+            run.retention(episodes.returns),
+            validation_retention_standard_error=run.retention_standard_error(episodes.returns),
+        )
         students.append(snapshot.student)
         returns.append(episodes.returns)
         polished.records.append(record)

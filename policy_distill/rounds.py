@@ -24,6 +24,7 @@ class Round:
         held_out: the same after the round on episodes that are never trained on; empty as long as there are none.
         validation_return_mean, validation_return_standard_error: of the round's (best) student on the validation seeds.
         validation_retention: of the means on these seeds.
+        validation_retention_standard_error: paired by seed; see ``Run.retention_standard_error``.
         finalist_return_mean: over these and the further validation seeds, of a student that came into the final choice.
     """
 
@@ -37,6 +38,7 @@ class Round:
     validation_return_standard_error: float = float("nan")
     validation_retention: float = float("nan")
     finalist_return_mean: float | None = None
+    validation_retention_standard_error: float = float("nan")
 
     def validated(self, returns: np.ndarray, teacher_mean: float, random_mean: float) -> Round:
         """The same round with its student's returns ``[E]`` on the validation seeds."""

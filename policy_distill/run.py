@@ -12,6 +12,7 @@ import numpy as np
 from policy_distill.evaluate import Episodes, Policy, evaluation_seeds
 from policy_distill.job import Job
 from policy_distill.progress import Display
+from policy_distill.statistics import contrast
 from policy_distill.students import Student
 from policy_distill.tracking import Tracker
 from policy_distill.workers import Rollouts
@@ -88,6 +89,18 @@ class Run:
         count = len(returns)
         teacher, chance = self.teacher_returns[:count].mean(), self.random_returns[:count].mean()
         return float((returns.mean() - chance) / (teacher - chance)) if teacher > chance else float("nan")
+
+    def retention_standard_error(self, returns: np.ndarray) -> float:
+        """Of ``retention(returns)``, paired by seed; nan where that is nan or there is one episode.
+
+        The delta method for a ratio of means: the spread of ``contrast`` at the estimate, over the gap of teacher and random policy.
+        """
+        count, share = len(returns), self.retention(returns)
+        if count < 2 or not np.isfinite(share):
+            return float("nan")
+        teacher, chance = self.teacher_returns[:count], self.random_returns[:count]
+        spread = contrast(returns, teacher, chance, share).std(ddof=1)
+        return float(spread / count**0.5 / (teacher.mean() - chance.mean()))
 
     def choose(self, students: Sequence[Student], returns: Sequence[np.ndarray]) -> tuple[int, dict[int, np.ndarray]]:
         """Measure the best few candidates on the further validation seeds and choose among them.

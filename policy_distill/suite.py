@@ -20,6 +20,7 @@ from policy_distill.config import DistillConfig, RequestError
 from policy_distill.distill import distill
 from policy_distill.files import write_atomically
 from policy_distill.progress import Display
+from policy_distill.report import write_suite_report
 from policy_distill.statistics import interquartile_mean
 from policy_distill.tracking import write_json
 
@@ -70,6 +71,7 @@ def run_suite(teachers: Path, config: DistillConfig, *, output: Path, display: D
         display.note(f"[{number}/{len(folders)}] {name}")
         rows.append(_run_one(name, folder, config, output, display))
         write_tables(rows, output, config)
+    write_suite_report(output)
     return SuiteResult(rows, output)
 
 
@@ -130,7 +132,12 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path, config: DistillCo
     write_atomically(folder / "suite.csv", lambda target: target.write_text(buffer.getvalue()))
     write_json(
         folder / "suite.json",
-        {"rows": list(rows), "interquartile_mean": result.interquartile_mean, "config": dataclasses.asdict(config)},
+        {
+            "rows": list(rows),
+            "interquartile_mean": result.interquartile_mean,
+            "worth_compressing": WORTH_COMPRESSING,
+            "config": dataclasses.asdict(config),
+        },
     )
 
 

@@ -4,27 +4,55 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import platform
 from collections.abc import Mapping
 from typing import Any
 
 from policy_distill.evaluate import Episodes
 from policy_distill.generations import Lineage
 from policy_distill.imitation import Imitation
+from policy_distill.job import complete_config
 from policy_distill.polish import Polished
-from policy_distill.report import summary_table
+from policy_distill.report import plots, summary_table
+from policy_distill.report.candidates import candidates
+from policy_distill.report.drawing import to_pixels
 from policy_distill.run import Run
 from policy_distill.statistics import Retention
 from policy_distill.tracking import Tracker
 
 VERSION = importlib.metadata.version("policy-distill")
+PACKAGES = ("policy-distill", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "box2d")
+"""Whose versions a result names, where they are installed."""
 
 
 def track_final(tracker: Tracker, summary: Mapping[str, Any]) -> None:
-    """Write the final figures, and the closing table as a text."""
-    kept = summary["retention"]
-    final = {"retention": kept["estimate"], "retention_low": kept["low"], "retention_high": kept["high"], "agreement": summary["agreement"]}
-    tracker.scalars("final", {name: value for name, value in final.items() if value is not None}, summary["env_steps"])
+    """Write the final figures beside the settings they came from, the closing table as a text, and the plots of the report."""
+    kept, steps = summary["retention"], summary["env_steps"]
+    figures = {
+        "retention": kept["estimate"],
+        "retention_low": kept["low"],
+        "retention_high": kept["high"],
+        "agreement": summary["agreement"],
+        "compression": summary["compression"],
+    }
+    final = {name: value for name, value in figures.items() if value is not None}
+    tracker.scalars("final", final, steps)
+    tracker.settings(summary["config"], [f"final/{name}" for name in final])
     tracker.text("result", summary_table(summary))
+    tracker.picture("final/paired_returns", to_pixels(plots.paired_returns(summary["returns"])), steps)
+    tracker.picture("final/return_distribution", to_pixels(plots.return_distribution(summary["returns"])), steps)
+    tracker.picture("eval/retention_of_each_student", to_pixels(plots.retention_path(candidates(summary), kept)), steps)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result may depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def summarize(
@@ -54,6 +82,8 @@ def summarize(
 
     return {
         "version": VERSION,
+        "versions": versions(),
+        "config": complete_config(job),
         "seed": job.config.seed,
         "device": job.device.type,
         "env": job.spec.id,
@@ -80,6 +110,11 @@ def summarize(
         "gradient_steps": run.gradient_steps,
         "kept": origin,
         "chosen_round": imitation.chosen,
+        "validation": {
+            "episodes": run.num_first,
+            "teacher_return_mean": float(run.teacher_returns[: run.num_first].mean()),
+            "random_return_mean": float(run.random_returns[: run.num_first].mean()),
+        },
         "rounds": [dataclasses.asdict(record) for record in imitation.rounds],
         "self_distillation": lineage.summary(),
         "polish": polished.summary() if polished else None,

@@ -1,20 +1,22 @@
-"""What a run writes while it goes on and when it is done: TensorBoard scalars and JSON."""
+"""What a run writes while it goes on and when it is done: TensorBoard and JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from policy_distill.files import write_atomically
 
 
 class Tracker:
-    """TensorBoard scalars of one run; a context manager.
+    """What TensorBoard shows of one run: scalars, pictures, texts, and the settings beside the final figures; a context manager.
 
     Tags begin with the stage (``collect/ train/ eval/ time/``) and end with the unit where there is one. The horizontal axis is the
     number of environment steps that the student's training has taken.
@@ -34,6 +36,24 @@ class Tracker:
         """Write a text that TensorBoard shows as Markdown."""
         self._writer.add_text(tag, markdown)
 
+    def picture(self, tag: str, pixels: np.ndarray, env_steps: int) -> None:
+        """Write a picture, uint8 ``[height, width, 3]``."""
+        self._writer.add_image(tag, pixels, env_steps, dataformats="HWC")
+
+    def settings(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Write a run's settings for TensorBoard's HPARAMS page, with the tags of the scalars that it shows beside them.
+
+        ``SummaryWriter.add_hparams`` would write them as a run of its own, named after the time.
+
+        Args:
+            config: nested; its leaves become ``group.name``. What was left out (None) is left out, lists become text.
+            metrics: tags that were or will be written by ``scalars``.
+        """
+        experiment, start, end = hparams(flat(config), dict.fromkeys(metrics, 0.0))
+        writer = self._writer._get_file_writer()
+        for summary in (experiment, start, end):
+            writer.add_summary(summary)
+
     def close(self) -> None:
         """Flush and close the file."""
         self._writer.close()
@@ -43,6 +63,19 @@ class Tracker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """``{"a": {"b": [1, 2]}}`` -> ``{"a.b": "[1, 2]"}``, without what is None."""
+    found: dict[str, bool | int | float | str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        elif isinstance(value, bool | int | float | str):
+            found[f"{prefix}{name}"] = value
+        elif value is not None:
+            found[f"{prefix}{name}"] = json.dumps(value)
+    return found
 
 
 def write_json(path: str | Path, data: Mapping[str, Any]) -> Path:

@@ -28,12 +28,20 @@ class Recorder:
     def __init__(self) -> None:
         self.seen: dict[str, tuple[float, int]] = {}
         self.texts: dict[str, str] = {}
+        self.pictures: dict[str, np.ndarray] = {}
+        self.hparams: tuple[Mapping[str, Any], list[str]] = {}, []
 
     def scalars(self, stage: str, values: Mapping[str, float], env_steps: int) -> None:
         self.seen |= {f"{stage}/{name}": (value, env_steps) for name, value in values.items()}
 
     def text(self, tag: str, markdown: str) -> None:
         self.texts[tag] = markdown
+
+    def picture(self, tag: str, pixels: np.ndarray, env_steps: int) -> None:
+        self.pictures[tag] = pixels
+
+    def settings(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        self.hparams = config, list(metrics)
 
 
 class Table:

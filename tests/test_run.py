@@ -107,3 +107,20 @@ def test_the_stopwatch_adds_up_each_stage(monkeypatch):
             pass
     # 101 to 103, 104 to 108, 109 to 109.5; since 100
     assert watch.read() == {"collect": 2.5, "train": 0.0, "polish": 4.0, "evaluate": 0.0, "total": 20.0}
+
+
+def test_the_standard_error_of_a_retention_is_paired_by_seed(tmp_path):
+    run = run_of(tmp_path)
+    run.teacher_returns, run.random_returns = np.array([4.0, 6.0, 8.0, 99.0]), np.array([0.0, 2.0, 4.0, 99.0])
+    # half of what the teacher adds on each seed: however much the seeds differ, there is nothing to be unsure about
+    assert run.retention(np.array([2.0, 4.0, 6.0])) == 0.5
+    assert run.retention_standard_error(np.array([2.0, 4.0, 6.0])) == 0.0
+    # contrast at 0.5: -1, 0, 1; standard deviation 1; of the mean of three over a gap of 4
+    assert run.retention_standard_error(np.array([1.0, 4.0, 7.0])) == pytest.approx(1 / math.sqrt(3) / 4)
+
+
+def test_one_episode_or_a_teacher_like_chance_has_no_standard_error(tmp_path):
+    run = run_of(tmp_path)
+    run.teacher_returns, run.random_returns = np.array([4.0, 4.0]), np.array([0.0, 9.0])
+    assert math.isnan(run.retention_standard_error(np.array([2.0])))
+    assert math.isnan(run.retention_standard_error(np.array([2.0, 2.0])))

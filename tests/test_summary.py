@@ -8,12 +8,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import yaml
 
 from policy_distill.dataset import Dataset
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.generations import Generation, Lineage
 from policy_distill.imitation import Imitation
+from policy_distill.job import write_config
 from policy_distill.polish import Polished, PolishRecord
 from policy_distill.rounds import Round
 from policy_distill.run import Kept
@@ -24,7 +28,7 @@ from tests.small_worlds import WALK, walk_expert
 from tests.stand_ins import Recorder, episodes, record, run_of
 
 RESULT_KEYS = {
-    "": "version seed device env environment teacher student random compression retention agreement env_steps evaluation_env_steps "
+    "": "version versions config validation seed device env environment teacher student random compression retention agreement env_steps evaluation_env_steps "
     "gradient_steps kept chosen_round rounds self_distillation polish notices returns seconds",
     "environment": "id kwargs wrappers max_episode_steps extra",
     "teacher": "path algo params return_mean return_std",
@@ -33,6 +37,7 @@ RESULT_KEYS = {
     "retention": "estimate low high confidence episodes",
     "returns": "seeds student teacher random",
     "seconds": "collect train polish evaluate total",
+    "validation": "episodes teacher_return_mean random_return_mean",
     "polish": "start start_retention chosen records",
 }
 FINAL = episodes(-2.0, -4.0, agreement=0.9), episodes(-1.0, -3.0), episodes(-9.0, -11.0)
@@ -40,6 +45,7 @@ FINAL = episodes(-2.0, -4.0, agreement=0.9), episodes(-1.0, -3.0), episodes(-9.0
 
 def summary(folder: Path, polished: Polished | None = None, teacher: Teacher | None = None) -> dict[str, Any]:
     run = run_of(folder, teacher=teacher)
+    run.teacher_returns, run.random_returns = np.array([-1.0, -2.0, -30.0, -30.0]), np.array([-9.0, -10.0, -50.0, -50.0])
     run.env_steps, run.gradient_steps, run.evaluation_env_steps = 2000, 20, 300
     run.watch.seconds["polish"] = 4.0
     kept = Kept(walk_expert(), FINAL[0].returns, "round 2")
@@ -81,13 +87,31 @@ def test_the_summary_s_figures(tmp_path):
     assert found["self_distillation"][0]["paired_difference"] == -0.5
 
 
+def test_the_validation_s_two_lines_are_those_of_every_round(tmp_path):
+    assert summary(tmp_path)["validation"] == {"episodes": 2, "teacher_return_mean": -1.5, "random_return_mean": -9.5}
+
+
+def test_the_settings_are_those_of_config_yaml(tmp_path):
+    found = summary(tmp_path)
+    write_config(run_of(tmp_path).job)
+    assert json.loads(json.dumps(found["config"])) == yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert found["config"]["student"]["activation"] == "relu"  # settled by the job
+
+
+def test_the_versions_of_what_is_not_installed_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("policy_distill.summary.PACKAGES", ("torch", "no-such-package"))
+    found = summary(tmp_path)["versions"]
+    assert set(found) == {"python", "platform", "torch"}
+    assert found["torch"].startswith(torch.__version__.split("+")[0])
+
+
 def test_polishing_is_told_where_there_was_any(tmp_path):
     assert summary(tmp_path)["polish"] is None
     start, share, chosen, records = summary(tmp_path, polished())["polish"].values()
     assert (start, share, chosen) == ("round 2", 0.25, 1)
     assert records[0] == {
         "env_steps": 640, "metrics": {"std": 0.5}, "validation_return_mean": -3.0, "validation_retention": 0.5,
-        "finalist_return_mean": None,
+        "finalist_return_mean": None, "validation_retention_standard_error": pytest.approx(math.nan, nan_ok=True),
     }  # fmt: skip
     assert records[1]["finalist_return_mean"] == -2.5
 
@@ -104,4 +128,8 @@ def test_what_the_end_writes_to_tensorboard(tmp_path):
     track_final(recorder, {**summary(tmp_path), "agreement": None})  # type: ignore[arg-type]
     assert recorder.seen["final/retention"] == (0.75, 2000)
     assert "final/agreement" not in recorder.seen
+    assert recorder.hparams[0]["seed"] == 5
+    assert recorder.hparams[1] == ["final/retention", "final/retention_low", "final/retention_high"]
+    assert set(recorder.pictures) == {"final/paired_returns", "final/return_distribution", "eval/retention_of_each_student"}
+    assert all(pixels.dtype == np.uint8 and pixels.std() > 5 for pixels in recorder.pictures.values())
     assert "| compression | unknown |" in recorder.texts["result"]

@@ -1,0 +1,105 @@
+"""report.md: one run as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from policy_distill.report.candidates import Candidate, candidates
+from policy_distill.report.rows import number, summary_table, tally_text
+from policy_distill.report.verdict import verdict
+
+
+def run_markdown(summary: Mapping[str, Any]) -> str:
+    """The report as text.
+
+    Args:
+        summary: what result.json holds.
+    """
+    found, tried = verdict(summary), candidates(summary)
+    lines = [f"# {summary['teacher']['algo']} on {summary['env']}, distilled", "", f"**{found.headline}**", found.meaning, found.trust, ""]
+    lines += [f"- note: {notice}" for notice in summary["notices"]]
+    lines += ["", summary_table(summary), ""]
+    lines += [
+        tally_text(summary["returns"]),
+        "Retention is `(student - random) / (teacher - random)` of the mean returns, all three measured on the same seeds, none of which",
+        "was used to train or to choose. The interval is a paired bootstrap over episodes. Compression is quoted against the teacher's",
+        "acting network. `±` is half of a 95% interval, paired by seed.",
+        "",
+    ]
+    lines += _round_lines(summary, _of("round", tried))
+    lines += _generation_lines(summary["self_distillation"], _of("generation", tried))
+    lines += _polish_lines(summary["polish"], _of("polish", tried))
+    lines += [
+        "## Files",
+        "",
+        "- `student/`: weights (safetensors) and description (JSON); `policy_distill.Student.load`",
+        "- `student.zip`: the same policy for Stable-Baselines3 (where it supports the spaces); `PPO.load` opens it without policy_distill",
+        "- `config.yaml`: the whole configuration; `policy-distill distill_policy --config config.yaml` runs it again",
+        "- `result.json`: every figure, the returns of each episode among them",
+        "- `report.html`: this report as a page, with plots",
+        "- `tensorboard/`: `tensorboard --logdir` shows the curves",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _of(stage: str, tried: Sequence[Candidate]) -> list[Candidate]:
+    return [candidate for candidate in tried if candidate.stage == stage]
+
+
+def _round_lines(summary: Mapping[str, Any], tried: Sequence[Candidate]) -> list[str]:
+    name = next(iter(summary["rounds"][0]["train"]))
+    lines = [
+        "## Rounds",
+        "",
+        "| round | environment steps | gradient steps | teacher acts | loss | held out | validation return | retention | finalist |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for record, candidate in zip(summary["rounds"], tried, strict=True):
+        chosen = " **chosen**" if record["round"] == summary["chosen_round"] else ""
+        lines.append(
+            f"| {record['round'] + 1}{chosen} | {record['env_steps']:,} | {record['gradient_steps']:,} "
+            f"| {record['teacher_action_prob']:.2f} | {record['train'][name]:.4g} | {number(record['held_out'].get(name), '.4g')} "
+            f"| {number(record['validation_return_mean'])} | {candidate.text} | {number(record['finalist_return_mean'])} |"
+        )
+    return [*lines, "", f"The loss is `{name}`.", ""]
+
+
+def _generation_lines(records: Sequence[Mapping[str, Any]], tried: Sequence[Candidate]) -> list[str]:
+    """The section about students that taught students, where there were any."""
+    if not records:
+        return []
+    lines = [
+        "## Generations",
+        "",
+        "| generation | gradient steps | validation return | retention | against the last, a seed | |",
+        "|---:|---:|---:|---:|---:|---|",
+    ]
+    for record, candidate in zip(records, tried, strict=True):
+        lines.append(
+            f"| {record['generation']} | {record['gradient_steps']:,} | {number(record['validation_return_mean'])} | {candidate.text} "
+            f"| {record['paired_difference']:+.2f} | {'kept' if record['kept'] else 'refused'} |"
+        )
+    return [*lines, ""]
+
+
+def _polish_lines(polish: Mapping[str, Any] | None, tried: Sequence[Candidate]) -> list[str]:
+    """The section about training by reward, where there was any."""
+    if polish is None:
+        return []
+    lines = [
+        "## Polish",
+        "",
+        f"It began with {polish['start']}, which kept {polish['start_retention']:.3f} of the return on the validation seeds.",
+        "",
+        "| environment steps | sampled return | validation return | retention | finalist |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for index, (record, candidate) in enumerate(zip(polish["records"], tried, strict=True)):
+        chosen = " **chosen**" if index == polish["chosen"] else ""
+        lines.append(
+            f"| {record['env_steps']:,}{chosen} | {number(record['metrics'].get('train_return_mean'))} "
+            f"| {number(record['validation_return_mean'])} | {candidate.text} | {number(record['finalist_return_mean'])} |"
+        )
+    return [*lines, "", *(["No polished student beat that one on all validation seeds.", ""] if polish["chosen"] is None else [])]

@@ -1,0 +1,78 @@
+"""The figures of a run as rows of name and text: the table that closes a run in the terminal, in report.md and in TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+RETENTION = "Retention is (student - random) / (teacher - random) of the mean returns."
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    """Whether there is a figure: a live summary holds nan where result.json holds null."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None, form: str = ".1f") -> str:
+    """A figure, or nothing where there is none."""
+    return format(value, form) if known(value) else ""
+
+
+def retention_text(kept: Mapping[str, Any]) -> str:
+    """``0.981 [0.967, 0.993]``, or why there is none."""
+    if not known(kept["estimate"]):
+        return "undefined: teacher and random policy cannot be told apart"
+    return f"{kept['estimate']:.3f} [{kept['low']:.3f}, {kept['high']:.3f}]"
+
+
+def mean_and_std(figures: Mapping[str, Any]) -> str:
+    """``282.1 ± 21.6``: mean and standard deviation of the returns."""
+    return f"{figures['return_mean']:.1f} ± {figures['return_std']:.1f}"
+
+
+def times(compression: float | None) -> str:
+    """``101.1x``: how many times smaller the student is."""
+    return f"{compression:.1f}x" if compression else "unknown"
+
+
+def seed_tally(returns: Mapping[str, Sequence[float]]) -> tuple[int, int, int]:
+    """On how many seeds the student earned more than its teacher, as much (to a millionth), and less."""
+    pairs = list(zip(returns["student"], returns["teacher"], strict=True))
+    differ = [pair for pair in pairs if not math.isclose(*pair, rel_tol=1e-6, abs_tol=1e-9)]
+    more = sum(student > teacher for student, teacher in differ)
+    return more, len(pairs) - len(differ), len(differ) - more
+
+
+def tally_text(returns: Mapping[str, Sequence[float]]) -> str:
+    """``seed_tally`` as a sentence."""
+    more, equal, less = seed_tally(returns)
+    return f"On {more} of {len(returns['student'])} seeds the student earned more than its teacher, on {equal} as much, on {less} less."
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The rows of the table that closes a run: what, figure."""
+    teacher, student, kept = summary["teacher"], summary["student"], summary["retention"]
+    rows = [
+        ("environment", summary["env"]),
+        ("teacher", f"{teacher['algo']}, {format(teacher['params'], ',') if teacher['params'] else 'unknown'} parameters"),
+        ("student", f"{student['hidden_sizes']}, {student['params']:,} parameters"),
+        ("compression", times(summary["compression"])),
+        ("teacher's return", mean_and_std(teacher)),
+        ("student's return", mean_and_std(student)),
+        ("random policy's return", mean_and_std(summary["random"])),
+        (f"retention [{kept['confidence']:.0%} interval]", retention_text(kept)),
+        ("paired episodes", f"{kept['episodes']}"),
+        ("agreement", f"{summary['agreement']:.1%} of the student's states" if summary["agreement"] is not None else "unknown"),
+        ("student's origin", summary["kept"]),
+        ("environment steps", f"{summary['env_steps']:,}"),
+        ("gradient steps", f"{summary['gradient_steps']:,}"),
+    ]
+    seconds = summary["seconds"]
+    stages = ", ".join(f"{stage} {seconds[stage]:.0f} s" for stage in ("collect", "train", "polish", "evaluate") if seconds[stage])
+    return [*rows, ("time", f"{seconds['total']:.0f} s ({stages})")]
+
+
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """``summary_rows`` as a Markdown table."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in summary_rows(summary))])

@@ -1,0 +1,118 @@
+"""suite.html: a suite of runs as a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from policy_distill.config import RequestError
+from policy_distill.files import write_atomically
+from policy_distill.report import page, plots
+from policy_distill.report.drawing import to_svg
+from policy_distill.report.page import Cell, link
+from policy_distill.report.rows import known, retention_text, times
+from policy_distill.report.verdict import KEEPS
+
+
+def write_suite_report(folder: str | Path) -> Path:
+    """Write ``suite.html`` into a suite's folder, from its ``suite.json``.
+
+    Raises:
+        RequestError: if the folder holds none.
+    """
+    folder = Path(folder)
+    if not (folder / "suite.json").is_file():
+        raise RequestError(f"{folder} holds no suite.json: name the folder of a suite")
+    suite = json.loads((folder / "suite.json").read_text())
+    return write_atomically(folder / "suite.html", lambda target: target.write_text(suite_page(suite, folder)))
+
+
+def suite_page(suite: Mapping[str, Any], folder: Path) -> str:
+    """The page as text.
+
+    Args:
+        suite: what suite.json holds.
+        folder: of the suite; reports of runs that are not there are not linked.
+    """
+    done = [row for row in suite["rows"] if row["status"] == "done"]
+    title = f"{len(done)} of {len(suite['rows'])} teachers distilled"
+    return page.document(
+        title,
+        f"<header>\n<h1>{title}</h1>\n</header>",
+        _tiles(suite, done),
+        _plots([row for row in done if known(row["retention"])]),
+        _table(done, folder),
+        _rest([row for row in suite["rows"] if row["status"] != "done"]),
+    )
+
+
+def _tiles(suite: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
+    mean, worth = suite["interquartile_mean"], suite["worth_compressing"]
+    judged = [row for row in done if known(row["retention"])]
+    smaller = [row["compression"] for row in done if known(row["compression"])]
+    counts = {word: sum(test(row) for row in judged) for word, test in _JUDGEMENTS.items()}
+    return page.tiles(
+        [
+            ("Retention", f"{mean:.3f}" if known(mean) else "unknown", f"interquartile mean, teachers of {worth:,} parameters or more"),
+            ("Smaller", times(median(smaller)) if smaller else "unknown", "median over teachers"),
+            *((f"{word} {KEEPS:.0%}", f"{count} of {len(judged)}", _MEANINGS[word]) for word, count in counts.items()),
+            ("Time", f"{sum(row['seconds'] for row in done) / 60:.1f} min", "all runs, one after the other"),
+        ]
+    )
+
+
+_JUDGEMENTS = {
+    "Kept": lambda row: row["low"] >= KEEPS,
+    "Open at": lambda row: row["low"] < KEEPS <= row["high"],
+    "Below": lambda row: row["high"] < KEEPS,
+}
+_MEANINGS = {"Kept": "the whole interval is above", "Open at": "the interval holds both", "Below": "the whole interval is below"}
+
+
+def _plots(judged: Sequence[Mapping[str, Any]]) -> str:
+    if not judged:
+        return ""
+    drawn = [
+        page.plot(
+            to_svg(plots.performance_profile([row["retention"] for row in judged]), label="performance profile"),
+            "Performance profile: for each retention, the share of teachers of which the student kept more. Further right is better.",
+        )
+    ]
+    if sized := [row for row in judged if known(row["compression"])]:
+        drawn.append(
+            page.plot(
+                to_svg(plots.retention_against_compression(sized), label="retention against compression"),
+                "One dot a teacher, with the interval over episodes.",
+            )
+        )
+    return page.section("All together", page.beside(*drawn))
+
+
+def _table(done: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    header = ("teacher", "retention", "smaller", "student", "parameters", "teacher's return", "student's return", "environment", "seconds")
+    rows: list[tuple[Cell, ...]] = []
+    for row in done:
+        report = f"{row['teacher']}/report.html"
+        rows.append(
+            (
+                link(report, row["teacher"]) if (folder / report).is_file() else row["teacher"],
+                retention_text({**row, "estimate": row["retention"]}) if known(row["retention"]) else "undefined",
+                times(row["compression"]),
+                row["student"],
+                f"{row['params']:,}" if row["params"] else "unknown",
+                f"{row['teacher_return']:.1f}",
+                f"{row['student_return']:.1f}",
+                row["env"],
+                f"{row['seconds']:.0f}",
+            )
+        )
+    return page.section("Each teacher", page.table(header, rows, numbers=range(1, 9)))
+
+
+def _rest(rows: Sequence[Mapping[str, Any]]) -> str:
+    return page.section(
+        "Not distilled", page.table(("teacher", "", "why"), [(row["teacher"], row["status"], row["reason"]) for row in rows])
+    )
