@@ -13,6 +13,7 @@ from policy_distill.commands.distill_policy import distill_policy
 from policy_distill.commands.evaluate_policy import evaluate_policy
 from policy_distill.commands.parser import nearest, one_line
 from policy_distill.commands.printing import DONE
+from policy_distill.commands.render_policy import render_policy
 from policy_distill.commands.run_ablation import run_ablation
 from policy_distill.commands.run_suite import run_suite
 from policy_distill.commands.train_teacher import train_teacher
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate_policy": evaluate_policy,
     "compare_policies": compare_policies,
     "check_teacher": check_teacher,
+    "render_policy": render_policy,
     "run_suite": run_suite,
     "run_ablation": run_ablation,
     "benchmark": benchmark,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policy_distill.acting import actor
 from policy_distill.actions import ActionTargets, Bernoulli, Box, Categorical, MultiCategorical
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import BATCH, Policy, act_in_batches, alike
@@ -173,7 +174,7 @@ def _ask(policy: Policy, observations: np.ndarray) -> np.ndarray:
     """Actions in all of ``observations`` ``[B, ...]``, asked ``BATCH`` at a time as ``evaluate`` asks."""
     missing = -len(observations) % BATCH
     filled = np.concatenate([observations, np.repeat(observations[:1], missing, axis=0)])
-    return act_in_batches(policy, filled)[: len(observations)]
+    return act_in_batches(actor(policy, BATCH), filled)[: len(observations)].copy()
 
 
 def _cost(

@@ -118,5 +118,13 @@ def load_policy(path: str, env: str | None, *, trust: bool = False) -> tuple[Stu
     return agent, *environment_for(agent, env)
 
 
+def noted_teacher(path: str) -> str | None:
+    """The teacher that a run noted beside its student, if ``path`` is a run's or a student's folder and the teacher came from files."""
+    for folder in (Path(path), Path(path) / "student"):
+        if (folder / "student.json").is_file():
+            return (read_description(folder).get("teacher") or {}).get("path")
+    return None
+
+
 def _mean_and_std(episodes: Episodes) -> str:
     return f"{episodes.returns.mean():.1f} ± {episodes.returns.std(ddof=1):.1f}"

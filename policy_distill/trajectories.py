@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
+from policy_distill.acting import actor
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.evaluate import BATCH, Policy, act_in_batches, random_actions
 
@@ -93,11 +94,12 @@ class _Recording:
 def _play_side_by_side(policy: Policy | None, envs: list[gym.Env], seeds: Sequence[int], max_steps: int | None) -> list[Trajectory]:
     recordings = [_Recording(env, int(seed)) for env, seed in zip(envs, seeds, strict=False)]
     batch = np.repeat(recordings[0].observation[None], BATCH, axis=0)  # the rows that fill it up must be valid
+    act = None if policy is None else actor(policy, BATCH)
     going = list(range(len(recordings)))
     while going:
         for slot in going:
             batch[slot] = recordings[slot].observation
-        actions = None if policy is None else act_in_batches(policy, batch)
+        actions = None if act is None else act_in_batches(act, batch)
         going = [
             slot
             for slot in going

@@ -14,7 +14,7 @@ TIERS = [
     {"scripts"},
     {"cli"},
     {"commands"},
-    {"suite", "measure", "ablation", "benchmark"},
+    {"suite", "measure", "render", "ablation", "benchmark"},
     {"distill", "search"},
     {"summary"},
     {"imitation", "generations", "polish"},

@@ -95,9 +95,7 @@ def _video(path: Path) -> str:
         return ""
     data = base64.b64encode(path.read_bytes()).decode()
     image = f'<img alt="teacher and student side by side" src="data:image/gif;base64,{data}" style="max-width:900px">'
-    return page.section(
-        "Side by side", page.plot(image, "One episode on the same seed: the teacher on the left, the student on the right.")
-    )
+    return page.section("Side by side", page.plot(image, "One episode, everyone on the same seed (policy-distill render_policy)."))
 
 
 def _returns(summary: Mapping[str, Any]) -> str:

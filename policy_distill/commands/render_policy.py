@@ -1,0 +1,64 @@
+"""``policy-distill render_policy``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from policy_distill.commands.parser import Parser
+from policy_distill.commands.printing import DONE, finish
+from policy_distill.config import RequestError
+from policy_distill.progress import Display
+
+
+def render_policy(arguments: Sequence[str]) -> int:
+    """Film a policy, beside its teacher on the same seed, as an animated GIF; a run's report.html then shows it."""
+    parser = Parser("render_policy", render_policy.__doc__)
+    parser.add_argument("--policy", type=str, required=True, help="student folder, run folder, SB3 zip, RL Zoo folder or shipped agent")
+    parser.add_argument("--teacher", type=str | None, default=None, help="filmed on the left; default: the one that a run noted")
+    parser.add_argument("--env", type=str | None, default=None, help="Gymnasium id or entry of envs/; default: the policy's own")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="of the episode; default: the first of the final seeds")
+    parser.add_argument("--max_steps", type=int, default=1000, help="the film ends there, if the episode does not")
+    parser.add_argument("--width", type=int, default=320, help="of each picture, in pixels")
+    parser.add_argument("--frames_per_second", type=float, default=20.0, help="at most")
+    parser.add_argument("--output", type=str | None, default=None, help="default: episode.gif in the run's folder, or here")
+    parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    parser.add_display_arguments()
+    options = parser.parse(arguments)
+    for name, least in (("seed", 0), ("max_steps", 1), ("width", 16), ("frames_per_second", 0.1)):
+        if getattr(options, name) < least:
+            raise RequestError(f"{name} is {getattr(options, name)}; it must be >= {least}")
+    from policy_distill.job import one_torch_thread
+    from policy_distill.measure import load_policy, noted_teacher
+    from policy_distill.render import film, side_by_side, write_gif
+    from policy_distill.report import VIDEO, write_report
+    from policy_distill.teachers import Teacher
+
+    run = Path(options.policy) if (Path(options.policy) / "result.json").is_file() else None
+    output = Path(options.output) if options.output else (run or Path()) / VIDEO
+    if not output.parent.is_dir():
+        raise RequestError(f"the folder {output.parent} of --output is not there: make it first")
+    acting, spec, notices = load_policy(options.policy, options.env, trust=options.trust)
+    display = Display(quiet=options.json)
+    for notice in notices:
+        display.note(f"note: {notice}")
+    if spec is None:
+        raise RequestError(f"{options.policy} does not say which environment it acts in: give --env, for example --env CartPole-v1")
+    named = options.teacher or noted_teacher(options.policy)
+    actors = [("teacher", Teacher.load(named, trust=options.trust))] if named else []
+    with one_torch_thread():
+        films = [film(name, actor, spec, options.seed, max_steps=options.max_steps) for name, actor in [*actors, ("student", acting)]]
+    pictures, seconds = side_by_side(films, width=options.width, frames_per_second=options.frames_per_second)
+    write_gif(output, pictures, seconds)
+    if run is not None and output == run / VIDEO:
+        write_report(run)  # which shows the film that is there now
+    summary = {
+        "output": str(output),
+        "seed": options.seed,
+        "pictures": len(pictures),
+        "returns": {one.name: float(one.rewards.sum()) for one in films},
+        "steps": {one.name: len(one.rewards) for one in films},
+    }
+    rows = [(f"{one.name}'s return", f"{one.rewards.sum():.1f} in {len(one.rewards)} steps") for one in films]
+    finish(options.json, summary, [*rows, ("pictures", f"{len(pictures)}, {output.stat().st_size / 1e6:.1f} MB")], str(output))
+    return DONE

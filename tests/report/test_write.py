@@ -1,0 +1,29 @@
+"""Both reports come from result.json, as often as they are wanted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from policy_distill.config import RequestError
+from policy_distill.report import write_report
+from policy_distill.report.markdown import run_markdown
+from tests.report.example import SUMMARY, changed
+
+
+def test_both_are_written_and_written_again(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(SUMMARY))
+    page = write_report(tmp_path)
+    assert page == tmp_path / "report.html"
+    assert (tmp_path / "report.md").read_text() == run_markdown(SUMMARY)
+    first = page.read_text()
+    assert write_report(tmp_path).read_text() == first
+    (tmp_path / "result.json").write_text(json.dumps(changed(env="Other-v0")))
+    assert "ppo on Other-v0, distilled" in write_report(tmp_path).read_text()
+
+
+def test_a_folder_without_a_result_is_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"holds no result\.json"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
