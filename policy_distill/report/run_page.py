@@ -190,15 +190,12 @@ def _polish(records: Sequence[Mapping[str, Any]], tried: Sequence[Candidate]) ->
 
 def _losses(rounds: Sequence[Mapping[str, Any]]) -> str:
     terms = list(rounds[0]["train"])
-    drawn = [
-        page.plot(
-            to_svg(plots.loss_by_round(rounds, term), label=f"{plots.loss_name(term)} by round"),
-            "Held-out episodes were never trained on. The states change from round to round, as the student acts more.",
-            "one",
-        )
-        for term in terms
-    ]
-    return page.section("Losses", page.beside(*drawn))
+    drawn = []
+    for term in terms:
+        name = plots.loss_name(term)
+        drawn.append(page.plot(to_svg(plots.loss_by_round(rounds, term), label=f"{name} by round"), name, "one"))
+    note = "Held-out episodes were never trained on. The states change from round to round, as the student acts more."
+    return page.section("Losses", page.paragraph(note), page.beside(*drawn))
 
 
 def _certificate(certificate: Mapping[str, Any] | None) -> str:

@@ -18,8 +18,7 @@ def row(teacher: str, **changes: Any) -> dict[str, Any]:
     return {
         "teacher": teacher, "status": "done", "env": "One-v1", "params": 5000, "student": "[8, 8]", "student_params": 50,
         "compression": 100.0, "teacher_return": 100.0, "student_return": 90.04, "retention": 0.9, "low": 0.8, "high": 1.0,
-           "agreement": 0.95, "env_steps": 2000,
-        "seconds": 90.0, "reason": None, **changes,
+        "agreement": 0.95, "env_steps": 2000, "seconds": 90.0, "reason": None, **changes,
     }  # fmt: skip
 
 
