@@ -15,10 +15,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import explained_variance
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
 from policy_distill.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
@@ -48,23 +50,24 @@ class LeanVecEnv(DummyVecEnv):
         if isinstance(self._inner, gym.spaces.Box):  # rounding takes none of them past the bounds
             actions = np.clip(actions * self._scale + self._offset, self._inner.low, self._inner.high).astype(self._inner.dtype)
         observations = self.buf_obs[None]  # type: ignore[index]
-        infos: list[dict[str, Any]] = [{}] * self.num_envs
-        self._lengths += 1
+        rewards: list[float] = []
+        ended: dict[int, dict[str, Any]] = {}
         for index, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
             observation, reward, terminated, truncated, _ = env.step(action)
-            self.buf_rews[index] = reward
-            self._returns[index] += reward
-            self.buf_dones[index] = terminated or truncated
-            if terminated or truncated:
-                infos[index] = {
-                    "TimeLimit.truncated": truncated and not terminated,
-                    "terminal_observation": np.array(observation),  # the environment may write the next one into the same array
-                    "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])},
-                }
-                self._returns[index], self._lengths[index] = 0.0, 0
+            rewards.append(float(reward))
+            if terminated or truncated:  # the environment may write the next observation into the same array
+                ended[index] = {"TimeLimit.truncated": truncated and not terminated, "terminal_observation": np.array(observation)}
                 observation, self.reset_infos[index] = env.reset()
             observations[index] = observation
-        return observations.copy(), self.buf_rews.copy(), self.buf_dones.copy(), infos
+        self._returns += rewards
+        self._lengths += 1
+        dones = np.zeros(self.num_envs, bool)
+        infos: list[dict[str, Any]] = [{}] * self.num_envs
+        for index, info in ended.items():
+            dones[index] = True
+            infos[index] = {**info, "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])}}
+            self._returns[index], self._lengths[index] = 0.0, 0
+        return observations.copy(), np.array(rewards, np.float32), dones, infos
 
 
 class LeanPolicy(ActorCriticPolicy):
@@ -124,16 +127,13 @@ class LeanPolicy(ActorCriticPolicy):
             self._rooms[batch_size] = self.actor.buffers(batch_size), self.critic.buffers(batch_size)
         return self._rooms[batch_size]
 
-    @torch.no_grad()
-    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Sampled actions, values ``[B, 1]`` and the actions' log-probabilities ``[B]``; not differentiable."""
-        assert not deterministic, "rollouts are sampled"
-        inputs, (acted, predicted) = self.inputs(obs).T[None], self.rooms(len(obs))
-        outputs, values = self.actor.forward(inputs, acted)[0].T.contiguous(), self.critic.forward(inputs, predicted)[0].T.clone()
-        family, log_std = self.family, self.actor.log_std[0, 0]
-        actions = draw(family, outputs, log_std)
-        log_prob, *_ = log_prob_and_score(family, outputs, log_std, actions)
-        return actions.reshape(-1, *(self.action_space.shape or ())), values, log_prob
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """The actor's logits or means ``[B, width]`` for what ``inputs`` returned; not differentiable."""
+        return self.actor.forward(inputs.T[None], self.rooms(len(inputs))[0])[0].T.clone(memory_format=torch.contiguous_format)
+
+    def expected(self, inputs: Tensor) -> np.ndarray:
+        """The critic's values ``[B]`` for what ``inputs`` returned."""
+        return self.critic.forward(inputs.T[None], self.rooms(len(inputs))[1])[0, 0].numpy().copy()
 
 
 class Minibatch(NamedTuple):
@@ -163,8 +163,51 @@ class LeanPPO(PPO):
     """
 
     policy: LeanPolicy
+    _last_obs: np.ndarray
     penalty: Callable[[Tensor, Tensor], Tensor]
     penalty_weight = 0.0
+
+    @torch.no_grad()
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        """Fill the buffer as ``PPO`` does; what acting does not need, values and log-probabilities, is computed at once afterwards.
+
+        Returns:
+            False if the callback ended it before.
+        """
+        policy, buffer, space = self.policy, rollout_buffer, self.action_space
+        log_std = policy.actor.log_std[0, 0]
+        buffer.reset()
+        callback.on_rollout_start()
+        truncated: list[tuple[int, int, np.ndarray]] = []
+        for step in range(n_rollout_steps):
+            outputs = policy.outputs(policy.inputs(torch.from_numpy(self._last_obs)))
+            actions = draw(policy.family, outputs, log_std).numpy().reshape(-1, *(space.shape or ()))
+            buffer.observations[step] = self._last_obs.reshape(buffer.observations.shape[1:])
+            buffer.episode_starts[step] = self._last_episode_starts
+            buffer.actions[step] = actions.reshape(buffer.actions.shape[1:])
+            executed = np.clip(actions, space.low, space.high) if isinstance(space, gym.spaces.Box) else actions
+            self._last_obs, buffer.rewards[step], dones, infos = env.step(executed)  # type: ignore[assignment]
+            self._last_episode_starts = dones
+            self.num_timesteps += env.num_envs
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            ended = [index for index in np.flatnonzero(dones) if infos[index]["TimeLimit.truncated"]]
+            truncated += [(step, int(index), infos[index]["terminal_observation"]) for index in ended]
+        buffer.pos, buffer.full = n_rollout_steps, True
+
+        inputs = policy.inputs(torch.from_numpy(buffer.observations.reshape(-1, *buffer.obs_shape)))
+        taken = torch.from_numpy(buffer.actions.reshape(-1, buffer.action_dim))
+        log_probs, *_ = log_prob_and_score(policy.family, policy.outputs(inputs), log_std, taken)
+        buffer.log_probs[:] = log_probs.numpy().reshape(buffer.log_probs.shape)
+        buffer.values[:] = policy.expected(inputs).reshape(buffer.values.shape)
+        if truncated:  # the episode would have gone on: what was still to come is part of the last reward
+            steps, indices, observations = zip(*truncated, strict=True)
+            buffer.rewards[steps, indices] += self.gamma * policy.expected(policy.inputs(torch.from_numpy(np.stack(observations))))
+        last_values = torch.from_numpy(policy.expected(policy.inputs(torch.from_numpy(self._last_obs))))
+        buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        callback.on_rollout_end()
+        return True
 
     @torch.no_grad()
     def train(self) -> None:

@@ -145,8 +145,7 @@ def test_the_pull_to_the_teacher_is_the_imitation_loss(name):
     expected = objective.total(terms)[0]
     assert expected.std() > 0
     seen = observations.reshape(60, -1)  # as the rollouts keep them: a number is a row of one
-    actor = model.policy.actor
-    outputs = actor.forward(model.policy.inputs(seen).T[None], actor.buffers(len(seen)))[0].T
+    outputs = model.policy.outputs(model.policy.inputs(seen))
     torch.testing.assert_close(model.penalty(outputs, seen).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
