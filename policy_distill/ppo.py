@@ -30,7 +30,8 @@ from policy_distill.stack import Activations, StudentStack
 class LeanVecEnv(DummyVecEnv):
     """Environments stepped one after the other; beside observation and reward they tell of an episode's end alone.
 
-    Continuous actions are in box units. The step that ends an episode reports its return and length, as ``Monitor`` does.
+    Continuous actions are in box units, and clipped to the bounds. The step that ends an episode reports its return and length, as
+    ``Monitor`` does.
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
@@ -174,19 +175,18 @@ class LeanPPO(PPO):
         Returns:
             False if the callback ended it before.
         """
-        policy, buffer, space = self.policy, rollout_buffer, self.action_space
+        policy, buffer, action_shape = self.policy, rollout_buffer, self.action_space.shape or ()
         log_std = policy.actor.log_std[0, 0]
         buffer.reset()
         callback.on_rollout_start()
         truncated: list[tuple[int, int, np.ndarray]] = []
         for step in range(n_rollout_steps):
             outputs = policy.outputs(policy.inputs(torch.from_numpy(self._last_obs)))
-            actions = draw(policy.family, outputs, log_std).numpy().reshape(-1, *(space.shape or ()))
+            actions = draw(policy.family, outputs, log_std).numpy().reshape(-1, *action_shape)
             buffer.observations[step] = self._last_obs.reshape(buffer.observations.shape[1:])
             buffer.episode_starts[step] = self._last_episode_starts
             buffer.actions[step] = actions.reshape(buffer.actions.shape[1:])
-            executed = np.clip(actions, space.low, space.high) if isinstance(space, gym.spaces.Box) else actions
-            self._last_obs, buffer.rewards[step], dones, infos = env.step(executed)  # type: ignore[assignment]
+            self._last_obs, buffer.rewards[step], dones, infos = env.step(actions)  # type: ignore[assignment]
             self._last_episode_starts = dones
             self.num_timesteps += env.num_envs
             if not callback.on_step():

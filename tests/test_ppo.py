@@ -219,6 +219,34 @@ def test_actions_are_scaled_to_the_bounds_and_clipped():
     assert env.action_space == gym.spaces.Box(-1, 1, (2,))
 
 
+class Unbounded(gym.Env):
+    """One step, in which the time is over and the goal is reached; the first component of an action has no bounds."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Box(np.array([-np.inf, 0], np.float32), np.array([np.inf, 1], np.float32))
+
+    def __init__(self, seen: list[list[float]]) -> None:
+        self.seen = seen
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.seen.append(action.tolist())
+        return np.ones(1, np.float32), 1.0, True, True, {}
+
+
+def test_an_action_without_bounds_is_passed_on_and_a_reached_goal_is_no_truncation():
+    seen: list[list[float]] = []
+    env = LeanVecEnv([lambda: Unbounded(seen)])
+    env.reset()
+    _, _, dones, infos = env.step(np.array([[30.0, 30.0]], np.float32))
+    assert seen == [[30.0, 1.0]]
+    assert dones[0]
+    assert not infos[0]["TimeLimit.truncated"]
+
+
 def test_a_reset_begins_the_count_anew():
     env = LeanVecEnv([lambda: make(PUSH)])
     env.reset()
