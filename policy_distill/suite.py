@@ -38,10 +38,54 @@ class SuiteResult:
     folder: Path
 
     @property
+    def judged(self) -> list[dict[str, Any]]:
+        """Rows of the teachers with ``WORTH_COMPRESSING`` parameters or more whose retention is defined: what the aggregate is over."""
+        return [row for row in self.rows if row["retention"] is not None and row["params"] >= WORTH_COMPRESSING]
+
+    @property
     def interquartile_mean(self) -> float | None:
-        """Of the retention of the teachers with ``WORTH_COMPRESSING`` parameters or more."""
-        kept = [row["retention"] for row in self.rows if row["retention"] is not None and row["params"] >= WORTH_COMPRESSING]
+        """Of the retention of the judged teachers."""
+        kept = [row["retention"] for row in self.judged]
         return interquartile_mean(np.array(kept)) if kept else None
+
+    def interquartile_interval(self) -> tuple[float, float] | None:
+        """Of ``interquartile_mean``, 95 %, from the returns in the runs' folders; None if one is missing or there are fewer than two."""
+        files = [self.folder / row["teacher"] / "result.json" for row in self.judged]
+        if len(files) < 2 or not all(path.is_file() for path in files):
+            return None
+        returns = [json.loads(path.read_text())["returns"] for path in files]
+        return interquartile_interval([tuple(np.array(one[name]) for name in ("student", "teacher", "random")) for one in returns])
+
+
+def interquartile_interval(
+    runs: Sequence[tuple[np.ndarray, ...]], *, confidence: float = 0.95, seed: int = 0, resamples: int = 2_000
+) -> tuple[float, float]:
+    """Ends of a percentile bootstrap interval of the interquartile mean of retention, teachers and their episodes both drawn anew.
+
+    It says what other teachers of this kind and other episodes would have given; with few teachers their choice is most of it.
+
+    Args:
+        runs: of each teacher, returns ``[E]`` of student, teacher and random policy on the same seeds.
+        confidence: of the two-sided interval.
+        seed: of the resampling.
+        resamples: bootstrap samples.
+    """
+    draws = np.random.default_rng(seed)
+    resampled = []
+    for returns in runs:
+        rows = np.stack(returns).astype(np.float64)
+        episodes = rows.shape[1]
+        times = draws.multinomial(episodes, np.full(episodes, 1 / episodes), size=resamples)
+        student, teacher, random = rows @ times.T / episodes
+        above = teacher > random  # the few samples whose teacher is not above the random policy have no retention
+        kept = (student - random)[above] / (teacher - random)[above]
+        resampled.append(kept[draws.integers(0, len(kept), resamples)])
+    # A teacher that is drawn twice brings its episodes twice, drawn anew: another column of its row.
+    teachers, columns = (draws.integers(0, limit, (resamples, len(runs))) for limit in (len(runs), resamples))
+    means = [interquartile_mean(sample) for sample in np.array(resampled)[teachers, columns]]
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def find_teachers(folder: Path) -> list[Path]:
@@ -135,6 +179,7 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path, config: DistillCo
         {
             "rows": list(rows),
             "interquartile_mean": result.interquartile_mean,
+            "interquartile_interval": result.interquartile_interval(),
             "worth_compressing": WORTH_COMPRESSING,
             "config": dataclasses.asdict(config),
         },
@@ -160,7 +205,9 @@ def markdown(result: SuiteResult) -> str:
         )
     mean = result.interquartile_mean
     if mean is not None:
-        lines += ["", f"Interquartile mean of retention over teachers with {WORTH_COMPRESSING:,} parameters or more: **{mean:.3f}**."]
+        interval = result.interquartile_interval()
+        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+        lines += ["", f"Interquartile mean of retention over teachers with {WORTH_COMPRESSING:,} parameters or more: **{mean:.3f}**{ends}."]
     return "\n".join(lines) + "\n"
 
 

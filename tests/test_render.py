@@ -11,7 +11,7 @@ from PIL import Image
 
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import evaluate
+from policy_distill.evaluate import BATCH, evaluate
 from policy_distill.render import BANNER, Film, film, side_by_side, write_gif
 from tests.small_worlds import WALK, walk_expert
 
@@ -52,6 +52,19 @@ def test_a_film_is_the_episode_that_is_evaluated():
         assert len(found.frames) == len(found.rewards) + 1
     assert found.frames[0].shape == (400, 600, 3)
     assert found.frames_per_second == 50
+
+
+def test_the_policy_is_asked_as_evaluation_asks_it():
+    """Other shapes are rounded otherwise, and after some hundred steps the episode is another one."""
+    asked: list[int] = []
+
+    class Counting(Still):
+        def act(self, observations: np.ndarray) -> np.ndarray:
+            asked.append(len(observations))
+            return super().act(observations)
+
+    film("counting", Counting(), CARTPOLE, 3, max_steps=5)
+    assert asked == [BATCH] * 5
 
 
 def test_pictures_follow_what_happens():

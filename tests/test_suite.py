@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from policy_distill import suite
 from policy_distill.config import DistillConfig, PolishConfig, RequestError, StudentConfig
-from policy_distill.suite import COLUMNS, SuiteResult, find_teachers, run_suite
+from policy_distill.suite import COLUMNS, SuiteResult, find_teachers, interquartile_interval, run_suite
 
 NAMES = ["dqn/Two-v1_1", "ppo/One-v1_1"]
 
@@ -157,3 +158,49 @@ def test_the_interquartile_mean_is_over_teachers_worth_compressing():
     assert SuiteResult(rows, Path()).interquartile_mean == pytest.approx(0.85)
     assert SuiteResult(rows[:2], Path()).interquartile_mean is None
     assert SuiteResult([{"params": None, "retention": None}], Path()).interquartile_mean is None
+
+
+def returns(*retentions: float) -> list[tuple[np.ndarray, ...]]:
+    """Teachers whose students kept exactly so much in each episode."""
+    return [(np.full(20, 10 * kept), np.full(20, 10.0), np.zeros(20)) for kept in retentions]
+
+
+def test_the_interval_is_wide_where_teachers_differ_and_none_where_nothing_does():
+    assert interquartile_interval(returns(0.5, 0.5, 0.5)) == pytest.approx((0.5, 0.5))
+    low, high = interquartile_interval(returns(0.0, 1.0))
+    # of two teachers one is drawn twice in half of the samples, each as often
+    assert (low, high) == (0.0, 1.0)
+    assert interquartile_interval(returns(0.0, 1.0), confidence=0.4) == pytest.approx((0.5, 0.5))
+
+
+def test_the_interval_holds_what_the_episodes_leave_open():
+    draws = np.random.default_rng(1)
+    runs = [(draws.normal(5.0, 5.0, 25), np.full(25, 10.0), np.zeros(25)) for _ in range(8)]
+    runs = [(student - student.mean() + 5.0, teacher, random) for student, teacher, random in runs]  # the teachers do not differ at all
+    low, high = interquartile_interval(runs)
+    # a retention's standard error is 5 / sqrt(25) / 10 = 0.1; of the interquartile mean of eight about 0.1 / sqrt(8) and a little more
+    assert 0.40 < low < 0.5 - 1.5 * 0.1 / 8**0.5
+    assert 0.5 + 1.5 * 0.1 / 8**0.5 < high < 0.60
+    assert interquartile_interval(runs) == (low, high)
+    assert interquartile_interval(runs, seed=1) != (low, high)
+
+
+def test_a_suite_s_interval_is_read_from_its_runs(agents, job, tmp_path):
+    result = run_suite(agents, DistillConfig(), output=tmp_path / "out")
+    assert result.interquartile_interval() is None  # no run left its returns
+    for name, one in zip(NAMES, returns(0.5, 0.5), strict=True):
+        data = {"returns": dict(zip(("student", "teacher", "random"), (part.tolist() for part in one), strict=True))}
+        (tmp_path / "out" / name / "result.json").write_text(json.dumps(data))
+    assert result.interquartile_interval() == pytest.approx((0.5, 0.5))
+    run_suite(agents, DistillConfig(), output=tmp_path / "out")
+    markdown, _, data = tables(tmp_path / "out")
+    assert markdown[-1].endswith("**0.900** [0.500, 0.500].")
+    assert data["interquartile_interval"] == pytest.approx([0.5, 0.5])
+
+
+def test_a_suite_has_a_page_with_its_reasons(agents, job, tmp_path):
+    job.errors = {"One-v1_1": RequestError("needs a | b")}
+    run_suite(agents, DistillConfig(), output=tmp_path / "out")
+    page = (tmp_path / "out" / "suite.html").read_text()
+    assert "1 of 2 teachers distilled" in page
+    assert "needs a | b" in page

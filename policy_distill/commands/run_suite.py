@@ -30,7 +30,8 @@ def run_suite(arguments: Sequence[str]) -> int:
     output = writable_folder(Path(options.output))
     result = suite.run_suite(Path(options.teachers), config, output=output, display=Display(quiet=options.json))
     if options.json:
-        print(json.dumps({"rows": result.rows, "interquartile_mean": result.interquartile_mean}, indent=2))
+        aggregate = {"interquartile_mean": result.interquartile_mean, "interquartile_interval": result.interquartile_interval()}
+        print(json.dumps({"rows": result.rows, **aggregate}, indent=2))
         return DONE
     table = Table(box=None, pad_edge=False)
     for title, justify in (("teacher", "left"), ("student", "left"), ("smaller", "right"), ("retention", "left"), ("s", "right")):
@@ -44,6 +45,8 @@ def run_suite(arguments: Sequence[str]) -> int:
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     if result.interquartile_mean is not None:
-        console.print(f"interquartile mean of retention: {result.interquartile_mean:.3f}")
+        interval = result.interquartile_interval()
+        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+        console.print(f"interquartile mean of retention: {result.interquartile_mean:.3f}{ends}")
     console.print(f"\n{result.folder}", soft_wrap=True)
     return DONE

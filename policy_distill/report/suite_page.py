@@ -50,13 +50,19 @@ def suite_page(suite: Mapping[str, Any], folder: Path) -> str:
 
 
 def _tiles(suite: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
-    mean, worth = suite["interquartile_mean"], suite["worth_compressing"]
+    mean, interval = suite["interquartile_mean"], suite["interquartile_interval"]
+    over = f"interquartile mean, teachers of {suite['worth_compressing']:,} parameters or more"
+    ends = f"; 95% interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
     judged = [row for row in done if known(row["retention"])]
     smaller = [row["compression"] for row in done if known(row["compression"])]
     counts = {word: sum(test(row) for row in judged) for word, test in _JUDGEMENTS.items()}
     return page.tiles(
         [
-            ("Retention", f"{mean:.3f}" if known(mean) else "unknown", f"interquartile mean, teachers of {worth:,} parameters or more"),
+            (
+                "Retention",
+                f"{mean:.3f}" if known(mean) else "unknown",
+                over + ends,
+            ),
             ("Smaller", times(median(smaller)) if smaller else "unknown", "median over teachers"),
             *((f"{word} {KEEPS:.0%}", f"{count} of {len(judged)}", _MEANINGS[word]) for word, count in counts.items()),
             ("Time", f"{sum(row['seconds'] for row in done) / 60:.1f} min", "all runs, one after the other"),
@@ -88,7 +94,11 @@ def _plots(judged: Sequence[Mapping[str, Any]]) -> str:
                 "One dot a teacher, with the interval over episodes.",
             )
         )
-    return page.section("All together", page.beside(*drawn))
+    note = (
+        "The interquartile mean is the mean of the middle half of the teachers (Agarwal et al. 2021): neither one failure nor one windfall "
+        "moves it. Its interval draws teachers and, of each, episodes anew."
+    )
+    return page.section("All together", page.paragraph(note), page.beside(*drawn))
 
 
 def _table(done: Sequence[Mapping[str, Any]], folder: Path) -> str:

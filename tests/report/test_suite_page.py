@@ -27,7 +27,15 @@ def failed(teacher: str, reason: str) -> dict[str, Any]:
 
 
 def page_of(folder: Path, *rows: dict[str, Any], mean: float | None = 0.9321) -> str:
-    (folder / "suite.json").write_text(json.dumps({"rows": rows, "interquartile_mean": mean, "worth_compressing": 4000, "config": {}}))
+    aggregate = {"interquartile_mean": mean, "interquartile_interval": None if mean is None else [0.9123, 0.9567]}
+    suite = {"rows": rows, **aggregate, "worth_compressing": 4000, "config": {}}
+        "rows": rows,
+        "interquartile_mean": mean,
+        "interquartile_interval": interval,
+        "worth_compressing": 4000,
+        "config": {},
+    }
+    (folder / "suite.json").write_text(json.dumps(suite))
     path = write_suite_report(folder)
     assert path == folder / "suite.html"
     Outline(path.read_text())
@@ -46,7 +54,7 @@ def test_the_page_of_a_suite(tmp_path):
     assert "<h1>3 of 4 teachers distilled</h1>" in text
     assert headings(text) == ["All together", "Each teacher", "Not distilled"]
     assert text.count("<svg") == 2
-    assert "<dd>0.932<span>interquartile mean" in text
+    assert "<dd>0.932<span>interquartile mean, teachers of 4,000 parameters or more; 95% interval 0.912 to 0.957</span>" in text
     for words in ("Kept 95%</dt><dd>1 of 3", "Open at 95%</dt><dd>1 of 3", "Below 95%</dt><dd>1 of 3", "Time</dt><dd>4.5 min"):
         assert words in text
     table = section(text, "Each teacher")
