@@ -16,7 +16,9 @@ from policy_distill.commands.printing import DONE
 from policy_distill.commands.render_policy import render_policy
 from policy_distill.commands.run_ablation import run_ablation
 from policy_distill.commands.run_suite import run_suite
+from policy_distill.commands.simulate_statistics import simulate_statistics
 from policy_distill.commands.train_teacher import train_teacher
+from policy_distill.commands.verify_certificate import verify_certificate
 from policy_distill.config import RequestError
 
 FAILED, WRONG_REQUEST = 1, 2
@@ -50,16 +52,18 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train_teacher": train_teacher,
     "evaluate_policy": evaluate_policy,
     "compare_policies": compare_policies,
+    "verify_certificate": verify_certificate,
     "check_teacher": check_teacher,
     "render_policy": render_policy,
     "run_suite": run_suite,
     "run_ablation": run_ablation,
     "benchmark": benchmark,
+    "simulate_statistics": simulate_statistics,
 }
 
 
 def _print_commands() -> None:
     print("usage: policy-distill COMMAND [options]\n")
     for name, command in COMMANDS.items():
-        print(f"  {name:<16} {(command.__doc__ or '').splitlines()[0]}")
+        print(f"  {name:<20} {(command.__doc__ or '').splitlines()[0]}")
     print("\npolicy-distill COMMAND --help shows a command's options.")

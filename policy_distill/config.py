@@ -300,7 +300,12 @@ class EvaluateConfig:
     finalist_episodes: int = 50
     """Further episodes of each finalist, on validation seeds that nobody has played yet."""
     confidence: float = 0.95
-    """Of the interval around the retention."""
+    """Of the interval around the retention, and of a certificate."""
+    certify: float | None = None
+    """Play on, on seeds of their own, until the episodes show that the student keeps this share of the return, or that it does not, and
+    write certificate.json. Left out: no certificate."""
+    max_episodes: int = 2_000
+    """Episodes of a certificate at the most; then the verdict is "undecided"."""
     num_envs: int = 16
     """Episodes run side by side; the returns do not depend on it."""
 
@@ -310,6 +315,9 @@ class EvaluateConfig:
         _require(self.finalists >= 1, "evaluate.finalists", self.finalists, ">= 1")
         _require(self.finalist_episodes >= 0, "evaluate.finalist_episodes", self.finalist_episodes, ">= 0")
         _require(0.5 <= self.confidence < 1, "evaluate.confidence", self.confidence, "in [0.5, 1)")
+        sound = self.certify is None or (self.certify > 0 and math.isfinite(self.certify))
+        _require(sound, "evaluate.certify", self.certify, "> 0, for example 0.95")
+        _require(self.max_episodes >= 50, "evaluate.max_episodes", self.max_episodes, ">= 50, the number before the first look")
         _require(self.num_envs >= 1, "evaluate.num_envs", self.num_envs, ">= 1")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from policy_distill.certify import certificate, files_of_student, files_of_teacher, plan_of, play, write_certificate
 from policy_distill.check import Preflight, preflight
 from policy_distill.config import DistillConfig
 from policy_distill.evaluate import Episodes, evaluation_seeds, merge
@@ -95,13 +96,22 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         teacher_episodes, random_episodes = merge(imitation.teacher_parts), merge(imitation.random_parts)
         episodes = (student_episodes, teacher_episodes, random_episodes)
         figure = retention(*(part.returns for part in episodes), confidence=config.evaluate.confidence)
-        summary = summarize(run, imitation, lineage, polished, kept.origin, figure, *episodes)
+        plan = plan_of(config.evaluate)
+        with run.watch.measure("evaluate"):
+            certified = play(rollouts, kept.student, plan, num_envs=config.evaluate.num_envs, display=display) if plan else None
+        if certified:
+            run.evaluation_env_steps += sum(part.env_steps for part in (certified.student, certified.teacher, certified.random))
+        summary = summarize(run, imitation, lineage, polished, kept.origin, figure, *episodes, certified)
         track_final(tracker, summary)
 
     student = kept.student
     save(student, teacher=summary["teacher"])
     if not why_not_ppo(student.observation_space, student.action_space):
         save_ppo(student, job.folder / "student.zip", critic=polished.critic if polished else None)
+    if certified:
+        student_files, teacher_files = files_of_student(job.folder / "student"), files_of_teacher(job.teacher, config.teacher or None)
+        found = certificate(certified, spec=job.spec, student=student_files, teacher=teacher_files)
+        write_certificate(job.folder / "certificate.json", found)
     write_json(job.folder / "result.json", summary)
     write_report(job.folder)
     return DistillResult(student, figure, *episodes, job.folder, summary)

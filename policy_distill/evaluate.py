@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -20,13 +20,13 @@ different batch shapes, and an episode's return must not depend on how many othe
 _DRAWS = 64
 """Random actions that are drawn at once; another number would give other actions."""
 
-_FIRST_SEEDS = {"final": 1_000_000, "validation": 2_000_000, "check": 3_000_000, "comparison": 4_000_000}
+_FIRST_SEEDS = {"final": 1_000_000, "validation": 2_000_000, "check": 3_000_000, "comparison": 4_000_000, "certificate": 5_000_000}
 
 
 def evaluation_seeds(purpose: str, episodes: int) -> list[int]:
     """Seeds that the round is chosen on ("validation"), that the figure is taken on ("final"), that the teacher is looked at on before the
-    work ("check"), and that states for further training may be taken from ("comparison"); no two share a seed, all are the same in every
-    run."""
+    work ("check"), that states for further training may be taken from ("comparison"), and for certificates ("certificate"); no two share
+    a seed, all are the same in every run."""
     first = _FIRST_SEEDS[purpose]
     return list(range(first, first + episodes))
 
@@ -36,6 +36,15 @@ class Policy(Protocol):
 
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts."""
+        ...
+
+
+@runtime_checkable
+class EpisodicPolicy(Protocol):
+    """A policy that is another in each episode, such as one that draws its actions."""
+
+    def for_episode(self, seed: int) -> Policy:
+        """The policy of the episode with this seed."""
         ...
 
 
@@ -61,7 +70,7 @@ class Episodes:
 
 
 def evaluate(
-    policy: Policy | None,
+    policy: Policy | EpisodicPolicy | None,
     spec: EnvironmentSpec | str,
     seeds: Sequence[int],
     *,
@@ -74,7 +83,7 @@ def evaluate(
     The environment is reset with the episode's seed. The returns do not depend on ``num_envs``.
 
     Args:
-        policy: acts deterministically; None acts at random, see ``random_actions``.
+        policy: acts deterministically, or is asked for one that acts in this episode alone; None acts at random, see ``random_actions``.
         spec: the environment; a Gymnasium id or an entry of envs/ will do.
         seeds: one for each episode.
         num_envs: episodes run side by side.
@@ -84,6 +93,9 @@ def evaluate(
     """
     spec = resolve(spec) if isinstance(spec, str) else spec
     envs = [] if envs is None else envs
+    if isinstance(policy, EpisodicPolicy):  # one after the other: what one draws must not depend on who plays beside it
+        alone = [evaluate(policy.for_episode(int(seed)), spec, [seed], num_envs=1, reference=reference, envs=envs) for seed in seeds]
+        return merge(alone)
     count = min(num_envs, len(seeds))
     envs.extend(make(spec) for _ in range(count - len(envs)))
     resets, steps = ([getattr(env, name) for env in envs[:count]] for name in ("reset", "step"))

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+from policy_distill.certify import Certified
 from policy_distill.evaluate import Episodes
 from policy_distill.generations import Lineage
 from policy_distill.imitation import Imitation
@@ -17,12 +18,17 @@ from policy_distill.report import plots, summary_table
 from policy_distill.report.candidates import candidates
 from policy_distill.report.drawing import to_pixels
 from policy_distill.run import Run
-from policy_distill.statistics import Retention
+from policy_distill.statistics import Plan, Retention, decide
+from policy_distill.statistics.sequential import FIRST_LOOK
 from policy_distill.tracking import Tracker
 
 VERSION = importlib.metadata.version("policy-distill")
 PACKAGES = ("policy-distill", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "box2d")
 """Whose versions a result names, where they are installed."""
+
+
+USUAL_SHARE = 0.95
+"""Of the retention: what the final episodes are asked for where no certificate names another."""
 
 
 def track_final(tracker: Tracker, summary: Mapping[str, Any]) -> None:
@@ -65,6 +71,7 @@ def summarize(
     student: Episodes,
     teacher: Episodes,
     random: Episodes,
+    certified: Certified | None = None,
 ) -> dict[str, Any]:
     """The contract of result.json.
 
@@ -74,8 +81,10 @@ def summarize(
         origin: of the student that was kept.
         figure: its retention.
         student, teacher, random: the final episodes.
+        certified: what a certificate found, if one was asked for.
     """
     job = run.job
+    share = job.config.evaluate.certify or USUAL_SHARE
 
     def figures(episodes: Episodes) -> dict[str, float]:
         return {"return_mean": float(episodes.returns.mean()), "return_std": float(episodes.returns.std(ddof=1))}
@@ -104,6 +113,8 @@ def summarize(
         "random": figures(random),
         "compression": job.teacher.params / job.architecture.params if job.teacher.params else None,
         "retention": dataclasses.asdict(figure),
+        "final_test": final_test(student, teacher, random, share, job.config.evaluate.confidence),
+        "certificate": certified.summary() if certified else None,
         "agreement": student.agreement,
         "env_steps": run.env_steps,
         "evaluation_env_steps": run.evaluation_env_steps,
@@ -127,3 +138,17 @@ def summarize(
         },
         "seconds": run.watch.read(),
     }
+
+
+def final_test(student: Episodes, teacher: Episodes, random: Episodes, share: float, confidence: float) -> dict[str, Any] | None:
+    """Whether the final episodes alone show that the student keeps ``share`` or does not; one look, at the whole level.
+
+    Returns:
+        a certificate's summary; None where they are too few, or show neither.
+    """
+    count = len(student.returns)
+    if count < FIRST_LOOK:
+        return None
+    plan = Plan.at((count,), share, confidence)
+    found = Certified(plan, decide(student.returns, teacher.returns, random.returns, plan=plan), student, teacher, random)
+    return found.summary() if found.decision.verdict != "undecided" else None

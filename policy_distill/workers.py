@@ -21,7 +21,7 @@ import torch
 from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import Episodes, Policy, evaluate, merge
+from policy_distill.evaluate import Episodes, EpisodicPolicy, Policy, evaluate, merge
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 
@@ -69,12 +69,14 @@ class Rollouts:
             return self._here.collect(*arguments)
         return concatenate(self._begin("collect", [arguments] * self.num_workers)(), num_steps)
 
-    def evaluate(self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False) -> Episodes:
+    def evaluate(
+        self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
+    ) -> Episodes:
         """One episode a seed of ``policy``, or of "teacher" or "random"; see ``policy_distill.evaluate.evaluate``."""
         return self.begin_evaluation(policy, seeds, num_envs=num_envs, with_agreement=with_agreement)()
 
     def begin_evaluation(
-        self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
+        self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
     ) -> Callable[[], Episodes]:
         """Start ``evaluate`` in the workers and return what waits for its answer; ask for answers in the order of the questions."""
         if self._here is not None:
@@ -142,8 +144,8 @@ class _Shard:
             num_steps, self._teacher, student, teacher_action_prob, round_index=round_index, exploration=exploration
         )
 
-    def evaluate(self, policy: Policy | str, seeds: Sequence[int], num_envs: int, with_agreement: bool) -> Episodes:
-        known: dict[str, Policy | None] = {"teacher": self._teacher, "random": None}
+    def evaluate(self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], num_envs: int, with_agreement: bool) -> Episodes:
+        known: dict[str, Policy | EpisodicPolicy | None] = {"teacher": self._teacher, "random": None}
         who = known[policy] if isinstance(policy, str) else policy
         reference = self._teacher if with_agreement else None
         return evaluate(who, self._spec, seeds, num_envs=num_envs, reference=reference, envs=self._evaluation_envs)

@@ -177,6 +177,31 @@ def test_evaluate_policy_refuses_what_the_job_refuses(option, capsys, expert):
     assert option.lstrip("-").partition("=")[0] in refused(capsys, "evaluate_policy", "--policy", expert, "--env", WALK.id, option)
 
 
+@pytest.mark.parametrize("option", ["--certify=0", "--max_episodes=10"])
+def test_a_certificate_that_cannot_be_is_refused(option, capsys, expert):
+    line = refused(capsys, "evaluate_policy", "--policy", expert, "--teacher", expert, "--env", WALK.id, "--certify=0.9", option)
+    assert option.lstrip("-").partition("=")[0] in line
+
+
+def test_a_certificate_needs_a_teacher_and_its_output_a_certificate(capsys, expert):
+    assert "give --teacher" in refused(capsys, "evaluate_policy", "--policy", expert, "--env", WALK.id, "--certify=0.9")
+    assert "give --certify" in refused(capsys, "evaluate_policy", "--policy", expert, "--env", WALK.id, "--output=x")
+
+
+@pytest.mark.parametrize("option", ["--episodes=-1", "--num_envs=0", "--workers=-1"])
+def test_verify_certificate_refuses_what_cannot_be(option, capsys, tmp_path):
+    line = refused(capsys, "verify_certificate", "--certificate", str(tmp_path), option)
+    assert f"{option.lstrip('-').partition('=')[0]} is" in line
+
+
+def test_a_certificate_that_is_not_there_is_refused(capsys, tmp_path):
+    assert "certificate.json cannot be read" in refused(capsys, "verify_certificate", "--certificate", str(tmp_path))
+
+
+def test_too_few_replicates_are_refused(capsys):
+    assert "replicates is 3" in refused(capsys, "simulate_statistics", "--replicates", "3")
+
+
 # Help.
 
 
@@ -274,6 +299,39 @@ def test_a_student_knows_its_environment(capsys, tmp_path):
     student.save(tmp_path, extra={"environment": WALK.to_dict()})
     assert main(["evaluate_policy", "--policy", str(tmp_path), "--episodes", "4", "--workers", "0"]) == 0
     assert WALK.id in capsys.readouterr().out
+
+
+def test_a_certificate_is_written_verified_and_found_out(capsys, expert, tmp_path):
+    walk_expert().save(tmp_path, extra={"environment": WALK.to_dict()})
+    arguments = ["--teacher", expert, "--certify", "0.9", "--max-episodes", "200", "--workers", "0"]
+    assert main(["evaluate_policy", "--policy", str(tmp_path), *arguments]) == 0
+    captured = capsys.readouterr()
+    assert "certified: the student keeps at least 0.9" in " ".join(captured.out.split())
+    assert captured.out.rstrip().splitlines()[-1] == str(tmp_path / "certificate.json")
+    assert captured.err.startswith("certify      50 episodes  keeps 0.9: ")
+    check = ["verify_certificate", "--certificate", str(tmp_path), "--workers", "0", "--json"]
+    assert main(check) == 0
+    assert json.loads(capsys.readouterr().out)["holds"] is True
+    text = (tmp_path / "certificate.json").read_text()
+    (tmp_path / "certificate.json").write_text(text.replace('"share": 0.9', '"share": 0.97'))
+    assert main(check) == 1
+    assert json.loads(capsys.readouterr().out)["holds"] is False
+
+
+def test_stochastic_alone_means_true(capsys, expert):
+    arguments = ["--policy", expert, "--env", WALK.id, "--episodes", "6", "--workers", "0", "--json"]
+    returns = []
+    for more in ([], ["--stochastic"]):
+        assert main(["evaluate_policy", *arguments, *more]) == 0
+        returns.append(json.loads(capsys.readouterr().out)["policy"]["returns"])
+    assert returns[0] != returns[1]
+
+
+def test_simulate_statistics_prints_the_tables(capsys):
+    assert main(["simulate_statistics", "--replicates", "16"]) == 0
+    assert "| rare falls of the student |" in capsys.readouterr().out
+    assert main(["simulate_statistics", "--replicates", "16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["markdown"].startswith("## False verdicts")
 
 
 def test_check_teacher_says_what_the_agent_is_and_does(capsys, expert):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import gymnasium as gym
@@ -12,8 +13,10 @@ import pytest
 from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, PolishConfig, RequestError, StudentConfig, TrainConfig
 from policy_distill.distill import DistillResult, distill
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.measure import Measurement, measure
+from policy_distill.measure import Measurement, certify, measure
 from policy_distill.progress import Display
+from policy_distill.statistics import Plan
+from policy_distill.verify import verify
 from tests.small_worlds import WALK, random_student, walk_expert
 
 EPISODES = 12
@@ -125,3 +128,76 @@ def test_an_agent_s_environment_of_old_is_told(tmp_path, capsys):
     found = measure(str(folder), episodes=2, num_envs=2, workers=0, display=Display())
     assert found.spec.id == "LunarLander-v3"
     assert capsys.readouterr().err.startswith("note: trained on LunarLander-v2; run here on LunarLander-v3")
+
+
+# Certificates.
+
+PLAN = Plan.of(0.9, max_episodes=200)
+
+
+def test_a_certificate_lies_in_the_run_s_folder(run, expert):
+    for place in ("", "student"):
+        (run.folder / "certificate.json").unlink(missing_ok=True)
+        found = certify(str(run.folder / place), teacher=expert, plan=PLAN, workers=0)
+        assert found.certificate_path == run.folder / "certificate.json"
+        data = json.loads((run.folder / "certificate.json").read_text())
+        assert data["student"]["path"] == "student"
+        assert found.certified is not None
+        assert data["verdict"] == found.certified.decision.verdict == "refuted"
+    (run.folder / "certificate.json").unlink()
+
+
+def test_a_student_outside_a_run_keeps_its_certificate_itself(expert, tmp_path):
+    walk_expert().save(tmp_path / "student", extra={"environment": WALK.to_dict()})
+    found = certify(str(tmp_path / "student"), teacher=expert, plan=PLAN, workers=0)
+    assert found.certificate_path == tmp_path / "student" / "certificate.json"
+    assert found.certified is not None
+    assert found.certified.decision.verdict == "certified"
+    rows, data = dict(found.rows()), found.summary()
+    assert rows["certificate"].startswith("certified: the student keeps at least 0.9")
+    assert data["certificate"]["verdict"] == "certified"
+    assert data["seeds"][0] == 3_000_000
+
+
+def test_a_zip_s_certificate_needs_a_place(expert, tmp_path):
+    with pytest.raises(RequestError, match="give --output"):
+        certify(expert, teacher=expert, env=WALK.id, plan=PLAN, workers=0)
+    for output, path in ((tmp_path / "a", tmp_path / "a" / "certificate.json"), (tmp_path / "b.json", tmp_path / "b.json")):
+        assert certify(expert, teacher=expert, env=WALK.id, plan=PLAN, workers=0, output=str(output)).certificate_path == path
+        assert path.is_file()
+
+
+def test_drawn_actions_are_measured_and_certified(expert, tmp_path):
+    walk_expert().save(tmp_path, extra={"environment": WALK.to_dict()})
+    greedy, drawn = (measured(tmp_path, stochastic=stochastic, num_envs=4).episodes.returns for stochastic in (False, True))
+    assert drawn.mean() < greedy.mean()
+    np.testing.assert_array_equal(measured(tmp_path, stochastic=True, num_envs=1).episodes.returns, drawn)
+    found = certify(str(tmp_path), teacher=expert, plan=PLAN, workers=0, stochastic=True)
+    assert found.certificate_path is not None
+    assert json.loads(found.certificate_path.read_text())["student"]["stochastic"] is True
+    again = verify(found.certificate_path, workers=0, episodes=10)
+    assert again.holds, again.objections
+
+
+def test_a_job_certifies_what_it_made(expert, tmp_path):
+    config = DistillConfig(
+        teacher=expert,
+        env=WALK.id,
+        output=str(tmp_path / "run"),
+        device="cpu",
+        workers=0,
+        student=StudentConfig(hidden_sizes=(4,)),
+        collect=CollectConfig(env_steps=120, rounds=2, num_envs=4),
+        train=TrainConfig(gradient_steps=60, batch_size=32),
+        polish=PolishConfig(below=0.0),
+        evaluate=EvaluateConfig(episodes=EPISODES, validation_episodes=2, num_envs=4, certify=0.9, max_episodes=120),
+    )
+    result = distill(config)
+    written = json.loads((tmp_path / "run" / "certificate.json").read_text())
+    assert result.summary["certificate"]["verdict"] == written["verdict"]
+    assert written["max_episodes"] == 120
+    found = verify(tmp_path / "run" / "certificate.json", workers=0)
+    assert found.holds, found.objections
+    played = 3 * written["episodes"] * 2  # two steps at the very least, of three policies
+    assert result.summary["evaluation_env_steps"] > played
+    assert f"| certificate | {written['verdict']}: " in (tmp_path / "run" / "report.md").read_text()

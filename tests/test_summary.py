@@ -22,14 +22,15 @@ from policy_distill.polish import Polished, PolishRecord
 from policy_distill.rounds import Round
 from policy_distill.run import Kept
 from policy_distill.statistics import Retention
-from policy_distill.summary import VERSION, summarize, track_final
+from policy_distill.summary import VERSION, final_test, summarize, track_final
 from policy_distill.teachers import Teacher
 from tests.small_worlds import WALK, walk_expert
 from tests.stand_ins import Recorder, episodes, record, run_of
 
 RESULT_KEYS = {
     "": "version versions config seed device env environment teacher student random compression retention agreement env_steps "
-    "evaluation_env_steps gradient_steps kept chosen_round validation rounds self_distillation polish notices returns seconds",
+    "evaluation_env_steps gradient_steps kept chosen_round validation rounds self_distillation polish notices returns seconds "
+    "final_test certificate",
     "environment": "id kwargs wrappers max_episode_steps extra",
     "teacher": "path algo params return_mean return_std",
     "student": "hidden_sizes activation params return_mean return_std",
@@ -133,3 +134,25 @@ def test_what_the_end_writes_to_tensorboard(tmp_path):
     assert set(recorder.pictures) == {"final/paired_returns", "final/return_distribution", "eval/retention_of_each_student"}
     assert all(pixels.dtype == np.uint8 and pixels.std() > 5 for pixels in recorder.pictures.values())
     assert "| compression | unknown |" in recorder.texts["result"]
+
+
+CERTIFICATE_KEYS = {"verdict", "reason", "share", "confidence", "max_episodes", "episodes", "low", "high"}
+
+
+def test_final_episodes_that_decide_say_so():
+    teacher, random = episodes(*[500.0] * 100), episodes(*[20.0] * 100)
+    shown = final_test(teacher, teacher, random, 0.9, 0.95)
+    assert shown is not None
+    assert set(shown) == CERTIFICATE_KEYS
+    assert (shown["verdict"], shown["share"], shown["episodes"]) == ("certified", 0.9, 100)
+    broken = final_test(random, teacher, random, 0.95, 0.95)
+    assert broken is not None
+    assert broken["verdict"] == "refuted"
+
+
+def test_final_episodes_that_do_not_decide_are_silent():
+    """Nor does anybody speak after fewer than fifty, however alike they are."""
+    few, chance = episodes(*[500.0] * 49), episodes(*[20.0] * 49)
+    assert final_test(few, few, chance, 0.5, 0.95) is None
+    teacher, random = episodes(*[500.0] * 100), episodes(*[20.0] * 100)
+    assert final_test(teacher, teacher, random, 0.99, 0.95) is None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from policy_distill.commands.parser import Parser
 from policy_distill.commands.printing import DONE, finish
-from policy_distill.config import DistillConfig, EvaluateConfig
+from policy_distill.config import DistillConfig, EvaluateConfig, RequestError
 from policy_distill.progress import Display
 
 
@@ -18,25 +18,41 @@ def evaluate_policy(arguments: Sequence[str]) -> int:
     parser.add_argument("--env", type=str | None, default=None, help="Gymnasium id or entry of envs/; default: the policy's own")
     parser.add_argument("--episodes", type=int, default=100, help="one seed each")
     parser.add_argument("--num_envs", type=int, default=16, help="episodes side by side; the returns do not depend on it")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of the retention's interval")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of the retention's interval and the certificate")
+    parser.add_argument("--certify", type=float | None, default=None, help="test whether this share of the teacher's return is kept")
+    parser.add_argument(
+        "--max_episodes", "--max-episodes", type=int, default=2000, help="of a certificate, which ends as soon as it is decided"
+    )
+    parser.add_argument("--output", type=str | None, default=None, help="of certificate.json; default: the student's or run's folder")
+    parser.add_argument("--stochastic", type=bool, default=False, help="the policy draws its actions instead of taking the likeliest")
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
     parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    protocol = EvaluateConfig(episodes=options.episodes, num_envs=options.num_envs, confidence=options.confidence)
-    DistillConfig(workers=options.workers, evaluate=protocol)  # checks them
-    from policy_distill.measure import measure
-
-    report = measure(
-        options.policy,
-        teacher=options.teacher,
-        env=options.env,
+    protocol = EvaluateConfig(
         episodes=options.episodes,
         num_envs=options.num_envs,
         confidence=options.confidence,
-        workers=options.workers,
-        trust=options.trust,
-        display=Display(quiet=options.json),
+        certify=options.certify,
+        max_episodes=options.max_episodes,
     )
-    finish(options.json, report.summary(), report.rows())
+    DistillConfig(workers=options.workers, evaluate=protocol)  # checks them
+    from policy_distill.certify import plan_of
+    from policy_distill.measure import certify, measure
+
+    common = {name: getattr(options, name) for name in ("env", "num_envs", "workers", "trust", "stochastic")}
+    display = Display(quiet=options.json)
+    plan = plan_of(protocol)
+    if plan is None:
+        if options.output is not None:
+            raise RequestError("output is for the certificate: give --certify 0.95 beside it, or leave it out")
+        report = measure(
+            options.policy, teacher=options.teacher, episodes=options.episodes, confidence=options.confidence, display=display, **common
+        )
+        finish(options.json, report.summary(), report.rows())
+        return DONE
+    if options.teacher is None:
+        raise RequestError("a certificate says what was kept of a teacher's return: give --teacher")
+    report = certify(options.policy, teacher=options.teacher, plan=plan, output=options.output, display=display, **common)
+    finish(options.json, report.summary(), report.rows(), str(report.certificate_path))
     return DONE

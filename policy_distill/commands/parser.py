@@ -67,12 +67,12 @@ class Parser(ArgumentParser):
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """``--trust`` alone means ``--trust true``, and ``--student same`` means ``--student.same true``."""
+    """``--trust`` and ``--stochastic`` alone mean ``true``, and ``--student same`` means ``--student.same true``."""
     spelled: list[str] = []
     for index, argument in enumerate(arguments):
         following = arguments[index + 1] if index + 1 < len(arguments) else ""
-        if argument == "--trust" and following not in ("true", "false"):
-            spelled.append("--trust=true")
+        if argument in ("--trust", "--stochastic") and following not in ("true", "false"):
+            spelled.append(f"{argument}=true")
         elif argument == "same" and spelled and spelled[-1] == "--student":
             spelled[-1] = "--student.same=true"
         else:

@@ -1,8 +1,8 @@
 """What a run, or a suite of runs, found, for a person: Markdown, a page, and the plots on it. Every figure is read from result.json."""
 
-from policy_distill.report.rows import retention_text, summary_rows, summary_table
+from policy_distill.report.rows import certificate_text, retention_text, summary_rows, summary_table
 from policy_distill.report.run_page import VIDEO
 from policy_distill.report.suite_page import write_suite_report
 from policy_distill.report.write import write_report
 
-__all__ = ["VIDEO", "retention_text", "summary_rows", "summary_table", "write_report", "write_suite_report"]
+__all__ = ["VIDEO", "certificate_text", "retention_text", "summary_rows", "summary_table", "write_report", "write_suite_report"]

@@ -23,8 +23,8 @@ def run_markdown(summary: Mapping[str, Any]) -> str:
     lines += [
         tally_text(summary["returns"]),
         "Retention is `(student - random) / (teacher - random)` of the mean returns, all three measured on the same seeds, none of which",
-        "was used to train or to choose. The interval is a paired bootstrap over episodes. Compression is quoted against the teacher's",
-        "acting network. `±` is half of a 95% interval, paired by seed.",
+        "was used to train or to choose. The interval holds all shares that a paired test does not reject. Compression is quoted against",
+        "the teacher's acting network. `±` is half of a 95% interval, paired by seed.",
         "",
     ]
     lines += _round_lines(summary, _of("round", tried))

@@ -8,6 +8,9 @@ from typing import Any, TypeGuard
 
 RETENTION = "Retention is (student - random) / (teacher - random) of the mean returns."
 
+TESTS = {"they show": "final_test", "certificate": "certificate"}
+"""What a row about a test is called, and where result.json has it."""
+
 
 def known(value: float | None) -> TypeGuard[float]:
     """Whether there is a figure: a live summary holds nan where result.json holds null."""
@@ -24,6 +27,11 @@ def retention_text(kept: Mapping[str, Any]) -> str:
     if not known(kept["estimate"]):
         return "undefined: teacher and random policy cannot be told apart"
     return f"{kept['estimate']:.3f} [{kept['low']:.3f}, {kept['high']:.3f}]"
+
+
+def certificate_text(found: Mapping[str, Any]) -> str:
+    """``certified: ... (95% confidence, 252 episodes)``."""
+    return f"{found['verdict']}: {found['reason']} ({found['confidence']:.0%} confidence, {found['episodes']:,} episodes)"
 
 
 def mean_and_std(figures: Mapping[str, Any]) -> str:
@@ -63,6 +71,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("random policy's return", mean_and_std(summary["random"])),
         (f"retention [{kept['confidence']:.0%} interval]", retention_text(kept)),
         ("paired episodes", f"{kept['episodes']}"),
+        *((name, certificate_text(summary[key])) for name, key in TESTS.items() if summary.get(key)),
         ("agreement", f"{summary['agreement']:.1%} of the student's states" if summary["agreement"] is not None else "unknown"),
         ("student's origin", summary["kept"]),
         ("environment steps", f"{summary['env_steps']:,}"),

@@ -102,7 +102,7 @@ def _plots(judged: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(done: Sequence[Mapping[str, Any]], folder: Path) -> str:
-    header = ("teacher", "retention", "smaller", "student", "parameters", "teacher's return", "student's return", "environment", "seconds")
+    header = ("teacher", "retention", "smaller", "student", "parameters", "teacher's return", "student's return", "seconds", "environment")
     rows: list[tuple[Cell, ...]] = []
     for row in done:
         report = f"{row['teacher']}/report.html"
@@ -115,11 +115,11 @@ def _table(done: Sequence[Mapping[str, Any]], folder: Path) -> str:
                 f"{row['params']:,}" if row["params"] else "unknown",
                 f"{row['teacher_return']:.1f}",
                 f"{row['student_return']:.1f}",
-                row["env"],
                 f"{row['seconds']:.0f}",
+                row["env"],
             )
         )
-    return page.section("Each teacher", page.table(header, rows, numbers=range(1, 9)))
+    return page.section("Each teacher", page.table(header, rows, numbers=range(1, 8)))
 
 
 def _rest(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -115,7 +115,15 @@ def run(tmp_path_factory, expert_zip) -> DistillResult:
 
 def test_the_folder_holds_what_was_promised(run):
     names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
-    assert {"config.yaml", "result.json", "report.md", "student.zip", "student/student.json", "student/student.safetensors"} <= names
+    assert {
+        "config.yaml",
+        "result.json",
+        "report.md",
+        "report.html",
+        "student.zip",
+        "student/student.json",
+        "student/student.safetensors",
+    } <= names
     assert any(name.startswith("tensorboard/events") for name in names)
     assert not [name for name in names if Path(name).name.startswith(".")]
 

@@ -28,13 +28,7 @@ def failed(teacher: str, reason: str) -> dict[str, Any]:
 
 def page_of(folder: Path, *rows: dict[str, Any], mean: float | None = 0.9321) -> str:
     aggregate = {"interquartile_mean": mean, "interquartile_interval": None if mean is None else [0.9123, 0.9567]}
-    suite = {"rows": rows, **aggregate, "worth_compressing": 4000, "config": {}}
-        "rows": rows,
-        "interquartile_mean": mean,
-        "interquartile_interval": interval,
-        "worth_compressing": 4000,
-        "config": {},
-    }
+    suite: dict[str, Any] = {"rows": rows, **aggregate, "worth_compressing": 4000, "config": {}}
     (folder / "suite.json").write_text(json.dumps(suite))
     path = write_suite_report(folder)
     assert path == folder / "suite.html"
@@ -58,7 +52,7 @@ def test_the_page_of_a_suite(tmp_path):
     for words in ("Kept 95%</dt><dd>1 of 3", "Open at 95%</dt><dd>1 of 3", "Below 95%</dt><dd>1 of 3", "Time</dt><dd>4.5 min"):
         assert words in text
     table = section(text, "Each teacher")
-    assert cells(table)[1] == ["ppo/One", "0.900 [0.800, 1.000]", "100.0x", "[8, 8]", "5,000", "100.0", "90.0", "One-v1", "90"]
+    assert cells(table)[1] == ["ppo/One", "0.900 [0.800, 1.000]", "100.0x", "[8, 8]", "5,000", "100.0", "90.0", "90", "One-v1"]
     assert table.count("<a ") == 1
     assert '<a href="ppo/One/report.html">ppo/One</a>' in table
     assert cells(section(text, "Not distilled"))[1] == ["sac/Four", "failed", "ValueError: a &lt;b&gt; | c"]

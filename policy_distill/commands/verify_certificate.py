@@ -1,0 +1,45 @@
+"""``policy-distill verify_certificate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from policy_distill.commands.parser import Parser
+from policy_distill.commands.printing import DONE, finish
+from policy_distill.config import RequestError
+from policy_distill.progress import Display
+
+DOES_NOT_HOLD = 1
+"""The exit code."""
+
+
+def verify_certificate(arguments: Sequence[str]) -> int:
+    """Check a certificate: hash its files, compute its test and play its episodes again; exit code 1 if it does not hold."""
+    parser = Parser("verify_certificate", verify_certificate.__doc__)
+    parser.add_argument("--certificate", type=str, required=True, help="certificate.json, or the folder that holds it")
+    parser.add_argument("--policy", type=str | None, default=None, help="where the student lies now; default: where the certificate says")
+    parser.add_argument("--teacher", type=str | None, default=None, help="where the teacher lies now")
+    parser.add_argument("--episodes", type=int | None, default=None, help="play the first N episodes again; default: all; 0: none")
+    parser.add_argument("--num_envs", type=int, default=16, help="episodes side by side; the returns do not depend on it")
+    parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
+    parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    parser.add_display_arguments()
+    options = parser.parse(arguments)
+    for name, least in (("episodes", 0), ("num_envs", 1), ("workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise RequestError(f"{name} is {value}; it must be >= {least}")
+    from policy_distill.verify import place_of, verify
+
+    found = verify(
+        place_of(options.certificate),
+        policy=options.policy,
+        teacher=options.teacher,
+        episodes=options.episodes,
+        num_envs=options.num_envs,
+        workers=options.workers,
+        trust=options.trust,
+        display=Display(quiet=options.json),
+    )
+    finish(options.json, found.summary(), found.rows())
+    return DONE if found.holds else DOES_NOT_HOLD

@@ -1,0 +1,35 @@
+"""What returns show: pure functions of arrays. docs/statistics.md says how often they err, by simulation."""
+
+from policy_distill.statistics.aggregates import (
+    Interval,
+    geometric_mean,
+    interquartile_mean,
+    optimality_gap,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap,
+    two_level_bootstrap,
+)
+from policy_distill.statistics.intervals import Retention, retention
+from policy_distill.statistics.means import contrast, shows_positive_mean
+from policy_distill.statistics.sequential import Decision, Plan, decide, look_schedule, spending_boundaries
+
+__all__ = [
+    "Decision",
+    "Interval",
+    "Plan",
+    "Retention",
+    "contrast",
+    "decide",
+    "geometric_mean",
+    "interquartile_mean",
+    "look_schedule",
+    "optimality_gap",
+    "performance_profile",
+    "probability_of_improvement",
+    "retention",
+    "shows_positive_mean",
+    "spending_boundaries",
+    "stratified_bootstrap",
+    "two_level_bootstrap",
+]

@@ -1,0 +1,255 @@
+"""Does a certificate hold? Its files, its arithmetic and its episodes, again."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_distill.certify import FORMAT, ROLES, files_of, versions
+from policy_distill.config import RequestError
+from policy_distill.environments import EnvironmentSpec, check_fits
+from policy_distill.evaluate import evaluation_seeds
+from policy_distill.job import one_torch_thread
+from policy_distill.measure import load_policy
+from policy_distill.progress import Display
+from policy_distill.sampling import Drawing
+from policy_distill.statistics import Decision, Plan, decide
+from policy_distill.teachers import Teacher
+from policy_distill.workers import Rollouts
+
+
+@dataclass
+class Verification:
+    """What was found.
+
+    Attributes:
+        path: of the certificate.
+        claim, verdict: what it says.
+        objections: why it does not hold; empty where it does.
+        notes: what a reader should know.
+        replayed: episodes that were played again.
+    """
+
+    path: str
+    claim: str
+    verdict: str
+    objections: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    replayed: int = 0
+
+    @property
+    def holds(self) -> bool:
+        return not self.objections
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What a person reads: name, figure."""
+        return [
+            ("certificate", self.path),
+            ("claim", self.claim),
+            ("verdict", self.verdict),
+            ("episodes played again", f"{self.replayed}"),
+            *(("note", note) for note in self.notes),
+            *(("objection", objection) for objection in self.objections),
+            ("holds", "yes" if self.holds else "no"),
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """The same as data."""
+        return {
+            "certificate": self.path, "claim": self.claim, "verdict": self.verdict, "holds": self.holds, "objections": self.objections,
+            "notes": self.notes, "replayed": self.replayed,
+        }  # fmt: skip
+
+
+def verify(
+    path: str | Path,
+    *,
+    policy: str | None = None,
+    teacher: str | None = None,
+    episodes: int | None = None,
+    num_envs: int = 16,
+    workers: int | None = None,
+    trust: bool = False,
+    display: Display | None = None,
+) -> Verification:
+    """Hash the files again, compute the test again, play the episodes again.
+
+    Args:
+        path: of certificate.json.
+        policy, teacher: where they lie now, if not where the certificate says; their hashes must be the same.
+        episodes: play so many of the episodes, from the first; None: all of them, 0: none.
+        num_envs: episodes side by side; the returns do not depend on it.
+        workers: processes; None: one a core.
+        trust: let Stable-Baselines3 unpickle a custom policy.
+        display: told what is being done.
+
+    Raises:
+        RequestError: if the certificate cannot be read, or an agent cannot be found.
+    """
+    data = read_certificate(path)
+    found = Verification(str(path), data["claim"], data["verdict"])
+    spec = EnvironmentSpec.from_dict(data["environment"])
+    _check_test(data, found)
+    total = len(data["seeds"])
+    count = total if episodes is None else min(episodes, total)
+    names = {
+        role: given or _place(data[role]["path"], Path(path).parent, role) for role, given in (("student", policy), ("teacher", teacher))
+    }
+    missing = [role for role, name in names.items() if name is None]
+    if missing and count:
+        option = "--policy" if missing[0] == "student" else "--teacher"
+        raise RequestError(
+            f"the {missing[0]} was no single file and cannot be loaded again: give {option}, or --episodes 0 to play nothing"
+        )
+    if missing:
+        found.notes.append(f"the files of the {' and the '.join(missing)} were not looked at")
+        return found
+    acting, _, _ = load_policy(str(names["student"]), None, trust=trust)
+    reference = Teacher.load(str(names["teacher"]), algo=data["teacher"].get("algo"), trust=trust)
+    for role, agent in (("student", acting), ("teacher", reference)):
+        _check_files(role, data[role]["sha256"], files_of(agent, str(names[role]))["sha256"], found)
+    if not found.holds or not count:
+        return found  # what plays would not be what was certified
+    check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference)))
+    player = Drawing(acting) if data["student"].get("stochastic") else acting
+    seeds = data["seeds"][:count]
+    if display is not None:
+        display.note(f"playing {count} episodes again, three times: student, teacher, random policy")
+    with one_torch_thread(), Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers) as rollouts:
+        answers = [rollouts.evaluate(who, seeds, num_envs=num_envs) for who in (player, "teacher", "random")]
+    found.replayed = count
+    _compare(data, {role: answer.returns for role, answer in zip(ROLES, answers, strict=True)}, spec, found)
+    return found
+
+
+def place_of(path: str) -> Path:
+    """The file, where a folder that holds one may be named."""
+    return Path(path, "certificate.json") if Path(path).is_dir() else Path(path)
+
+
+def read_certificate(path: str | Path) -> dict[str, Any]:
+    """Contents of a certificate.
+
+    Raises:
+        RequestError: if it is not there, no certificate, or of another format.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror}): name a certificate.json") from None
+    except ValueError:
+        raise RequestError(f"{path} is no JSON: name a certificate.json") from None
+    if not isinstance(data, dict) or "format" not in data or "claim" not in data:
+        raise RequestError(f"{path} is no certificate: name a certificate.json that evaluate_policy --certify or distill_policy wrote")
+    if data["format"] != FORMAT:
+        raise RequestError(f"{path} is of format {data['format']}, this version reads {FORMAT}: install the one that wrote it")
+    needed = {
+        "verdict",
+        "share",
+        "confidence",
+        "max_episodes",
+        "episodes",
+        "environment",
+        "student",
+        "teacher",
+        "test",
+        "versions",
+        "seeds",
+    }
+    if lost := sorted((needed | {"returns"}) - data.keys()):
+        raise RequestError(f"{path} lacks {lost[0]!r}: it was cut or changed; write it again")
+    return data
+
+
+def _place(recorded: str | None, folder: Path, role: str) -> str | None:
+    """Where an agent lies: as seen from the certificate's folder, or the name of one that ships with the project."""
+    if recorded is None:
+        return None
+    beside = folder / recorded
+    if beside.exists():
+        return str(beside)
+    if role == "student":
+        raise RequestError(f"the student is no longer at {beside}: say where it is with --policy")
+    return recorded
+
+
+def _plan(data: dict[str, Any]) -> Plan:
+    return Plan.of(data["share"], data["confidence"], data["max_episodes"])
+
+
+def _check_test(data: dict[str, Any], found: Verification) -> None:
+    """Seeds, boundaries and statistics, from the returns that the certificate holds."""
+    returns = [np.array(data["returns"].get(role, ()), np.float64) for role in ROLES]
+    if data["seeds"] != evaluation_seeds("certificate", len(data["seeds"])):
+        found.objections.append("the seeds are not those of certificates: they may have been chosen")
+    if any(len(values) != len(data["seeds"]) for values in returns):
+        found.objections.append("there is not one return of each policy for each seed")
+        return
+    try:
+        plan = _plan(data)
+        decision = decide(*returns, plan=plan)
+    except ValueError as error:
+        found.objections.append(f"the test cannot be computed: {error}")
+        return
+    if list(plan.looks) != data["test"]["looks"] or not np.allclose(plan.boundaries, data["test"]["boundaries"], rtol=1e-9):
+        found.objections.append("the looks or boundaries are not those that share, confidence and max_episodes give")
+    if (decision.verdict, decision.episodes) != (data["verdict"], data["episodes"]) or len(data["seeds"]) != decision.episodes:
+        found.objections.append(f"the returns give: {decision.verdict} after {decision.episodes} episodes")
+    elif not decision.final:
+        found.objections.append(f"the test was left after {decision.episodes} episodes, before it was decided")
+    elif not _same_statistics(decision, data["test"]["seen"]):
+        found.objections.append("the statistics are not those of the returns")
+
+
+def _same_statistics(decision: Decision, seen: list[dict[str, Any]]) -> bool:
+    """To nine digits; infinities are null in JSON."""
+    if len(seen) != len(decision.looks):
+        return False
+    names = ("episodes", "critical", "keeps", "loses", "gap", "no_gap")
+    for look, recorded in zip(decision.looks, seen, strict=True):
+        for name in names:
+            ours, theirs = getattr(look, name), recorded[name]
+            if theirs is None:
+                theirs = ours if not math.isfinite(ours) else math.nan
+            if ours != theirs and not math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=1e-9):
+                return False
+    return True
+
+
+def _check_files(role: str, recorded: dict[str, str], now: dict[str, str], found: Verification) -> None:
+    if sorted(recorded.values()) == sorted(now.values()):
+        return
+    changed = [name for name, digest in now.items() if recorded.get(name) != digest]
+    found.objections.append(f"the {role} is not the one that was certified: {', '.join(changed or sorted(recorded))} differs")
+
+
+def _compare(data: dict[str, Any], again: dict[str, np.ndarray], spec: EnvironmentSpec, found: Verification) -> None:
+    """Returns must be equal to the last bit on the same versions; on others, the verdict must be the same."""
+    count = len(again["student"])
+    recorded = {role: np.array(data["returns"][role][:count]) for role in ROLES}
+    differing = {role: int((again[role] != recorded[role]).sum()) for role in ROLES}
+    here = versions(spec)
+    changed = [
+        f"{name} {data['versions'].get(name, 'none')} (here {here.get(name, 'none')})"
+        for name in dict.fromkeys([*data["versions"], *here])
+        if data["versions"].get(name) != here.get(name)
+    ]
+    if changed:
+        found.notes.append(f"written with other versions: {', '.join(changed)}")
+    if not any(differing.values()):
+        return
+    text = ", ".join(f"{number} of the {role}'s" for role, number in differing.items() if number)
+    text += f" {count} returns differ, by up to {max(float(np.abs(again[role] - recorded[role]).max()) for role in ROLES):.3g}"
+    if not changed:
+        found.objections.append(f"{text}, on the same versions")
+        return
+    found.notes.append(f"{text}, which the versions may explain")
+    if count == len(data["seeds"]):
+        decision = decide(*(again[role] for role in ROLES), plan=_plan(data))
+        if decision.verdict != data["verdict"]:
+            found.objections.append(f"the returns here give: {decision.verdict} after {decision.episodes} episodes")

@@ -1,0 +1,193 @@
+"""Does a certificate hold? An honest one does; each way of changing one is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policy_distill import verify as module
+from policy_distill.config import RequestError
+from policy_distill.export.sb3 import save_ppo
+from policy_distill.measure import certify
+from policy_distill.statistics import Plan
+from policy_distill.verify import Verification, place_of, read_certificate, verify
+from tests.small_worlds import WALK, walk_expert
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    walk_expert().save(folder / "student", extra={"environment": WALK.to_dict()})
+    save_ppo(walk_expert(), folder / "ppo.zip")
+    certify(str(folder / "student"), teacher=str(folder / "ppo.zip"), plan=Plan.of(0.9, max_episodes=300), output=str(folder), workers=0)
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path) -> Path:
+    """A copy elsewhere: what belongs together may be moved together."""
+    return Path(shutil.copytree(original, tmp_path / "moved"))
+
+
+def verified(folder: Path, **options: Any) -> Verification:
+    return verify(folder / "certificate.json", workers=0, **options)
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "certificate.json"
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+
+
+def test_an_honest_one_holds(folder):
+    found = verified(folder)
+    assert found.holds, found.objections
+    assert found.notes == []
+    assert found.replayed == len(read_certificate(folder / "certificate.json")["seeds"])
+    assert dict(found.rows())["holds"] == "yes"
+    assert found.summary()["holds"] is True
+
+
+def test_a_part_of_the_episodes_may_do(folder):
+    assert verified(folder, episodes=7).replayed == 7
+    assert verified(folder, episodes=0).replayed == 0
+
+
+def test_other_weights_are_found(folder):
+    student = walk_expert()
+    student.linears[0].bias.add_(1e-3)
+    student.save(folder / "student", extra={"environment": WALK.to_dict()})
+    (objection,) = verified(folder).objections
+    assert objection == "the student is not the one that was certified: student.safetensors differs"
+
+
+def test_another_teacher_is_found(folder):
+    other = walk_expert()
+    other.linears[0].bias.add_(1e-3)
+    save_ppo(other, folder / "ppo.zip")
+    (objection,) = verified(folder).objections
+    assert "the teacher is not the one that was certified: ppo.zip differs" in objection
+
+
+def better(data: dict[str, Any]) -> None:
+    data["returns"]["student"] = [value + 1e-6 for value in data["returns"]["student"]]
+
+
+def one_return(data: dict[str, Any]) -> None:
+    data["returns"]["random"][0] += 1e-9
+
+
+FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "verdict": (lambda data: data.update(verdict="refuted"), "the returns give: certified after"),
+    "share": (lambda data: data.update(share=0.99), "the returns give"),
+    "confidence": (lambda data: data.update(confidence=0.6), "the looks or boundaries are not"),
+    "boundaries": (lambda data: data["test"]["boundaries"].__setitem__(-1, 0.1), "the looks or boundaries are not"),
+    "better student": (better, "the statistics are not those of the returns"),
+    "statistics": (lambda data: data["test"]["seen"][-1].update(keeps=99.0), "the statistics are not"),
+    "looks": (lambda data: data["test"]["seen"].pop(), "the statistics are not"),
+    "seeds": (lambda data: data.update(seeds=[seed + 1 for seed in data["seeds"]]), "they may have been chosen"),
+    "cut": (lambda data: [data["returns"][role].pop() for role in data["returns"]], "not one return of each policy"),
+    "nan": (lambda data: data["returns"]["student"].__setitem__(3, None), "cannot be computed"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_what_was_changed_by_hand_is_found(name, folder):
+    edit, expected = FORGED[name]
+    change(folder, edit)
+    found = verified(folder, episodes=0)
+    assert any(expected in objection for objection in found.objections), found.objections
+    assert not found.holds
+
+
+def test_a_test_that_was_left_before_it_was_decided_is_found(folder):
+    """Whoever stops when it looks well, and calls it undecided, has not carried out the test."""
+
+    def leave(data: dict[str, Any]) -> None:
+        for role in data["returns"]:
+            data["returns"][role] = data["returns"][role][:50]
+        data.update(seeds=data["seeds"][:50], episodes=50, verdict="undecided")
+        data["test"]["seen"] = data["test"]["seen"][:1]
+
+    change(folder, leave)
+    (objection,) = verified(folder, episodes=0).objections
+    assert "before it was decided" in objection
+
+
+def test_a_return_that_differs_by_a_billionth_is_found_by_playing_again(folder):
+    change(folder, one_return)
+    (objection,) = verified(folder, episodes=3).objections
+    assert objection.startswith("1 of the random's 3 returns differ, by up to 1e-09, on the same versions")
+
+
+def test_other_versions_are_named_and_may_explain_it(folder):
+    change(folder, one_return)
+    change(folder, lambda data: data["versions"].update(torch="1.0"))
+    found = verified(folder)
+    assert found.holds
+    assert any("torch 1.0 (here " in note for note in found.notes)
+    assert any("which the versions may explain" in note for note in found.notes)
+
+
+def test_other_versions_do_not_explain_another_verdict(folder, monkeypatch):
+    change(folder, lambda data: data["versions"].update(torch="1.0"))
+    monkeypatch.setattr(module, "load_policy", lambda path, env, trust: (Backwards(walk_expert()), WALK, ()))
+    monkeypatch.setattr(module, "_check_files", lambda *_: None)
+    monkeypatch.setattr(module, "files_of", lambda *_: {"sha256": {}})
+    found = verified(folder)
+    assert any("the returns here give: refuted" in objection for objection in found.objections)
+
+
+class Backwards:
+    """Does the opposite."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+        self.observation_space, self.action_space = policy.observation_space, policy.action_space
+
+    def act(self, observations: Any) -> Any:
+        return 2 - self.policy.act(observations)
+
+
+def test_files_that_moved_apart_are_named(folder, tmp_path):
+    shutil.move(folder / "student", tmp_path / "elsewhere")
+    with pytest.raises(RequestError, match="say where it is with --policy"):
+        verified(folder)
+    assert verified(folder, policy=str(tmp_path / "elsewhere"), episodes=2).holds
+
+
+def test_a_teacher_without_files_must_be_named_to_be_played(folder):
+    change(folder, lambda data: data["teacher"].update(path=None))
+    with pytest.raises(RequestError, match="give --teacher, or --episodes 0"):
+        verified(folder)
+    found = verified(folder, episodes=0)
+    assert found.holds
+    assert "were not looked at" in found.notes[0]
+    assert verified(folder, teacher=str(folder / "ppo.zip"), episodes=2).holds
+
+
+def test_what_is_no_certificate_is_refused(folder, tmp_path):
+    with pytest.raises(RequestError, match="cannot be read"):
+        read_certificate(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(RequestError, match="is no JSON"):
+        read_certificate(tmp_path / "bad.json")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(RequestError, match="is no certificate"):
+        read_certificate(tmp_path / "other.json")
+    change(folder, lambda data: data.pop("returns"))
+    with pytest.raises(RequestError, match="lacks 'returns'"):
+        verified(folder)
+    change(folder, lambda data: data.update(format=2))
+    with pytest.raises(RequestError, match="is of format 2"):
+        verified(folder)
+
+
+def test_the_folder_stands_for_the_file(folder):
+    assert place_of(str(folder)) == folder / "certificate.json" == place_of(str(folder / "certificate.json"))
