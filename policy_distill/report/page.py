@@ -16,7 +16,7 @@ STYLE = (
     """
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.55 var(--font)}
-main{max-width:1120px;margin:0 auto;padding:32px 20px 64px}
+main{max-width:1200px;margin:0 auto;padding:32px 20px 64px}
 h1{font-size:26px;line-height:1.25;margin:0 0 4px;overflow-wrap:anywhere}
 h2{font-size:18px;margin:0 0 10px}
 h3{font-size:14px;margin:18px 0 6px}
@@ -43,8 +43,9 @@ figure.one svg{max-width:540px}
 figcaption{font-size:13px;color:var(--muted);margin-top:6px;max-width:76ch}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
-th,td{padding:5px 14px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}
+th,td{padding:5px 12px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}
 th{color:var(--muted);font-weight:500;font-size:13px;white-space:nowrap}
+td:last-child,th:last-child{padding-right:0}
 td.n,th.n{text-align:right;white-space:nowrap}
 tr.on td{font-weight:600}
 details{margin-top:14px}
