@@ -156,7 +156,7 @@ def test_a_student_outside_a_run_keeps_its_certificate_itself(expert, tmp_path):
     rows, data = dict(found.rows()), found.summary()
     assert rows["certificate"].startswith("certified: the student keeps at least 0.9")
     assert data["certificate"]["verdict"] == "certified"
-    assert data["seeds"][0] == 3_000_000
+    assert data["seeds"][0] == 5_000_000
 
 
 def test_a_zip_s_certificate_needs_a_place(expert, tmp_path):

@@ -107,7 +107,8 @@ def retention_path(tried: Sequence[Candidate], final: Mapping[str, Any]) -> Figu
     axes.set_xticks([x for x, _ in thinned], [name for _, name in thinned])
     axes.grid(visible=False, axis="x")
     axes.set(ylabel="retention")
-    figure.legend(loc="outside upper left", ncols=3)
+    if places:
+        figure.legend(loc="outside upper left", ncols=3)
     return figure
 
 

@@ -140,7 +140,7 @@ def test_where_they_part():
 
 
 def test_the_certificate():
-    certificate = {"verdict": "certified", "reason": "it keeps 0.95", "share": 0.95, "max_episodes": 2000, "returns": [1.0], "low": None}
+    certificate = {"verdict": "certified", "reason": "it keeps 0.95", "share": 0.95, "confidence": 0.9, "episodes": 252, "low": None}
     rows = cells(section(page_of(certificate=certificate), "Certificate"))
-    assert rows == [["verdict", "certified"], ["reason", "it keeps 0.95"], ["share", "0.95"], ["max episodes", "2000"]]
+    assert rows == [["verdict", "certified"], ["reason", "it keeps 0.95"], ["share", "0.95"], ["confidence", "0.9"], ["episodes", "252"]]
     assert "Certificate" not in headings(page_of(certificate=None))
