@@ -102,32 +102,35 @@ class Dataset:
         """Draw no training row before ``row`` any more; validation and normalisation keep seeing all of them."""
         self._first_train = int((self._train_rows[: self._num_train] < row).sum())
 
-    def sample(
-        self,
-        batch_size: int,
-        generators: Sequence[torch.Generator],
-        *,
-        num_steps: int | None = None,
-        parameters: Collection[str] | None = None,
-    ) -> tuple[Tensor, ActionTargets]:
-        """Draw training rows uniformly with replacement, one batch for each of K generators: observations ``[K, B, ...]`` and targets.
+    @property
+    def num_drawn_from(self) -> int:
+        """Training rows that are not forgotten."""
+        return self._num_train - self._first_train
+
+    def draw(self, num_steps: int, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw training rows uniformly with replacement for S steps of K generators, one a member: ``[S, K, B]``, in 0..num_drawn_from - 1.
+
+        On the CPU the draws of several steps are those of as many calls.
+        """
+        shape = (num_steps, batch_size)
+        draws = [torch.randint(self.num_drawn_from, shape, generator=generator, device=self.device) for generator in generators]
+        return torch.stack(draws, dim=1)
+
+    def take(self, drawn: Tensor, parameters: Collection[str] | None = None) -> tuple[Tensor, ActionTargets]:
+        """What ``draw`` drew: observations ``[*drawn.shape, ...]`` and targets.
 
         Args:
-            batch_size: B.
-            generators: one a member.
-            num_steps: S; so many batches at once, ``[S, K, B, ...]``. On the CPU they are the batches of as many calls.
+            drawn: of any shape.
             parameters: of the targets, those that are read; the others are left out, each of them costs as much as the observations.
         """
-        low, high, count = self._first_train, self._num_train, num_steps or 1
-        draws = [torch.randint(low, high, (count, batch_size), generator=generator, device=self.device) for generator in generators]
-        picked = self._train_rows.index_select(0, torch.stack(draws, 1).flatten()).view(count, len(draws), batch_size)
-        return self._gather(picked[0] if num_steps is None else picked, parameters)
+        rows = self._train_rows[self._first_train : self._num_train]
+        return self._gather(rows.index_select(0, drawn.flatten()).view(drawn.shape), parameters)
 
-    def row_bytes(self, parameters: Collection[str]) -> int:
-        """Size of one row as ``sample`` returns it."""
-        assert self._observations is not None, "the dataset is empty"
-        read = [self._observations, self._actions, *(value for name, value in self._parameters.items() if name in parameters)]
-        return sum(value[0].numel() * value.element_size() for value in read)
+    def sample(
+        self, batch_size: int, generators: Sequence[torch.Generator], *, parameters: Collection[str] | None = None
+    ) -> tuple[Tensor, ActionTargets]:
+        """One batch for each of K generators: observations ``[K, B, ...]`` and targets; ``draw`` and ``take`` in one."""
+        return self.take(self.draw(1, batch_size, generators)[0], parameters)
 
     def held_out(self, limit: int) -> tuple[Tensor, ActionTargets] | None:
         """At most ``limit`` held-out rows, evenly over all of them; None as long as no held-out episode was seen."""

@@ -18,6 +18,8 @@ from policy_distill.actions import ActionTargets, Bernoulli, Categorical, Determ
 from policy_distill.losses import HUBER_DELTA
 from policy_distill.objective import REGRESSIONS, Objective
 
+BOUNDLESS = 1e38
+"""Times the smallest distance from a bound that a float32 can tell, it still exceeds any error."""
 Gradient: TypeAlias = "ChoiceGradient | RegressionGradient"
 
 
@@ -29,16 +31,13 @@ def written_out(objective: Objective) -> bool:
     return not (config.features.weight or config.relations.weight) and (chosen or objective.kind == "regression")
 
 
-def prepare(objective: Objective, targets: ActionTargets, progress: Sequence[float]) -> Gradient:
-    """What the next steps need of their targets.
-
-    Args:
-        objective: one for which ``written_out`` is true.
-        targets: with leading ``[S, K, B]``.
-        progress: ``[S]``, share of the training that is done at each step.
-    """
-    with torch.no_grad():
-        return (RegressionGradient if objective.kind == "regression" else ChoiceGradient)(objective, targets, progress)
+def gradient_of(objective: Objective, inputs: Tensor) -> Gradient:
+    """The gradient of a loss for which ``written_out`` is true, with room for chunks of the shape of ``inputs``, ``[S, K, inputs, B]``."""
+    steps, members, _, batch = inputs.shape
+    width = objective.family.width
+    return (RegressionGradient if objective.kind == "regression" else ChoiceGradient)(
+        objective, inputs.new_zeros(steps, members, width, batch)
+    )
 
 
 class ChoiceGradient:
@@ -46,62 +45,77 @@ class ChoiceGradient:
 
     With p and q the softened teacher and student and y the greedy action as ones and zeros, the gradient with respect to the logits is
     ``(1 - alpha) * T * (q - p) + alpha * (q at T = 1 - y)``, over the batch size.
+
+    Args:
+        objective: the loss.
+        like: ``[S, K, width, B]``.
     """
 
-    def __init__(self, objective: Objective, targets: ActionTargets, progress: Sequence[float]) -> None:
+    def __init__(self, objective: Objective, like: Tensor) -> None:
+        self._objective = objective
         self._switches = isinstance(objective.family, Bernoulli)
         self._sizes = _sizes(objective)
-        self._name, self._alpha = objective.soft_name, objective.config.hard_weight
-        self._temperatures = [objective.temperature(share) for share in progress]
-        raw = {name: _along_batch(value).transpose(-1, -2) for name, value in targets.parameters.items()}
-        logits = objective.logits_of(raw).transpose(-1, -2)
-        if any(temperature != 1 for temperature in self._temperatures):
-            logits = logits / logits.new_tensor(self._temperatures).view(-1, 1, 1, 1)
-        self._samples = logits.shape[-1]
-        self._teacher_log_probs = torch.empty_like(self._paired(logits))
-        _log_probs(self._paired(logits), self._sizes, self._teacher_log_probs)
-        self._teacher = self._teacher_log_probs.exp()
-        self._log_probs = torch.empty_like(self._teacher)
-        self._scratch = torch.empty_like(self._teacher[0])
-        self._hard_log_probs = self._log_probs
+        self._alpha = objective.config.hard_weight
+        self.num_steps, self._members, _, self._samples = like.shape
+        self._logits = like.new_zeros(*like.shape[:2], sum(self._sizes), like.shape[-1])
+        self._teacher_log_probs, self._teacher, self._log_probs = (torch.empty_like(self._logits) for _ in range(3))
+        self._padded, self._scaled, self._difference = (torch.zeros_like(self._logits[0]) for _ in range(3))
+        self._steps = list(zip(self._teacher.unbind(0), self._log_probs.unbind(0), strict=True))
         if self._alpha:
-            self._labels = _one_hot(objective, targets.actions, self._sizes, self._teacher)
-            self._hard_log_probs, self._more = torch.empty_like(self._teacher), torch.empty_like(self._scratch)
-        self._padded = torch.zeros_like(self._scratch)
+            self._labels, self._hard_log_probs = torch.empty_like(self._logits), torch.empty_like(self._logits)
+            self._hard_steps = list(zip(self._labels.unbind(0), self._hard_log_probs.unbind(0), strict=True))
+
+    def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
+        """Take in what the next steps' teacher says.
+
+        Args:
+            targets: with leading ``[S, K, B]``.
+            progress: ``[S]``, share of the training that is done at each step.
+        """
+        self._temperatures = [self._objective.temperature(share) for share in progress]
+        logits = self._pair(self._objective.logits_of(targets.parameters).transpose(-1, -2), self._logits)
+        if any(temperature != 1 for temperature in self._temperatures):
+            inverse = logits.new_tensor([1 / temperature for temperature in self._temperatures])
+            logits = torch.mul(logits, inverse.view(-1, 1, 1, 1), out=self._logits)
+        _log_probs(logits, self._sizes, self._teacher_log_probs)
+        torch.exp(self._teacher_log_probs, out=self._teacher)
+        if self._alpha:
+            indices, family = targets.actions, self._objective.family
+            indices = indices[..., None] - family.start if isinstance(family, Categorical) else indices
+            first = indices.new_tensor([sum(self._sizes[:component]) for component in range(len(self._sizes))])
+            self._labels.zero_().scatter_(-2, (indices + first).transpose(-1, -2).long(), 1.0)
 
     def write(self, step: int, outputs: Tensor, slope: Tensor) -> None:
         """Write the gradient of the mean over the batch with respect to ``outputs`` ``[K, width, B]`` into ``slope``, at ``step`` of S."""
-        temperature = self._temperatures[step]
-        logits = self._paired(outputs, self._padded)
-        scaled = logits if temperature == 1 else torch.mul(logits, 1 / temperature, out=self._scratch)
-        _log_probs(scaled, self._sizes, self._log_probs[step])
-        found = self._scratch if self._switches else slope
-        torch.exp(self._log_probs[step], out=found).sub_(self._teacher[step]).mul_((1 - self._alpha) * temperature / self._samples)
-        if self._alpha:
-            _log_probs(logits, self._sizes, self._hard_log_probs[step])
-            torch.exp(self._hard_log_probs[step], out=self._more).sub_(self._labels[step])
-            found.add_(self._more, alpha=self._alpha / self._samples)
+        temperature, alpha = self._temperatures[step], self._alpha
+        teacher, log_probs = self._steps[step]
+        logits = self._pair(outputs, self._padded)
+        _log_probs(logits if temperature == 1 else torch.mul(logits, 1 / temperature, out=self._scaled), self._sizes, log_probs)
+        found = self._difference if self._switches else slope
+        torch.exp(log_probs, out=found).sub_(teacher).mul_((1 - alpha) * temperature / self._samples)
+        if alpha:
+            labels, log_probs = self._hard_steps[step]
+            _log_probs(logits, self._sizes, log_probs)
+            found.add_(torch.exp(log_probs, out=self._scaled).sub_(labels), alpha=alpha / self._samples)
         if self._switches:
             slope.copy_(found[:, 1::2])
 
     def values(self) -> dict[str, Tensor]:
-        """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it."""
-        share = self._samples * self._teacher.shape[1]
+        """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
+        share = self._samples * self._members
         # 0 * -inf is no number: what the teacher forbids contributes zero
         difference = self._teacher_log_probs.clamp_min_(torch.finfo(self._teacher.dtype).min).sub_(self._log_probs)
-        found = {self._name: _dot(self._teacher, difference) / share}
+        found = {self._objective.soft_name: _dot(self._teacher, difference) / share}
         if self._alpha:
             found["hard_cross_entropy_nats"] = -_dot(self._labels, self._hard_log_probs) / share
         return found
 
-    def _paired(self, logits: Tensor, room: Tensor | None = None) -> Tensor:
-        """Logits ``[..., width, B]`` with, for switches, the logit 0 of "off" before each: ``[..., 2 * width, B]``."""
+    def _pair(self, logits: Tensor, room: Tensor) -> Tensor:
+        """Logits ``[..., width, B]``; of switches with the logit 0 of "off" before each, ``[..., 2 * width, B]``, in ``room``."""
         if not self._switches:
             return logits
-        *lead, width, batch = logits.shape
-        padded = logits.new_zeros(*lead, 2 * width, batch) if room is None else room
-        padded[..., 1::2, :] = logits
-        return padded
+        room[..., 1::2, :] = logits
+        return room
 
 
 class RegressionGradient:
@@ -109,42 +123,51 @@ class RegressionGradient:
 
     The gradient with respect to the prediction is the error between bounds: those of the target (``losses.bounded_error``), and for
     Huber's loss those where the square turns into a line.
+
+    Args:
+        objective: the loss.
+        like: ``[S, K, action_dim, B]``.
     """
 
-    def __init__(self, objective: Objective, targets: ActionTargets, progress: Sequence[float]) -> None:
+    def __init__(self, objective: Objective, like: Tensor) -> None:
         assert isinstance(objective.family, (DiagGaussian, Deterministic))
-        kind = objective.config.regression
-        self._name, self._loss, self._signs = objective.soft_name, REGRESSIONS[kind], kind == "absolute"
-        target = _along_batch(objective.family.box.to_box(targets.actions))
-        self._lower = torch.where(target <= -1, 0.0, -torch.inf).to(target.dtype)
-        self._upper = torch.where(target >= 1, 0.0, torch.inf).to(target.dtype)
-        self._target = target.clamp_(-1, 1)
-        self._least, self._most, self._factor = self._lower, self._upper, 1.0
-        if kind == "huber":
-            self._least, self._most = self._lower.clamp_min(-HUBER_DELTA), self._upper.clamp_max(HUBER_DELTA)
-            self._factor = 1 / HUBER_DELTA
-        elif kind == "squared":
-            self._factor = 2.0
-        self._factor /= target.shape[-1] * target.shape[-2]
-        self._error = torch.empty_like(target)
+        self._box, self._name, self._kind = objective.family.box, objective.soft_name, objective.config.regression
+        self.num_steps, _, components, samples = like.shape
+        self._target, self._lower, self._upper, self._error = (torch.empty_like(like) for _ in range(4))
+        self._least, self._most = self._lower, self._upper
+        if self._kind == "huber":
+            self._least, self._most = torch.empty_like(like), torch.empty_like(like)
+        self._factor = {"huber": 1 / HUBER_DELTA, "squared": 2.0, "absolute": 1.0}[self._kind] / (components * samples)
+        parts = (self._target, self._least, self._most, self._error)
+        self._steps = list(zip(*(part.unbind(0) for part in parts), strict=True))
+
+    def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
+        """Take in what the next steps' teacher says.
+
+        Args:
+            targets: with leading ``[S, K, B]``.
+            progress: ``[S]``; a regression does not change on the way.
+        """
+        target = torch.clamp(self._box.to_box(targets.actions).transpose(-1, -2), -1, 1, out=self._target)
+        # Zero where the target is the bound, else beyond any error; ``torch.where`` takes thirty times as long.
+        torch.add(target, 1, out=self._lower).mul_(-BOUNDLESS)
+        torch.sub(1, target, out=self._upper).mul_(BOUNDLESS)
+        if self._kind == "huber":
+            torch.clamp_min(self._lower, -HUBER_DELTA, out=self._least)
+            torch.clamp_max(self._upper, HUBER_DELTA, out=self._most)
 
     def write(self, step: int, outputs: Tensor, slope: Tensor) -> None:
         """Write the gradient of the mean over the batch with respect to ``outputs`` ``[K, width, B]`` into ``slope``, at ``step`` of S."""
-        error = torch.sub(outputs, self._target[step], out=self._error[step])
-        torch.clamp(error, self._least[step], self._most[step], out=slope)
-        if self._signs:
+        target, least, most, error = self._steps[step]
+        torch.clamp(torch.sub(outputs, target, out=error), least, most, out=slope)
+        if self._kind == "absolute":
             slope.sign_()
         slope.mul_(self._factor)
 
     def values(self) -> dict[str, Tensor]:
-        """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it."""
+        """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
         error = torch.clamp(self._error, self._lower, self._upper, out=self._error)
-        return {self._name: self._loss(error.transpose(-1, -2)).mean() * len(error)}
-
-
-def _along_batch(values: Tensor) -> Tensor:
-    """``[..., B, width]`` copied to ``[..., width, B]``."""
-    return values.transpose(-1, -2).contiguous()
+        return {self._name: REGRESSIONS[self._kind](error.transpose(-1, -2)).mean() * self.num_steps}
 
 
 def _sizes(objective: Objective) -> tuple[int, ...]:
@@ -161,19 +184,14 @@ def _sizes(objective: Objective) -> tuple[int, ...]:
 
 def _log_probs(logits: Tensor, sizes: tuple[int, ...], out: Tensor) -> None:
     """Log-softmax over each component of ``[..., width, B]``."""
-    if len(set(sizes)) == 1:  # one operation for all of them
+    if len(sizes) == 1:
+        torch.log_softmax(logits, -2, out=out)
+    elif len(set(sizes)) == 1:  # one operation for all of them
         shape = (len(sizes), sizes[0])
         torch.log_softmax(logits.unflatten(-2, shape), -2, out=out.unflatten(-2, shape))
-        return
-    for part, room in zip(logits.split(sizes, -2), out.split(sizes, -2), strict=True):
-        room.copy_(torch.log_softmax(part, -2))
-
-
-def _one_hot(objective: Objective, actions: Tensor, sizes: tuple[int, ...], like: Tensor) -> Tensor:
-    """Greedy actions ``[S, K, B]`` or ``[S, K, B, components]`` as ones among zeros, ``[S, K, width, B]``."""
-    indices = actions[..., None] - objective.family.start if isinstance(objective.family, Categorical) else actions
-    first = indices.new_tensor([sum(sizes[:component]) for component in range(len(sizes))])
-    return torch.zeros_like(like).scatter_(-2, (indices + first).transpose(-1, -2).long(), 1.0)
+    else:
+        for part, room in zip(logits.split(sizes, -2), out.split(sizes, -2), strict=True):
+            room.copy_(torch.log_softmax(part, -2))
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:

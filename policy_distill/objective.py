@@ -73,11 +73,21 @@ class Objective:
     def reads(self) -> set[str]:
         """Names of the targets' parameters that the terms read; a regression reads the action alone."""
         own = set() if self.kind == "regression" else {"logits", "q_values", "mean", "log_std"}
-        features, relations = self.config.features, self.config.relations
-        hinted = [*(features.layers or () if features.weight else ()), *(relations.layers or () if relations.weight else ())]
+        hinted = self._hinted
         return (
             own | {f"{LAYER}{name}" for name in hinted if name != OUTPUT} | ({"logits", "q_values", "mean"} if OUTPUT in hinted else set())
         )
+
+    @property
+    def reads_actions(self) -> bool:
+        """Whether the terms read the teacher's deterministic action."""
+        return self.kind == "regression" or self.config.hard_weight > 0 or OUTPUT in self._hinted
+
+    @property
+    def _hinted(self) -> list[str]:
+        """The teacher's layers that hints and relations read."""
+        features, relations = self.config.features, self.config.relations
+        return [*(features.layers or () if features.weight else ()), *(relations.layers or () if relations.weight else ())]
 
     def calibrate(self, targets: ActionTargets) -> None:
         """Take what depends on the data: the gaps between the best two Q-values, and how much the teacher's layers vary."""

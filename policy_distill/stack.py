@@ -32,16 +32,20 @@ class Activations:
     Attributes:
         before: of each layer ``[K, width, B]``, before its activation; the last one is the output, which has none.
         after: of each hidden layer ``[K, width + 1, B]``, after its activation; the last row is ones.
+        hidden: of each hidden layer ``[K, width, B]``, ``after`` without the ones.
         slopes: of each layer ``[K, width, B]``, the loss's gradient with respect to ``before``.
         factors: of each layer but the first, whose input changes: the products that its weights' gradient is made of.
         products: of each layer, where these are written.
+        written: all of these.
     """
 
     before: list[Tensor]
     after: list[Tensor]
+    hidden: list[Tensor]
     slopes: list[Tensor]
     factors: list[list[Factors]]
     products: list[list[Tensor]]
+    written: list[Tensor]
 
     @property
     def output(self) -> Tensor:
@@ -50,7 +54,7 @@ class Activations:
 
     def named(self) -> dict[str, Tensor]:
         """``hidden.0``, ``hidden.1``, ..., ``output`` as losses read them: views ``[K, B, width]``."""
-        layers = [*(layer[:, :-1] for layer in self.after), self.output]
+        layers = [*self.hidden, self.output]
         return {name: layer.transpose(1, 2) for name, layer in zip(layer_names(len(self.after)), layers, strict=True)}
 
 
@@ -136,30 +140,24 @@ class StudentStack:
         after = [torch.ones_like(room(width + 1)) for width in widths[1:-1]]
         factors = [_factors(below, slope) for below, slope in zip([room(widths[0] + 1), *after], slopes, strict=True)]
         products = [[left.new_empty(*left.shape[:2], right.shape[-1]) for left, right in layer] for layer in factors]
-        return Activations(before, after, slopes, factors[1:], products)
+        hidden, written = [layer[:, :-1] for layer in after], [product for layer in products for product in layer]
+        return Activations(before, after, hidden, slopes, factors[1:], products, written)
 
-    @torch.no_grad()
-    def inputs(self, observations: Tensor) -> Tensor:
-        """Encoded raw observations ``[..., B, inputs]`` as ``forward`` reads them: normalised ``[..., inputs + 1, B]``, ones last."""
-        *lead, batch, width = observations.shape
-        inputs = observations.new_empty(*lead, width + 1, batch)
-        torch.sub(observations.transpose(-1, -2), self.mean[:, None], out=inputs[..., :-1, :])
-        inputs[..., :-1, :].div_(self.scale[:, None])
-        inputs[..., -1, :] = 1.0
-        return inputs
-
-    @torch.no_grad()
     def forward(self, inputs: Tensor, activations: Activations) -> Tensor:
-        """Fill ``activations`` from what ``inputs`` returned, ``[K, inputs + 1, B]``; return the output ``[K, outputs, B]``."""
+        """Fill ``activations`` and return the output ``[K, outputs, B]``.
+
+        Args:
+            inputs: normalised observations ``[K, inputs + 1, B]``, the last row ones.
+            activations: of this batch size.
+        """
         below = inputs
         for index, before in enumerate(activations.before):
             torch.bmm(self._sinks[index], below, out=before)
             if index < len(activations.after):
                 below = activations.after[index]
-                self._activate(before, below[:, :-1])
+                self._activate(before, activations.hidden[index])
         return activations.output
 
-    @torch.no_grad()
     def backward(self, inputs: Tensor, activations: Activations, hints: Sequence[Tensor | None] = ()) -> None:
         """Write the loss's gradient with respect to all parameters into ``gradient``.
 
@@ -169,19 +167,23 @@ class StudentStack:
             hints: with respect to each hidden layer after its activation, ``[K, width, B]``; None where the loss does not read it.
         """
         for leaf, window in self._leaves:
-            window.zero_() if leaf.grad is None else window.copy_(leaf.grad)
-            leaf.grad = None
+            if leaf.grad is None:
+                window.zero_()
+            else:
+                window.copy_(leaf.grad)
+                leaf.grad = None
         slopes = activations.slopes
         for index in reversed(range(len(slopes))):
+            slope = slopes[index]
             if index < len(slopes) - 1:
-                torch.bmm(self._sources[index + 1], slopes[index + 1], out=slopes[index])
+                torch.bmm(self._sources[index + 1], slopes[index + 1], out=slope)
                 if hints and (hint := hints[index]) is not None:
-                    slopes[index] += hint
-                self._derive(slopes[index], activations.before[index], activations.after[index][:, :-1])
-            factors = activations.factors[index - 1] if index else _factors(inputs, slopes[0])
+                    slope += hint
+                self._derive(slope, activations.before[index], activations.hidden[index])
+            factors = activations.factors[index - 1] if index else _factors(inputs, slope)
             for (left, right), product in zip(factors, activations.products[index], strict=True):
                 torch.bmm(left, right, out=product)
-        torch._foreach_copy_(self._parts, [product for layer in activations.products for product in layer])
+        torch._foreach_copy_(self._parts, activations.written)
 
     @torch.no_grad()
     def member(self, index: int, flat: Tensor | None = None) -> Student:

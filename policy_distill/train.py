@@ -9,18 +9,16 @@ import torch
 from torch import Tensor
 
 from policy_distill.actions import ActionTargets, DiagGaussian
+from policy_distill.batches import Batches
 from policy_distill.config import TrainConfig
 from policy_distill.dataset import Dataset
-from policy_distill.gradients import Gradient, prepare, written_out
+from policy_distill.gradients import Gradient, gradient_of, written_out
 from policy_distill.losses import bounded_error
 from policy_distill.objective import Objective
-from policy_distill.spaces import encode_observations
 from policy_distill.stack import StudentStack
 from policy_distill.students import Student
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-CHUNK_STEPS, CHUNK_BYTES = 32, 2**22
-"""Batches that are drawn and prepared at once: so many at most, and of so many bytes, which the last-level cache holds."""
 HELD_OUT_ROWS = 8192
 """Rows that validation losses are taken on."""
 
@@ -62,46 +60,46 @@ class Trainer:
     def run(self, dataset: Dataset, num_steps: int) -> dict[str, float]:
         """Take ``num_steps`` gradient steps and return each term's mean over the members and steps."""
         self.objective.calibrate(dataset.rows()[1])
+        batches = Batches(dataset, self.stack, self.objective, self.config.batch_size, self.generators, num_steps)
         sums: dict[str, Tensor] = {}
-        chunk = self._chunk_steps(dataset)
-        for first in range(0, num_steps, chunk):
-            for name, value in self._take(dataset, min(chunk, num_steps - first)).items():
+        gradient: Gradient | None = None
+        for first in range(0, num_steps, batches.chunk_steps):
+            count = min(batches.chunk_steps, num_steps - first)
+            inputs, targets = batches.draw(count)
+            if not written_out(self.objective):
+                found = self._take_by_autograd(inputs, targets)
+            else:
+                if gradient is None or gradient.num_steps != count:
+                    gradient = gradient_of(self.objective, inputs)
+                found = self._take(inputs, targets, gradient)
+            for name, value in found.items():
                 sums[name] = sums[name] + value if name in sums else value
         return {name: float(value) / num_steps for name, value in sums.items()}
 
-    def _chunk_steps(self, dataset: Dataset) -> int:
-        """How many steps are drawn at once."""
-        if self.objective.kind == "nll":
-            return 1  # each member's generator draws a batch and then the actions on it
-        row_bytes = dataset.row_bytes(self.objective.reads)
-        return max(1, min(CHUNK_STEPS, CHUNK_BYTES // (row_bytes * self.config.batch_size * self.stack.num_members)))
+    def _take(self, inputs: Tensor, targets: ActionTargets, gradient: Gradient) -> dict[str, Tensor]:
+        """Take a chunk's gradient steps; return the sum over them of each term's mean over members and samples.
 
-    def _take(self, dataset: Dataset, num_steps: int) -> dict[str, Tensor]:
-        """Take some steps whose batches are drawn at once; return the sum over them of each term's mean over members and samples."""
-        objective = self.objective
-        observations, targets = dataset.sample(self.config.batch_size, self.generators, num_steps=num_steps, parameters=objective.reads)
-        encoded = encode_observations(self.stack.architecture.observation_space, observations.flatten(0, 2))
-        inputs = self.stack.inputs(encoded.unflatten(0, observations.shape[:3]))
-        progress = [self._progress_after(step) for step in range(num_steps)]
-        if written_out(objective):
-            gradient = prepare(objective, targets, progress)
-            for step, batch in enumerate(inputs.unbind(0)):
-                self._step(batch, gradient, step)
-            return gradient.values()
+        Args:
+            inputs: ``[S, K, inputs + 1, B]``.
+            targets: with leading ``[S, K, B]``.
+            gradient: of the loss, written out.
+        """
+        stack, activations = self.stack, self._activations
+        gradient.load(targets, [self._progress_after(step) for step in range(len(inputs))])
+        for step, batch in enumerate(inputs.unbind(0)):
+            gradient.write(step, stack.forward(batch, activations), activations.slopes[-1])
+            stack.backward(batch, activations)
+            self._update()
+        return gradient.values()
+
+    def _take_by_autograd(self, inputs: Tensor, targets: ActionTargets) -> dict[str, Tensor]:
+        """The same for any loss."""
         sums: dict[str, Tensor] = {}
         for step, batch in enumerate(inputs.unbind(0)):
-            for name, value in self._step_by_autograd(batch, _at(targets, step)).items():
+            now = ActionTargets({name: value[step] for name, value in targets.parameters.items()}, targets.actions[step])
+            for name, value in self._step_by_autograd(batch, now).items():
                 sums[name] = sums[name] + value if name in sums else value
         return sums
-
-    @torch.no_grad()
-    def _step(self, inputs: Tensor, gradient: Gradient, step: int) -> None:
-        """One gradient step on ``inputs`` ``[K, inputs + 1, B]`` whose loss has a written-out gradient."""
-        activations = self._activations
-        outputs = self.stack.forward(inputs, activations)
-        gradient.write(step, outputs, activations.slopes[-1])
-        self.stack.backward(inputs, activations)
-        self._update()
 
     def _step_by_autograd(self, inputs: Tensor, targets: ActionTargets) -> dict[str, Tensor]:
         """One gradient step on any loss: autograd goes through the loss alone, from the output and from the layers that it reads."""
@@ -133,7 +131,6 @@ class Trainer:
         draws = [torch.rand(first.shape[1:], generator=generator, device=first.device) for generator in self.generators]
         return torch.stack(draws).clamp(1e-7, 1 - 1e-7)
 
-    @torch.no_grad()
     def _update(self) -> None:
         """Adam (Kingma & Ba 2015, algorithm 1) on the flat tensors, then the moving average."""
         stack, learning_rate = self.stack, self.learning_rate
@@ -179,8 +176,3 @@ class Trainer:
         if isinstance(family, DiagGaussian) and not family.squashed:
             variance = variance + (2 * targets.parameters["log_std"].cpu()).exp().mean(0)
         student.log_std.copy_(0.5 * variance.clamp_min(1e-6).log())
-
-
-def _at(targets: ActionTargets, step: int) -> ActionTargets:
-    """The targets of one step out of a chunk's."""
-    return ActionTargets({name: value[step] for name, value in targets.parameters.items()}, targets.actions[step])

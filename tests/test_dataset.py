@@ -136,21 +136,18 @@ def test_the_same_generator_draws_the_same_batch():
 def test_several_batches_at_once_are_those_of_as_many_calls():
     dataset = Dataset(100, holdout=0.1, device=CPU)
     dataset.append(numbered(0, 100))
+    dataset.forget_before(30)
     together, one_by_one = ([generator(1), generator(2)] for _ in range(2))
-    observations, targets = dataset.sample(8, together, num_steps=5)
+    drawn = dataset.draw(5, 8, together)
+    observations, targets = dataset.take(drawn)
+    assert drawn.shape == (5, 2, 8)
+    assert drawn.max() < dataset.num_drawn_from < dataset.num_train
+    assert observations.min() >= 30
     for step in range(5):
         single, told = dataset.sample(8, one_by_one)
         assert torch.equal(observations[step], single)
         assert torch.equal(targets.actions[step], told.actions)
         assert torch.equal(targets.parameters["logits"][step], told.parameters["logits"])
-
-
-def test_the_size_of_a_row_is_that_of_what_is_read():
-    dataset = Dataset(100, holdout=0.0, device=CPU)
-    dataset.append(numbered(0, 100))
-    # an observation of one float32, an action of one int64, logits of two float32
-    assert dataset.row_bytes({"logits"}) == 4 + 8 + 8
-    assert dataset.row_bytes(set()) == 4 + 8
 
 
 def test_more_than_fits_is_refused_and_nothing_is_kept():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from policy_distill.actions import ActionTargets, Bernoulli, Box, Categorical, Deterministic, DiagGaussian, Family, MultiCategorical
 from policy_distill.config import FeatureConfig, LossConfig, RelationConfig
-from policy_distill.gradients import prepare, written_out
+from policy_distill.gradients import Gradient, gradient_of, written_out
 from policy_distill.objective import Objective
 from tests.small_worlds import generator
 
@@ -43,10 +43,21 @@ def targets_of(family: Family, dtype: torch.dtype, *, scores: str = "logits") ->
     return ActionTargets({scores: values}, family.mode({"logits": values}))
 
 
+def loaded(objective: Objective, targets: ActionTargets, like: Tensor, progress: list[float]) -> Gradient:
+    gradient = gradient_of(objective, like)
+    gradient.load(targets, progress)
+    return gradient
+
+
 def check(objective: Objective, targets: ActionTargets, outputs: Tensor, rtol: float) -> None:
     """Slope and values against autograd through ``terms`` and ``total``, step by step."""
     assert written_out(objective)
-    gradient = prepare(objective, targets, PROGRESS)
+    gradient = gradient_of(objective, outputs)
+    halved = ActionTargets({name: value / 2 for name, value in targets.parameters.items()}, targets.actions)
+    gradient.load(halved, PROGRESS)  # what was loaded before must not stay
+    gradient.write(0, outputs[0], torch.empty_like(outputs[0]))
+    gradient.values()
+    gradient.load(targets, PROGRESS)
     expected: dict[str, Tensor] = {}
     for step, progress in enumerate(PROGRESS):
         slope = torch.full_like(outputs[step], torch.nan)
@@ -103,7 +114,7 @@ def test_two_choices_by_hand(teacher, student, temperature):
     # (1 - alpha) * T * (q - p) with p, q = sigmoid(difference of the logits / T); alpha = 0, one sample
     objective = Objective(LossConfig(temperature=temperature), Categorical(2))
     logits = torch.tensor([[[[0.0, teacher]]]], dtype=torch.float64)
-    gradient = prepare(objective, ActionTargets({"logits": logits}, logits.argmax(-1)), [1.0])
+    gradient = loaded(objective, ActionTargets({"logits": logits}, logits.argmax(-1)), logits.mT, [1.0])
     slope = torch.zeros(1, 2, 1, dtype=torch.float64)
     gradient.write(0, torch.tensor([[[0.0], [student]]], dtype=torch.float64), slope)
     p, q = (1 / (1 + math.exp(-difference / temperature)) for difference in (teacher, student))
@@ -116,9 +127,9 @@ def test_the_targets_are_left_as_they_were():
     for family in (Categorical(4), Bernoulli(3), Deterministic(BOX)):
         targets = targets_of(family, torch.float32)
         before = [targets.actions.clone(), *(value.clone() for value in targets.parameters.values())]
-        gradient = prepare(Objective(LossConfig(temperature=2.0), family), targets, PROGRESS)
-        outputs = torch.randn(MEMBERS, family.width, BATCH)
-        gradient.write(0, outputs, torch.empty_like(outputs))
+        outputs = torch.randn(STEPS, MEMBERS, family.width, BATCH)
+        gradient = loaded(Objective(LossConfig(temperature=2.0), family), targets, outputs, PROGRESS)
+        gradient.write(0, outputs[0], torch.empty_like(outputs[0]))
         gradient.values()
         assert all(map(torch.equal, before, [targets.actions, *targets.parameters.values()]))
 

@@ -37,6 +37,7 @@ TIERS = [
         "acting",
         "sampling",
     },
+    {"batches"},
     {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
     {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers"},
     {"config"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from policy_distill import losses
 from policy_distill.actions import ActionTargets, Box, DiagGaussian, Family, family_of
+from policy_distill.batches import CHUNK_STEPS
 from policy_distill.config import FeatureConfig, LossConfig, RelationConfig, TrainConfig
 from policy_distill.dataset import Dataset
 from policy_distill.objective import Objective
 from policy_distill.stack import StudentStack
 from policy_distill.students import Architecture, Student
-from policy_distill.train import CHUNK_STEPS, Trainer
+from policy_distill.train import Trainer
 from tests.small_worlds import generator, labelled, random_transitions
 
 CPU = torch.device("cpu")
@@ -150,23 +151,23 @@ def test_exactly_as_many_steps_are_taken_as_were_asked_for(kind, monkeypatch):
     loss = LossConfig(kind=kind)
     dataset, trainer = dataset_of(ACTED[0]), trainer_of(ACTED[0], TrainConfig(gradient_steps=100, batch_size=8), loss)
     drawn = 0
-    sample = dataset.sample
+    draw = dataset.draw
 
-    def spy(batch_size: int, generators: Sequence[torch.Generator], *, num_steps: int, parameters: Collection[str]) -> Any:
+    def spy(num_steps: int, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
         nonlocal drawn
         drawn += num_steps
         assert (batch_size, len(generators)) == (8, 1)
-        return sample(batch_size, generators, num_steps=num_steps, parameters=parameters)
+        return draw(num_steps, batch_size, generators)
 
-    monkeypatch.setattr(dataset, "sample", spy)
+    monkeypatch.setattr(dataset, "draw", spy)
     trainer.run(dataset, CHUNK_STEPS + 13)
     trainer.run(dataset, 4)
     assert trainer.gradient_steps == drawn == CHUNK_STEPS + 17
     generator_now, as_if = trainer.generators[0], generator(7)
     for _ in range(drawn):
-        _, targets = sample(8, [as_if])
+        draw(1, 8, [as_if])
         if kind == "nll":
-            torch.rand(targets.parameters["logits"].shape[1:], generator=as_if)
+            torch.rand(8, 4, generator=as_if)
     assert torch.equal(generator_now.get_state(), as_if.get_state())
 
 

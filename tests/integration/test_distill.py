@@ -389,24 +389,24 @@ def test_held_out_episodes_are_never_trained_on(expert_zip, tmp_path, monkeypatc
     """Rows carry their own number in place of an observation's last digit: what is drawn is compared with what was held out."""
     drawn: set[int] = set()
     datasets: list[Dataset] = []
-    sample, run_steps = Dataset._gather, Trainer._take
+    gather, run_steps = Dataset._gather, Trainer.run
 
     def spy(self: Dataset, index: torch.Tensor, *rest: Any) -> Any:
-        if self._in_step:  # type: ignore[attr-defined]
+        if self._in_training:  # type: ignore[attr-defined]
             drawn.update(index.flatten().tolist())
-        return sample(self, index, *rest)
+        return gather(self, index, *rest)
 
-    def take(self: Trainer, dataset: Dataset, num_steps: int) -> Any:
+    def run(self: Trainer, dataset: Dataset, num_steps: int) -> Any:
         datasets[:] = [dataset]
-        dataset._in_step = True  # type: ignore[attr-defined]
+        dataset._in_training = True  # type: ignore[attr-defined]
         try:
             return run_steps(self, dataset, num_steps)
         finally:
-            dataset._in_step = False  # type: ignore[attr-defined]
+            dataset._in_training = False  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(Dataset, "_in_step", False, raising=False)
+    monkeypatch.setattr(Dataset, "_in_training", False, raising=False)
     monkeypatch.setattr(Dataset, "_gather", spy)
-    monkeypatch.setattr(Trainer, "_take", take)
+    monkeypatch.setattr(Trainer, "run", run)
     config = tiny(tmp_path, teacher=str(expert_zip))
     distill(dataclasses.replace(config, train=dataclasses.replace(config.train, holdout=0.25)))
     (dataset,) = datasets

@@ -1,0 +1,126 @@
+"""Batches: what the dataset drew, normalised and turned, whether or not all rows were laid out first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from policy_distill import batches
+from policy_distill.actions import ActionTargets, family_of
+from policy_distill.batches import CHUNK_STEPS, Batches
+from policy_distill.config import FeatureConfig, LossConfig
+from policy_distill.dataset import Dataset
+from policy_distill.objective import Objective
+from policy_distill.spaces import encode_observations
+from policy_distill.stack import StudentStack
+from policy_distill.students import Architecture
+from tests.small_worlds import generator, labelled
+
+ROWS = 90
+SEEN = gym.spaces.Box(-np.inf, np.inf, (3,))
+CHOICE, DIALS, PUSH = gym.spaces.Discrete(4), gym.spaces.MultiDiscrete([2, 3]), gym.spaces.Box(-2.0, 6.0, (2,))
+
+
+def world(seen: gym.Space, acted: gym.Space, loss: LossConfig, **parameters: int) -> tuple[Dataset, StudentStack, Objective]:
+    """Ninety rows of an agent that says so many numbers under each name."""
+    draws = generator(4)
+    observations = torch.as_tensor(np.stack([seen.sample() for _ in range(ROWS)]))
+    actions = torch.as_tensor(np.stack([acted.sample() for _ in range(ROWS)]))
+    told = {name: torch.randn(ROWS, width, generator=draws) for name, width in parameters.items()}
+    dataset = Dataset(ROWS, holdout=0.2, device=torch.device("cpu"))
+    dataset.append(labelled(observations, ActionTargets(told, actions), episodes=torch.arange(ROWS) // 5))
+    architecture = Architecture(seen, acted, (4,))
+    inputs = architecture.widths[0]
+    stack = StudentStack(
+        architecture, generators=[generator(0), generator(1)], mean=torch.linspace(-1, 1, inputs), scale=torch.linspace(0.5, 2, inputs)
+    )
+    return dataset, stack, Objective(loss, family_of(acted))
+
+
+def batches_of(dataset: Dataset, stack: StudentStack, objective: Objective, num_steps: int = 100) -> Batches:
+    return Batches(dataset, stack, objective, 6, [generator(7), generator(8)], num_steps)
+
+
+@pytest.mark.parametrize("laid_out", [True, False])
+@pytest.mark.parametrize(
+    ("seen", "acted", "loss", "parameters"),
+    [
+        (SEEN, CHOICE, {}, {"logits": 4}),
+        (SEEN, CHOICE, {"hard_weight": 0.5}, {"logits": 4}),
+        (gym.spaces.Discrete(5, start=2), DIALS, {"hard_weight": 0.5}, {"logits": 5}),
+        (gym.spaces.Box(0, 255, (2, 3), np.uint8), PUSH, {}, {"mean": 2, "log_std": 2}),
+        (SEEN, PUSH, {"kind": "kl"}, {"mean": 2, "log_std": 2, "value": 1}),
+        (SEEN, CHOICE, {"features": FeatureConfig(weight=1.0, layers={"body": "hidden.0"})}, {"logits": 4, "layer:body": 7, "layer:x": 9}),
+    ],
+)
+def test_batches_are_what_the_dataset_draws(seen, acted, loss, parameters, laid_out, monkeypatch):
+    if not laid_out:
+        monkeypatch.setattr(batches, "TABLE_BYTES", 0)
+    monkeypatch.setattr(batches, "BLOCK", 32)
+    dataset, stack, objective = world(seen, acted, LossConfig(**loss), **parameters)
+    made = batches_of(dataset, stack, objective)
+    assert (made._table is not None) is laid_out
+    draws = [generator(7), generator(8)]
+    for count in (3, 1, 5):  # a chunk overwrites the one before it, and may be shorter
+        inputs, targets = made.draw(count)
+        assert inputs.shape == (count, 2, stack.architecture.widths[0] + 1, 6)
+        for step in range(count):
+            observations, told = dataset.sample(6, draws, parameters=objective.reads)
+            encoded = encode_observations(seen, observations.flatten(0, 1)).unflatten(0, (2, 6))
+            assert torch.equal(inputs[step, :, :-1], ((encoded - stack.mean) / stack.scale).transpose(1, 2))
+            assert (inputs[step, :, -1] == 1).all()
+            assert targets.parameters.keys() == told.parameters.keys()
+            assert all(torch.equal(targets.parameters[name][step], value) for name, value in told.parameters.items())
+            if objective.reads_actions:
+                assert torch.equal(targets.actions[step], told.actions)
+                assert targets.actions.dtype == told.actions.dtype
+
+
+def test_inputs_by_hand():
+    dataset = Dataset(1, holdout=0.0, device=torch.device("cpu"))
+    dataset.append(
+        labelled(torch.tensor([[0.0, 5.0, 1.0]]), ActionTargets({"logits": torch.tensor([[1.0, 2.0, 3.0, 4.0]])}, torch.zeros(1)))
+    )
+    _, stack, objective = world(SEEN, CHOICE, LossConfig(), logits=4)  # means -1, 0, 1; scales 0.5, 1.25, 2
+    inputs, targets = Batches(dataset, stack, objective, 2, [generator()], 1).draw(1)
+    assert inputs.tolist() == [[[[2.0, 2.0], [4.0, 4.0], [0.0, 0.0], [1.0, 1.0]]]]
+    assert targets.parameters["logits"].tolist() == [[[[1.0, 2.0, 3.0, 4.0]] * 2]]
+
+
+@pytest.mark.parametrize(("num_steps", "pays"), [(1, False), (5, False), (6, True)])
+def test_rows_are_laid_out_where_each_is_drawn_about_once(num_steps, pays):
+    dataset, stack, objective = world(SEEN, CHOICE, LossConfig(), logits=4)
+    assert 5 * 12 < dataset.num_drawn_from <= 6 * 12
+    assert (batches_of(dataset, stack, objective, num_steps)._table is not None) is pays
+
+
+def test_forgotten_rows_are_not_drawn():
+    dataset, stack, objective = world(SEEN, CHOICE, LossConfig(), logits=4)
+    dataset.forget_before(60)
+    inputs, _ = batches_of(dataset, stack, objective).draw(30)
+    late = ((dataset.rows()[0][60:] - stack.mean) / stack.scale).tolist()
+    assert all(row in late for row in inputs[:, :, :-1].transpose(2, 3).reshape(-1, 3).tolist())
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("kl", CHUNK_STEPS), ("nll", 1)])
+def test_a_chunk_is_of_some_steps(kind, steps, monkeypatch):
+    dataset, stack, objective = world(SEEN, CHOICE, LossConfig(kind=kind), logits=4)
+    assert batches_of(dataset, stack, objective).chunk_steps == steps
+    assert batches_of(dataset, stack, objective, 1).chunk_steps == 1
+    # a row is 3 + 4 floats, a step 2 members times 6 of them
+    monkeypatch.setattr(batches, "CHUNK_BYTES", 7 * 4 * 12 * 5 + 1)
+    assert batches_of(dataset, stack, objective).chunk_steps == min(steps, 5)
+    monkeypatch.setattr(batches, "CHUNK_BYTES", 1)
+    assert batches_of(dataset, stack, objective).chunk_steps == 1
+
+
+def test_what_is_not_read_is_left_out():
+    dataset, stack, objective = world(SEEN, PUSH, LossConfig(), mean=2, log_std=2)
+    told: Any = batches_of(dataset, stack, objective).draw(2)[1]
+    assert told.parameters == {}
+    dataset, stack, objective = world(SEEN, CHOICE, LossConfig(), logits=4)
+    assert batches_of(dataset, stack, objective).draw(2)[1].actions.numel() == 0
