@@ -171,11 +171,11 @@ def test_exactly_as_many_steps_are_taken_as_were_asked_for(kind, monkeypatch):
     assert torch.equal(generator_now.get_state(), as_if.get_state())
 
 
-@pytest.mark.parametrize("kind", ["kl", "nll"])
-def test_many_short_runs_are_one_long_one(kind):
+@pytest.mark.parametrize("loss", [{"kind": "kl"}, {"kind": "nll"}, {"temperature": 0.5, "temperature_end": 3.0}], ids=str)
+def test_many_short_runs_are_one_long_one(loss):
     config = TrainConfig(gradient_steps=60, batch_size=8)
     dataset = dataset_of(ACTED[0])
-    one, several = (trainer_of(ACTED[0], config, LossConfig(kind=kind)) for _ in range(2))
+    one, several = (trainer_of(ACTED[0], config, LossConfig(**loss)) for _ in range(2))
     one.run(dataset, 60)
     for steps in (1, 9, 50):
         several.run(dataset, steps)

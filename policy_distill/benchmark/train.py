@@ -1,0 +1,189 @@
+"""A gradient step on one student, beside the loops a user would write: a DataLoader, and random indices with torch's own Adam.
+
+Both sides see the same rows and take the same loss; ours also draws its batches, lays its rows out, keeps a moving average of the
+weights, lets the learning rate fall and reports the mean loss.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from policy_distill.actions import ActionTargets, family_of
+from policy_distill.benchmark.interleave import Ratio, interleave
+from policy_distill.benchmark.result import Result
+from policy_distill.config import LossConfig, TrainConfig
+from policy_distill.dataset import Dataset, Transitions
+from policy_distill.objective import Objective
+from policy_distill.stack import StudentStack
+from policy_distill.students import ACTIVATIONS, Architecture
+from policy_distill.train import Trainer
+
+STEPS = 2000
+"""Gradient steps of ours in a turn: half of a default round."""
+NAIVE_STEPS = 300
+ROWS = 100_000
+MATRIX = 768
+"""Rows and columns of the product that says how fast a core multiplies."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt, and by which students.
+
+    Attributes:
+        inputs, outputs: components of an observation; actions to choose among, or components of a continuous action.
+        discrete: forward KL between choices, else Huber's error.
+        hidden_sizes, batch_size: of each student.
+    """
+
+    inputs: int
+    outputs: int
+    discrete: bool
+    hidden_sizes: tuple[int, ...]
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        layers = "x".join(map(str, self.hidden_sizes))
+        return f"{self.inputs} inputs, {layers}, batch {self.batch_size}, {'forward KL' if self.discrete else 'Huber'}"
+
+    @property
+    def architecture(self) -> Architecture:
+        seen = gym.spaces.Box(-np.inf, np.inf, (self.inputs,))
+        acted = gym.spaces.Discrete(self.outputs) if self.discrete else gym.spaces.Box(-1.0, 1.0, (self.outputs,))
+        return Architecture(seen, acted, self.hidden_sizes, "tanh")
+
+    @property
+    def flops(self) -> int:
+        """Of one step of one student: per weight and sample two forward, two for its gradient, two for the layer below, save the first."""
+        weights = [above * below for above, below in itertools.pairwise(self.architecture.widths)]
+        return (6 * sum(weights) - 2 * weights[0]) * self.batch_size
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Observations ``[ROWS, inputs]``, and logits or actions ``[ROWS, outputs]`` of a linear teacher."""
+        generator = torch.Generator().manual_seed(0)
+        observations = torch.randn(ROWS, self.inputs, generator=generator)
+        said = observations @ torch.randn(self.inputs, self.outputs, generator=generator)
+        return observations, said if self.discrete else (0.5 * said).clamp(-1, 1)
+
+    def loss(self, outputs: Tensor, said: Tensor) -> Tensor:
+        """As a user would write it."""
+        if self.discrete:
+            return F.kl_div(F.log_softmax(outputs, -1), F.log_softmax(said, -1), log_target=True, reduction="batchmean")
+        return F.smooth_l1_loss(outputs, said, beta=0.1)
+
+    def module(self) -> nn.Sequential:
+        """A student as a user would write it."""
+        layers: list[nn.Module] = []
+        for width_in, width_out in itertools.pairwise(self.architecture.widths):
+            layers += [nn.Linear(width_in, width_out), ACTIVATIONS["tanh"]()]
+        return nn.Sequential(*layers[:-1])
+
+
+CASES = (Task(8, 4, True, (64, 64), 256), Task(17, 6, False, (64, 64), 256))
+
+
+def run(turns: int) -> list[Result]:
+    """Time a step of one student, CPU time of one core."""
+    return [result for task in CASES for result in one_student(task, turns)]
+
+
+def one_student(task: Task, turns: int) -> list[Result]:
+    """A stack of one beside both loops."""
+    observations, said = task.rows()
+    seconds = interleave(
+        {
+            "ours": ours(task, observations, said, members=1, steps=STEPS),
+            "loader": by_data_loader(task, observations, said),
+            "index": by_index(task, observations, said, students=1),
+            "flop": multiply,
+        },
+        turns=turns,
+    )
+    spent, limit = seconds["ours"].cpu_seconds, float(np.median(seconds["flop"].cpu_seconds)) * task.flops
+    note = "CPU time of a gradient step; limit: its multiplications at the rate of one large product"
+    return [
+        Result(
+            "train", task.name, baseline, Ratio.between(seconds[name].cpu_seconds, spent), float(np.median(spent)) * 1e6, limit * 1e6, note
+        )
+        for name, baseline in (("loader", "Dataset, DataLoader, nn.Sequential, Adam"), ("index", "random index, nn.Sequential, fused Adam"))
+    ]
+
+
+def ours(task: Task, observations: Tensor, said: Tensor, *, members: int, steps: int) -> Callable[[], int]:
+    """Training ``members`` students as one stack; a unit is a step of all of them."""
+    dataset = Dataset(len(observations), holdout=0.0, device=observations.device)
+    targets = ActionTargets({"logits": said}, said.argmax(-1)) if task.discrete else ActionTargets({}, said)
+    zeros = torch.zeros(len(observations))
+    dataset.append(Transitions(observations, targets, zeros, zeros > 0, zeros > 0, zeros.long(), zeros > 0))
+    architecture = task.architecture
+    stack = StudentStack(
+        architecture,
+        generators=[torch.Generator().manual_seed(member) for member in range(members)],
+        mean=observations.mean(0),
+        scale=observations.std(0),
+    )
+    objective = Objective(LossConfig(), family_of(architecture.action_space))
+    config = TrainConfig(gradient_steps=1_000_000, batch_size=task.batch_size, learning_rate=1e-3)
+    trainer = Trainer(stack, objective, config, [torch.Generator().manual_seed(member) for member in range(members)])
+
+    def work() -> int:
+        trainer.run(dataset, steps)
+        return steps
+
+    return work
+
+
+def by_data_loader(task: Task, observations: Tensor, said: Tensor) -> Callable[[], int]:
+    """The textbook's loop; a unit is a step."""
+    student = task.module()
+    adam = torch.optim.Adam(student.parameters(), lr=1e-3)
+    loader = DataLoader(TensorDataset(observations, said), batch_size=task.batch_size, shuffle=True)
+
+    def work() -> int:
+        count = 0
+        for seen, told in itertools.islice(loader, NAIVE_STEPS):
+            loss = task.loss(student(seen), told)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            count += 1
+        return count
+
+    return work
+
+
+def by_index(task: Task, observations: Tensor, said: Tensor, *, students: int) -> Callable[[], int]:
+    """What a careful user writes, one student after the other; a unit is a step of all of them."""
+    modules = [task.module() for _ in range(students)]
+    adams = [torch.optim.Adam(module.parameters(), lr=1e-3, fused=True) for module in modules]
+    steps = max(NAIVE_STEPS // students, 1)
+
+    def work() -> int:
+        for student, adam in zip(modules, adams, strict=True):
+            for _ in range(steps):
+                drawn = torch.randint(len(observations), (task.batch_size,))
+                loss = task.loss(student(observations[drawn]), said[drawn])
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+        return steps
+
+    return work
+
+
+def multiply() -> int:
+    """Multiply large matrices and return the number of floating-point operations."""
+    square = torch.ones(MATRIX, MATRIX)
+    for _ in range(10):
+        square @ square
+    return 10 * 2 * MATRIX**3
