@@ -75,7 +75,12 @@ class Batches:
         Returns:
             Inputs ``[S, K, inputs + 1, B]``, normalised and the last row ones, as ``StudentStack.forward`` reads them; and those targets
             that the objective reads, ``[S, K, B, ...]``, views of tensors that lie feature after feature.
+
+        Raises:
+            ValueError: if there is no room for so many.
         """
+        if num_steps > self.chunk_steps:
+            raise ValueError(f"{num_steps} steps do not fit: {self.chunk_steps} may be drawn at once")
         drawn = self._dataset.draw(num_steps, self._batch_size, self._generators)
         rows = self._rows[: drawn.numel()]
         if self._table is None:

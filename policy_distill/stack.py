@@ -36,7 +36,7 @@ class Activations:
         slopes: of each layer ``[K, width, B]``, the loss's gradient with respect to ``before``.
         factors: of each layer but the first, whose input changes: the products that its weights' gradient is made of.
         products: of each layer, where these are written.
-        written: all of these.
+        copies: windows of the stack's gradient, and those of the products that are not such windows themselves.
     """
 
     before: list[Tensor]
@@ -45,7 +45,7 @@ class Activations:
     slopes: list[Tensor]
     factors: list[list[Factors]]
     products: list[list[Tensor]]
-    written: list[Tensor]
+    copies: list[tuple[Tensor, Tensor]]
 
     @property
     def output(self) -> Tensor:
@@ -99,7 +99,7 @@ class StudentStack:
         self.weights = [window for window, _ in layers]
         self._sinks = [window.transpose(1, 2) for window in self.weights]
         self._sources = [window[:, :-1] for window in self.weights]
-        self._parts = [part for _, gradient in layers for part in _parts(gradient)]
+        self._parts = [_parts(gradient) for _, gradient in layers]
         self.log_std = self._leaf(1, spread)
         self.projections = [(self._leaf(ours, theirs), self._leaf(1, theirs)) for ours, theirs in projections]
         self._initialize(generators)
@@ -139,9 +139,15 @@ class StudentStack:
         before, slopes = [room(width) for width in widths[1:]], [room(width) for width in widths[1:]]
         after = [torch.ones_like(room(width + 1)) for width in widths[1:-1]]
         factors = [_factors(below, slope) for below, slope in zip([room(widths[0] + 1), *after], slopes, strict=True)]
-        products = [[left.new_empty(*left.shape[:2], right.shape[-1]) for left, right in layer] for layer in factors]
-        hidden, written = [layer[:, :-1] for layer in after], [product for layer in products for product in layer]
-        return Activations(before, after, hidden, slopes, factors[1:], products, written)
+        # A product goes where it belongs if that is one piece of memory, as it is in a stack of one; else it is copied there.
+        products = [[part if part.is_contiguous() else torch.empty_like(part.contiguous()) for part in layer] for layer in self._parts]
+        copies = [
+            (part, product)
+            for parts, layer in zip(self._parts, products, strict=True)
+            for part, product in zip(parts, layer, strict=True)
+            if part is not product
+        ]
+        return Activations(before, after, [layer[:, :-1] for layer in after], slopes, factors[1:], products, copies)
 
     def forward(self, inputs: Tensor, activations: Activations) -> Tensor:
         """Fill ``activations`` and return the output ``[K, outputs, B]``.
@@ -183,7 +189,8 @@ class StudentStack:
             factors = activations.factors[index - 1] if index else _factors(inputs, slope)
             for (left, right), product in zip(factors, activations.products[index], strict=True):
                 torch.bmm(left, right, out=product)
-        torch._foreach_copy_(self._parts, activations.written)
+        for part, product in activations.copies:
+            part.copy_(product)
 
     @torch.no_grad()
     def member(self, index: int, flat: Tensor | None = None) -> Student:

@@ -110,7 +110,10 @@ def test_forgotten_rows_are_not_drawn():
 def test_a_chunk_is_of_some_steps(kind, steps, monkeypatch):
     dataset, stack, objective = world(SEEN, CHOICE, LossConfig(kind=kind), logits=4)
     assert batches_of(dataset, stack, objective).chunk_steps == steps
-    assert batches_of(dataset, stack, objective, 1).chunk_steps == 1
+    few = batches_of(dataset, stack, objective, 1)
+    assert few.chunk_steps == 1
+    with pytest.raises(ValueError, match="2 steps do not fit: 1 may be drawn at once"):
+        few.draw(2)
     # a row is 3 + 4 floats, a step 2 members times 6 of them
     monkeypatch.setattr(batches, "CHUNK_BYTES", 7 * 4 * 12 * 5 + 1)
     assert batches_of(dataset, stack, objective).chunk_steps == min(steps, 5)
