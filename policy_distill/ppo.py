@@ -120,7 +120,8 @@ class LeanPolicy(ActorCriticPolicy):
         """Raw observations as both networks read them, ``[B, inputs + 1]``: one-hot where discrete, normalised, ones last."""
         encoded = preprocess_obs(observations, self.observation_space, normalize_images=False)
         assert isinstance(encoded, Tensor)
-        return self.actor.inputs(encoded.flatten(1)).T
+        normalized = (encoded.flatten(1) - self.actor.mean) / self.actor.scale
+        return torch.cat([normalized, normalized.new_ones(len(normalized), 1)], dim=1)
 
     def rooms(self, batch_size: int) -> tuple[Activations, Activations]:
         """The actor's and the critic's buffers for a pass over so many samples."""
@@ -239,7 +240,7 @@ class LeanPPO(PPO):
         buffer = self.rollout_buffer
         arrays = (buffer.observations, buffer.actions.astype(np.float32), buffer.log_probs, buffer.advantages, buffer.returns)
         observations, actions, *rest = (torch.from_numpy(buffer.swap_and_flatten(array)) for array in arrays)
-        return Minibatch(observations, self.policy.inputs(observations).contiguous(), actions, *(values.flatten() for values in rest))
+        return Minibatch(observations, self.policy.inputs(observations), actions, *(values.flatten() for values in rest))
 
     @torch.no_grad()
     def write_gradients(self, minibatch: Minibatch, clip_range: float) -> tuple[Tensor, Tensor]:
