@@ -13,7 +13,7 @@ from policy_distill.environments import EnvironmentSpec, check_fits, resolve
 from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.job import environment_for, one_torch_thread, writable_folder
 from policy_distill.progress import Display
-from policy_distill.report import certificate_text, retention_text
+from policy_distill.report import add_to_report, certificate_text, retention_text
 from policy_distill.sampling import Drawing
 from policy_distill.statistics import Plan, Retention, retention
 from policy_distill.students import Student, read_description
@@ -137,6 +137,8 @@ def certify(
         found = play(rollouts, player, plan, num_envs=num_envs, display=display)
     own, of_teacher = files_of(acting, policy), files_of(reference, teacher)
     write_certificate(target, certificate(found, spec=spec, student=own, teacher=of_teacher, stochastic=stochastic))
+    if output is None and (target.parent / "result.json").is_file():
+        add_to_report(target.parent, certificate=found.summary())
     kept = retention(*found.returns, confidence=plan.confidence)
     return Measurement(policy, acting.params, spec, found.student, found.random, found.teacher, kept, found, target)
 

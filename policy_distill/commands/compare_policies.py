@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from policy_distill.commands.parser import Parser
-from policy_distill.commands.printing import DONE, finish, mean_and_std
+from policy_distill.commands.printing import DONE, finish, mean_and_std, plain
 from policy_distill.config import DistillConfig, EvaluateConfig, RequestError
 from policy_distill.progress import Display
 
@@ -27,7 +27,12 @@ def compare_policies(arguments: Sequence[str]) -> int:
     parser.add_argument("--env", type=str | None, default=None, help="Gymnasium id or entry of envs/; default: the policy's own")
     parser.add_argument("--episodes", type=int, default=20, help="one seed each, played by both")
     parser.add_argument("--worst", type=int, default=10, help="episodes and states that are shown")
-    parser.add_argument("--output", type=str | None, default=None, help="all of them as .npz; default: disagreements.npz in a run's folder")
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        default=None,
+        help="all as .npz; default: disagreements.npz in a run's folder, and into its report",
+    )
     parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
     parser.add_display_arguments()
     options = parser.parse(arguments)
@@ -38,11 +43,15 @@ def compare_policies(arguments: Sequence[str]) -> int:
     from policy_distill.environments import check_fits
     from policy_distill.evaluate import evaluation_seeds
     from policy_distill.job import environment_for, one_torch_thread, writable_folder
-    from policy_distill.measure import load_policy
+    from policy_distill.measure import load_policy, noted_teacher
+    from policy_distill.report import add_to_report
     from policy_distill.teachers import Teacher
 
     student, spec, notices = load_policy(options.policy, options.env, trust=options.trust)
-    teacher = Teacher.load(options.teacher or teacher_of(Path(options.policy)), trust=options.trust)
+    named = options.teacher or noted_teacher(options.policy)
+    if named is None:
+        raise RequestError(f"{options.policy} does not say which teacher it was distilled from: give --teacher FOLDER_OR_ZIP")
+    teacher = Teacher.load(named, trust=options.trust)
     if spec is None:
         spec, notices = environment_for(teacher, options.env)
     for notice in notices:
@@ -50,32 +59,19 @@ def compare_policies(arguments: Sequence[str]) -> int:
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (student, teacher)))
     with one_torch_thread():
         found = disagreements.find(student, teacher, spec, evaluation_seeds("comparison", options.episodes))
-    in_run = Path(options.policy, "student", "student.json").is_file()
-    output = Path(options.output) if options.output else Path(options.policy) / "disagreements.npz" if in_run else None
+    run = Path(options.policy)
+    in_run = (run / "student" / "student.json").is_file()
+    output = Path(options.output) if options.output else run / "disagreements.npz" if in_run else None
     if output is not None:
         writable_folder(output.parent)
         found.save(output)
-    summary = summarize(found, options.worst) | {"env": spec.id, "file": str(output) if output else None}
+    summary = plain(summarize(found, options.worst)) | {"env": spec.id, "file": str(output) if output else None}
+    if options.output is None and (run / "result.json").is_file():
+        add_to_report(run, disagreements=summary)
     if not options.json:
         show(found, options.worst)
     finish(options.json, summary, [] if options.json else rows(found), str(output) if output else None)
     return DONE
-
-
-def teacher_of(policy: Path) -> str:
-    """The teacher's path that a run noted beside its student.
-
-    Raises:
-        RequestError: if there is none.
-    """
-    from policy_distill.students import read_description
-
-    for folder in (policy, policy / "student"):
-        if (folder / "student.json").is_file():
-            noted = read_description(folder).get("teacher") or {}
-            if noted.get("path"):
-                return str(noted["path"])
-    raise RequestError(f"{policy} does not say which teacher it was distilled from: give --teacher FOLDER_OR_ZIP")
 
 
 def summarize(found: Disagreements, worst: int) -> dict[str, Any]:

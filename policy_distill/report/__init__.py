@@ -3,6 +3,15 @@
 from policy_distill.report.rows import certificate_text, retention_text, summary_rows, summary_table
 from policy_distill.report.run_page import VIDEO
 from policy_distill.report.suite_page import write_suite_report
-from policy_distill.report.write import write_report
+from policy_distill.report.write import add_to_report, write_report
 
-__all__ = ["VIDEO", "certificate_text", "retention_text", "summary_rows", "summary_table", "write_report", "write_suite_report"]
+__all__ = [
+    "VIDEO",
+    "add_to_report",
+    "certificate_text",
+    "retention_text",
+    "summary_rows",
+    "summary_table",
+    "write_report",
+    "write_suite_report",
+]

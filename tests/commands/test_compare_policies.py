@@ -12,6 +12,7 @@ from policy_distill.cli import main
 from policy_distill.disagreements import Disagreements
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.students import Student
+from tests.report.example import SUMMARY
 from tests.small_worlds import WALK, random_student, walk_expert
 
 
@@ -29,9 +30,12 @@ def run(tmp_path, expert) -> Path:
 
 
 def test_a_run_s_folder_is_enough_and_receives_the_states(run, capsys):
+    (run / "result.json").write_text(json.dumps(SUMMARY))
     assert main(["compare_policies", "--policy", str(run), "--episodes", "8", "--worst", "3", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["file"] == str(run / "disagreements.npz")
+    assert json.loads((run / "result.json").read_text())["disagreements"] == said
+    assert "the student acts otherwise than its teacher would" in (run / "report.html").read_text()
     found = Disagreements.load(run / "disagreements.npz")
     assert said["agreement"] == found.agreement < 1
     assert said["states"] == found.states

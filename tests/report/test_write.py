@@ -7,7 +7,7 @@ import json
 import pytest
 
 from policy_distill.config import RequestError
-from policy_distill.report import write_report
+from policy_distill.report import add_to_report, write_report
 from policy_distill.report.markdown import run_markdown
 from tests.report.example import SUMMARY, changed
 
@@ -27,3 +27,15 @@ def test_a_folder_without_a_result_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"holds no result\.json"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_found_later_is_noted_and_shown(tmp_path):
+    with pytest.raises(RequestError, match=r"holds no result\.json"):
+        add_to_report(tmp_path, certificate=None)
+    (tmp_path / "result.json").write_text(json.dumps(SUMMARY))
+    found = {"verdict": "refuted", "reason": "it keeps less", "confidence": 0.95, "episodes": 75}
+    page = add_to_report(tmp_path, certificate=found)
+    kept = json.loads((tmp_path / "result.json").read_text())
+    assert kept.pop("certificate") == found
+    assert kept == {name: value for name, value in json.loads(json.dumps(SUMMARY)).items() if name != "certificate"}
+    assert "refuted: it keeps less" in page.read_text() + (tmp_path / "report.md").read_text()
