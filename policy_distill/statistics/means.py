@@ -36,9 +36,11 @@ def shows_positive_mean(values: np.ndarray, confidence: float = 0.95) -> bool:
 
 def skewness(values: np.ndarray) -> np.ndarray:
     """Third central moment over the standard deviation cubed, ``[..., E]`` to ``[...]``; 0 where the values do not vary."""
-    centred = values - values.mean(-1, keepdims=True)
+    largest = np.abs(values).max(-1, keepdims=True)
+    scaled = values / np.where(largest > 0, largest, 1.0)  # the cube of a tiny spread would be no number
+    centred = scaled - scaled.mean(-1, keepdims=True)
     spread = np.sqrt((centred**2).mean(-1))
-    varies = spread > ROUNDING * np.abs(values).max(-1)
+    varies = spread > ROUNDING
     third = (centred * centred * centred).mean(-1)  # ten times as fast as a power of 3
     return np.where(varies, third, 0.0) / np.where(varies, spread, 1.0) ** 3
 

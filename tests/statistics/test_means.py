@@ -91,6 +91,13 @@ def test_so_many_perfect_episodes_show_so_much(count, value, doubt):
     assert guarded_statistic(np.full(count, value), doubt) == pytest.approx((count * value - doubt) / (value + doubt), rel=1e-9)
 
 
+def test_the_skewness_of_tiny_values_is_that_of_large_ones():
+    """Their cubes are below the smallest number: this was 0 / 0 once."""
+    values = np.array([0.0, 1, 1, 1, 1, 1, 1])
+    assert skewness(1e-149 * values) == pytest.approx(float(skewness(values)))
+    assert skewness(np.zeros(5)) == 0
+
+
 @given(arrays.arrays(np.float64, (3, 7), elements=st.floats(-5, 5)), st.floats(0, 3), st.floats(0.1, 100))
 def test_many_samples_at_once_are_each_by_itself_and_scale_does_not_matter(values, doubt, scale):
     together = guarded_statistic(values, np.full(3, doubt))
