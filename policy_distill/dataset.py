@@ -1,4 +1,4 @@
-"""Transitions on the training device: append, sample, hold out by episode."""
+"""Transitions on the training device: append, draw, hold out by episode."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Dataset:
 
     Args:
         capacity: rows.
-        holdout: share of the episodes that ``sample`` never draws from; ``held_out`` returns them.
+        holdout: share of the episodes that ``draw`` never draws from; ``held_out`` returns them.
         device: where the rows live and the batches are drawn.
     """
 
@@ -125,12 +125,6 @@ class Dataset:
         """
         rows = self._train_rows[self._first_train : self._num_train]
         return self._gather(rows.index_select(0, drawn.flatten()).view(drawn.shape), parameters)
-
-    def sample(
-        self, batch_size: int, generators: Sequence[torch.Generator], *, parameters: Collection[str] | None = None
-    ) -> tuple[Tensor, ActionTargets]:
-        """One batch for each of K generators: observations ``[K, B, ...]`` and targets; ``draw`` and ``take`` in one."""
-        return self.take(self.draw(1, batch_size, generators)[0], parameters)
 
     def held_out(self, limit: int) -> tuple[Tensor, ActionTargets] | None:
         """At most ``limit`` held-out rows, evenly over all of them; None as long as no held-out episode was seen."""

@@ -21,7 +21,7 @@ from policy_distill.distill import distill
 from policy_distill.files import write_atomically
 from policy_distill.progress import Display
 from policy_distill.report import write_suite_report
-from policy_distill.statistics import interquartile_mean
+from policy_distill.statistics import interquartile_interval, interquartile_mean
 from policy_distill.tracking import write_json
 
 WORTH_COMPRESSING = 4000
@@ -55,37 +55,6 @@ class SuiteResult:
             return None
         returns = [json.loads(path.read_text())["returns"] for path in files]
         return interquartile_interval([tuple(np.array(one[name]) for name in ("student", "teacher", "random")) for one in returns])
-
-
-def interquartile_interval(
-    runs: Sequence[tuple[np.ndarray, ...]], *, confidence: float = 0.95, seed: int = 0, resamples: int = 2_000
-) -> tuple[float, float]:
-    """Ends of a percentile bootstrap interval of the interquartile mean of retention, teachers and their episodes both drawn anew.
-
-    It says what other teachers of this kind and other episodes would have given; with few teachers their choice is most of it.
-
-    Args:
-        runs: of each teacher, returns ``[E]`` of student, teacher and random policy on the same seeds.
-        confidence: of the two-sided interval.
-        seed: of the resampling.
-        resamples: bootstrap samples.
-    """
-    draws = np.random.default_rng(seed)
-    resampled = []
-    for returns in runs:
-        rows = np.stack(returns).astype(np.float64)
-        episodes = rows.shape[1]
-        times = draws.multinomial(episodes, np.full(episodes, 1 / episodes), size=resamples)
-        student, teacher, random = rows @ times.T / episodes
-        above = teacher > random  # the few samples whose teacher is not above the random policy have no retention
-        kept = (student - random)[above] / (teacher - random)[above]
-        resampled.append(kept[draws.integers(0, len(kept), resamples)])
-    # A teacher that is drawn twice brings its episodes twice, drawn anew: another column of its row.
-    teachers, columns = (draws.integers(0, limit, (resamples, len(runs))) for limit in (len(runs), resamples))
-    means = [interquartile_mean(sample) for sample in np.array(resampled)[teachers, columns]]
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)
 
 
 def find_teachers(folder: Path) -> list[Path]:
@@ -168,7 +137,8 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path, config: DistillCo
     """Write suite.md, suite.csv and suite.json."""
     folder.mkdir(parents=True, exist_ok=True)
     result = SuiteResult(list(rows), folder)
-    write_atomically(folder / "suite.md", lambda target: target.write_text(markdown(result)))
+    interval = result.interquartile_interval()
+    write_atomically(folder / "suite.md", lambda target: target.write_text(markdown(result, interval)))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -179,15 +149,15 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path, config: DistillCo
         {
             "rows": list(rows),
             "interquartile_mean": result.interquartile_mean,
-            "interquartile_interval": result.interquartile_interval(),
+            "interquartile_interval": interval,
             "worth_compressing": WORTH_COMPRESSING,
             "config": dataclasses.asdict(config),
         },
     )
 
 
-def markdown(result: SuiteResult) -> str:
-    """The suite as a Markdown table with its aggregate beneath."""
+def markdown(result: SuiteResult, interval: tuple[float, float] | None) -> str:
+    """The suite as a Markdown table with its aggregate, and the aggregate's interval, beneath."""
     lines = [
         "| teacher | environment | parameters | student | compression | teacher's return | student's return "
         "| retention [interval] | seconds |",
@@ -205,7 +175,6 @@ def markdown(result: SuiteResult) -> str:
         )
     mean = result.interquartile_mean
     if mean is not None:
-        interval = result.interquartile_interval()
         ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
         lines += ["", f"Interquartile mean of retention over teachers with {WORTH_COMPRESSING:,} parameters or more: **{mean:.3f}**{ends}."]
     return "\n".join(lines) + "\n"

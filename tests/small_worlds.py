@@ -196,3 +196,24 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
 
 for _name, _limit in (("Walk", WALK_LIMIT), ("Bandit", None), ("Echo", None), ("Push", None)):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)
+
+
+WORLDS: dict[str, tuple[EnvironmentSpec, Teacher]] = {
+    "Discrete": (WALK, walk_teacher()),
+    "Box": (PUSH, push_teacher()),
+    "discrete observations": (BANDIT, bandit_teacher()),
+    "MultiDiscrete": (DIALS, echo_teacher(DIALS)),
+    "MultiBinary": (SWITCHES, echo_teacher(SWITCHES)),
+}
+"""One for each kind of space that a student can act in, and one in which observations are numbers; each with a good teacher."""
+
+SEEN = gym.spaces.Box(-1.0, 1.0, (3,))
+ACTED = [
+    gym.spaces.Discrete(4),
+    gym.spaces.Discrete(3, start=2),
+    gym.spaces.MultiDiscrete([2, 3]),
+    gym.spaces.MultiBinary(3),
+    gym.spaces.Box(np.array([-2, 0], np.float32), np.array([6, 1], np.float32)),
+    gym.spaces.Box(-2.0, 6.0, (2, 1)),
+]
+"""Spaces that students see and act in."""

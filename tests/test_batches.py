@@ -69,7 +69,7 @@ def test_batches_are_what_the_dataset_draws(seen, acted, loss, parameters, laid_
         inputs, targets = made.draw(count)
         assert inputs.shape == (count, 2, stack.architecture.widths[0] + 1, 6)
         for step in range(count):
-            observations, told = dataset.sample(6, draws, parameters=objective.reads)
+            observations, told = dataset.take(dataset.draw(1, 6, draws)[0], objective.reads)
             encoded = encode_observations(seen, observations.flatten(0, 1)).unflatten(0, (2, 6))
             assert torch.equal(inputs[step, :, :-1], ((encoded - stack.mean) / stack.scale).transpose(1, 2))
             assert (inputs[step, :, -1] == 1).all()

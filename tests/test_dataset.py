@@ -45,7 +45,7 @@ def test_appending_copies():
 def test_a_drawn_observation_keeps_its_own_targets():
     dataset = Dataset(1000, holdout=0.2, device=CPU)
     dataset.append(numbered(0, 1000))
-    observations, targets = dataset.sample(500, [generator(seed) for seed in range(3)])
+    observations, targets = dataset.take(dataset.draw(1, 500, [generator(seed) for seed in range(3)])[0])
     assert observations.shape == (3, 500, 1)
     assert torch.equal(observations[..., 0], targets.actions.float())
     assert torch.equal(observations[..., 0], targets.parameters["logits"][..., 0])
@@ -54,7 +54,7 @@ def test_a_drawn_observation_keeps_its_own_targets():
 def test_every_training_row_is_drawn_equally_often():
     dataset = Dataset(100, holdout=0.2, device=CPU)
     dataset.append(numbered(0, 100, episode_length=1))
-    _, targets = dataset.sample(40_000, [generator()])
+    _, targets = dataset.take(dataset.draw(1, 40_000, [generator()])[0])
     counts = torch.bincount(targets.actions[0], minlength=100)
     drawn = counts[counts > 0].double()
     assert len(drawn) == dataset.num_train
@@ -70,7 +70,7 @@ def test_held_out_and_training_rows_part_the_episodes(holdout, parts):
     assert dataset.num_train + dataset.num_held_out == len(dataset)
     held_out = dataset.held_out(10_000)
     held = set() if held_out is None else set((held_out[1].actions // 10).tolist())
-    _, targets = dataset.sample(5000, [generator()])
+    _, targets = dataset.take(dataset.draw(1, 5000, [generator()])[0])
     trained = set((targets.actions[0] // 10).tolist())
     assert not held & trained
     assert dataset.num_held_out == 10 * len(held)
@@ -128,7 +128,7 @@ def test_held_out_rows_are_spread_over_all_and_limited():
 def test_the_same_generator_draws_the_same_batch():
     dataset = Dataset(100, holdout=0.1, device=CPU)
     dataset.append(numbered(0, 100))
-    first, again, other = (dataset.sample(8, [generator(seed)])[0] for seed in (1, 1, 2))
+    first, again, other = (dataset.take(dataset.draw(1, 8, [generator(seed)])[0])[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -144,7 +144,7 @@ def test_several_batches_at_once_are_those_of_as_many_calls():
     assert drawn.max() < dataset.num_drawn_from < dataset.num_train
     assert observations.min() >= 30
     for step in range(5):
-        single, told = dataset.sample(8, one_by_one)
+        single, told = dataset.take(dataset.draw(1, 8, one_by_one)[0])
         assert torch.equal(observations[step], single)
         assert torch.equal(targets.actions[step], told.actions)
         assert torch.equal(targets.parameters["logits"][step], told.parameters["logits"])
@@ -172,7 +172,7 @@ def test_forgotten_rows_are_not_drawn_but_still_there():
     dataset.append(numbered(0, 100))
     dataset.forget_before(60)
     dataset.append(numbered(100, 100))
-    observations, _ = dataset.sample(2000, [generator()])
+    observations, _ = dataset.take(dataset.draw(1, 2000, [generator()])[0])
     assert observations.min() >= 60
     assert observations.max() > 190
     assert len(dataset.rows()[0]) == 200
@@ -180,13 +180,13 @@ def test_forgotten_rows_are_not_drawn_but_still_there():
     assert held_out is not None
     assert held_out[0].min() < 60
     dataset.forget_before(0)
-    assert dataset.sample(2000, [generator()])[0].min() < 60
+    assert dataset.take(dataset.draw(1, 2000, [generator()])[0])[0].min() < 60
 
 
 def test_only_the_parameters_that_are_read_are_gathered():
     dataset = Dataset(100, holdout=0.0, device=CPU)
     dataset.append(numbered(0, 100))
-    everything, nothing = dataset.sample(5, [generator()]), dataset.sample(5, [generator()], parameters=set())
+    everything, nothing = dataset.take(dataset.draw(1, 5, [generator()])[0]), dataset.take(dataset.draw(1, 5, [generator()])[0], set())
     assert set(everything[1].parameters) == {"logits"}
     assert nothing[1].parameters == {}
     assert torch.equal(everything[1].actions, nothing[1].actions)
@@ -196,10 +196,10 @@ def test_other_targets_for_the_same_rows():
     dataset = Dataset(100, holdout=0.2, device=CPU)
     dataset.append(numbered(0, 80))
     twin = dataset.with_targets(ActionTargets({"mean": torch.arange(80.0)[:, None]}, 1000 + torch.arange(80)))
-    observations, targets = twin.sample(50, [generator()])
+    observations, targets = twin.take(twin.draw(1, 50, [generator()])[0])
     assert torch.equal(targets.actions, 1000 + observations[..., 0].long())
     assert torch.equal(targets.parameters["mean"], observations)
-    original = dataset.sample(50, [generator()])
+    original = dataset.take(dataset.draw(1, 50, [generator()])[0])
     assert torch.equal(original[0], observations)
     assert torch.equal(original[1].actions, observations[..., 0].long())
     assert (twin.num_train, twin.num_held_out) == (dataset.num_train, dataset.num_held_out)

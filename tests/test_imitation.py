@@ -60,7 +60,7 @@ def job_and_data(folder: Path, *, seed: int = 5) -> tuple[Job, Dataset]:
 
 
 def drawn(trainer: Trainer, dataset: Dataset) -> list[int]:
-    observations, _ = dataset.sample(20, trainer.generators)
+    observations, _ = dataset.take(dataset.draw(1, 20, trainer.generators)[0])
     return observations.flatten().tolist()
 
 

@@ -24,29 +24,14 @@ from policy_distill.objective import Objective
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 from tests.small_worlds import (
-    BANDIT,
-    DIALS,
-    PUSH,
-    SWITCHES,
-    WALK,
+    WORLDS,
     Walk,
-    bandit_teacher,
-    echo_teacher,
     push_best,
-    push_teacher,
     random_observations,
     random_student,
     walk_best,
-    walk_teacher,
 )
 
-WORLDS: dict[str, tuple[EnvironmentSpec, Teacher]] = {
-    "Discrete": (WALK, walk_teacher()),
-    "Box": (PUSH, push_teacher()),
-    "discrete observations": (BANDIT, bandit_teacher()),
-    "MultiDiscrete": (DIALS, echo_teacher(DIALS)),
-    "MultiBinary": (SWITCHES, echo_teacher(SWITCHES)),
-}
 CONTRARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Discrete": lambda seen: 2 - walk_best(seen),
     "Box": lambda seen: np.array([4, 1], np.float32) - push_best(seen),  # mirrored between the bounds

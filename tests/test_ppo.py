@@ -20,31 +20,16 @@ from torch import Tensor
 from policy_distill import kickstart as kickstart_module
 from policy_distill.actions import Box, Deterministic, family_of
 from policy_distill.config import LossConfig, PolishConfig
-from policy_distill.environments import EnvironmentSpec, make
+from policy_distill.environments import make
 from policy_distill.objective import Objective
 from policy_distill.ppo import LeanPPO, LeanVecEnv, draw, log_prob_and_score
-from policy_distill.teachers import Teacher
 from tests.small_worlds import (
-    BANDIT,
-    DIALS,
     PUSH,
-    SWITCHES,
-    WALK,
-    bandit_teacher,
-    echo_teacher,
-    push_teacher,
+    WORLDS,
     random_observations,
     random_student,
-    walk_teacher,
 )
 
-WORLDS: dict[str, tuple[EnvironmentSpec, Teacher]] = {
-    "Discrete": (WALK, walk_teacher()),
-    "Box": (PUSH, push_teacher()),
-    "discrete observations": (BANDIT, bandit_teacher()),
-    "MultiDiscrete": (DIALS, echo_teacher(DIALS)),
-    "MultiBinary": (SWITCHES, echo_teacher(SWITCHES)),
-}
 SPACES = {
     "Discrete": gym.spaces.Discrete(4),
     "Box": gym.spaces.Box(-1, 1, (3,)),

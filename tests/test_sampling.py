@@ -10,11 +10,11 @@ import torch
 from policy_distill.config import RequestError
 from policy_distill.evaluate import evaluate
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.sampling import Drawing
+from policy_distill.sampling import Drawing, DrawingEpisode
 from policy_distill.students import Architecture, Student
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
-from tests.small_worlds import PUSH, WALK, Push, push_teacher, random_student, walk_expert
+from tests.small_worlds import PUSH, WALK, Push, Walk, push_teacher, random_student, walk_expert
 
 SEEDS = range(3_000_000, 3_000_012)
 
@@ -72,3 +72,15 @@ def test_a_teacher_draws_too(tmp_path):
 def test_a_policy_without_a_distribution_is_refused():
     with pytest.raises(RequestError, match="no distribution to draw from: leave --stochastic out"):
         Drawing(push_teacher())
+
+
+def test_drawn_actions_follow_the_distribution():
+    """Logits log(1, 2, 7): shares of 0.1, 0.2 and 0.7, which 6000 draws meet within 0.02."""
+    logits = np.log(np.array([1.0, 2.0, 7.0]))
+    teacher = Teacher.from_callable(
+        lambda seen: np.tile(logits, (len(seen), 1)), Walk.observation_space, gym.spaces.Discrete(3), outputs="logits"
+    )
+    first, again = (DrawingEpisode(teacher, torch.Generator().manual_seed(0)) for _ in range(2))
+    actions = first.act(np.zeros((6000, 2), np.float32))
+    np.testing.assert_allclose(np.bincount(actions) / 6000, [0.1, 0.2, 0.7], atol=0.02)
+    np.testing.assert_array_equal(actions, again.act(np.zeros((6000, 2), np.float32)))

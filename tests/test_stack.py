@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,17 +13,8 @@ from torch import Tensor
 
 from policy_distill.stack import NARROW, SPLIT, Activations, StudentStack
 from policy_distill.students import ACTIVATIONS, Architecture
-from tests.small_worlds import generator
+from tests.small_worlds import ACTED, SEEN, generator
 
-SEEN = gym.spaces.Box(-1.0, 1.0, (3,))
-ACTED = [
-    gym.spaces.Discrete(4),
-    gym.spaces.Discrete(3, start=2),
-    gym.spaces.MultiDiscrete([2, 3]),
-    gym.spaces.MultiBinary(3),
-    gym.spaces.Box(np.array([-2, 0], np.float32), np.array([6, 1], np.float32)),
-    gym.spaces.Box(-2.0, 6.0, (2, 1)),
-]
 sizes = st.lists(st.integers(1, 6), max_size=3).map(tuple)
 
 

@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 
 from policy_distill.config import RequestError
 from policy_distill.students import ACTIVATIONS, SMALLEST_WIDTH, Architecture, Student, count_parameters, hidden_sizes_for
-from tests.small_worlds import generator, random_observations, random_student
+from tests.small_worlds import ACTED, SEEN, generator, random_observations, random_student
 
-SEEN = gym.spaces.Box(-1.0, 1.0, (3,))
-ACTED = [
-    gym.spaces.Discrete(4),
-    gym.spaces.Discrete(3, start=2),
-    gym.spaces.MultiDiscrete([2, 3]),
-    gym.spaces.MultiBinary(3),
-    gym.spaces.Box(np.array([-2, 0], np.float32), np.array([6, 1], np.float32)),
-    gym.spaces.Box(-2.0, 6.0, (2, 1)),
-]
 sizes = st.lists(st.integers(1, 6), max_size=3).map(tuple)
 
 

@@ -79,7 +79,7 @@ def test_training_is_torch_s_adam_on_the_same_batches(loss, objective, monkeypat
     draws = generator(7)
     trainer.run(dataset, 30)
     for _ in range(30):
-        observations, targets = dataset.sample(16, [draws])
+        observations, targets = dataset.take(dataset.draw(1, 16, [draws])[0])
         observations = observations[0]
         targets = ActionTargets({name: value[0] for name, value in targets.parameters.items()}, targets.actions[0])
         outputs = oracle(observations)
@@ -346,7 +346,7 @@ def test_the_gradient_of_hints_and_relations_is_autograd_s():
     oracle = trainer.stack.member(0).requires_grad_()
     weight, bias = (leaf.detach().clone().requires_grad_() for leaf in trainer.stack.projections[0])
     trainer.run(dataset, 1)
-    observations, targets = dataset.sample(16, [generator(7)])
+    observations, targets = dataset.take(dataset.draw(1, 16, [generator(7)])[0])
     hidden = oracle.network[:2]((observations - oracle.mean) / oracle.scale)
     outputs = oracle.network[2](hidden)
     terms = trainer.objective.terms(

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from policy_distill.check.behaviour import Behaviour, has_distribution, judge
 from policy_distill.check.claims import Claim, find_claim, training_claim
 from policy_distill.check.files import judge_files, normalization_missing, record_of
 from policy_distill.check.findings import Finding, by_severity
 from policy_distill.check.look import judge_lengths, look
-from policy_distill.check.returns import DrawnActions, against_claim, against_drawn, against_training, stand
+from policy_distill.check.returns import against_claim, against_drawn, against_training, stand
 from policy_distill.check.versions import look_elsewhere
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import BATCH, Episodes, evaluate, evaluation_seeds
+from policy_distill.sampling import DrawingEpisode
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
 
@@ -112,7 +114,10 @@ def check_teacher(teacher: Teacher, spec: EnvironmentSpec, *, episodes: int, wor
     found += [below, against_training(own.returns, random.returns, trained, normalization_missing=missing)]
     if below and claim:
         found.append(look_elsewhere(teacher, spec, own.returns, claim, seeds))
-    drawn = evaluate(DrawnActions(teacher), spec, seeds[:LOOK_EPISODES]) if has_distribution(teacher) else None
+    drawn = None
+    if has_distribution(teacher):
+        drawing = DrawingEpisode(teacher, torch.Generator().manual_seed(0))  # one generator for all: they are played side by side
+        drawn = evaluate(drawing, spec, seeds[:LOOK_EPISODES])
     if drawn:
         found.append(against_drawn(own.returns[: len(drawn.returns)], drawn.returns, random.returns))
     return checkup(own, random, drawn)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import gymnasium as gym
 import numpy as np
-import torch
 
 from policy_distill.check.claims import Claim
 from policy_distill.check.findings import Finding
 from policy_distill.statistics import shows_positive_mean
-from policy_distill.teachers import Teacher
 
 SETTLING_EPISODES = 200
 """So many are played, in all, where fewer do not show that a teacher is better than chance."""
@@ -133,23 +131,3 @@ class Idle:
         """The same ``[B, ...]`` always."""
         action = np.clip(np.zeros(self.space.shape, self.space.dtype), self.space.low, self.space.high)
         return np.repeat(action[None], len(observations), axis=0)
-
-
-@dataclass
-class DrawnActions:
-    """A teacher that draws its actions; a policy for ``evaluate``."""
-
-    teacher: Teacher
-    seed: int = 0
-    generator: torch.Generator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
-
-    @torch.inference_mode()
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        """Drawn actions ``[B, ...]`` as ``env.step`` takes them."""
-        targets = self.teacher.targets(torch.tensor(observations))
-        actions = self.teacher.family.sample(targets.parameters, self.generator).numpy()  # type: ignore[union-attr]
-        space = self.teacher.action_space
-        return actions.reshape(len(actions), *space.shape).astype(space.dtype) if isinstance(space, gym.spaces.Box) else actions

@@ -3,6 +3,7 @@
 from policy_distill.statistics.aggregates import (
     Interval,
     geometric_mean,
+    interquartile_interval,
     interquartile_mean,
     optimality_gap,
     performance_profile,
@@ -22,6 +23,7 @@ __all__ = [
     "contrast",
     "decide",
     "geometric_mean",
+    "interquartile_interval",
     "interquartile_mean",
     "look_schedule",
     "optimality_gap",

@@ -33,6 +33,34 @@ def interquartile_mean(values: np.ndarray) -> float:
     return float((ordered * weights).sum() / weights.sum())
 
 
+def interquartile_interval(
+    runs: Sequence[tuple[np.ndarray, ...]], *, confidence: float = 0.95, seed: int = 0, resamples: int = 2_000
+) -> tuple[float, float]:
+    """Ends of a percentile bootstrap interval of the interquartile mean of retention, teachers and their episodes both drawn anew.
+
+    It says what other teachers of this kind and other episodes would have given; with few teachers their choice is most of it.
+
+    Args:
+        runs: of each teacher, returns ``[E]`` of student, teacher and random policy on the same seeds.
+        confidence: of the two-sided interval.
+        seed: of the resampling.
+        resamples: bootstrap samples.
+    """
+    draws = np.random.default_rng(seed)
+    resampled = []
+    for returns in runs:
+        student, teacher, random = bootstrap_means(np.stack(returns).astype(np.float64), draws, resamples)
+        above = teacher > random  # the few samples whose teacher is not above the random policy have no retention
+        kept = (student - random)[above] / (teacher - random)[above]
+        resampled.append(kept[draws.integers(0, len(kept), resamples)])
+    # A teacher that is drawn twice brings its episodes twice, drawn anew: another column of its row.
+    teachers, columns = (draws.integers(0, limit, (resamples, len(runs))) for limit in (len(runs), resamples))
+    means = [interquartile_mean(sample) for sample in np.array(resampled)[teachers, columns]]
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
 def geometric_mean(values: np.ndarray) -> float:
     """``exp`` of the mean logarithm of ``values`` ``[N]``: of ratios (compression, speed), where halving and doubling cancel.
 

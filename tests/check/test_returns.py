@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from policy_distill.check.claims import Claim
 from policy_distill.check.returns import (
     SETTLING_EPISODES,
-    DrawnActions,
     Idle,
     against_claim,
     against_drawn,
@@ -21,8 +20,7 @@ from policy_distill.check.returns import (
     stand,
 )
 from policy_distill.evaluate import evaluate
-from policy_distill.teachers import Teacher
-from tests.small_worlds import PUSH, Push, Walk
+from tests.small_worlds import PUSH, Push
 
 Values = NDArray[np.float64]
 
@@ -135,14 +133,3 @@ def test_doing_nothing_is_the_action_nearest_to_zero():
     space = gym.spaces.Box(np.array([-2, 1], np.float32), np.array([6, 3], np.float32))
     np.testing.assert_array_equal(Idle(space).act(np.zeros((3, 4))), [[0, 1]] * 3)
     assert evaluate(Idle(Push().action_space), PUSH, [1, 2]).returns.max() < 0  # type: ignore[arg-type]  # the environment takes it
-
-
-def test_drawn_actions_follow_the_distribution():
-    """Logits log(1, 2, 7): shares of 0.1, 0.2 and 0.7, which 6000 draws meet within 0.02."""
-    logits = np.log(np.array([1.0, 2.0, 7.0]))
-    teacher = Teacher.from_callable(
-        lambda seen: np.tile(logits, (len(seen), 1)), Walk.observation_space, gym.spaces.Discrete(3), outputs="logits"
-    )
-    actions = DrawnActions(teacher).act(np.zeros((6000, 2), np.float32))
-    np.testing.assert_allclose(np.bincount(actions) / 6000, [0.1, 0.2, 0.7], atol=0.02)
-    np.testing.assert_array_equal(actions, DrawnActions(teacher).act(np.zeros((6000, 2), np.float32)))
