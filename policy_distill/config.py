@@ -293,12 +293,13 @@ class EvaluateConfig:
 
     episodes: int = 100
     """Fresh episodes behind the final figure."""
-    validation_episodes: int = 10
+    validation_episodes: int = 5
     """Episodes of each student after each round, on seeds of their own."""
-    finalists: int = 4
-    """So many students with the best validation returns are measured again before one is kept: the best of many noisy means flatters."""
+    finalists: int = 12
+    """So many students with the best validation returns play on before one is kept: the best of many noisy means flatters. The worse half
+    of them drops out again and again until there are two."""
     finalist_episodes: int = 50
-    """Further episodes of each finalist, on validation seeds that nobody has played yet."""
+    """Further episodes of the last two finalists, on validation seeds of their own."""
     confidence: float = 0.95
     """Of the interval around the retention, and of a certificate."""
     certify: float | None = None

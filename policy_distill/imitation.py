@@ -118,9 +118,11 @@ def imitate(run: Run) -> Imitation:
     with watch.measure("evaluate"):
         note_validation([answer() for answer in [run.begin_validation(member) for member in members]])
         best, full = run.choose(candidates, [episodes.returns for episodes in validations])
-    for number in sorted(full, key=lambda candidate: full[candidate].mean()):  # of a round's finalists the best is recorded
+    # of a round's finalists the one that came furthest is recorded
+    for number in sorted(full, key=lambda candidate: (len(full[candidate]), full[candidate].mean(), candidate)):
         index = number // num_members
-        rounds[index] = dataclasses.replace(rounds[index], finalist_return_mean=float(full[number].mean()))
+        mean, episodes = float(full[number].mean()), len(full[number])
+        rounds[index] = dataclasses.replace(rounds[index], finalist_return_mean=mean, finalist_episodes=episodes)
     chosen, member = divmod(best, num_members)
     origin = f"round {chosen + 1}" + (f", member {member + 1}" if num_members > 1 else "")
     return Imitation(rounds, chosen, Kept(candidates[best], full[best], origin), dataset, teacher_parts, random_parts)

@@ -7,6 +7,7 @@ and proximal policy distillation (Spigler 2024, https://arxiv.org/abs/2407.15134
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import warnings
@@ -28,8 +29,9 @@ from policy_distill.actions import ActionTargets, DiagGaussian
 from policy_distill.config import PolishConfig
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.objective import Objective
-from policy_distill.ppo import LeanPolicy, LeanPPO, LeanVecEnv
+from policy_distill.ppo import LeanPolicy, LeanPPO
 from policy_distill.stack import StudentStack
+from policy_distill.stepping import LeanVecEnv
 from policy_distill.students import ACTIVATIONS, Architecture, Student
 from policy_distill.teachers import Teacher
 
@@ -69,6 +71,7 @@ def kickstart(
     *,
     seed: int,
     on_snapshot: Callable[[Snapshot], bool],
+    workers: int = 0,
 ) -> None:
     """Train a copy of ``student`` on the environment's reward for ``config.env_steps`` steps.
 
@@ -81,9 +84,10 @@ def kickstart(
         seed: of everything random here.
         on_snapshot: is called at most ``config.snapshots`` times (there are no more than rollouts), evenly spread over the
             steps after the critic's warm-up, the end included; where it says True the training ends.
+        workers: processes that step environments; 0: they are stepped here. The student does not depend on it.
     """
     with _own_random_state(), warnings.catch_warnings():
-        model = _build(student, teacher, spec, objective, config, seed)
+        model = _build(student, teacher, spec, objective, config, seed, workers)
         try:
             schedule = _Schedule(student, config, on_snapshot)
             model.lr_schedule = lambda _: schedule.learning_rate
@@ -104,9 +108,11 @@ class _Normalize(BaseFeaturesExtractor):
         return (observations.flatten(1) - self.mean) / self.scale  # type: ignore[operator]
 
 
-def _build(student: Student, teacher: Teacher, spec: EnvironmentSpec, objective: Objective, config: PolishConfig, seed: int) -> LeanPPO:
+def _build(
+    student: Student, teacher: Teacher, spec: EnvironmentSpec, objective: Objective, config: PolishConfig, seed: int, workers: int = 0
+) -> LeanPPO:
     """PPO around the student's weights. Continuous actions are in box units, so that one learning rate suits every environment."""
-    env = VecNormalize(LeanVecEnv([lambda: make(spec)] * config.num_envs), norm_obs=False, gamma=config.discount)
+    env = VecNormalize(LeanVecEnv([functools.partial(make, spec)] * config.num_envs, workers), norm_obs=False, gamma=config.discount)
     warnings.filterwarnings("ignore", "You have specified a mini-batch size")  # the last minibatch of an epoch may be smaller
     architecture = student.architecture
     model = LeanPPO(

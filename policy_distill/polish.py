@@ -31,7 +31,8 @@ class PolishRecord:
         metrics: see ``kickstart.Snapshot``.
         validation_return_mean, validation_retention: on the first validation seeds.
         validation_retention_standard_error: paired by seed; see ``Run.retention_standard_error``.
-        finalist_return_mean: on all of them, of a student that came into the final choice.
+        finalist_return_mean, finalist_episodes: on all that it played, and how many they were, of a student that came into the final
+            choice.
     """
 
     env_steps: int
@@ -40,6 +41,7 @@ class PolishRecord:
     validation_retention: float
     finalist_return_mean: float | None = None
     validation_retention_standard_error: float = float("nan")
+    finalist_episodes: int | None = None
 
     def figures(self) -> str:
         """One line for a person who watches."""
@@ -134,12 +136,23 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
 
     with run.watch.measure("polish"):
         seed = int(np.random.SeedSequence([job.config.seed, 4]).generate_state(1)[0])
-        kickstart(kept.student, job.teacher, job.spec, job.objective, config, seed=seed, on_snapshot=on_snapshot)
+        kickstart(
+            kept.student,
+            job.teacher,
+            job.spec,
+            job.objective,
+            config,
+            seed=seed,
+            on_snapshot=on_snapshot,
+            workers=run.rollouts.num_workers,
+        )
         note_answer()
     with run.watch.measure("evaluate"):
         best, full = run.choose(students, returns)
     for index, values in full.items():
-        polished.records[index] = dataclasses.replace(polished.records[index], finalist_return_mean=float(values.mean()))
+        polished.records[index] = dataclasses.replace(
+            polished.records[index], finalist_return_mean=float(values.mean()), finalist_episodes=len(values)
+        )
     if full[best].mean() > kept.returns.mean():
         steps = polished.records[best].env_steps
         polished.chosen, polished.critic = best, critics[best]

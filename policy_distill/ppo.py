@@ -8,10 +8,9 @@ of one member, and Stable-Baselines3's own parameters are views into them. Tests
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import PPO
@@ -20,55 +19,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import explained_variance
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from policy_distill.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.actions import Bernoulli, Categorical, DiagGaussian, Family, MultiCategorical
 from policy_distill.stack import Activations, StudentStack
-
-
-class LeanVecEnv(DummyVecEnv):
-    """Environments stepped one after the other; beside observation and reward they tell of an episode's end alone.
-
-    Continuous actions are in box units, and clipped to the bounds. The step that ends an episode reports its return and length, as
-    ``Monitor`` does.
-    """
-
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
-        super().__init__(list(env_fns))
-        self._inner: Any = self.action_space
-        if isinstance(self._inner, gym.spaces.Box):
-            self._scale, self._offset = (values.reshape(self._inner.shape) for values in Box.from_space(self._inner).affine())
-            self.action_space = gym.spaces.Box(-1.0, 1.0, self._inner.shape)
-        self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
-
-    def reset(self) -> Any:
-        self._returns[:], self._lengths[:] = 0.0, 0
-        return super().reset()
-
-    def step_wait(self) -> Any:
-        actions = self.actions
-        if isinstance(self._inner, gym.spaces.Box):  # rounding takes none of them past the bounds
-            actions = np.clip(actions * self._scale + self._offset, self._inner.low, self._inner.high).astype(self._inner.dtype)
-        observations = self.buf_obs[None]  # type: ignore[index]
-        rewards: list[float] = []
-        ended: dict[int, dict[str, Any]] = {}
-        for index, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
-            observation, reward, terminated, truncated, _ = env.step(action)
-            rewards.append(float(reward))
-            if terminated or truncated:  # the environment may write the next observation into the same array
-                ended[index] = {"TimeLimit.truncated": truncated and not terminated, "terminal_observation": np.array(observation)}
-                observation, self.reset_infos[index] = env.reset()
-            observations[index] = observation
-        self._returns += rewards
-        self._lengths += 1
-        dones = np.zeros(self.num_envs, bool)
-        infos: list[dict[str, Any]] = [{}] * self.num_envs
-        for index, info in ended.items():
-            dones[index] = True
-            infos[index] = {**info, "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])}}
-            self._returns[index], self._lengths[index] = 0.0, 0
-        return observations.copy(), np.array(rewards, np.float32), dones, infos
 
 
 class LeanPolicy(ActorCriticPolicy):

@@ -25,7 +25,8 @@ class Round:
         validation_return_mean, validation_return_standard_error: of the round's (best) student on the validation seeds.
         validation_retention: of the means on these seeds.
         validation_retention_standard_error: paired by seed; see ``Run.retention_standard_error``.
-        finalist_return_mean: over these and the further validation seeds, of a student that came into the final choice.
+        finalist_return_mean, finalist_episodes: over these and those of the further validation seeds that it played, and how many they
+            were, of a student that came into the final choice.
     """
 
     round: int
@@ -39,6 +40,7 @@ class Round:
     validation_retention: float = float("nan")
     finalist_return_mean: float | None = None
     validation_retention_standard_error: float = float("nan")
+    finalist_episodes: int | None = None
 
     def validated(self, returns: np.ndarray, teacher_mean: float, random_mean: float) -> Round:
         """The same round with its student's returns ``[E]`` on the validation seeds."""

@@ -103,21 +103,45 @@ class Run:
         return float(spread / count**0.5 / (teacher.mean() - chance.mean()))
 
     def choose(self, students: Sequence[Student], returns: Sequence[np.ndarray]) -> tuple[int, dict[int, np.ndarray]]:
-        """Measure the best few candidates on the further validation seeds and choose among them.
+        """Let the best few candidates play on the further validation seeds, half of them less and less, and choose among the last two.
 
-        The best of many noisy means flatters itself; a second look at a few of them costs little. Of equals the later one is kept.
+        The best of many noisy means flatters itself, and more episodes for all of them would mostly go to those that are out of the
+        question (sequential halving, Karnin et al. 2013, https://proceedings.mlr.press/v28/karnin13.html). Of equals the later one is
+        kept.
 
         Args:
             students: the candidates.
             returns: of each, ``[num_first]`` on the first validation seeds.
 
         Returns:
-            Index of the candidate to keep, and the returns of each finalist on all validation seeds.
+            Index of the candidate to keep, and the returns of each finalist on the validation seeds that it played; the one to keep
+            played all of them.
         """
-        ranked = sorted(range(len(students)), key=lambda index: (returns[index].mean(), index), reverse=True)
-        candidates = ranked[: self.job.config.evaluate.finalists]
-        further = self.seeds[self.num_first :]
-        waiting = [self.begin(students[index], further) for index in candidates] if further else []
-        more = [answer().returns for answer in waiting] if further else [np.zeros(0)] * len(candidates)
-        full = {index: np.concatenate([returns[index], added]) for index, added in zip(candidates, more, strict=True)}
-        return max(full, key=lambda index: (full[index].mean(), index)), full
+        evaluate = self.job.config.evaluate
+        played = dict(enumerate(returns))
+
+        def best(count: int) -> list[int]:
+            return sorted(played, key=lambda index: (played[index].mean(), index), reverse=True)[:count]
+
+        finalists = best(evaluate.finalists)
+        played = {index: played[index] for index in finalists}
+        full = dict(played)
+        for survivors, episodes in halving(len(finalists), evaluate.finalist_episodes):
+            played = {index: played[index] for index in best(survivors)}
+            seeds = self.seeds[len(next(iter(played.values()))) : self.num_first + episodes]
+            waiting = {index: self.begin(students[index], seeds) for index in played}
+            played = {index: np.concatenate([played[index], answer().returns]) for index, answer in waiting.items()}
+            full |= played
+        return best(1)[0], full
+
+
+def halving(candidates: int, episodes: int) -> list[tuple[int, int]]:
+    """How many candidates go on, and how many episodes each of them has then played: twice as many for half of them, in each stage.
+
+    The last two play ``episodes``. Stages without an episode are left out.
+    """
+    survivors = [candidates]
+    while survivors[-1] > 2:
+        survivors.append(-(-survivors[-1] // 2))
+    shares = [episodes >> later for later in range(len(survivors))][::-1]
+    return [stage for stage, before in zip(zip(survivors, shares, strict=True), [0, *shares], strict=False) if stage[1] > before]

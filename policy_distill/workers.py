@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import multiprocessing
-import os
-import pickle
-import queue
-import sys
-import threading
-import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
-import torch
 
 from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import Episodes, EpisodicPolicy, Policy, evaluate, merge
+from policy_distill.processes import Remote, answers_of, available_cores
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 
@@ -42,7 +33,7 @@ class Rollouts:
         count = min(available_cores() if workers is None else workers, num_envs)
         shares = split(range(num_envs), max(count, 1))
         self._here = _Shard(spec, teacher, shares[0], num_envs, seed) if count == 0 else None
-        self._workers = [_Worker(spec, teacher, share, num_envs, seed) for share in shares] if count else []
+        self._workers = [Remote(_Shard, spec, teacher, share, num_envs, seed) for share in shares] if count else []
 
     @property
     def num_workers(self) -> int:
@@ -103,20 +94,7 @@ class Rollouts:
         asked = [worker for worker, _ in zip(self._workers, arguments, strict=False)]
         for worker, arguments_of in zip(asked, arguments, strict=True):
             worker.send(method, arguments_of)
-
-        def answers() -> list[Any]:
-            received = [worker.receive() for worker in asked]  # all of them, so that none is taken for the answer to a later question
-            for failed, answer in received:
-                if failed:
-                    raise RuntimeError(f"a worker process failed:\n{answer}")
-            return [answer for _, answer in received]
-
-        return answers
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return lambda: answers_of(asked)
 
 
 def split(indices: range, parts: int) -> list[range]:
@@ -149,67 +127,3 @@ class _Shard:
         who = known[policy] if isinstance(policy, str) else policy
         reference = self._teacher if with_agreement else None
         return evaluate(who, self._spec, seeds, num_envs=num_envs, reference=reference, envs=self._evaluation_envs)
-
-
-class _Worker:
-    """A process that holds a ``_Shard`` and answers calls of its methods."""
-
-    def __init__(self, *shard: Any) -> None:
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._connection, shard), daemon=True)  # type: ignore[attr-defined]
-        self._process.start()
-        theirs.close()
-
-    def send(self, method: str, arguments: tuple[Any, ...]) -> None:
-        self._connection.send_bytes(pickle.dumps((method, arguments)))
-
-    def receive(self) -> tuple[bool, Any]:
-        """Return whether the call failed, and its result or traceback."""
-        try:
-            answer: tuple[bool, Any] = pickle.loads(self._connection.recv_bytes())
-        except EOFError:
-            self._process.join(1)
-            raise RuntimeError(f"a worker process died (exit code {self._process.exitcode}); was the memory enough?") from None
-        return answer
-
-    def close(self) -> None:
-        if self._process.is_alive():
-            with contextlib.suppress(OSError):  # it died meanwhile
-                self._connection.send_bytes(pickle.dumps(None))
-        self._process.join(2)
-        if self._process.is_alive():
-            self._process.terminate()
-        self._connection.close()
-
-
-def _serve(connection: Connection, parents_end: Connection, shard: tuple[Any, ...]) -> None:
-    """Answer calls until told to stop or the parent is gone.
-
-    A thread takes the questions in while earlier ones are worked on. Without it parent and worker could wait for each other for ever: the
-    one with a question that does not fit into the pipe, the other with an answer that does not.
-
-    Messages are plain pickles between this program's own processes: torch's sharing of tensors would hand over file descriptors and
-    run out of them.
-    """
-    parents_end.close()
-    torch.set_num_threads(1)
-    worker = _Shard(*shard)
-    questions: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_take_in, args=(connection, questions), daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        while (message := pickle.loads(questions.get())) is not None:
-            method, arguments = message
-            try:
-                answer = (False, getattr(worker, method)(*arguments))
-            except Exception:  # passed on to the process that asked
-                answer = (True, traceback.format_exc())
-            connection.send_bytes(pickle.dumps(answer))
-
-
-def _take_in(connection: Connection, questions: queue.SimpleQueue[bytes]) -> None:
-    """Pass on what comes, and the end when the parent is gone."""
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            questions.put(connection.recv_bytes())
-    questions.put(pickle.dumps(None))

@@ -53,6 +53,8 @@ class Table:
         answered: how many of them were waited for.
     """
 
+    num_workers = 3
+
     def __init__(self, returns: Mapping[Any, Sequence[float]]) -> None:
         self.returns = dict(returns)
         self.asked: list[tuple[Any, list[int], dict[str, Any]]] = []

@@ -34,15 +34,16 @@ TIERS = [
         "tracking",
         "progress",
         "ppo",
+        "stepping",
         "acting",
         "sampling",
     },
     {"batches"},
     {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
-    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers"},
+    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "processes"},
     {"config"},
 ]
-KNOWS_SB3 = tuple(f"policy_distill.{name}" for name in ("teachers", "export.sb3", "kickstart", "ppo", "benchmark"))
+KNOWS_SB3 = tuple(f"policy_distill.{name}" for name in ("teachers", "export.sb3", "kickstart", "ppo", "stepping", "benchmark"))
 
 
 def modules() -> dict[str, Path]:

@@ -38,8 +38,9 @@ class Kickstart:
         self.calls = 0
         self.critic = [nn.Linear(2, 1)]
 
-    def __call__(self, *arguments: Any, seed: int, on_snapshot: Callable[[Snapshot], bool]) -> None:
+    def __call__(self, *arguments: Any, seed: int, on_snapshot: Callable[[Snapshot], bool], workers: int) -> None:
         self.arguments, self.seed = arguments, seed
+        assert workers == Table.num_workers, "as many as the run has"
         self.calls += 1
         for index, student in enumerate(self.students):
             with torch.no_grad():  # the value network goes on changing

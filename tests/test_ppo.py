@@ -22,9 +22,8 @@ from policy_distill.actions import Box, Deterministic, family_of
 from policy_distill.config import LossConfig, PolishConfig
 from policy_distill.environments import make
 from policy_distill.objective import Objective
-from policy_distill.ppo import LeanPPO, LeanVecEnv, draw, log_prob_and_score
+from policy_distill.ppo import LeanPPO, draw, log_prob_and_score
 from tests.small_worlds import (
-    PUSH,
     WORLDS,
     random_observations,
     random_student,
@@ -163,84 +162,6 @@ def test_rollouts_are_those_of_stable_baselines3(name):
     assert [episode["l"] for episode in mine] == [episode["l"] for episode in theirs]
     assert [episode["r"] for episode in mine] == pytest.approx([episode["r"] for episode in theirs], abs=1e-5)
     assert len(mine) > 8
-
-
-def test_the_end_of_an_episode_by_hand():
-    env = LeanVecEnv([lambda: make(PUSH)] * 2)
-    first: Any = env.reset()
-    observations: Any
-    zero = np.zeros((2, 2), np.float32)
-    for step in range(1, 6):
-        observations, rewards, dones, infos = env.step(zero)
-        assert dones.tolist() == [step == 5] * 2
-        if step < 5:
-            assert infos == [{}, {}]
-    assert all(info["TimeLimit.truncated"] and info["episode"]["l"] == 5 for info in infos)
-    assert not np.array_equal(infos[0]["terminal_observation"], observations[0])  # the next episode's first
-    assert first.shape == observations.shape == (2, 3)
-    total = infos[0]["episode"]["r"]
-    env.step(zero)
-    for _ in range(4):
-        _, rewards, _, infos = env.step(zero)
-    assert infos[0]["episode"]["l"] == 5  # counted anew
-    assert infos[0]["episode"]["r"] != total
-    assert rewards.dtype == np.float32
-
-
-def test_actions_are_scaled_to_the_bounds_and_clipped():
-    """Push's bounds are -2 to 6 and 0 to 1; what is out of them is refused there."""
-    seen: list[np.ndarray] = []
-
-    class Watch(gym.Wrapper):
-        def step(self, action: Any) -> Any:
-            seen.append(action)
-            return self.env.step(action)
-
-    env = LeanVecEnv([lambda: Watch(make(PUSH))])
-    env.reset()
-    for action in ([0, 0], [-1, 1], [0.5, -0.5], [1.5, -3]):
-        env.step(np.array([action], np.float32))
-    assert [action.tolist() for action in seen] == [[2, 0.5], [-2, 1], [4, 0.25], [6, 0]]
-    assert env.action_space == gym.spaces.Box(-1, 1, (2,))
-
-
-class Unbounded(gym.Env):
-    """One step, in which the time is over and the goal is reached; the first component of an action has no bounds."""
-
-    observation_space = gym.spaces.Box(-1, 1, (1,))
-    action_space = gym.spaces.Box(np.array([-np.inf, 0], np.float32), np.array([np.inf, 1], np.float32))
-
-    def __init__(self, seen: list[list[float]]) -> None:
-        self.seen = seen
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.seen.append(action.tolist())
-        return np.ones(1, np.float32), 1.0, True, True, {}
-
-
-def test_an_action_without_bounds_is_passed_on_and_a_reached_goal_is_no_truncation():
-    seen: list[list[float]] = []
-    env = LeanVecEnv([lambda: Unbounded(seen)])
-    env.reset()
-    _, _, dones, infos = env.step(np.array([[30.0, 30.0]], np.float32))
-    assert seen == [[30.0, 1.0]]
-    assert dones[0]
-    assert not infos[0]["TimeLimit.truncated"]
-
-
-def test_a_reset_begins_the_count_anew():
-    env = LeanVecEnv([lambda: make(PUSH)])
-    env.reset()
-    env.step(np.zeros((1, 2), np.float32))
-    env.reset()
-    for _ in range(5):
-        _, _, dones, infos = env.step(np.zeros((1, 2), np.float32))
-    assert dones[0]
-    assert infos[0]["episode"]["l"] == 5
 
 
 # Distributions.

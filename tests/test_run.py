@@ -10,7 +10,7 @@ import pytest
 
 from policy_distill import run as run_module
 from policy_distill.evaluate import evaluation_seeds
-from policy_distill.run import Run, Stopwatch
+from policy_distill.run import Run, Stopwatch, halving
 from policy_distill.students import Student
 from tests.small_worlds import walk_expert
 from tests.stand_ins import STEPS, Table, run_of
@@ -29,10 +29,33 @@ def chosen(run: Run, students: list[Student], table: Table) -> tuple[int, dict[i
 
 
 def test_the_best_over_all_seeds_is_chosen_among_the_best_over_the_first(tmp_path):
-    students, table = candidates([9, 9, 0, 0], [8, 8, 7, 7], [7, 7, 9, 9], [8, 8, 5, 6])
-    run = run_of(tmp_path, table, finalists=3)
-    # over the first seeds 9, 8, 7, 8: the third student is no finalist; over all of them 4.5, 7.5 and 6.75
-    assert chosen(run, students, table) == (1, {0: [9, 9, 0, 0], 3: [8, 8, 5, 6], 1: [8, 8, 7, 7]})
+    students, table = candidates([9, 9, 9, 0, 0, 0], [8, 8, 8, 7, 7, 7], [7, 7, 9, 9, 9, 9], [8, 8, 7, 5, 5, 6])
+    run = run_of(tmp_path, table, finalists=3, further=4)
+    # over the first two seeds 9, 8, 7, 8: the third student is no finalist; over four 6.75, 7.75 and 7: the first drops out
+    assert chosen(run, students, table) == (1, {0: [9, 9, 9, 0], 3: [8, 8, 7, 5, 5, 6], 1: [8, 8, 8, 7, 7, 7]})
+
+
+@pytest.mark.parametrize(
+    ("finalists", "episodes", "expected"),
+    [
+        (1, 50, [(1, 50)]),
+        (2, 50, [(2, 50)]),
+        (3, 50, [(3, 25), (2, 50)]),
+        (4, 50, [(4, 25), (2, 50)]),
+        (12, 50, [(12, 6), (6, 12), (3, 25), (2, 50)]),
+        (16, 6, [(8, 1), (4, 3), (2, 6)]),
+        (4, 0, []),
+    ],
+)
+def test_half_of_them_play_twice_as_much(finalists, episodes, expected):
+    assert halving(finalists, episodes) == expected
+
+
+def test_the_one_to_keep_played_all_seeds_even_if_another_looked_better_on_fewer(tmp_path):
+    students, table = candidates([5, 5, 5, 9, 0, 0], [5, 5, 6, 6, 0, 0], [5, 5, 6, 6, 1, 1])
+    best, full = chosen(run_of(tmp_path, table, finalists=3, further=4), students, table)
+    assert best == 2
+    assert {index: len(values) for index, values in full.items()} == {0: 6, 1: 4, 2: 6}
 
 
 @pytest.mark.parametrize(("finalists", "expected"), [(1, [3]), (2, [3, 1]), (3, [3, 1, 2]), (9, [3, 1, 2, 0])])

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy_distill.environments import EnvironmentSpec
+from policy_distill.processes import available_cores
 from policy_distill.teachers import Teacher
-from policy_distill.workers import Rollouts, available_cores, split
+from policy_distill.workers import Rollouts, split
 from tests.small_worlds import BANDIT, PUSH, WALK, Bandit, Push, Walk, push_teacher, random_student, walk_teacher
 from tests.test_collect import assert_equal
 

@@ -23,7 +23,7 @@ def run_ablation(arguments: Sequence[str]) -> int:
     from policy_distill import ablation
     from policy_distill.files import write_atomically
     from policy_distill.job import writable_folder
-    from policy_distill.workers import available_cores
+    from policy_distill.processes import available_cores
 
     study = ablation.Study.load(Path(options.study))
     output = writable_folder(Path(options.output))

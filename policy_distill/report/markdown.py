@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policy_distill.report.candidates import Candidate, candidates
-from policy_distill.report.rows import number, summary_table, tally_text
+from policy_distill.report.rows import finalist_text, number, summary_table, tally_text
 from policy_distill.report.verdict import verdict
 
 
@@ -53,7 +53,7 @@ def _round_lines(summary: Mapping[str, Any], tried: Sequence[Candidate]) -> list
     lines = [
         "## Rounds",
         "",
-        "| round | environment steps | gradient steps | teacher acts | loss | held out | validation return | retention | finalist |",
+        "| round | environment steps | gradient steps | teacher acts | loss | held out | return | retention | as finalist (episodes) |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for record, candidate in zip(summary["rounds"], tried, strict=True):
@@ -61,7 +61,7 @@ def _round_lines(summary: Mapping[str, Any], tried: Sequence[Candidate]) -> list
         lines.append(
             f"| {record['round'] + 1}{chosen} | {record['env_steps']:,} | {record['gradient_steps']:,} "
             f"| {record['teacher_action_prob']:.2f} | {record['train'][name]:.4g} | {number(record['held_out'].get(name), '.4g')} "
-            f"| {number(record['validation_return_mean'])} | {candidate.text} | {number(record['finalist_return_mean'])} |"
+            f"| {number(record['validation_return_mean'])} | {candidate.text} | {finalist_text(record)} |"
         )
     return [*lines, "", f"The loss is `{name}`.", ""]
 
@@ -93,13 +93,13 @@ def _polish_lines(polish: Mapping[str, Any] | None, tried: Sequence[Candidate]) 
         "",
         f"It began with {polish['start']}, which kept {polish['start_retention']:.3f} of the return on the validation seeds.",
         "",
-        "| environment steps | sampled return | validation return | retention | finalist |",
+        "| environment steps | sampled return | validation return | retention | as finalist (episodes) |",
         "|---:|---:|---:|---:|---:|",
     ]
     for index, (record, candidate) in enumerate(zip(polish["records"], tried, strict=True)):
         chosen = " **chosen**" if index == polish["chosen"] else ""
         lines.append(
             f"| {record['env_steps']:,}{chosen} | {number(record['metrics'].get('train_return_mean'))} "
-            f"| {number(record['validation_return_mean'])} | {candidate.text} | {number(record['finalist_return_mean'])} |"
+            f"| {number(record['validation_return_mean'])} | {candidate.text} | {finalist_text(record)} |"
         )
     return [*lines, "", *(["No polished student beat that one on all validation seeds.", ""] if polish["chosen"] is None else [])]

@@ -58,6 +58,12 @@ def tally_text(returns: Mapping[str, Sequence[float]]) -> str:
     return f"On {more} of {len(returns['student'])} seeds the student earned more than its teacher, on {equal} as much, on {less} less."
 
 
+def finalist_text(record: Mapping[str, Any]) -> str:
+    """``-84.5 (61)``: a finalist's mean return over all its validation episodes, and how many they were; nothing for all others."""
+    mean, episodes = record["finalist_return_mean"], record.get("finalist_episodes")
+    return number(mean) + (f" ({episodes})" if known(mean) and episodes else "")
+
+
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The rows of the table that closes a run: what, figure."""
     teacher, student, kept = summary["teacher"], summary["student"], summary["retention"]

@@ -13,7 +13,7 @@ from policy_distill.report import page, plots
 from policy_distill.report.candidates import STAGES, Candidate, candidates
 from policy_distill.report.drawing import to_svg
 from policy_distill.report.page import Cell, Markup, link
-from policy_distill.report.rows import RETENTION, known, mean_and_std, number, summary_rows, tally_text, times
+from policy_distill.report.rows import RETENTION, finalist_text, known, mean_and_std, number, summary_rows, tally_text, times
 from policy_distill.report.verdict import verdict
 
 VIDEO = "episode.gif"
@@ -153,11 +153,11 @@ def _marked(tried: Sequence[Candidate]) -> list[int]:
 
 
 def _rounds(records: Sequence[Mapping[str, Any]], tried: Sequence[Candidate]) -> str:
-    header = ("round", "environment steps", "gradient steps", "teacher acts", "return", "retention", "as finalist")
+    header = ("round", "environment steps", "gradient steps", "teacher acts", "return", "retention", "as finalist (episodes)")
     rows = [
         (
             f"{record['round'] + 1}", f"{record['env_steps']:,}", f"{record['gradient_steps']:,}", f"{record['teacher_action_prob']:.2f}",
-            number(record["validation_return_mean"]), candidate.text, number(record["finalist_return_mean"]),
+            number(record["validation_return_mean"]), candidate.text, finalist_text(record),
         )
         for record, candidate in zip(records, tried, strict=True)
     ]  # fmt: skip
@@ -177,11 +177,11 @@ def _generations(records: Sequence[Mapping[str, Any]], tried: Sequence[Candidate
 
 
 def _polish(records: Sequence[Mapping[str, Any]], tried: Sequence[Candidate]) -> str:
-    header = ("environment steps", "sampled return", "return", "retention", "as finalist")
+    header = ("environment steps", "sampled return", "return", "retention", "as finalist (episodes)")
     rows = [
         (
             f"{record['env_steps']:,}", number(record["metrics"].get("train_return_mean")), number(record["validation_return_mean"]),
-            candidate.text, number(record["finalist_return_mean"]),
+            candidate.text, finalist_text(record),
         )
         for record, candidate in zip(records, tried, strict=True)
     ]  # fmt: skip
