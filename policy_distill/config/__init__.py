@@ -1,0 +1,122 @@
+"""What a run is: frozen dataclasses, complete and checked when built. The command line, YAML files and Python fill the same ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from policy_distill.config.checks import RequestError, require, require_choice
+from policy_distill.config.loss import FeatureConfig, LossConfig, RelationConfig
+from policy_distill.config.stages import CollectConfig, EvaluateConfig, PolishConfig, SelfDistillConfig, TrainConfig
+
+__all__ = [
+    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EvaluateConfig", "FeatureConfig", "LossConfig", "PolishConfig",
+    "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The network that is trained."""
+
+    hidden_sizes: tuple[int, ...] | None = None
+    """Width of each hidden layer; () is a linear policy. Left out, the widths follow from ``compression``."""
+    compression: float | None = None
+    """Choose the widths so that the student has this many times fewer parameters than the teacher's acting network. Left out: 10."""
+    activation: Literal["auto", "relu", "tanh", "elu", "silu"] = "auto"
+    """Between the layers. ``auto``: the teacher's own where it is one of these, else relu."""
+    same: bool = False
+    """The teacher's own architecture (born again): nothing gets smaller. ``--student same`` for short."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.hidden_sizes is None or self.compression is None,
+            "student.compression",
+            self.compression,
+            "left out when student.hidden_sizes is given (one of the two decides the size)",
+        )
+        require(
+            not self.same or (self.hidden_sizes is None and self.compression is None),
+            "student.same",
+            self.same,
+            "left out when student.hidden_sizes or student.compression is given",
+        )
+        require(all(size > 0 for size in self.hidden_sizes or ()), "student.hidden_sizes", self.hidden_sizes, "positive widths")
+        finite = self.compression is None or (self.compression > 0 and math.isfinite(self.compression))
+        require(finite, "student.compression", self.compression, "> 0")
+        require_choice(type(self), "student", "activation", self.activation)
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """A look at the teacher before the work: a few episodes, and more only if it looks no better than a random policy."""
+
+    skip: bool = False
+    """Do the work whatever the teacher is worth."""
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Agents that teach together with ``teacher``."""
+
+    teachers: tuple[str, ...] = ()
+    """Further agents of the same task, each named as ``teacher`` is; () leaves it alone."""
+    weights: tuple[float, ...] | None = None
+    """How much each counts, ``teacher`` first; only their ratios matter. Left out: all alike."""
+    combine: Literal["mean", "value"] = "mean"
+    """``mean``: of what all say; ``value``: in each state the word of the one whose own critic promises the highest return."""
+
+    def __post_init__(self) -> None:
+        require(all(self.teachers), "ensemble.teachers", self.teachers, "paths or names of agents")
+        require_choice(type(self), "ensemble", "combine", self.combine)
+        if self.weights is None:
+            return
+        positive = all(weight > 0 and math.isfinite(weight) for weight in self.weights)
+        require(positive, "ensemble.weights", self.weights, "> 0 (leave a teacher out that should not count)")
+        require(len(self.teachers) > 0, "ensemble.weights", self.weights, "left out when there are no ensemble.teachers")
+        number = 1 + len(self.teachers)
+        require(len(self.weights) == number, "ensemble.weights", self.weights, f"{number} numbers: of teacher, then of ensemble.teachers")
+        require(self.combine == "mean", "ensemble.weights", self.weights, "left out when ensemble.combine is 'value'")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """One job: a teacher in, a student and what it kept out."""
+
+    teacher: str = ""
+    """A folder in the RL Zoo's layout, a .zip saved by Stable-Baselines3, or the name of an agent that ships with the project
+    (``ppo/LunarLander-v3``)."""
+    env: str | None = None
+    """A Gymnasium id or an entry of envs/. Left out, the environment is the one the teacher was trained in."""
+    algo: str | None = None
+    """Algorithm of a bare zip whose name and folder do not tell it (ppo, sac, ...)."""
+    output: str | None = None
+    """The run's folder. Left out: runs/ALGO-ENV-SEED."""
+    seed: int = 0
+    """Of everything random in the run."""
+    device: str = "auto"
+    """Where the student is trained: auto (CUDA when there), cpu, cuda."""
+    workers: int | None = None
+    """Processes that step environments. Left out: one a core."""
+    trust: bool = False
+    """Let Stable-Baselines3 unpickle a zip that cannot be rebuilt from plain data. This runs code from the file."""
+    check: CheckConfig = field(default_factory=CheckConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    self_distill: SelfDistillConfig = field(default_factory=SelfDistillConfig)
+    polish: PolishConfig = field(default_factory=PolishConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", self.seed, ">= 0 and less than 2**63")
+        require(self.workers is None or self.workers >= 0, "workers", self.workers, ">= 0 (0: in this process)")
+        require(
+            self.train.gradient_steps >= self.collect.rounds,
+            "train.gradient_steps",
+            self.train.gradient_steps,
+            f"at least collect.rounds = {self.collect.rounds}: each round trains",
+        )

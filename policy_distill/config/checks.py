@@ -1,0 +1,21 @@
+"""How a wrong setting is told."""
+
+from __future__ import annotations
+
+from typing import get_args, get_type_hints
+
+
+class RequestError(ValueError):
+    """The request was wrong. The message is one line for the person who made it: what is wrong and how to mend it (exit code 2)."""
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ``RequestError`` with the setting's dotted name, its value and what would be allowed."""
+    if not condition:
+        raise RequestError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def require_choice(owner: type, section: str, name: str, value: object) -> None:
+    """The same for a field that is annotated with a ``Literal``."""
+    choices = get_args(get_type_hints(owner)[name])
+    require(value in choices, f"{section}.{name}", value, f"one of {', '.join(choices)}")

@@ -1,0 +1,200 @@
+"""How the stages of a run go about it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from policy_distill.config.checks import require, require_choice
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Which states the student learns from: who acts there, with how much exploration, and how long they are kept."""
+
+    env_steps: int = 200_000
+    """Environment steps over all rounds."""
+    rounds: int = 10
+    """How often the data grow. In round 0 the teacher acts alone."""
+    num_envs: int = 16
+    """Environments stepped side by side."""
+    teacher_action_prob: float = 0.5
+    """In round 1 each action is the teacher's with this probability: 1 is teacher-driven (behavioural cloning) throughout, 0 is
+    student-driven from round 1 on (DAgger), between them the teacher's share fades."""
+    schedule: Literal["exponential", "linear"] = "exponential"
+    """How it fades in the rounds r after that: as ``teacher_action_prob**r``, or by the same amount each round down to zero."""
+    epsilon: float = 0.0
+    """Probability of an action drawn uniformly at random instead, for coverage; its state is labelled as any other."""
+    action_noise: float = 0.0
+    """Standard deviation of Gaussian noise on continuous actions, in units of half the action range."""
+    window: int | None = None
+    """Train on the last so many rounds alone. Left out: on everything collected (aggregation)."""
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1, "collect.rounds", self.rounds, ">= 1")
+        require(self.num_envs >= 1, "collect.num_envs", self.num_envs, ">= 1")
+        require(
+            self.env_steps >= self.rounds * self.num_envs,
+            "collect.env_steps",
+            self.env_steps,
+            f"at least rounds * num_envs = {self.rounds * self.num_envs}",
+        )
+        for name in ("teacher_action_prob", "epsilon"):
+            require(0 <= getattr(self, name) <= 1, f"collect.{name}", getattr(self, name), "in [0, 1]")
+        require_choice(type(self), "collect", "schedule", self.schedule)
+        require(self.action_noise >= 0 and math.isfinite(self.action_noise), "collect.action_noise", self.action_noise, ">= 0")
+        require(self.window is None or self.window >= 1, "collect.window", self.window, ">= 1")
+
+    def teacher_action_prob_in(self, round_index: int) -> float:
+        """The teacher's share of the actions in a round."""
+        if self.schedule == "linear":
+            return max(0.0, 1 - round_index * (1 - self.teacher_action_prob))
+        return self.teacher_action_prob**round_index
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the student is fitted to what was collected."""
+
+    gradient_steps: int = 40_000
+    """Over all rounds."""
+    batch_size: int = 512
+    """Transitions a gradient step."""
+    learning_rate: float = 1e-2
+    """Of Adam, at the start; it falls along half a cosine to zero over the whole run."""
+    average_decay: float = 0.999
+    """The student that acts and is kept is the exponential moving average of the weights with this decay a step; 0 turns it off."""
+    members: int | None = None
+    """Students trained side by side as one stack from different first weights; the best is kept. Left out: 4 of up to 4,000 parameters, 2
+    of up to 10,000, else 1. The smaller a student, the more two of them differ, and the less a further one costs."""
+    holdout: float = 0.05
+    """Share of the episodes that are never trained on; validation losses are taken on them."""
+
+    def members_of(self, params: int) -> int:
+        """How many students of ``params`` parameters are trained."""
+        return self.members or (4 if params <= 4_000 else 2 if params <= 10_000 else 1)
+
+    def __post_init__(self) -> None:
+        require(self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
+        require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        require(self.members is None or self.members >= 1, "train.members", self.members, ">= 1")
+        require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "train.learning_rate", self.learning_rate, "> 0")
+        require(0 <= self.average_decay < 1, "train.average_decay", self.average_decay, "in [0, 1)")
+        require(0 <= self.holdout <= 0.5, "train.holdout", self.holdout, "in [0, 0.5]")
+
+
+@dataclass(frozen=True)
+class SelfDistillConfig:
+    """Students that teach students of the same architecture, after the rounds."""
+
+    generations: int = 0
+    """At most so many; the first that earns less than the one before it is refused and ends the series."""
+    teacher_weight: float = 0.5
+    """The original teacher's share of the targets; the rest is the last generation's."""
+    ensemble: bool = False
+    """All generations so far teach together, not only the last."""
+    gradient_steps: int | None = None
+    """Of each generation. Left out: ``train.gradient_steps``."""
+
+    def __post_init__(self) -> None:
+        require(self.generations >= 0, "self_distill.generations", self.generations, ">= 0")
+        require(0 <= self.teacher_weight <= 1, "self_distill.teacher_weight", self.teacher_weight, "in [0, 1]")
+        require(self.gradient_steps is None or self.gradient_steps >= 1, "self_distill.gradient_steps", self.gradient_steps, ">= 1")
+
+
+@dataclass(frozen=True)
+class PolishConfig:
+    """Reward after imitation: Stable-Baselines3's PPO on the student that was kept."""
+
+    below: float = 0.97
+    """Polish unless the validation episodes show, at 95 % confidence, that the student keeps this much of the return; 0 never does, a
+    large number always."""
+    env_steps: int = 300_000
+    """Environment steps, besides those of imitation."""
+    enough: float = 1.0
+    """Stop before that when three looks in a row keep this much of the return on the validation seeds."""
+    teacher_weight: float = 0.0
+    """Weight of the imitation loss on actions (without hints and relations) beside PPO's; it falls along a line to zero over the first
+    half of the steps."""
+    critic_warmup: float = 0.1
+    """Share of the steps in which only the value network learns: until it knows this policy, its advantages would spoil it."""
+    learning_rate: float = 2e-3
+    """Of Adam, at the start."""
+    target_kl: float = 0.06
+    """The learning rate is halved where an update moves the policy by more than twice this KL, in nats, and doubled where by less than
+    half of it: how far a step may go depends on the policy's standard deviation, which differs much between students."""
+    num_envs: int = 16
+    """Environments stepped side by side."""
+    num_steps: int = 256
+    """Steps of each environment between two updates."""
+    epochs: int = 20
+    """Passes over what was collected, in each update."""
+    batch_size: int = 512
+    """Transitions a gradient step."""
+    clip_range: float = 0.3
+    """PPO's bound on the ratio of new to old probabilities."""
+    discount: float = 0.99
+    """Gamma."""
+    gae_lambda: float = 0.95
+    """Of generalised advantage estimation."""
+    std_end: float = 0.3
+    """The standard deviation of continuous actions may at the end be this share of what it was at the start, and in between what a line
+    between their logarithms allows: what is shipped acts without noise, and must stand without it."""
+    average_decay: float = 0.9
+    """The student is the exponential moving average of the weights with this decay an update; 0 turns it off."""
+    snapshots: int = 10
+    """At most so many times on the way the student is measured on the validation seeds; the best one is kept, if it beats the start."""
+
+    def __post_init__(self) -> None:
+        require(self.below >= 0, "polish.below", self.below, ">= 0")
+        require(self.enough > 0, "polish.enough", self.enough, "> 0")
+        require(self.env_steps >= 1, "polish.env_steps", self.env_steps, ">= 1 (polish.below 0 turns polishing off)")
+        require(self.teacher_weight >= 0 and math.isfinite(self.teacher_weight), "polish.teacher_weight", self.teacher_weight, ">= 0")
+        require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "polish.learning_rate", self.learning_rate, "> 0")
+        for name in ("num_envs", "epochs", "snapshots"):
+            require(getattr(self, name) >= 1, f"polish.{name}", getattr(self, name), ">= 1")
+        require(self.num_steps >= 2, "polish.num_steps", self.num_steps, ">= 2")
+        require(self.batch_size >= 2, "polish.batch_size", self.batch_size, ">= 2")
+        require(0 < self.std_end <= 1, "polish.std_end", self.std_end, "in (0, 1]")
+        require(self.target_kl > 0, "polish.target_kl", self.target_kl, "> 0")
+        require(self.clip_range > 0, "polish.clip_range", self.clip_range, "> 0")
+        for name in ("critic_warmup", "average_decay"):
+            require(0 <= getattr(self, name) < 1, f"polish.{name}", getattr(self, name), "in [0, 1)")
+        for name in ("discount", "gae_lambda"):
+            require(0 <= getattr(self, name) <= 1, f"polish.{name}", getattr(self, name), "in [0, 1]")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How the return is measured: one seed an episode, the same seeds for teacher, student and random policy."""
+
+    episodes: int = 100
+    """Fresh episodes behind the final figure."""
+    validation_episodes: int = 5
+    """Episodes of each student after each round, on seeds of their own."""
+    finalists: int = 12
+    """So many students with the best validation returns play on before one is kept: the best of many noisy means flatters. The worse half
+    of them drops out again and again until there are two."""
+    finalist_episodes: int = 50
+    """Further episodes of the last two finalists, on validation seeds of their own."""
+    confidence: float = 0.95
+    """Of the interval around the retention, and of a certificate."""
+    certify: float | None = None
+    """Play on, on seeds of their own, until the episodes show that the student keeps this share of the return, or that it does not, and
+    write certificate.json. Left out: no certificate."""
+    max_episodes: int = 2_000
+    """Episodes of a certificate at the most; then the verdict is "undecided"."""
+    num_envs: int = 16
+    """Episodes run side by side; the returns do not depend on it."""
+
+    def __post_init__(self) -> None:
+        require(self.episodes >= 2, "evaluate.episodes", self.episodes, ">= 2")
+        require(self.validation_episodes >= 1, "evaluate.validation_episodes", self.validation_episodes, ">= 1")
+        require(self.finalists >= 1, "evaluate.finalists", self.finalists, ">= 1")
+        require(self.finalist_episodes >= 0, "evaluate.finalist_episodes", self.finalist_episodes, ">= 0")
+        require(0.5 <= self.confidence < 1, "evaluate.confidence", self.confidence, "in [0.5, 1)")
+        sound = self.certify is None or (self.certify > 0 and math.isfinite(self.certify))
+        require(sound, "evaluate.certify", self.certify, "> 0, for example 0.95")
+        require(self.max_episodes >= 50, "evaluate.max_episodes", self.max_episodes, ">= 50, the number before the first look")
+        require(self.num_envs >= 1, "evaluate.num_envs", self.num_envs, ">= 1")
