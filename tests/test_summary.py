@@ -112,7 +112,8 @@ def test_polishing_is_told_where_there_was_any(tmp_path):
     assert (start, share, chosen) == ("round 2", 0.25, 1)
     assert records[0] == {
         "env_steps": 640, "metrics": {"std": 0.5}, "validation_return_mean": -3.0, "validation_retention": 0.5,
-        "finalist_return_mean": None, "validation_retention_standard_error": pytest.approx(math.nan, nan_ok=True),
+        "finalist_return_mean": None, "finalist_episodes": None,
+        "validation_retention_standard_error": pytest.approx(math.nan, nan_ok=True),
     }  # fmt: skip
     assert records[1]["finalist_return_mean"] == -2.5
 
