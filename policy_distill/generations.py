@@ -1,7 +1,8 @@
 """Self-distillation: a student teaches the next one of its own architecture (born-again networks, Furlanello et al. 2018, 1805.04770).
 
 Each generation is fitted from fresh weights to everything that was collected, its targets a mixture of the teacher's word and of what
-the generations before it say. One that earns less than the last on the validation seeds is refused, and the series ends there.
+the generations before it say. As many members as in the rounds are fitted side by side, and the best of them is the generation. One that
+earns less than the last on the validation seeds is refused, and the series ends there.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Lineage:
 def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
     """Let students teach students until one does worse, ``self_distill.generations`` at most."""
     config, job = run.job.config.self_distill, run.job
+    num_members = job.config.train.members_of(job.architecture.params)
     lineage, forebears = Lineage(kept), [kept.student]
     if config.generations:
         run.display.start("self-distillation", config.generations)
@@ -84,13 +86,16 @@ def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
         with run.watch.measure("train"):
             mixed = dataset.with_targets(mix_targets(job.objective, dataset, mentors, config.teacher_weight))
             steps = config.gradient_steps or job.config.train.gradient_steps
-            trainer = new_trainer(job, mixed, steps, generation=number)
+            trainer = new_trainer(job, mixed, steps, generation=number, members=num_members)
             losses = trainer.run(mixed, steps)
-            student = trainer.student()
-            trainer.fit_log_std(student, dataset)
-            held_out = trainer.validate(mixed, student)
+            siblings = [trainer.student(member) for member in range(num_members)]
+            for sibling in siblings:
+                trainer.fit_log_std(sibling, dataset)
         with run.watch.measure("evaluate"):
-            returns = run.begin(student, run.seeds)().returns
+            best, played = run.choose(siblings, [answer().returns for answer in [run.begin_validation(sibling) for sibling in siblings]])
+        student, returns = siblings[best], played[best]
+        with run.watch.measure("train"):
+            held_out = trainer.validate(mixed, student)
         run.gradient_steps += steps
         difference = float((returns - lineage.kept.returns).mean())
         mean, share = float(returns.mean()), run.retention(returns)

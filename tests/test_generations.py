@@ -115,14 +115,16 @@ def test_a_teacher_that_has_all_the_say_is_not_changed(space):
 # The series.
 
 
-def series(folder: Path, monkeypatch: pytest.MonkeyPatch, returns: Sequence[Sequence[float]], **changes: Any) -> tuple[Run, Kept, Dataset]:
-    """A run whose generations earn ``returns`` in turn; the first row is what the start earned."""
-    settings: dict[str, Any] = {"generations": len(returns) - 1, "teacher_weight": 0.5, **changes}
+def series(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, returns: Sequence[Sequence[float]], *, members: int = 1, **changes: Any
+) -> tuple[Run, Kept, Dataset]:
+    """A run whose generations' members earn ``returns`` in turn; the first row is what the start earned."""
+    settings: dict[str, Any] = {"generations": (len(returns) - 1) // members, "teacher_weight": 0.5, **changes}
     run = run_of(
         folder,
         Table({}),
         self_distill=SelfDistillConfig(**settings),
-        train=TrainConfig(gradient_steps=12, batch_size=8),
+        train=TrainConfig(gradient_steps=12, batch_size=8, members=members),
     )
     run.teacher_returns, run.random_returns = np.full(4, 10.0), np.zeros(4)
     waiting = iter(returns[1:])
@@ -157,6 +159,16 @@ def test_generations_are_kept_until_one_earns_less(tmp_path, monkeypatch):
     assert "kept" in lineage.generations[0].figures()
     assert run.tracker.seen["self_distill/paired_difference"] == (-0.25, 3)  # type: ignore[attr-defined]
     assert [entry["kept"] for entry in lineage.summary()] == [True, True, False]
+
+
+def test_the_best_member_is_the_generation(tmp_path, monkeypatch):
+    # over the first two seeds 2, 6 and 7: the last two play on, and over all four they earn 6 and 4
+    run, kept, dataset = series(tmp_path, monkeypatch, [[5, 5, 5, 5], [2, 2, 9, 9], [6, 6, 6, 6], [7, 7, 1, 1]], members=3)
+    lineage = self_distill(run, kept, dataset)
+    assert [(record.validation_return_mean, record.kept) for record in lineage.generations] == [(6.0, True)]
+    weights = [student.linears[0].weight for student in run.rollouts.returns]  # type: ignore[attr-defined]
+    assert len({tuple(weight.flatten().tolist()) for weight in weights}) == 3
+    assert torch.equal(lineage.kept.student.linears[0].weight, weights[1])
 
 
 def test_a_first_generation_that_is_refused_leaves_the_start(tmp_path, monkeypatch):
