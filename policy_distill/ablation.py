@@ -20,6 +20,8 @@ from policy_distill.config import DistillConfig, RequestError
 from policy_distill.distill import distill
 from policy_distill.files import write_atomically
 
+Key = tuple[str, str, str, int]
+"""Of a run: group, variant, agent, seed."""
 DEFAULT = "default"
 RESAMPLES = 10_000
 
@@ -61,9 +63,9 @@ class Study:
         title, introduction = (" ".join(str(data[name]).split()) for name in ("title", "introduction"))
         return cls(title, introduction, data["base"] or {}, data["agents"], data["groups"] or {}, tuple(data["seeds"]))
 
-    def runs(self) -> dict[tuple[str, str, str, int], dict[str, Any]]:
+    def runs(self) -> dict[Key, dict[str, Any]]:
         """(group, variant, agent, seed) -> settings; the default is run once for each agent, in the group ``default``."""
-        found: dict[tuple[str, str, str, int], dict[str, Any]] = {}
+        found: dict[Key, dict[str, Any]] = {}
         for agent, own in self.agents.items():
             for seed in self.seeds:
                 shared = {**self.base, **own, "seed": seed}
@@ -74,13 +76,26 @@ class Study:
         return found
 
 
-def run_study(study: Study, output: Path, *, jobs: int, note: Callable[[str], object]) -> dict[tuple[str, str, str, int], float]:
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        retention: nan of a run that failed.
+        generations: of self-distillation: whether each was kept.
+    """
+
+    retention: float
+    generations: tuple[bool, ...] = ()
+
+
+def run_study(study: Study, output: Path, *, jobs: int, note: Callable[[str], object]) -> dict[Key, Outcome]:
     """Run what has not been run yet, ``jobs`` at a time, each in one process of one thread.
 
     Returns:
-        retention of each run; nan of one that failed, whose reason is noted and written into its folder.
+        what each run came to; the reason of one that failed is written into its folder.
     """
-    kept: dict[tuple[str, str, str, int], float] = {}
+    kept: dict[Key, Outcome] = {}
     waiting = {}
     settings_of = study.runs()
     context = multiprocessing.get_context("spawn")
@@ -92,28 +107,30 @@ def run_study(study: Study, output: Path, *, jobs: int, note: Callable[[str], ob
         for future in concurrent.futures.as_completed(waiting):
             key = waiting[future]
             kept[key] = future.result()
-            note(f"[{len(kept)}/{len(settings_of)}] {', '.join(map(str, key))}: {kept[key]:.3f}")
+            note(f"[{len(kept)}/{len(settings_of)}] {', '.join(map(str, key))}: {kept[key].retention:.3f}")
     return kept
 
 
-def run_one(settings: Mapping[str, Any], folder: Path) -> float:
-    """Retention of one run, read from its folder if it was completed there with the same settings."""
+def run_one(settings: Mapping[str, Any], folder: Path) -> Outcome:
+    """What one run came to, read from its folder if it was completed there with the same settings."""
     done = folder / "ablation.json"
     stamp = json.dumps(dict(settings), sort_keys=True)
     if done.is_file():
         stored = json.loads(done.read_text())
         if stored["settings"] == stamp:
-            return float("nan") if stored["retention"] is None else float(stored["retention"])
+            retention = math.nan if stored["retention"] is None else float(stored["retention"])
+            return Outcome(retention, tuple(stored.get("generations", ())))
     try:
         result = distill(with_settings(DistillConfig(output=str(folder), workers=0), settings))
     except Exception:  # one that fails must not end the study
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc())
-        return float("nan")
-    estimate = result.retention.estimate
-    value = None if math.isnan(estimate) else estimate
-    write_atomically(done, lambda target: target.write_text(json.dumps({"settings": stamp, "retention": value})))
-    return estimate
+        return Outcome(math.nan)
+    found = Outcome(result.retention.estimate, tuple(generation["kept"] for generation in result.summary["self_distillation"]))
+    value = None if math.isnan(found.retention) else found.retention
+    record = {"settings": stamp, "retention": value, "generations": found.generations}
+    write_atomically(done, lambda target: target.write_text(json.dumps(record)))
+    return found
 
 
 def interval(strata: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -133,8 +150,9 @@ def interval(strata: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[fl
     return float(np.mean([values.mean() for values in strata])), float(low), float(high)
 
 
-def markdown(study: Study, kept: Mapping[tuple[str, str, str, int], float], command: str) -> str:
+def markdown(study: Study, outcomes: Mapping[Key, Outcome], command: str) -> str:
     """The page: a table for each group, every variant beside the default on the same agents and seeds."""
+    kept = {key: outcome.retention for key, outcome in outcomes.items()}
     lines = [f"# {study.title}", "", study.introduction, "", "```", command, "```", ""]
     lines += ["makes this page again from the run folders, and runs what is missing.", ""]
     if study.base:
@@ -160,15 +178,32 @@ def markdown(study: Study, kept: Mapping[tuple[str, str, str, int], float], comm
         for name in (DEFAULT, *content["variants"]):
             where = DEFAULT if name == DEFAULT else group
             lines.append(_row(name, where, agents, study.seeds, kept))
-        lines += ["", " ".join(str(content.get("learned", "")).split()), ""]
+        lines += ["", *_gate_lines(group, content["variants"], agents, outcomes), " ".join(str(content.get("learned", "")).split()), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _gate_lines(group: str, variants: Mapping[str, Any], agents: Sequence[str], outcomes: Mapping[Key, Outcome]) -> list[str]:
+    """How many generations of self-distillation were kept, where there were any."""
+    rows = []
+    for name in variants:
+        cells = []
+        for agent in agents:
+            series = [found.generations for (*where, _), found in outcomes.items() if where == [group, name, agent] and found.generations]
+            reached = [[gates[number] for gates in series if len(gates) > number] for number in range(max(map(len, series), default=0))]
+            cells.append(", ".join(f"{sum(gates)} of {len(gates)}" for gates in reached))
+        if any(cells):
+            rows.append(f"| {name} | {' | '.join(cells)} |")
+    if not rows:
+        return []
+    head = [f"| kept, generation after generation | {' | '.join(agents)} |", f"|---|{'---|' * len(agents)}"]
+    return [*head, *rows, ""]
 
 
 def _text_of(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}` {value}" for name, value in settings.items())
 
 
-def _row(name: str, group: str, agents: Sequence[str], seeds: Sequence[int], kept: Mapping[tuple[str, str, str, int], float]) -> str:
+def _row(name: str, group: str, agents: Sequence[str], seeds: Sequence[int], kept: Mapping[Key, float]) -> str:
     cells, differences = [], []
     for agent in agents:
         pairs = [(kept.get((group, name, agent, seed), math.nan), kept.get((DEFAULT, DEFAULT, agent, seed), math.nan)) for seed in seeds]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import yaml
 
 from policy_distill import ablation
-from policy_distill.ablation import DEFAULT, Study, interval, markdown, run_one, with_settings
+from policy_distill.ablation import DEFAULT, Outcome, Study, interval, markdown, run_one, with_settings
 from policy_distill.config import DistillConfig, RequestError
 
 BASE = {"evaluate.episodes": 5}
@@ -76,13 +76,15 @@ def test_a_run_is_done_once_and_again_when_its_settings_change(tmp_path, monkeyp
         class retention:
             estimate = 0.75
 
+        summary: ClassVar[dict[str, Any]] = {"self_distillation": [{"kept": True}, {"kept": False}]}
+
     def distill(config: DistillConfig) -> type[Found]:
         asked.append(config)
         (tmp_path / "run").mkdir(exist_ok=True)
         return Found
 
     monkeypatch.setattr(ablation, "distill", distill)
-    assert [run_one({"seed": 3}, tmp_path / "run") for _ in range(2)] == [0.75, 0.75]
+    assert [run_one({"seed": 3}, tmp_path / "run") for _ in range(2)] == [Outcome(0.75, (True, False))] * 2
     assert [config.seed for config in asked] == [3]
     assert asked[0].workers == 0
     run_one({"seed": 4}, tmp_path / "run")
@@ -90,14 +92,14 @@ def test_a_run_is_done_once_and_again_when_its_settings_change(tmp_path, monkeyp
 
 
 def test_a_run_that_fails_says_why_and_has_no_figure(tmp_path):
-    assert math.isnan(run_one({"teacher": "no/such-agent"}, tmp_path / "run"))
+    assert math.isnan(run_one({"teacher": "no/such-agent"}, tmp_path / "run").retention)
     assert "no/such-agent" in (tmp_path / "run" / "error.txt").read_text()
     assert not (tmp_path / "run" / "ablation.json").exists()
 
 
 def test_an_undefined_retention_is_kept_as_null(tmp_path):
     (tmp_path / "ablation.json").write_text(json.dumps({"settings": json.dumps({"seed": 1}), "retention": None}))
-    assert math.isnan(run_one({"seed": 1}, tmp_path))
+    assert math.isnan(run_one({"seed": 1}, tmp_path).retention)
 
 
 def test_the_interval_resamples_each_agent_s_seeds():
@@ -113,7 +115,7 @@ def test_the_page_s_rows_by_hand():
         (DEFAULT, DEFAULT, "two", 1): 1.0, ("Heat", "T = 2", "one", 0): 1.0, ("Heat", "T = 2", "one", 1): 0.8,
         ("Heat", "T = 2", "two", 0): 0.9, ("Heat", "T = 2", "two", 1): math.nan,
     }  # fmt: skip
-    page = markdown(STUDY, kept, "the command")
+    page = markdown(STUDY, {key: Outcome(retention) for key, retention in kept.items()}, "the command")
     assert page.startswith("# Heat and labels\n\nWhat they do.\n")
     assert "the command" in page
     assert "| one | `teacher` a | 0.900 | 0.700 | 0.800 |" in page
@@ -122,3 +124,12 @@ def test_the_page_s_rows_by_hand():
     assert "| T = 2 | 0.900 ± 0.141 | 0.900 ± 0.000 (1 seeds) | +0.000 [+0.000, +0.000] |" in page
     assert "It does not help." in page
     assert "| some |  | |" in page  # not run at all
+    assert "generation" not in page
+
+
+def test_the_page_tells_how_many_generations_were_kept():
+    series = {("one", 0): (True, True), ("one", 1): (True, False), ("two", 0): (False,), ("two", 1): ()}
+    outcomes = {("Heat", "T = 2", *where): Outcome(0.5, gates) for where, gates in series.items()}
+    page = markdown(STUDY, outcomes, "the command")
+    assert "| kept, generation after generation | one | two |" in page
+    assert "| T = 2 | 2 of 2, 1 of 2 | 0 of 1 |" in page

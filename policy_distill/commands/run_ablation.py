@@ -32,7 +32,7 @@ def run_ablation(arguments: Sequence[str]) -> int:
     page = Path(options.page)
     write_atomically(page, lambda target: target.write_text(ablation.markdown(study, kept, command)))
     if options.json:
-        print(json.dumps({"/".join(map(str, key)): plain(value) for key, value in kept.items()}, indent=2))
+        print(json.dumps({"/".join(map(str, key)): plain(found.retention) for key, found in kept.items()}, indent=2))
     else:
         print(page)
     return DONE
