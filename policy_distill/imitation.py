@@ -21,6 +21,9 @@ from policy_distill.stack import StudentStack
 from policy_distill.students import Student
 from policy_distill.train import Trainer
 
+LOOKS = 3
+"""So many rounds in a row must be good enough to end the stage early."""
+
 
 @dataclass(frozen=True)
 class Imitation:
@@ -46,7 +49,7 @@ def imitate(run: Run) -> Imitation:
     """Let the student learn from its teacher's word on states that more and more are the student's own.
 
     With several members, which differ in their first weights and in their batches alone, the one that did best in the last round that was
-    measured acts, and each of them is a candidate in every round.
+    measured acts, and each of them is a candidate in every round. The rounds end early where ``collect.enough`` says so.
     """
     job, watch, display, tracker = run.job, run.watch, run.display, run.tracker
     config = job.config
@@ -62,10 +65,12 @@ def imitate(run: Run) -> Imitation:
     random_parts: list[Episodes] = []
     num_members = config.train.members_of(job.architecture.params)
     driver = 0
+    shares: list[float] = []  # of each round that was measured: what its students together keep
 
     def note_validation(answers: list[Episodes]) -> int:
         """Record how the members of the last round did and return the best of them."""
         validations.extend(answers)
+        shares.append(run.retention(np.mean([episodes.returns for episodes in answers], axis=0)))
         best = max(range(len(answers)), key=lambda member: answers[member].returns.mean())
         reference = (run.teacher_returns[: run.num_first].mean(), run.random_returns[: run.num_first].mean())
         error = run.retention_standard_error(answers[best].returns)
@@ -76,6 +81,7 @@ def imitate(run: Run) -> Imitation:
 
     display.start("measuring the teacher", config.collect.rounds)
     for index in range(config.collect.rounds):
+        last = index + 1 == config.collect.rounds or (len(shares) >= LOOKS and min(shares[-LOOKS:]) >= config.collect.enough)
         display.stage(f"round {index + 1}: collecting")
         probability = config.collect.teacher_action_prob_in(index)
         with watch.measure("collect"):
@@ -86,14 +92,19 @@ def imitate(run: Run) -> Imitation:
                 dataset.forget_before(_rows_before(config, index + 1 - config.collect.window))
         # While this process trains, the workers measure: the last round's students, and a share of what teacher and random policy earn
         # on the final seeds, which does not depend on the student.
-        share = final_seeds[index :: config.collect.rounds]
+        share = [
+            seed
+            for part in range(index, config.collect.rounds if last else index + 1)
+            for seed in final_seeds[part :: config.collect.rounds]
+        ]
         with watch.measure("evaluate"):
             waiting = [run.begin_validation(member) for member in members] or [run.begin(who, run.seeds) for who in ("teacher", "random")]
             final_waiting = [run.begin(who, share) for who in ("teacher", "random") if share]
         display.stage(f"round {index + 1}: training")
         with watch.measure("train"):
             trainer = trainer or new_trainer(job, dataset, config.train.gradient_steps, members=num_members)
-            losses = trainer.run(dataset, part_of(config.train.gradient_steps, config.collect.rounds, index))
+            left = config.train.gradient_steps - trainer.gradient_steps
+            losses = trainer.run(dataset, left if last else part_of(config.train.gradient_steps, config.collect.rounds, index))
             trained = [trainer.student(member) for member in range(num_members)]
             for student in trained:
                 trainer.fit_log_std(student, dataset)
@@ -113,6 +124,8 @@ def imitate(run: Run) -> Imitation:
         run.env_steps, run.gradient_steps = len(dataset), trainer.gradient_steps
         rounds.append(Round(index, run.env_steps, run.gradient_steps, probability, losses, held_out))
         track_round(tracker, rounds[-1], transitions, trainer.learning_rate, watch.seconds)
+        if last:
+            break
 
     display.stage("choosing a round")
     with watch.measure("evaluate"):

@@ -16,7 +16,10 @@ class CollectConfig:
     env_steps: int = 200_000
     """Environment steps over all rounds."""
     rounds: int = 10
-    """How often the data grow. In round 0 the teacher acts alone."""
+    """How often the data grow, at most. In round 0 the teacher acts alone."""
+    enough: float = 0.99
+    """When three rounds in a row, all their students taken together, keep this much of the return on the validation seeds, the next round
+    is the last, and the gradient steps that are left are taken on what there is then. A large number: never."""
     num_envs: int = 16
     """Environments stepped side by side."""
     teacher_action_prob: float = 0.5
@@ -43,6 +46,7 @@ class CollectConfig:
         for name in ("teacher_action_prob", "epsilon"):
             require(0 <= getattr(self, name) <= 1, f"collect.{name}", getattr(self, name), "in [0, 1]")
         require_choice(type(self), "collect", "schedule", self.schedule)
+        require(self.enough > 0, "collect.enough", self.enough, "> 0")
         require(self.action_noise >= 0 and math.isfinite(self.action_noise), "collect.action_noise", self.action_noise, ">= 0")
         require(self.window is None or self.window >= 1, "collect.window", self.window, ">= 1")
 
