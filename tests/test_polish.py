@@ -221,7 +221,7 @@ def test_what_result_json_holds(tmp_path, monkeypatch):
         "records": [
             {
                 "env_steps": 100, "metrics": {"train_return_mean": 0.0}, "validation_return_mean": 4.0,
-                "validation_retention": 0.625, "finalist_return_mean": 4.0,
+                "validation_retention": 0.625, "finalist_return_mean": 4.0, "finalist_episodes": 4,
                 # contrasts at 0.625: 3 - 5 - 0 = -2 and 5 - 3.75 + 0.75 = 2; their mean's error is 2, and the gap 8
                 "validation_retention_standard_error": pytest.approx(0.25),
             }
