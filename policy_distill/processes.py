@@ -20,7 +20,7 @@ CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "sp
 
 
 class Remote:
-    """A process that makes an object and answers calls of its methods, one after the other.
+    """A process that makes an object and answers calls of its methods, one after the other; in the end it calls ``close``, if there is one.
 
     Args:
         make: what makes the object there; where processes are not forked it and its arguments are pickled.
@@ -98,6 +98,8 @@ def _serve(connection: Connection, parents_end: Connection, make: Callable[..., 
             except Exception:  # passed on to the process that asked
                 answer = (True, traceback.format_exc())
             connection.send_bytes(pickle.dumps(answer))
+    if hasattr(resident, "close"):
+        resident.close()
 
 
 def _take_in(connection: Connection, questions: queue.SimpleQueue[bytes]) -> None:

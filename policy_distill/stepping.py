@@ -60,7 +60,11 @@ class LeanVecEnv(VecEnv):
 
     def reset(self) -> Any:
         self._returns[:], self._lengths[:] = 0.0, 0
-        self._call("reset", self._seeds)
+        if self._here is not None:
+            self._here.reset(self._seeds)
+        for worker in self._workers:
+            worker.send("reset", (self._seeds,))
+        answers_of(self._workers)
         self._reset_seeds()
         return np.array(self._observations)
 
@@ -85,17 +89,11 @@ class LeanVecEnv(VecEnv):
         return np.array(self._observations), np.array(self._rewards, np.float32), dones, infos
 
     def close(self) -> None:
-        self._call("close")
+        if self._here is not None:
+            self._here.close()
         for worker in self._workers:
             worker.close()
         self._workers = []
-
-    def _call(self, method: str, *arguments: Any) -> None:
-        if self._here is not None:
-            getattr(self._here, method)(*arguments)
-        for worker in self._workers:
-            worker.send(method, arguments)
-        answers_of(self._workers)
 
     # What nobody here asks for.
 

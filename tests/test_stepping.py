@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import gymnasium as gym
@@ -61,6 +62,19 @@ def test_a_shared_array_begins_with_zeros_and_all_views_are_one():
     assert shared.view()[1, 2] == 5
     assert shared.view().dtype == np.float32
     assert SharedArray((), np.int64).view().shape == ()
+
+
+def test_environments_are_closed_in_their_processes(tmp_path):
+    class Closing(gym.Wrapper):
+        def close(self) -> None:
+            (tmp_path / f"{os.getpid()}-{id(self)}").touch()
+            super().close()
+
+    env = LeanVecEnv([lambda: Closing(make(WALK))] * 3, workers=2)
+    env.reset()
+    env.close()
+    processes = [path.name.split("-")[0] for path in tmp_path.iterdir()]
+    assert sorted(processes.count(process) for process in set(processes)) == [1, 1, 2]  # this one showed its spaces
 
 
 class Broken(gym.Env):
