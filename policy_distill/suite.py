@@ -9,7 +9,7 @@ import io
 import json
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from policy_distill.config import DistillConfig, RequestError
 from policy_distill.distill import distill
 from policy_distill.files import write_atomically
 from policy_distill.progress import Display
-from policy_distill.report import write_suite_report
-from policy_distill.statistics import interquartile_interval, interquartile_mean
+from policy_distill.report import AGGREGATE_COLUMNS, AGGREGATE_NOTE, aggregate_rows, write_suite_report
+from policy_distill.statistics import suite_aggregates
+from policy_distill.statistics.suites import Returns
 from policy_distill.tracking import write_json
 
 WORTH_COMPRESSING = 4000
@@ -42,19 +43,17 @@ class SuiteResult:
         """Rows of the teachers with ``WORTH_COMPRESSING`` parameters or more whose retention is defined: what the aggregate is over."""
         return [row for row in self.rows if row["retention"] is not None and row["params"] >= WORTH_COMPRESSING]
 
-    @property
-    def interquartile_mean(self) -> float | None:
-        """Of the retention of the judged teachers."""
-        kept = [row["retention"] for row in self.judged]
-        return interquartile_mean(np.array(kept)) if kept else None
+    def aggregates(self) -> dict[str, dict[str, Any]]:
+        """What the judged teachers' students kept as a whole: name -> ``Aggregate`` as data; empty where nobody is judged.
 
-    def interquartile_interval(self) -> tuple[float, float] | None:
-        """Of ``interquartile_mean``, 95 %, from the returns in the runs' folders; None if one is missing or there are fewer than two."""
+        The intervals are of 95 %, from the returns in the runs' folders; there are none if one is missing.
+        """
+        if not self.judged:
+            return {}
         files = [self.folder / row["teacher"] / "result.json" for row in self.judged]
-        if len(files) < 2 or not all(path.is_file() for path in files):
-            return None
-        returns = [json.loads(path.read_text())["returns"] for path in files]
-        return interquartile_interval([tuple(np.array(one[name]) for name in ("student", "teacher", "random")) for one in returns])
+        returns = [_returns(path) for path in files] if all(path.is_file() for path in files) else None
+        found = suite_aggregates(np.array([row["retention"] for row in self.judged]), returns)
+        return {name: dataclasses.asdict(aggregate) for name, aggregate in found.items()}
 
 
 def find_teachers(folder: Path) -> list[Path]:
@@ -113,7 +112,16 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
         run.mkdir(parents=True, exist_ok=True)
         (run / "error.txt").write_text(traceback.format_exc())
         return {**row, "status": "failed", "reason": f"{type(error).__name__}: {_first_and_last_line(str(error))}"}
-    row |= {
+    row = row_of(name, summary)
+    write_json(done, {"settings": key, "row": row})
+    return row
+
+
+def row_of(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a run that was completed, from what its result.json holds."""
+    return {
+        **dict.fromkeys(COLUMNS),
+        "teacher": name,
         "status": "done",
         "env": summary["env"],
         "params": summary["teacher"]["params"],
@@ -129,16 +137,13 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
         "env_steps": summary["env_steps"],
         "seconds": summary["seconds"]["total"],
     }
-    write_json(done, {"settings": key, "row": row})
-    return row
 
 
 def write_tables(rows: Sequence[dict[str, Any]], folder: Path, config: DistillConfig) -> None:
     """Write suite.md, suite.csv and suite.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    result = SuiteResult(list(rows), folder)
-    interval = result.interquartile_interval()
-    write_atomically(folder / "suite.md", lambda target: target.write_text(markdown(result, interval)))
+    aggregates = SuiteResult(list(rows), folder).aggregates()
+    write_atomically(folder / "suite.md", lambda target: target.write_text(markdown(rows, aggregates)))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -148,22 +153,21 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path, config: DistillCo
         folder / "suite.json",
         {
             "rows": list(rows),
-            "interquartile_mean": result.interquartile_mean,
-            "interquartile_interval": interval,
+            "aggregates": aggregates,
             "worth_compressing": WORTH_COMPRESSING,
             "config": dataclasses.asdict(config),
         },
     )
 
 
-def markdown(result: SuiteResult, interval: tuple[float, float] | None) -> str:
-    """The suite as a Markdown table with its aggregate, and the aggregate's interval, beneath."""
+def markdown(rows: Sequence[Mapping[str, Any]], aggregates: Mapping[str, Mapping[str, Any]]) -> str:
+    """The suite as a Markdown table, and its aggregates as another beneath."""
     lines = [
         "| teacher | environment | parameters | student | compression | teacher's return | student's return "
         "| retention [interval] | seconds |",
         "|---|---|---:|---|---:|---:|---:|---|---:|",
     ]
-    for row in result.rows:
+    for row in rows:
         if row["status"] != "done":
             reason = row["reason"].replace("|", "\\|")
             lines.append(f"| {row['teacher']} | {row['status']}: {reason} | | | | | | | |")
@@ -173,11 +177,21 @@ def markdown(result: SuiteResult, interval: tuple[float, float] | None) -> str:
             f"| {row['teacher']} | {row['env']} | {row['params']:,} | {row['student']} | {row['compression'] or math.nan:.1f}x "
             f"| {row['teacher_return']:.1f} | {row['student_return']:.1f} | {kept} | {row['seconds']:.0f} |"
         )
-    mean = result.interquartile_mean
-    if mean is not None:
-        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-        lines += ["", f"Interquartile mean of retention over teachers with {WORTH_COMPRESSING:,} parameters or more: **{mean:.3f}**{ends}."]
+    if aggregates:
+        lines += [
+            "",
+            AGGREGATE_NOTE.format(WORTH_COMPRESSING),
+            "",
+            f"| {' | '.join(AGGREGATE_COLUMNS)} |",
+            "|---|---:|---|---|---|",
+            *(f"| {' | '.join(cells)} |" for cells in aggregate_rows(aggregates)),
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _returns(path: Path) -> Returns:
+    found = json.loads(path.read_text())["returns"]
+    return np.array(found["student"]), np.array(found["teacher"]), np.array(found["random"])
 
 
 def _finite(value: float | None) -> float | None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from policy_distill import suite
 from policy_distill.config import DistillConfig, PolishConfig, RequestError, StudentConfig
-from policy_distill.suite import COLUMNS, SuiteResult, find_teachers, interquartile_interval, run_suite
+from policy_distill.suite import COLUMNS, SuiteResult, find_teachers, run_suite
 
 NAMES = ["dqn/Two-v1_1", "ppo/One-v1_1"]
 
@@ -130,13 +129,18 @@ def test_the_three_tables_say_the_same(agents, job, tmp_path):
     result = run_suite(agents, DistillConfig(seed=3), output=tmp_path / "out")
     markdown, rows, data = tables(tmp_path / "out")
     assert data["rows"] == result.rows
-    assert data["interquartile_mean"] == result.interquartile_mean == pytest.approx(0.9)
+    assert data["aggregates"] == result.aggregates()
+    assert data["aggregates"]["interquartile_mean"]["estimate"] == pytest.approx(0.9)
     assert data["config"]["seed"] == 3
     written = [{key: "" if value is None else str(value) for key, value in row.items()} for row in result.rows]
     assert rows == written
     assert tuple(rows[0]) == COLUMNS
     assert markdown[2:4] == [f"| {name} | One-v1 | 5,000 | [8, 8] | 100.0x | 100.0 | 90.0 | 0.900 [0.800, 1.000] | 12 |" for name in NAMES]
-    assert markdown[-1] == "Interquartile mean of retention over teachers with 4,000 parameters or more: **0.900**."
+    assert markdown[5].startswith("Retention over teachers with 4,000 parameters or more")
+    assert [line.split(" | ")[:3] for line in markdown[-3:]] == [
+        ["| interquartile mean", "0.900", ""], ["| geometric mean", "0.900", ""], ["| optimality gap", "0.100", ""],
+    ]  # fmt: skip
+    assert len({line.count("|") for line in markdown[7:]}) == 1
     assert len({line.count("|") for line in markdown[:4]}) == 1
 
 
@@ -145,57 +149,36 @@ def test_an_undefined_retention_is_called_so_and_left_out_of_the_mean(agents, jo
     result = run_suite(agents, DistillConfig(), output=tmp_path / "out")
     markdown, rows, data = tables(tmp_path / "out")
     assert result.rows[0]["retention"] is None
-    assert result.interquartile_mean is data["interquartile_mean"] is None
+    assert result.aggregates() == data["aggregates"] == {}
     assert rows[0]["retention"] == ""
     assert "| undefined |" in markdown[2]
-    assert not [line for line in markdown if "Interquartile" in line]
+    assert not [line for line in markdown if "interquartile" in line]
 
 
-def test_the_interquartile_mean_is_over_teachers_worth_compressing():
+def test_aggregates_are_over_teachers_worth_compressing():
     pairs = [(3999, 0.0), (3999, 0.1), (4000, 0.2), (5000, 1.0), (6000, 0.9), (7000, 0.8), (8000, None)]
-    rows = [{"params": params, "retention": kept} for params, kept in pairs]
-    # of 0.2, 0.8, 0.9 and 1.0 the middle half
-    assert SuiteResult(rows, Path()).interquartile_mean == pytest.approx(0.85)
-    assert SuiteResult(rows[:2], Path()).interquartile_mean is None
-    assert SuiteResult([{"params": None, "retention": None}], Path()).interquartile_mean is None
+    rows = [{"teacher": "nowhere", "params": params, "retention": kept} for params, kept in pairs]
+    found = SuiteResult(rows, Path()).aggregates()
+    # of 0.2, 0.8, 0.9 and 1.0 the middle half; 0.8, 0.2, 0.1 and 0 are missing
+    assert found["interquartile_mean"]["estimate"] == pytest.approx(0.85)
+    assert found["optimality_gap"]["estimate"] == pytest.approx(1.1 / 4)
+    assert SuiteResult(rows[:2], Path()).aggregates() == {}
+    assert SuiteResult([{"params": None, "retention": None}], Path()).aggregates() == {}
 
 
-def returns(*retentions: float) -> list[tuple[np.ndarray, ...]]:
-    """Teachers whose students kept exactly so much in each episode."""
-    return [(np.full(20, 10 * kept), np.full(20, 10.0), np.zeros(20)) for kept in retentions]
-
-
-def test_the_interval_is_wide_where_teachers_differ_and_none_where_nothing_does():
-    assert interquartile_interval(returns(0.5, 0.5, 0.5)) == pytest.approx((0.5, 0.5))
-    low, high = interquartile_interval(returns(0.0, 1.0))
-    # of two teachers one is drawn twice in half of the samples, each as often
-    assert (low, high) == (0.0, 1.0)
-    assert interquartile_interval(returns(0.0, 1.0), confidence=0.4) == pytest.approx((0.5, 0.5))
-
-
-def test_the_interval_holds_what_the_episodes_leave_open():
-    draws = np.random.default_rng(1)
-    runs = [(draws.normal(5.0, 5.0, 25), np.full(25, 10.0), np.zeros(25)) for _ in range(8)]
-    runs = [(student - student.mean() + 5.0, teacher, random) for student, teacher, random in runs]  # the teachers do not differ at all
-    low, high = interquartile_interval(runs)
-    # a retention's standard error is 5 / sqrt(25) / 10 = 0.1; of the interquartile mean of eight about 0.1 / sqrt(8) and a little more
-    assert 0.40 < low < 0.5 - 1.5 * 0.1 / 8**0.5
-    assert 0.5 + 1.5 * 0.1 / 8**0.5 < high < 0.60
-    assert interquartile_interval(runs) == (low, high)
-    assert interquartile_interval(runs, seed=1) != (low, high)
-
-
-def test_a_suite_s_interval_is_read_from_its_runs(agents, job, tmp_path):
+def test_intervals_are_read_from_the_runs(agents, job, tmp_path):
     result = run_suite(agents, DistillConfig(), output=tmp_path / "out")
-    assert result.interquartile_interval() is None  # no run left its returns
-    for name, one in zip(NAMES, returns(0.5, 0.5), strict=True):
-        data = {"returns": dict(zip(("student", "teacher", "random"), (part.tolist() for part in one), strict=True))}
-        (tmp_path / "out" / name / "result.json").write_text(json.dumps(data))
-    assert result.interquartile_interval() == pytest.approx((0.5, 0.5))
+    assert {found["over_episodes"] for found in result.aggregates().values()} == {None}  # no run left its returns
+    for name in NAMES:
+        left = {"returns": {"student": [9.0] * 20, "teacher": [10.0] * 20, "random": [0.0] * 20}}
+        (tmp_path / "out" / name / "result.json").write_text(json.dumps(left))
     run_suite(agents, DistillConfig(), output=tmp_path / "out")
     markdown, _, data = tables(tmp_path / "out")
-    assert markdown[-1].endswith("**0.900** [0.500, 0.500].")
-    assert data["interquartile_interval"] == pytest.approx([0.5, 0.5])
+    assert data["aggregates"] == json.loads(json.dumps(result.aggregates()))
+    assert data["aggregates"]["optimality_gap"]["over_episodes"] == pytest.approx([0.1, 0.1])
+    assert "| probability of improvement | 0.000 | [0.000, 0.000] | [0.000, 0.000] |" in markdown[-1]
+    (tmp_path / "out" / NAMES[0] / "result.json").unlink()
+    assert result.aggregates()["geometric_mean"]["over_teachers"] is None
 
 
 def test_a_suite_has_a_page_with_its_reasons(agents, job, tmp_path):

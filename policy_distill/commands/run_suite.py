@@ -26,12 +26,14 @@ def run_suite(arguments: Sequence[str]) -> int:
     config = parser.config(options, DistillConfig)
     from policy_distill import suite
     from policy_distill.job import writable_folder
+    from policy_distill.report import aggregate_rows
+    from policy_distill.report.rows import times
 
     output = writable_folder(Path(options.output))
     result = suite.run_suite(Path(options.teachers), config, output=output, display=Display(quiet=options.json))
+    aggregates = result.aggregates()
     if options.json:
-        aggregate = {"interquartile_mean": result.interquartile_mean, "interquartile_interval": result.interquartile_interval()}
-        print(json.dumps({"rows": result.rows, **aggregate}, indent=2))
+        print(json.dumps({"rows": result.rows, "aggregates": aggregates}, indent=2))
         return DONE
     table = Table(box=None, pad_edge=False)
     for title, justify in (("teacher", "left"), ("student", "left"), ("smaller", "right"), ("retention", "left"), ("s", "right")):
@@ -41,12 +43,12 @@ def run_suite(arguments: Sequence[str]) -> int:
             table.add_row(row["teacher"], row["status"], "", row["reason"], "")
             continue
         kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        table.add_row(row["teacher"], row["student"], f"{row['compression']:.1f}x", kept, f"{row['seconds']:.0f}")
+        table.add_row(row["teacher"], row["student"], times(row["compression"]), kept, f"{row['seconds']:.0f}")
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
-    if result.interquartile_mean is not None:
-        interval = result.interquartile_interval()
-        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-        console.print(f"interquartile mean of retention: {result.interquartile_mean:.3f}{ends}")
+    if aggregates:
+        console.print(f"\nteachers with {suite.WORTH_COMPRESSING:,} parameters or more:")
+    for label, figure, over_episodes, *_ in aggregate_rows(aggregates):
+        console.print(f"  {label}: {figure} {over_episodes}".rstrip())
     console.print(f"\n{result.folder}", soft_wrap=True)
     return DONE

@@ -1,13 +1,24 @@
 """What a run, or a suite of runs, found, for a person: Markdown, a page, and the plots on it. Every figure is read from result.json."""
 
-from policy_distill.report.rows import certificate_text, retention_text, summary_rows, summary_table
+from policy_distill.report.rows import (
+    AGGREGATE_COLUMNS,
+    AGGREGATE_NOTE,
+    aggregate_rows,
+    certificate_text,
+    retention_text,
+    summary_rows,
+    summary_table,
+)
 from policy_distill.report.run_page import VIDEO
 from policy_distill.report.suite_page import write_suite_report
 from policy_distill.report.write import add_to_report, write_report
 
 __all__ = [
+    "AGGREGATE_COLUMNS",
+    "AGGREGATE_NOTE",
     "VIDEO",
     "add_to_report",
+    "aggregate_rows",
     "certificate_text",
     "retention_text",
     "summary_rows",

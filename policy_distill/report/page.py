@@ -35,6 +35,7 @@ section{background:var(--surface);border:1px solid var(--grid);border-radius:10p
 .tiles dd{margin:0;font-size:22px;font-weight:600;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 .tiles dd span{display:block;font-size:12.5px;font-weight:400;color:var(--muted)}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:20px}
+details+.plots{margin-top:20px}
 figure{margin:0;min-width:0}
 figure svg,figure img{display:block;width:100%;height:auto}
 figure.wide div{overflow-x:auto}

@@ -11,6 +11,22 @@ RETENTION = "Retention is (student - random) / (teacher - random) of the mean re
 TESTS = {"they show": "final_test", "certificate": "certificate"}
 """What a row about a test is called, and where result.json has it."""
 
+AGGREGATES = {
+    "interquartile_mean": ("interquartile mean", "of the middle half: neither one failure nor one windfall moves it"),
+    "geometric_mean": ("geometric mean", "halving and doubling cancel; 0 as soon as one student keeps nothing"),
+    "optimality_gap": ("optimality gap", "what is missing to 1 on average; more than 1 makes nothing good; 0 is best"),
+    "probability_of_improvement": (
+        "probability of improvement",
+        "of a student's episode on one of its teacher's; 0.5 where they are alike",
+    ),
+}
+"""What an aggregate of a suite is called, and what it is."""
+AGGREGATE_COLUMNS = ("figure", "estimate", "other episodes", "other teachers too", "what it is")
+AGGREGATE_NOTE = (
+    "Retention over teachers with {:,} parameters or more (Agarwal et al. 2021), with 95% intervals: what other episodes of these teachers "
+    "would have given, and what other teachers of this kind would have."
+)
+
 
 def known(value: float | None) -> TypeGuard[float]:
     """Whether there is a figure: a live summary holds nan where result.json holds null."""
@@ -42,6 +58,19 @@ def mean_and_std(figures: Mapping[str, Any]) -> str:
 def times(compression: float | None) -> str:
     """``101.1x``: how many times smaller the student is."""
     return f"{compression:.1f}x" if compression else "unknown"
+
+
+def aggregate_rows(aggregates: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The rows under ``AGGREGATE_COLUMNS``, from what suite.json holds; an interval that is not known is left out."""
+
+    def ends(interval: Sequence[float] | None) -> str:
+        return f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+
+    return [
+        (label, f"{found['estimate']:.3f}", ends(found["over_episodes"]), ends(found["over_teachers"]), meaning)
+        for name, (label, meaning) in AGGREGATES.items()
+        if (found := aggregates.get(name))
+    ]
 
 
 def seed_tally(returns: Mapping[str, Sequence[float]]) -> tuple[int, int, int]:

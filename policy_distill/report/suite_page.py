@@ -13,7 +13,7 @@ from policy_distill.files import write_atomically
 from policy_distill.report import page, plots
 from policy_distill.report.drawing import to_svg
 from policy_distill.report.page import Cell, link
-from policy_distill.report.rows import known, retention_text, times
+from policy_distill.report.rows import AGGREGATE_COLUMNS, AGGREGATE_NOTE, aggregate_rows, known, number, retention_text, times
 from policy_distill.report.verdict import KEEPS
 
 
@@ -43,14 +43,15 @@ def suite_page(suite: Mapping[str, Any], folder: Path) -> str:
         title,
         f"<header>\n<h1>{title}</h1>\n</header>",
         _tiles(suite, done),
-        _plots([row for row in done if known(row["retention"])]),
+        _together(suite, [row for row in done if known(row["retention"])]),
         _table(done, folder),
         _rest([row for row in suite["rows"] if row["status"] != "done"]),
     )
 
 
 def _tiles(suite: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
-    mean, interval = suite["interquartile_mean"], suite["interquartile_interval"]
+    mean = suite["aggregates"].get("interquartile_mean", {"estimate": None, "over_episodes": None})
+    interval = mean["over_episodes"]
     over = f"interquartile mean, teachers of {suite['worth_compressing']:,} parameters or more"
     ends = f"; 95% interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
     judged = [row for row in done if known(row["retention"])]
@@ -58,11 +59,7 @@ def _tiles(suite: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
     counts = {word: sum(test(row) for row in judged) for word, test in _JUDGEMENTS.items()}
     return page.tiles(
         [
-            (
-                "Retention",
-                f"{mean:.3f}" if known(mean) else "unknown",
-                over + ends,
-            ),
+            ("Retention", number(mean["estimate"], ".3f") or "unknown", over + ends),
             ("Smaller", times(median(smaller)) if smaller else "unknown", "median over teachers"),
             *((f"{word} {KEEPS:.0%}", f"{count} of {len(judged)}", _MEANINGS[word]) for word, count in counts.items()),
             ("Time", f"{sum(row['seconds'] for row in done) / 60:.1f} min", "all runs, one after the other"),
@@ -78,7 +75,7 @@ _JUDGEMENTS = {
 _MEANINGS = {"Kept": "the whole interval is above", "Open at": "the interval holds both", "Below": "the whole interval is below"}
 
 
-def _plots(judged: Sequence[Mapping[str, Any]]) -> str:
+def _together(suite: Mapping[str, Any], judged: Sequence[Mapping[str, Any]]) -> str:
     if not judged:
         return ""
     drawn = [
@@ -94,11 +91,16 @@ def _plots(judged: Sequence[Mapping[str, Any]]) -> str:
                 "One dot a teacher, with the interval over episodes.",
             )
         )
-    note = (
-        "The interquartile mean is the mean of the middle half of the teachers (Agarwal et al. 2021): neither one failure nor one windfall "
-        "moves it. Its interval draws teachers and, of each, episodes anew."
+    if not suite["aggregates"]:
+        return page.section("All together", page.beside(*drawn))
+    rows = aggregate_rows(suite["aggregates"])
+    return page.section(
+        "All together",
+        page.paragraph(AGGREGATE_NOTE.format(suite["worth_compressing"])),
+        page.table(AGGREGATE_COLUMNS[:-1], [row[:-1] for row in rows], numbers=(1, 2, 3)),
+        page.details("What these figures are", page.table((), [(row[0], row[-1]) for row in rows])),
+        page.beside(*drawn),
     )
-    return page.section("All together", page.paragraph(note), page.beside(*drawn))
 
 
 def _table(done: Sequence[Mapping[str, Any]], folder: Path) -> str:

@@ -3,7 +3,6 @@
 from policy_distill.statistics.aggregates import (
     Interval,
     geometric_mean,
-    interquartile_interval,
     interquartile_mean,
     optimality_gap,
     performance_profile,
@@ -14,8 +13,10 @@ from policy_distill.statistics.aggregates import (
 from policy_distill.statistics.intervals import Retention, retention
 from policy_distill.statistics.means import contrast, shows_positive_mean
 from policy_distill.statistics.sequential import Decision, Plan, decide, look_schedule, spending_boundaries
+from policy_distill.statistics.suites import Aggregate, suite_aggregates
 
 __all__ = [
+    "Aggregate",
     "Decision",
     "Interval",
     "Plan",
@@ -23,7 +24,6 @@ __all__ = [
     "contrast",
     "decide",
     "geometric_mean",
-    "interquartile_interval",
     "interquartile_mean",
     "look_schedule",
     "optimality_gap",
@@ -33,5 +33,6 @@ __all__ = [
     "shows_positive_mean",
     "spending_boundaries",
     "stratified_bootstrap",
+    "suite_aggregates",
     "two_level_bootstrap",
 ]

@@ -33,43 +33,16 @@ def interquartile_mean(values: np.ndarray) -> float:
     return float((ordered * weights).sum() / weights.sum())
 
 
-def interquartile_interval(
-    runs: Sequence[tuple[np.ndarray, ...]], *, confidence: float = 0.95, seed: int = 0, resamples: int = 2_000
-) -> tuple[float, float]:
-    """Ends of a percentile bootstrap interval of the interquartile mean of retention, teachers and their episodes both drawn anew.
-
-    It says what other teachers of this kind and other episodes would have given; with few teachers their choice is most of it.
-
-    Args:
-        runs: of each teacher, returns ``[E]`` of student, teacher and random policy on the same seeds.
-        confidence: of the two-sided interval.
-        seed: of the resampling.
-        resamples: bootstrap samples.
-    """
-    draws = np.random.default_rng(seed)
-    resampled = []
-    for returns in runs:
-        student, teacher, random = bootstrap_means(np.stack(returns).astype(np.float64), draws, resamples)
-        above = teacher > random  # the few samples whose teacher is not above the random policy have no retention
-        kept = (student - random)[above] / (teacher - random)[above]
-        resampled.append(kept[draws.integers(0, len(kept), resamples)])
-    # A teacher that is drawn twice brings its episodes twice, drawn anew: another column of its row.
-    teachers, columns = (draws.integers(0, limit, (resamples, len(runs))) for limit in (len(runs), resamples))
-    means = [interquartile_mean(sample) for sample in np.array(resampled)[teachers, columns]]
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)
-
-
 def geometric_mean(values: np.ndarray) -> float:
-    """``exp`` of the mean logarithm of ``values`` ``[N]``: of ratios (compression, speed), where halving and doubling cancel.
+    """``exp`` of the mean logarithm of ``values`` ``[N]``: of ratios, where halving and doubling cancel; 0 as soon as one of them is 0.
 
     Raises:
-        ValueError: if a value is not above zero; retentions may not be.
+        ValueError: if a value is below zero; retentions may be.
     """
-    if not (np.asarray(values) > 0).all():
-        raise ValueError(f"a geometric mean needs values > 0, the smallest is {np.min(values)}")
-    return float(np.exp(np.log(values).mean()))
+    if not (np.asarray(values) >= 0).all():
+        raise ValueError(f"a geometric mean needs values >= 0, the smallest is {np.min(values)}")
+    with np.errstate(divide="ignore"):  # exp(-inf) is the 0 that is meant
+        return float(np.exp(np.log(values).mean()))
 
 
 def optimality_gap(values: np.ndarray, target: float = 1.0) -> float:
@@ -88,12 +61,12 @@ def probability_of_improvement(first: Scores, second: Scores) -> float:
     Args:
         first, second: scores on the same tasks in the same order; ``[runs]`` each, not necessarily as many.
     """
-    return float(np.mean([_mann_whitney(ours, theirs) for ours, theirs in zip(first, second, strict=True)]))
+    return float(np.mean([wins(ours, theirs).mean() for ours, theirs in zip(first, second, strict=True)]))
 
 
-def _mann_whitney(first: np.ndarray, second: np.ndarray) -> float:
-    difference = np.asarray(first)[:, None] - np.asarray(second)[None, :]
-    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+def wins(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of each pair of ``first`` ``[N]`` and ``second`` ``[M]``, ``[N, M]``: 1 if the first is larger, 0.5 if both are equal, else 0."""
+    return 0.5 + 0.5 * np.sign(np.subtract.outer(first, second))
 
 
 def stratified_bootstrap(

@@ -26,9 +26,15 @@ def failed(teacher: str, reason: str) -> dict[str, Any]:
     return {**dict.fromkeys(row("x")), "teacher": teacher, "status": "failed", "reason": reason}
 
 
-def page_of(folder: Path, *rows: dict[str, Any], mean: float | None = 0.9321) -> str:
-    aggregate = {"interquartile_mean": mean, "interquartile_interval": None if mean is None else [0.9123, 0.9567]}
-    suite: dict[str, Any] = {"rows": rows, **aggregate, "worth_compressing": 4000, "config": {}}
+AGGREGATES = {
+    "interquartile_mean": {"estimate": 0.9321, "over_episodes": [0.9123, 0.9567], "over_teachers": [0.7, 1.1]},
+    "geometric_mean": {"estimate": 0.94, "over_episodes": [0.93, 0.95], "over_teachers": None},
+    "optimality_gap": {"estimate": 0.06, "over_episodes": None, "over_teachers": None},
+}
+
+
+def page_of(folder: Path, *rows: dict[str, Any], aggregates: dict[str, Any] = AGGREGATES) -> str:
+    suite: dict[str, Any] = {"rows": rows, "aggregates": aggregates, "worth_compressing": 4000, "config": {}}
     (folder / "suite.json").write_text(json.dumps(suite))
     path = write_suite_report(folder)
     assert path == folder / "suite.html"
@@ -51,6 +57,14 @@ def test_the_page_of_a_suite(tmp_path):
     assert "<dd>0.932<span>interquartile mean, teachers of 4,000 parameters or more; 95% interval 0.912 to 0.957</span>" in text
     for words in ("Kept 95%</dt><dd>1 of 3", "Open at 95%</dt><dd>1 of 3", "Below 95%</dt><dd>1 of 3", "Time</dt><dd>4.5 min"):
         assert words in text
+    together = cells(section(text, "All together"))
+    assert together[:4] == [
+        ["figure", "estimate", "other episodes", "other teachers too"],
+        ["interquartile mean", "0.932", "[0.912, 0.957]", "[0.700, 1.100]"],
+        ["geometric mean", "0.940", "[0.930, 0.950]", ""],
+        ["optimality gap", "0.060", "", ""],
+    ]
+    assert [row[0] for row in together[4:]] == ["interquartile mean", "geometric mean", "optimality gap"]  # what they are
     table = section(text, "Each teacher")
     assert cells(table)[1] == ["ppo/One", "0.900 [0.800, 1.000]", "100.0x", "[8, 8]", "5,000", "100.0", "90.0", "90", "One-v1"]
     assert table.count("<a ") == 1
@@ -59,10 +73,17 @@ def test_the_page_of_a_suite(tmp_path):
 
 
 def test_what_is_undefined_is_in_the_table_and_in_no_plot(tmp_path):
-    text = page_of(tmp_path, row("a", retention=None, low=None, high=None, compression=None, params=None), mean=None)
+    text = page_of(tmp_path, row("a", retention=None, low=None, high=None, compression=None, params=None), aggregates={})
     assert headings(text) == ["Each teacher"]
     assert cells(section(text, "Each teacher"))[1][:5] == ["a", "undefined", "unknown", "[8, 8]", "unknown"]
     assert "of 0" in text
+
+
+def test_teachers_that_are_small_have_plots_and_no_aggregates(tmp_path):
+    text = page_of(tmp_path, row("a", params=30), aggregates={})
+    assert headings(text) == ["All together", "Each teacher"]
+    assert "unknown<span>interquartile mean" in text
+    assert "other teachers" not in text
 
 
 def test_teachers_of_unknown_size_are_in_the_profile_alone(tmp_path):
@@ -70,7 +91,7 @@ def test_teachers_of_unknown_size_are_in_the_profile_alone(tmp_path):
 
 
 def test_a_suite_in_which_nothing_worked(tmp_path):
-    text = page_of(tmp_path, failed("a", "no"), mean=None)
+    text = page_of(tmp_path, failed("a", "no"), aggregates={})
     assert headings(text) == ["Not distilled"]
 
 

@@ -45,7 +45,8 @@ def test_the_interquartile_mean_moves_with_its_values(values, scale, offset):
 def test_the_geometric_mean_by_hand_and_what_it_refuses():
     assert geometric_mean(np.array([2.0, 8.0])) == pytest.approx(4)
     assert geometric_mean(np.array([0.5, 2.0])) == pytest.approx(1)
-    with pytest.raises(ValueError, match="values > 0, the smallest is -1"):
+    assert geometric_mean(np.array([0.0, 100.0])) == 0
+    with pytest.raises(ValueError, match="values >= 0, the smallest is -1"):
         geometric_mean(np.array([1.0, -1.0]))
 
 

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from policy_distill.statistics import Plan
-from policy_distill.statistics.simulation import POPULATIONS, bootstrap_coverage, coverage, naive_certifications, simulate, tables
+from policy_distill.statistics.simulation import (
+    POPULATIONS,
+    SUITES,
+    bootstrap_coverage,
+    coverage,
+    naive_certifications,
+    normal_paired,
+    simulate,
+    suite_coverage,
+    tables,
+)
 
 REPLICATES = 1000
 PLAN = Plan.of(0.95, 0.95, max_episodes=300)
@@ -60,9 +70,23 @@ def test_rare_falls_are_where_the_bootstrap_fails():
     assert below + above < 0.065
 
 
+def test_percentiles_of_the_optimality_gap_lie_beside_the_truth():
+    """Noise only adds to the gap, and resampling adds as much again: where all keep 1, percentiles never held the 0 that is true."""
+    held = {
+        name: suite_coverage(normal_paired, SUITES[name], 100, replicates=30, resamples=200) for name in ("all keep 1", "all keep 0.97")
+    }
+    basic, percentile = held["all keep 1"]["optimality_gap"]
+    assert percentile < 0.1
+    assert basic > 0.5
+    assert all(basic > 0.8 for basic, _ in held["all keep 0.97"].values())
+
+
 def test_the_tables_say_what_the_functions_find():
     text = tables(16)
     verdicts, _ = simulate(POPULATIONS["rare falls of the student"], 0.95, Plan.of(0.95, 0.95, 500), replicates=16)
     line = next(line for line in text.splitlines() if line.startswith("| rare falls"))
     assert line.split("|")[2].strip() == f"{100 * (verdicts == 1).mean():.1f}"
-    assert text.count("\n## ") + text.startswith("## ") == 3
+    assert text.count("\n## ") + text.startswith("## ") == 4
+    held = suite_coverage(normal_paired, SUITES["all keep 0.97"], 100, replicates=1)["optimality_gap"]
+    line = next(line for line in text.splitlines() if line.startswith("| all keep 0.97"))
+    assert line.split("|")[-2].strip() == f"{100 * held[0]:.1f} ({100 * held[1]:.1f})"
