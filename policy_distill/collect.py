@@ -11,9 +11,9 @@ import torch
 
 from policy_distill.acting import Labels, actor, labeller
 from policy_distill.actions import ActionTargets
-from policy_distill.dataset import Transitions
+from policy_distill.dataset import NO_EPISODE, Transitions
 from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.evaluate import BATCH, act_in_batches
+from policy_distill.evaluate import BATCH, act_in_batches, whole_batches
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 
@@ -164,6 +164,25 @@ class Collector:
             episodes=_flat(episodes),
             by_teacher=_flat(by_teacher),
         )
+
+
+@torch.inference_mode()
+def label_states(teacher: Teacher, observations: np.ndarray) -> Transitions:
+    """The teacher's word on raw ``observations`` ``[B, ...]`` that belong to no episode of this run: nobody acts, nothing is earned."""
+    parameters, actions = label_in_batches(labeller(teacher, BATCH), whole_batches(observations))
+    count = len(observations)
+    no = torch.zeros(count, dtype=torch.bool)
+    return Transitions(
+        observations=torch.from_numpy(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
+        targets=ActionTargets(
+            {name: torch.from_numpy(rows[:count]) for name, rows in parameters.items()}, torch.from_numpy(actions[:count])
+        ),
+        rewards=torch.zeros(count),
+        terminated=no,
+        truncated=no,
+        episodes=torch.full((count,), NO_EPISODE),
+        by_teacher=no,
+    )
 
 
 def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:

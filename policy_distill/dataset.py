@@ -11,6 +11,9 @@ from torch import Tensor
 
 from policy_distill.actions import ActionTargets, Parameters
 
+NO_EPISODE = -1
+"""What a row says that belongs to no episode of the run; it is never held out."""
+
 
 @dataclass(frozen=True)
 class Transitions:
@@ -21,7 +24,7 @@ class Transitions:
         targets: the teacher's word on them.
         rewards: ``[B]`` of the executed action.
         terminated, truncated: ``[B]`` bool, of the executed action; the next row of the same environment begins a new episode.
-        episodes: ``[B]`` int64, which episode a row belongs to, unique within a run.
+        episodes: ``[B]`` int64, which episode a row belongs to, unique within a run; or ``NO_EPISODE``.
         by_teacher: ``[B]`` bool, whose action was executed.
     """
 
@@ -157,7 +160,8 @@ class Dataset:
 
     def _is_held_out(self, episodes: Tensor) -> Tensor:
         """Multiples of the golden ratio are spread evenly: every stretch of episodes holds out its share, and never the first one."""
-        return (episodes + 1) * 618_033_989 % 1_000_000_000 < self._holdout * 1_000_000_000
+        chosen = (episodes + 1) * 618_033_989 % 1_000_000_000 < self._holdout * 1_000_000_000
+        return chosen & (episodes != NO_EPISODE)
 
 
 def _evenly(count: int, limit: int, device: torch.device) -> Tensor:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
 from policy_distill.acting import actor
 from policy_distill.actions import ActionTargets, Bernoulli, Box, Categorical, MultiCategorical
+from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import BATCH, Policy, act_in_batches, alike
+from policy_distill.evaluate import BATCH, Policy, act_in_batches, alike, whole_batches
 from policy_distill.files import write_atomically
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.action_values import q_gap, why_no_action_values
@@ -32,6 +35,8 @@ PARTED = 0.1
 
 CHUNK = 4096
 """States that a critic is asked about in one forward pass."""
+MAX_BYTES = 2**31
+"""A file that would unpack to more is not read."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Disagreements:
     Two actions are the same if ``evaluate.alike`` says so: equal, or every component within 5 % of its range.
 
     Attributes:
+        environment: its id.
         cost_kind: what ``costs`` are, a key of ``COSTS``.
         states: how many states were visited, all in all.
         observations: ``[D, ...]`` raw.
@@ -55,6 +61,7 @@ class Disagreements:
             of what it lost in the end; -1 if it lost nothing.
     """
 
+    environment: str
     cost_kind: str
     states: int
     observations: np.ndarray
@@ -101,7 +108,8 @@ class Disagreements:
         """The inverse of ``save``."""
         with np.load(path, allow_pickle=False) as arrays:
             found = {item.name: arrays[item.name] for item in fields(cls)}
-        return cls(**{**found, "cost_kind": str(found["cost_kind"]), "states": int(found["states"])})
+        words = {name: str(found[name]) for name in ("environment", "cost_kind")}
+        return cls(**{**found, **words, "states": int(found["states"])})
 
 
 def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
@@ -127,6 +135,7 @@ def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequen
     for row in np.flatnonzero(differ)[::-1]:  # backwards, so that the first is written last
         first[episodes[row]] = steps[row]
     return Disagreements(
+        environment=spec.id,
         cost_kind=kind,
         states=len(observations),
         observations=observations[rows],
@@ -147,10 +156,52 @@ def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequen
 
 def worst_states(found: Disagreements, count: int) -> np.ndarray:
     """Raw observations ``[<= count, ...]`` of the costliest disagreements, each state once: where a student has most to learn."""
-    if not len(found.costs):
+    if not len(found.observations):
         return found.observations
-    _, distinct = np.unique(found.observations.reshape(len(found.costs), -1), axis=0, return_index=True)
+    _, distinct = np.unique(found.observations.reshape(len(found.observations), -1), axis=0, return_index=True)
     return found.observations[np.sort(distinct)[:count]]
+
+
+def read_worst_states(path: str | Path, space: gym.Space, count: int) -> tuple[np.ndarray, str]:
+    """``worst_states`` of a file that ``Disagreements.save`` wrote, for who sees ``space``, and the id of the environment they lie in.
+
+    The file is data: nothing in it is executed.
+
+    Raises:
+        RequestError: in one line, if it is not there, is damaged, holds no state, or states of another observation space.
+    """
+    mend = "name the disagreements.npz that compare_policies writes"
+    if not Path(path).is_file():
+        raise RequestError(f"there is no file {path}: {mend}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
+                raise RequestError(f"{path} would unpack to more than {MAX_BYTES:,} bytes: {mend}, with fewer --episodes")
+        found = Disagreements.load(path)
+        states = worst_states(found, count)
+    except RequestError:
+        raise
+    except Exception as error:  # numpy and zipfile have no common word for a file that is not what it says
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise RequestError(f"{path} cannot be read ({what}): {mend}") from error
+    if not len(states):
+        raise RequestError(f"{path} holds no states: the student acted as its teacher in all {found.states:,} of them; leave it out")
+    if reason := _why_not_of(space, states):
+        raise RequestError(f"{path} holds states of {found.environment}, which the teacher cannot be asked about: {reason}")
+    return states, found.environment
+
+
+def _why_not_of(space: gym.Space, observations: np.ndarray) -> str | None:
+    """Why ``observations`` ``[B, ...]`` are none of ``space``; None if they are. Bounds of a box are not looked at."""
+    if observations.shape[1:] != (space.shape or ()):
+        return f"they are of shape {observations.shape[1:]}, its observations of {space.shape or ()}"
+    if isinstance(space, gym.spaces.Box):
+        if observations.dtype not in (np.float32, np.float64, space.dtype):
+            return f"they are {observations.dtype}, its observations {space.dtype}"
+        return None if np.isfinite(observations).all() else "some are not finite"
+    if observations.dtype.kind not in "iu" or not all(space.contains(observation) for observation in observations):
+        return f"some are not in {space}"
+    return None
 
 
 def parting_step(student_rewards: np.ndarray, teacher_rewards: np.ndarray) -> int:
@@ -172,9 +223,7 @@ def parting_step(student_rewards: np.ndarray, teacher_rewards: np.ndarray) -> in
 
 def _ask(policy: Policy, observations: np.ndarray) -> np.ndarray:
     """Actions in all of ``observations`` ``[B, ...]``, asked ``BATCH`` at a time as ``evaluate`` asks."""
-    missing = -len(observations) % BATCH
-    filled = np.concatenate([observations, np.repeat(observations[:1], missing, axis=0)])
-    return act_in_batches(actor(policy, BATCH), filled)[: len(observations)].copy()
+    return act_in_batches(actor(policy, BATCH), whole_batches(observations))[: len(observations)].copy()
 
 
 def _cost(

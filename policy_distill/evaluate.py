@@ -193,6 +193,11 @@ def _draw(space: gym.Space, stream: np.random.Generator) -> np.ndarray:
     return drawn.astype(space.dtype)
 
 
+def whole_batches(observations: np.ndarray) -> np.ndarray:
+    """``observations`` ``[B, ...]`` filled up to ``[n * BATCH, ...]`` with the first of them: whatever a policy is asked must be valid."""
+    return np.concatenate([observations, np.repeat(observations[:1], -len(observations) % BATCH, axis=0)])
+
+
 def act_in_batches(act: Callable[[np.ndarray], np.ndarray], observations: np.ndarray) -> np.ndarray:
     """Ask about ``observations`` ``[n * BATCH, ...]``, ``BATCH`` rows at a time."""
     if len(observations) == BATCH:

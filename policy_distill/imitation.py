@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_distill.collect import Exploration
+from policy_distill.collect import Exploration, label_states
 from policy_distill.config import DistillConfig
 from policy_distill.dataset import Dataset
 from policy_distill.evaluate import Episodes, evaluation_seeds
@@ -33,7 +33,7 @@ class Imitation:
         rounds: their records.
         chosen: index of the one that was kept.
         kept: its student.
-        dataset: everything that was collected.
+        dataset: everything that was collected, and the extra states.
         teacher_parts, random_parts: what teacher and random policy earned on the final seeds, measured in shares while rounds trained.
     """
 
@@ -53,7 +53,8 @@ def imitate(run: Run) -> Imitation:
     """
     job, watch, display, tracker = run.job, run.watch, run.display, run.tracker
     config = job.config
-    dataset = Dataset(_total_env_steps(config), holdout=config.train.holdout, device=job.device)
+    num_extra = 0 if job.extra_states is None else len(job.extra_states)
+    dataset = Dataset(_total_env_steps(config) + num_extra, holdout=config.train.holdout, device=job.device)
     final_seeds = evaluation_seeds("final", config.evaluate.episodes)
     exploration = Exploration(config.collect.epsilon, config.collect.action_noise)
     trainer: Trainer | None = None
@@ -88,8 +89,10 @@ def imitate(run: Run) -> Imitation:
             actor = members[driver] if members else None
             transitions = run.rollouts.collect(_round_steps(config, index), actor, probability, index, exploration)
             dataset.append(transitions)
-            if config.collect.window is not None:
-                dataset.forget_before(_rows_before(config, index + 1 - config.collect.window))
+            if index == 0 and job.extra_states is not None:
+                dataset.append(label_states(job.teacher, job.extra_states))
+            if config.collect.window is not None and index >= config.collect.window:
+                dataset.forget_before(num_extra + _rows_before(config, index + 1 - config.collect.window))
         # While this process trains, the workers measure: the last round's students, and a share of what teacher and random policy earn
         # on the final seeds, which does not depend on the student.
         share = [
@@ -121,7 +124,7 @@ def imitate(run: Run) -> Imitation:
             display.advance(f"teacher {run.teacher_returns.mean():.1f}, random policy {run.random_returns.mean():.1f}", 0)
         members = trained
         candidates += trained
-        run.env_steps, run.gradient_steps = len(dataset), trainer.gradient_steps
+        run.env_steps, run.gradient_steps = len(dataset) - num_extra, trainer.gradient_steps
         rounds.append(Round(index, run.env_steps, run.gradient_steps, probability, losses, held_out))
         track_round(tracker, rounds[-1], transitions, trainer.learning_rate, watch.seconds)
         if last:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 import yaml
 
-from policy_distill.config import DistillConfig, LossConfig, RequestError, StudentConfig
+from policy_distill.config import CollectConfig, DistillConfig, LossConfig, RequestError, StudentConfig
+from policy_distill.disagreements import read_worst_states
 from policy_distill.environments import EnvironmentSpec, check_fits, modernize, resolve
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.files import write_atomically
@@ -36,6 +38,8 @@ class Job:
     device: torch.device
     folder: Path
     notices: tuple[str, ...]
+    extra_states: np.ndarray | None = None
+    """Raw observations ``[B, ...]`` that join the first round's data."""
 
 
 def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
@@ -76,9 +80,11 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         )
     if reason := why_not_ppo(teacher.observation_space, teacher.action_space):
         notices += (f"no student.zip is written: {reason}",)
+    extra_states, found = read_extra_states(config.collect, teacher, spec)
+    notices += found
     device = choose_device(config.device)
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
-    return Job(config, teacher, spec, architecture, objective, projections, device, folder, (*teacher.notes, *notices))
+    return Job(config, teacher, spec, architecture, objective, projections, device, folder, (*teacher.notes, *notices), extra_states)
 
 
 def environment_for(teacher: Teacher, name: str | None) -> tuple[EnvironmentSpec, tuple[str, ...]]:
@@ -144,6 +150,21 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
     known = teacher.recording(name for name in pairs if name != OUTPUT).layers()  # refuses what is not there
     widths = {**known, OUTPUT: teacher.family.width}
     return loss, tuple((ours[student], widths[layer]) for layer, student in pairs.items())
+
+
+def read_extra_states(config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """States that an earlier comparison left, if any are asked for, and what is to be said about them.
+
+    Raises:
+        RequestError: if the file cannot be read, or holds none of the teacher's observations.
+    """
+    if config.extra_states is None:
+        return None, ()
+    states, environment = read_worst_states(config.extra_states, teacher.observation_space, config.max_extra_states)
+    notices = [f"{len(states):,} states of {config.extra_states} join the first round's data; they are no environment steps"]
+    if environment != spec.id:
+        notices.append(f"these states were found in {environment}, not in {spec.id}")
+    return states, tuple(notices)
 
 
 def choose_activation(name: str, teacher: Teacher) -> str:

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate, random_action
-from policy_distill.dataset import Transitions
+from policy_distill.actions import Categorical
+from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate, label_states, random_action
+from policy_distill.dataset import NO_EPISODE, Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.teachers import Teacher
-from tests.small_worlds import PUSH, WALK, WALK_LIMIT, Push, Walk, push_best, push_teacher, random_student, walk_best, walk_teacher
+from policy_distill.teachers.networks import DiscreteNetwork
+from policy_distill.teachers.normalization import ObservationNormalization
+from tests.small_worlds import PUSH, WALK, WALK_LIMIT, WORLDS, Push, Walk, push_best, push_teacher, random_student, walk_best, walk_teacher
 
 STEPS, ENVS = 40, 5
 
@@ -241,3 +244,36 @@ def test_random_actions_cover_their_space_evenly(space):
     lows: Any = {"Discrete": 2.0, "Box": -1.0}.get(type(space).__name__, 0.0)
     highs: Any = {"Discrete": 4.0, "Box": 3.0, "MultiDiscrete": np.array([1.0, 2.0])}.get(type(space).__name__, 1.0)
     np.testing.assert_allclose(drawn.mean(0), (lows + highs) / 2, atol=0.1)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("count", [1, 16, 37])
+def test_states_without_an_episode_are_labelled_as_any_other(world, count):
+    spec, teacher = WORLDS[world]
+    seen = Collector(spec, indices=range(ENVS), num_envs=ENVS, seed=0).collect(STEPS, teacher, None, 1.0)
+    found = label_states(teacher, seen.observations[:count].numpy())
+    assert torch.equal(found.observations, seen.observations[:count])
+    assert torch.equal(found.targets.actions, seen.targets.actions[:count])
+    for name, value in seen.targets.parameters.items():
+        assert torch.equal(found.targets.parameters[name], value[:count])
+    assert (found.episodes == NO_EPISODE).all()
+    for field in dataclasses.fields(found):
+        if field.name != "targets":
+            assert getattr(found, field.name).dtype == getattr(seen, field.name).dtype, field.name
+            assert len(getattr(found, field.name)) == count, field.name
+
+
+def test_states_in_float64_are_labelled_as_they_are_and_kept_in_float32():
+    """A hundredth above the mean of a million is nothing in float32."""
+
+    class Sign(torch.nn.Module):
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.full_like(observations, 1e-3), observations], dim=1)
+
+    network = DiscreteNetwork(Sign(), Categorical(2), scores="logits")
+    statistics = ObservationNormalization(mean=np.array([1e6]), var=np.ones(1), epsilon=0.0, clip=10.0)
+    teacher = Teacher(network, gym.spaces.Box(0, 1e7, (1,)), gym.spaces.Discrete(2), algo="ppo", normalization=statistics)
+    found = label_states(teacher, np.array([[1e6], [1e6 + 0.01]]))
+    assert found.targets.actions.tolist() == [0, 1]
+    assert found.observations.tolist() == [[1e6], [1e6]]
+    assert found.observations.dtype == torch.float32

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy_distill.actions import ActionTargets
-from policy_distill.dataset import Dataset, Transitions
+from policy_distill.dataset import NO_EPISODE, Dataset, Transitions
 from tests.small_worlds import generator, labelled
 
 CPU = torch.device("cpu")
@@ -94,6 +94,14 @@ def test_the_first_episode_is_always_trained_on():
     dataset.append(numbered(0, 10))
     assert (dataset.num_train, dataset.num_held_out) == (10, 0)
     assert dataset.held_out(5) is None
+
+
+def test_what_belongs_to_no_episode_is_never_held_out():
+    """Its number, -1, would be the first that is held out."""
+    dataset = Dataset(20, holdout=0.5, device=CPU)
+    rows = numbered(0, 10)
+    dataset.append(labelled(rows.observations, rows.targets, episodes=torch.full((10,), NO_EPISODE)))
+    assert (dataset.num_train, dataset.num_held_out) == (10, 0)
 
 
 def test_an_episode_stays_on_its_side_when_it_goes_on_in_the_next_append():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 from policy_distill.actions import Categorical
-from policy_distill.disagreements import COSTS, Disagreements, find, parting_step, worst_states
+from policy_distill.config import RequestError
+from policy_distill.disagreements import COSTS, Disagreements, find, parting_step, read_worst_states, worst_states
 from policy_distill.evaluate import evaluate
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.critics import StateValue
@@ -214,6 +217,78 @@ def test_what_is_saved_is_loaded_without_pickle(tmp_path):
     for item in dataclasses.fields(Disagreements):
         np.testing.assert_array_equal(getattr(loaded, item.name), getattr(found, item.name))
     assert loaded.cost_kind in COSTS
+
+
+def changed(path: Path, **arrays: Any) -> Path:
+    """The file with other arrays; None leaves one out."""
+    with np.load(path, allow_pickle=False) as found:
+        kept = {name: value for name, value in {**found, **arrays}.items() if value is not None}
+    np.savez(path, **kept)
+    return path
+
+
+def test_the_worst_states_are_read_from_a_file(tmp_path):
+    found = found_by(v_teacher(gamma=0.75))
+    path = found.save(tmp_path / "disagreements.npz")
+    for count in (3, 10_000):
+        states, environment = read_worst_states(path, Walk.observation_space, count)
+        np.testing.assert_array_equal(states, worst_states(found, count))
+        assert environment == WALK.id
+    wide = changed(path, observations=found.observations.astype(np.float64))
+    assert read_worst_states(wide, Walk.observation_space, 3)[0].dtype == np.float64  # some environments return more than they say
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"observations": None}, "observations is not a file"),
+        ({"environment": None}, "environment is not a file"),
+        ({"observations": np.array([object()])}, "allow_pickle=False"),
+        ({"observations": np.float32(1.0)}, "cannot be read"),
+        ({"observations": np.empty((0, 2), np.float32)}, "holds no states: the student acted as its teacher"),
+        ({"observations": np.ones((3, 4), np.float32)}, r"they are of shape \(4,\), its observations of \(2,\)"),
+        ({"observations": np.array([[1.0, np.nan]], np.float32)}, "not finite"),
+        ({"observations": np.ones((3, 2), np.float16)}, "they are float16, its observations float32"),
+        ({"observations": np.array([["a", "b"]])}, "they are <U1"),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be_is_refused(arrays, said, tmp_path):
+    path = changed(found_by(q_teacher()).save(tmp_path / "disagreements.npz"), **arrays)
+    with pytest.raises(RequestError, match=said) as caught:
+        read_worst_states(path, Walk.observation_space, 10)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"no zip", "cut", "garbled"])
+def test_a_damaged_file_is_refused(spoilt, tmp_path):
+    path = found_by(q_teacher()).save(tmp_path / "disagreements.npz")
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes({"cut": content[:half], "garbled": content[:half] + bytes(99) + content[half + 99 :]}.get(spoilt, spoilt))
+    with pytest.raises(RequestError, match=r"cannot be read .*: name the disagreements\.npz that compare_policies writes"):
+        read_worst_states(path, Walk.observation_space, 10)
+
+
+def test_a_file_that_is_not_there_or_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(RequestError, match="there is no file"):
+        read_worst_states(tmp_path / "none.npz", Walk.observation_space, 10)
+    path = found_by(q_teacher()).save(tmp_path / "disagreements.npz")
+    monkeypatch.setattr("policy_distill.disagreements.MAX_BYTES", 1000)
+    with pytest.raises(RequestError, match="would unpack to more than 1,000 bytes"):
+        read_worst_states(path, Walk.observation_space, 10)
+
+
+def test_numbers_must_be_in_their_space(tmp_path):
+    path = found_by(q_teacher()).save(tmp_path / "disagreements.npz")
+    changed(path, observations=np.array([3, 0, 3]))
+    assert read_worst_states(path, gym.spaces.Discrete(4), 10)[0].tolist() == [3, 0]
+    for space in (gym.spaces.Discrete(3), gym.spaces.Discrete(4, start=1)):
+        with pytest.raises(RequestError, match="some are not in Discrete"):
+            read_worst_states(path, space, 10)
+    changed(path, observations=np.array([0.0, 1.0]))
+    with pytest.raises(RequestError, match="some are not in Discrete"):
+        read_worst_states(path, gym.spaces.Discrete(4), 10)
 
 
 def test_a_teacher_is_found_out_by_a_student_that_is_better():

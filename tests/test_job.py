@@ -14,13 +14,14 @@ import torch
 import yaml
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from policy_distill.config import DistillConfig, EnsembleConfig, FeatureConfig, LossConfig, RequestError, StudentConfig
+from policy_distill.config import CollectConfig, DistillConfig, EnsembleConfig, FeatureConfig, LossConfig, RequestError, StudentConfig
+from policy_distill.disagreements import find, read_worst_states
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.job import environment_for, one_torch_thread, prepare, writable_folder, write_config
 from policy_distill.students import count_parameters
 from policy_distill.teachers import Teacher
-from tests.small_worlds import WALK, Walk, push_teacher, random_student, walk_best, walk_expert, walk_teacher
+from tests.small_worlds import PUSH, WALK, Walk, push_teacher, random_student, walk_best, walk_expert, walk_teacher
 
 CARTPOLE = gym.make("CartPole-v1").unwrapped
 LANDER = gym.spaces.Box(-1, 1, (8,), np.float32)
@@ -98,6 +99,36 @@ def test_cuda_where_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "use --device cpu or auto" in refused(tmp_path, walk_teacher(), device="cuda")
     assert prepare(request(tmp_path, device="auto"), walk_teacher()).device == torch.device("cpu")
+
+
+def compared(path: Path) -> Path:
+    """What a comparison left of a student that never moves."""
+    standing = Teacher.from_callable(lambda seen: np.ones(len(seen), np.int64), Walk.observation_space, gym.spaces.Discrete(3))
+    return find(standing, walk_teacher(), WALK, range(20)).save(path)
+
+
+def test_extra_states_that_are_not_there_or_of_another_space(tmp_path):
+    missing = CollectConfig(extra_states=str(tmp_path / "none.npz"))
+    assert "there is no file" in refused(tmp_path, walk_teacher(), collect=missing)
+    states = CollectConfig(extra_states=str(compared(tmp_path / "states.npz")))
+    said = refused(tmp_path, push_teacher(), env=PUSH.id, collect=states)
+    assert f"holds states of {WALK.id}, which the teacher cannot be asked about: they are of shape (2,), its observations of (3,)" in said
+
+
+def test_extra_states_are_read_and_told(tmp_path):
+    path = compared(tmp_path / "states.npz")
+    all_of_them, _ = read_worst_states(path, Walk.observation_space, 10_000)
+    job = prepare(request(tmp_path, collect=CollectConfig(extra_states=str(path), max_extra_states=7)), walk_teacher())
+    assert job.extra_states is not None
+    np.testing.assert_array_equal(job.extra_states, all_of_them[:7])
+    assert job.notices == (f"7 states of {path} join the first round's data; they are no environment steps",)
+    gym.register("tests/OtherWalk-v0", entry_point="tests.small_worlds:Walk")
+    try:
+        other = prepare(request(tmp_path, env="tests/OtherWalk-v0", collect=CollectConfig(extra_states=str(path))), walk_teacher())
+    finally:
+        del gym.registry["tests/OtherWalk-v0"]
+    assert other.notices[1] == f"these states were found in {WALK.id}, not in tests/OtherWalk-v0"
+    assert prepare(request(tmp_path), walk_teacher()).extra_states is None
 
 
 def test_a_folder_that_a_file_is_in_the_way_of(tmp_path):

@@ -31,7 +31,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
         "--output",
         type=str | None,
         default=None,
-        help="all as .npz; default: disagreements.npz in a run's folder, and into its report",
+        help="all as .npz, for distill_policy --collect.extra_states; default: disagreements.npz in a run's folder, and into its report",
     )
     parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
     parser.add_display_arguments()

@@ -33,6 +33,12 @@ class CollectConfig:
     """Standard deviation of Gaussian noise on continuous actions, in units of half the action range."""
     window: int | None = None
     """Train on the last so many rounds alone. Left out: on everything collected (aggregation)."""
+    extra_states: str | None = None
+    """A ``disagreements.npz`` of compare_policies: states in which an earlier student parted from its teacher. The teacher labels them
+    once, and they join the first round's data. They come from seeds of their own: what is trained on them may be chosen, measured and
+    certified as any other student."""
+    max_extra_states: int = 10_000
+    """At most so many of them, each state once, the costliest first."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "collect.rounds", self.rounds, ">= 1")
@@ -49,6 +55,8 @@ class CollectConfig:
         require(self.enough > 0, "collect.enough", self.enough, "> 0")
         require(self.action_noise >= 0 and math.isfinite(self.action_noise), "collect.action_noise", self.action_noise, ">= 0")
         require(self.window is None or self.window >= 1, "collect.window", self.window, ">= 1")
+        require(self.extra_states != "", "collect.extra_states", self.extra_states, "the path of a disagreements.npz, or left out")
+        require(self.max_extra_states >= 1, "collect.max_extra_states", self.max_extra_states, ">= 1")
 
     def teacher_action_prob_in(self, round_index: int) -> float:
         """The teacher's share of the actions in a round."""

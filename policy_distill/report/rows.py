@@ -110,6 +110,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("agreement", f"{summary['agreement']:.1%} of the student's states" if summary["agreement"] is not None else "unknown"),
         ("student's origin", summary["kept"]),
         ("environment steps", f"{summary['env_steps']:,}"),
+        *([("extra states", f"{summary['extra_states']:,}, of an earlier comparison")] if summary.get("extra_states") else []),
         ("gradient steps", f"{summary['gradient_steps']:,}"),
     ]
     seconds = summary["seconds"]

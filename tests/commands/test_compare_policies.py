@@ -37,6 +37,7 @@ def test_a_run_s_folder_is_enough_and_receives_the_states(run, capsys):
     assert json.loads((run / "result.json").read_text())["disagreements"] == said
     assert "the student acts otherwise than its teacher would" in (run / "report.html").read_text()
     found = Disagreements.load(run / "disagreements.npz")
+    assert found.environment == said["env"] == WALK.id
     assert said["agreement"] == found.agreement < 1
     assert said["states"] == found.states
     assert said["disagreements"] == len(found.costs)

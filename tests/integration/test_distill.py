@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from policy_distill.cli import main
 from policy_distill.config import (
     CollectConfig,
     DistillConfig,
@@ -30,10 +31,12 @@ from policy_distill.config import (
     TrainConfig,
 )
 from policy_distill.dataset import Dataset
+from policy_distill.disagreements import read_worst_states
 from policy_distill.distill import DistillResult, distill
 from policy_distill.evaluate import evaluate, evaluation_seeds
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.polish import Polished, polish_if_needed
+from policy_distill.progress import Display
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 from policy_distill.train import Trainer
@@ -46,6 +49,7 @@ from tests.small_worlds import (
     push_best,
     push_teacher,
     random_observations,
+    random_student,
     walk_expert,
     walk_teacher,
 )
@@ -254,6 +258,55 @@ def test_without_the_teacher_s_labels_nothing_is_learnt(tmp_path):
     result = distill(tiny(tmp_path), teacher=teacher)
     assert result.student_episodes.returns.mean() < -6
     assert result.summary["agreement"] == 1.0
+
+
+# What an earlier student did not know.
+
+
+def hasty(output: Path, teacher: Path, **changes: Any) -> DistillConfig:
+    """Too few environment steps to see more than a handful of states."""
+    collect = CollectConfig(**{"env_steps": 8, "rounds": 2, "num_envs": 4, **changes})
+    config = tiny(output, teacher=str(teacher), collect=collect)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, holdout=0.5))
+
+
+def test_states_in_which_a_student_parted_teach_the_next_one(expert_zip, tmp_path, monkeypatch, capsys):
+    """Compared on seeds of their own, labelled once, trained on from the first round on, never held out, no environment steps."""
+    earlier = random_student(walk_teacher().observation_space, walk_teacher().action_space)
+    earlier.save(tmp_path / "earlier", extra={"environment": WALK.to_dict(), "teacher": {"path": str(expert_zip)}})
+    file = tmp_path / "states.npz"
+    assert main(["compare_policies", "--policy", str(tmp_path / "earlier"), "--episodes", "60", "--output", str(file)]) == 0
+    wrong, _ = read_worst_states(file, walk_teacher().observation_space, 10_000)
+    datasets: list[Dataset] = []
+    imitate = sys.modules["policy_distill.distill"].imitate
+
+    def remember(run: Any) -> Any:
+        found = imitate(run)
+        datasets.append(found.dataset)
+        return found
+
+    monkeypatch.setattr(sys.modules["policy_distill.distill"], "imitate", remember)
+    config = hasty(tmp_path / "second", expert_zip, extra_states=str(file))
+    second = distill(config, display=Display())
+    (dataset,) = datasets
+    observations, targets = dataset.rows()
+    # 4 environments take 1 step in each of 2 rounds; the extra states lie between the rounds
+    np.testing.assert_array_equal(observations[4:-4].numpy(), wrong)
+    np.testing.assert_array_equal(targets.actions[4:-4].numpy(), Teacher.load(expert_zip).act(wrong))
+    assert not set(range(4, 4 + len(wrong))) & set(dataset._held_rows[: dataset.num_held_out].tolist())
+    assert second.summary["extra_states"] == len(wrong) > 20
+    assert (second.summary["env_steps"], second.summary["rounds"][0]["env_steps"]) == (8, 4)
+    notice = f"{len(wrong)} states of {file} join the first round's data; they are no environment steps"
+    assert notice in second.summary["notices"]
+    assert notice in " ".join(capsys.readouterr().err.split())
+    assert yaml.safe_load((second.folder / "config.yaml").read_text())["collect"]["extra_states"] == str(file)
+    assert second.retention.estimate > distill(hasty(tmp_path / "first", expert_zip)).retention.estimate + 0.05
+    assert not set(evaluation_seeds("comparison", 60)) & {*second.student_episodes.seeds, *evaluation_seeds("certificate", 2000)}
+
+    # With a window they are forgotten with the first round's data.
+    distill(dataclasses.replace(config, output=str(tmp_path / "third"), collect=dataclasses.replace(config.collect, window=1)))
+    assert datasets[-1].num_drawn_from <= 4
+    assert len(datasets[-1]) == len(dataset)
 
 
 # What reward adds.

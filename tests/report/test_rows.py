@@ -14,6 +14,11 @@ def test_retention_has_its_interval():
     assert retention_text(SUMMARY["retention"]) == "0.981 [0.967, 0.993]"
 
 
+def test_extra_states_have_a_row_where_there_are_any():
+    assert dict(summary_rows(changed(extra_states=1234)))["extra states"] == "1,234, of an earlier comparison"
+    assert "extra states" not in dict(summary_rows(changed(extra_states=0)))
+
+
 @pytest.mark.parametrize("estimate", [None, float("nan")])
 def test_undefined_retention_says_why(estimate):
     kept = {"estimate": estimate, "low": estimate, "high": estimate, "confidence": 0.95, "episodes": 30}
