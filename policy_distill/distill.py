@@ -15,6 +15,7 @@ from policy_distill.export.sb3 import save_ppo, why_not_ppo
 from policy_distill.generations import self_distill
 from policy_distill.imitation import imitate
 from policy_distill.job import Job, one_torch_thread, prepare, write_config
+from policy_distill.known_returns import known_returns
 from policy_distill.polish import polish_if_needed
 from policy_distill.progress import Display
 from policy_distill.report import write_report
@@ -83,9 +84,12 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         display,
     ):
         display.note(rollouts.backend)
-        run = Run(job, rollouts, tracker, display)
+        run = Run(job, rollouts, tracker, display, known_returns(job.teacher, job.spec) if config.evaluate.reuse_returns else None)
         run.evaluation_env_steps = checking_env_steps
         imitation = imitate(run)
+        if run.reused_episodes:
+            what = f"{run.reused_episodes} episodes of teacher and random policy are known from earlier jobs"
+            display.note(f"{what}; --evaluate.reuse_returns false plays them again")
         lineage = self_distill(run, imitation.kept, imitation.dataset)
         save(lineage.kept.student)  # whatever becomes of the rest, this one is not lost
         polished = polish_if_needed(run, lineage.kept)

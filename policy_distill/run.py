@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from policy_distill.evaluate import Episodes, Policy, evaluation_seeds
+from policy_distill.evaluate import Episodes, Policy, evaluation_seeds, merge
 from policy_distill.job import Job
+from policy_distill.known_returns import KnownReturns
 from policy_distill.progress import Display
 from policy_distill.statistics import contrast
 from policy_distill.students import Student
@@ -54,23 +55,52 @@ class Kept:
 class Run:
     """The stages' common ground.
 
+    Args:
+        job, rollouts, tracker, display: what the stages work with.
+        known: where returns of "teacher" and "random" are kept from job to job; whoever is left out plays each time.
+
     Attributes:
         teacher_returns, random_returns: ``[E]`` on all validation seeds: those of every round first, then those of the finalists.
         env_steps, gradient_steps: that training has taken so far, all stages together.
-        evaluation_env_steps: that measuring has taken, reported apart.
+        evaluation_env_steps: that measuring has taken, reported apart; episodes that were known take none.
+        reused_episodes: of teacher and random policy that were known from earlier jobs, and not played.
     """
 
-    def __init__(self, job: Job, rollouts: Rollouts, tracker: Tracker, display: Display) -> None:
+    def __init__(
+        self, job: Job, rollouts: Rollouts, tracker: Tracker, display: Display, known: Mapping[str, KnownReturns] | None = None
+    ) -> None:
         self.job, self.rollouts, self.tracker, self.display = job, rollouts, tracker, display
+        self.known = known or {}
         self.watch = Stopwatch()
         self.teacher_returns = self.random_returns = np.zeros(0)
-        self.env_steps = self.gradient_steps = self.evaluation_env_steps = 0
+        self.env_steps = self.gradient_steps = self.evaluation_env_steps = self.reused_episodes = 0
         evaluate = job.config.evaluate
         self.num_first = evaluate.validation_episodes
         self.seeds = evaluation_seeds("validation", evaluate.validation_episodes + evaluate.finalist_episodes)
 
     def begin(self, policy: Policy | str, seeds: Sequence[int], *, with_agreement: bool = False) -> Callable[[], Episodes]:
-        """Start measuring and return what waits for the answer; see ``Rollouts.begin_evaluation``."""
+        """Start measuring and return what waits for the answer; see ``Rollouts.begin_evaluation``.
+
+        Episodes of teacher and random policy that are known are not played again, unless agreement is asked for.
+        """
+        store = self.known.get(policy) if isinstance(policy, str) and not with_agreement else None
+        if store is None:
+            return self._play(policy, seeds, with_agreement)
+        known = store.read(seeds)
+        self.reused_episodes += len(known.seeds)
+        unknown = sorted(set(seeds) - set(known.seeds.tolist()))
+        if not unknown:
+            return lambda: known
+        answer = self._play(policy, unknown, with_agreement)
+
+        def wait() -> Episodes:
+            played = answer()
+            store.add(played)
+            return merge([known, played])
+
+        return wait
+
+    def _play(self, policy: Policy | str, seeds: Sequence[int], with_agreement: bool) -> Callable[[], Episodes]:
         answer = self.rollouts.begin_evaluation(policy, seeds, num_envs=self.job.config.evaluate.num_envs, with_agreement=with_agreement)
 
         def wait() -> Episodes:

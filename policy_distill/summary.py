@@ -119,6 +119,7 @@ def summarize(
         "env_steps": run.env_steps,
         "evaluation_env_steps": run.evaluation_env_steps,
         "extra_states": 0 if job.extra_states is None else len(job.extra_states),
+        "reused_episodes": run.reused_episodes,
         "gradient_steps": run.gradient_steps,
         "kept": origin,
         "chosen_round": imitation.chosen,

@@ -20,7 +20,7 @@ TIERS = [
     {"summary"},
     {"imitation", "generations", "polish"},
     {"run", "rounds"},
-    {"job", "check", "report", "certify"},
+    {"job", "check", "report", "certify", "known_returns"},
     {"workers"},
     {
         "collect",

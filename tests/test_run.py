@@ -10,6 +10,7 @@ import pytest
 
 from policy_distill import run as run_module
 from policy_distill.evaluate import evaluation_seeds
+from policy_distill.known_returns import KnownReturns
 from policy_distill.run import Run, Stopwatch, halving
 from policy_distill.students import Student
 from tests.small_worlds import walk_expert
@@ -119,6 +120,32 @@ def test_steps_of_measuring_are_counted_when_the_answer_is_there(tmp_path):
         (student, 2, {"num_envs": 5, "with_agreement": False}),
         ("teacher", 4, {"num_envs": 5, "with_agreement": True}),
     ]
+
+
+def test_episodes_that_are_known_are_neither_played_nor_counted(tmp_path):
+    run = run_of(tmp_path, Table({"teacher": [5, 6, 7, 8], "random": [1, 2, 3, 4]}))
+    run.known = {"teacher": KnownReturns(tmp_path / "teacher.npz")}
+    later, first = run.seeds[2:], run.seeds[:2]
+    assert run.begin("teacher", later)().returns.tolist() == [7, 8]
+    assert run.begin("teacher", run.seeds)().returns.tolist() == [5, 6, 7, 8]
+    assert run.begin("teacher", first)().returns.tolist() == [5, 6]
+    assert run.begin("random", first)().returns.tolist() == [1, 2]
+    asked = [(policy, seeds) for policy, seeds, _ in run.rollouts.asked]  # type: ignore[attr-defined]
+    assert asked == [("teacher", later), ("teacher", first), ("random", first)]
+    assert run.evaluation_env_steps == (2 + 2 + 2) * STEPS
+    assert run.reused_episodes == 2 + 2
+
+
+def test_agreement_is_asked_of_every_episode_and_a_student_is_never_known(tmp_path):
+    student = walk_expert()
+    run = run_of(tmp_path, Table({student: [1, 2, 3, 4], "teacher": [5, 6, 7, 8]}))
+    run.known = {"teacher": KnownReturns(tmp_path / "teacher.npz")}
+    for _ in range(2):
+        run.begin("teacher", run.seeds, with_agreement=True)()
+        run.begin(student, run.seeds)()
+    assert len(run.rollouts.asked) == 4  # type: ignore[attr-defined]
+    assert run.reused_episodes == 0
+    assert len(run.known["teacher"].read(run.seeds).seeds) == 0
 
 
 def test_the_stopwatch_adds_up_each_stage(monkeypatch):

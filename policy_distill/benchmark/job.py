@@ -9,7 +9,7 @@ from policy_distill.benchmark.agents import SHIPPED
 from policy_distill.benchmark.interleave import cpu_seconds, interleave
 from policy_distill.benchmark.limits import Recording
 from policy_distill.benchmark.result import Result
-from policy_distill.config import DistillConfig
+from policy_distill.config import DistillConfig, EvaluateConfig
 from policy_distill.distill import distill
 from policy_distill.job import environment_for
 from policy_distill.progress import Display
@@ -24,7 +24,7 @@ def run(turns: int, config: DistillConfig | None = None) -> list[Result]:
     spec, _ = environment_for(teacher, None)
     recording = Recording(teacher, spec, num_envs=8, num_steps=300)
     with tempfile.TemporaryDirectory() as folder:
-        config = config or DistillConfig(teacher=AGENT, output=folder)
+        config = config or DistillConfig(teacher=AGENT, output=folder, evaluate=EvaluateConfig(reuse_returns=False))
         began = cpu_seconds()
         told = distill(config, teacher=teacher, display=Display(quiet=True)).summary
         spent = cpu_seconds() - began

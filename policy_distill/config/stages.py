@@ -199,6 +199,9 @@ class EvaluateConfig:
     """Episodes of a certificate at the most; then the verdict is "undecided"."""
     num_envs: int = 16
     """Episodes run side by side; the returns do not depend on it."""
+    reuse_returns: bool = True
+    """Read what teacher and random policy earned in earlier jobs, on the same seeds and under the same circumstances, instead of playing
+    it again, and keep what they earn in this one. A certificate's episodes are always played."""
 
     def __post_init__(self) -> None:
         require(self.episodes >= 2, "evaluate.episodes", self.episodes, ">= 2")

@@ -68,6 +68,7 @@ CONTRACT = {
     "agreement": float,
     "env_steps": int,
     "evaluation_env_steps": int,
+    "reused_episodes": int,
     "gradient_steps": int,
     "kept": str,
     "chosen_round": int,
