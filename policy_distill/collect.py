@@ -77,6 +77,9 @@ class Collector:
         self._indices, self._num_envs, self._seed = indices, num_envs, seed
         self._envs: list[gym.Env] = [make(spec) for _ in indices]
         self._episodes = np.array(indices, dtype=np.int64)
+        self._round = -1
+        self._choices: list[np.random.Generator] = []
+        self._noise: list[np.random.Generator] = []
         self._steps = [env.step for env in self._envs]
         first = np.stack([self._reset(slot) for slot in range(len(indices))])
         # What the policies are asked: whole batches, whose last rows only fill them up and must be valid.
@@ -103,6 +106,8 @@ class Collector:
     ) -> Transitions:
         """Take ``num_steps`` steps in each environment; the teacher labels every observation and acts with the given probability.
 
+        A round may be collected in several calls, which give the rows of one.
+
         Args:
             num_steps: T, of each of the N environments.
             teacher: labels.
@@ -119,12 +124,15 @@ class Collector:
         rewards = np.empty(shape, np.float32)
         terminated, truncated = np.empty(shape, bool), np.empty(shape, bool)
         episodes = np.empty(shape, np.int64)
+        if round_index != self._round:
+            self._round = round_index
+            self._choices, self._noise = (
+                [np.random.default_rng([self._seed, stream, round_index, index]) for index in self._indices] for stream in (2, 5)
+            )
         if student is None:
             by_teacher = np.ones(shape, bool)
         else:
-            streams = [np.random.default_rng([self._seed, 2, round_index, index]) for index in self._indices]
-            by_teacher = np.stack([stream.random(num_steps) < teacher_action_prob for stream in streams], axis=1)
-        noise = [np.random.default_rng([self._seed, 5, round_index, index]) for index in self._indices]
+            by_teacher = np.stack([choices.random(num_steps) < teacher_action_prob for choices in self._choices], axis=1)
         count, action_space = len(self._envs), self._envs[0].action_space
         label, act = labeller(teacher, BATCH), None if student is None else actor(student, BATCH)
         parameters: dict[str, np.ndarray] = {}
@@ -145,7 +153,7 @@ class Collector:
                 mask = by_teacher[step].reshape(-1, *[1] * (executed.ndim - 1))
                 executed = np.where(mask, executed, act_in_batches(act, self._batch)[:count])
             if exploration != NO_EXPLORATION:
-                executed = exploration.disturb(executed, action_space, noise)
+                executed = exploration.disturb(executed, action_space, self._noise)
             rewards_now, terminated_now, truncated_now = rewards[step], terminated[step], truncated[step]
             for slot, step_environment in enumerate(self._steps):
                 observation, reward, is_terminal, is_cut, _ = step_environment(executed[slot])

@@ -1,11 +1,18 @@
-"""Writing a file so that a reader, or a crash, never sees half of it."""
+"""Writing a file so that a reader, or a crash, never sees half of it; and tensors that lie in files."""
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from policy_distill.config import RequestError
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -24,6 +31,28 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return target
+
+
+def mapped_tensor(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros that lie in a file in ``folder``: the system keeps as much of it in memory as there is room for.
+
+    The file has no name, so that nobody has to remove it: its room is free again when the tensor is gone, or the process, however it ended.
+
+    Raises:
+        RequestError: if the disk has no room for it; to find that out when a row is written would end the process without a word.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
+            raise RequestError(
+                f"there is no room for {size / 1e6:,.0f} MB in {folder} ({error.strerror}): choose another folder with --output"
+            ) from None
+        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)
 
 
 def _umask() -> int:

@@ -8,6 +8,7 @@ earns less than the last on the validation seeds is refused, and the series ends
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +85,7 @@ def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
         run.display.stage(f"generation {number}")
         mentors = forebears if config.ensemble else forebears[-1:]
         with run.watch.measure("train"):
-            mixed = dataset.with_targets(mix_targets(job.objective, dataset, mentors, config.teacher_weight))
+            mixed = dataset.relabelled(functools.partial(mix_targets, job.objective, mentors, config.teacher_weight))
             steps = config.gradient_steps or job.config.train.gradient_steps
             trainer = new_trainer(job, mixed, steps, generation=number, members=num_members)
             losses = trainer.run(mixed, steps)
@@ -111,7 +112,9 @@ def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
 
 
 @torch.no_grad()
-def mix_targets(objective: Objective, dataset: Dataset, mentors: Sequence[Student], teacher_weight: float) -> ActionTargets:
+def mix_targets(
+    objective: Objective, mentors: Sequence[Student], teacher_weight: float, observations: Tensor, targets: ActionTargets
+) -> ActionTargets:
     """The teacher's targets mixed with the mean of its pupils', row by row.
 
     Distributions are mixed as probabilities, Gaussians by their first two moments, actions as they are executed; what a mixture cannot
@@ -119,11 +122,11 @@ def mix_targets(objective: Objective, dataset: Dataset, mentors: Sequence[Studen
 
     Args:
         objective: of the run; it turns Q-values into logits.
-        dataset: all rows.
         mentors: students whose mean is mixed in.
         teacher_weight: share of the teacher, in [0, 1].
+        observations: ``[B, ...]`` raw.
+        targets: the teacher's word on them.
     """
-    observations, targets = dataset.rows()
     device, family, parameters = targets.actions.device, objective.family, dict(targets.parameters)
     shares = [teacher_weight, *[(1 - teacher_weight) / len(mentors)] * len(mentors)]
     told = [_ask(mentor, observations.cpu(), device) for mentor in mentors]

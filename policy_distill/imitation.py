@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,9 @@ def imitate(run: Run) -> Imitation:
     job, watch, display, tracker = run.job, run.watch, run.display, run.tracker
     config = job.config
     num_extra = 0 if job.extra_states is None else len(job.extra_states)
-    dataset = Dataset(_total_env_steps(config) + num_extra, holdout=config.train.holdout, device=job.device)
+    folder = job.folder if config.collect.storage == "disk" else None
+    capacity = _total_env_steps(config) + num_extra
+    dataset = Dataset(capacity, holdout=config.train.holdout, device=job.device, folder=folder)
     final_seeds = evaluation_seeds("final", config.evaluate.episodes)
     exploration = Exploration(config.collect.epsilon, config.collect.action_noise)
     trainer: Trainer | None = None
@@ -62,6 +65,7 @@ def imitate(run: Run) -> Imitation:
     candidates: list[Student] = []
     validations: list[Episodes] = []
     rounds: list[Round] = []
+    first_rows: list[int] = []
     teacher_parts: list[Episodes] = []
     random_parts: list[Episodes] = []
     num_members = config.train.members_of(job.architecture.params)
@@ -85,14 +89,17 @@ def imitate(run: Run) -> Imitation:
         last = index + 1 == config.collect.rounds or (len(shares) >= LOOKS and min(shares[-LOOKS:]) >= config.collect.enough)
         display.stage(f"round {index + 1}: collecting")
         probability = config.collect.teacher_action_prob_in(index)
+        first_rows.append(dataset.num_train)
+        rewards = 0.0
         with watch.measure("collect"):
             actor = members[driver] if members else None
-            transitions = run.rollouts.collect(_round_steps(config, index), actor, probability, index, exploration)
-            dataset.append(transitions)
+            for transitions in run.rollouts.collect(_round_steps(config, index), actor, probability, index, exploration):
+                dataset.append(transitions)
+                rewards += float(transitions.rewards.sum(dtype=torch.float64))
             if index == 0 and job.extra_states is not None:
                 dataset.append(label_states(job.teacher, job.extra_states))
-            if config.collect.window is not None and index >= config.collect.window:
-                dataset.forget_before(num_extra + _rows_before(config, index + 1 - config.collect.window))
+        if config.collect.window is not None:
+            dataset.forget(first_rows[max(index + 1 - config.collect.window, 0)])
         # While this process trains, the workers measure: the last round's students, and a share of what teacher and random policy earn
         # on the final seeds, which does not depend on the student.
         share = [
@@ -126,7 +133,8 @@ def imitate(run: Run) -> Imitation:
         candidates += trained
         run.env_steps, run.gradient_steps = len(dataset) - num_extra, trainer.gradient_steps
         rounds.append(Round(index, run.env_steps, run.gradient_steps, probability, losses, held_out))
-        track_round(tracker, rounds[-1], transitions, trainer.learning_rate, watch.seconds)
+        reward_mean = rewards / (_round_steps(config, index) * config.collect.num_envs)
+        track_round(tracker, rounds[-1], reward_mean, trainer.learning_rate, watch.seconds)
         if last:
             break
 
@@ -154,14 +162,14 @@ def new_trainer(job: Job, dataset: Dataset, gradient_steps: int, *, generation: 
         generation: of self-distillation; each starts from weights of its own.
         members: students in the stack, each with weights and batches of its own; the first is what a stack of one holds.
     """
-    observations, _ = dataset.rows()
-    mean, scale = normalization_of(encode_observations(job.teacher.observation_space, observations))
+    space = job.teacher.observation_space
+    mean, scale = normalization_of(encode_observations(space, observations) for observations, _ in dataset.blocks())
     seeds = [_seed(job.config.seed, generation, member) for member in range(members)]
     stack = StudentStack(
         job.architecture,
         generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-        mean=mean,
-        scale=scale,
+        mean=mean.to(job.device),
+        scale=scale.to(job.device),
         projections=job.projections,
     )
     config = dataclasses.replace(job.config.train, gradient_steps=gradient_steps)
@@ -175,10 +183,20 @@ def _seed(run_seed: int, generation: int, member: int) -> int:
     return int(np.random.SeedSequence([run_seed, 3, generation, member]).generate_state(1)[0])
 
 
-def normalization_of(observations: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and scale ``[inputs]`` of encoded observations ``[B, inputs]``; a component that never varies is left as it is."""
-    wide = observations.double()
-    mean, std = wide.mean(0), wide.std(0)
+def normalization_of(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and scale ``[inputs]`` of encoded observations, of which each block holds some: ``[b, inputs]``.
+
+    A component that never varies is left as it is. Blocks are joined by the formulas of Chan, Golub & LeVeque (1983).
+    """
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for block in blocks:
+        wide, rows = block.to(torch.float64, copy=True), len(block)
+        centre = wide.mean(0)
+        gap = centre - mean
+        squares = squares + wide.sub_(centre).square_().sum(0) + gap.square() * (count * rows / (count + rows))
+        mean = mean + gap * (rows / (count + rows))
+        count += rows
+    std = (squares / (count - 1)).sqrt()
     constant = std < 1e-6 * (1 + mean.abs())
     return torch.where(constant, 0.0, mean).float(), torch.where(constant, 1.0, std).float()
 
@@ -191,11 +209,6 @@ def part_of(total: int, parts: int, index: int) -> int:
 def _round_steps(config: DistillConfig, index: int) -> int:
     """Steps that each environment takes in a round."""
     return part_of(config.collect.env_steps // config.collect.num_envs, config.collect.rounds, index)
-
-
-def _rows_before(config: DistillConfig, index: int) -> int:
-    """Rows that the rounds before ``index`` collected."""
-    return sum(_round_steps(config, past) for past in range(index)) * config.collect.num_envs
 
 
 def _total_env_steps(config: DistillConfig) -> int:

@@ -20,6 +20,7 @@ from policy_distill.actions import (
     Parameters,
 )
 from policy_distill.config import LossConfig, RequestError
+from policy_distill.dataset import evenly
 from policy_distill.losses import (
     Q_TEMPERATURES,
     bounded_error,
@@ -39,6 +40,8 @@ from policy_distill.losses import (
 )
 from policy_distill.relations import RELATIONS, cosine_distance, normalized_squared_error
 
+CALIBRATION_ROWS = 65_536
+"""Rows that are looked at, evenly over all of them, for what depends on the data."""
 OUTPUT = "output"
 """Name of a network's own output among its layers: logits, Q-values or means."""
 REGRESSIONS = {"squared": mean_squared, "absolute": mean_absolute, "huber": huber}
@@ -92,9 +95,9 @@ class Objective:
     def calibrate(self, targets: ActionTargets) -> None:
         """Take what depends on the data: the gaps between the best two Q-values, and how much the teacher's layers vary."""
         if "q_values" in targets.parameters:
-            self.q_gap = self.config.q_gap_fraction * median_action_gap(targets.parameters["q_values"])
+            self.q_gap = self.config.q_gap_fraction * median_action_gap(_some(targets.parameters["q_values"]))
         for name in self.config.features.layers or {} if self.config.features.weight else ():
-            self._layer_variance[name] = max(float(teacher_layer(targets, name).var(0).mean()), 1e-12)
+            self._layer_variance[name] = max(float(_some(teacher_layer(targets, name)).var(0).mean()), 1e-12)
 
     def temperature(self, progress: float) -> float:
         """At ``progress`` in [0, 1] of the training: along a line from ``temperature`` to ``temperature_end``."""
@@ -209,6 +212,10 @@ def teacher_layer(targets: ActionTargets, name: str) -> Tensor:
         return targets.parameters[f"{LAYER}{name}"]
     known = [targets.parameters[key] for key in ("logits", "q_values", "mean") if key in targets.parameters]
     return known[0] if known else targets.actions
+
+
+def _some(rows: Tensor) -> Tensor:
+    return rows[evenly(len(rows), CALIBRATION_ROWS, rows.device)]
 
 
 def choices(family: Family, logits: Tensor) -> list[Tensor]:

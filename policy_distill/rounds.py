@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy_distill.dataset import Transitions
 from policy_distill.tracking import Tracker
 
 
@@ -61,10 +60,10 @@ class Round:
         )
 
 
-def track_round(tracker: Tracker, record: Round, transitions: Transitions, learning_rate: float, seconds: Mapping[str, float]) -> None:
-    """Write what is known when a round's training ends."""
+def track_round(tracker: Tracker, record: Round, reward_mean: float, learning_rate: float, seconds: Mapping[str, float]) -> None:
+    """Write what is known when a round's training ends; ``reward_mean`` is over the steps that it collected."""
     steps = record.env_steps
-    collect = {"reward_mean": float(transitions.rewards.mean()), "teacher_action_prob": record.teacher_action_prob}
+    collect = {"reward_mean": reward_mean, "teacher_action_prob": record.teacher_action_prob}
     tracker.scalars("collect", collect, steps)
     held_out = {f"held_out_{name}": value for name, value in record.held_out.items()}
     tracker.scalars("train", {**record.train, **held_out, "learning_rate": learning_rate, "gradient_steps": record.gradient_steps}, steps)

@@ -59,7 +59,7 @@ class Trainer:
 
     def run(self, dataset: Dataset, num_steps: int) -> dict[str, float]:
         """Take ``num_steps`` gradient steps and return each term's mean over the members and steps."""
-        self.objective.calibrate(dataset.rows()[1])
+        self.objective.calibrate(dataset.training_rows()[1])
         batches = Batches(dataset, self.stack, self.objective, self.config.batch_size, self.generators, num_steps)
         sums: dict[str, Tensor] = {}
         gradient: Gradient | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate
 from policy_distill.dataset import Transitions
@@ -15,6 +17,9 @@ from policy_distill.evaluate import Episodes, EpisodicPolicy, Policy, evaluate, 
 from policy_distill.processes import Remote, answers_of, available_cores
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
+
+BLOCK_BYTES = 2**23
+"""Of the observations that are collected before they are handed over: a round need not fit into memory beside the dataset."""
 
 
 class Rollouts:
@@ -29,7 +34,7 @@ class Rollouts:
     """
 
     def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, *, num_envs: int, seed: int, workers: int | None = None) -> None:
-        self.num_envs = num_envs
+        self.num_envs, self._teacher = num_envs, teacher
         count = min(available_cores() if workers is None else workers, num_envs)
         shares = split(range(num_envs), max(count, 1))
         self._here = _Shard(spec, teacher, shares[0], num_envs, seed) if count == 0 else None
@@ -53,12 +58,22 @@ class Rollouts:
         teacher_action_prob: float,
         round_index: int,
         exploration: Exploration = NO_EXPLORATION,
-    ) -> Transitions:
-        """Take ``num_steps`` steps in each environment; see ``Collector.collect``."""
-        arguments = (num_steps, student, teacher_action_prob, round_index, exploration)
-        if self._here is not None:
-            return self._here.collect(*arguments)
-        return concatenate(self._begin("collect", [arguments] * self.num_workers)(), num_steps)
+    ) -> Iterator[Transitions]:
+        """Take ``num_steps`` steps in each environment and yield them a block at a time; see ``Collector.collect``."""
+        for first in range(0, num_steps, self._block_steps):
+            steps = min(self._block_steps, num_steps - first)
+            arguments = (steps, student, teacher_action_prob, round_index, exploration)
+            if self._here is not None:
+                yield self._here.collect(*arguments)
+            else:
+                yield concatenate(self._begin("collect", [arguments] * self.num_workers)(), steps)
+
+    @property
+    def _block_steps(self) -> int:
+        """Steps of all environments that fill a block."""
+        assert self._teacher is not None, "there is no teacher that could label"
+        space = self._teacher.observation_space
+        return max(1, BLOCK_BYTES // (self.num_envs * math.prod(space.shape or ()) * np.dtype(space.dtype).itemsize))
 
     def evaluate(
         self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from policy_distill.actions import ActionTargets, family_of
-from policy_distill.dataset import Transitions
+from policy_distill.dataset import Dataset, Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.students import Architecture, Student
 from policy_distill.teachers import Teacher
@@ -181,6 +181,14 @@ def labelled(observations: torch.Tensor, targets: ActionTargets, *, episodes: to
     no = torch.zeros(count, dtype=torch.bool)
     ids = torch.zeros(count, dtype=torch.int64) if episodes is None else episodes
     return Transitions(observations, targets, torch.zeros(count), no, no, ids, ~no)
+
+
+def rows_of(dataset: Dataset) -> tuple[torch.Tensor, ActionTargets]:
+    """Copies of all rows: those trained on in the order in which they came, then those held out, the last one first."""
+    blocks = list(dataset.blocks())
+    names = blocks[0][1].parameters
+    parameters = {name: torch.cat([targets.parameters[name] for _, targets in blocks]) for name in names}
+    return torch.cat([seen for seen, _ in blocks]), ActionTargets(parameters, torch.cat([targets.actions for _, targets in blocks]))
 
 
 def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, seed: int = 0) -> Transitions:

@@ -1,4 +1,4 @@
-"""Batches: what the dataset drew, normalised and turned, whether or not all rows were laid out first."""
+"""Batches: what the dataset drew, normalised and turned."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ def batches_of(dataset: Dataset, stack: StudentStack, objective: Objective, num_
     return Batches(dataset, stack, objective, 6, [generator(7), generator(8)], num_steps)
 
 
-@pytest.mark.parametrize("laid_out", [True, False])
 @pytest.mark.parametrize(
     ("seen", "acted", "loss", "parameters"),
     [
@@ -57,13 +56,9 @@ def batches_of(dataset: Dataset, stack: StudentStack, objective: Objective, num_
         (SEEN, CHOICE, {"features": FeatureConfig(weight=1.0, layers={"body": "hidden.0"})}, {"logits": 4, "layer:body": 7, "layer:x": 9}),
     ],
 )
-def test_batches_are_what_the_dataset_draws(seen, acted, loss, parameters, laid_out, monkeypatch):
-    if not laid_out:
-        monkeypatch.setattr(batches, "TABLE_BYTES", 0)
-    monkeypatch.setattr(batches, "BLOCK", 32)
+def test_batches_are_what_the_dataset_draws(seen, acted, loss, parameters):
     dataset, stack, objective = world(seen, acted, LossConfig(**loss), **parameters)
     made = batches_of(dataset, stack, objective)
-    assert (made._table is not None) is laid_out
     draws = [generator(7), generator(8)]
     for count in (3, 1, 5):  # a chunk overwrites the one before it, and may be shorter
         inputs, targets = made.draw(count)
@@ -91,18 +86,11 @@ def test_inputs_by_hand():
     assert targets.parameters["logits"].tolist() == [[[[1.0, 2.0, 3.0, 4.0]] * 2]]
 
 
-@pytest.mark.parametrize(("num_steps", "pays"), [(1, False), (5, False), (6, True)])
-def test_rows_are_laid_out_where_each_is_drawn_about_once(num_steps, pays):
-    dataset, stack, objective = world(SEEN, CHOICE, LossConfig(), logits=4)
-    assert 5 * 12 < dataset.num_drawn_from <= 6 * 12
-    assert (batches_of(dataset, stack, objective, num_steps)._table is not None) is pays
-
-
 def test_forgotten_rows_are_not_drawn():
     dataset, stack, objective = world(SEEN, CHOICE, LossConfig(), logits=4)
-    dataset.forget_before(60)
+    dataset.forget(50)
     inputs, _ = batches_of(dataset, stack, objective).draw(30)
-    late = ((dataset.rows()[0][60:] - stack.mean) / stack.scale).tolist()
+    late = ((dataset.training_rows()[0][50:] - stack.mean) / stack.scale).tolist()
     assert all(row in late for row in inputs[:, :, :-1].transpose(2, 3).reshape(-1, 3).tolist())
 
 

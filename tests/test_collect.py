@@ -12,7 +12,7 @@ import torch
 
 from policy_distill.actions import Categorical
 from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate, label_states, random_action
-from policy_distill.dataset import NO_EPISODE, Transitions
+from policy_distill.dataset import NO_EPISODE, Dataset, Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks import DiscreteNetwork
@@ -92,6 +92,57 @@ def test_episode_numbers_are_unique_and_go_on_in_the_next_call():
     ended = by_env(parts[0].terminated | parts[0].truncated)[-1]
     assert (episodes[STEPS] - episodes[STEPS - 1] == ENVS * ended).all()
     assert (np.abs(last[~ended] - first[~ended]).sum(1) == 1).all()
+
+
+def test_a_round_in_several_calls_is_the_round_in_one():
+    """Who acts and what disturbs go on where the last call stopped, and begin anew in the next round."""
+    found = []
+    for calls in ((STEPS,), (7, 1, STEPS - 8)):
+        collector = Collector(WALK, indices=range(ENVS), num_envs=ENVS, seed=0)
+        student, disturbed = walk_student(), Exploration(epsilon=0.3)
+        found.append(
+            [
+                [collector.collect(steps, walk_teacher(), student, 0.5, round_index=index, exploration=disturbed) for steps in calls]
+                for index in range(2)
+            ]
+        )
+    for (whole,), parts in zip(*found, strict=True):
+        for name in ("observations", "rewards", "by_teacher", "episodes"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts])), name
+        assert torch.equal(whole.targets.actions, torch.cat([part.targets.actions for part in parts]))
+
+
+class Seen(gym.Env):
+    """A step or two, in which what is observed has the type that is asked for."""
+
+    def __init__(self, dtype: str) -> None:
+        self.observation_space = gym.spaces.Box(0, 200, (2, 3), np.dtype(dtype).type)
+        self.action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, bool(self.np_random.integers(2)), False, {}
+
+
+gym.register("tests/Seen-v0", entry_point="tests.test_collect:Seen")
+
+
+@pytest.mark.parametrize(
+    ("seen", "kept"), [("uint8", torch.uint8), ("int16", torch.int16), ("float32", torch.float32), ("float64", torch.float32)]
+)
+def test_observations_stay_as_small_as_they_are_and_float64_becomes_float32(seen, kept):
+    spec = EnvironmentSpec("tests/Seen-v0", {"dtype": seen})
+    env = Seen(seen)
+    teacher = Teacher.from_callable(lambda shown: np.zeros(len(shown), np.int64), env.observation_space, env.action_space)
+    rows = collected(spec=spec, teacher=teacher)
+    dataset = Dataset(len(rows), holdout=0.1, device=torch.device("cpu"))
+    dataset.append(rows)
+    for observations in (rows.observations, dataset.training_rows()[0], dataset.take(torch.arange(5))[0]):
+        assert observations.dtype == kept
+        assert observations.shape[1:] == (2, 3)
 
 
 @pytest.mark.parametrize("world", ["walk", "push"])

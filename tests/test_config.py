@@ -82,6 +82,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("collect.teacher_action_prob", 1.1, "[0, 1]"),
     ("collect.schedule", "cosine", "exponential, linear"),
     ("collect.enough", 0.0, "> 0"),
+    ("collect.storage", "tape", "memory, disk"),
     ("collect.epsilon", -0.1, "[0, 1]"),
     ("collect.epsilon", 1.1, "[0, 1]"),
     ("collect.action_noise", -0.1, ">= 0"),

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import gymnasium as gym
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy_distill import dataset as module
 from policy_distill.actions import ActionTargets
 from policy_distill.dataset import NO_EPISODE, Dataset, Transitions
-from tests.small_worlds import generator, labelled
+from tests.small_worlds import generator, labelled, rows_of
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["memory", "disk"])
+def folder(request, tmp_path) -> Path | None:
+    """Where the rows lie: what is asked of a dataset in memory is asked of one on the disk."""
+    return tmp_path if request.param == "disk" else None
 
 
 def numbered(first: int, count: int, episode_length: int = 10) -> Transitions:
@@ -23,23 +31,53 @@ def numbered(first: int, count: int, episode_length: int = 10) -> Transitions:
     return labelled(rows[:, None].float(), ActionTargets({"logits": logits}, rows), episodes=rows // episode_length)
 
 
-def test_rows_are_what_was_appended_in_order():
-    dataset = Dataset(100, holdout=0.1, device=CPU)
+def test_rows_are_what_was_appended_those_held_out_from_the_back(folder):
+    dataset = Dataset(100, holdout=0.3, device=CPU, folder=folder)
     dataset.append(numbered(0, 30))
     dataset.append(numbered(30, 50))
-    observations, targets = dataset.rows()
+    # multiples of 0.618033989 from the first on, of which the fraction is below 0.3: 0.236 (episode 1), 0.090 (4) and 0.326 no more (6)
+    held = [*range(10, 20), *range(40, 50)]
+    trained = [row for row in range(80) if row not in held]
+    observations, targets = rows_of(dataset)
     assert len(dataset) == 80
-    assert torch.equal(observations[:, 0], torch.arange(80.0))
-    assert torch.equal(targets.actions, torch.arange(80))
-    assert torch.equal(targets.parameters["logits"][:, 1], -torch.arange(80.0))
+    assert observations[:, 0].tolist() == [*trained, *reversed(held)]
+    assert torch.equal(targets.actions, observations[:, 0].long())
+    assert torch.equal(targets.parameters["logits"][:, 1], -observations[:, 0])
+    assert dataset.training_rows()[0][:, 0].tolist() == trained
+    found = dataset.held_out(100)
+    assert found is not None
+    assert found[1].actions.tolist() == held
+    assert dataset.spread(100)[1].actions.tolist() == trained
 
 
-def test_appending_copies():
+def test_a_full_dataset_has_room_for_every_row(folder):
+    dataset = Dataset(80, holdout=0.3, device=CPU, folder=folder)
+    for first in range(0, 80, 16):
+        dataset.append(numbered(first, 16, episode_length=3))
+    observations, targets = rows_of(dataset)
+    assert sorted(observations[:, 0].tolist()) == list(range(80))
+    assert torch.equal(targets.actions, observations[:, 0].long())
+    assert dataset.num_held_out > 0
+
+
+def test_all_rows_come_in_blocks_of_so_many_bytes(folder, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 33 + 3)
+    dataset = Dataset(100, holdout=0.3, device=CPU, folder=folder)
+    dataset.append(numbered(0, 100))
+    lengths = [len(observations) for observations, _ in dataset.blocks()]
+    assert dataset.num_train == 70
+    assert lengths == [33, 33, 4, 30]
+    assert sorted(rows_of(dataset)[1].actions.tolist()) == list(range(100))
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1)
+    assert [len(observations) for observations, _ in dataset.blocks()] == [1] * 100
+
+
+def test_appending_copies(folder):
     transitions = numbered(0, 10)
-    dataset = Dataset(10, holdout=0.0, device=CPU)
+    dataset = Dataset(10, holdout=0.0, device=CPU, folder=folder)
     dataset.append(transitions)
     transitions.observations.zero_()
-    assert dataset.rows()[0].sum() == 45
+    assert rows_of(dataset)[0].sum() == 45
 
 
 def test_a_drawn_observation_keeps_its_own_targets():
@@ -144,13 +182,13 @@ def test_the_same_generator_draws_the_same_batch():
 def test_several_batches_at_once_are_those_of_as_many_calls():
     dataset = Dataset(100, holdout=0.1, device=CPU)
     dataset.append(numbered(0, 100))
-    dataset.forget_before(30)
+    dataset.forget(27)
     together, one_by_one = ([generator(1), generator(2)] for _ in range(2))
     drawn = dataset.draw(5, 8, together)
     observations, targets = dataset.take(drawn)
     assert drawn.shape == (5, 2, 8)
     assert drawn.max() < dataset.num_drawn_from < dataset.num_train
-    assert observations.min() >= 30
+    assert observations.min() >= 27
     for step in range(5):
         single, told = dataset.take(dataset.draw(1, 8, one_by_one)[0])
         assert torch.equal(observations[step], single)
@@ -166,28 +204,32 @@ def test_more_than_fits_is_refused_and_nothing_is_kept():
     assert len(dataset) == 10
 
 
-def test_observations_of_any_type_and_shape_are_kept_as_they_are():
-    space = gym.spaces.Box(0, 255, (2, 3), np.uint8)
-    observations = torch.as_tensor(space.sample())[None].repeat(4, 1, 1)
-    dataset = Dataset(4, holdout=0.0, device=CPU)
-    dataset.append(labelled(observations, ActionTargets({}, torch.zeros(4, 1))))
-    assert dataset.rows()[0].dtype == torch.uint8
-    assert torch.equal(dataset.rows()[0], observations)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.bool_])
+def test_observations_of_any_type_and_shape_are_kept_as_they_are(dtype, folder):
+    frames = torch.as_tensor(np.arange(24).reshape(4, 2, 3).astype(dtype))
+    dataset = Dataset(4, holdout=0.5, device=CPU, folder=folder)
+    dataset.append(labelled(frames, ActionTargets({}, torch.zeros(4, 1))))
+    for observations in (rows_of(dataset)[0], dataset.take(torch.arange(4))[0], dataset.training_rows()[0]):
+        assert observations.dtype == frames.dtype
+        assert torch.equal(observations, frames)
 
 
 def test_forgotten_rows_are_not_drawn_but_still_there():
     dataset = Dataset(200, holdout=0.1, device=CPU)
-    dataset.append(numbered(0, 100))
-    dataset.forget_before(60)
-    dataset.append(numbered(100, 100))
+    dataset.append(numbered(0, 60))
+    forgotten = dataset.num_train
+    dataset.append(numbered(60, 140))
+    dataset.forget(forgotten)
+    assert dataset.num_drawn_from == dataset.num_train - forgotten
     observations, _ = dataset.take(dataset.draw(1, 2000, [generator()])[0])
     assert observations.min() >= 60
     assert observations.max() > 190
-    assert len(dataset.rows()[0]) == 200
+    assert len(rows_of(dataset)[0]) == 200
+    assert dataset.spread(200)[0].min() == 0
     held_out = dataset.held_out(200)
     assert held_out is not None
     assert held_out[0].min() < 60
-    dataset.forget_before(0)
+    dataset.forget(0)
     assert dataset.take(dataset.draw(1, 2000, [generator()])[0])[0].min() < 60
 
 
@@ -198,16 +240,63 @@ def test_only_the_parameters_that_are_read_are_gathered():
     assert set(everything[1].parameters) == {"logits"}
     assert nothing[1].parameters == {}
     assert torch.equal(everything[1].actions, nothing[1].actions)
+    observations, told = dataset.take(torch.zeros(2, 3, dtype=torch.int64), actions=False)
+    assert observations.shape == (2, 3, 1)
+    assert told.actions.shape == (2, 3, 0)
+    assert set(told.parameters) == {"logits"}
 
 
-def test_other_targets_for_the_same_rows():
-    dataset = Dataset(100, holdout=0.2, device=CPU)
+def test_other_targets_for_the_same_rows(folder, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 11)
+    dataset = Dataset(80, holdout=0.2, device=CPU, folder=folder)
     dataset.append(numbered(0, 80))
-    twin = dataset.with_targets(ActionTargets({"mean": torch.arange(80.0)[:, None]}, 1000 + torch.arange(80)))
-    observations, targets = twin.take(twin.draw(1, 50, [generator()])[0])
-    assert torch.equal(targets.actions, 1000 + observations[..., 0].long())
-    assert torch.equal(targets.parameters["mean"], observations)
+    asked: list[int] = []
+
+    def tell(observations: torch.Tensor, targets: ActionTargets) -> ActionTargets:
+        asked.append(len(observations))
+        return ActionTargets({"mean": targets.parameters["logits"][:, :1] + 0.5}, 1000 + targets.actions)
+
+    twin = dataset.relabelled(tell)
+    assert max(asked) == 11
+    assert sum(asked) == 80
+    held_out = twin.held_out(100)
+    assert held_out is not None
+    for observations, targets in (twin.take(twin.draw(1, 50, [generator()])[0]), held_out):
+        assert torch.equal(targets.actions, 1000 + observations[..., 0].long())
+        assert torch.equal(targets.parameters["mean"], observations + 0.5)
+    observations, _ = twin.take(twin.draw(1, 50, [generator()])[0])
     original = dataset.take(dataset.draw(1, 50, [generator()])[0])
     assert torch.equal(original[0], observations)
     assert torch.equal(original[1].actions, observations[..., 0].long())
     assert (twin.num_train, twin.num_held_out) == (dataset.num_train, dataset.num_held_out)
+    assert torch.equal(rows_of(dataset)[1].actions, rows_of(dataset)[0][:, 0].long())
+
+
+def test_on_the_disk_everything_is_as_in_memory_and_nothing_can_be_seen(tmp_path):
+    memory, disk = (Dataset(300, holdout=0.1, device=CPU, folder=folder) for folder in (None, tmp_path))
+    for dataset in (memory, disk):
+        for first in range(0, 300, 100):
+            dataset.append(numbered(first, 100))
+    assert list(tmp_path.iterdir()) == []
+    drawn = memory.draw(3, 20, [generator(), generator(1)])
+    assert torch.equal(drawn, disk.draw(3, 20, [generator(), generator(1)]))
+    for one, other in ((memory.take(drawn), disk.take(drawn)), (rows_of(memory), rows_of(disk))):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1].actions, other[1].actions)
+        assert torch.equal(one[1].parameters["logits"], other[1].parameters["logits"])
+
+
+def test_what_lies_on_the_disk_is_written_there(tmp_path, monkeypatch):
+    """Every array is a mapped file of the folder's, and there is one for each."""
+    made: list[tuple[Path, tuple[int, ...], torch.dtype]] = []
+
+    def spy(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        made.append((folder, shape, dtype))
+        return torch.empty(shape, dtype=dtype)
+
+    monkeypatch.setattr(module, "mapped_tensor", spy)
+    dataset = Dataset(50, holdout=0.1, device=CPU, folder=tmp_path)
+    dataset.append(numbered(0, 30))
+    dataset.append(numbered(30, 20))
+    expected = [((50, 1), torch.float32), ((50,), torch.int64), ((50, 2), torch.float32)]
+    assert sorted(made, key=str) == sorted(((tmp_path, *array) for array in expected), key=str)

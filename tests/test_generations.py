@@ -19,7 +19,7 @@ from policy_distill.generations import mix_targets, self_distill
 from policy_distill.objective import Objective
 from policy_distill.run import Kept, Run
 from policy_distill.students import Architecture, Student
-from tests.small_worlds import Walk, generator, labelled, random_student, random_transitions, walk_best
+from tests.small_worlds import Walk, generator, labelled, random_student, random_transitions, rows_of, walk_best
 from tests.stand_ins import Table, run_of
 
 CPU = torch.device("cpu")
@@ -37,14 +37,8 @@ def constant(space: gym.Space, outputs: list[float], *, log_std: float = 0.0) ->
     return student.eval().requires_grad_(False)
 
 
-def one_row(targets: ActionTargets) -> Dataset:
-    dataset = Dataset(1, holdout=0.0, device=CPU)
-    dataset.append(labelled(torch.zeros(1, 3), targets))
-    return dataset
-
-
 def mixed(space: gym.Space, targets: ActionTargets, mentors: list[Student], weight: float, loss: LossConfig | None = None) -> ActionTargets:
-    return mix_targets(Objective(loss or LossConfig(), family_of(space)), one_row(targets), mentors, weight)
+    return mix_targets(Objective(loss or LossConfig(), family_of(space)), mentors, weight, torch.zeros(1, 3), targets)
 
 
 def test_probabilities_are_mixed_by_hand():
@@ -86,7 +80,7 @@ def test_actions_are_mixed_as_they_are_executed():
     # the student's (2, -3) in box units is beyond both bounds: 6 and 0; half of that and of (-2, 1)
     targets = ActionTargets({"layer:a": torch.ones(1, 5)}, torch.tensor([[-2.0, 1.0]]))
     objective = Objective(LossConfig(kind="regression"), DiagGaussian(Box.from_space(PUSHED)))
-    found = mix_targets(objective, one_row(targets), [constant(PUSHED, [2.0, -3.0])], 0.5)
+    found = mix_targets(objective, [constant(PUSHED, [2.0, -3.0])], 0.5, torch.zeros(1, 3), targets)
     torch.testing.assert_close(found.actions, torch.tensor([[2.0, 0.5]]))
     assert torch.equal(found.parameters["layer:a"], torch.ones(1, 5))
 
@@ -204,13 +198,14 @@ def test_the_last_generation_teaches_or_all_of_them(ensemble, tmp_path, monkeypa
     run, kept, dataset = series(tmp_path, monkeypatch, [[1] * 4, [2] * 4, [3] * 4], ensemble=ensemble)
     asked: list[tuple[int, float]] = []
 
-    def spy(objective: Objective, rows: Dataset, mentors: list[Student], weight: float) -> ActionTargets:
+    def spy(objective: Objective, mentors: list[Student], weight: float, *rows: Any) -> ActionTargets:
         asked.append((len(mentors), weight))
-        return mix_targets(objective, rows, mentors, weight)
+        return mix_targets(objective, mentors, weight, *rows)
 
     monkeypatch.setattr("policy_distill.generations.mix_targets", spy)
     self_distill(run, kept, dataset)
-    assert asked == [(1, 0.5), (2 if ensemble else 1, 0.5)]
+    mentors = 2 if ensemble else 1
+    assert asked == [(1, 0.5), (1, 0.5), (mentors, 0.5), (mentors, 0.5)]  # each about the rows trained on and those held out
 
 
 def test_a_pupil_of_a_bad_start_follows_the_teacher_as_far_as_it_has_a_say(tmp_path, monkeypatch):
@@ -223,7 +218,7 @@ def test_a_pupil_of_a_bad_start_follows_the_teacher_as_far_as_it_has_a_say(tmp_p
             start.linears[-1].weight.zero_()
             start.linears[-1].bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
         lineage = self_distill(run, Kept(start.eval(), np.ones(4), "round 1"), dataset)
-        observations, targets = dataset.rows()
+        observations, targets = rows_of(dataset)
         agreements.append(float((lineage.kept.student(observations).argmax(-1) == targets.actions).float().mean()))
     assert agreements[0] > 0.9
     assert agreements[1] < 0.4

@@ -13,22 +13,31 @@ from policy_distill.imitation import new_trainer, normalization_of, part_of
 from policy_distill.job import Job
 from policy_distill.stack import StudentStack
 from policy_distill.train import Trainer
-from tests.small_worlds import BANDIT, bandit_teacher, generator, labelled
+from tests.small_worlds import BANDIT, bandit_teacher, generator, labelled, rows_of
 from tests.stand_ins import run_of
 
 
 def test_the_normalisation_by_hand():
-    mean, scale = normalization_of(torch.tensor([[1.0, -4.0], [3.0, 0.0], [5.0, 4.0]]))
+    mean, scale = normalization_of([torch.tensor([[1.0, -4.0], [3.0, 0.0], [5.0, 4.0]])])
     # squares of the deviations: 4 + 0 + 4 = 8 and 16 + 0 + 16 = 32; over two degrees of freedom
     assert mean.tolist() == [3.0, 0.0]
     assert scale.tolist() == [2.0, 4.0]
     assert mean.dtype == scale.dtype == torch.float32
 
 
+@pytest.mark.parametrize("lengths", [(100,), (1, 99), (40, 1, 59), (1,) * 100])
+def test_the_normalisation_is_that_of_all_blocks_together(lengths):
+    observations = torch.tensor([5.0, -300.0, 7.0]) + torch.tensor([1e-3, 20.0, 0.0]) * torch.randn(100, 3, generator=generator())
+    mean, scale = normalization_of(observations.split(lengths))
+    torch.testing.assert_close(mean[:2], observations.double().mean(0).float()[:2], rtol=1e-6, atol=0)
+    torch.testing.assert_close(scale[:2], observations.double().std(0).float()[:2], rtol=1e-6, atol=0)
+    assert (mean[2], scale[2]) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("value", [0.0, 7.0, -1e6])
 def test_a_component_that_never_varies_is_left_as_it_is(value):
     observations = torch.tensor([[value, 1.0], [value, 3.0]])
-    mean, scale = normalization_of(observations)
+    mean, scale = normalization_of([observations])
     assert (mean[0], scale[0]) == (0.0, 1.0)
     assert (mean[1], scale[1]) != (0.0, 1.0)
 
@@ -36,8 +45,8 @@ def test_a_component_that_never_varies_is_left_as_it_is(value):
 def test_what_varies_by_rounding_alone_does_not_vary():
     observations = torch.tensor([[1e4], [1e4 + 1e-3]])  # the next float32
     assert observations[0] != observations[1]
-    assert normalization_of(observations)[1] == 1.0
-    assert normalization_of(observations - 1e4)[1] < 1e-3  # around zero the same step is all there is
+    assert normalization_of([observations])[1] == 1.0
+    assert normalization_of([observations - 1e4])[1] < 1e-3  # around zero the same step is all there is
 
 
 @pytest.mark.parametrize(("total", "parts"), [(602, 4), (10, 10), (7, 3), (3, 1)])
@@ -67,7 +76,7 @@ def drawn(trainer: Trainer, dataset: Dataset) -> list[int]:
 def test_the_first_student_is_drawn_from_the_run_s_seed(tmp_path):
     job, dataset = job_and_data(tmp_path)
     trainer = new_trainer(job, dataset, 100)
-    mean, scale = normalization_of(dataset.rows()[0])
+    mean, scale = normalization_of([rows_of(dataset)[0]])
     own = StudentStack(job.architecture, generators=[generator(5)], mean=mean, scale=scale)
     assert torch.equal(trainer.stack.flat, own.flat)
     assert torch.equal(trainer.stack.mean, mean)

@@ -200,6 +200,16 @@ def test_each_way_from_q_values_to_logits_by_hand(config, expected):
     torch.testing.assert_close(objective.logits_of({"q_values": q_values}), torch.tensor([expected]), rtol=1e-4, atol=1e-4)
 
 
+def test_calibration_looks_at_so_many_rows_evenly_over_all_of_them(monkeypatch):
+    monkeypatch.setattr("policy_distill.objective.CALIBRATION_ROWS", 3)
+    objective = Objective(LossConfig(q_gap_fraction=1.0, features=FeatureConfig(weight=1.0, layers={"a": "hidden.0"})), Categorical(2))
+    numbers = torch.arange(101.0)[:, None]  # the first, the middle and the last are seen: 0, 50 and 100
+    q_values = torch.cat([numbers, torch.zeros_like(numbers)], dim=1)
+    objective.calibrate(ActionTargets({"q_values": q_values, "layer:a": numbers}, torch.zeros(101)))
+    assert objective.q_gap == 50.0
+    assert objective._layer_variance["a"] == 2500.0  # (50^2 + 0 + 50^2) / 2
+
+
 def test_a_temperature_of_q_values_takes_no_square():
     objective = Objective(LossConfig(q_logits="raw", q_temperature=10.0), Categorical(2))
     assert objective.total({"forward_kl_nats": torch.tensor([[0.5]])}).item() == 0.5

@@ -22,7 +22,7 @@ from policy_distill.objective import Objective
 from policy_distill.stack import StudentStack
 from policy_distill.students import Architecture, Student
 from policy_distill.train import Trainer
-from tests.small_worlds import generator, labelled, random_transitions
+from tests.small_worlds import generator, labelled, random_transitions, rows_of
 
 CPU = torch.device("cpu")
 SEEN = gym.spaces.Box(-np.inf, np.inf, (3,))
@@ -362,6 +362,6 @@ def test_sampled_targets_lead_where_the_divergence_leads():
     dataset = dataset_of(ACTED[0], 60)
     trainer = trainer_of(ACTED[0], TrainConfig(gradient_steps=1500, batch_size=64, learning_rate=0.02), LossConfig(kind="nll"))
     trainer.run(dataset, 1500)
-    observations, targets = dataset.rows()
+    observations, targets = rows_of(dataset)
     outputs = trainer.student()(observations)
     assert losses.forward_kl(targets.parameters["logits"], outputs).mean() < 0.1

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.processes import available_cores
 from policy_distill.teachers import Teacher
@@ -33,7 +34,7 @@ def test_rows_and_returns_do_not_depend_on_the_number_of_workers():
     for workers in (0, 1, 2, 3):
         with Rollouts(PUSH, push_teacher(), num_envs=5, seed=1, workers=workers) as rollouts:
             assert rollouts.num_workers == workers
-            rows = [rollouts.collect(20, student if index else None, 0.5, index) for index in range(2)]
+            rows = [part for index in range(2) for part in rollouts.collect(20, student if index else None, 0.5, index)]
             episodes = [rollouts.evaluate(policy, seeds, num_envs=4, with_agreement=True) for policy in (student, "teacher")]
             random = rollouts.evaluate("random", seeds, num_envs=4)
         found.append((rows, [*episodes, random]))
@@ -45,6 +46,25 @@ def test_rows_and_returns_do_not_depend_on_the_number_of_workers():
             np.testing.assert_array_equal(mine.returns, theirs.returns)
             np.testing.assert_array_equal(mine.lengths, theirs.lengths)
             assert mine.agreement == pytest.approx(theirs.agreement)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_round_comes_in_blocks_that_are_the_round(workers, monkeypatch):
+    student = random_student(Push.observation_space, Push().action_space)
+
+    def collected() -> list[Transitions]:
+        with Rollouts(PUSH, push_teacher(), num_envs=4, seed=1, workers=workers) as rollouts:
+            return list(rollouts.collect(20, student, 0.5, 1))
+
+    (whole,) = collected()
+    # an observation is 12 bytes, a step of all environments 48: seven steps and a bit
+    monkeypatch.setattr("policy_distill.workers.BLOCK_BYTES", 48 * 7 + 20)
+    parts = collected()
+    assert [len(part) for part in parts] == [28, 28, 24]
+    assert torch.equal(whole.observations, torch.cat([part.observations for part in parts]))
+    assert torch.equal(whole.by_teacher, torch.cat([part.by_teacher for part in parts]))
+    assert torch.equal(whole.targets.actions, torch.cat([part.targets.actions for part in parts]))
+    assert not whole.by_teacher.all()
 
 
 def test_evaluations_are_answered_in_the_order_in_which_they_were_begun():
@@ -92,7 +112,7 @@ def failing_teacher() -> Teacher:
 def test_a_failure_in_a_worker_is_raised_here_with_its_message():
     with Rollouts(WALK, failing_teacher(), num_envs=2, seed=0, workers=2) as rollouts:
         with pytest.raises(RuntimeError, match=r"(?s)a worker process failed.*seven is not eight"):
-            rollouts.collect(2, None, 1.0, 0)
+            list(rollouts.collect(2, None, 1.0, 0))
         assert len(rollouts.evaluate("random", [0, 1], num_envs=2).returns) == 2
 
 
@@ -120,7 +140,7 @@ def test_the_teacher_here_is_not_touched_by_what_workers_do():
     teacher = push_teacher()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     with Rollouts(PUSH, teacher, num_envs=2, seed=0, workers=2) as rollouts:
-        rollouts.collect(5, None, 1.0, 0)
+        list(rollouts.collect(5, None, 1.0, 0))
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 

@@ -54,7 +54,7 @@ def all_cores(agent: Agent, turns: int) -> Result:
         try:
             seconds = interleave(
                 {
-                    "ours": lambda: len(rollouts.collect(STEPS, None, 1.0, 0)),
+                    "ours": lambda: sum(map(len, rollouts.collect(STEPS, None, 1.0, 0))),
                     "naive": by_stable_baselines3(agent, envs),
                 },
                 turns=turns,

@@ -39,6 +39,9 @@ class CollectConfig:
     certified as any other student."""
     max_extra_states: int = 10_000
     """At most so many of them, each state once, the costliest first."""
+    storage: Literal["memory", "disk"] = "memory"
+    """Where the labelled observations lie: in memory, or in files in the run's folder, which are gone when it ends; the student is the
+    same."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "collect.rounds", self.rounds, ">= 1")
@@ -53,6 +56,7 @@ class CollectConfig:
             require(0 <= getattr(self, name) <= 1, f"collect.{name}", getattr(self, name), "in [0, 1]")
         require_choice(type(self), "collect", "schedule", self.schedule)
         require(self.enough > 0, "collect.enough", self.enough, "> 0")
+        require_choice(type(self), "collect", "storage", self.storage)
         require(self.action_noise >= 0 and math.isfinite(self.action_noise), "collect.action_noise", self.action_noise, ">= 0")
         require(self.window is None or self.window >= 1, "collect.window", self.window, ">= 1")
         require(self.extra_states != "", "collect.extra_states", self.extra_states, "the path of a disagreements.npz, or left out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from policy_distill.config import (
     LossConfig,
     PolishConfig,
     RequestError,
+    SelfDistillConfig,
     StudentConfig,
     TrainConfig,
 )
@@ -35,6 +37,7 @@ from policy_distill.disagreements import read_worst_states
 from policy_distill.distill import DistillResult, distill
 from policy_distill.evaluate import evaluate, evaluation_seeds
 from policy_distill.export.sb3 import save_ppo
+from policy_distill.generations import self_distill
 from policy_distill.polish import Polished, polish_if_needed
 from policy_distill.progress import Display
 from policy_distill.students import Student
@@ -290,11 +293,12 @@ def test_states_in_which_a_student_parted_teach_the_next_one(expert_zip, tmp_pat
     config = hasty(tmp_path / "second", expert_zip, extra_states=str(file))
     second = distill(config, display=Display())
     (dataset,) = datasets
-    observations, targets = dataset.rows()
-    # 4 environments take 1 step in each of 2 rounds; the extra states lie between the rounds
-    np.testing.assert_array_equal(observations[4:-4].numpy(), wrong)
-    np.testing.assert_array_equal(targets.actions[4:-4].numpy(), Teacher.load(expert_zip).act(wrong))
-    assert not set(range(4, 4 + len(wrong))) & set(dataset._held_rows[: dataset.num_held_out].tolist())
+    observations, targets = dataset.training_rows()
+    # 4 environments take 1 step in each of 2 rounds, 2 of the first 4 episodes are held out; the extra states lie between the rounds
+    extra = slice(2, 2 + len(wrong))
+    assert len(dataset) == 8 + len(wrong)
+    np.testing.assert_array_equal(observations[extra].numpy(), wrong)
+    np.testing.assert_array_equal(targets.actions[extra].numpy(), Teacher.load(expert_zip).act(wrong))
     assert second.summary["extra_states"] == len(wrong) > 20
     assert (second.summary["env_steps"], second.summary["rounds"][0]["env_steps"]) == (8, 4)
     notice = f"{len(wrong)} states of {file} join the first round's data; they are no environment steps"
@@ -417,6 +421,60 @@ def test_the_same_seed_makes_the_same_student_however_many_workers(workers, run,
         assert one == other
 
 
+def still_mapped(folder: Path) -> bool:
+    """Whether a file in the folder, named or not, is part of this process's memory."""
+    gc.collect()
+    return str(folder) in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(("env", "teacher"), [(WALK, walk_teacher), (PUSH, push_teacher), (BANDIT, bandit_teacher)])
+def test_a_dataset_on_the_disk_makes_the_same_student_and_is_gone_with_the_run(env, teacher, tmp_path, monkeypatch):
+    """Bit for bit, with a window, generations, and rounds and rows that come in several blocks."""
+    for module in ("dataset", "workers"):
+        monkeypatch.setattr(f"policy_distill.{module}.BLOCK_BYTES", 1000)
+    mapped: list[bool] = []
+
+    def look(*stage: Any) -> Any:
+        mapped.append(still_mapped(tmp_path))
+        return self_distill(*stage)
+
+    monkeypatch.setattr(sys.modules["policy_distill.distill"], "self_distill", look)
+    found = []
+    for storage in ("memory", "disk"):
+        collect = CollectConfig(env_steps=ENV_STEPS, rounds=4, num_envs=4, window=3, epsilon=0.1, storage=storage)
+        changes = {"collect": collect, "self_distill": SelfDistillConfig(generations=2, gradient_steps=100)}
+        found.append(distill(tiny(tmp_path / storage, env.id, **changes), teacher=teacher()))
+        assert not still_mapped(tmp_path)
+    memory, disk = found
+    assert mapped == [False, True]
+    assert_same_student(memory.folder, disk.folder)
+    assert memory.summary["rounds"] == disk.summary["rounds"]
+    assert len(memory.summary["self_distillation"]) > 0
+    assert memory.summary["self_distillation"] == disk.summary["self_distillation"]
+    np.testing.assert_array_equal(memory.student_episodes.returns, disk.student_episodes.returns)
+    named = [sorted(path.name for path in result.folder.rglob("*") if "tfevents" not in path.name) for result in found]
+    assert named[0] == named[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_run_that_fails_leaves_no_dataset_behind(tmp_path, monkeypatch):
+    mapped: list[bool] = []
+
+    def fail(*_: Any) -> None:
+        mapped.append(still_mapped(tmp_path))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys.modules["policy_distill.distill"], "self_distill", fail)
+    collect = CollectConfig(env_steps=ENV_STEPS, rounds=4, num_envs=4, storage="disk")
+    with pytest.raises(ZeroDivisionError) as caught:
+        distill(tiny(tmp_path, collect=collect), teacher=walk_teacher())
+    assert mapped == [True]
+    del caught
+    assert not still_mapped(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "tensorboard"]
+
+
 def test_the_global_random_state_decides_nothing_and_the_seed_does(run, expert_zip, tmp_path):
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002 (the global state must not matter)
@@ -454,15 +512,15 @@ def test_the_teacher_is_bitwise_unchanged_and_without_gradients(expert_zip, tmp_
 
 
 def test_held_out_episodes_are_never_trained_on(expert_zip, tmp_path, monkeypatch):
-    """Rows carry their own number in place of an observation's last digit: what is drawn is compared with what was held out."""
+    """What is drawn is compared with what was held out, by where it lies."""
     drawn: set[int] = set()
     datasets: list[Dataset] = []
     gather, run_steps = Dataset._gather, Trainer.run
 
-    def spy(self: Dataset, index: torch.Tensor, *rest: Any) -> Any:
+    def spy(self: Dataset, part: slice, index: torch.Tensor, *rest: Any) -> Any:
         if self._in_training:  # type: ignore[attr-defined]
-            drawn.update(index.flatten().tolist())
-        return gather(self, index, *rest)
+            drawn.update((part.start + index.flatten()).tolist())
+        return gather(self, part, index, *rest)
 
     def run(self: Trainer, dataset: Dataset, num_steps: int) -> Any:
         datasets[:] = [dataset]
@@ -478,10 +536,24 @@ def test_held_out_episodes_are_never_trained_on(expert_zip, tmp_path, monkeypatc
     config = tiny(tmp_path, teacher=str(expert_zip))
     distill(dataclasses.replace(config, train=dataclasses.replace(config.train, holdout=0.25)))
     (dataset,) = datasets
-    held = set(dataset._held_rows[: dataset.num_held_out].tolist())
+    held = set(range(dataset.capacity - dataset.num_held_out, dataset.capacity))
     assert 0.1 < len(held) / len(dataset) < 0.4
     assert len(drawn) > 0.7 * dataset.num_train
     assert not held & drawn
+
+
+def test_with_a_window_the_last_rounds_alone_are_trained_on(tmp_path, monkeypatch):
+    seen: list[tuple[int, int]] = []
+    run_steps = Trainer.run
+
+    def run(self: Trainer, dataset: Dataset, num_steps: int) -> Any:
+        seen.append((dataset.num_train, dataset.num_drawn_from))
+        return run_steps(self, dataset, num_steps)
+
+    monkeypatch.setattr(Trainer, "run", run)
+    distill(tiny(tmp_path, collect=CollectConfig(env_steps=ENV_STEPS, rounds=4, num_envs=4, window=2)), teacher=walk_teacher())
+    first, second, third, fourth = (rows for rows, _ in seen)
+    assert [drawn for _, drawn in seen] == [first, second, third - first, fourth - second]
 
 
 def test_torch_threads_are_given_back(expert_zip, tmp_path):
