@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from policy_distill.config import RequestError
-from policy_distill.wrappers import WRAPPERS
+from policy_distill.wrappers import WRAPPERS, FreshWorld
 
 NOT_HERE = {
     r"\w*Bullet(Env)?-v\d+": "it needs pybullet, whose environments do not exist for Gymnasium",
@@ -157,6 +157,8 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> gym.Env:
         if not spec.kwargs:
             raise
         raise RequestError(f"{spec.id} does not take the arguments {dict(spec.kwargs)}: {' '.join(str(error).split())}") from error
+    if entry_point.startswith("gymnasium.envs.box2d.bipedal_walker:"):
+        env = FreshWorld(env)
     for name, kwargs in spec.wrappers:
         _check_wrapper(name)
         try:

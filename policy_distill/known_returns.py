@@ -13,7 +13,7 @@ What cannot be identified so is played each time:
 
 - live models, callables, ensembles, and agents whose own code acts (``--trust``);
 - environments but those of ``REPEATABLE``: code of a user's own may change under the same id, and a simulator may carry something from one
-  episode to the next, as BipedalWalker's does;
+  episode to the next;
 - ids registered with wrappers, and arguments that are texts: they may name a file.
 """
 
@@ -40,9 +40,8 @@ from policy_distill.files import write_atomically
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks import DeterministicNetwork, DiscreteNetwork, GaussianNetwork
 
-REPEATABLE = re.compile(r"gymnasium\.envs\.(classic_control|mujoco|box2d\.lunar_lander)[.:]")
-"""Entry points of environments in which an episode does not depend on those before it. BipedalWalker is not one of them: it keeps its Box2D
-world from episode to episode, and the same seed earns something else after other episodes."""
+REPEATABLE = re.compile(r"gymnasium\.envs\.(classic_control|mujoco|box2d\.(lunar_lander|bipedal_walker))[.:]")
+"""Entry points of environments in which an episode does not depend on those before it (BipedalWalker's with ``wrappers.FreshWorld``)."""
 
 NONE = Episodes(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
 

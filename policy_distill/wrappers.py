@@ -11,6 +11,22 @@ import numpy as np
 from policy_distill.config import RequestError
 
 
+class FreshWorld(gym.Wrapper):
+    """Begin each episode of Gymnasium's BipedalWalker in a new world of Box2D, as its LunarLander does.
+
+    It keeps one world for all episodes, and what contacts and broad phase remember of the last one moves the next: the same seed earned up
+    to 2.0 more or less, so that a return depended on which episodes were played before.
+    """
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        from Box2D import b2World
+
+        walker: Any = self.unwrapped
+        walker._destroy()
+        walker.terrain, walker.world = [], b2World()  # bodies of the old world are none of the new one's
+        return super().reset(**kwargs)
+
+
 class TimeFeatureWrapper(gym.ObservationWrapper):
     """Append the share of the episode that remains, 1 to 0 (Pardo et al. 2018, arXiv 1712.00378), as sb3-contrib's wrapper does.
 
