@@ -22,6 +22,14 @@ from policy_distill.statistics import Decision, Plan, decide
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
 
+AGENT = {"path": str | None, "sha256": dict}
+LAYOUT: dict[str, Any] = {
+    "claim": str, "verdict": str, "share": float | int, "confidence": float | int, "max_episodes": int, "episodes": int,
+    "environment": {"id": str}, "student": AGENT, "teacher": AGENT, "test": {"looks": list, "boundaries": list, "seen": list},
+    "versions": dict, "seeds": list, "returns": dict,
+}  # fmt: skip
+"""What is read of a certificate, and its types."""
+
 
 @dataclass
 class Verification:
@@ -94,6 +102,8 @@ def verify(
     data = read_certificate(path)
     found = Verification(str(path), data["claim"], data["verdict"])
     spec = EnvironmentSpec.from_dict(data["environment"])
+    if changed := _other_versions(data, spec):
+        found.notes.append(f"written with other versions: {', '.join(changed)}")
     _check_test(data, found)
     total = len(data["seeds"])
     count = total if episodes is None else min(episodes, total)
@@ -148,22 +158,19 @@ def read_certificate(path: str | Path) -> dict[str, Any]:
         raise RequestError(f"{path} is no certificate: name a certificate.json that evaluate_policy --certify or distill_policy wrote")
     if data["format"] != FORMAT:
         raise RequestError(f"{path} is of format {data['format']}, this version reads {FORMAT}: install the one that wrote it")
-    needed = {
-        "verdict",
-        "share",
-        "confidence",
-        "max_episodes",
-        "episodes",
-        "environment",
-        "student",
-        "teacher",
-        "test",
-        "versions",
-        "seeds",
-    }
-    if lost := sorted((needed | {"returns"}) - data.keys()):
-        raise RequestError(f"{path} lacks {lost[0]!r}: it was cut or changed; write it again")
+    if lost := _misfit(data, LAYOUT):
+        raise RequestError(f"{path} lacks {lost!r}, or holds something else there: it was cut or changed; write it again")
     return data
+
+
+def _misfit(data: dict[str, Any], layout: dict[str, Any]) -> str | None:
+    """Dotted name of the first entry of ``layout`` that ``data`` lacks or has as another type; None if all are there."""
+    for name, kind in layout.items():
+        if name not in data or not isinstance(data[name], dict if isinstance(kind, dict) else kind):
+            return name
+        if isinstance(kind, dict) and (inner := _misfit(data[name], kind)):
+            return f"{name}.{inner}"
+    return None
 
 
 def _place(recorded: str | None, folder: Path, role: str) -> str | None:
@@ -182,28 +189,32 @@ def _plan(data: dict[str, Any]) -> Plan:
     return Plan.of(data["share"], data["confidence"], data["max_episodes"])
 
 
+def _objection_to_test(data: dict[str, Any]) -> str | None:
+    """Why boundaries, verdict or statistics are not those of the returns that the certificate holds; None if they are."""
+    returns = [np.array(data["returns"].get(role, ()), np.float64) for role in ROLES]
+    if any(len(values) != len(data["seeds"]) for values in returns):
+        return "there is not one return of each policy for each seed"
+    plan = _plan(data)
+    decision = decide(*returns, plan=plan)
+    if list(plan.looks) != data["test"]["looks"] or not np.allclose(plan.boundaries, data["test"]["boundaries"], rtol=1e-9):
+        return "the looks or boundaries are not those that share, confidence and max_episodes give"
+    if (decision.verdict, decision.episodes) != (data["verdict"], data["episodes"]) or len(data["seeds"]) != decision.episodes:
+        return f"the returns give: {decision.verdict} after {decision.episodes} episodes"
+    if not decision.final:
+        return f"the test was left after {decision.episodes} episodes, before it was decided"
+    return None if _same_statistics(decision, data["test"]["seen"]) else "the statistics are not those of the returns"
+
+
 def _check_test(data: dict[str, Any], found: Verification) -> None:
     """Seeds, boundaries and statistics, from the returns that the certificate holds."""
-    returns = [np.array(data["returns"].get(role, ()), np.float64) for role in ROLES]
     if data["seeds"] != evaluation_seeds("certificate", len(data["seeds"])):
         found.objections.append("the seeds are not those of certificates: they may have been chosen")
-    if any(len(values) != len(data["seeds"]) for values in returns):
-        found.objections.append("there is not one return of each policy for each seed")
-        return
     try:
-        plan = _plan(data)
-        decision = decide(*returns, plan=plan)
-    except ValueError as error:
-        found.objections.append(f"the test cannot be computed: {error}")
-        return
-    if list(plan.looks) != data["test"]["looks"] or not np.allclose(plan.boundaries, data["test"]["boundaries"], rtol=1e-9):
-        found.objections.append("the looks or boundaries are not those that share, confidence and max_episodes give")
-    if (decision.verdict, decision.episodes) != (data["verdict"], data["episodes"]) or len(data["seeds"]) != decision.episodes:
-        found.objections.append(f"the returns give: {decision.verdict} after {decision.episodes} episodes")
-    elif not decision.final:
-        found.objections.append(f"the test was left after {decision.episodes} episodes, before it was decided")
-    elif not _same_statistics(decision, data["test"]["seen"]):
-        found.objections.append("the statistics are not those of the returns")
+        objection = _objection_to_test(data)
+    except (KeyError, TypeError, ValueError) as error:  # numbers that are none
+        objection = f"the test cannot be computed: {error}"
+    if objection:
+        found.objections.append(objection)
 
 
 def _same_statistics(decision: Decision, seen: list[dict[str, Any]]) -> bool:
@@ -228,19 +239,22 @@ def _check_files(role: str, recorded: dict[str, str], now: dict[str, str], found
     found.objections.append(f"the {role} is not the one that was certified: {', '.join(changed or sorted(recorded))} differs")
 
 
+def _other_versions(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:
+    """What was of another version when the certificate was written, in words."""
+    here = versions(spec)
+    return [
+        f"{name} {data['versions'].get(name, 'none')} (here {here.get(name, 'none')})"
+        for name in dict.fromkeys([*data["versions"], *here])
+        if data["versions"].get(name) != here.get(name)
+    ]
+
+
 def _compare(data: dict[str, Any], again: dict[str, np.ndarray], spec: EnvironmentSpec, found: Verification) -> None:
     """Returns must be equal to the last bit on the same versions; on others, the verdict must be the same."""
     count = len(again["student"])
     recorded = {role: np.array(data["returns"][role][:count]) for role in ROLES}
     differing = {role: int((again[role] != recorded[role]).sum()) for role in ROLES}
-    here = versions(spec)
-    changed = [
-        f"{name} {data['versions'].get(name, 'none')} (here {here.get(name, 'none')})"
-        for name in dict.fromkeys([*data["versions"], *here])
-        if data["versions"].get(name) != here.get(name)
-    ]
-    if changed:
-        found.notes.append(f"written with other versions: {', '.join(changed)}")
+    changed = _other_versions(data, spec)
     if not any(differing.values()):
         return
     text = ", ".join(f"{number} of the {role}'s" for role, number in differing.items() if number)

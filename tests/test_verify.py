@@ -189,5 +189,53 @@ def test_what_is_no_certificate_is_refused(folder, tmp_path):
         verified(folder)
 
 
+def without(data: dict[str, Any], name: str) -> None:
+    *outer, last = name.split(".")
+    for key in outer:
+        data = data[key]
+    data.pop(last)
+
+
+@pytest.mark.parametrize("name", ["claim", "seeds", "environment.id", "student.path", "teacher.sha256", "test.seen"])
+def test_what_was_cut_is_named(name, folder):
+    """A missing hash ended in a traceback, with the exit code of a certificate that does not hold."""
+    change(folder, lambda data: without(data, name))
+    with pytest.raises(RequestError, match=f"is no certificate|lacks '{name}'"):
+        verified(folder)
+
+
+@pytest.mark.parametrize(("name", "value"), [("seeds", 7), ("share", "much"), ("student", "mine"), ("returns", [1.0])])
+def test_what_is_of_another_type_is_named(name, value, folder):
+    change(folder, lambda data: data.update({name: value}))
+    with pytest.raises(RequestError, match=f"lacks '{name}', or holds something else there"):
+        verified(folder)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda data: data["returns"].update(random=["a"] * len(data["seeds"])),
+        lambda data: data["test"]["boundaries"].pop(),
+        lambda data: data["test"].update(seen=[{}] * len(data["test"]["seen"])),
+        lambda data: data["test"]["seen"][-1].update(keeps="much"),
+        lambda data: data.update(share=-1.0),
+    ],
+)
+def test_numbers_that_are_none_are_an_objection(edit, folder):
+    change(folder, edit)
+    (objection,) = verified(folder, episodes=0).objections
+    assert objection.startswith("the test cannot be computed")
+
+
+def test_other_versions_are_named_where_nothing_is_played(folder):
+    """The arithmetic of an older version may be another: whoever reads the objection must know of the versions."""
+    change(folder, lambda data: data["versions"].update({"policy-distill": "0.0.1"}))
+    change(folder, lambda data: data["test"]["looks"].pop())
+    found = verified(folder)
+    assert found.replayed == 0
+    assert "policy-distill 0.0.1 (here " in found.notes[0]
+    assert "looks or boundaries" in found.objections[0]
+
+
 def test_the_folder_stands_for_the_file(folder):
     assert place_of(str(folder)) == folder / "certificate.json" == place_of(str(folder / "certificate.json"))
