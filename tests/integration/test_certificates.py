@@ -1,4 +1,4 @@
-"""Certificates of real agents' students: good ones are certified, broken ones refuted. Slow."""
+"""Certificates of real agents' students: good ones are certified, broken ones refuted, however many episodes run side by side. Slow."""
 
 from __future__ import annotations
 
@@ -74,3 +74,19 @@ def test_a_good_student_is_certified_and_the_same_with_noise_on_its_weights_refu
     assert (good["verdict"], broken["verdict"]) == ("certified", "refuted")
     assert broken["retention"]["high"] < 0.95 < good["retention"]["low"]
     assert main(["verify_certificate", "--certificate", str(tmp_path / "refuted"), "--json"]) == 0
+
+
+@pytest.mark.parametrize("teacher", ["ppo/CartPole-v1", "ppo/LunarLander-v3"])
+def test_a_certificate_is_the_same_again_and_however_many_episodes_run_side_by_side(teacher, tmp_path):
+    """Seeds, returns, looks and verdict, to the last bit."""
+    student = student_of(teacher, tmp_path / "run")
+    runs = {"first": 16, "again": 16, "one": 1, "four": 4, "many": 32}
+    found = {name: certificate_of(student, teacher, tmp_path / name, "--num_envs", str(count)) for name, count in runs.items()}
+    first = found["first"]
+    print(f"{teacher}: {first['verdict']} after {first['episodes']} episodes, retention {first['retention']['estimate']:.4f}")
+    for name, data in found.items():
+        assert len(data["seeds"]) == data["episodes"] >= 50
+        for key in first.keys() - {"student", "teacher"}:  # whose places are relative to the file's own
+            assert data[key] == first[key], (name, key)
+        assert data["student"]["sha256"] == first["student"]["sha256"]
+    assert len(set(first["returns"]["random"])) > 10  # returns that could differ
