@@ -89,11 +89,9 @@ def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
             steps = config.gradient_steps or job.config.train.gradient_steps
             trainer = new_trainer(job, mixed, steps, generation=number, members=num_members)
             losses = trainer.run(mixed, steps)
-            siblings = [trainer.student(member) for member in range(num_members)]
-            for sibling in siblings:
-                trainer.fit_log_std(sibling, dataset)
+            siblings = trainer.students(dataset)
         with run.watch.measure("evaluate"):
-            best, played = run.choose(siblings, [answer().returns for answer in [run.begin_validation(sibling) for sibling in siblings]])
+            best, played = run.choose(siblings, [episodes.returns for episodes in run.validate(siblings)])
         student, returns = siblings[best], played[best]
         with run.watch.measure("train"):
             held_out = trainer.validate(mixed, student)

@@ -16,14 +16,11 @@ from policy_distill.dataset import Dataset
 from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.job import Job
 from policy_distill.rounds import Round, track_round, track_validation
-from policy_distill.run import Kept, Run
+from policy_distill.run import Kept, Run, as_finalist, kept_enough
 from policy_distill.spaces import encode_observations
 from policy_distill.stack import StudentStack
 from policy_distill.students import Student
 from policy_distill.train import Trainer
-
-LOOKS = 3
-"""So many rounds in a row must be good enough to end the stage early."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,8 @@ def imitate(run: Run) -> Imitation:
     """
     job, watch, display, tracker = run.job, run.watch, run.display, run.tracker
     config = job.config
-    num_extra = 0 if job.extra_states is None else len(job.extra_states)
     folder = job.folder if config.collect.storage == "disk" else None
-    capacity = _total_env_steps(config) + num_extra
+    capacity = _total_env_steps(config) + job.num_extra_states
     dataset = Dataset(capacity, holdout=config.train.holdout, device=job.device, folder=folder)
     final_seeds = evaluation_seeds("final", config.evaluate.episodes)
     exploration = Exploration(config.collect.epsilon, config.collect.action_noise)
@@ -86,7 +82,7 @@ def imitate(run: Run) -> Imitation:
 
     display.start("measuring the teacher", config.collect.rounds)
     for index in range(config.collect.rounds):
-        last = index + 1 == config.collect.rounds or (len(shares) >= LOOKS and min(shares[-LOOKS:]) >= config.collect.enough)
+        last = index + 1 == config.collect.rounds or kept_enough(shares, config.collect.enough)
         display.stage(f"round {index + 1}: collecting")
         probability = config.collect.teacher_action_prob_in(index)
         first_rows.append(dataset.num_train)
@@ -115,9 +111,7 @@ def imitate(run: Run) -> Imitation:
             trainer = trainer or new_trainer(job, dataset, config.train.gradient_steps, members=num_members)
             left = config.train.gradient_steps - trainer.gradient_steps
             losses = trainer.run(dataset, left if last else part_of(config.train.gradient_steps, config.collect.rounds, index))
-            trained = [trainer.student(member) for member in range(num_members)]
-            for student in trained:
-                trainer.fit_log_std(student, dataset)
+            trained = trainer.students(dataset)
             held_out = trainer.validate(dataset, trained[0])
         with watch.measure("evaluate"):
             answers = [answer() for answer in waiting]
@@ -131,7 +125,7 @@ def imitate(run: Run) -> Imitation:
             display.advance(f"teacher {run.teacher_returns.mean():.1f}, random policy {run.random_returns.mean():.1f}", 0)
         members = trained
         candidates += trained
-        run.env_steps, run.gradient_steps = len(dataset) - num_extra, trainer.gradient_steps
+        run.env_steps, run.gradient_steps = len(dataset) - job.num_extra_states, trainer.gradient_steps
         rounds.append(Round(index, run.env_steps, run.gradient_steps, probability, losses, held_out))
         reward_mean = rewards / (_round_steps(config, index) * config.collect.num_envs)
         track_round(tracker, rounds[-1], reward_mean, trainer.learning_rate, watch.seconds)
@@ -140,13 +134,12 @@ def imitate(run: Run) -> Imitation:
 
     display.stage("choosing a round")
     with watch.measure("evaluate"):
-        note_validation([answer() for answer in [run.begin_validation(member) for member in members]])
+        note_validation(run.validate(members))
         best, full = run.choose(candidates, [episodes.returns for episodes in validations])
     # of a round's finalists the one that came furthest is recorded
     for number in sorted(full, key=lambda candidate: (len(full[candidate]), full[candidate].mean(), candidate)):
         index = number // num_members
-        mean, episodes = float(full[number].mean()), len(full[number])
-        rounds[index] = dataclasses.replace(rounds[index], finalist_return_mean=mean, finalist_episodes=episodes)
+        rounds[index] = as_finalist(rounds[index], full[number])
     chosen, member = divmod(best, num_members)
     origin = f"round {chosen + 1}" + (f", member {member + 1}" if num_members > 1 else "")
     return Imitation(rounds, chosen, Kept(candidates[best], full[best], origin), dataset, teacher_parts, random_parts)

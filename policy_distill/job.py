@@ -41,6 +41,10 @@ class Job:
     extra_states: np.ndarray | None = None
     """Raw observations ``[B, ...]`` that join the first round's data."""
 
+    @property
+    def num_extra_states(self) -> int:
+        return 0 if self.extra_states is None else len(self.extra_states)
+
 
 def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     """Check the whole request before any work is done.

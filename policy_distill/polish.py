@@ -14,12 +14,9 @@ from torch import nn
 from policy_distill.evaluate import Episodes
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.rounds import track_polish
-from policy_distill.run import Kept, Run
+from policy_distill.run import Kept, Run, as_finalist, kept_enough
 from policy_distill.statistics import contrast, shows_positive_mean
 from policy_distill.students import Student
-
-LOOKS = 3
-"""So many in a row must be good enough to end the stage early."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +128,7 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
         critics.append(copy.deepcopy(snapshot.critic))
         waiting.append((snapshot, run.begin_validation(snapshot.student)))
         last = snapshot
-        looks = [record.validation_retention for record in polished.records[-LOOKS:]]
-        return len(looks) == LOOKS and min(looks) >= config.enough
+        return kept_enough([record.validation_retention for record in polished.records], config.enough)
 
     with run.watch.measure("polish"):
         seed = int(np.random.SeedSequence([job.config.seed, 4]).generate_state(1)[0])
@@ -150,9 +146,7 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     with run.watch.measure("evaluate"):
         best, full = run.choose(students, returns)
     for index, values in full.items():
-        polished.records[index] = dataclasses.replace(
-            polished.records[index], finalist_return_mean=float(values.mean()), finalist_episodes=len(values)
-        )
+        polished.records[index] = as_finalist(polished.records[index], values)
     if full[best].mean() > kept.returns.mean():
         steps = polished.records[best].env_steps
         polished.chosen, polished.critic = best, critics[best]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +19,12 @@ from policy_distill.statistics import contrast
 from policy_distill.students import Student
 from policy_distill.tracking import Tracker
 from policy_distill.workers import Rollouts
+
+Record = TypeVar("Record", bound=Any)
+"""Of a candidate: a dataclass with ``finalist_return_mean`` and ``finalist_episodes``."""
+
+LOOKS = 3
+"""So many in a row must be good enough to end a stage early."""
 
 
 class Stopwatch:
@@ -114,6 +122,10 @@ class Run:
         """Start measuring on the seeds that every candidate plays."""
         return self.begin(student, self.seeds[: self.num_first])
 
+    def validate(self, students: Sequence[Student]) -> list[Episodes]:
+        """What students earn on these seeds, all measured side by side."""
+        return [answer() for answer in [self.begin_validation(student) for student in students]]
+
     def retention(self, returns: np.ndarray) -> float:
         """Of the means over the first ``len(returns)`` validation seeds; nan where the teacher earns no more than a random policy."""
         count = len(returns)
@@ -163,6 +175,16 @@ class Run:
             played = {index: np.concatenate([played[index], answer().returns]) for index, answer in waiting.items()}
             full |= played
         return best(1)[0], full
+
+
+def kept_enough(shares: Sequence[float], enough: float) -> bool:
+    """Whether the last ``LOOKS`` retentions are all at least ``enough``; nan is not."""
+    return len(shares) >= LOOKS and all(share >= enough for share in shares[-LOOKS:])
+
+
+def as_finalist(record: Record, returns: np.ndarray) -> Record:
+    """The record of a candidate that came into the final choice, with its returns ``[E]`` on the validation seeds that it played."""
+    return dataclasses.replace(record, finalist_return_mean=float(returns.mean()), finalist_episodes=len(returns))
 
 
 def halving(candidates: int, episodes: int) -> list[tuple[int, int]]:

@@ -118,7 +118,7 @@ def summarize(
         "agreement": student.agreement,
         "env_steps": run.env_steps,
         "evaluation_env_steps": run.evaluation_env_steps,
-        "extra_states": 0 if job.extra_states is None else len(job.extra_states),
+        "extra_states": job.num_extra_states,
         "reused_episodes": run.reused_episodes,
         "gradient_steps": run.gradient_steps,
         "kept": origin,

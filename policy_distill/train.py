@@ -146,6 +146,13 @@ class Trainer:
         """The averaged weights of one member as a student of its own."""
         return self.stack.member(member, self.averaged if self.config.average_decay else None)
 
+    def students(self, dataset: Dataset) -> list[Student]:
+        """Every member as ``student`` gives it, with its standard deviation fitted to ``dataset``."""
+        found = [self.student(member) for member in range(len(self.generators))]
+        for student in found:
+            self.fit_log_std(student, dataset)
+        return found
+
     @torch.no_grad()
     def validate(self, dataset: Dataset, student: Student) -> dict[str, float]:
         """Mean of each term over held-out rows; empty as long as no episode was held out."""

@@ -102,7 +102,8 @@ def verify(
     data = read_certificate(path)
     found = Verification(str(path), data["claim"], data["verdict"])
     spec = EnvironmentSpec.from_dict(data["environment"])
-    if changed := _other_versions(data, spec):
+    changed = _other_versions(data, spec)
+    if changed:
         found.notes.append(f"written with other versions: {', '.join(changed)}")
     _check_test(data, found)
     total = len(data["seeds"])
@@ -133,7 +134,7 @@ def verify(
     with one_torch_thread(), Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers) as rollouts:
         answers = [rollouts.evaluate(who, seeds, num_envs=num_envs) for who in (player, "teacher", "random")]
     found.replayed = count
-    _compare(data, {role: answer.returns for role, answer in zip(ROLES, answers, strict=True)}, spec, found)
+    _compare(data, {role: answer.returns for role, answer in zip(ROLES, answers, strict=True)}, changed, found)
     return found
 
 
@@ -249,12 +250,11 @@ def _other_versions(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:
     ]
 
 
-def _compare(data: dict[str, Any], again: dict[str, np.ndarray], spec: EnvironmentSpec, found: Verification) -> None:
-    """Returns must be equal to the last bit on the same versions; on others, the verdict must be the same."""
+def _compare(data: dict[str, Any], again: dict[str, np.ndarray], changed: list[str], found: Verification) -> None:
+    """Returns must be equal to the last bit on the same versions; where some ``changed``, the verdict must be the same."""
     count = len(again["student"])
     recorded = {role: np.array(data["returns"][role][:count]) for role in ROLES}
     differing = {role: int((again[role] != recorded[role]).sum()) for role in ROLES}
-    changed = _other_versions(data, spec)
     if not any(differing.values()):
         return
     text = ", ".join(f"{number} of the {role}'s" for role, number in differing.items() if number)
