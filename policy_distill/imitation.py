@@ -73,11 +73,11 @@ def imitate(run: Run) -> Imitation:
         validations.extend(answers)
         shares.append(run.retention(np.mean([episodes.returns for episodes in answers], axis=0)))
         best = max(range(len(answers)), key=lambda member: answers[member].returns.mean())
-        reference = (run.teacher_returns[: run.num_first].mean(), run.random_returns[: run.num_first].mean())
         error = run.retention_standard_error(answers[best].returns)
-        rounds[-1] = dataclasses.replace(rounds[-1].validated(answers[best].returns, *reference), validation_retention_standard_error=error)
-        display.advance(rounds[-1].figures())
-        track_validation(tracker, rounds[-1], *reference)
+        record = rounds[-1].validated(answers[best].returns, *run.validation_reference)
+        rounds[-1] = record = dataclasses.replace(record, validation_retention_standard_error=error)
+        display.advance(record.figures())
+        track_validation(tracker, record.env_steps, record.validation_return_mean, record.validation_retention, run.validation_reference)
         return best
 
     display.start("measuring the teacher", config.collect.rounds)

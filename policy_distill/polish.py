@@ -13,9 +13,9 @@ from torch import nn
 
 from policy_distill.evaluate import Episodes
 from policy_distill.export.sb3 import why_not_ppo
-from policy_distill.rounds import track_polish
+from policy_distill.rounds import track_validation
 from policy_distill.run import Kept, Run, as_finalist, kept_enough
-from policy_distill.statistics import contrast, shows_positive_mean
+from policy_distill.statistics import contrast, episodes_to_show, shows_positive_mean
 from policy_distill.students import Student
 
 
@@ -82,12 +82,19 @@ class Polished:
 def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     """Train on by reward unless imitation has shown that it keeps ``polish.below``; None where there was no need or no way."""
     config, job = run.job.config.polish, run.job
-    start = run.retention(kept.returns)
-    # The episodes by which the round came among the finalists flatter it: the test is on the others, where there are any.
-    fresh = slice(run.num_first if len(kept.returns) > run.num_first else 0, len(kept.returns))
-    above = contrast(kept.returns[fresh], run.teacher_returns[fresh], run.random_returns[fresh], config.below)
-    if config.below == 0 or not np.isfinite(start) or shows_positive_mean(above):
+    if config.below == 0 or not np.isfinite(run.retention(kept.returns)):
         return None
+    above = _above(run, kept, config.below)
+    needed = episodes_to_show(above)
+    if needed is not None and not shows_positive_mean(above) and len(above) < needed <= len(above) + config.further_episodes:
+        more = needed - len(above)
+        run.display.note(f"{kept.origin} keeps {run.retention(kept.returns):.3f}: {more} more episodes may show {config.below}")
+        with run.watch.measure("evaluate"):
+            kept = run.play_on(kept, more)
+        above = _above(run, kept, config.below)
+    if shows_positive_mean(above):
+        return None
+    start = run.retention(kept.returns)
     if reason := why_not_ppo(job.teacher.observation_space, job.teacher.action_space):
         run.display.note(f"not polished: {reason}")
         return None
@@ -116,9 +123,9 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
         returns.append(episodes.returns)
         polished.records.append(record)
         run.display.advance(record.figures())
-        track_polish(
-            run.tracker, run.env_steps + record.env_steps, record.metrics, record.validation_return_mean, record.validation_retention
-        )
+        env_steps = run.env_steps + record.env_steps  # the axis goes on where imitation ended
+        run.tracker.scalars("polish", record.metrics, env_steps)
+        track_validation(run.tracker, env_steps, record.validation_return_mean, record.validation_retention, run.validation_reference)
 
     def on_snapshot(snapshot: Snapshot) -> bool:
         """The workers measure this one while PPO goes on; ask about the last one first, and say whether it was enough."""
@@ -147,10 +154,19 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
         best, full = run.choose(students, returns)
     for index, values in full.items():
         polished.records[index] = as_finalist(polished.records[index], values)
-    if full[best].mean() > kept.returns.mean():
+    if full[best].mean() > kept.returns[: len(full[best])].mean():
         steps = polished.records[best].env_steps
         polished.chosen, polished.critic = best, critics[best]
         polished.kept = Kept(students[best], full[best], f"polish, {steps:,} steps")
     run.env_steps += polished.records[-1].env_steps
     run.gradient_steps += last.gradient_steps
     return polished
+
+
+def _above(run: Run, kept: Kept, share: float) -> np.ndarray:
+    """The contrast ``[E]`` with ``share`` of the return, on the seeds by which the student did not come among the finalists.
+
+    Those by which it did flatter it; where there are no others, it is on them all.
+    """
+    fresh = slice(run.num_first if len(kept.returns) > run.num_first else 0, len(kept.returns))
+    return contrast(kept.returns[fresh], run.teacher_returns[fresh], run.random_returns[fresh], share)

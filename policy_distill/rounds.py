@@ -74,21 +74,22 @@ def track_round(tracker: Tracker, record: Round, reward_mean: float, learning_ra
     tracker.scalars("time", {**{f"{stage}_seconds": value for stage, value in seconds.items()}, **rates}, steps)
 
 
-def track_validation(tracker: Tracker, record: Round, teacher_mean: float, random_mean: float) -> None:
-    """Write how a round's student did on the validation seeds, beside the two lines it moves between."""
+def track_validation(tracker: Tracker, env_steps: int, return_mean: float, retention: float, reference: tuple[float, float]) -> None:
+    """Write how a student did on the validation seeds, beside the two lines it moves between.
+
+    Args:
+        tracker: where to.
+        env_steps: taken so far, all stages together.
+        return_mean, retention: of the student.
+        reference: mean returns of the teacher and of a random policy on the same seeds.
+    """
     values = {
-        "validation_return_mean": record.validation_return_mean,
-        "validation_retention": record.validation_retention,
-        "validation_return_mean_teacher": teacher_mean,
-        "validation_return_mean_random": random_mean,
+        "validation_return_mean": return_mean,
+        "validation_retention": retention,
+        "validation_return_mean_teacher": reference[0],
+        "validation_return_mean_random": reference[1],
     }
-    tracker.scalars("eval", values, record.env_steps)
-
-
-def track_polish(tracker: Tracker, env_steps: int, metrics: Mapping[str, float], return_mean: float, retention: float) -> None:
-    """Write one look at a student that is trained by reward; the axis goes on where imitation ended."""
-    tracker.scalars("polish", metrics, env_steps)
-    tracker.scalars("eval", {"validation_return_mean": return_mean, "validation_retention": retention}, env_steps)
+    tracker.scalars("eval", values, env_steps)
 
 
 def track_generation(

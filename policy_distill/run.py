@@ -86,6 +86,11 @@ class Run:
         self.num_first = evaluate.validation_episodes
         self.seeds = evaluation_seeds("validation", evaluate.validation_episodes + evaluate.finalist_episodes)
 
+    @property
+    def validation_reference(self) -> tuple[float, float]:
+        """Mean returns of the teacher and of a random policy on the seeds that every candidate plays."""
+        return float(self.teacher_returns[: self.num_first].mean()), float(self.random_returns[: self.num_first].mean())
+
     def begin(self, policy: Policy | str, seeds: Sequence[int], *, with_agreement: bool = False) -> Callable[[], Episodes]:
         """Start measuring and return what waits for the answer; see ``Rollouts.begin_evaluation``.
 
@@ -125,6 +130,16 @@ class Run:
     def validate(self, students: Sequence[Student]) -> list[Episodes]:
         """What students earn on these seeds, all measured side by side."""
         return [answer() for answer in [self.begin_validation(student) for student in students]]
+
+    def play_on(self, kept: Kept, episodes: int) -> Kept:
+        """Measure a student that has played all validation seeds, and with it teacher and random policy, on so many more of them."""
+        known = len(self.seeds)
+        self.seeds = evaluation_seeds("validation", known + episodes)
+        waiting = [self.begin(who, self.seeds[known:]) for who in ("teacher", "random", kept.student)]
+        teacher, chance, student = (answer().returns for answer in waiting)
+        self.teacher_returns = np.concatenate([self.teacher_returns, teacher])
+        self.random_returns = np.concatenate([self.random_returns, chance])
+        return dataclasses.replace(kept, returns=np.concatenate([kept.returns, student]))
 
     def retention(self, returns: np.ndarray) -> float:
         """Of the means over the first ``len(returns)`` validation seeds; nan where the teacher earns no more than a random policy."""

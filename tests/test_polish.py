@@ -22,7 +22,7 @@ from policy_distill.run import Kept, Run
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 from tests.small_worlds import Walk, walk_best, walk_expert
-from tests.stand_ins import STEPS, Recorder, Table, run_of
+from tests.stand_ins import FIRST_SEED, STEPS, Recorder, Table, run_of
 
 TEACHER, RANDOM = [8.0, 6.0, 9.0, 9.0], [0.0, -2.0, -1.0, -1.0]
 """On the validation seeds: 8 and -1 on average, 7 and -1 over the first two."""
@@ -93,7 +93,7 @@ def test_a_student_is_left_alone_where_the_further_seeds_show_that_it_keeps_enou
     monkeypatch.setattr(kickstart_module, "kickstart", ppo)
     table = Table({student: [0.0] * 6})
     lengths: dict[str, Any] = {"first": 2, "further": 4} if first else {"first": 4, "further": 0}
-    run = started(run_of(tmp_path, table, polish=PolishConfig(below=0.75), **lengths))
+    run = started(run_of(tmp_path, table, polish=PolishConfig(below=0.75, further_episodes=0), **lengths))
     run.teacher_returns, run.random_returns = np.array([9.0, 9.0][: len(first)] + TEACHER), np.array([0.0, 0.0][: len(first)] + RANDOM)
     # 3/4 of 8 and 1/4 of 0, ...
     returns = np.array(first + (np.array([6.0, 4.0, 6.5, 6.5]) + above).tolist())
@@ -101,6 +101,38 @@ def test_a_student_is_left_alone_where_the_further_seeds_show_that_it_keeps_enou
     assert ppo.calls == (not shown)
     if shown:
         assert (run.env_steps, run.evaluation_env_steps, table.asked, run.tracker.seen) == (1000, 0, [], {})  # type: ignore[attr-defined]
+
+
+def undecided(folder: Path, monkeypatch: pytest.MonkeyPatch, further: list[float], allowed: int) -> Any:
+    """A student whose contrasts with 3/4 of the return are -1, 5, 0 and 4: by these, it takes 14 to show that their mean is above zero."""
+    student, ppo = walk_expert(), Kickstart([polished_student := walk_expert()])
+    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    returns = [5.0, 11.0, 6.0, 10.0, *further]
+    of_teacher, of_random = [8.0] * 14, [0.0] * 14
+    table = Table({"teacher": of_teacher, "random": of_random, student: returns, polished_student: [-9.0] * 4})
+    run = run_of(folder, table, first=4, further=0, polish=PolishConfig(below=0.75, further_episodes=allowed))
+    run.teacher_returns, run.random_returns = np.array(of_teacher[:4]), np.array(of_random[:4])
+    return run, ppo, table, polish_if_needed(run, Kept(student, np.array(returns[:4]), "round 2"))
+
+
+def test_a_student_that_is_likely_to_show_it_plays_on_instead(tmp_path, monkeypatch):
+    run, ppo, table, found = undecided(tmp_path, monkeypatch, [7.0, 8.0] * 5, 10)
+    assert found is None
+    assert ppo.calls == 0
+    assert [seeds for _, seeds, _ in table.asked] == [list(range(FIRST_SEED + 4, FIRST_SEED + 14))] * 3
+    assert len(run.teacher_returns) == len(run.random_returns) == len(run.seeds) == 14
+
+
+def test_what_further_episodes_do_not_show_is_polished_and_its_start_is_all_that_was_played(tmp_path, monkeypatch):
+    _, ppo, _, found = undecided(tmp_path, monkeypatch, [5.0] * 10, 10)
+    assert ppo.calls == 1
+    assert len(found.kept.returns) == 14  # nothing beat it
+
+
+def test_no_episode_is_played_where_as_many_as_are_allowed_are_not_likely_to_show_it(tmp_path, monkeypatch):
+    _, ppo, table, _ = undecided(tmp_path, monkeypatch, [], 9)
+    assert ppo.calls == 1
+    assert len(table.asked) == 1  # about the polished student
 
 
 def test_nothing_is_polished_where_retention_is_undefined(tmp_path, monkeypatch):
@@ -192,6 +224,8 @@ def test_steps_are_counted_apart_and_the_curves_go_on_where_imitation_ended(tmp_
         "polish/train_return_mean": (0.5, 1200),
         "eval/validation_return_mean": (1.0, 1200),
         "eval/validation_retention": (0.25, 1200),
+        "eval/validation_return_mean_teacher": (7.0, 1200),
+        "eval/validation_return_mean_random": (-1.0, 1200),
     }
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from policy_distill.rounds import track_polish, track_round, track_validation
+from policy_distill.rounds import track_round, track_validation
 from tests.stand_ins import Recorder, record
 
 
@@ -51,21 +51,10 @@ def test_what_a_round_writes_to_tensorboard():
 
 def test_what_validation_writes_to_tensorboard():
     recorder = Recorder()
-    track_validation(recorder, record(0, 3.0), 7.0, -1.0)  # type: ignore[arg-type]
+    track_validation(recorder, 1000, 3.0, 0.5, (7.0, -1.0))  # type: ignore[arg-type]
     assert recorder.seen == {
         "eval/validation_return_mean": (3.0, 1000),
         "eval/validation_retention": (0.5, 1000),
         "eval/validation_return_mean_teacher": (7.0, 1000),
         "eval/validation_return_mean_random": (-1.0, 1000),
-    }
-
-
-def test_what_polishing_writes_to_tensorboard_goes_on_along_the_same_axis():
-    recorder = Recorder()
-    track_polish(recorder, 5000, {"train_return_mean": 2.0, "std": 0.5}, 3.0, 0.25)  # type: ignore[arg-type]
-    assert recorder.seen == {
-        "polish/train_return_mean": (2.0, 5000),
-        "polish/std": (0.5, 5000),
-        "eval/validation_return_mean": (3.0, 5000),
-        "eval/validation_retention": (0.25, 5000),
     }

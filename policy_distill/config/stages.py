@@ -126,6 +126,8 @@ class PolishConfig:
     below: float = 0.97
     """Polish unless the validation episodes show, at 95 % confidence, that the student keeps this much of the return; 0 never does, a
     large number always."""
+    further_episodes: int = 200
+    """Before that, up to so many more validation episodes, where they are likely to show it: they cost less than polishing."""
     env_steps: int = 300_000
     """Environment steps, besides those of imitation."""
     enough: float = 1.0
@@ -165,6 +167,7 @@ class PolishConfig:
     def __post_init__(self) -> None:
         require(self.below >= 0, "polish.below", self.below, ">= 0")
         require(self.enough > 0, "polish.enough", self.enough, "> 0")
+        require(self.further_episodes >= 0, "polish.further_episodes", self.further_episodes, ">= 0")
         require(self.env_steps >= 1, "polish.env_steps", self.env_steps, ">= 1 (polish.below 0 turns polishing off)")
         require(self.teacher_weight >= 0 and math.isfinite(self.teacher_weight), "polish.teacher_weight", self.teacher_weight, ">= 0")
         require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "polish.learning_rate", self.learning_rate, "> 0")

@@ -11,7 +11,7 @@ from policy_distill.statistics.aggregates import (
     two_level_bootstrap,
 )
 from policy_distill.statistics.intervals import Retention, retention
-from policy_distill.statistics.means import contrast, shows_positive_mean
+from policy_distill.statistics.means import contrast, episodes_to_show, shows_positive_mean
 from policy_distill.statistics.sequential import Decision, Plan, decide, look_schedule, spending_boundaries
 from policy_distill.statistics.suites import Aggregate, suite_aggregates
 
@@ -23,6 +23,7 @@ __all__ = [
     "Retention",
     "contrast",
     "decide",
+    "episodes_to_show",
     "geometric_mean",
     "interquartile_mean",
     "look_schedule",

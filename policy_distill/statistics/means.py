@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from scipy.special import stdtr
+from scipy.special import ndtri, stdtr
 
 ROUNDING = 1e-12
 """Values that differ by less than this share of the largest of them are equal."""
@@ -32,6 +34,16 @@ def shows_positive_mean(values: np.ndarray, confidence: float = 0.95) -> bool:
     if spread == 0:
         return mean > 0
     return count > 1 and bool(stdtr(count - 1, mean / (spread / count**0.5)) > confidence)
+
+
+def episodes_to_show(values: np.ndarray, power: float = 0.8) -> int | None:
+    """How many values like these ``[E]`` show a mean above zero with this probability, if their mean and spread are the true ones.
+
+    For ``shows_positive_mean`` at 95 %, by the normal approximation; None for a single value, and where the mean is not above zero.
+    """
+    if len(values) < 2 or values.mean() <= 0:
+        return None
+    return math.ceil(((ndtri(0.95) + ndtri(power)) * values.std(ddof=1) / values.mean()) ** 2)
 
 
 def skewness(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from policy_distill.statistics import contrast, shows_positive_mean
+from policy_distill.statistics import contrast, episodes_to_show, shows_positive_mean
 from policy_distill.statistics.means import guarded_statistic, skewness, t_statistic, without_skewness
 from tests.statistics.test_intervals import returns
 
@@ -41,6 +41,22 @@ def test_a_mean_above_zero_is_shown_as_student_s_test_shows_it(values, confidenc
 
 def test_one_value_shows_nothing():
     assert not shows_positive_mean(np.array([1e9]))
+
+
+def test_how_many_values_show_a_mean_by_hand():
+    # 1.645 + 0.842 = 2.486 standard deviations of the mean; mean 2, standard deviation 2.944: (2.486 * 2.944 / 2)^2 = 13.4
+    assert episodes_to_show(np.array([-1.0, 5.0, 0.0, 4.0])) == 14
+    assert episodes_to_show(np.array([-1.0, 5.0, 0.0, 4.0]), power=0.5) == 6  # (1.645 * 2.944 / 2)^2 = 5.9
+    assert episodes_to_show(np.array([-1.0, 1.0])) is episodes_to_show(np.array([3.0])) is None
+    assert episodes_to_show(np.array([2.0, 2.0])) == 0
+
+
+def test_so_many_show_it_about_as_often_as_was_asked_for():
+    generator = np.random.default_rng(0)
+    count = episodes_to_show(np.array([0.3 - 0.5**0.5, 0.3 + 0.5**0.5]))  # mean 0.3, standard deviation 1
+    assert count is not None
+    shown = [shows_positive_mean(generator.normal(0.3, 1.0, count)) for _ in range(4000)]
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.03)
 
 
 @given(arrays.arrays(np.float64, (3, 12), elements=st.integers(-4, 5)))
