@@ -81,7 +81,13 @@ def _teacher_actor(teacher: Teacher, rows: int) -> Act:
     return lambda observations: label(observations)[1].reshape(shape).astype(dtype, copy=False)
 
 
-def _student_actor(student: Student, rows: int) -> Act:
+def outputs_of(student: Student, rows: int) -> Act:
+    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
+
+    The next question may overwrite them.
+    """
+    if not isinstance(student.observation_space, gym.spaces.Box):
+        return lambda observations: _ask(student, observations)
     layers = Layers(student.network, rows)
     mean, scale = student.mean.numpy(), student.scale.numpy()
     encoded = np.empty((rows, len(mean)), np.float32)
@@ -90,6 +96,17 @@ def _student_actor(student: Student, rows: int) -> Act:
         np.subtract(observations.reshape(rows, -1), mean, out=encoded, casting="same_kind")
         return layers(np.divide(encoded, scale, out=encoded))
 
+    return outputs
+
+
+@torch.inference_mode()
+def _ask(student: Student, observations: np.ndarray) -> np.ndarray:
+    answer: np.ndarray = student(torch.from_numpy(observations)).numpy()
+    return answer
+
+
+def _student_actor(student: Student, rows: int) -> Act:
+    outputs = outputs_of(student, rows)
     match student.family:
         case Categorical(start=start):
             return lambda observations: outputs(observations).argmax(-1) + start

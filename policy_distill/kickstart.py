@@ -31,7 +31,7 @@ from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.objective import Objective
 from policy_distill.ppo import LeanPolicy, LeanPPO
 from policy_distill.stack import StudentStack
-from policy_distill.stepping import LeanVecEnv
+from policy_distill.stepping import RolloutEnv
 from policy_distill.students import ACTIVATIONS, Architecture, Student
 from policy_distill.teachers import Teacher
 
@@ -112,7 +112,8 @@ def _build(
     student: Student, teacher: Teacher, spec: EnvironmentSpec, objective: Objective, config: PolishConfig, seed: int, workers: int = 0
 ) -> LeanPPO:
     """PPO around the student's weights. Continuous actions are in box units, so that one learning rate suits every environment."""
-    env = VecNormalize(LeanVecEnv([functools.partial(make, spec)] * config.num_envs, workers), norm_obs=False, gamma=config.discount)
+    environments = RolloutEnv([functools.partial(make, spec)] * config.num_envs, config.num_steps, seed=seed, workers=workers)
+    env = VecNormalize(environments, norm_obs=False, gamma=config.discount)
     warnings.filterwarnings("ignore", "You have specified a mini-batch size")  # the last minibatch of an epoch may be smaller
     architecture = student.architecture
     model = LeanPPO(
@@ -192,13 +193,13 @@ class _Schedule(BaseCallback):
         policy = self.model.policy
         if policy.trains_actor:  # else the policy stood still
             self._adapt_learning_rate()
-        policy.train_actor(self.num_timesteps >= self._warmup)
+        policy.train_actor(self.model.num_timesteps >= self._warmup)
         self._average_with(policy.actor.flat)
         self._narrow(policy)
-        remaining = max(0.0, 1 - 2 * self.num_timesteps / self._config.env_steps)
+        remaining = max(0.0, 1 - 2 * self.model.num_timesteps / self._config.env_steps)
         self.model.penalty_weight = self._config.teacher_weight * remaining
         due = self._warmup + (self._config.env_steps - self._warmup) * (self._taken + 1) / self._config.snapshots
-        if self.num_timesteps >= due:
+        if self.model.num_timesteps >= due:
             self._snapshot()
 
     def _on_training_end(self) -> None:
@@ -227,7 +228,7 @@ class _Schedule(BaseCallback):
     @property
     def _progress(self) -> float:
         """Share of the steps after the warm-up, in [0, 1]."""
-        return min(max(self.num_timesteps - self._warmup, 0.0) / (self._config.env_steps - self._warmup), 1.0)
+        return min(max(self.model.num_timesteps - self._warmup, 0.0) / (self._config.env_steps - self._warmup), 1.0)
 
     @property
     def _warmup(self) -> float:
@@ -256,7 +257,7 @@ class _Schedule(BaseCallback):
             metrics["std"] = float(student.log_std.exp().mean())
         self._taken += 1
         gradient_steps = self.model._n_updates * -(-self._config.num_envs * self._config.num_steps // self._config.batch_size)
-        self._enough = self._on_snapshot(Snapshot(self.num_timesteps, gradient_steps, student, critic_layers(policy), metrics))
+        self._enough = self._on_snapshot(Snapshot(self.model.num_timesteps, gradient_steps, student, critic_layers(policy), metrics))
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import explained_variance
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor, nn
 
 from policy_distill.actions import Bernoulli, Categorical, DiagGaussian, Family, MultiCategorical
 from policy_distill.stack import Activations, StudentStack
+from policy_distill.stepping import RolloutEnv
 
 
 class LeanPolicy(ActorCriticPolicy):
@@ -128,28 +129,34 @@ class LeanPPO(PPO):
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         """Fill the buffer as ``PPO`` does; what acting does not need, values and log-probabilities, is computed at once afterwards.
 
+        Args:
+            env: a ``VecNormalize`` around a ``RolloutEnv``.
+            callback: is asked before each rollout.
+            rollout_buffer: is filled.
+            n_rollout_steps: as many as a rollout of the environments has.
+
         Returns:
-            False if the callback ended it before.
+            False if the callback ended it.
         """
-        policy, buffer, action_shape = self.policy, rollout_buffer, self.action_space.shape or ()
+        policy, buffer = self.policy, rollout_buffer
         log_std = policy.actor.log_std[0, 0]
         buffer.reset()
         callback.on_rollout_start()
-        truncated: list[tuple[int, int, np.ndarray]] = []
-        for step in range(n_rollout_steps):
-            outputs = policy.outputs(policy.inputs(torch.from_numpy(self._last_obs)))
-            actions = draw(policy.family, outputs, log_std).numpy().reshape(-1, *action_shape)
-            buffer.observations[step] = self._last_obs.reshape(buffer.observations.shape[1:])
-            buffer.episode_starts[step] = self._last_episode_starts
-            buffer.actions[step] = actions.reshape(buffer.actions.shape[1:])
-            self._last_obs, buffer.rewards[step], dones, infos = env.step(actions)  # type: ignore[assignment]
-            self._last_episode_starts = dones
-            self.num_timesteps += env.num_envs
-            if not callback.on_step():
-                return False
-            self._update_info_buffer(infos, dones)
-            ended = [index for index in np.flatnonzero(dones) if infos[index]["TimeLimit.truncated"]]
-            truncated += [(step, int(index), infos[index]["terminal_observation"]) for index in ended]
+        if not callback.on_step():
+            return False
+        assert isinstance(env, VecNormalize)
+        assert isinstance(env.venv, RolloutEnv)
+        steps = env.venv
+        ended = steps.rollout(policy.actor.member(0))
+        self.num_timesteps += n_rollout_steps * env.num_envs
+        buffer.observations[:] = steps.observations[:-1].reshape(buffer.observations.shape)
+        buffer.episode_starts[:] = steps.starts[:-1]
+        buffer.actions[:] = steps.actions.reshape(buffer.actions.shape)
+        for rewards, scaled, dones in zip(steps.rewards, buffer.rewards, steps.starts[1:], strict=True):
+            scaled[:] = _scaled(env, rewards.astype(np.float32), dones)
+        self._last_obs, self._last_episode_starts = steps.observations[-1].copy(), steps.starts[-1].copy()
+        assert self.ep_info_buffer is not None
+        self.ep_info_buffer.extend({"r": episode.episode_return, "l": episode.length} for episode in ended)
         buffer.pos, buffer.full = n_rollout_steps, True
 
         inputs = policy.inputs(torch.from_numpy(buffer.observations.reshape(-1, *buffer.obs_shape)))
@@ -157,11 +164,13 @@ class LeanPPO(PPO):
         log_probs, *_ = log_prob_and_score(policy.family, policy.outputs(inputs), log_std, taken)
         buffer.log_probs[:] = log_probs.numpy().reshape(buffer.log_probs.shape)
         buffer.values[:] = policy.expected(inputs).reshape(buffer.values.shape)
-        if truncated:  # the episode would have gone on: what was still to come is part of the last reward
-            steps, indices, observations = zip(*truncated, strict=True)
-            buffer.rewards[steps, indices] += self.gamma * policy.expected(policy.inputs(torch.from_numpy(np.stack(observations))))
+        if truncated := [episode for episode in ended if episode.truncated]:
+            # the episode would have gone on: what was still to come is part of the last reward
+            last = torch.from_numpy(np.stack([episode.observation for episode in truncated]))
+            where = tuple(zip(*((episode.step, episode.index) for episode in truncated), strict=True))
+            buffer.rewards[where] += self.gamma * policy.expected(policy.inputs(last))
         last_values = torch.from_numpy(policy.expected(policy.inputs(torch.from_numpy(self._last_obs))))
-        buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        buffer.compute_returns_and_advantage(last_values=last_values, dones=self._last_episode_starts)
         callback.on_rollout_end()
         return True
 
@@ -244,18 +253,12 @@ def _backward(stack: StudentStack, inputs: Tensor, activations: Activations, ups
     stack.backward(inputs, activations)
 
 
-def draw(family: Family, outputs: Tensor, log_std: Tensor) -> Tensor:
-    """One action a row from torch's global generator, as Stable-Baselines3's distributions draw it: ``[B]`` or ``[B, components]``."""
-    match family:
-        case DiagGaussian():
-            return outputs + log_std.exp() * torch.randn_like(outputs)
-        case Categorical():
-            return torch.multinomial(outputs.softmax(-1), 1, True)[:, 0]
-        case MultiCategorical(nvec=nvec):
-            return torch.cat([torch.multinomial(part.softmax(-1), 1, True) for part in outputs.split(nvec, -1)], -1)
-        case Bernoulli():
-            return torch.bernoulli(outputs.sigmoid())
-    raise ValueError(f"{family} has no density to draw from")
+def _scaled(env: VecNormalize, rewards: np.ndarray, dones: np.ndarray) -> np.ndarray:
+    """The rewards ``[N]`` of a step as ``env`` would scale them, whose running variance they enter."""
+    env._update_reward(rewards)
+    scaled = env.normalize_reward(rewards)
+    env.returns[dones] = 0
+    return scaled
 
 
 def log_prob_and_score(family: Family, outputs: Tensor, log_std: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

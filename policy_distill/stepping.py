@@ -1,21 +1,45 @@
-"""Environments as Stable-Baselines3's PPO steps them: in this process, or shared out among processes; what comes of it is the same."""
+"""Whole rollouts for Stable-Baselines3's PPO, taken in this process or in several; what comes of it is the same.
+
+A step of an environment takes less than two processes need to agree on it. Each process therefore has a copy of the policy, and takes all
+steps of a rollout with its share of the environments before it answers.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawArray
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from policy_distill.actions import Box
+from policy_distill.acting import outputs_of
+from policy_distill.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.evaluate import BATCH, act_in_batches
 from policy_distill.processes import Remote, answers_of
+from policy_distill.students import Student
 
-Ended = dict[int, dict[str, Any]]
-"""Index of an environment whose episode ended with this step -> what Stable-Baselines3 wants to know of it."""
+
+@dataclass(frozen=True)
+class Ended:
+    """An episode that ended within a rollout.
+
+    Attributes:
+        step, index: when, and in which environment.
+        truncated: by time alone.
+        observation: the last one, after which the environment was reset.
+        episode_return, length: of the whole episode.
+    """
+
+    step: int
+    index: int
+    truncated: bool
+    observation: np.ndarray
+    episode_return: float
+    length: int
 
 
 class SharedArray:
@@ -30,63 +54,76 @@ class SharedArray:
         return np.frombuffer(self._memory, self._dtype).reshape(self._shape)
 
 
-class LeanVecEnv(VecEnv):
-    """Environments that tell, beside observation and reward, of an episode's end alone.
+@dataclass(frozen=True)
+class Steps:
+    """The arrays of one rollout of T steps in N environments, shared with the processes that write them.
 
-    Continuous actions are in box units, and clipped to the bounds. The step that ends an episode reports its return and length, as
-    ``Monitor`` does.
+    Attributes:
+        observations: ``[T + 1, N, ...]``; the last one is where the next rollout begins.
+        starts: ``[T + 1, N]``, whether an episode begins with this observation.
+        actions: ``[T, N, components]`` as drawn: in box units and not clipped where continuous.
+        rewards: ``[T, N]``.
+    """
+
+    observations: SharedArray
+    starts: SharedArray
+    actions: SharedArray
+    rewards: SharedArray
+
+
+class RolloutEnv(VecEnv):
+    """Environments in which a student with noise takes whole rollouts. Continuous actions are in box units, and clipped to the bounds.
 
     Args:
         env_fns: make one environment each.
-        workers: processes that step them side by side; 0: all of them here, one after the other.
+        num_steps: T, of each environment in a rollout.
+        seed: of the actions' noise; each environment has a stream of its own.
+        workers: processes that share the environments; 0: all of them are stepped here.
+
+    Attributes:
+        observations, starts, actions, rewards: what the last rollout wrote, see ``Steps``; the next one overwrites it.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], workers: int = 0) -> None:
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], num_steps: int, *, seed: int = 0, workers: int = 0) -> None:
         example = env_fns[0]()
-        super().__init__(len(env_fns), example.observation_space, example.action_space)
+        space, inner = example.observation_space, example.action_space
+        outer = gym.spaces.Box(-1.0, 1.0, inner.shape) if isinstance(inner, gym.spaces.Box) else inner
+        super().__init__(len(env_fns), space, outer)
         example.close()
-        self._inner: Any = self.action_space
-        if isinstance(self._inner, gym.spaces.Box):
-            self._scale, self._offset = (values.reshape(self._inner.shape) for values in Box.from_space(self._inner).affine())
-            self.action_space = gym.spaces.Box(-1.0, 1.0, self._inner.shape)
-        self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
-        count = min(workers, self.num_envs)
-        spaces: tuple[Any, ...] = (example.observation_space, self._inner, gym.spaces.Box(-np.inf, np.inf, (), np.float64))
-        shared = [SharedArray((self.num_envs, *space.shape), space.dtype) for space in spaces]
-        self._observations, self._actions, self._rewards = (array.view() for array in shared)
-        self._here = None if count else _Group(env_fns, 0, *shared)
+        components, count = math.prod(inner.shape or ()), min(workers, self.num_envs)
+        steps = Steps(
+            SharedArray((num_steps + 1, self.num_envs, *(space.shape or ())), space.dtype),
+            SharedArray((num_steps + 1, self.num_envs), bool),
+            SharedArray((num_steps, self.num_envs, components), np.float32 if isinstance(inner, gym.spaces.Box) else np.int64),
+            SharedArray((num_steps, self.num_envs), np.float64),
+        )
+        self.observations, self.starts, self.actions, self.rewards = (
+            array.view() for array in (steps.observations, steps.starts, steps.actions, steps.rewards)
+        )
+        self._here = None if count else _Group(env_fns, 0, seed, steps)
         shares = np.array_split(np.arange(self.num_envs), count) if count else []
-        self._workers = [Remote(_Group, env_fns[share[0] : share[-1] + 1], int(share[0]), *shared) for share in shares]
+        self._workers = [Remote(_Group, env_fns[share[0] : share[-1] + 1], int(share[0]), seed, steps) for share in shares]
 
     def reset(self) -> Any:
-        self._returns[:], self._lengths[:] = 0.0, 0
-        if self._here is not None:
-            self._here.reset(self._seeds)
-        for worker in self._workers:
-            worker.send("reset", (self._seeds,))
-        answers_of(self._workers)
+        self._all("reset", self._seeds)
         self._reset_seeds()
-        return np.array(self._observations)
+        return self.observations[-1].copy()
 
-    def step_async(self, actions: np.ndarray) -> None:
-        if isinstance(self._inner, gym.spaces.Box):  # rounding takes none of them past the bounds
-            actions = np.clip(actions * self._scale + self._offset, self._inner.low, self._inner.high)
-        self._actions[:] = actions
+    def rollout(self, student: Student) -> list[Ended]:
+        """Let ``student`` take T steps in each environment, with noise of its own standard deviation or entropy.
+
+        Returns:
+            The episodes that ended, in the order of their ends.
+        """
+        ended = [episode for part in self._all("rollout", student) for episode in part]
+        return sorted(ended, key=lambda episode: (episode.step, episode.index))
+
+    def _all(self, method: str, argument: Any) -> list[Any]:
+        if self._here is not None:
+            return [getattr(self._here, method)(argument)]
         for worker in self._workers:
-            worker.send("step")
-
-    def step_wait(self) -> Any:
-        parts = answers_of(self._workers) if self._here is None else [self._here.step()]
-        self._returns += self._rewards
-        self._lengths += 1
-        dones = np.zeros(self.num_envs, bool)
-        infos: list[dict[str, Any]] = [{}] * self.num_envs
-        for ended in parts:
-            for index, info in ended.items():
-                dones[index] = True
-                infos[index] = {**info, "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index])}}
-                self._returns[index], self._lengths[index] = 0.0, 0
-        return np.array(self._observations), np.array(self._rewards, np.float32), dones, infos
+            worker.send(method, (argument,))
+        return answers_of(self._workers)
 
     def close(self) -> None:
         if self._here is not None:
@@ -95,7 +132,13 @@ class LeanVecEnv(VecEnv):
             worker.close()
         self._workers = []
 
-    # What nobody here asks for.
+    # What VecEnv asks for and nobody here does.
+
+    def step_async(self, actions: np.ndarray) -> NoReturn:
+        raise NotImplementedError("only whole rollouts are taken")
+
+    def step_wait(self) -> NoReturn:
+        raise NotImplementedError("only whole rollouts are taken")
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         if attr_name == "render_mode":
@@ -113,37 +156,101 @@ class LeanVecEnv(VecEnv):
 
 
 class _Group:
-    """Environments stepped one after the other, which read and write their rows of arrays that hold those of all.
+    """Environments stepped one after the other, which write their columns of arrays that hold those of all.
 
     Args:
         env_fns: make one environment each.
-        first: row of the first of them.
-        observations: ``[N, ...]`` written after each step; the next episode's first where one ended.
-        actions: ``[N, ...]`` in the environments' own units, read.
-        rewards: ``[N]`` written after each step.
+        first: column of the first of them.
+        seed: of the noise.
+        steps: what is written to.
     """
 
-    def __init__(
-        self, env_fns: Sequence[Callable[[], gym.Env]], first: int, observations: SharedArray, actions: SharedArray, rewards: SharedArray
-    ) -> None:
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], first: int, seed: int, steps: Steps) -> None:
         self._envs = [make() for make in env_fns]
-        self._first = first
-        self._observations, self._actions, self._rewards = observations.view(), actions.view(), rewards.view()
+        self._columns = range(first, first + len(self._envs))
+        self._streams = [np.random.default_rng([seed, 6, column]) for column in self._columns]
+        mine = slice(first, first + len(self._envs))
+        self._observations, self._starts, self._actions, self._rewards = (
+            array.view()[:, mine] for array in (steps.observations, steps.starts, steps.actions, steps.rewards)
+        )
+        self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
+        self._to_environment = _to_environment(self._envs[0].action_space)
 
     def reset(self, seeds: Sequence[int | None]) -> None:
-        for index, env in enumerate(self._envs, self._first):
-            self._observations[index], _ = env.reset(seed=seeds[index])
+        self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
+        self._starts[-1] = True
+        for row, env in enumerate(self._envs):
+            self._observations[-1, row], _ = env.reset(seed=seeds[self._columns[row]])
 
-    def step(self) -> Ended:
-        ended: Ended = {}
-        for index, env in enumerate(self._envs, self._first):
-            observation, self._rewards[index], terminated, truncated, _ = env.step(self._actions[index].copy())
-            if terminated or truncated:  # the environment may write the next observation into the same array
-                ended[index] = {"TimeLimit.truncated": truncated and not terminated, "terminal_observation": np.array(observation)}
-                observation, _ = env.reset()
-            self._observations[index] = observation
+    def rollout(self, student: Student) -> list[Ended]:
+        """T steps in each environment."""
+        ended: list[Ended] = []
+        self._observations[0], self._starts[0] = self._observations[-1], self._starts[-1]
+        family, num_steps, count = student.family, len(self._rewards), len(self._envs)
+        outputs, std = outputs_of(student, BATCH), student.log_std.exp().numpy()
+        # Whoever shares a process: the same draws for an environment, and the same rounding of the products.
+        noise = np.stack([noise_of(family, stream, num_steps) for stream in self._streams], axis=1)
+        batch = np.repeat(self._observations[0, :1], -(-count // BATCH) * BATCH, axis=0)
+        for step in range(num_steps):
+            batch[:count] = self._observations[step]
+            self._actions[step] = drawn(family, act_in_batches(outputs, batch)[:count], std, noise[step])
+            actions = self._to_environment(self._actions[step])
+            for row, env in enumerate(self._envs):
+                observation, reward, terminated, truncated, _ = env.step(actions[row])
+                self._rewards[step, row] = reward
+                self._returns[row] += float(reward)
+                self._lengths[row] += 1
+                over = terminated or truncated
+                if over:
+                    last = np.array(observation)  # the environment may write the next one into the same array
+                    by_time = truncated and not terminated
+                    ended.append(Ended(step, self._columns[row], by_time, last, self._returns[row], self._lengths[row]))
+                    self._returns[row], self._lengths[row] = 0.0, 0
+                    observation, _ = env.reset()
+                self._observations[step + 1, row], self._starts[step + 1, row] = observation, over
         return ended
 
     def close(self) -> None:
         for env in self._envs:
             env.close()
+
+
+def _to_environment(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
+    """From actions ``[B, components]`` as they are drawn to a fresh ``[B, ...]`` that ``env.step`` accepts row by row."""
+    shape = space.shape or ()
+    if not isinstance(space, gym.spaces.Box):
+        return lambda actions: actions.reshape(-1, *shape).astype(space.dtype)
+    scale, offset = (values.reshape(shape) for values in Box.from_space(space).affine())
+    # clipped afterwards: rounding takes none of them past the bounds
+    return lambda actions: np.clip(actions.reshape(-1, *shape) * scale + offset, space.low, space.high).astype(space.dtype)
+
+
+def noise_of(family: Family, generator: np.random.Generator, num_steps: int) -> np.ndarray:
+    """What decides between actions, float32 ``[T, width]``: normal for Gaussians, Gumbel for choices, logistic for switches."""
+    shape = (num_steps, family.width)
+    match family:
+        case DiagGaussian():
+            return generator.standard_normal(shape, np.float32)
+        case Categorical() | MultiCategorical():
+            return generator.gumbel(size=shape).astype(np.float32)
+        case Bernoulli():
+            return generator.logistic(size=shape).astype(np.float32)
+    raise ValueError(f"{family} has no density to draw from")
+
+
+def drawn(family: Family, outputs: np.ndarray, std: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The action ``[B, components]`` that ``noise`` draws from the distribution with these logits or means ``[B, width]``.
+
+    The greatest of logits plus Gumbel noise is a draw from their softmax (Maddison et al. 2014, https://arxiv.org/abs/1411.0030).
+    """
+    match family:
+        case DiagGaussian():
+            return outputs + std * noise
+        case Categorical():
+            return (outputs + noise).argmax(-1)[:, None]
+        case MultiCategorical(nvec=nvec):
+            parts = np.split(outputs + noise, np.cumsum(nvec)[:-1], axis=-1)
+            return np.stack([part.argmax(-1) for part in parts], axis=-1)
+        case Bernoulli():
+            return outputs + noise > 0
+    raise ValueError(f"{family} has no density to draw from")

@@ -22,7 +22,7 @@ from policy_distill.actions import Box, Deterministic, family_of
 from policy_distill.config import LossConfig, PolishConfig
 from policy_distill.environments import make
 from policy_distill.objective import Objective
-from policy_distill.ppo import LeanPPO, draw, log_prob_and_score
+from policy_distill.ppo import LeanPPO, log_prob_and_score
 from tests.small_worlds import (
     WORLDS,
     random_observations,
@@ -64,13 +64,26 @@ def sb3_model(name: str, lean: LeanPPO) -> PPO:
     return model
 
 
-def collect(model: PPO, rollouts: int = 1) -> None:
-    """Take rollouts without an update between them, with all random states as they are at one moment."""
-    torch.manual_seed(0)
+def collect(model: PPO) -> None:
+    """Take a rollout, as after a reset."""
     _, callback = model._setup_learn(10_000, None)
-    for _ in range(rollouts):
-        assert model.env is not None
-        assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    assert model.env is not None
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+
+
+def repeat(sb3: PPO, actions: np.ndarray) -> None:
+    """Let Stable-Baselines3's PPO take a rollout in which these ``[T, N, components]`` are what it draws."""
+    policy, left = sb3.policy, iter(torch.from_numpy(actions.copy()))
+
+    def forward(observations: Tensor, deterministic: bool = False) -> Any:
+        given = next(left).reshape(-1, *policy.action_space.shape)  # type: ignore[misc]
+        values, log_prob, _ = policy.evaluate_actions(observations, given.float())
+        return given, values, log_prob
+
+    own, policy.forward = policy.forward, forward  # type: ignore[method-assign, assignment]
+    collect(sb3)
+    policy.forward = own  # type: ignore[method-assign]
+    assert next(left, None) is None
 
 
 def copy_rollout(source: PPO, target: PPO) -> None:
@@ -145,23 +158,23 @@ def lean_gradients(model: LeanPPO) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_rollouts_are_those_of_stable_baselines3(name):
+def test_what_is_made_of_a_rollout_is_what_stable_baselines3_makes_of_it(name):
     """Episodes end in both ways, rewards are scaled by a running variance, and the value of a truncated state is added to its reward."""
     lean = lean_model(name)
     sb3 = sb3_model(name, lean)
-    for model in (lean, sb3):
-        collect(model, rollouts=2)
+    collect(lean)
+    repeat(sb3, lean.rollout_buffer.actions)
     for key in ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns"):
         mine, theirs = getattr(lean.rollout_buffer, key), getattr(sb3.rollout_buffer, key)
         assert mine.dtype == theirs.dtype
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5, err_msg=key)
         assert key == "episode_starts" or theirs.std() > 0
-    assert lean.num_timesteps == sb3.num_timesteps == 128
+    assert lean.num_timesteps == sb3.num_timesteps == 64
     mine, theirs = lean.ep_info_buffer, sb3.ep_info_buffer
     assert mine is not None and theirs is not None  # noqa: PT018
     assert [episode["l"] for episode in mine] == [episode["l"] for episode in theirs]
     assert [episode["r"] for episode in mine] == pytest.approx([episode["r"] for episode in theirs], abs=1e-5)
-    assert len(mine) > 8
+    assert len(mine) >= 4
 
 
 # Distributions.
@@ -216,25 +229,8 @@ def test_log_probabilities_by_hand():
     assert score[0].tolist() == pytest.approx([-0.75, 0.5])
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_actions_are_drawn_as_stable_baselines3_draws_them(name):
-    space = SPACES[name]
-    family = family_of(space)
-    outputs = torch.randn(50, family.width, generator=torch.Generator().manual_seed(0))
-    log_std = torch.linspace(-1, 1, family.width)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        mine = draw(family, outputs, log_std)
-        torch.manual_seed(5)
-        theirs = distribution(space, outputs, log_std).sample()
-    torch.testing.assert_close(mine, theirs)
-    assert len(mine.unique(dim=0)) > 3
-
-
 def test_what_has_no_density_is_refused():
     family: Any = Deterministic(Box((-1.0,), (1.0,)))
-    with pytest.raises(ValueError, match="no density"):
-        draw(family, torch.zeros(1, 1), torch.zeros(1))
     with pytest.raises(ValueError, match="no density"):
         log_prob_and_score(family, torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1))
 
@@ -262,7 +258,7 @@ def test_gradients_are_those_of_stable_baselines3(pair, weight):
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=0, atol=5e-6)
         assert gradient.any()
     log_ratio, _ = pair.lean.write_gradients(pair.lean._rollout(), CONFIG.clip_range)
     assert 0.1 < ((log_ratio.exp() - 1).abs() > CONFIG.clip_range).float().mean() < 0.9  # both branches are taken
