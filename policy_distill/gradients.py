@@ -20,24 +20,26 @@ from policy_distill.objective import REGRESSIONS, Objective
 
 BOUNDLESS = 1e38
 """Times the smallest distance from a bound that a float32 can tell, it still exceeds any error."""
-Gradient: TypeAlias = "ChoiceGradient | RegressionGradient"
+Gradient: TypeAlias = "ChoiceGradient | GaussianGradient | RegressionGradient"
 
 
 def written_out(objective: Objective) -> bool:
-    """Whether the gradient is written out for this loss: forward KL between choices, or regression, and neither hints nor relations."""
+    """Whether the gradient is written out for this loss: forward KL, or regression, and neither hints nor relations."""
     config = objective.config
     plain = objective.kind == "kl" and config.divergence == "forward_kl" and not config.standardize_logits
-    chosen = isinstance(objective.family, (Categorical, MultiCategorical, Bernoulli)) and plain
-    return not (config.features.weight or config.relations.weight) and (chosen or objective.kind == "regression")
+    return not (config.features.weight or config.relations.weight) and (plain or objective.kind == "regression")
 
 
-def gradient_of(objective: Objective, inputs: Tensor) -> Gradient:
-    """The gradient of a loss for which ``written_out`` is true, with room for chunks of the shape of ``inputs``, ``[S, K, inputs, B]``."""
+def gradient_of(objective: Objective, inputs: Tensor, log_std: Tensor) -> Gradient:
+    """The gradient of a loss for which ``written_out`` is true, with room for chunks of the shape of ``inputs``, ``[S, K, inputs, B]``.
+
+    ``log_std`` ``[K, 1, action_dim]`` is the students', a leaf of autograd's; a loss that reads it writes its gradient there.
+    """
     steps, members, _, batch = inputs.shape
-    width = objective.family.width
-    return (RegressionGradient if objective.kind == "regression" else ChoiceGradient)(
-        objective, inputs.new_zeros(steps, members, width, batch)
-    )
+    like = inputs.new_zeros(steps, members, objective.family.width, batch)
+    if objective.kind == "regression":
+        return RegressionGradient(objective, like)
+    return GaussianGradient(objective, like, log_std) if isinstance(objective.family, DiagGaussian) else ChoiceGradient(objective, like)
 
 
 class ChoiceGradient:
@@ -116,6 +118,63 @@ class ChoiceGradient:
             return logits
         room[..., 1::2, :] = logits
         return room
+
+
+class GaussianGradient:
+    """``T**2 * KL(teacher || student)`` of diagonal Gaussians softened by T, which multiplies the variances.
+
+    With means m and standard deviations s, and the teacher's in capitals, the gradient with respect to m is ``T * (m - M) / s**2``, and
+    with respect to log s ``T**2 * (1 - (S**2 + (M - m)**2 / T) / s**2)``, over the batch size.
+
+    Args:
+        objective: the loss.
+        like: ``[S, K, action_dim, B]``.
+        log_std: ``[K, 1, action_dim]``, the students' as it is at each step; its gradient is written to it.
+    """
+
+    def __init__(self, objective: Objective, like: Tensor, log_std: Tensor) -> None:
+        self._objective, self._log_std = objective, log_std
+        self.num_steps, self._members, self._components, self._samples = like.shape
+        self._mean, self._log_spread, self._error = (torch.empty_like(like) for _ in range(3))
+        self._squared = torch.empty_like(like[0])
+        self._spread = like.new_empty(*like.shape[:3], 1)
+        self._spreads = like.new_empty(*like.shape[:3], 1)
+        """The students' log standard deviations at each step."""
+        self._steps = list(zip(*(part.unbind(0) for part in (self._mean, self._spread, self._error, self._spreads)), strict=True))
+
+    def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
+        """Take in what the next steps' teacher says.
+
+        Args:
+            targets: with leading ``[S, K, B]``.
+            progress: ``[S]``, share of the training that is done at each step.
+        """
+        self._temperatures = [self._objective.temperature(share) for share in progress]
+        self._mean.copy_(targets.parameters["mean"].transpose(-1, -2))
+        self._log_spread.copy_(targets.parameters["log_std"].transpose(-1, -2))
+        torch.mean((2 * self._log_spread).exp_(), -1, keepdim=True, out=self._spread)
+
+    @torch.no_grad()
+    def write(self, step: int, outputs: Tensor, slope: Tensor) -> None:
+        """Write the gradient of the mean over the batch with respect to ``outputs`` ``[K, width, B]`` into ``slope``, at ``step`` of S."""
+        temperature = self._temperatures[step]
+        mean, variance, error, log_std = self._steps[step]
+        log_std.copy_(self._log_std.transpose(1, 2))
+        precision = (-2 * log_std).exp_()  # [K, action_dim, 1]
+        torch.sub(outputs, mean, out=error)
+        torch.mul(error, precision * (temperature / self._samples), out=slope)
+        torch.mul(error, error, out=self._squared)
+        distance = variance + self._squared.mean(-1, keepdim=True) / temperature
+        self._log_std.grad = (1 - distance * precision).mul_(temperature**2).transpose(1, 2)
+
+    def values(self) -> dict[str, Tensor]:
+        """The term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
+        temperature = self._mean.new_tensor(self._temperatures).view(-1, 1, 1, 1)
+        precision = (-2 * self._spreads).exp()
+        log_ratio = self._spreads - self._log_spread.mean(-1, keepdim=True)
+        distance = self._spread + self._error.square_().mean(-1, keepdim=True) / temperature
+        terms = log_ratio + (distance * precision - 1) / 2  # [S, K, action_dim, 1]
+        return {self._objective.soft_name: terms.sum() / self._members}
 
 
 class RegressionGradient:

@@ -257,10 +257,11 @@ def resolve_kind(config: LossConfig, family: Family) -> str:
         RequestError: if the loss does not suit the teacher.
     """
     discrete = isinstance(family, (Categorical, MultiCategorical, Bernoulli))
-    kind = ("kl" if discrete else "regression") if config.kind == "auto" else config.kind
+    only_acts = isinstance(family, Deterministic) or (isinstance(family, DiagGaussian) and family.squashed)
+    kind = ("regression" if only_acts else "kl") if config.kind == "auto" else config.kind
     if kind == "regression" and discrete:
         raise RequestError("loss.kind is 'regression', but the teacher's actions are discrete: use 'kl'")
-    if kind != "regression" and (isinstance(family, Deterministic) or (isinstance(family, DiagGaussian) and family.squashed)):
+    if kind != "regression" and only_acts:
         raise RequestError(
             f"loss.kind is {kind!r}, but this teacher's actions have no density a clipped Gaussian could match: use 'regression'"
         )

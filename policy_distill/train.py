@@ -70,7 +70,7 @@ class Trainer:
                 found = self._take_by_autograd(inputs, targets)
             else:
                 if gradient is None or gradient.num_steps != count:
-                    gradient = gradient_of(self.objective, inputs)
+                    gradient = gradient_of(self.objective, inputs, self.stack.log_std)
                 found = self._take(inputs, targets, gradient)
             for name, value in found.items():
                 sums[name] = sums[name] + value if name in sums else value

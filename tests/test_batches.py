@@ -110,7 +110,7 @@ def test_a_chunk_is_of_some_steps(kind, steps, monkeypatch):
 
 
 def test_what_is_not_read_is_left_out():
-    dataset, stack, objective = world(SEEN, PUSH, LossConfig(), mean=2, log_std=2)
+    dataset, stack, objective = world(SEEN, PUSH, LossConfig(kind="regression"), mean=2, log_std=2)
     told: Any = batches_of(dataset, stack, objective).draw(2)[1]
     assert told.parameters == {}
     dataset, stack, objective = world(SEEN, CHOICE, LossConfig(), logits=4)

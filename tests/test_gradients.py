@@ -38,13 +38,15 @@ def targets_of(family: Family, dtype: torch.dtype, *, scores: str = "logits") ->
     shape = (STEPS, MEMBERS, BATCH)
     if isinstance(family, (DiagGaussian, Deterministic)):
         boxed = (2 * torch.rand(*shape, BOX.dim, generator=draws, dtype=dtype) - 1) * 1.5  # a third lies on a bound
-        return ActionTargets({}, BOX.to_environment(boxed))
+        spread = torch.randn(*shape, BOX.dim, generator=draws, dtype=dtype)
+        parameters = {"mean": boxed, "log_std": spread} if isinstance(family, DiagGaussian) else {}
+        return ActionTargets(parameters, BOX.to_environment(boxed))
     values = 3 * torch.randn(*shape, family.width, generator=draws, dtype=dtype)
     return ActionTargets({scores: values}, family.mode({"logits": values}))
 
 
 def loaded(objective: Objective, targets: ActionTargets, like: Tensor, progress: list[float]) -> Gradient:
-    gradient = gradient_of(objective, like)
+    gradient = gradient_of(objective, like, torch.zeros(like.shape[1], 1, objective.family.width, dtype=like.dtype))
     gradient.load(targets, progress)
     return gradient
 
@@ -52,7 +54,8 @@ def loaded(objective: Objective, targets: ActionTargets, like: Tensor, progress:
 def check(objective: Objective, targets: ActionTargets, outputs: Tensor, rtol: float) -> None:
     """Slope and values against autograd through ``terms`` and ``total``, step by step."""
     assert written_out(objective)
-    gradient = gradient_of(objective, outputs)
+    log_std = torch.linspace(-1, 1, MEMBERS * objective.family.width, dtype=outputs.dtype).view(MEMBERS, 1, -1).requires_grad_()
+    gradient = gradient_of(objective, outputs, log_std)
     halved = ActionTargets({name: value / 2 for name, value in targets.parameters.items()}, targets.actions)
     gradient.load(halved, PROGRESS)  # what was loaded before must not stay
     gradient.write(0, outputs[0], torch.empty_like(outputs[0]))
@@ -64,9 +67,16 @@ def check(objective: Objective, targets: ActionTargets, outputs: Tensor, rtol: f
         gradient.write(step, outputs[step], slope)
         leaf = outputs[step].transpose(1, 2).clone().requires_grad_()
         now = ActionTargets({name: value[step] for name, value in targets.parameters.items()}, targets.actions[step])
-        terms = objective.terms(leaf, leaf.new_zeros(1, 1, 0), now, progress=progress)
+        found_spread, log_std.grad = log_std.grad, None
+        terms = objective.terms(leaf, log_std, now, progress=progress)
         objective.total(terms, progress=progress).mean(-1).sum().backward()
         assert leaf.grad is not None
+        assert (found_spread is None) == (log_std.grad is None)
+        if log_std.grad is not None:
+            torch.testing.assert_close(found_spread, log_std.grad, rtol=rtol, atol=10 * rtol)
+        with torch.no_grad():
+            log_std.grad = None
+            log_std.add_(0.1)  # it changes from step to step
         torch.testing.assert_close(slope, leaf.grad.transpose(1, 2), rtol=rtol, atol=rtol / BATCH)
         for name, value in terms.items():
             expected[name] = expected.get(name, torch.zeros(())) + value.detach().mean()
@@ -92,6 +102,14 @@ def test_regressions(family, regression, dtype, rtol, scale):
     targets = targets_of(family, dtype)
     noise = scale * torch.randn(STEPS, MEMBERS, BOX.dim, BATCH, generator=generator(2), dtype=dtype)
     check(Objective(LossConfig(regression=regression, kind="regression"), family), targets, BOX.to_box(targets.actions).mT + noise, rtol)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("loss", SOFT[:3], ids=str)
+def test_gaussians(loss, dtype, rtol):
+    family = DiagGaussian(BOX)
+    outputs = torch.randn(STEPS, MEMBERS, BOX.dim, BATCH, generator=generator(2), dtype=dtype)
+    check(Objective(LossConfig(kind="kl", **loss), family), targets_of(family, dtype), outputs, rtol)
 
 
 @pytest.mark.parametrize("q_logits", ["gap", "z_score", "raw"])
@@ -124,7 +142,7 @@ def test_two_choices_by_hand(teacher, student, temperature):
 
 
 def test_the_targets_are_left_as_they_were():
-    for family in (Categorical(4), Bernoulli(3), Deterministic(BOX)):
+    for family in (Categorical(4), Bernoulli(3), Deterministic(BOX), DiagGaussian(BOX)):
         targets = targets_of(family, torch.float32)
         before = [targets.actions.clone(), *(value.clone() for value in targets.parameters.values())]
         outputs = torch.randn(STEPS, MEMBERS, family.width, BATCH)
@@ -145,8 +163,8 @@ def test_the_targets_are_left_as_they_were():
         (Categorical(4), LossConfig(features=FeatureConfig(weight=1.0)), False),
         (Categorical(4), LossConfig(relations=RelationConfig(weight=1.0)), False),
         (DiagGaussian(BOX), LossConfig(), True),
-        (DiagGaussian(BOX), LossConfig(divergence="reverse_kl"), True),  # a regression does not read it
-        (DiagGaussian(BOX), LossConfig(kind="kl"), False),
+        (DiagGaussian(BOX), LossConfig(kind="regression", divergence="reverse_kl"), True),  # a regression does not read it
+        (DiagGaussian(BOX), LossConfig(kind="kl", divergence="reverse_kl"), False),
     ],
 )
 def test_which_losses_are_written_out(family, loss, expected):

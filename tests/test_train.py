@@ -246,7 +246,7 @@ def test_the_fitted_standard_deviation_is_the_forward_kl_s_minimum():
     parameters = {"mean": mean, "log_std": torch.full((50, 2), math.log(0.3))}
     dataset = Dataset(50, holdout=0.0, device=CPU)
     dataset.append(labelled(torch.zeros(50, 3), ActionTargets(parameters, box.to_environment(mean))))
-    trainer = trainer_of(BOX, TrainConfig())
+    trainer = trainer_of(BOX, TrainConfig(), LossConfig(kind="regression"))
     student = Student(Architecture(SEEN, BOX, ()))
     torch.nn.init.zeros_(student.linears[0].weight)
     torch.nn.init.zeros_(student.linears[0].bias)

@@ -132,7 +132,7 @@ def ours(task: Task, observations: Tensor, said: Tensor, *, members: int, steps:
         mean=observations.mean(0),
         scale=observations.std(0),
     )
-    objective = Objective(LossConfig(), family_of(architecture.action_space))
+    objective = Objective(LossConfig(kind="kl" if task.discrete else "regression"), family_of(architecture.action_space))
     config = TrainConfig(gradient_steps=1_000_000, batch_size=task.batch_size, learning_rate=1e-3)
     trainer = Trainer(stack, objective, config, [torch.Generator().manual_seed(member) for member in range(members)])
 
