@@ -135,7 +135,10 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
         critics.append(copy.deepcopy(snapshot.critic))
         waiting.append((snapshot, run.begin_validation(snapshot.student)))
         last = snapshot
-        return kept_enough([record.validation_retention for record in polished.records], config.enough)
+        shares = [record.validation_retention for record in polished.records]
+        lately = shares[-config.patience :]
+        given_up = len(lately) == config.patience and max(lately) < polished.start
+        return given_up or kept_enough(shares, config.enough)
 
     with run.watch.measure("polish"):
         seed = int(np.random.SeedSequence([job.config.seed, 4]).generate_state(1)[0])

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -39,6 +41,13 @@ class Tracker:
     def picture(self, tag: str, pixels: np.ndarray, env_steps: int) -> None:
         """Write a picture, uint8 ``[height, width, 3]``."""
         self._writer.add_image(tag, pixels, env_steps, dataformats="HWC")
+
+    def film(self, tag: str, path: str | Path, env_steps: int) -> None:
+        """Write an animated GIF, which TensorBoard plays beside the pictures."""
+        with Image.open(path) as gif:
+            width, height = gif.size
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=Path(path).read_bytes())
+        self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), env_steps)
 
     def settings(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """Write a run's settings for TensorBoard's HPARAMS page, with the tags of the scalars that it shows beside them.

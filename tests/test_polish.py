@@ -288,3 +288,17 @@ def test_three_looks_in_a_row_that_keep_enough_end_the_stage(tmp_path, monkeypat
     assert found.kept.student is not ppo.students[1]
     *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, good, bad, good, good, good, bad, good, polish=PolishConfig(enough=5.0))
     assert len(found.records) == 7
+
+
+def test_looks_that_keep_less_than_the_start_again_and_again_end_the_stage(tmp_path, monkeypatch):
+    worse, better = [1.0] * 4, [3.0] * 4
+    looks = [worse, worse, better, worse, worse, worse, better, better]
+    # three in a row are known when the seventh look is taken
+    _, kept, ppo, found = polished(tmp_path, monkeypatch, [2.0] * 4, *looks, polish=PolishConfig(patience=3))
+    assert [record.env_steps for record in found.records] == [100, 200, 300, 400, 500, 600, 700]
+    assert found.kept.student in (ppo.students[2], ppo.students[6])
+    _, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[worse] * 5, polish=PolishConfig(patience=1))
+    assert len(found.records) == 2
+    assert found.kept is kept
+    *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[worse] * 5, polish=PolishConfig(patience=6))
+    assert len(found.records) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from policy_distill.progress import Display
 
 
 def render_policy(arguments: Sequence[str]) -> int:
-    """Film a policy, beside its teacher on the same seed, as an animated GIF; a run's report.html then shows it."""
+    """Film a policy, beside its teacher on the same seed, as an animated GIF; a run's report.html and TensorBoard then show it."""
     parser = Parser("render_policy", render_policy.__doc__)
     parser.add_argument("--policy", type=str, required=True, help="student folder, run folder, SB3 zip, RL Zoo folder or shipped agent")
     parser.add_argument("--teacher", type=str | None, default=None, help="filmed on the left; default: the one that a run noted")
@@ -33,6 +34,7 @@ def render_policy(arguments: Sequence[str]) -> int:
     from policy_distill.render import film, side_by_side, write_gif
     from policy_distill.report import VIDEO, write_report
     from policy_distill.teachers import Teacher
+    from policy_distill.tracking import Tracker
 
     run = Path(options.policy) if (Path(options.policy) / "result.json").is_file() else None
     output = Path(options.output) if options.output else (run or Path()) / VIDEO
@@ -52,6 +54,8 @@ def render_policy(arguments: Sequence[str]) -> int:
     write_gif(output, pictures, seconds)
     if run is not None and output == run / VIDEO:
         write_report(run)  # which shows the film that is there now
+        with Tracker(run / "tensorboard") as tracker:
+            tracker.film("episode/side_by_side", output, json.loads((run / "result.json").read_text())["env_steps"])
     summary = {
         "output": str(output),
         "seed": options.seed,

@@ -132,6 +132,8 @@ class PolishConfig:
     """Environment steps, besides those of imitation."""
     enough: float = 1.0
     """Stop before that when three looks in a row keep this much of the return on the validation seeds."""
+    patience: int = 4
+    """Give up when so many looks in a row keep less than what the stage began with."""
     teacher_weight: float = 0.0
     """Weight of the imitation loss on actions (without hints and relations) beside PPO's; it falls along a line to zero over the first
     half of the steps."""
@@ -168,6 +170,7 @@ class PolishConfig:
         require(self.below >= 0, "polish.below", self.below, ">= 0")
         require(self.enough > 0, "polish.enough", self.enough, "> 0")
         require(self.further_episodes >= 0, "polish.further_episodes", self.further_episodes, ">= 0")
+        require(self.patience >= 1, "polish.patience", self.patience, ">= 1 (more than polish.snapshots never gives up)")
         require(self.env_steps >= 1, "polish.env_steps", self.env_steps, ">= 1 (polish.below 0 turns polishing off)")
         require(self.teacher_weight >= 0 and math.isfinite(self.teacher_weight), "polish.teacher_weight", self.teacher_weight, ">= 0")
         require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "polish.learning_rate", self.learning_rate, "> 0")

@@ -10,6 +10,7 @@ import gymnasium as gym
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from policy_distill.cli import main
 from policy_distill.environments import EnvironmentSpec
@@ -60,6 +61,10 @@ def test_a_run_is_filmed_beside_the_teacher_it_noted_and_its_report_shows_the_fi
         assert gif.size == (60 + 4 + 60, 40 + 22)
         assert gif.n_frames == found["pictures"]  # type: ignore[attr-defined]
     assert "data:image/gif;base64," in (run / "report.html").read_text()
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    (shown,) = events.Images("episode/side_by_side")
+    assert shown.encoded_image_string == (run / VIDEO).read_bytes()
+    assert (shown.width, shown.height, shown.step) == (124, 62, SUMMARY["env_steps"])
 
 
 def test_a_student_alone_and_another_output(run, tmp_path, capsys):
