@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from policy_distill.certify import certificate, files_of_student, files_of_teacher, plan_of, play, write_certificate
 from policy_distill.check import Preflight, preflight
 from policy_distill.config import DistillConfig
+from policy_distill.dataset import Dataset
 from policy_distill.evaluate import Episodes, evaluation_seeds, merge
 from policy_distill.export.sb3 import save_ppo, why_not_ppo
 from policy_distill.generations import self_distill
@@ -25,6 +28,7 @@ from policy_distill.students import Student
 from policy_distill.summary import summarize, track_final
 from policy_distill.teachers import Teacher
 from policy_distill.tracking import Tracker, write_json
+from policy_distill.values import DistilledValues, fit_values
 from policy_distill.workers import Rollouts
 
 
@@ -94,6 +98,7 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         save(lineage.kept.student)  # whatever becomes of the rest, this one is not lost
         polished = polish_if_needed(run, lineage.kept)
         kept = polished.kept if polished else lineage.kept
+        values = distil_values(run, kept.student, imitation.dataset)
         display.stage("measuring the student")
         with run.watch.measure("evaluate"):
             student_episodes = run.begin(kept.student, evaluation_seeds("final", config.evaluate.episodes), with_agreement=True)()
@@ -105,13 +110,14 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
             certified = play(rollouts, kept.student, plan, num_envs=config.evaluate.num_envs, display=display) if plan else None
         if certified:
             run.evaluation_env_steps += sum(part.env_steps for part in (certified.student, certified.teacher, certified.random))
-        summary = summarize(run, imitation, lineage, polished, kept.origin, figure, *episodes, certified)
+        summary = summarize(run, imitation, lineage, polished, kept.origin, figure, *episodes, certified, values)
         track_final(tracker, summary)
 
     student = kept.student
     save(student, teacher=summary["teacher"])
     if not why_not_ppo(student.observation_space, student.action_space):
-        save_ppo(student, job.folder / "student.zip", critic=polished.critic if polished else None)
+        critic = values.layers if values else polished.critic if polished else None
+        save_ppo(student, job.folder / "student.zip", critic=critic)
     if certified:
         student_files, teacher_files = files_of_student(job.folder / "student"), files_of_teacher(job.teacher, config.teacher or None)
         found = certificate(certified, spec=job.spec, student=student_files, teacher=teacher_files)
@@ -119,3 +125,17 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
     write_json(job.folder / "result.json", summary)
     write_report(job.folder)
     return DistillResult(student, figure, *episodes, job.folder, summary)
+
+
+def distil_values(run: Run, student: Student, dataset: Dataset) -> DistilledValues | None:
+    """The value network for student.zip, if one is asked for."""
+    config = run.job.config
+    if config.value.hidden_sizes is None:
+        return None
+    run.display.stage("fitting the value network")
+    with run.watch.measure("train"):
+        seed = int(np.random.SeedSequence([config.seed, 7]).generate_state(1)[0])
+        found = fit_values(run.job.teacher, dataset, student, config.value, config.train, seed=seed)
+    run.tracker.scalars("value", {"explained_variance": found.explained_variance}, run.env_steps)
+    run.display.note(f"the value network explains {found.explained_variance:.3f} of the variance of the critic's values")
+    return found

@@ -84,6 +84,8 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         )
     if reason := why_not_ppo(teacher.observation_space, teacher.action_space):
         notices += (f"no student.zip is written: {reason}",)
+    if config.value.hidden_sizes is not None and (reason := teacher.why_no_values()):
+        raise RequestError(f"value.hidden_sizes asks for a network that learns the teacher's values: {reason}")
     extra_states, found = read_extra_states(config.collect, teacher, spec)
     notices += found
     device = choose_device(config.device)

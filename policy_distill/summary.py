@@ -21,6 +21,7 @@ from policy_distill.run import Run
 from policy_distill.statistics import Plan, Retention, decide
 from policy_distill.statistics.sequential import FIRST_LOOK
 from policy_distill.tracking import Tracker
+from policy_distill.values import DistilledValues
 
 VERSION = importlib.metadata.version("policy-distill")
 PACKAGES = ("policy-distill", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "box2d")
@@ -72,6 +73,7 @@ def summarize(
     teacher: Episodes,
     random: Episodes,
     certified: Certified | None = None,
+    values: DistilledValues | None = None,
 ) -> dict[str, Any]:
     """The contract of result.json.
 
@@ -82,6 +84,7 @@ def summarize(
         figure: its retention.
         student, teacher, random: the final episodes.
         certified: what a certificate found, if one was asked for.
+        values: the value network, if one was asked for.
     """
     job = run.job
     share = job.config.evaluate.certify or USUAL_SHARE
@@ -131,6 +134,7 @@ def summarize(
         "rounds": [dataclasses.asdict(record) for record in imitation.rounds],
         "self_distillation": lineage.summary(),
         "polish": polished.summary() if polished else None,
+        "value": {"explained_variance": values.explained_variance} if values else None,
         "notices": list(job.notices),
         "returns": {
             "seeds": student.seeds.tolist(),

@@ -22,6 +22,7 @@ from policy_distill.config import (
     SelfDistillConfig,
     StudentConfig,
     TrainConfig,
+    ValueConfig,
 )
 
 SECTIONS = {
@@ -35,6 +36,7 @@ SECTIONS = {
     "train": TrainConfig,
     "self_distill": SelfDistillConfig,
     "polish": PolishConfig,
+    "value": ValueConfig,
     "evaluate": EvaluateConfig,
 }
 REFUSED: list[tuple[str, Any, str]] = [
@@ -136,6 +138,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("polish.average_decay", -0.1, "[0, 1)"),
     ("polish.average_decay", 1.0, "[0, 1)"),
     ("polish.snapshots", 0, ">= 1"),
+    ("value.hidden_sizes", (8, 0), "positive widths"),
+    ("value.gradient_steps", 0, ">= 1"),
     ("evaluate.episodes", 1, ">= 2"),
     ("evaluate.validation_episodes", 0, ">= 1"),
     ("evaluate.finalists", 0, ">= 1"),
@@ -203,6 +207,8 @@ ALLOWED: list[tuple[str, Any]] = [
     ("polish.std_end", 1.0),
     ("polish.average_decay", 0.0),
     ("polish.snapshots", 1),
+    ("value.hidden_sizes", ()),
+    ("value.gradient_steps", 1),
     ("evaluate.episodes", 2),
     ("evaluate.validation_episodes", 1),
     ("evaluate.finalists", 1),

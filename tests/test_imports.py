@@ -28,6 +28,7 @@ TIERS = [
         "trajectories",
         "disagreements",
         "train",
+        "values",
         "export",
         "kickstart",
         "checkpoint",

@@ -8,11 +8,11 @@ from typing import Literal
 
 from policy_distill.config.checks import RequestError, require, require_choice
 from policy_distill.config.loss import FeatureConfig, LossConfig, RelationConfig
-from policy_distill.config.stages import CollectConfig, EvaluateConfig, PolishConfig, SelfDistillConfig, TrainConfig
+from policy_distill.config.stages import CollectConfig, EvaluateConfig, PolishConfig, SelfDistillConfig, TrainConfig, ValueConfig
 
 __all__ = [
     "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EvaluateConfig", "FeatureConfig", "LossConfig", "PolishConfig",
-    "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig",
+    "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig", "ValueConfig",
 ]  # fmt: skip
 
 
@@ -109,6 +109,7 @@ class DistillConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     self_distill: SelfDistillConfig = field(default_factory=SelfDistillConfig)
     polish: PolishConfig = field(default_factory=PolishConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:

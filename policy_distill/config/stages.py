@@ -188,6 +188,20 @@ class PolishConfig:
 
 
 @dataclass(frozen=True)
+class ValueConfig:
+    """A value network in student.zip, for those who train the student on by reward: it learns what the teacher's own critic expects."""
+
+    hidden_sizes: tuple[int, ...] | None = None
+    """Width of each of its hidden layers. Left out: the network there is fresh, or the one that polishing trained (on scaled rewards)."""
+    gradient_steps: int = 4_000
+    """Of its training; batch size and learning rate are those of ``train``."""
+
+    def __post_init__(self) -> None:
+        require(all(size > 0 for size in self.hidden_sizes or ()), "value.hidden_sizes", self.hidden_sizes, "positive widths")
+        require(self.gradient_steps >= 1, "value.gradient_steps", self.gradient_steps, ">= 1")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """How the return is measured: one seed an episode, the same seeds for teacher, student and random policy."""
 
