@@ -134,13 +134,14 @@ class GaussianGradient:
 
     def __init__(self, objective: Objective, like: Tensor, log_std: Tensor) -> None:
         self._objective, self._log_std = objective, log_std
-        self.num_steps, self._members, self._components, self._samples = like.shape
-        self._mean, self._log_spread, self._error = (torch.empty_like(like) for _ in range(3))
+        self.num_steps, self._members, _, self._samples = like.shape
+        self._mean, self._teacher_log_std, self._error = (torch.empty_like(like) for _ in range(3))
         self._squared = torch.empty_like(like[0])
-        self._spread = like.new_empty(*like.shape[:3], 1)
-        self._spreads = like.new_empty(*like.shape[:3], 1)
-        """The students' log standard deviations at each step."""
-        self._steps = list(zip(*(part.unbind(0) for part in (self._mean, self._spread, self._error, self._spreads)), strict=True))
+        self._variance = like.new_empty(*like.shape[:3], 1)
+        """The teacher's, mean over the batch."""
+        self._log_stds = like.new_empty(*like.shape[:3], 1)
+        """The students', as they were at each step."""
+        self._steps = list(zip(*(part.unbind(0) for part in (self._mean, self._variance, self._error, self._log_stds)), strict=True))
 
     def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
         """Take in what the next steps' teacher says.
@@ -151,8 +152,8 @@ class GaussianGradient:
         """
         self._temperatures = [self._objective.temperature(share) for share in progress]
         self._mean.copy_(targets.parameters["mean"].transpose(-1, -2))
-        self._log_spread.copy_(targets.parameters["log_std"].transpose(-1, -2))
-        torch.mean((2 * self._log_spread).exp_(), -1, keepdim=True, out=self._spread)
+        self._teacher_log_std.copy_(targets.parameters["log_std"].transpose(-1, -2))
+        torch.mean((2 * self._teacher_log_std).exp_(), -1, keepdim=True, out=self._variance)
 
     @torch.no_grad()
     def write(self, step: int, outputs: Tensor, slope: Tensor) -> None:
@@ -170,9 +171,9 @@ class GaussianGradient:
     def values(self) -> dict[str, Tensor]:
         """The term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
         temperature = self._mean.new_tensor(self._temperatures).view(-1, 1, 1, 1)
-        precision = (-2 * self._spreads).exp()
-        log_ratio = self._spreads - self._log_spread.mean(-1, keepdim=True)
-        distance = self._spread + self._error.square_().mean(-1, keepdim=True) / temperature
+        precision = (-2 * self._log_stds).exp()
+        log_ratio = self._log_stds - self._teacher_log_std.mean(-1, keepdim=True)
+        distance = self._variance + self._error.square_().mean(-1, keepdim=True) / temperature
         terms = log_ratio + (distance * precision - 1) / 2  # [S, K, action_dim, 1]
         return {self._objective.soft_name: terms.sum() / self._members}
 
