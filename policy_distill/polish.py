@@ -153,14 +153,17 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
             workers=run.rollouts.num_workers,
         )
         note_answer()
-    with run.watch.measure("evaluate"):
-        best, full = run.choose(students, returns)
-    for index, values in full.items():
-        polished.records[index] = as_finalist(polished.records[index], values)
-    if full[best].mean() > kept.returns[: len(full[best])].mean():
-        steps = polished.records[best].env_steps
-        polished.chosen, polished.critic = best, critics[best]
-        polished.kept = Kept(students[best], full[best], f"polish, {steps:,} steps")
+    # Looks that kept less than the start are out of the question: most of the episodes of a choice would go to them.
+    rivals = [index for index, record in enumerate(polished.records) if record.validation_retention >= polished.start]
+    if rivals:
+        with run.watch.measure("evaluate"):
+            best, full = run.choose([students[index] for index in rivals], [returns[index] for index in rivals])
+        for place, values in full.items():
+            polished.records[rivals[place]] = as_finalist(polished.records[rivals[place]], values)
+        if full[best].mean() > kept.returns[: len(full[best])].mean():
+            chosen = rivals[best]
+            polished.chosen, polished.critic = chosen, critics[chosen]
+            polished.kept = Kept(students[chosen], full[best], f"polish, {polished.records[chosen].env_steps:,} steps")
     run.env_steps += polished.records[-1].env_steps
     run.gradient_steps += last.gradient_steps
     return polished

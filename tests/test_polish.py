@@ -192,8 +192,15 @@ def test_the_start_is_kept_where_nothing_beats_it_on_all_seeds(best, tmp_path, m
     run, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, [0.0] * 4, best)
     assert found.kept is kept
     assert found.chosen is found.critic is None
-    assert [record.finalist_return_mean for record in found.records] == [0.0, 2.0]
+    assert [record.finalist_return_mean for record in found.records] == [None, 2.0]  # the first kept less than the start at once
     assert run.env_steps == 1200  # the steps were taken all the same
+
+
+def test_looks_that_all_keep_less_than_the_start_play_no_further_episodes(tmp_path, monkeypatch):
+    run, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, [1.0] * 4, [0.0] * 4)
+    assert found.kept is kept
+    assert [record.finalist_episodes for record in found.records] == [None, None]
+    assert run.evaluation_env_steps == (2 + 2) * STEPS
 
 
 # How it is called, and what is written down.
@@ -217,7 +224,7 @@ def test_its_seed_follows_from_the_run_s_and_is_another(tmp_path, monkeypatch):
 def test_steps_are_counted_apart_and_the_curves_go_on_where_imitation_ended(tmp_path, monkeypatch):
     run, _, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, [3, 5, 0, 0], [1.0] * 4)
     assert (run.env_steps, found.records[-1].env_steps) == (1200, 200)
-    assert run.evaluation_env_steps == 2 * 4 * STEPS  # both are finalists
+    assert run.evaluation_env_steps == (2 + 2 + 2) * STEPS  # the second kept less than the start on the first two seeds
     assert isinstance(run.tracker, Recorder)
     # the last point written of each curve is the second student's
     assert run.tracker.seen == {
