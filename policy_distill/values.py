@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from dataclasses import dataclass
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policy_distill.config import TrainConfig, ValueConfig
+from policy_distill.actions import ActionTargets, Box, Deterministic
+from policy_distill.config import LossConfig, TrainConfig, ValueConfig
 from policy_distill.dataset import Dataset
-from policy_distill.spaces import encode_observations
+from policy_distill.objective import Objective
 from policy_distill.stack import StudentStack
 from policy_distill.students import Architecture, Student
 from policy_distill.teachers import Teacher
+from policy_distill.train import HELD_OUT_ROWS, Trainer
 
-BLOCK = 8192
+CHUNK = 8192
 """Observations that the critic is asked about at once."""
-HELD_OUT_ROWS = 8192
+MARGIN = 0.05
+"""So much of their range the values' bounds lie outside of it: past a bound, a prediction would be no error."""
 
 
 @dataclass(frozen=True)
@@ -39,49 +41,45 @@ class DistilledValues:
 def fit_values(
     teacher: Teacher, dataset: Dataset, student: Student, config: ValueConfig, train: TrainConfig, *, seed: int
 ) -> DistilledValues:
-    """Fit a network to ``teacher.values`` in the states of ``dataset``, by squared error with Adam and a cosine learning rate.
+    """Fit a network to ``teacher.values`` in the states of ``dataset``: a student whose one action is the value, by squared error.
 
     Args:
         teacher: has a critic; see ``Teacher.has_values``.
         dataset: what was collected.
         student: whose normalisation and activation the network shares.
         config: its size and its gradient steps.
-        train: batch size and learning rate.
+        train: the other settings of its training.
         seed: of the first weights and of the batches.
     """
     assert config.hidden_sizes is not None
-    observations, _ = dataset.training_rows()
-    values = _values(teacher, observations)
-    centre, spread = float(values.mean()), max(float(values.std()), 1e-6)
-    scaled = (values - centre) / spread
-    space = student.observation_space
-    one_number = gym.spaces.Box(-np.inf, np.inf, (1,))
-    architecture = Architecture(space, one_number, config.hidden_sizes, student.architecture.activation)
-    generator = torch.Generator().manual_seed(seed)
-    stack = StudentStack(architecture, generators=[generator], mean=student.mean, scale=student.scale)
-    room = stack.buffers(train.batch_size)
-    stack.flat.grad = stack.gradient
-    adam = torch.optim.Adam([stack.flat], fused=True)
-    inputs = torch.ones(1, len(student.mean) + 1, train.batch_size)
-    for step in range(config.gradient_steps):
-        adam.param_groups[0]["lr"] = train.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.gradient_steps))
-        rows = torch.randint(len(values), (train.batch_size,), generator=generator)
-        inputs[0, :-1] = ((encode_observations(space, observations[rows].cpu()) - student.mean) / student.scale).T
-        error = stack.forward(inputs, room)[0, 0] - scaled[rows]
-        room.slopes[-1][0, 0] = 2 / train.batch_size * error
-        stack.backward(inputs, room)
-        adam.step()
-    network = stack.member(0)
-    held_out = dataset.held_out(HELD_OUT_ROWS) or dataset.spread(HELD_OUT_ROWS)
-    expected = (_values(teacher, held_out[0]) - centre) / spread
-    residual = expected - network(held_out[0].cpu())[:, 0]
-    explained = 1 - float(residual.var() / expected.var().clamp_min(1e-12))
+    valued = dataset.relabelled(lambda observations, _: ActionTargets({}, _values(teacher, observations)))
+    low, high = (float(end) for end in valued.training_rows()[1].actions.aminmax())
+    margin = MARGIN * (high - low) + 1e-3
+    space = gym.spaces.Box(low - margin, high + margin, (1,))
+    box = Box.from_space(space)
+    stack = StudentStack(
+        Architecture(student.observation_space, space, config.hidden_sizes, student.architecture.activation),
+        generators=[torch.Generator().manual_seed(seed)],
+        mean=student.mean.to(dataset.device),
+        scale=student.scale.to(dataset.device),
+    )
+    objective = Objective(LossConfig(kind="regression", regression="squared"), Deterministic(box))
+    settings = dataclasses.replace(train, gradient_steps=config.gradient_steps)
+    trainer = Trainer(stack, objective, settings, [torch.Generator(dataset.device).manual_seed(seed)])
+    trainer.run(valued, config.gradient_steps)
+    network = trainer.student()
+    observations, targets = valued.held_out(HELD_OUT_ROWS) or valued.spread(HELD_OUT_ROWS)
+    expected = box.to_box(targets.actions.cpu())
+    residual = expected - network(observations.cpu())
+    scale, offset = box.affine()
     with torch.no_grad():
-        network.linears[-1].weight.mul_(spread)
-        network.linears[-1].bias.mul_(spread).add_(centre)
-    return DistilledValues(network.linears, explained)
+        network.linears[-1].weight.mul_(float(scale[0]))
+        network.linears[-1].bias.mul_(float(scale[0])).add_(float(offset[0]))
+    return DistilledValues(network.linears, 1 - float(residual.var() / expected.var().clamp_min(1e-12)))
 
 
 @torch.no_grad()
 def _values(teacher: Teacher, observations: Tensor) -> Tensor:
-    return torch.cat([teacher.values(block.cpu()) for block in observations.split(BLOCK)])
+    """``[B, 1]``."""
+    values = [teacher.values(rows.cpu()) for rows in observations.split(CHUNK)]
+    return torch.cat(values)[:, None].to(observations.device)
