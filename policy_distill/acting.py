@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from policy_distill.actions import Categorical, DiagGaussian
+from policy_distill.actions import Box, Categorical, DiagGaussian
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks import (
@@ -111,11 +111,19 @@ def _student_actor(student: Student, rows: int) -> Act:
         case Categorical(start=start):
             return lambda observations: outputs(observations).argmax(-1) + start
         case DiagGaussian(box=box):
-            unit, offset = (values.astype(np.float32) for values in box.affine())
-            low, high = (np.array(bounds, np.float32) for bounds in (box.low, box.high))
-            shape = (rows, *student.action_space.shape)  # type: ignore[misc]
-            return lambda observations: (outputs(observations) * unit + offset).clip(low, high).reshape(shape)
+            finish = to_environment(box, student.action_space.shape or ())
+            return lambda observations: finish(outputs(observations))
     return student.act
+
+
+def to_environment(box: Box, shape: tuple[int, ...]) -> Act:
+    """From means or draws in box units ``[B, dim]`` to fresh actions ``[B, *shape]`` in the environment's units.
+
+    They are clipped last: rounding takes none of them past the bounds.
+    """
+    unit, offset = (values.astype(np.float32) for values in box.affine())
+    low, high = (np.array(bounds, np.float32) for bounds in (box.low, box.high))
+    return lambda values: (values * unit + offset).clip(low, high).reshape(-1, *shape)
 
 
 class Layers:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from policy_distill.certify import certificate, files_of_student, files_of_teacher, plan_of, play, write_certificate
 from policy_distill.check import Preflight, preflight
 from policy_distill.config import DistillConfig
@@ -23,6 +21,7 @@ from policy_distill.polish import polish_if_needed
 from policy_distill.progress import Display
 from policy_distill.report import write_report
 from policy_distill.run import Run
+from policy_distill.seeds import derived_seed
 from policy_distill.statistics import Retention, retention
 from policy_distill.students import Student
 from policy_distill.summary import summarize, track_final
@@ -134,8 +133,7 @@ def distil_values(run: Run, student: Student, dataset: Dataset) -> DistilledValu
         return None
     run.display.stage("fitting the value network")
     with run.watch.measure("train"):
-        seed = int(np.random.SeedSequence([config.seed, 7]).generate_state(1)[0])
-        found = fit_values(run.job.teacher, dataset, student, config.value, config.train, seed=seed)
+        found = fit_values(run.job.teacher, dataset, student, config.value, config.train, seed=derived_seed(config.seed, 7))
     run.tracker.scalars("value", {"explained_variance": found.explained_variance}, run.env_steps)
     run.display.note(f"the value network explains {found.explained_variance:.3f} of the variance of the critic's values")
     return found

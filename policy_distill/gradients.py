@@ -135,12 +135,9 @@ class GaussianGradient:
     def __init__(self, objective: Objective, like: Tensor, log_std: Tensor) -> None:
         self._objective, self._log_std = objective, log_std
         self.num_steps, self._members, _, self._samples = like.shape
-        self._mean, self._teacher_log_std, self._error = (torch.empty_like(like) for _ in range(3))
-        self._squared = torch.empty_like(like[0])
-        self._variance = like.new_empty(*like.shape[:3], 1)
-        """The teacher's, mean over the batch."""
-        self._log_stds = like.new_empty(*like.shape[:3], 1)
-        """The students', as they were at each step."""
+        self._mean, self._error, self._squared = torch.empty_like(like), torch.empty_like(like), torch.empty_like(like[0])
+        # The teacher's variance and log standard deviation, means over the batch, and the students' log standard deviations at each step.
+        self._variance, self._teacher_log_std, self._log_stds = (like.new_empty(*like.shape[:3], 1) for _ in range(3))
         self._steps = list(zip(*(part.unbind(0) for part in (self._mean, self._variance, self._error, self._log_stds)), strict=True))
 
     def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
@@ -152,8 +149,9 @@ class GaussianGradient:
         """
         self._temperatures = [self._objective.temperature(share) for share in progress]
         self._mean.copy_(targets.parameters["mean"].transpose(-1, -2))
-        self._teacher_log_std.copy_(targets.parameters["log_std"].transpose(-1, -2))
-        torch.mean((2 * self._teacher_log_std).exp_(), -1, keepdim=True, out=self._variance)
+        log_std = targets.parameters["log_std"].transpose(-1, -2)
+        torch.mean(log_std, -1, keepdim=True, out=self._teacher_log_std)
+        torch.mean((2 * log_std).exp_(), -1, keepdim=True, out=self._variance)
 
     @torch.no_grad()
     def write(self, step: int, outputs: Tensor, slope: Tensor) -> None:
@@ -172,7 +170,7 @@ class GaussianGradient:
         """The term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
         temperature = self._mean.new_tensor(self._temperatures).view(-1, 1, 1, 1)
         precision = (-2 * self._log_stds).exp()
-        log_ratio = self._log_stds - self._teacher_log_std.mean(-1, keepdim=True)
+        log_ratio = self._log_stds - self._teacher_log_std
         distance = self._variance + self._error.square_().mean(-1, keepdim=True) / temperature
         terms = log_ratio + (distance * precision - 1) / 2  # [S, K, action_dim, 1]
         return {self._objective.soft_name: terms.sum() / self._members}

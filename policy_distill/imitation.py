@@ -17,6 +17,7 @@ from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.job import Job
 from policy_distill.rounds import Round, track_round, track_validation
 from policy_distill.run import Kept, Run, as_finalist, kept_enough
+from policy_distill.seeds import derived_seed
 from policy_distill.spaces import encode_observations
 from policy_distill.stack import StudentStack
 from policy_distill.students import Student
@@ -173,7 +174,7 @@ def _seed(run_seed: int, generation: int, member: int) -> int:
     """Of a student's weights and batches; the first one's is the run's own."""
     if generation == member == 0:
         return run_seed
-    return int(np.random.SeedSequence([run_seed, 3, generation, member]).generate_state(1)[0])
+    return derived_seed(run_seed, 3, generation, member)
 
 
 def normalization_of(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from policy_distill.evaluate import Episodes
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.rounds import track_validation
 from policy_distill.run import Kept, Run, as_finalist, kept_enough
+from policy_distill.seeds import derived_seed
 from policy_distill.statistics import contrast, episodes_to_show, shows_positive_mean
 from policy_distill.students import Student
 
@@ -82,22 +83,15 @@ class Polished:
 def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     """Train on by reward unless imitation has shown that it keeps ``polish.below``; None where there was no need or no way."""
     config, job = run.job.config.polish, run.job
-    if config.below == 0 or not np.isfinite(run.retention(kept.returns)):
+    if config.below == 0 or not np.isfinite(run.retention(kept.returns)) or _shows_enough(run, kept):
         return None
-    above = _above(run, kept, config.below)
-    needed = episodes_to_show(above)
-    if needed is not None and not shows_positive_mean(above) and len(above) < needed <= len(above) + config.further_episodes:
-        more = needed - len(above)
-        run.display.note(f"{kept.origin} keeps {run.retention(kept.returns):.3f}: {more} more episodes may show {config.below}")
-        with run.watch.measure("evaluate"):
-            kept = run.play_on(kept, more)
-        above = _above(run, kept, config.below)
-    if shows_positive_mean(above):
-        return None
-    start = run.retention(kept.returns)
     if reason := why_not_ppo(job.teacher.observation_space, job.teacher.action_space):
         run.display.note(f"not polished: {reason}")
         return None
+    kept = _played_on(run, kept)
+    if _shows_enough(run, kept):
+        return None
+    start = run.retention(kept.returns)
     from policy_distill.kickstart import Snapshot, kickstart  # takes seconds to import, and most runs do not need it
 
     run.display.note(f"{kept.origin} keeps {start:.3f}, which does not show {config.below}: training on by reward")
@@ -141,14 +135,13 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
         return given_up or kept_enough(shares, config.enough)
 
     with run.watch.measure("polish"):
-        seed = int(np.random.SeedSequence([job.config.seed, 4]).generate_state(1)[0])
         kickstart(
             kept.student,
             job.teacher,
             job.spec,
             job.objective,
             config,
-            seed=seed,
+            seed=derived_seed(job.config.seed, 4),
             on_snapshot=on_snapshot,
             workers=run.rollouts.num_workers,
         )
@@ -169,10 +162,25 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     return polished
 
 
-def _above(run: Run, kept: Kept, share: float) -> np.ndarray:
-    """The contrast ``[E]`` with ``share`` of the return, on the seeds by which the student did not come among the finalists.
+def _shows_enough(run: Run, kept: Kept) -> bool:
+    return shows_positive_mean(_above(run, kept))
+
+
+def _above(run: Run, kept: Kept) -> np.ndarray:
+    """The contrast ``[E]`` with ``polish.below``, on the seeds by which the student did not come among the finalists.
 
     Those by which it did flatter it; where there are no others, it is on them all.
     """
     fresh = slice(run.num_first if len(kept.returns) > run.num_first else 0, len(kept.returns))
-    return contrast(kept.returns[fresh], run.teacher_returns[fresh], run.random_returns[fresh], share)
+    return contrast(kept.returns[fresh], run.teacher_returns[fresh], run.random_returns[fresh], run.job.config.polish.below)
+
+
+def _played_on(run: Run, kept: Kept) -> Kept:
+    """The student after as many further episodes as are likely to show that it keeps enough; as it was, where too many would be needed."""
+    config, above = run.job.config.polish, _above(run, kept)
+    more = (episodes_to_show(above) or 0) - len(above)
+    if not 0 < more <= config.further_episodes:
+        return kept
+    run.display.note(f"{kept.origin} keeps {run.retention(kept.returns):.3f}: {more} more episodes may show {config.below}")
+    with run.watch.measure("evaluate"):
+        return run.play_on(kept, more)

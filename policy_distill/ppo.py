@@ -1,8 +1,8 @@
-"""Stable-Baselines3's PPO with the same rollouts and updates in fewer operations (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
+"""Stable-Baselines3's PPO with the same updates in fewer operations (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
 
 A network of a few hundred parameters costs less than what surrounds it: distribution objects and their checks, autograd's bookkeeping,
-an optimiser step for each of a dozen small tensors, copies of all that the environments say. The networks here are ``StudentStack``s
-of one member, and Stable-Baselines3's own parameters are views into them. Tests compare rollouts and updates with its own.
+an optimiser step for each of a dozen small tensors. The networks here are ``StudentStack``s of one member, and Stable-Baselines3's own
+parameters are views into them. Tests compare what is made of a rollout, and the updates, with its own.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 
 from policy_distill.actions import DiagGaussian
 from policy_distill.config import RequestError
+from policy_distill.seeds import derived_seed
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 
@@ -33,8 +34,7 @@ class Drawing:
 
     def for_episode(self, seed: int) -> DrawingEpisode:
         """The policy with a generator that the episode's seed alone decides, and that is not the environment's."""
-        start = int(np.random.SeedSequence([seed, 2]).generate_state(1)[0])
-        return DrawingEpisode(self.policy, torch.Generator().manual_seed(start))
+        return DrawingEpisode(self.policy, torch.Generator().manual_seed(derived_seed(seed, 2)))
 
 
 @dataclass(frozen=True)

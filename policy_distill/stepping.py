@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from policy_distill.acting import outputs_of
+from policy_distill.acting import outputs_of, to_environment
 from policy_distill.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
 from policy_distill.evaluate import BATCH, act_in_batches
 from policy_distill.processes import Remote, answers_of
@@ -70,6 +70,13 @@ class Steps:
     actions: SharedArray
     rewards: SharedArray
 
+    def views(self, columns: slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The arrays in this order, of some environments."""
+        observations, starts, actions, rewards = (
+            array.view()[:, columns] for array in (self.observations, self.starts, self.actions, self.rewards)
+        )
+        return observations, starts, actions, rewards
+
 
 class RolloutEnv(VecEnv):
     """Environments in which a student with noise takes whole rollouts. Continuous actions are in box units, and clipped to the bounds.
@@ -97,9 +104,7 @@ class RolloutEnv(VecEnv):
             SharedArray((num_steps, self.num_envs, components), np.float32 if isinstance(inner, gym.spaces.Box) else np.int64),
             SharedArray((num_steps, self.num_envs), np.float64),
         )
-        self.observations, self.starts, self.actions, self.rewards = (
-            array.view() for array in (steps.observations, steps.starts, steps.actions, steps.rewards)
-        )
+        self.observations, self.starts, self.actions, self.rewards = steps.views()
         self._here = None if count else _Group(env_fns, 0, seed, steps)
         shares = np.array_split(np.arange(self.num_envs), count) if count else []
         self._workers = [Remote(_Group, env_fns[share[0] : share[-1] + 1], int(share[0]), seed, steps) for share in shares]
@@ -169,12 +174,9 @@ class _Group:
         self._envs = [make() for make in env_fns]
         self._columns = range(first, first + len(self._envs))
         self._streams = [np.random.default_rng([seed, 6, column]) for column in self._columns]
-        mine = slice(first, first + len(self._envs))
-        self._observations, self._starts, self._actions, self._rewards = (
-            array.view()[:, mine] for array in (steps.observations, steps.starts, steps.actions, steps.rewards)
-        )
+        self._observations, self._starts, self._actions, self._rewards = steps.views(slice(first, first + len(self._envs)))
         self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
-        self._to_environment = _to_environment(self._envs[0].action_space)
+        self._executable = _executable(self._envs[0].action_space)
 
     def reset(self, seeds: Sequence[int | None]) -> None:
         self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
@@ -194,7 +196,7 @@ class _Group:
         for step in range(num_steps):
             batch[:count] = self._observations[step]
             self._actions[step] = drawn(family, act_in_batches(outputs, batch)[:count], std, noise[step])
-            actions = self._to_environment(self._actions[step])
+            actions = self._executable(self._actions[step])
             for row, env in enumerate(self._envs):
                 observation, reward, terminated, truncated, _ = env.step(actions[row])
                 self._rewards[step, row] = reward
@@ -215,14 +217,13 @@ class _Group:
             env.close()
 
 
-def _to_environment(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
+def _executable(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
     """From actions ``[B, components]`` as they are drawn to a fresh ``[B, ...]`` that ``env.step`` accepts row by row."""
     shape = space.shape or ()
     if not isinstance(space, gym.spaces.Box):
         return lambda actions: actions.reshape(-1, *shape).astype(space.dtype)
-    scale, offset = (values.reshape(shape) for values in Box.from_space(space).affine())
-    # clipped afterwards: rounding takes none of them past the bounds
-    return lambda actions: np.clip(actions.reshape(-1, *shape) * scale + offset, space.low, space.high).astype(space.dtype)
+    finish = to_environment(Box.from_space(space), shape)
+    return lambda actions: finish(actions).astype(space.dtype, copy=False)
 
 
 def noise_of(family: Family, generator: np.random.Generator, num_steps: int) -> np.ndarray:

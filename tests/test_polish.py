@@ -303,7 +303,7 @@ def test_looks_that_keep_less_than_the_start_again_and_again_end_the_stage(tmp_p
     # three in a row are known when the seventh look is taken
     _, kept, ppo, found = polished(tmp_path, monkeypatch, [2.0] * 4, *looks, polish=PolishConfig(patience=3))
     assert [record.env_steps for record in found.records] == [100, 200, 300, 400, 500, 600, 700]
-    assert found.kept.student in (ppo.students[2], ppo.students[6])
+    assert found.kept.student is ppo.students[6]  # of two that are alike the later one
     _, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[worse] * 5, polish=PolishConfig(patience=1))
     assert len(found.records) == 2
     assert found.kept is kept

@@ -37,6 +37,9 @@ SPACES = {
 }
 CONFIG = PolishConfig(env_steps=128, num_envs=4, num_steps=16, batch_size=24, epochs=3, learning_rate=3e-3)
 """Rollouts of 64 steps: minibatches of 24, 24 and 16."""
+SEED = 5
+"""Of both models. With 3, gradients of one layer on Walk are differences of terms twenty times their size: there either side is 5e-6
+off what float64 says, and they are 2e-6 off each other."""
 
 
 def in_box_units(env: gym.Env) -> gym.Env:
@@ -49,7 +52,7 @@ def lean_model(name: str) -> LeanPPO:
     spec, teacher = WORLDS[name]
     student = random_student(teacher.observation_space, teacher.action_space, activation="tanh")
     with kickstart_module._own_random_state():
-        return kickstart_module._build(student, teacher, spec, Objective(LossConfig(), teacher.family), CONFIG, 3)
+        return kickstart_module._build(student, teacher, spec, Objective(LossConfig(), teacher.family), CONFIG, SEED)
 
 
 def sb3_model(name: str, lean: LeanPPO) -> PPO:
@@ -58,31 +61,36 @@ def sb3_model(name: str, lean: LeanPPO) -> PPO:
     env = VecNormalize(DummyVecEnv([lambda: Monitor(in_box_units(make(spec)))] * CONFIG.num_envs), norm_obs=False, gamma=CONFIG.discount)
     same = ("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "policy_kwargs")
     with kickstart_module._own_random_state():
-        model = PPO("MlpPolicy", env, seed=3, device="cpu", **{key: getattr(lean, key) for key in same})
+        model = PPO("MlpPolicy", env, seed=SEED, device="cpu", **{key: getattr(lean, key) for key in same})
     model.set_logger(Logger(None, []))
     model.policy.load_state_dict(lean.policy.state_dict())
     return model
 
 
-def collect(model: PPO) -> None:
-    """Take a rollout, as after a reset."""
+def collect(model: PPO, rollouts: int = 1) -> np.ndarray:
+    """Take rollouts without an update between them, as after a reset; the actions of all of them, ``[T, N, components]``."""
     _, callback = model._setup_learn(10_000, None)
-    assert model.env is not None
-    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    taken = []
+    for _ in range(rollouts):
+        assert model.env is not None
+        assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+        taken.append(model.rollout_buffer.actions.copy())
+    return np.concatenate(taken)
 
 
-def repeat(sb3: PPO, actions: np.ndarray) -> None:
-    """Let Stable-Baselines3's PPO take a rollout in which these ``[T, N, components]`` are what it draws."""
-    policy, left = sb3.policy, iter(torch.from_numpy(actions.copy()))
+def repeat(sb3: PPO, actions: np.ndarray, rollouts: int) -> None:
+    """Let Stable-Baselines3's PPO take rollouts in which these ``[T, N, components]`` are what it draws."""
+    policy: Any = sb3.policy
+    left = iter(torch.from_numpy(actions))
 
     def forward(observations: Tensor, deterministic: bool = False) -> Any:
-        given = next(left).reshape(-1, *policy.action_space.shape)  # type: ignore[misc]
+        given = next(left).reshape(-1, *policy.action_space.shape)
         values, log_prob, _ = policy.evaluate_actions(observations, given.float())
         return given, values, log_prob
 
-    own, policy.forward = policy.forward, forward  # type: ignore[method-assign, assignment]
-    collect(sb3)
-    policy.forward = own  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "forward", forward)
+        collect(sb3, rollouts)
     assert next(left, None) is None
 
 
@@ -162,19 +170,18 @@ def test_what_is_made_of_a_rollout_is_what_stable_baselines3_makes_of_it(name):
     """Episodes end in both ways, rewards are scaled by a running variance, and the value of a truncated state is added to its reward."""
     lean = lean_model(name)
     sb3 = sb3_model(name, lean)
-    collect(lean)
-    repeat(sb3, lean.rollout_buffer.actions)
+    repeat(sb3, collect(lean, rollouts=2), rollouts=2)
     for key in ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns"):
         mine, theirs = getattr(lean.rollout_buffer, key), getattr(sb3.rollout_buffer, key)
         assert mine.dtype == theirs.dtype
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5, err_msg=key)
         assert key == "episode_starts" or theirs.std() > 0
-    assert lean.num_timesteps == sb3.num_timesteps == 64
+    assert lean.num_timesteps == sb3.num_timesteps == 128
     mine, theirs = lean.ep_info_buffer, sb3.ep_info_buffer
     assert mine is not None and theirs is not None  # noqa: PT018
     assert [episode["l"] for episode in mine] == [episode["l"] for episode in theirs]
     assert [episode["r"] for episode in mine] == pytest.approx([episode["r"] for episode in theirs], abs=1e-5)
-    assert len(mine) >= 4
+    assert len(mine) > 8
 
 
 # Distributions.
@@ -258,7 +265,7 @@ def test_gradients_are_those_of_stable_baselines3(pair, weight):
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=0, atol=5e-6)
+        torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=0, atol=1e-6)
         assert gradient.any()
     log_ratio, _ = pair.lean.write_gradients(pair.lean._rollout(), CONFIG.clip_range)
     assert 0.1 < ((log_ratio.exp() - 1).abs() > CONFIG.clip_range).float().mean() < 0.9  # both branches are taken

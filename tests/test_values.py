@@ -73,11 +73,11 @@ def test_it_learns_what_the_critic_expects_in_the_environment_s_rewards(holdout)
     found = fitted(holdout=holdout)
     assert 0.98 < found.explained_variance <= 1
     observations = torch.randn(200, 3, generator=generator(1))
-    model = to_ppo(student(), found.layers)
+    model: Any = to_ppo(student(), found.layers)
     with torch.no_grad():
         predicted = model.policy.predict_values(observations)[:, 0]  # on raw observations
     assert float((predicted - promise(observations)).abs().mean()) < 3
-    assert model.policy.net_arch["vf"] == [32, 32]  # type: ignore[call-overload]
+    assert model.policy.net_arch["vf"] == [32, 32]
 
 
 def test_a_network_that_is_too_small_says_so():
