@@ -92,6 +92,7 @@ def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
             siblings = trainer.students(dataset)
         with run.watch.measure("evaluate"):
             best, played = run.choose(siblings, [episodes.returns for episodes in run.validate(siblings)])
+        assert best is not None, "nobody has to keep a certain share"
         student, returns = siblings[best], played[best]
         with run.watch.measure("train"):
             held_out = trainer.validate(mixed, student)

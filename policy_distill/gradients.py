@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from policy_distill.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
-from policy_distill.losses import HUBER_DELTA
+from policy_distill.losses import HUBER_DELTA, NEAR_BOUND
 from policy_distill.objective import REGRESSIONS, Objective
 
 BOUNDLESS = 1e38
-"""Times the smallest distance from a bound that a float32 can tell, it still exceeds any error."""
+"""Times the smallest distance that a float32 can tell, it still exceeds any error."""
 Gradient: TypeAlias = "ChoiceGradient | GaussianGradient | RegressionGradient"
 
 
@@ -177,7 +177,7 @@ class GaussianGradient:
 
 
 class RegressionGradient:
-    """Squared, absolute or Huber's error in box units, mean over the components; beyond a bound a prediction is no error.
+    """Squared, absolute or Huber's error in box units, mean over the components; see ``losses.bounded_error``.
 
     The gradient with respect to the prediction is the error between bounds: those of the target (``losses.bounded_error``), and for
     Huber's loss those where the square turns into a line.
@@ -207,9 +207,9 @@ class RegressionGradient:
             progress: ``[S]``; a regression does not change on the way.
         """
         target = torch.clamp(self._box.to_box(targets.actions).transpose(-1, -2), -1, 1, out=self._target)
-        # Zero where the target is the bound, else beyond any error; ``torch.where`` takes thirty times as long.
-        torch.add(target, 1, out=self._lower).mul_(-BOUNDLESS)
-        torch.sub(1, target, out=self._upper).mul_(BOUNDLESS)
+        # Zero where the target is near the bound, else beyond any error; ``torch.where`` takes thirty times as long.
+        torch.add(target, NEAR_BOUND, out=self._lower).clamp_min_(0).mul_(-BOUNDLESS)
+        torch.sub(NEAR_BOUND, target, out=self._upper).clamp_min_(0).mul_(BOUNDLESS)
         if self._kind == "huber":
             torch.clamp_min(self._lower, -HUBER_DELTA, out=self._least)
             torch.clamp_max(self._upper, HUBER_DELTA, out=self._most)

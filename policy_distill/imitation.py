@@ -137,6 +137,7 @@ def imitate(run: Run) -> Imitation:
     with watch.measure("evaluate"):
         note_validation(run.validate(members))
         best, full = run.choose(candidates, [episodes.returns for episodes in validations])
+    assert best is not None, "nobody has to keep a certain share"
     # of a round's finalists the one that came furthest is recorded
     for number in sorted(full, key=lambda candidate: (len(full[candidate]), full[candidate].mean(), candidate)):
         index = number // num_members

@@ -13,6 +13,8 @@ from torch import Tensor
 
 HUBER_DELTA = 0.1
 """Where Huber's square turns into a line, in box units."""
+NEAR_BOUND = 0.8
+"""An action so far out, in box units, is meant for the bound (docs/defaults.md)."""
 Q_TEMPERATURES = {"raw": 0.01, "z_score": 0.5}
 """What Q-values are divided by unless a temperature is named: Rusu et al. 2016 (https://arxiv.org/abs/1511.06295), and ours."""
 
@@ -162,9 +164,10 @@ def hard_label_cross_entropy(teacher_actions: Tensor, student_logits: Tensor) ->
 
 
 def bounded_error(target: Tensor, prediction: Tensor) -> Tensor:
-    """``prediction - target`` in box units, counted as the environment feels it: beyond a bound every action is the bound.
+    """``prediction - target`` in box units, zero where the prediction goes the target's way and the target is almost as far as one can go.
 
-    Where the target lies on a bound, a prediction past that bound is no error and has no gradient; one short of it, or past the other
+    Beyond a bound every action is the bound, and a squashed teacher that means the bound never reaches it. Where the target is
+    ``NEAR_BOUND`` or further out, a prediction past it on that side is no error and has no gradient; one short of it, or past the other
     bound, is. Unlike the difference of clipped values this never leaves a wrong prediction without a gradient.
 
     Args:
@@ -172,15 +175,14 @@ def bounded_error(target: Tensor, prediction: Tensor) -> Tensor:
         prediction: same shape, unclipped.
 
     Returns:
-        ``[..., action_dim]``, signed; zero exactly where the clipped values agree and the prediction is within the bounds or past the
-        target's own.
+        ``[..., action_dim]``, signed.
 
     Raises:
         ValueError: if the shapes differ.
     """
     _check_same_shape(target, prediction)
-    lower = torch.where(target <= -1, 0.0, -torch.inf)
-    upper = torch.where(target >= 1, 0.0, torch.inf)
+    lower = torch.where(target <= -NEAR_BOUND, 0.0, -torch.inf)
+    upper = torch.where(target >= NEAR_BOUND, 0.0, torch.inf)
     return torch.clamp(prediction - target.clamp(-1, 1), lower, upper)
 
 

@@ -131,7 +131,7 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
         last = snapshot
         shares = [record.validation_retention for record in polished.records]
         lately = shares[-config.patience :]
-        given_up = len(lately) == config.patience and max(lately) < polished.start
+        given_up = len(lately) == config.patience and max(lately) < config.hopeless * polished.start
         return given_up or kept_enough(shares, config.enough)
 
     with run.watch.measure("polish"):
@@ -146,17 +146,13 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
             workers=run.rollouts.num_workers,
         )
         note_answer()
-    # Looks that kept less than the start are out of the question: most of the episodes of a choice would go to them.
-    rivals = [index for index, record in enumerate(polished.records) if record.validation_retention >= polished.start]
-    if rivals:
-        with run.watch.measure("evaluate"):
-            best, full = run.choose([students[index] for index in rivals], [returns[index] for index in rivals])
-        for place, values in full.items():
-            polished.records[rivals[place]] = as_finalist(polished.records[rivals[place]], values)
-        if full[best].mean() > kept.returns[: len(full[best])].mean():
-            chosen = rivals[best]
-            polished.chosen, polished.critic = chosen, critics[chosen]
-            polished.kept = Kept(students[chosen], full[best], f"polish, {polished.records[chosen].env_steps:,} steps")
+    with run.watch.measure("evaluate"):
+        chosen, full = run.choose(students, returns, at_least=polished.start)
+    for index, values in full.items():
+        polished.records[index] = as_finalist(polished.records[index], values)
+    if chosen is not None and full[chosen].mean() > kept.returns[: len(full[chosen])].mean():
+        polished.chosen, polished.critic = chosen, critics[chosen]
+        polished.kept = Kept(students[chosen], full[chosen], f"polish, {polished.records[chosen].env_steps:,} steps")
     run.env_steps += polished.records[-1].env_steps
     run.gradient_steps += last.gradient_steps
     return polished

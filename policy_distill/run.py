@@ -159,7 +159,9 @@ class Run:
         spread = contrast(returns, teacher, chance, share).std(ddof=1)
         return float(spread / count**0.5 / (teacher.mean() - chance.mean()))
 
-    def choose(self, students: Sequence[Student], returns: Sequence[np.ndarray]) -> tuple[int, dict[int, np.ndarray]]:
+    def choose(
+        self, students: Sequence[Student], returns: Sequence[np.ndarray], at_least: float | None = None
+    ) -> tuple[int | None, dict[int, np.ndarray]]:
         """Let the best few candidates play on the further validation seeds, half of them less and less, and choose among the last two.
 
         The best of many noisy means flatters itself, and more episodes for all of them would mostly go to those that are out of the
@@ -169,27 +171,27 @@ class Run:
         Args:
             students: the candidates.
             returns: of each, ``[num_first]`` on the first validation seeds.
+            at_least: a retention; who keeps less of it on what it has played drops out too, most episodes would go to such candidates.
 
         Returns:
-            Index of the candidate to keep, and the returns of each finalist on the validation seeds that it played; the one to keep
-            played all of them.
+            Index of the candidate to keep, None if all dropped out; and the returns of each finalist on the validation seeds that it
+            played; the one to keep played all of them.
         """
         evaluate = self.job.config.evaluate
         played = dict(enumerate(returns))
 
-        def best(count: int) -> list[int]:
-            return sorted(played, key=lambda index: (played[index].mean(), index), reverse=True)[:count]
+        def best(count: int) -> dict[int, np.ndarray]:
+            able = [index for index, own in played.items() if at_least is None or self.retention(own) >= at_least]
+            return {index: played[index] for index in sorted(able, key=lambda index: (played[index].mean(), index), reverse=True)[:count]}
 
-        finalists = best(evaluate.finalists)
-        played = {index: played[index] for index in finalists}
-        full = dict(played)
-        for survivors, episodes in halving(len(finalists), evaluate.finalist_episodes):
-            played = {index: played[index] for index in best(survivors)}
-            seeds = self.seeds[len(next(iter(played.values()))) : self.num_first + episodes]
-            waiting = {index: self.begin(students[index], seeds) for index in played}
+        full = played = best(evaluate.finalists)
+        known = self.num_first
+        for survivors, episodes in halving(evaluate.finalists, evaluate.finalist_episodes):
+            seeds = self.seeds[known : self.num_first + episodes]
+            waiting = {index: self.begin(students[index], seeds) for index in best(survivors)}
             played = {index: np.concatenate([played[index], answer().returns]) for index, answer in waiting.items()}
-            full |= played
-        return best(1)[0], full
+            full, known = full | played, self.num_first + episodes
+        return next(iter(best(1)), None), full
 
 
 def kept_enough(shares: Sequence[float], enough: float) -> bool:

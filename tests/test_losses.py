@@ -17,6 +17,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from policy_distill import actions
 from policy_distill.losses import (
+    NEAR_BOUND,
     bounded_error,
     forward_kl,
     gaussian_forward_kl,
@@ -403,6 +404,13 @@ def test_the_gradient_of_cross_entropy_is_the_numeric_one():
         (-1.0, 7.0, 8.0),
         (-1.0, 0.5, 1.5),
         (0.5, 3.0, 2.5),  # target within the bounds: a prediction beyond them is wrong
+        (0.9375, 3.0, 0.0),  # near the bound it is meant for the bound
+        (0.9375, 0.96875, 0.0),
+        (0.9375, 0.5, -0.4375),
+        (0.9375, -3.0, -3.9375),
+        (-0.9375, -3.0, 0.0),
+        (-0.9375, 3.0, 3.9375),
+        (0.75, 3.0, 2.25),  # not near enough
         (3.0, 1.5, 0.0),  # a target outside is the bound
         (3.0, 0.5, -0.5),
         (-3.0, -1.5, 0.0),
@@ -416,12 +424,12 @@ within = st.floats(-1, 1)
 
 
 @given(st.lists(st.tuples(within, st.floats(-3, 3)), min_size=1, max_size=8))
-def test_bounded_error_is_zero_only_where_the_environment_feels_the_same_action(pairs):
+def test_bounded_error_is_zero_only_where_the_environment_feels_almost_the_same_action(pairs):
     target, prediction = double([pair[0] for pair in pairs]), double([pair[1] for pair in pairs])
-    same = prediction.clamp(-1, 1) == target
-    assert (bounded_error(target, prediction)[~same] != 0).all()
-    felt = same & ((prediction.abs() <= 1) | (target.abs() == 1))
-    assert (bounded_error(target, prediction)[felt] == 0).all()
+    error, felt = bounded_error(target, prediction), prediction.clamp(-1, 1) - target
+    assert (felt[error == 0].abs() <= 1 - NEAR_BOUND + 1e-9).all()
+    assert (felt[(error == 0) & (target.abs() < NEAR_BOUND)] == 0).all()
+    assert (error[prediction == target] == 0).all()
 
 
 @given(matrices(low=-3, high=3), matrices(low=-3, high=3))

@@ -297,15 +297,17 @@ def test_three_looks_in_a_row_that_keep_enough_end_the_stage(tmp_path, monkeypat
     assert len(found.records) == 7
 
 
-def test_looks_that_keep_less_than_the_start_again_and_again_end_the_stage(tmp_path, monkeypatch):
-    worse, better = [1.0] * 4, [3.0] * 4
-    looks = [worse, worse, better, worse, worse, worse, better, better]
+def test_hopeless_looks_again_and_again_end_the_stage(tmp_path, monkeypatch):
+    # the start keeps 1/3 of the return; 0.25 is hopeless, 0.325 is less than the start and yet not hopeless
+    hopeless, worse, better = [1.0] * 4, [1.6] * 4, [3.0] * 4
+    looks = [hopeless, hopeless, worse, hopeless, hopeless, hopeless, better, better]
     # three in a row are known when the seventh look is taken
     _, kept, ppo, found = polished(tmp_path, monkeypatch, [2.0] * 4, *looks, polish=PolishConfig(patience=3))
     assert [record.env_steps for record in found.records] == [100, 200, 300, 400, 500, 600, 700]
-    assert found.kept.student is ppo.students[6]  # of two that are alike the later one
-    _, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[worse] * 5, polish=PolishConfig(patience=1))
+    assert found.kept.student is ppo.students[6]
+    _, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[hopeless] * 5, polish=PolishConfig(patience=1))
     assert len(found.records) == 2
     assert found.kept is kept
-    *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[worse] * 5, polish=PolishConfig(patience=6))
-    assert len(found.records) == 5
+    for never in (PolishConfig(patience=6), PolishConfig(hopeless=0.1)):
+        *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[hopeless] * 5, polish=never)
+        assert len(found.records) == 5

@@ -23,9 +23,9 @@ def candidates(*returns: list[float]) -> tuple[list[Student], Table]:
     return students, Table(dict(zip(students, returns, strict=True)))
 
 
-def chosen(run: Run, students: list[Student], table: Table) -> tuple[int, dict[int, list[float]]]:
+def chosen(run: Run, students: list[Student], table: Table, at_least: float | None = None) -> tuple[int | None, dict[int, list[float]]]:
     first = [np.array(table.returns[student][: run.num_first]) for student in students]
-    best, full = run.choose(students, first)
+    best, full = run.choose(students, first, at_least)
     return best, {index: values.tolist() for index, values in full.items()}
 
 
@@ -57,6 +57,18 @@ def test_the_one_to_keep_played_all_seeds_even_if_another_looked_better_on_fewer
     best, full = chosen(run_of(tmp_path, table, finalists=3, further=4), students, table)
     assert best == 2
     assert {index: len(values) for index, values in full.items()} == {0: 6, 1: 4, 2: 6}
+
+
+def test_who_keeps_too_little_drops_out_as_soon_as_it_shows(tmp_path):
+    # the teacher earns 10 and a random policy 0; first seeds, then one further, then two more
+    students, table = candidates([7, 7, 9, 9, 9], [8, 8, 1, 9, 9], [8, 8, 8, 8, 8], [8, 8, 8, 8, 5])
+    run = run_of(tmp_path, table, finalists=4, further=3)
+    run.teacher_returns, run.random_returns = np.full(5, 10.0), np.zeros(5)
+    assert chosen(run, students, table, 0.8) == (2, {3: [8, 8, 8, 8, 5], 2: [8, 8, 8, 8, 8], 1: [8, 8, 1]})
+    assert chosen(run_of(tmp_path, table, finalists=4, further=3), students[3:], table)[0] == 0
+    run = run_of(tmp_path, Table(table.returns), finalists=4, further=3)
+    run.teacher_returns, run.random_returns = np.full(5, 10.0), np.zeros(5)
+    assert chosen(run, students[3:], table, 0.8) == (None, {0: [8, 8, 8, 8, 5]})
 
 
 @pytest.mark.parametrize(("finalists", "expected"), [(1, [3]), (2, [3, 1]), (3, [3, 1, 2]), (9, [3, 1, 2, 0])])

@@ -15,7 +15,7 @@ class CollectConfig:
 
     env_steps: int = 200_000
     """Environment steps over all rounds."""
-    rounds: int = 10
+    rounds: int = 8
     """How often the data grow, at most. In round 0 the teacher acts alone."""
     enough: float = 0.99
     """When three rounds in a row, all their students taken together, keep this much of the return on the validation seeds, the next round
@@ -132,8 +132,10 @@ class PolishConfig:
     """Environment steps, besides those of imitation."""
     enough: float = 1.0
     """Stop before that when three looks in a row keep this much of the return on the validation seeds."""
-    patience: int = 4
-    """Give up when so many looks in a row keep less than what the stage began with."""
+    patience: int = 3
+    """Give up when so many looks in a row are hopeless."""
+    hopeless: float = 0.9
+    """A look is hopeless that keeps less than this share of what the stage began with; 0: none is."""
     teacher_weight: float = 0.0
     """Weight of the imitation loss on actions (without hints and relations) beside PPO's; it falls along a line to zero over the first
     half of the steps."""
@@ -170,7 +172,8 @@ class PolishConfig:
         require(self.below >= 0, "polish.below", self.below, ">= 0")
         require(self.enough > 0, "polish.enough", self.enough, "> 0")
         require(self.further_episodes >= 0, "polish.further_episodes", self.further_episodes, ">= 0")
-        require(self.patience >= 1, "polish.patience", self.patience, ">= 1 (more than polish.snapshots never gives up)")
+        require(self.patience >= 1, "polish.patience", self.patience, ">= 1")
+        require(0 <= self.hopeless <= 1, "polish.hopeless", self.hopeless, "in [0, 1]")
         require(self.env_steps >= 1, "polish.env_steps", self.env_steps, ">= 1 (polish.below 0 turns polishing off)")
         require(self.teacher_weight >= 0 and math.isfinite(self.teacher_weight), "polish.teacher_weight", self.teacher_weight, ">= 0")
         require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "polish.learning_rate", self.learning_rate, "> 0")
@@ -207,7 +210,7 @@ class EvaluateConfig:
 
     episodes: int = 100
     """Fresh episodes behind the final figure."""
-    validation_episodes: int = 5
+    validation_episodes: int = 4
     """Episodes of each student after each round, on seeds of their own."""
     finalists: int = 12
     """So many students with the best validation returns play on before one is kept: the best of many noisy means flatters. The worse half
