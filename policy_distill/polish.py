@@ -150,7 +150,7 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
         chosen, full = run.choose(students, returns, at_least=polished.start)
     for index, values in full.items():
         polished.records[index] = as_finalist(polished.records[index], values)
-    if chosen is not None and full[chosen].mean() > kept.returns[: len(full[chosen])].mean():
+    if chosen is not None and _fresh(run, full[chosen]).mean() > _fresh(run, kept.returns[: len(full[chosen])]).mean():
         polished.chosen, polished.critic = chosen, critics[chosen]
         polished.kept = Kept(students[chosen], full[chosen], f"polish, {polished.records[chosen].env_steps:,} steps")
     run.env_steps += polished.records[-1].env_steps
@@ -163,12 +163,18 @@ def _shows_enough(run: Run, kept: Kept) -> bool:
 
 
 def _above(run: Run, kept: Kept) -> np.ndarray:
-    """The contrast ``[E]`` with ``polish.below``, on the seeds by which the student did not come among the finalists.
+    """The contrast ``[E]`` with ``polish.below``, on fresh seeds."""
+    count = len(kept.returns)
+    student, teacher, chance = (_fresh(run, returns[:count]) for returns in (kept.returns, run.teacher_returns, run.random_returns))
+    return contrast(student, teacher, chance, run.job.config.polish.below)
 
-    Those by which it did flatter it; where there are no others, it is on them all.
+
+def _fresh(run: Run, returns: np.ndarray) -> np.ndarray:
+    """Returns ``[E]`` on the seeds by which a student did not come among the finalists; those by which it did flatter it.
+
+    Where there are no others, on them all.
     """
-    fresh = slice(run.num_first if len(kept.returns) > run.num_first else 0, len(kept.returns))
-    return contrast(kept.returns[fresh], run.teacher_returns[fresh], run.random_returns[fresh], run.job.config.polish.below)
+    return returns[run.num_first :] if len(returns) > run.num_first else returns
 
 
 def _played_on(run: Run, kept: Kept) -> Kept:

@@ -128,8 +128,8 @@ class PolishConfig:
     large number always."""
     further_episodes: int = 200
     """Before that, up to so many more validation episodes, where they are likely to show it: they cost less than polishing."""
-    env_steps: int = 300_000
-    """Environment steps, besides those of imitation."""
+    env_steps: int = 290_000
+    """Environment steps, besides those of imitation; rounded up to whole rollouts."""
     enough: float = 1.0
     """Stop before that when three looks in a row keep this much of the return on the validation seeds."""
     patience: int = 3
