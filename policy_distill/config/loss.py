@@ -50,8 +50,8 @@ class LossConfig:
 
     kind: Literal["auto", "kl", "nll", "regression"] = "auto"
     """``kl``: a divergence of action distributions; ``nll``: negative log-likelihood of actions drawn from the teacher; ``regression``:
-    the action that the environment receives. ``auto``: KL where the teacher has a distribution that a student can match, regression where
-    it only names an action (td3, ddpg, ars) or squashes it (sac, tqc)."""
+    the action that the environment receives, and nothing past one near its bound. ``auto``: KL where the teacher has a distribution that
+    a student can match, regression where it only names an action (td3, ddpg, ars) or squashes it (sac, tqc)."""
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     """Which one ``kl`` means: KL(teacher || student), KL(student || teacher), or the generalised Jensen-Shannon divergence."""
     jensen_shannon_beta: float = 0.5
