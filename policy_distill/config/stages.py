@@ -13,7 +13,7 @@ from policy_distill.config.checks import require, require_choice
 class CollectConfig:
     """Which states the student learns from: who acts there, with how much exploration, and how long they are kept."""
 
-    env_steps: int = 200_000
+    env_steps: int = 160_000
     """Environment steps over all rounds."""
     rounds: int = 8
     """How often the data grow, at most. In round 0 the teacher acts alone."""
@@ -73,7 +73,7 @@ class CollectConfig:
 class TrainConfig:
     """How the student is fitted to what was collected."""
 
-    gradient_steps: int = 40_000
+    gradient_steps: int = 32_000
     """Over all rounds."""
     batch_size: int = 512
     """Transitions a gradient step."""
