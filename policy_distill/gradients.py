@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from policy_distill.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
-from policy_distill.losses import HUBER_DELTA, NEAR_BOUND
+from policy_distill.losses import HUBER_DELTA
 from policy_distill.objective import REGRESSIONS, Objective
 
 BOUNDLESS = 1e38
@@ -190,6 +190,7 @@ class RegressionGradient:
     def __init__(self, objective: Objective, like: Tensor) -> None:
         assert isinstance(objective.family, (DiagGaussian, Deterministic))
         self._box, self._name, self._kind = objective.family.box, objective.soft_name, objective.config.regression
+        self._near_bound = objective.config.near_bound
         self.num_steps, _, components, samples = like.shape
         self._target, self._lower, self._upper, self._error = (torch.empty_like(like) for _ in range(4))
         self._least, self._most = self._lower, self._upper
@@ -208,8 +209,8 @@ class RegressionGradient:
         """
         target = torch.clamp(self._box.to_box(targets.actions).transpose(-1, -2), -1, 1, out=self._target)
         # Zero where the target is near the bound, else beyond any error; ``torch.where`` takes thirty times as long.
-        torch.add(target, NEAR_BOUND, out=self._lower).clamp_min_(0).mul_(-BOUNDLESS)
-        torch.sub(NEAR_BOUND, target, out=self._upper).clamp_min_(0).mul_(BOUNDLESS)
+        torch.add(target, self._near_bound, out=self._lower).clamp_min_(0).mul_(-BOUNDLESS)
+        torch.sub(self._near_bound, target, out=self._upper).clamp_min_(0).mul_(BOUNDLESS)
         if self._kind == "huber":
             torch.clamp_min(self._lower, -HUBER_DELTA, out=self._least)
             torch.clamp_max(self._upper, HUBER_DELTA, out=self._most)

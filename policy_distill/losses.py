@@ -13,8 +13,6 @@ from torch import Tensor
 
 HUBER_DELTA = 0.1
 """Where Huber's square turns into a line, in box units."""
-NEAR_BOUND = 0.8
-"""An action so far out, in box units, is meant for the bound (docs/defaults.md)."""
 Q_TEMPERATURES = {"raw": 0.01, "z_score": 0.5}
 """What Q-values are divided by unless a temperature is named: Rusu et al. 2016 (https://arxiv.org/abs/1511.06295), and ours."""
 
@@ -163,16 +161,18 @@ def hard_label_cross_entropy(teacher_actions: Tensor, student_logits: Tensor) ->
     return -F.log_softmax(student_logits, dim=-1).gather(-1, teacher_actions.unsqueeze(-1)).squeeze(-1)
 
 
-def bounded_error(target: Tensor, prediction: Tensor) -> Tensor:
-    """``prediction - target`` in box units, zero where the prediction goes the target's way and the target is almost as far as one can go.
+def bounded_error(target: Tensor, prediction: Tensor, *, near_bound: float = 1.0) -> Tensor:
+    """``prediction - target`` in box units, where what lies past a target near its bound is no error.
 
     Beyond a bound every action is the bound, and a squashed teacher that means the bound never reaches it. Where the target is
-    ``NEAR_BOUND`` or further out, a prediction past it on that side is no error and has no gradient; one short of it, or past the other
+    ``near_bound`` or further out, a prediction past it on that side is no error and has no gradient; one short of it, or past the other
     bound, is. Unlike the difference of clipped values this never leaves a wrong prediction without a gradient.
 
     Args:
         target: ``[..., action_dim]``; values outside [-1, 1] are taken as the bound.
         prediction: same shape, unclipped.
+        near_bound: in (0, 1]; at 1 only targets on the bound itself are near it, and the error is zero exactly where the clipped values
+            agree and the prediction is within the bounds or past the target's own.
 
     Returns:
         ``[..., action_dim]``, signed.
@@ -181,8 +181,8 @@ def bounded_error(target: Tensor, prediction: Tensor) -> Tensor:
         ValueError: if the shapes differ.
     """
     _check_same_shape(target, prediction)
-    lower = torch.where(target <= -NEAR_BOUND, 0.0, -torch.inf)
-    upper = torch.where(target >= NEAR_BOUND, 0.0, torch.inf)
+    lower = torch.where(target <= -near_bound, 0.0, -torch.inf)
+    upper = torch.where(target >= near_bound, 0.0, torch.inf)
     return torch.clamp(prediction - target.clamp(-1, 1), lower, upper)
 
 

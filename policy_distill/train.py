@@ -177,7 +177,8 @@ class Trainer:
         if not isinstance(student.family, DiagGaussian) or self.objective.kind != "regression":
             return
         observations, targets = dataset.spread(HELD_OUT_ROWS)
-        error = bounded_error(student.family.box.to_box(targets.actions.cpu()), student(observations.cpu()))
+        target = student.family.box.to_box(targets.actions.cpu())
+        error = bounded_error(target, student(observations.cpu()), near_bound=self.objective.config.near_bound)
         variance = error.square().mean(0)
         family = self.objective.family
         if isinstance(family, DiagGaussian) and not family.squashed:

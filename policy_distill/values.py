@@ -20,8 +20,8 @@ from policy_distill.train import HELD_OUT_ROWS, Trainer
 
 CHUNK = 8192
 """Observations that the critic is asked about at once."""
-MARGIN = 0.25
-"""So much of their range the values' bounds lie outside of it: no value is near a bound, where a prediction past it would be no error."""
+MARGIN = 0.05
+"""So much of their range the values' bounds lie outside of it: past a bound, a prediction would be no error."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def fit_values(
         mean=student.mean.to(dataset.device),
         scale=student.scale.to(dataset.device),
     )
-    objective = Objective(LossConfig(kind="regression", regression="squared"), Deterministic(box))
+    objective = Objective(LossConfig(kind="regression", regression="squared", near_bound=1.0), Deterministic(box))
     settings = dataclasses.replace(train, gradient_steps=config.gradient_steps)
     trainer = Trainer(stack, objective, settings, [torch.Generator(dataset.device).manual_seed(seed)])
     trainer.run(valued, config.gradient_steps)

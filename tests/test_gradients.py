@@ -98,10 +98,12 @@ def test_choices(family, loss, dtype, rtol):
 @pytest.mark.parametrize("regression", ["squared", "absolute", "huber"])
 @pytest.mark.parametrize("family", [Deterministic(BOX), DiagGaussian(BOX)], ids=["deterministic", "gaussian"])
 @pytest.mark.parametrize("scale", [0.01, 0.3, 2.0])
-def test_regressions(family, regression, dtype, rtol, scale):
+@pytest.mark.parametrize("near_bound", [0.4, 1.0])
+def test_regressions(family, regression, dtype, rtol, scale, near_bound):
     targets = targets_of(family, dtype)
     noise = scale * torch.randn(STEPS, MEMBERS, BOX.dim, BATCH, generator=generator(2), dtype=dtype)
-    check(Objective(LossConfig(regression=regression, kind="regression"), family), targets, BOX.to_box(targets.actions).mT + noise, rtol)
+    config = LossConfig(regression=regression, kind="regression", near_bound=near_bound)
+    check(Objective(config, family), targets, BOX.to_box(targets.actions).mT + noise, rtol)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])

@@ -17,7 +17,6 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from policy_distill import actions
 from policy_distill.losses import (
-    NEAR_BOUND,
     bounded_error,
     forward_kl,
     gaussian_forward_kl,
@@ -404,13 +403,6 @@ def test_the_gradient_of_cross_entropy_is_the_numeric_one():
         (-1.0, 7.0, 8.0),
         (-1.0, 0.5, 1.5),
         (0.5, 3.0, 2.5),  # target within the bounds: a prediction beyond them is wrong
-        (0.9375, 3.0, 0.0),  # near the bound it is meant for the bound
-        (0.9375, 0.96875, 0.0),
-        (0.9375, 0.5, -0.4375),
-        (0.9375, -3.0, -3.9375),
-        (-0.9375, -3.0, 0.0),
-        (-0.9375, 3.0, 3.9375),
-        (0.75, 3.0, 2.25),  # not near enough
         (3.0, 1.5, 0.0),  # a target outside is the bound
         (3.0, 0.5, -0.5),
         (-3.0, -1.5, 0.0),
@@ -420,22 +412,47 @@ def test_bounded_error_by_hand(target, prediction, error):
     assert bounded_error(tensor([[target]]), tensor([[prediction]])).item() == error
 
 
+@pytest.mark.parametrize(
+    ("target", "prediction", "error"),
+    [
+        (0.75, 3.0, 0.0),  # near the bound it is meant for the bound
+        (0.875, 0.9375, 0.0),
+        (0.875, 0.5, -0.375),  # short of it
+        (0.875, -3.0, -3.875),  # past the other bound
+        (-0.875, -3.0, 0.0),
+        (-0.875, 3.0, 3.875),
+        (0.5, 3.0, 2.5),  # not near enough
+        (3.0, 1.5, 0.0),
+    ],
+)
+def test_past_a_target_near_its_bound_nothing_is_an_error(target, prediction, error):
+    assert bounded_error(tensor([[target]]), tensor([[prediction]]), near_bound=0.75).item() == error
+
+
 within = st.floats(-1, 1)
 
 
 @given(st.lists(st.tuples(within, st.floats(-3, 3)), min_size=1, max_size=8))
-def test_bounded_error_is_zero_only_where_the_environment_feels_almost_the_same_action(pairs):
+def test_bounded_error_is_zero_only_where_the_environment_feels_the_same_action(pairs):
     target, prediction = double([pair[0] for pair in pairs]), double([pair[1] for pair in pairs])
-    error, felt = bounded_error(target, prediction), prediction.clamp(-1, 1) - target
-    assert (felt[error == 0].abs() <= 1 - NEAR_BOUND + 1e-9).all()
-    assert (felt[(error == 0) & (target.abs() < NEAR_BOUND)] == 0).all()
-    assert (error[prediction == target] == 0).all()
+    same = prediction.clamp(-1, 1) == target
+    assert (bounded_error(target, prediction)[~same] != 0).all()
+    felt = same & ((prediction.abs() <= 1) | (target.abs() == 1))
+    assert (bounded_error(target, prediction)[felt] == 0).all()
 
 
-@given(matrices(low=-3, high=3), matrices(low=-3, high=3))
-def test_bounded_error_of_mirrored_actions_is_mirrored(target, prediction):
+@given(st.lists(st.tuples(within, st.floats(-3, 3)), min_size=1, max_size=8), st.floats(0.1, 1))
+def test_bounded_error_is_zero_only_where_the_environment_feels_nearly_the_same_action(pairs, near_bound):
+    target, prediction = double([pair[0] for pair in pairs]), double([pair[1] for pair in pairs])
+    error, felt = bounded_error(target, prediction, near_bound=near_bound), prediction.clamp(-1, 1) - target
+    assert (felt[error == 0].abs() <= 1 - near_bound + 1e-9).all()
+    assert (felt[(error == 0) & (target.abs() < near_bound)] == 0).all()
+
+
+@given(matrices(low=-3, high=3), matrices(low=-3, high=3), st.floats(0.1, 1))
+def test_bounded_error_of_mirrored_actions_is_mirrored(target, prediction, near_bound):
     t, p = torch.from_numpy(target), torch.from_numpy(prediction)
-    assert torch.equal(bounded_error(-t, -p), -bounded_error(t, p))
+    assert torch.equal(bounded_error(-t, -p, near_bound=near_bound), -bounded_error(t, p, near_bound=near_bound))
 
 
 def test_a_wrong_prediction_beyond_the_bounds_has_a_gradient():

@@ -36,6 +36,16 @@ def test_each_regression_is_the_one_named(regression):
     assert objective.total(terms).item() == pytest.approx(expected)
 
 
+def test_past_an_action_near_its_bound_nothing_is_asked():
+    targets = ActionTargets({}, torch.tensor([[[5.0, 0.5]]]))  # (0.75, 0) in box units
+    family, outputs = Deterministic(Box((-2.0, 0.0), (6.0, 1.0))), torch.tensor([[[1.75, 0.5]]])
+    errors = {}
+    for near_bound in (0.75, 0.8):
+        objective = Objective(LossConfig(regression="squared", near_bound=near_bound), family)
+        errors[near_bound] = objective.terms(outputs, torch.zeros(1, 1, 2), targets)["action_error"].item()
+    assert errors == {0.75: 0.125, 0.8: 0.625}  # (0 + 1/4) / 2 and (1 + 1/4) / 2
+
+
 # The total.
 
 

@@ -50,14 +50,17 @@ class LossConfig:
 
     kind: Literal["auto", "kl", "nll", "regression"] = "auto"
     """``kl``: a divergence of action distributions; ``nll``: negative log-likelihood of actions drawn from the teacher; ``regression``:
-    the action that the environment receives, and nothing past one near its bound. ``auto``: KL where the teacher has a distribution that
-    a student can match, regression where it only names an action (td3, ddpg, ars) or squashes it (sac, tqc)."""
+    the action that the environment receives. ``auto``: KL where the teacher has a distribution that a student can match, regression where
+    it only names an action (td3, ddpg, ars) or squashes it (sac, tqc)."""
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     """Which one ``kl`` means: KL(teacher || student), KL(student || teacher), or the generalised Jensen-Shannon divergence."""
     jensen_shannon_beta: float = 0.5
     """The teacher's share of the mixture, in (0, 1)."""
     regression: Literal["squared", "absolute", "huber"] = "huber"
     """What is averaged over the components of a continuous action: squares, absolute values, or squares up to 0.1 of half the range."""
+    near_bound: float = 0.8
+    """An action so far from the middle of its range, in half ranges, is meant for the bound, which a squashed teacher never reaches: a
+    regression asks nothing of a student that goes further. 1: only the bound itself is."""
     temperature: float = 1.0
     """Both sides' logits are divided by it and the loss is multiplied by its square (Hinton et al. 2015); above 1 softens. Of Gaussians
     it multiplies both variances."""
@@ -80,6 +83,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("kind", "divergence", "regression", "q_logits"):
             require_choice(type(self), "loss", name, getattr(self, name))
+        require(0 < self.near_bound <= 1, "loss.near_bound", self.near_bound, "in (0, 1]")
         require(0 < self.jensen_shannon_beta < 1, "loss.jensen_shannon_beta", self.jensen_shannon_beta, "in (0, 1)")
         for name in ("temperature", "temperature_end", "q_gap_fraction", "q_temperature"):
             value = getattr(self, name)
