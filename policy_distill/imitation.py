@@ -110,8 +110,10 @@ def imitate(run: Run) -> Imitation:
         display.stage(f"round {index + 1}: training")
         with watch.measure("train"):
             trainer = trainer or new_trainer(job, dataset, config.train.gradient_steps, members=num_members)
-            left = config.train.gradient_steps - trainer.gradient_steps
-            losses = trainer.run(dataset, left if last else part_of(config.train.gradient_steps, config.collect.rounds, index))
+            gradient_steps = part_of(config.train.gradient_steps, config.collect.rounds, index)
+            if last and index + 1 < config.collect.rounds:
+                trainer.finish_in(gradient_steps)
+            losses = trainer.run(dataset, gradient_steps)
             trained = trainer.students(dataset)
             held_out = trainer.validate(dataset, trained[0])
         with watch.measure("evaluate"):

@@ -37,6 +37,8 @@ class Trainer:
         self.stack, self.objective, self.config = stack, objective, config
         self.generators = generators
         self.gradient_steps = 0
+        self._stretch = (0, 0.0, config.gradient_steps)
+        """The step and the progress at which the schedules' present stretch began, and the steps in which it leads to the end."""
         self.averaged = stack.flat.clone()
         self._first_moment = torch.zeros_like(stack.flat)
         self._second_moment = torch.zeros_like(stack.flat)
@@ -46,7 +48,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step: half a cosine from ``config.learning_rate`` to zero over ``config.gradient_steps``."""
+        """Of the next step: half a cosine from ``config.learning_rate`` to zero over ``config.gradient_steps``; see ``finish_in``."""
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.progress))
 
     @property
@@ -55,7 +57,12 @@ class Trainer:
         return self._progress_after(0)
 
     def _progress_after(self, steps: int) -> float:
-        return min((self.gradient_steps + steps) / self.config.gradient_steps, 1.0)
+        began, progress, length = self._stretch
+        return min(progress + (1 - progress) * (self.gradient_steps + steps - began) / length, 1.0)
+
+    def finish_in(self, num_steps: int) -> None:
+        """Let what is left of the schedules of learning rate and temperature pass in ``num_steps`` more steps."""
+        self._stretch = (self.gradient_steps, self.progress, max(num_steps, 1))
 
     def run(self, dataset: Dataset, num_steps: int) -> dict[str, float]:
         """Take ``num_steps`` gradient steps and return each term's mean over the members and steps."""

@@ -112,6 +112,22 @@ def test_the_learning_rate_falls_along_half_a_cosine_to_zero():
     assert torch.equal(trainer.stack.flat, before)
 
 
+def test_what_is_left_of_the_schedules_can_pass_in_fewer_steps():
+    config = TrainConfig(gradient_steps=40, batch_size=4, learning_rate=0.01)
+    dataset, trainer = dataset_of(ACTED[0]), trainer_of(ACTED[0], config)
+    trainer.run(dataset, 20)
+    trainer.finish_in(10)
+    found = [(trainer.progress, trainer.learning_rate)]
+    for _ in range(2):
+        trainer.run(dataset, 5)
+        found.append((trainer.progress, trainer.learning_rate))
+    # from the middle of the cosine to its end: 0.01 / 2 * (1 + cos(pi * (1/2, 3/4, 1)))
+    assert [progress for progress, _ in found] == [0.5, 0.75, 1.0]
+    assert [rate for _, rate in found] == pytest.approx([0.005, 0.005 * (1 - math.sqrt(0.5)), 0.0], abs=1e-12)
+    trainer.finish_in(0)
+    assert trainer.learning_rate == 0.0
+
+
 def test_the_first_step_is_the_learning_rate_against_the_gradient_s_sign():
     # Adam with m = g and v = g^2 after unbiasing: w - lr * g / |g|
     trainer = trainer_of(ACTED[0], TrainConfig(gradient_steps=1000, batch_size=32, learning_rate=0.01))

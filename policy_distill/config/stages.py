@@ -19,7 +19,7 @@ class CollectConfig:
     """How often the data grow, at most. In round 0 the teacher acts alone."""
     enough: float = 0.99
     """When three rounds in a row, all their students taken together, keep this much of the return on the validation seeds, the next round
-    is the last, and the gradient steps that are left are taken on what there is then. A large number: never."""
+    is the last, and the learning rate falls to zero in it. A large number: never."""
     num_envs: int = 16
     """Environments stepped side by side."""
     teacher_action_prob: float = 0.5
