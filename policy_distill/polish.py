@@ -159,7 +159,7 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
 
 
 def _shows_enough(run: Run, kept: Kept) -> bool:
-    return shows_positive_mean(_above(run, kept))
+    return shows_positive_mean(_above(run, kept), run.job.config.polish.confidence)
 
 
 def _above(run: Run, kept: Kept) -> np.ndarray:
@@ -180,7 +180,7 @@ def _fresh(run: Run, returns: np.ndarray) -> np.ndarray:
 def _played_on(run: Run, kept: Kept) -> Kept:
     """The student after as many further episodes as are likely to show that it keeps enough; as it was, where too many would be needed."""
     config, above = run.job.config.polish, _above(run, kept)
-    more = (episodes_to_show(above) or 0) - len(above)
+    more = (episodes_to_show(above, config.confidence) or 0) - len(above)
     if not 0 < more <= config.further_episodes:
         return kept
     run.display.note(f"{kept.origin} keeps {run.retention(kept.returns):.3f}: {more} more episodes may show {config.below}")

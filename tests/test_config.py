@@ -111,6 +111,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("polish.below", -0.1, ">= 0"),
     ("polish.below", math.nan, ">= 0"),
     ("polish.further_episodes", -1, ">= 0"),
+    ("polish.confidence", 0.4, "[0.5, 1)"),
+    ("polish.confidence", 1.0, "[0.5, 1)"),
     ("polish.patience", 0, ">= 1"),
     ("polish.hopeless", -0.1, "[0, 1]"),
     ("polish.hopeless", 1.1, "[0, 1]"),

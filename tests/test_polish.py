@@ -93,7 +93,7 @@ def test_a_student_is_left_alone_where_the_further_seeds_show_that_it_keeps_enou
     monkeypatch.setattr(kickstart_module, "kickstart", ppo)
     table = Table({student: [0.0] * 6})
     lengths: dict[str, Any] = {"first": 2, "further": 4} if first else {"first": 4, "further": 0}
-    run = started(run_of(tmp_path, table, polish=PolishConfig(below=0.75, further_episodes=0), **lengths))
+    run = started(run_of(tmp_path, table, polish=PolishConfig(below=0.75, confidence=0.95, further_episodes=0), **lengths))
     run.teacher_returns, run.random_returns = np.array([9.0, 9.0][: len(first)] + TEACHER), np.array([0.0, 0.0][: len(first)] + RANDOM)
     # 3/4 of 8 and 1/4 of 0, ...
     returns = np.array(first + (np.array([6.0, 4.0, 6.5, 6.5]) + above).tolist())
@@ -103,6 +103,15 @@ def test_a_student_is_left_alone_where_the_further_seeds_show_that_it_keeps_enou
         assert (run.env_steps, run.evaluation_env_steps, table.asked, run.tracker.seen) == (1000, 0, [], {})  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("confidence", "shown"), [(0.9, False), (0.8, True)])
+def test_how_sure_it_must_be(confidence, shown, tmp_path, monkeypatch):
+    # t = 1.36; Student's t of four values at 90 %: 1.638, at 80 %: 0.978
+    returns = [5.0, 9.0, 6.5, 10.5]  # 3/4 of the way, and -1, 5, 0, 4
+    changes = {"polish": PolishConfig(below=0.75, confidence=confidence, further_episodes=0), "first": 4, "further": 0}
+    *_, found = polished(tmp_path, monkeypatch, returns, [0.0] * 4, **changes)
+    assert (found is None) == shown
+
+
 def undecided(folder: Path, monkeypatch: pytest.MonkeyPatch, further: list[float], allowed: int) -> Any:
     """A student whose contrasts with 3/4 of the return are -1, 5, 0 and 4: by these, it takes 14 to show that their mean is above zero."""
     student, ppo = walk_expert(), Kickstart([polished_student := walk_expert()])
@@ -110,7 +119,7 @@ def undecided(folder: Path, monkeypatch: pytest.MonkeyPatch, further: list[float
     returns = [5.0, 11.0, 6.0, 10.0, *further]
     of_teacher, of_random = [8.0] * 14, [0.0] * 14
     table = Table({"teacher": of_teacher, "random": of_random, student: returns, polished_student: [-9.0] * 4})
-    run = run_of(folder, table, first=4, further=0, polish=PolishConfig(below=0.75, further_episodes=allowed))
+    run = run_of(folder, table, first=4, further=0, polish=PolishConfig(below=0.75, confidence=0.95, further_episodes=allowed))
     run.teacher_returns, run.random_returns = np.array(of_teacher[:4]), np.array(of_random[:4])
     return run, ppo, table, polish_if_needed(run, Kept(student, np.array(returns[:4]), "round 2"))
 

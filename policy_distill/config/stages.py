@@ -124,8 +124,9 @@ class PolishConfig:
     """Reward after imitation: Stable-Baselines3's PPO on the student that was kept."""
 
     below: float = 0.97
-    """Polish unless the validation episodes show, at 95 % confidence, that the student keeps this much of the return; 0 never does, a
-    large number always."""
+    """Polish unless the validation episodes show that the student keeps this much of the return; 0 never does, a large number always."""
+    confidence: float = 0.8
+    """Of that. It is no certificate, only whether another half of the work is likely to be for nothing."""
     further_episodes: int = 200
     """Before that, up to so many more validation episodes, where they are likely to show it: they cost less than polishing."""
     env_steps: int = 290_000
@@ -170,6 +171,7 @@ class PolishConfig:
 
     def __post_init__(self) -> None:
         require(self.below >= 0, "polish.below", self.below, ">= 0")
+        require(0.5 <= self.confidence < 1, "polish.confidence", self.confidence, "in [0.5, 1)")
         require(self.enough > 0, "polish.enough", self.enough, "> 0")
         require(self.further_episodes >= 0, "polish.further_episodes", self.further_episodes, ">= 0")
         require(self.patience >= 1, "polish.patience", self.patience, ">= 1")

@@ -36,14 +36,14 @@ def shows_positive_mean(values: np.ndarray, confidence: float = 0.95) -> bool:
     return count > 1 and bool(stdtr(count - 1, mean / (spread / count**0.5)) > confidence)
 
 
-def episodes_to_show(values: np.ndarray, power: float = 0.8) -> int | None:
-    """How many values like these ``[E]`` show a mean above zero with this probability, if their mean and spread are the true ones.
+def episodes_to_show(values: np.ndarray, confidence: float = 0.95, power: float = 0.8) -> int | None:
+    """How many values like these ``[E]`` show a mean above zero with the probability ``power``, if their mean and spread are the true ones.
 
-    For ``shows_positive_mean`` at 95 %, by the normal approximation; None for a single value, and where the mean is not above zero.
+    For ``shows_positive_mean`` at ``confidence``, by the normal approximation; None for a single value, and where the mean is not above zero.
     """
     if len(values) < 2 or values.mean() <= 0:
         return None
-    return math.ceil(((ndtri(0.95) + ndtri(power)) * values.std(ddof=1) / values.mean()) ** 2)
+    return math.ceil(((ndtri(confidence) + ndtri(power)) * values.std(ddof=1) / values.mean()) ** 2)
 
 
 def skewness(values: np.ndarray) -> np.ndarray:

@@ -47,6 +47,7 @@ def test_how_many_values_show_a_mean_by_hand():
     # 1.645 + 0.842 = 2.486 standard deviations of the mean; mean 2, standard deviation 2.944: (2.486 * 2.944 / 2)^2 = 13.4
     assert episodes_to_show(np.array([-1.0, 5.0, 0.0, 4.0])) == 14
     assert episodes_to_show(np.array([-1.0, 5.0, 0.0, 4.0]), power=0.5) == 6  # (1.645 * 2.944 / 2)^2 = 5.9
+    assert episodes_to_show(np.array([-1.0, 5.0, 0.0, 4.0]), 0.8) == 7  # (2 * 0.842 * 2.944 / 2)^2 = 6.1
     assert episodes_to_show(np.array([-1.0, 1.0])) is episodes_to_show(np.array([3.0])) is None
     assert episodes_to_show(np.array([2.0, 2.0])) == 0
 
