@@ -39,7 +39,8 @@ def shows_positive_mean(values: np.ndarray, confidence: float = 0.95) -> bool:
 def episodes_to_show(values: np.ndarray, confidence: float = 0.95, power: float = 0.8) -> int | None:
     """How many values like these ``[E]`` show a mean above zero with the probability ``power``, if their mean and spread are the true ones.
 
-    For ``shows_positive_mean`` at ``confidence``, by the normal approximation; None for a single value, and where the mean is not above zero.
+    For ``shows_positive_mean`` at ``confidence``, by the normal approximation; None for a single value, and where the mean is not above
+    zero.
     """
     if len(values) < 2 or values.mean() <= 0:
         return None
