@@ -8,7 +8,7 @@ Everything else that ``Objective`` knows goes through autograd; both ways end at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -51,21 +51,30 @@ class ChoiceGradient:
     Args:
         objective: the loss.
         like: ``[S, K, width, B]``.
+
+    Attributes:
+        outputs: of each step ``[K, width, B]``, where the students' outputs belong before ``write``; they are left as they are.
+        divisor: what ``write`` writes is the gradient times this number.
     """
 
     def __init__(self, objective: Objective, like: Tensor) -> None:
         self._objective = objective
         self._switches = isinstance(objective.family, Bernoulli)
         self._sizes = _sizes(objective)
-        self._alpha = objective.config.hard_weight
+        self._softens, self._labelled = objective.softens, objective.has_hard_labels
+        self._alpha = _each(objective.hard_weight, like)
         self.num_steps, self._members, _, self._samples = like.shape
+        self.divisor = float(self._samples)
+        self._temperatures = like.new_ones(self.num_steps, 1, 1, 1)
+        self._shares = (1 - self._alpha) * self._temperatures
+        self._outputs = torch.empty_like(like)
+        self.outputs = self._outputs.unbind(0)
         self._logits = like.new_zeros(*like.shape[:2], sum(self._sizes), like.shape[-1])
         self._teacher_log_probs, self._teacher, self._log_probs = (torch.empty_like(self._logits) for _ in range(3))
         self._padded, self._scaled, self._difference = (torch.zeros_like(self._logits[0]) for _ in range(3))
-        self._steps = list(zip(self._teacher.unbind(0), self._log_probs.unbind(0), strict=True))
-        if self._alpha:
-            self._labels, self._hard_log_probs = torch.empty_like(self._logits), torch.empty_like(self._logits)
-            self._hard_steps = list(zip(self._labels.unbind(0), self._hard_log_probs.unbind(0), strict=True))
+        self._teachers = self._teacher.unbind(0)
+        if self._labelled:
+            self._labels = torch.empty_like(self._logits)
 
     def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
         """Take in what the next steps' teacher says.
@@ -74,48 +83,54 @@ class ChoiceGradient:
             targets: with leading ``[S, K, B]``.
             progress: ``[S]``, share of the training that is done at each step.
         """
-        self._temperatures = [self._objective.temperature(share) for share in progress]
         logits = self._pair(self._objective.logits_of(targets.parameters).transpose(-1, -2), self._logits)
-        if any(temperature != 1 for temperature in self._temperatures):
-            inverse = logits.new_tensor([1 / temperature for temperature in self._temperatures])
-            logits = torch.mul(logits, inverse.view(-1, 1, 1, 1), out=self._logits)
-        _log_probs(logits, self._sizes, self._teacher_log_probs)
+        if self._softens:
+            self._temperatures = _temperatures(self._objective, progress, logits)
+            self._shares = (1 - self._alpha) * self._temperatures
+            logits = torch.div(logits, self._temperatures, out=self._logits)
+        _over_choices(torch.log_softmax, logits, self._sizes, self._teacher_log_probs)
         torch.exp(self._teacher_log_probs, out=self._teacher)
-        if self._alpha:
+        if self._labelled:
             indices, family = targets.actions, self._objective.family
             indices = indices[..., None] - family.start if isinstance(family, Categorical) else indices
             first = indices.new_tensor([sum(self._sizes[:component]) for component in range(len(self._sizes))])
             self._labels.zero_().scatter_(-2, (indices + first).transpose(-1, -2).long(), 1.0)
 
-    def write(self, step: int, outputs: Tensor, slope: Tensor) -> None:
-        """Write the gradient of the mean over the batch with respect to ``outputs`` ``[K, width, B]`` into ``slope``, at ``step`` of S."""
-        temperature, alpha = self._temperatures[step], self._alpha
-        teacher, log_probs = self._steps[step]
-        logits = self._pair(outputs, self._padded)
-        _log_probs(logits if temperature == 1 else torch.mul(logits, 1 / temperature, out=self._scaled), self._sizes, log_probs)
+    def write(self, step: int, slope: Tensor) -> None:
+        """Write the gradient of the mean over the batch with respect to ``outputs[step]``, times ``divisor``, into ``slope``."""
+        logits = self._pair(self.outputs[step], self._padded) if self._switches else self.outputs[step]
+        scaled = torch.div(logits, self._temperatures[step], out=self._scaled) if self._softens else logits
         found = self._difference if self._switches else slope
-        torch.exp(log_probs, out=found).sub_(teacher).mul_((1 - alpha) * temperature / self._samples)
-        if alpha:
-            labels, log_probs = self._hard_steps[step]
-            _log_probs(logits, self._sizes, log_probs)
-            found.add_(torch.exp(log_probs, out=self._scaled).sub_(labels), alpha=alpha / self._samples)
+        _over_choices(torch.softmax, scaled, self._sizes, found)
+        found.sub_(self._teachers[step])
+        if self._softens or self._labelled:
+            found.mul_(self._shares[step])
+        if self._labelled:
+            _over_choices(torch.softmax, logits, self._sizes, self._scaled)
+            found.add_(self._scaled.sub_(self._labels[step]).mul_(self._alpha))
         if self._switches:
             slope.copy_(found[:, 1::2])
 
     def values(self) -> dict[str, Tensor]:
         """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
         share = self._samples * self._members
+        logits = self._pair(self._outputs, self._logits)
+        found = {}
+        if self._labelled:
+            _over_choices(torch.log_softmax, logits, self._sizes, self._log_probs)
+            found["hard_cross_entropy_nats"] = -_dot(self._labels, self._log_probs) / share
+        if self._softens:
+            logits = torch.div(logits, self._temperatures, out=self._logits)
+        _over_choices(torch.log_softmax, logits, self._sizes, self._log_probs)
         # 0 * -inf is no number: what the teacher forbids contributes zero
         difference = self._teacher_log_probs.clamp_min_(torch.finfo(self._teacher.dtype).min).sub_(self._log_probs)
-        found = {self._objective.soft_name: _dot(self._teacher, difference) / share}
-        if self._alpha:
-            found["hard_cross_entropy_nats"] = -_dot(self._labels, self._hard_log_probs) / share
-        return found
+        return {self._objective.soft_name: _dot(self._teacher, difference) / share} | found
 
     def _pair(self, logits: Tensor, room: Tensor) -> Tensor:
         """Logits ``[..., width, B]``; of switches with the logit 0 of "off" before each, ``[..., 2 * width, B]``, in ``room``."""
         if not self._switches:
             return logits
+        room[..., ::2, :] = 0.0
         room[..., 1::2, :] = logits
         return room
 
@@ -124,17 +139,23 @@ class GaussianGradient:
     """``T**2 * KL(teacher || student)`` of diagonal Gaussians softened by T, which multiplies the variances.
 
     With means m and standard deviations s, and the teacher's in capitals, the gradient with respect to m is ``T * (m - M) / s**2``, and
-    with respect to log s ``T**2 * (1 - (S**2 + (M - m)**2 / T) / s**2)``, over the batch size.
+    with respect to log s ``T**2 * (1 - (S**2 + (M - m)**2 / T) / s**2)``, the former over the batch size.
 
     Args:
         objective: the loss.
         like: ``[S, K, action_dim, B]``.
         log_std: ``[K, 1, action_dim]``, the students' as it is at each step; its gradient is written to it.
+
+    Attributes:
+        outputs: of each step ``[K, width, B]``, where the students' outputs belong before ``write``; they are left as they are.
+        divisor: what ``write`` writes is the gradient times this number.
     """
 
     def __init__(self, objective: Objective, like: Tensor, log_std: Tensor) -> None:
         self._objective, self._log_std = objective, log_std
         self.num_steps, self._members, _, self._samples = like.shape
+        self.divisor = float(self._samples)
+        self.outputs = torch.empty_like(like).unbind(0)
         self._mean, self._error, self._squared = torch.empty_like(like), torch.empty_like(like), torch.empty_like(like[0])
         # The teacher's variance and log standard deviation, means over the batch, and the students' log standard deviations at each step.
         self._variance, self._teacher_log_std, self._log_stds = (like.new_empty(*like.shape[:3], 1) for _ in range(3))
@@ -147,31 +168,30 @@ class GaussianGradient:
             targets: with leading ``[S, K, B]``.
             progress: ``[S]``, share of the training that is done at each step.
         """
-        self._temperatures = [self._objective.temperature(share) for share in progress]
+        self._temperatures = _temperatures(self._objective, progress, self._mean)
         self._mean.copy_(targets.parameters["mean"].transpose(-1, -2))
         log_std = targets.parameters["log_std"].transpose(-1, -2)
         torch.mean(log_std, -1, keepdim=True, out=self._teacher_log_std)
         torch.mean((2 * log_std).exp_(), -1, keepdim=True, out=self._variance)
 
     @torch.no_grad()
-    def write(self, step: int, outputs: Tensor, slope: Tensor) -> None:
-        """Write the gradient of the mean over the batch with respect to ``outputs`` ``[K, width, B]`` into ``slope``, at ``step`` of S."""
+    def write(self, step: int, slope: Tensor) -> None:
+        """Write the gradient of the mean over the batch with respect to ``outputs[step]``, times ``divisor``, into ``slope``."""
         temperature = self._temperatures[step]
         mean, variance, error, log_std = self._steps[step]
         log_std.copy_(self._log_std.transpose(1, 2))
         precision = (-2 * log_std).exp_()  # [K, action_dim, 1]
-        torch.sub(outputs, mean, out=error)
-        torch.mul(error, precision * (temperature / self._samples), out=slope)
+        torch.sub(self.outputs[step], mean, out=error)
+        torch.mul(error, precision * temperature, out=slope)
         torch.mul(error, error, out=self._squared)
         distance = variance + self._squared.mean(-1, keepdim=True) / temperature
-        self._log_std.grad = (1 - distance * precision).mul_(temperature**2).transpose(1, 2)
+        self._log_std.grad = (1 - distance * precision).mul_(self._samples * temperature.square()).transpose(1, 2)
 
     def values(self) -> dict[str, Tensor]:
         """The term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
-        temperature = self._mean.new_tensor(self._temperatures).view(-1, 1, 1, 1)
         precision = (-2 * self._log_stds).exp()
         log_ratio = self._log_stds - self._teacher_log_std
-        distance = self._variance + self._error.square_().mean(-1, keepdim=True) / temperature
+        distance = self._variance + self._error.square_().mean(-1, keepdim=True) / self._temperatures
         terms = log_ratio + (distance * precision - 1) / 2  # [S, K, action_dim, 1]
         return {self._objective.soft_name: terms.sum() / self._members}
 
@@ -185,6 +205,10 @@ class RegressionGradient:
     Args:
         objective: the loss.
         like: ``[S, K, action_dim, B]``.
+
+    Attributes:
+        outputs: of each step ``[K, width, B]``, where the students' outputs belong before ``write``; they are left as they are.
+        divisor: what ``write`` writes is the gradient times this number.
     """
 
     def __init__(self, objective: Objective, like: Tensor) -> None:
@@ -196,7 +220,8 @@ class RegressionGradient:
         self._least, self._most = self._lower, self._upper
         if self._kind == "huber":
             self._least, self._most = torch.empty_like(like), torch.empty_like(like)
-        self._factor = {"huber": 1 / HUBER_DELTA, "squared": 2.0, "absolute": 1.0}[self._kind] / (components * samples)
+        self.divisor = components * samples * {"huber": HUBER_DELTA, "squared": 0.5, "absolute": 1.0}[self._kind]
+        self.outputs = torch.empty_like(like).unbind(0)
         parts = (self._target, self._least, self._most, self._error)
         self._steps = list(zip(*(part.unbind(0) for part in parts), strict=True))
 
@@ -215,13 +240,12 @@ class RegressionGradient:
             torch.clamp_min(self._lower, -HUBER_DELTA, out=self._least)
             torch.clamp_max(self._upper, HUBER_DELTA, out=self._most)
 
-    def write(self, step: int, outputs: Tensor, slope: Tensor) -> None:
-        """Write the gradient of the mean over the batch with respect to ``outputs`` ``[K, width, B]`` into ``slope``, at ``step`` of S."""
+    def write(self, step: int, slope: Tensor) -> None:
+        """Write the gradient of the mean over the batch with respect to ``outputs[step]``, times ``divisor``, into ``slope``."""
         target, least, most, error = self._steps[step]
-        torch.clamp(torch.sub(outputs, target, out=error), least, most, out=slope)
+        torch.clamp(torch.sub(self.outputs[step], target, out=error), least, most, out=slope)
         if self._kind == "absolute":
             slope.sign_()
-        slope.mul_(self._factor)
 
     def values(self) -> dict[str, Tensor]:
         """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
@@ -241,16 +265,27 @@ def _sizes(objective: Objective) -> tuple[int, ...]:
     raise AssertionError(f"{objective.family} does not choose")
 
 
-def _log_probs(logits: Tensor, sizes: tuple[int, ...], out: Tensor) -> None:
-    """Log-softmax over each component of ``[..., width, B]``."""
+def _temperatures(objective: Objective, progress: Sequence[float], like: Tensor) -> Tensor:
+    """At each step, of all members or of each: ``[S, 1 or K, 1, 1]``."""
+    start, end = (_each(objective.temperature(share), like) for share in (0.0, 1.0))
+    return torch.lerp(start, end, like.new_tensor(progress).view(-1, 1, 1, 1))
+
+
+def _each(value: float | Tensor, like: Tensor) -> Tensor:
+    """One number for all members, or ``[K, 1]``, as ``[1 or K, 1, 1]``."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+
+def _over_choices(function: Callable[..., Tensor], logits: Tensor, sizes: tuple[int, ...], out: Tensor) -> None:
+    """Softmax or log-softmax over each component of ``[..., width, B]``."""
     if len(sizes) == 1:
-        torch.log_softmax(logits, -2, out=out)
+        function(logits, -2, out=out)
     elif len(set(sizes)) == 1:  # one operation for all of them
         shape = (len(sizes), sizes[0])
-        torch.log_softmax(logits.unflatten(-2, shape), -2, out=out.unflatten(-2, shape))
+        function(logits.unflatten(-2, shape), -2, out=out.unflatten(-2, shape))
     else:
         for part, room in zip(logits.split(sizes, -2), out.split(sizes, -2), strict=True):
-            room.copy_(torch.log_softmax(part, -2))
+            room.copy_(function(part, -2))
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:

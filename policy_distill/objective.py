@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -68,9 +69,57 @@ class Objective:
         self.config, self.family = config, family
         self.kind = resolve_kind(config, family)
         self.soft_name = {"kl": f"{config.divergence}_nats", "nll": "negative_log_likelihood_nats", "regression": "action_error"}[self.kind]
-        self.q_gap = 1.0
-        """Difference in Q that becomes one nat; ``calibrate`` sets it from the data."""
+        self._members: Sequence[LossConfig] = (config,)
+        self.hard_weight: float | Tensor = config.hard_weight
+        self._temperatures: tuple[float | Tensor, float | Tensor] = _ends_of(config)
+        # What ``calibrate`` takes from the data, shared with the same loss for several members.
+        self._measured = {"q_gap": 1.0}
         self._layer_variance: dict[str, float] = {}
+
+    def for_members(self, configs: Sequence[LossConfig], device: torch.device) -> Objective:
+        """The same loss with a temperature and an alpha of its own for each of K members; nothing else of ``configs`` is read.
+
+        Raises:
+            RequestError: if one of them does not suit the teacher.
+        """
+        for config in configs:
+            resolve_kind(config, self.family)
+        twin = copy.copy(self)
+        twin._members = configs
+
+        def column(values: Iterable[float]) -> Tensor:
+            return torch.tensor(list(values), device=device)[:, None]
+
+        twin.hard_weight = column(config.hard_weight for config in configs)
+        starts, ends = zip(*map(_ends_of, configs), strict=True)
+        twin._temperatures = column(starts), column(ends)
+        return twin
+
+    def of_member(self, index: int) -> Objective:
+        """The loss of one member alone."""
+        twin = copy.copy(self)
+        twin._members = (config,) = (self._members[index if len(self._members) > 1 else 0],)
+        twin.hard_weight, twin._temperatures = config.hard_weight, _ends_of(config)
+        return twin
+
+    @property
+    def q_gap(self) -> float:
+        """Difference in Q that becomes one nat; ``calibrate`` sets it from the data."""
+        return self._measured["q_gap"]
+
+    @q_gap.setter
+    def q_gap(self, value: float) -> None:
+        self._measured["q_gap"] = value
+
+    @property
+    def has_hard_labels(self) -> bool:
+        """Whether there is a cross-entropy of the teacher's greedy action."""
+        return any(config.hard_weight > 0 for config in self._members)
+
+    @property
+    def softens(self) -> bool:
+        """Whether a temperature is ever other than 1."""
+        return any(end != 1 for config in self._members for end in _ends_of(config))
 
     @property
     def reads(self) -> set[str]:
@@ -84,7 +133,7 @@ class Objective:
     @property
     def reads_actions(self) -> bool:
         """Whether the terms read the teacher's deterministic action."""
-        return self.kind == "regression" or self.config.hard_weight > 0 or OUTPUT in self._hinted
+        return self.kind == "regression" or self.has_hard_labels or OUTPUT in self._hinted
 
     @property
     def _hinted(self) -> list[str]:
@@ -99,10 +148,10 @@ class Objective:
         for name in self.config.features.layers or {} if self.config.features.weight else ():
             self._layer_variance[name] = max(float(_some(teacher_layer(targets, name)).var(0).mean()), 1e-12)
 
-    def temperature(self, progress: float) -> float:
-        """At ``progress`` in [0, 1] of the training: along a line from ``temperature`` to ``temperature_end``."""
-        start, end = self.config.temperature, self.config.temperature_end
-        return start if end is None else start + (end - start) * progress
+    def temperature(self, progress: float) -> float | Tensor:
+        """At ``progress`` in [0, 1] of the training: along a line from ``temperature`` to ``temperature_end``; ``[K, 1]`` of members."""
+        start, end = self._temperatures
+        return start + (end - start) * progress
 
     def terms(
         self,
@@ -134,13 +183,15 @@ class Objective:
     def total(self, terms: Mapping[str, Tensor], *, progress: float = 1.0) -> Tensor:
         """The weighted sum ``[K, B]``: ``alpha * CE + (1 - alpha) * T**2 * KL`` (Hinton et al. 2015, sec. 2), hints and relations added."""
         loss = self.config
-        weights = {name: loss.features.weight if name.startswith("feature") else loss.relations.weight for name in terms}
-        weights[self.soft_name] = (1 - loss.hard_weight) * (self.temperature(progress) ** 2 if self.kind == "kl" else 1.0)
-        weights["hard_cross_entropy_nats"] = loss.hard_weight
-        return sum_of(value if weights[name] == 1 else weights[name] * value for name, value in terms.items())
+        weights: dict[str, float | Tensor] = {
+            name: loss.features.weight if name.startswith("feature") else loss.relations.weight for name in terms
+        }
+        weights[self.soft_name] = (1 - self.hard_weight) * (self.temperature(progress) ** 2 if self.kind == "kl" else 1.0)
+        weights["hard_cross_entropy_nats"] = self.hard_weight
+        return sum_of(weights[name] * value for name, value in terms.items())
 
     def _action_terms(
-        self, outputs: Tensor, log_std: Tensor, targets: ActionTargets, temperature: float, draws: Tensor | None
+        self, outputs: Tensor, log_std: Tensor, targets: ActionTargets, temperature: float | Tensor, draws: Tensor | None
     ) -> dict[str, Tensor]:
         parameters, family = targets.parameters, self.family
         if self.kind == "regression":
@@ -162,12 +213,14 @@ class Objective:
             gumbel = choices(family, -(-draws.log()).log())
             drawn = [(part + noise).argmax(-1) for part, noise in zip(teacher, gumbel, strict=True)]
             return {self.soft_name: sum_of(_over_choices(family, map(hard_label_cross_entropy, drawn, student)))}
+        if isinstance(family, Bernoulli) and isinstance(temperature, Tensor):
+            temperature = temperature[..., None]  # of every switch of a sample
         found = {
             self.soft_name: sum_of(
                 _over_choices(family, (self._divergence(*pair, temperature) for pair in zip(teacher, student, strict=True)))
             )
         }
-        if self.config.hard_weight:
+        if self.has_hard_labels:
             labels = _labels(family, targets.actions)
             found["hard_cross_entropy_nats"] = sum_of(_over_choices(family, map(hard_label_cross_entropy, labels, student)))
         return found
@@ -182,7 +235,7 @@ class Objective:
         scale = config.q_temperature or Q_TEMPERATURES[config.q_logits]
         return (standardize_logits(values) if config.q_logits == "z_score" else values) / scale
 
-    def _divergence(self, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    def _divergence(self, teacher: Tensor, student: Tensor, temperature: float | Tensor) -> Tensor:
         if self.config.standardize_logits:
             teacher, student = standardize_logits(teacher), standardize_logits(student)
         match self.config.divergence:
@@ -212,6 +265,11 @@ def teacher_layer(targets: ActionTargets, name: str) -> Tensor:
         return targets.parameters[f"{LAYER}{name}"]
     known = [targets.parameters[key] for key in ("logits", "q_values", "mean") if key in targets.parameters]
     return known[0] if known else targets.actions
+
+
+def _ends_of(config: LossConfig) -> tuple[float, float]:
+    """Temperatures at the beginning and at the end."""
+    return config.temperature, config.temperature if config.temperature_end is None else config.temperature_end
 
 
 def _some(rows: Tensor) -> Tensor:

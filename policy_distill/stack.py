@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -34,17 +36,24 @@ class Activations:
         after: of each hidden layer ``[K, width + 1, B]``, after its activation; the last row is ones.
         hidden: of each hidden layer ``[K, width, B]``, ``after`` without the ones.
         slopes: of each layer ``[K, width, B]``, the loss's gradient with respect to ``before``.
-        factors: of each layer but the first, whose input changes: the products that its weights' gradient is made of.
-        products: of each layer, where these are written.
-        copies: windows of the stack's gradient, and those of the products that are not such windows themselves.
+        upwards: what ``forward`` goes through, a hidden layer each: its weights turned, its ``before``, ``hidden`` and ``after``.
+        downwards: what ``backward`` goes through, from the last hidden layer to the first: its index, the weights above it, the slope
+            above it, its own slope, ``before`` and ``hidden``.
+        multiplied: two factors and where their product goes, of the gradients of all weights but the first layer's, whose input changes.
+        first_turned: the first layer's slope ``[K, B, width]``.
+        first_products: where the products of its weights' gradient go.
+        copies: windows of the stack's gradient, and those products that are not such windows themselves.
     """
 
     before: list[Tensor]
     after: list[Tensor]
     hidden: list[Tensor]
     slopes: list[Tensor]
-    factors: list[list[Factors]]
-    products: list[list[Tensor]]
+    upwards: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+    downwards: list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]]
+    multiplied: list[tuple[Tensor, Tensor, Tensor]]
+    first_turned: Tensor
+    first_products: list[Tensor]
     copies: list[tuple[Tensor, Tensor]]
 
     @property
@@ -68,6 +77,8 @@ class StudentStack:
         generators: one a member, for its first weights.
         mean, scale: ``[inputs]`` of the normalisation, on the training device.
         projections: for each hint the student's and the teacher's width; learned with the rest and left behind by ``member``.
+        hidden_sizes: of each member, where they are narrower than ``architecture``'s. Weights from and to the units that a member does
+            not have begin at zero and stay there: all activations are zero at zero, and so is every gradient.
 
     Attributes:
         flat: ``[K, P]``: weights and biases layer after layer, then ``log_std`` for continuous actions, then the projections.
@@ -83,9 +94,17 @@ class StudentStack:
         mean: Tensor,
         scale: Tensor,
         projections: Sequence[tuple[int, int]] = (),
+        hidden_sizes: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
         self.architecture = architecture
         self.num_members = len(generators)
+        own = hidden_sizes or [architecture.hidden_sizes] * self.num_members
+        self._architectures = [dataclasses.replace(architecture, hidden_sizes=sizes) for sizes in own]
+        for member in self._architectures:
+            if len(member.widths) != len(architecture.widths) or any(map(operator.gt, member.widths, architecture.widths)):
+                raise ValueError(f"hidden_sizes {member.hidden_sizes} do not fit into {architecture.hidden_sizes}")
+        if hidden_sizes and projections:
+            raise ValueError("members of different widths have no hints in common")
         self.mean, self.scale = mean, scale
         self._activate, self._derive = _FUNCTIONS[architecture.activation]
         widths = architecture.widths
@@ -122,11 +141,12 @@ class StudentStack:
         """Orthogonal weights (gain sqrt 2 in hidden layers, 0.1 at the output), zero biases, a standard deviation of exp(-1)."""
         gains = [math.sqrt(2)] * (len(self.weights) - 1) + [0.1] + [1.0] * len(self.projections)
         own = [weight[:, :-1] for weight in self.weights]
-        for weight, gain in zip([*own, *(weight for weight, _ in self.projections)], gains, strict=True):
+        shapes = [list(itertools.pairwise(member.widths)) for member in self._architectures]
+        for layer, (weight, gain) in enumerate(zip([*own, *(weight for weight, _ in self.projections)], gains, strict=True)):
             for member, generator in enumerate(generators):
-                fresh = torch.empty(weight.shape[1:])
+                fresh = torch.empty(shapes[member][layer]) if layer < len(own) else torch.empty(weight.shape[1:])
                 nn.init.orthogonal_(fresh, gain, generator=generator)
-                weight[member].copy_(fresh)
+                weight[member, : fresh.shape[0], : fresh.shape[1]].copy_(fresh)
         self.log_std.fill_(-1.0)
 
     def buffers(self, batch_size: int) -> Activations:
@@ -138,7 +158,7 @@ class StudentStack:
 
         before, slopes = [room(width) for width in widths[1:]], [room(width) for width in widths[1:]]
         after = [torch.ones_like(room(width + 1)) for width in widths[1:-1]]
-        factors = [_factors(below, slope) for below, slope in zip([room(widths[0] + 1), *after], slopes, strict=True)]
+        hidden = [layer[:, :-1] for layer in after]
         # A product goes where it belongs if that is one piece of memory, as it is in a stack of one; else it is copied there.
         products = [[part if part.is_contiguous() else torch.empty_like(part.contiguous()) for part in layer] for layer in self._parts]
         copies = [
@@ -147,22 +167,42 @@ class StudentStack:
             for part, product in zip(parts, layer, strict=True)
             if part is not product
         ]
-        return Activations(before, after, [layer[:, :-1] for layer in after], slopes, factors[1:], products, copies)
+        multiplied = [
+            (left, right, product)
+            for below, slope, layer in zip(after, slopes[1:], products[1:], strict=True)
+            for (left, right), product in zip(_factors(below, slope, slope.transpose(1, 2)), layer, strict=True)
+        ]
+        return Activations(
+            before,
+            after,
+            hidden,
+            slopes,
+            upwards=list(zip(self._sinks[:-1], before[:-1], hidden, after, strict=True)),
+            downwards=[
+                (index, self._sources[index + 1], slopes[index + 1], slopes[index], before[index], hidden[index])
+                for index in reversed(range(len(hidden)))
+            ],
+            multiplied=multiplied,
+            first_turned=slopes[0].transpose(1, 2),
+            first_products=products[0],
+            copies=copies,
+        )
 
-    def forward(self, inputs: Tensor, activations: Activations) -> Tensor:
+    def forward(self, inputs: Tensor, activations: Activations, output: Tensor | None = None) -> Tensor:
         """Fill ``activations`` and return the output ``[K, outputs, B]``.
 
         Args:
             inputs: normalised observations ``[K, inputs + 1, B]``, the last row ones.
             activations: of this batch size.
+            output: where the output is written instead of its place in ``activations``.
         """
         below = inputs
-        for index, before in enumerate(activations.before):
-            torch.bmm(self._sinks[index], below, out=before)
-            if index < len(activations.after):
-                below = activations.after[index]
-                self._activate(before, activations.hidden[index])
-        return activations.output
+        for sink, before, hidden, after in activations.upwards:
+            torch.bmm(sink, below, out=before)
+            self._activate(before, hidden)
+            below = after
+        output = activations.output if output is None else output
+        return torch.bmm(self._sinks[-1], below, out=output)
 
     def backward(self, inputs: Tensor, activations: Activations, hints: Sequence[Tensor | None] = ()) -> None:
         """Write the loss's gradient with respect to all parameters into ``gradient``.
@@ -178,17 +218,16 @@ class StudentStack:
             else:
                 window.copy_(leaf.grad)
                 leaf.grad = None
-        slopes = activations.slopes
-        for index in reversed(range(len(slopes))):
-            slope = slopes[index]
-            if index < len(slopes) - 1:
-                torch.bmm(self._sources[index + 1], slopes[index + 1], out=slope)
-                if hints and (hint := hints[index]) is not None:
-                    slope += hint
-                self._derive(slope, activations.before[index], activations.hidden[index])
-            factors = activations.factors[index - 1] if index else _factors(inputs, slope)
-            for (left, right), product in zip(factors, activations.products[index], strict=True):
-                torch.bmm(left, right, out=product)
+        for index, source, above, slope, before, hidden in activations.downwards:
+            torch.bmm(source, above, out=slope)
+            if hints and (hint := hints[index]) is not None:
+                slope += hint
+            self._derive(slope, before, hidden)
+        for left, right, product in activations.multiplied:
+            torch.bmm(left, right, out=product)
+        factors = _factors(inputs, activations.slopes[0], activations.first_turned)
+        for (left, right), product in zip(factors, activations.first_products, strict=True):
+            torch.bmm(left, right, out=product)
         for part, product in activations.copies:
             part.copy_(product)
 
@@ -196,14 +235,14 @@ class StudentStack:
     def member(self, index: int, flat: Tensor | None = None) -> Student:
         """Copy member ``index`` out as a ``Student`` on the CPU; from ``flat`` ``[K, P]`` if given (averaged weights)."""
         source = (self.flat if flat is None else flat)[index].cpu()
-        student = Student(self.architecture)
+        student = Student(self._architectures[index])
         offset = 0
-        for layer in student.linears:
-            count = layer.in_features * layer.out_features
-            layer.weight.copy_(source[offset : offset + count].view(layer.in_features, layer.out_features).T)
+        for layer, (width_in, width_out) in zip(student.linears, itertools.pairwise(self.architecture.widths), strict=True):
+            count = (width_in + 1) * width_out
+            window = source[offset : offset + count].view(width_in + 1, width_out)
+            layer.weight.copy_(window[: layer.in_features, : layer.out_features].T)
+            layer.bias.copy_(window[-1, : layer.out_features])
             offset += count
-            layer.bias.copy_(source[offset : offset + layer.out_features])
-            offset += layer.out_features
         student.mean.copy_(self.mean)
         student.scale.copy_(self.scale)
         student.log_std.copy_(source[offset : offset + len(student.log_std)])
@@ -219,12 +258,16 @@ def _cuts(rows: int, columns: int, device: torch.device) -> int:
     return math.ceil(rows / NARROW) if rows <= SPLIT else 1
 
 
-def _factors(below: Tensor, slope: Tensor) -> list[Factors]:
-    """What is multiplied to a weights' gradient ``[K, rows, columns]``: ``[K, rows, B]`` and ``[K, columns, B]``, part by part."""
+def _factors(below: Tensor, slope: Tensor, right: Tensor) -> list[Factors]:
+    """What is multiplied to a weights' gradient ``[K, rows, columns]``, part by part.
+
+    Args:
+        below: ``[K, rows, B]``.
+        slope, right: ``[K, columns, B]`` and its transpose.
+    """
     cuts = _cuts(below.shape[1], slope.shape[1], slope.device)
     if cuts == 0:
         return [(slope, below.transpose(1, 2))]
-    right = slope.transpose(1, 2)
     return [(left, right) for left in (below.tensor_split(cuts, 1) if cuts > 1 else (below,))]
 
 

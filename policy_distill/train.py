@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from policy_distill.actions import ActionTargets, DiagGaussian
 from policy_distill.batches import Batches
-from policy_distill.config import TrainConfig
+from policy_distill.config import LossConfig, MemberConfig, TrainConfig
 from policy_distill.dataset import Dataset
 from policy_distill.gradients import Gradient, gradient_of, written_out
 from policy_distill.losses import bounded_error
@@ -29,19 +30,26 @@ class Trainer:
     Args:
         stack: the students, trained in place.
         objective: their loss.
-        config: batch size, learning rate, averaging.
+        config: batch size, learning rate, averaging, and what sets the members apart.
         generators: one a member, on the dataset's device: each draws its own batches, so that a member does not depend on the others.
     """
 
     def __init__(self, stack: StudentStack, objective: Objective, config: TrainConfig, generators: Sequence[torch.Generator]) -> None:
+        own = [config.vary[member % len(config.vary)] for member in range(len(generators))] if config.vary else []
+        if own:
+            objective = objective.for_members([_loss_of(objective.config, member) for member in own], stack.flat.device)
         self.stack, self.objective, self.config = stack, objective, config
         self.generators = generators
+        rates = [member.learning_rate or config.learning_rate for member in own]
+        self._rates = stack.flat.new_tensor(rates)[:, None] if any(rate != config.learning_rate for rate in rates) else None
+        """``[K, 1]`` where the members' learning rates differ."""
         self.gradient_steps = 0
         self._stretch = (0, 0.0, config.gradient_steps)
         """The step and the progress at which the schedules' present stretch began, and the steps in which it leads to the end."""
         self.averaged = stack.flat.clone()
         self._first_moment = torch.zeros_like(stack.flat)
         self._second_moment = torch.zeros_like(stack.flat)
+        self._change = torch.zeros_like(stack.flat) if self._rates is not None else stack.flat.new_empty(0)
         self._steps = torch.zeros((), device=stack.flat.device)
         """``gradient_steps`` where Adam reads it."""
         self._activations = stack.buffers(config.batch_size)
@@ -83,6 +91,7 @@ class Trainer:
                 sums[name] = sums[name] + value if name in sums else value
         return {name: float(value) / num_steps for name, value in sums.items()}
 
+    @torch.inference_mode()
     def _take(self, inputs: Tensor, targets: ActionTargets, gradient: Gradient) -> dict[str, Tensor]:
         """Take a chunk's gradient steps; return the sum over them of each term's mean over members and samples.
 
@@ -94,9 +103,10 @@ class Trainer:
         stack, activations = self.stack, self._activations
         gradient.load(targets, [self._progress_after(step) for step in range(len(inputs))])
         for step, batch in enumerate(inputs.unbind(0)):
-            gradient.write(step, stack.forward(batch, activations), activations.slopes[-1])
+            stack.forward(batch, activations, gradient.outputs[step])
+            gradient.write(step, activations.slopes[-1])
             stack.backward(batch, activations)
-            self._update()
+            self._update(gradient.divisor)
         return gradient.values()
 
     def _take_by_autograd(self, inputs: Tensor, targets: ActionTargets) -> dict[str, Tensor]:
@@ -138,14 +148,24 @@ class Trainer:
         draws = [torch.rand(first.shape[1:], generator=generator, device=first.device) for generator in self.generators]
         return torch.stack(draws).clamp(1e-7, 1 - 1e-7)
 
-    def _update(self) -> None:
-        """Adam (Kingma & Ba 2015, algorithm 1) on the flat tensors, then the moving average."""
+    def _update(self, divisor: float = 1.0) -> None:
+        """Adam (Kingma & Ba 2015, algorithm 1) on the flat tensors, then the moving average.
+
+        Args:
+            divisor: the stack's gradient is so many times that of the loss, in each step of this trainer's. Adam's step does not depend on
+                the gradient's unit as long as its epsilon is in the same one.
+        """
         stack, learning_rate = self.stack, self.learning_rate
         self.gradient_steps += 1
+        # With rates of their own the members take Adam's step of length 1 from zero, and then their share of it.
+        target = stack.flat if self._rates is None else self._change.zero_()
         torch._fused_adam_(
-            [stack.flat], [stack.gradient], [self._first_moment], [self._second_moment], [], [self._steps.fill_(self.gradient_steps)],
-            lr=learning_rate, beta1=BETA1, beta2=BETA2, weight_decay=0.0, eps=EPSILON, amsgrad=False, maximize=False,
+            [target], [stack.gradient], [self._first_moment], [self._second_moment], [], [self._steps.fill_(self.gradient_steps)],
+            lr=learning_rate if self._rates is None else 1.0, beta1=BETA1, beta2=BETA2, weight_decay=0.0, eps=EPSILON * divisor,
+            amsgrad=False, maximize=False,
         )  # fmt: skip
+        if self._rates is not None:
+            stack.flat.addcmul_(self._change, self._rates, value=learning_rate / self.config.learning_rate)
         decay = min(self.config.average_decay, (1 + self.gradient_steps) / (10 + self.gradient_steps))
         self.averaged.lerp_(stack.flat, 1 - decay)
 
@@ -161,8 +181,8 @@ class Trainer:
         return found
 
     @torch.no_grad()
-    def validate(self, dataset: Dataset, student: Student) -> dict[str, float]:
-        """Mean of each term over held-out rows; empty as long as no episode was held out."""
+    def validate(self, dataset: Dataset, student: Student, member: int = 0) -> dict[str, float]:
+        """Mean of each term of a member's loss over held-out rows; empty as long as no episode was held out."""
         held_out = dataset.held_out(HELD_OUT_ROWS)
         if held_out is None:
             return {}
@@ -171,7 +191,8 @@ class Trainer:
         stacked = ActionTargets({name: value[None] for name, value in targets.parameters.items()}, targets.actions[None])
         log_std = student.log_std[None, None].to(outputs.device)
         draws = torch.full_like(outputs, 0.5) if self.objective.kind == "nll" else None  # the teacher's median action
-        found = self.objective.terms(outputs, log_std, stacked, progress=self.progress, draws=draws)
+        objective = self.objective.of_member(member)
+        found = objective.terms(outputs, log_std, stacked, progress=self.progress, draws=draws)
         return {name: float(value.mean()) for name, value in found.items()}
 
     @torch.no_grad()
@@ -191,3 +212,12 @@ class Trainer:
         if isinstance(family, DiagGaussian) and not family.squashed:
             variance = variance + (2 * targets.parameters["log_std"].cpu()).exp().mean(0)
         student.log_std.copy_(0.5 * variance.clamp_min(1e-6).log())
+
+
+def _loss_of(config: LossConfig, member: MemberConfig) -> LossConfig:
+    """The loss with what a member has of its own."""
+    return dataclasses.replace(
+        config,
+        temperature=config.temperature if member.temperature is None else member.temperature,
+        hard_weight=config.hard_weight if member.hard_weight is None else member.hard_weight,
+    )

@@ -64,7 +64,7 @@ def fit_values(
         scale=student.scale.to(dataset.device),
     )
     objective = Objective(LossConfig(kind="regression", regression="squared", near_bound=1.0), Deterministic(box))
-    settings = dataclasses.replace(train, gradient_steps=config.gradient_steps)
+    settings = dataclasses.replace(train, gradient_steps=config.gradient_steps, vary=())
     trainer = Trainer(stack, objective, settings, [torch.Generator(dataset.device).manual_seed(seed)])
     trainer.run(valued, config.gradient_steps)
     network = trainer.student()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from policy_distill.config import (
     EvaluateConfig,
     FeatureConfig,
     LossConfig,
+    MemberConfig,
     PolishConfig,
     RelationConfig,
     RequestError,
@@ -252,8 +254,24 @@ def test_the_ends_of_each_range_belong_to_it(name, value):
     assert getattr(build(name, value), name.rpartition(".")[2]) == value
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [("learning_rate", 0.0, "> 0"), ("temperature", -1.0, "> 0"), ("hard_weight", 1.5, "[0, 1]"), ("hard_weight", -0.1, "[0, 1]")],
+)
+def test_a_member_s_own_setting_is_refused_as_the_others(field, value, allowed):
+    with pytest.raises(RequestError, match=rf"train\.vary: {field} is {value}; it must be (in )?{re.escape(allowed)}"):
+        MemberConfig(**{field: value})
+
+
+def test_settings_of_members_need_as_many_members():
+    varied = (MemberConfig(), MemberConfig(temperature=2.0), MemberConfig(hard_weight=0.5))
+    assert [TrainConfig(vary=varied, members=members).members_of(100) for members in (None, 3, 7)] == [3, 3, 7]
+    with pytest.raises(RequestError, match=r"train\.vary is '3 settings'; it must be no more than train\.members = 2"):
+        TrainConfig(vary=varied, members=2)
+
+
 def test_every_numeric_or_named_field_is_among_the_refused():
-    unchecked = {"teacher", "env", "algo", "output", "device"}  # any text may be asked for
+    unchecked = {"teacher", "env", "algo", "output", "device", "train.vary"}  # any text; and what has tests of its own
     fields = {field.name: field.type for field in dataclasses.fields(DistillConfig)}
     for section, kind in SECTIONS.items():
         fields |= {f"{section}.{field.name}": field.type for field in dataclasses.fields(kind)}

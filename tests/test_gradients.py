@@ -51,6 +51,13 @@ def loaded(objective: Objective, targets: ActionTargets, like: Tensor, progress:
     return gradient
 
 
+def write(gradient: Gradient, step: int, outputs: Tensor, slope: Tensor) -> None:
+    """The gradient at these outputs."""
+    gradient.outputs[step].copy_(outputs)
+    gradient.write(step, slope)
+    slope /= gradient.divisor
+
+
 def check(objective: Objective, targets: ActionTargets, outputs: Tensor, rtol: float) -> None:
     """Slope and values against autograd through ``terms`` and ``total``, step by step."""
     assert written_out(objective)
@@ -58,16 +65,18 @@ def check(objective: Objective, targets: ActionTargets, outputs: Tensor, rtol: f
     gradient = gradient_of(objective, outputs, log_std)
     halved = ActionTargets({name: value / 2 for name, value in targets.parameters.items()}, targets.actions)
     gradient.load(halved, PROGRESS)  # what was loaded before must not stay
-    gradient.write(0, outputs[0], torch.empty_like(outputs[0]))
+    write(gradient, 0, outputs[0], torch.empty_like(outputs[0]))
     gradient.values()
     gradient.load(targets, PROGRESS)
     expected: dict[str, Tensor] = {}
     for step, progress in enumerate(PROGRESS):
         slope = torch.full_like(outputs[step], torch.nan)
-        gradient.write(step, outputs[step], slope)
+        write(gradient, step, outputs[step], slope)
         leaf = outputs[step].transpose(1, 2).clone().requires_grad_()
         now = ActionTargets({name: value[step] for name, value in targets.parameters.items()}, targets.actions[step])
         found_spread, log_std.grad = log_std.grad, None
+        if found_spread is not None:
+            found_spread = found_spread / gradient.divisor
         terms = objective.terms(leaf, log_std, now, progress=progress)
         objective.total(terms, progress=progress).mean(-1).sum().backward()
         assert leaf.grad is not None
@@ -136,7 +145,7 @@ def test_two_choices_by_hand(teacher, student, temperature):
     logits = torch.tensor([[[[0.0, teacher]]]], dtype=torch.float64)
     gradient = loaded(objective, ActionTargets({"logits": logits}, logits.argmax(-1)), logits.mT, [1.0])
     slope = torch.zeros(1, 2, 1, dtype=torch.float64)
-    gradient.write(0, torch.tensor([[[0.0], [student]]], dtype=torch.float64), slope)
+    write(gradient, 0, torch.tensor([[[0.0], [student]]], dtype=torch.float64), slope)
     p, q = (1 / (1 + math.exp(-difference / temperature)) for difference in (teacher, student))
     assert slope.flatten().tolist() == pytest.approx([temperature * (p - q), temperature * (q - p)], abs=1e-12)
     value = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
@@ -149,7 +158,7 @@ def test_the_targets_are_left_as_they_were():
         before = [targets.actions.clone(), *(value.clone() for value in targets.parameters.values())]
         outputs = torch.randn(STEPS, MEMBERS, family.width, BATCH)
         gradient = loaded(Objective(LossConfig(temperature=2.0), family), targets, outputs, PROGRESS)
-        gradient.write(0, outputs[0], torch.empty_like(outputs[0]))
+        write(gradient, 0, outputs[0], torch.empty_like(outputs[0]))
         gradient.values()
         assert all(map(torch.equal, before, [targets.actions, *targets.parameters.values()]))
 

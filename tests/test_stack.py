@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import gymnasium as gym
@@ -55,6 +56,49 @@ def test_member_k_begins_as_it_would_alone():
     together, alone = stack_of(architecture, [3, 4, 5]), stack_of(architecture, [4])
     assert torch.equal(together.flat[1], alone.flat[0])
     assert not torch.equal(together.flat[0], together.flat[1])
+
+
+# Members of different widths.
+
+NARROWER = [(6, 5), (2, 5), (6, 1), (3, 3)]
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_a_narrower_member_trains_as_alone(activation):
+    """Ten steps of Adam on made-up slopes: units that a member does not have never wake up."""
+    wide = Architecture(SEEN, ACTED[4], (6, 5), activation)
+    stack = StudentStack(
+        wide, generators=[generator(seed) for seed in range(4)], mean=torch.zeros(3), scale=torch.ones(3), hidden_sizes=NARROWER
+    )
+    alone = [stack_of(dataclasses.replace(wide, hidden_sizes=sizes), [seed]) for seed, sizes in enumerate(NARROWER)]
+    observations, slopes = (torch.randn(10, 4, 6, width, generator=generator(8)) for width in (3, stack.architecture.widths[-1]))
+    for one in alone:
+        one.mean, one.scale = stack.mean, stack.scale
+    whole = [stack, *alone]
+    adams = [torch.optim.Adam([trained.flat], lr=0.05) for trained in whole]
+    for step in range(10):
+        for number, (trained, adam) in enumerate(zip(whole, adams, strict=True)):
+            rows = slice(None) if number == 0 else slice(number - 1, number)
+            inputs, activations = passed(trained, observations[step, rows])
+            activations.slopes[-1].copy_(slopes[step, rows].mT)
+            trained.backward(inputs, activations)
+            trained.flat.grad = trained.gradient
+            adam.step()
+    for index, one in enumerate(alone):
+        mine, theirs = stack.member(index), one.member(0)
+        assert mine.architecture.hidden_sizes == NARROWER[index]
+        for own, expected in zip(mine.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+    lacking = [stack.weights[0][1, :, 2:], stack.weights[1][1, 2:-1], stack.weights[1][2, :, 1:], stack.weights[2][2, 1:-1]]
+    assert all((weights == 0).all() for weights in lacking)
+
+
+@pytest.mark.parametrize("sizes", [(7, 5), (6,), (6, 5, 1)])
+def test_members_must_fit_into_the_stack(sizes):
+    with pytest.raises(ValueError, match=r"do not fit into \(6, 5\)"):
+        StudentStack(
+            Architecture(SEEN, ACTED[0], (6, 5)), generators=[generator()], mean=torch.zeros(3), scale=torch.ones(3), hidden_sizes=[sizes]
+        )
 
 
 def test_hidden_weights_begin_orthogonal_and_the_output_small():

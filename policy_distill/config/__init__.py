@@ -8,11 +8,19 @@ from typing import Literal
 
 from policy_distill.config.checks import RequestError, require, require_choice
 from policy_distill.config.loss import FeatureConfig, LossConfig, RelationConfig
-from policy_distill.config.stages import CollectConfig, EvaluateConfig, PolishConfig, SelfDistillConfig, TrainConfig, ValueConfig
+from policy_distill.config.stages import (
+    CollectConfig,
+    EvaluateConfig,
+    MemberConfig,
+    PolishConfig,
+    SelfDistillConfig,
+    TrainConfig,
+    ValueConfig,
+)
 
 __all__ = [
-    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EvaluateConfig", "FeatureConfig", "LossConfig", "PolishConfig",
-    "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig", "ValueConfig",
+    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EvaluateConfig", "FeatureConfig", "LossConfig", "MemberConfig",
+    "PolishConfig", "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig", "ValueConfig",
 ]  # fmt: skip
 
 

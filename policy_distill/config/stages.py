@@ -70,6 +70,24 @@ class CollectConfig:
 
 
 @dataclass(frozen=True)
+class MemberConfig:
+    """What sets a member of the stack apart beside its first weights. Left out: as ``train`` and ``loss`` have it."""
+
+    learning_rate: float | None = None
+    """In place of ``train.learning_rate``."""
+    temperature: float | None = None
+    """In place of ``loss.temperature``; ``loss.temperature_end`` is all members'."""
+    hard_weight: float | None = None
+    """In place of ``loss.hard_weight``."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "temperature"):
+            value = getattr(self, name)
+            require(value is None or (value > 0 and math.isfinite(value)), f"train.vary: {name}", value, "> 0")
+        require(self.hard_weight is None or 0 <= self.hard_weight <= 1, "train.vary: hard_weight", self.hard_weight, "in [0, 1]")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How the student is fitted to what was collected."""
 
@@ -84,17 +102,22 @@ class TrainConfig:
     members: int | None = None
     """Students trained side by side as one stack from different first weights; the best is kept. Left out: 4 of up to 4,000 parameters, 2
     of up to 10,000, else 1. The smaller a student, the more two of them differ, and the less a further one costs."""
+    vary: tuple[MemberConfig, ...] = ()
+    """Settings of the members, in turn: a search at the price of one training, since the best member is kept. As
+    ``'[{"learning_rate": 0.003}, {"temperature": 2}]'``. Where ``members`` is left out, there are as many of them."""
     holdout: float = 0.05
     """Share of the episodes that are never trained on; validation losses are taken on them."""
 
     def members_of(self, params: int) -> int:
         """How many students of ``params`` parameters are trained."""
-        return self.members or (4 if params <= 4_000 else 2 if params <= 10_000 else 1)
+        return self.members or len(self.vary) or (4 if params <= 4_000 else 2 if params <= 10_000 else 1)
 
     def __post_init__(self) -> None:
         require(self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
         require(self.members is None or self.members >= 1, "train.members", self.members, ">= 1")
+        fits = self.members is None or len(self.vary) <= self.members
+        require(fits, "train.vary", f"{len(self.vary)} settings", f"no more than train.members = {self.members}")
         require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "train.learning_rate", self.learning_rate, "> 0")
         require(0 <= self.average_decay < 1, "train.average_decay", self.average_decay, "in [0, 1)")
         require(0 <= self.holdout <= 0.5, "train.holdout", self.holdout, "in [0, 0.5]")
