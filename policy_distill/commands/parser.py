@@ -17,11 +17,20 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class Parser(ArgumentParser):
-    """jsonargparse, with errors of one line."""
+    """jsonargparse, with errors of one line.
 
-    def __init__(self, command: str, description: str | None) -> None:
-        super().__init__(prog=f"policy-distill {command}", description=description, exit_on_error=False, allow_abbrev=False)
-        self.add_argument("--config", action="config", help="YAML file with any of the options below")
+    Args:
+        command: whose options; left out, as jsonargparse does for the items of a list, there is no ``--config`` among them.
+        description: for ``--help``.
+        settings: of jsonargparse's own parser.
+    """
+
+    def __init__(self, command: str = "", description: str | None = None, **settings: Any) -> None:
+        super().__init__(
+            **{"prog": f"policy-distill {command}", "description": description, "exit_on_error": False, "allow_abbrev": False, **settings}
+        )
+        if command:
+            self.add_argument("--config", action="config", help="YAML file with any of the options below")
 
     def add_display_arguments(self) -> None:
         self.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
