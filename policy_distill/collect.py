@@ -11,8 +11,9 @@ import torch
 
 from policy_distill.acting import Labels, actor, labeller
 from policy_distill.actions import ActionTargets
-from policy_distill.dataset import NO_EPISODE, Transitions
-from policy_distill.environments import EnvironmentSpec, make
+from policy_distill.backends import Backend, Slots, groups_of
+from policy_distill.dataset import NO_EPISODE, NOTHING_DONE, Transitions
+from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import BATCH, act_in_batches, whole_batches
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
@@ -62,8 +63,9 @@ def random_action(space: gym.Space, stream: np.random.Generator) -> np.ndarray |
 class Collector:
     """Some environments of a run, whose episodes go on from one call to the next.
 
-    An environment is reset in the step that ends its episode (Gymnasium's SAME_STEP autoreset): every stored row is an observation on
-    which an action was executed, none has to be masked.
+    What is kept are observations on which an action was executed, and those alone. Gymnasium's environments are reset in the step that ends
+    an episode, and each of their rows is one; a vector environment may take a step for it, whose row says so: its episode is
+    ``NOTHING_DONE``.
 
     Args:
         spec: the environment.
@@ -71,27 +73,21 @@ class Collector:
             does not matter how many workers share the environments.
         num_envs: of the whole run.
         seed: of the run.
+        backend: see ``backends``.
     """
 
-    def __init__(self, spec: EnvironmentSpec, *, indices: range, num_envs: int, seed: int) -> None:
-        self._indices, self._num_envs, self._seed = indices, num_envs, seed
-        self._envs: list[gym.Env] = [make(spec) for _ in indices]
-        self._episodes = np.array(indices, dtype=np.int64)
+    def __init__(self, spec: EnvironmentSpec, *, indices: range, num_envs: int, seed: int, backend: Backend = "gymnasium") -> None:
+        self._indices, self._seed = indices, seed
+        self._groups = groups_of(spec, backend, indices, num_envs, seed)
         self._round = -1
         self._choices: list[np.random.Generator] = []
         self._noise: list[np.random.Generator] = []
-        self._steps = [env.step for env in self._envs]
-        first = np.stack([self._reset(slot) for slot in range(len(indices))])
+        first = np.concatenate([group.first for _, group in self._groups])
         # What the policies are asked: whole batches, whose last rows only fill them up and must be valid.
         self._batch = np.repeat(first[:1], -(-len(indices) // BATCH) * BATCH, axis=0)
         self._batch[: len(indices)] = first
-        self._observations = self._batch[: len(indices)]
-
-    def _reset(self, slot: int) -> np.ndarray:
-        """Begin the slot's episode with a seed of its own."""
-        stream = np.random.SeedSequence([self._seed, 1, int(self._episodes[slot])])
-        observation, _ = self._envs[slot].reset(seed=int(stream.generate_state(1)[0] >> 1))
-        return np.asarray(observation)
+        self._slots = Slots(self._batch[: len(indices)], np.array(indices, dtype=np.int64), np.zeros(len(indices), bool))
+        self._places = [(part, group, self._slots.of(part)) for part, group in self._groups]
 
     @torch.inference_mode()
     def collect(
@@ -117,10 +113,11 @@ class Collector:
             exploration: disturbs what is executed, whoever acts.
 
         Returns:
-            ``T * N`` transitions, step after step; float64 observations are labelled as they are and kept as float32.
+            ``T * N`` rows, step after step; float64 observations are labelled as they are and kept as float32.
         """
-        shape = (num_steps, len(self._envs))
-        observations = np.empty((*shape, *self._observations.shape[1:]), self._observations.dtype)
+        count, action_space, slots = len(self._indices), self._groups[0][1].action_space, self._slots
+        shape = (num_steps, count)
+        observations = np.empty((*shape, *slots.observations.shape[1:]), slots.observations.dtype)
         rewards = np.empty(shape, np.float32)
         terminated, truncated = np.empty(shape, bool), np.empty(shape, bool)
         episodes = np.empty(shape, np.int64)
@@ -133,14 +130,14 @@ class Collector:
             by_teacher = np.ones(shape, bool)
         else:
             by_teacher = np.stack([choices.random(num_steps) < teacher_action_prob for choices in self._choices], axis=1)
-        count, action_space = len(self._envs), self._envs[0].action_space
         label, act = labeller(teacher, BATCH), None if student is None else actor(student, BATCH)
         parameters: dict[str, np.ndarray] = {}
         actions = np.empty(0)
 
         for step in range(num_steps):
-            observations[step] = self._observations
-            episodes[step] = self._episodes
+            observations[step] = slots.observations
+            episodes[step] = slots.episodes
+            episodes[step, slots.idle] = NOTHING_DONE
             told, chosen = label_in_batches(label, self._batch)
             if step == 0:
                 parameters = {name: np.empty((*shape, *value.shape[1:]), value.dtype) for name, value in told.items()}
@@ -154,14 +151,8 @@ class Collector:
                 executed = np.where(mask, executed, act_in_batches(act, self._batch)[:count])
             if exploration != NO_EXPLORATION:
                 executed = exploration.disturb(executed, action_space, self._noise)
-            rewards_now, terminated_now, truncated_now = rewards[step], terminated[step], truncated[step]
-            for slot, step_environment in enumerate(self._steps):
-                observation, reward, is_terminal, is_cut, _ = step_environment(executed[slot])
-                rewards_now[slot], terminated_now[slot], truncated_now[slot] = reward, is_terminal, is_cut
-                if is_terminal or is_cut:
-                    self._episodes[slot] += self._num_envs
-                    observation = self._reset(slot)
-                self._observations[slot] = observation
+            for part, group, places in self._places:
+                group.step(executed[part], places, rewards[step, part], terminated[step, part], truncated[step, part])
 
         return Transitions(
             observations=_flat(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
@@ -191,6 +182,12 @@ def label_states(teacher: Teacher, observations: np.ndarray) -> Transitions:
         episodes=torch.full((count,), NO_EPISODE),
         by_teacher=no,
     )
+
+
+def executed(rows: Transitions) -> Transitions:
+    """The rows on which an action was executed."""
+    done = rows.episodes != NOTHING_DONE
+    return rows if done.all() else rows.where(done)
 
 
 def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:

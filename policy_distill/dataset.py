@@ -18,6 +18,8 @@ BLOCK_BYTES = 2**20
 
 NO_EPISODE = -1
 """What a row says that belongs to no episode of the run; it is never held out."""
+NOTHING_DONE = -2
+"""What a row says in whose step the environment was reset and no action was executed; it is no transition."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,19 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.observations)
+
+    def where(self, mask: Tensor) -> Transitions:
+        """The rows where ``mask`` ``[B]`` is true."""
+        parameters = {name: value[mask] for name, value in self.targets.parameters.items()}
+        return Transitions(
+            self.observations[mask],
+            ActionTargets(parameters, self.targets.actions[mask]),
+            self.rewards[mask],
+            self.terminated[mask],
+            self.truncated[mask],
+            self.episodes[mask],
+            self.by_teacher[mask],
+        )
 
 
 class Dataset:

@@ -82,7 +82,9 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
 
     write_config(job)
     with (
-        Rollouts(job.spec, job.teacher, num_envs=config.collect.num_envs, seed=config.seed, workers=config.workers) as rollouts,
+        Rollouts(
+            job.spec, job.teacher, num_envs=config.collect.num_envs, seed=config.seed, workers=config.workers, backend=job.backend
+        ) as rollouts,
         Tracker(job.folder / "tensorboard") as tracker,
         display,
     ):

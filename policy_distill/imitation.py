@@ -130,7 +130,7 @@ def imitate(run: Run) -> Imitation:
         candidates += trained
         run.env_steps, run.gradient_steps = len(dataset) - job.num_extra_states, trainer.gradient_steps
         rounds.append(Round(index, run.env_steps, run.gradient_steps, probability, losses, held_out))
-        reward_mean = rewards / (_round_steps(config, index) * config.collect.num_envs)
+        reward_mean = rewards / (run.env_steps - (rounds[-2].env_steps if index else 0))
         track_round(tracker, rounds[-1], reward_mean, trainer.learning_rate, watch.seconds)
         if last:
             break

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import yaml
 
+from policy_distill.backends import Backend, choose_backend
 from policy_distill.config import CollectConfig, DistillConfig, LossConfig, RequestError, StudentConfig
 from policy_distill.disagreements import read_worst_states
 from policy_distill.environments import EnvironmentSpec, check_fits, modernize, resolve
@@ -38,6 +39,8 @@ class Job:
     device: torch.device
     folder: Path
     notices: tuple[str, ...]
+    backend: Backend = "gymnasium"
+    """What steps the environments while transitions are collected."""
     extra_states: np.ndarray | None = None
     """Raw observations ``[B, ...]`` that join the first round's data."""
 
@@ -61,6 +64,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         teacher = Teacher.ensemble([teacher, *others], weights=config.ensemble.weights, combine=config.ensemble.combine)
     spec, notices = environment_for(teacher, config.env)
     check_fits(spec, (teacher.observation_space, teacher.action_space))
+    backend = choose_backend(spec, config.collect.backend)
     actions = teacher.action_space
     if isinstance(actions, gym.spaces.Box) and not actions.is_bounded():
         raise RequestError(
@@ -90,7 +94,9 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     notices += found
     device = choose_device(config.device)
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
-    return Job(config, teacher, spec, architecture, objective, projections, device, folder, (*teacher.notes, *notices), extra_states)
+    return Job(
+        config, teacher, spec, architecture, objective, projections, device, folder, (*teacher.notes, *notices), backend, extra_states
+    )
 
 
 def environment_for(teacher: Teacher, name: str | None) -> tuple[EnvironmentSpec, tuple[str, ...]]:

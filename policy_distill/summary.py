@@ -100,6 +100,7 @@ def summarize(
         "device": job.device.type,
         "env": job.spec.id,
         "environment": job.spec.to_dict(),
+        "backend": job.backend,
         "teacher": {
             "path": job.teacher.path,
             "algo": job.teacher.algo,

@@ -10,7 +10,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate
+from policy_distill.backends import WORDS, Backend, group_size
+from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import Episodes, EpisodicPolicy, Policy, evaluate, merge
@@ -31,14 +32,27 @@ class Rollouts:
         num_envs: environments that transitions are collected from, over all workers.
         seed: of the run.
         workers: processes; None: one a core, 0: none, everything happens here.
+        backend: what steps the environments that transitions are collected from; see ``backends``. Returns are always measured in
+            Gymnasium's.
     """
 
-    def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, *, num_envs: int, seed: int, workers: int | None = None) -> None:
-        self.num_envs, self._teacher = num_envs, teacher
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        teacher: Teacher | None,
+        *,
+        num_envs: int,
+        seed: int,
+        workers: int | None = None,
+        backend: Backend = "gymnasium",
+    ) -> None:
+        self.num_envs, self._teacher, self._backend = num_envs, teacher, backend
         count = min(available_cores() if workers is None else workers, num_envs)
-        shares = split(range(num_envs), max(count, 1))
-        self._here = _Shard(spec, teacher, shares[0], num_envs, seed) if count == 0 else None
-        self._workers = [Remote(_Shard, spec, teacher, share, num_envs, seed) for share in shares] if count else []
+        shares = shares_of(num_envs, max(count, 1), group_size(backend))
+        self._collecting = len(shares)
+        shares += [range(0)] * (count - len(shares))  # these only measure
+        self._here = _Shard(spec, teacher, shares[0], num_envs, seed, backend) if count == 0 else None
+        self._workers = [Remote(_Shard, spec, teacher, share, num_envs, seed, backend) for share in shares] if count else []
 
     @property
     def num_workers(self) -> int:
@@ -47,9 +61,10 @@ class Rollouts:
     @property
     def backend(self) -> str:
         """Where the environments are stepped, for a person."""
+        what = f"{self.num_envs} {WORDS[self._backend]}"
         if not self._workers:
-            return f"{self.num_envs} environments in this process"
-        return f"{self.num_envs} environments in {self.num_workers} worker process{'es' if self.num_workers > 1 else ''}"
+            return f"{what} in this process"
+        return f"{what} in {self._collecting} worker process{'es' if self._collecting > 1 else ''}"
 
     def collect(
         self,
@@ -64,9 +79,9 @@ class Rollouts:
             steps = min(self._block_steps, num_steps - first)
             arguments = (steps, student, teacher_action_prob, round_index, exploration)
             if self._here is not None:
-                yield self._here.collect(*arguments)
+                yield executed(self._here.collect(*arguments))
             else:
-                yield concatenate(self._begin("collect", [arguments] * self.num_workers)(), steps)
+                yield executed(concatenate(self._begin("collect", [arguments] * self._collecting)(), steps))
 
     @property
     def _block_steps(self) -> int:
@@ -118,14 +133,20 @@ def split(indices: range, parts: int) -> list[range]:
     return [indices[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
+def shares_of(num_envs: int, parts: int, group: int) -> list[range]:
+    """Share ``num_envs`` environments out in whole groups of ``group``, to at most so many; nobody goes empty."""
+    shares = split(range(-(-num_envs // group)), parts)
+    return [range(share.start * group, min(share.stop * group, num_envs)) for share in shares if len(share)]
+
+
 class _Shard:
     """What one worker does; the same code runs in this process when there are no workers."""
 
-    def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, indices: range, num_envs: int, seed: int) -> None:
+    def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, indices: range, num_envs: int, seed: int, backend: Backend) -> None:
         self._spec, self._teacher = spec, teacher
         self._collector: Collector | None = None
         self._evaluation_envs: list[gym.Env] = []
-        self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed)
+        self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed, backend=backend)
 
     def collect(
         self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int, exploration: Exploration

@@ -86,6 +86,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("collect.env_steps", 127, "128"),
     ("collect.teacher_action_prob", -0.1, "[0, 1]"),
     ("collect.teacher_action_prob", 1.1, "[0, 1]"),
+    ("collect.backend", "jax", "auto, gymnasium, vector, envpool"),
     ("collect.schedule", "cosine", "exponential, linear"),
     ("collect.enough", 0.0, "> 0"),
     ("collect.storage", "tape", "memory, disk"),

@@ -39,7 +39,7 @@ TIERS = [
         "acting",
         "sampling",
     },
-    {"batches"},
+    {"batches", "backends"},
     {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
     {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "processes", "seeds"},
     {"config"},

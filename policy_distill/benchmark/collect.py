@@ -9,48 +9,75 @@ from typing import Any
 import numpy as np
 import torch
 
+from policy_distill.backends import Backend, choose_backend, make_envpool, make_vector
 from policy_distill.benchmark.agents import Agent, load_agents
 from policy_distill.benchmark.interleave import Ratio, interleave
-from policy_distill.benchmark.limits import Recording
+from policy_distill.benchmark.limits import BareLoop, Recording
 from policy_distill.benchmark.result import Result
-from policy_distill.collect import Collector
+from policy_distill.collect import Collector, executed
+from policy_distill.config import CollectConfig, RequestError
+from policy_distill.environments import EnvironmentSpec
 from policy_distill.workers import Rollouts
 
-NUM_ENVS = 8
+NUM_ENVS = CollectConfig.num_envs
+"""Of ours: a job's own number."""
+NAIVE_ENVS = 8
 STEPS = 500
 """Of each environment and turn."""
 
 
 def run(turns: int, teachers: Path | None = None) -> list[Result]:
-    """Time every agent in one process (CPU time) and on all cores (wall time)."""
-    return [result for agent in load_agents(teachers) for result in (one_process(agent, turns), all_cores(agent, turns))]
+    """Time every agent in one process (CPU time), on envpool where it is installed, and on all cores (wall time)."""
+    found = []
+    for agent in load_agents(teachers):
+        found.append(one_process(agent, turns, choose_backend(agent.spec, "auto")))
+        if has_envpool(agent.spec):
+            found.append(one_process(agent, turns, "envpool"))
+        found.append(all_cores(agent, turns))
+    return found
 
 
-def one_process(agent: Agent, turns: int) -> Result:
-    """CPU time a step of ``NUM_ENVS`` environments in this process."""
-    collector = Collector(agent.spec, indices=range(NUM_ENVS), num_envs=NUM_ENVS, seed=0)
-    recording = Recording(agent.teacher, agent.spec, num_envs=NUM_ENVS, num_steps=STEPS)
-    naive = by_stable_baselines3(agent, agent.vector_environment(NUM_ENVS))
+def has_envpool(spec: EnvironmentSpec) -> bool:
+    """Whether the environment can be stepped by envpool here."""
+    try:
+        return choose_backend(spec, "envpool") == "envpool"
+    except RequestError:
+        return False
+
+
+def one_process(agent: Agent, turns: int, backend: Backend) -> Result:
+    """CPU time a step of ``NUM_ENVS`` environments in this process; what we are compared with has ``NAIVE_ENVS``."""
+    collector = Collector(agent.spec, indices=range(NUM_ENVS), num_envs=NUM_ENVS, seed=0, backend=backend)
     seconds = interleave(
         {
-            "ours": lambda: len(collector.collect(STEPS, agent.teacher, None, 1.0)),
-            "naive": naive,
-            "limit": recording.replay,
+            "ours": lambda: len(executed(collector.collect(STEPS, agent.teacher, None, 1.0))),
+            "naive": by_stable_baselines3(agent, agent.vector_environment(NAIVE_ENVS)),
+            "limit": bare(agent, backend),
         },
         turns=turns,
     )
     ours, theirs, least = (seconds[name].cpu_seconds for name in ("ours", "naive", "limit"))
     return Result(
-        "collect", f"{agent.name}", f"predict + get_distribution, DummyVecEnv({NUM_ENVS})", Ratio.between(theirs, ours),
+        "collect", f"{agent.name}{'' if backend == 'gymnasium' else f', {backend}'}",
+        f"predict + get_distribution, DummyVecEnv({NAIVE_ENVS})", Ratio.between(theirs, ours),
         float(np.median(ours)) * 1e6, float(np.median(least)) * 1e6,
         f"CPU time a step, {NUM_ENVS} environments in one process; limit: bare stepping and forward",
     )  # fmt: skip
 
 
+def bare(agent: Agent, backend: Backend) -> Callable[[], int]:
+    """The loop that does nothing but stepping and the policy's arithmetic."""
+    if backend == "gymnasium":
+        return Recording(agent.teacher, agent.spec, num_envs=NUM_ENVS, num_steps=STEPS).replay
+    envs = make_vector(agent.spec, NUM_ENVS) if backend == "vector" else make_envpool(agent.spec, list(range(NUM_ENVS)))
+    return BareLoop(agent.teacher, envs, num_envs=NUM_ENVS, num_steps=STEPS).run
+
+
 def all_cores(agent: Agent, turns: int) -> Result:
     """Wall time a step of a job's own number of environments in worker processes."""
-    with Rollouts(agent.spec, agent.teacher, num_envs=2 * NUM_ENVS, seed=0) as rollouts:
-        envs = agent.vector_environment(NUM_ENVS, processes=True)
+    backend = choose_backend(agent.spec, "auto")
+    with Rollouts(agent.spec, agent.teacher, num_envs=NUM_ENVS, seed=0, backend=backend) as rollouts:
+        envs = agent.vector_environment(NAIVE_ENVS, processes=True)
         try:
             seconds = interleave(
                 {
@@ -63,7 +90,7 @@ def all_cores(agent: Agent, turns: int) -> Result:
             envs.close()
         ours, theirs = (seconds[name].wall_seconds for name in ("ours", "naive"))
         return Result(
-            "collect", f"{agent.name}, all cores", f"the same on SubprocVecEnv({NUM_ENVS})", Ratio.between(theirs, ours),
+            "collect", f"{agent.name}, all cores", f"the same on SubprocVecEnv({NAIVE_ENVS})", Ratio.between(theirs, ours),
             float(np.median(ours)) * 1e6, None, f"wall time a step, {rollouts.backend}",
         )  # fmt: skip
 

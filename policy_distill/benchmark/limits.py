@@ -57,3 +57,24 @@ class Recording:
             for slot in ended:
                 self._envs[slot].reset(seed=slot)
         return len(self._rows) * len(self._envs)
+
+
+class BareLoop:
+    """A policy and environments that are stepped by one call, and nothing else.
+
+    Args:
+        policy: acts.
+        envs: of ``backends.make_vector`` or ``backends.make_envpool``.
+        num_envs: of these.
+        num_steps: T, of each.
+    """
+
+    def __init__(self, policy: Policy, envs: Any, *, num_envs: int, num_steps: int) -> None:
+        self._act, self._envs, self._num_steps, self._num_envs = actor(policy, num_envs), envs, num_steps, num_envs
+        self._observations = np.array(envs.reset()[0])
+
+    def run(self) -> int:
+        """Act and step, and return the number of environment steps."""
+        for _ in range(self._num_steps):
+            self._observations = self._envs.step(self._act(self._observations))[0]
+        return self._num_steps * self._num_envs

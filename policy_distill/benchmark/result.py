@@ -64,7 +64,7 @@ def table(results: Sequence[Result]) -> str:
             f"{share:.2f}" if share is not None else "",
         ]
         case = f"{result.stage}, {result.case}"
-        if len(case) > 32:
+        if len(case) > 30:
             lines.append(_cut(case))
             case = ""
         lines.append(f"{case:<32}{figures[0]:>16}{figures[1]:>11}{figures[2]:>11}{figures[3]:>8}".rstrip())

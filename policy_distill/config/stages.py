@@ -22,6 +22,10 @@ class CollectConfig:
     is the last, and the learning rate falls to zero in it. A large number: never."""
     num_envs: int = 16
     """Environments stepped side by side."""
+    backend: Literal["auto", "gymnasium", "vector", "envpool"] = "auto"
+    """What steps them: Gymnasium's environments one after the other, the environment's own vector entry point, or envpool (the extra of
+    that name, which simulates anew what Gymnasium has). ``auto``: the vector entry point where there is one. Returns are measured in
+    Gymnasium's environments whatever is said here."""
     teacher_action_prob: float = 0.5
     """In round 1 each action is the teacher's with this probability: 1 is teacher-driven (behavioural cloning) throughout, 0 is
     student-driven from round 1 on (DAgger), between them the teacher's share fades."""
@@ -55,6 +59,7 @@ class CollectConfig:
         for name in ("teacher_action_prob", "epsilon"):
             require(0 <= getattr(self, name) <= 1, f"collect.{name}", getattr(self, name), "in [0, 1]")
         require_choice(type(self), "collect", "schedule", self.schedule)
+        require_choice(type(self), "collect", "backend", self.backend)
         require(self.enough > 0, "collect.enough", self.enough, "> 0")
         require_choice(type(self), "collect", "storage", self.storage)
         require(self.action_noise >= 0 and math.isfinite(self.action_noise), "collect.action_noise", self.action_noise, ">= 0")
