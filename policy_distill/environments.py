@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -144,12 +145,14 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> gym.Env:
     if render_mode is not None:
         options["render_mode"] = render_mode
     _check_registered(spec.id)
-    entry_point = str(gym.registry[spec.id.rpartition(":")[2]].entry_point)
+    registered = dataclasses.replace(gym.registry[spec.id.rpartition(":")[2]], order_enforce=False)
+    entry_point = str(registered.entry_point)
     shipped = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", entry_point)
     extra = spec.extra or (shipped[1] if shipped else None)
     try:
         with _quiet_known_warnings(), _quiet_mujoco(extra == "mujoco"):
-            env = gym.make(spec.id, disable_env_checker=True, **options, **spec.kwargs)
+            # Its wrapper that watches the order of calls costs a step of CartPole 7 %; here they are always in order.
+            env = gym.make(registered, disable_env_checker=True, **options, **spec.kwargs)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         mend = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
         raise RequestError(f"{spec.id} needs a package that is not installed: {mend}") from error

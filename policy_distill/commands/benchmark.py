@@ -13,7 +13,7 @@ from policy_distill.commands.printing import DONE, plain
 from policy_distill.config import RequestError
 
 STAGES = ("collect", "train", "stack", "scale", "evaluate", "infer", "job")
-OF_AGENTS = ("collect", "evaluate", "infer")
+OF_AGENTS = ("collect", "evaluate", "infer", "job")
 """Stages that are timed with agents, which ``--teachers`` chooses."""
 
 

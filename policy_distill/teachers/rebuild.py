@@ -227,7 +227,8 @@ class Layers:
         bias = self.take(f"{name}.bias") if f"{name}.bias" in self.weights else None
         if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
             raise NotPlainError(f"{self.source}: the layer {name!r} is not a fully connected one; --trust loads a custom policy")
-        linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
+        with torch.random.fork_rng(devices=[]):  # it draws weights, which nobody needs; torch's way around that imports for half a second
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         linear.weight.data = weight
         if bias is not None:
             linear.bias.data = bias
