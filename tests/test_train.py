@@ -300,6 +300,42 @@ def test_validation_is_of_the_member_s_own_loss():
     assert trainer.validate(dataset, student, 3).keys() == {"forward_kl_nats", "hard_cross_entropy_nats"}
 
 
+# On a GPU.
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("space", ACTED, ids=str)
+@pytest.mark.parametrize("loss", [LossConfig(), LossConfig(temperature=2.0), LossConfig(kind="nll")], ids=["plain", "softened", "autograd"])
+def test_training_on_a_gpu_is_training_on_the_cpu(space, loss):
+    """A dataset of one row makes every batch the same; drawn actions differ between devices, so that nll is compared in its loss."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    vary = VARIED[:3] if loss.kind == "auto" else ()
+    config = TrainConfig(gradient_steps=40, batch_size=8, vary=vary)
+    found = []
+    for device in (CPU, torch.device("cuda")):
+        dataset = Dataset(4, holdout=0.0, device=device)
+        made = random_transitions(space, 1)
+        dataset.append(labelled(made.observations, made.targets, episodes=torch.zeros(1, dtype=torch.int64)))
+        stack = StudentStack(
+            Architecture(SEEN, space, (16, 16), "tanh"),
+            generators=[generator(seed) for seed in range(3)],
+            mean=torch.zeros(3, device=device),
+            scale=torch.ones(3, device=device),
+        )
+        draws = [torch.Generator(device).manual_seed(seed) for seed in range(3)]
+        trainer = Trainer(stack, Objective(loss, family_of(space)), config, draws)
+        metrics = trainer.run(dataset, 40)
+        found.append((stack.flat.cpu(), trainer.averaged.cpu(), metrics))
+    (flat, averaged, metrics), (other, other_averaged, other_metrics) = found
+    if loss.kind == "auto":
+        torch.testing.assert_close(flat, other, rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(averaged, other_averaged, rtol=2e-3, atol=2e-4)
+    assert metrics.keys() == other_metrics.keys()
+    for name, value in metrics.items():
+        assert other_metrics[name] == pytest.approx(value, rel=1e-2 if loss.kind == "auto" else 0.3, abs=1e-3)
+
+
 # After training.
 
 
