@@ -235,6 +235,8 @@ def _why_not(spec: EnvironmentSpec, what: str, make_some: Callable[[], Any]) -> 
             return f"the {what} does not reset by itself what has ended"
         if difference := first_difference(_single_spaces(envs), (plain.observation_space, plain.action_space)):
             return f"the {what} has other {difference[0]}: {difference[1]} instead of {difference[2]}"
+        if not isinstance(envs.reset()[0], np.ndarray):
+            return f"the {what} gives observations that are no numpy arrays"
     finally:
         envs.close()
         plain.close()

@@ -199,6 +199,7 @@ def test_auto_is_the_vector_entry_point_where_there_is_one():
         (dataclasses.replace(COUNT, kwargs={"mode": ""}), "does not reset by itself"),
         (EnvironmentSpec("tests/CountOther-v0"), "has other observations: .* instead of"),
         (EnvironmentSpec("tests/CountBroken-v0"), "does not work here"),
+        (EnvironmentSpec("tests/CountElsewhere-v0"), "no numpy arrays"),
     ],
 )
 def test_what_cannot_stand_for_the_environment_is_refused_with_the_reason(spec, reason):
@@ -206,6 +207,16 @@ def test_what_cannot_stand_for_the_environment_is_refused_with_the_reason(spec, 
         choose_backend(spec, "vector")
     assert "\n" not in str(caught.value)
     assert choose_backend(spec, "auto") == "gymnasium"
+
+
+class CountElsewhere(CountVector):
+    """On a device of its own."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return torch.zeros(self.num_envs, 1), {}
+
+
+gym.register("tests/CountElsewhere-v0", entry_point="tests.test_backends:Count", vector_entry_point="tests.test_backends:CountElsewhere")
 
 
 def broken_vector(num_envs: int) -> None:
