@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -18,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec, first_difference, make
+from policy_distill.environments import EnvironmentSpec, first_difference, make, quiet_known_warnings, registered
 
 Backend: TypeAlias = Literal["gymnasium", "vector", "envpool"]
 GROUP = 16
@@ -170,19 +168,15 @@ def choose_backend(spec: EnvironmentSpec, wanted: Literal["auto", "gymnasium", "
     Raises:
         RequestError: if the wanted one cannot be had.
     """
-    if wanted in ("auto", "vector"):
-        reason = _why_not(spec, "vector entry point", lambda: make_vector(spec, 2))
-        if reason is None:
-            return "vector"
-        if wanted == "auto":
-            return "gymnasium"
-    elif wanted == "envpool":
-        reason = _why_not(spec, "envpool", lambda: make_envpool(spec, [0, 1]))
-    else:
-        reason = None
-    if reason is not None:
-        raise RequestError(f"collect.backend is {wanted!r}, but {reason}; leave it out to use what suits {spec.id}")
-    return wanted  # type: ignore[return-value]
+    if wanted == "gymnasium":
+        return "gymnasium"
+    backend: Backend = "envpool" if wanted == "envpool" else "vector"
+    reason = _why_not(spec, backend)
+    if reason is None:
+        return backend
+    if wanted == "auto":
+        return "gymnasium"
+    raise RequestError(f"collect.backend is {wanted!r}, but {reason}; leave it out to use what suits {spec.id}")
 
 
 def make_vector(spec: EnvironmentSpec, num_envs: int) -> Any:
@@ -191,10 +185,11 @@ def make_vector(spec: EnvironmentSpec, num_envs: int) -> Any:
     Raises:
         RequestError: if there is none.
     """
-    if _registered(spec).vector_entry_point is None:
+    if registered(spec.id).vector_entry_point is None:
         raise RequestError(f"{spec.id} is registered without one")
     options: dict[str, Any] = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
-    return gym.make_vec(spec.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **options, **spec.kwargs)
+    with quiet_known_warnings():
+        return gym.make_vec(spec.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **options, **spec.kwargs)
 
 
 def make_envpool(spec: EnvironmentSpec, seeds: list[int]) -> Any:
@@ -210,21 +205,19 @@ def make_envpool(spec: EnvironmentSpec, seeds: list[int]) -> Any:
         raise RequestError(f"it has no {spec.id}")
     if spec.kwargs:
         raise RequestError(f"it does not know Gymnasium's arguments {dict(spec.kwargs)}")
-    limit = spec.max_episode_steps or _registered(spec).max_episode_steps
+    limit = spec.max_episode_steps or registered(spec.id).max_episode_steps
     limited = {} if limit is None else {"max_episode_steps": limit}
-    with warnings.catch_warnings():  # that bounds are rounded to float32
-        warnings.simplefilter("ignore")
+    with quiet_known_warnings():
         return envpool.make_gymnasium(spec.id, num_envs=len(seeds), env_seed=seeds, num_threads=1, **limited)
 
 
-def _why_not(spec: EnvironmentSpec, what: str, make_some: Callable[[], Any]) -> str | None:
+def _why_not(spec: EnvironmentSpec, backend: Backend) -> str | None:
     """Why environments that come together cannot stand for those of Gymnasium; None if they can."""
+    what = "envpool" if backend == "envpool" else "vector entry point"
     if spec.wrappers:
         return f"the {what} gives no environment with the wrappers {', '.join(name for name, _ in spec.wrappers)}"
     try:
-        with warnings.catch_warnings():  # what is missing is looked at below
-            warnings.simplefilter("ignore")
-            envs = make_some()
+        envs = make_envpool(spec, [0, 1]) if backend == "envpool" else make_vector(spec, 2)
     except RequestError as error:
         return f"there is no {what}: {error}"
     except (ImportError, TypeError, ValueError, gym.error.Error) as error:
@@ -241,10 +234,6 @@ def _why_not(spec: EnvironmentSpec, what: str, make_some: Callable[[], Any]) -> 
         envs.close()
         plain.close()
     return None
-
-
-def _registered(spec: EnvironmentSpec) -> Any:
-    return gym.registry[spec.id.rpartition(":")[2]]
 
 
 def _single_spaces(envs: Any) -> tuple[gym.Space, gym.Space]:

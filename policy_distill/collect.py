@@ -78,16 +78,16 @@ class Collector:
 
     def __init__(self, spec: EnvironmentSpec, *, indices: range, num_envs: int, seed: int, backend: Backend = "gymnasium") -> None:
         self._indices, self._seed = indices, seed
-        self._groups = groups_of(spec, backend, indices, num_envs, seed)
+        groups = groups_of(spec, backend, indices, num_envs, seed)
         self._round = -1
         self._choices: list[np.random.Generator] = []
         self._noise: list[np.random.Generator] = []
-        first = np.concatenate([group.first for _, group in self._groups])
+        first = np.concatenate([group.first for _, group in groups])
         # What the policies are asked: whole batches, whose last rows only fill them up and must be valid.
         self._batch = np.repeat(first[:1], -(-len(indices) // BATCH) * BATCH, axis=0)
         self._batch[: len(indices)] = first
         self._slots = Slots(self._batch[: len(indices)], np.array(indices, dtype=np.int64), np.zeros(len(indices), bool))
-        self._places = [(part, group, self._slots.of(part)) for part, group in self._groups]
+        self._places = [(part, group, self._slots.of(part)) for part, group in groups]
 
     @torch.inference_mode()
     def collect(
@@ -115,7 +115,7 @@ class Collector:
         Returns:
             ``T * N`` rows, step after step; float64 observations are labelled as they are and kept as float32.
         """
-        count, action_space, slots = len(self._indices), self._groups[0][1].action_space, self._slots
+        count, action_space, slots = len(self._indices), self._places[0][1].action_space, self._slots
         shape = (num_steps, count)
         observations = np.empty((*shape, *slots.observations.shape[1:]), slots.observations.dtype)
         rewards = np.empty(shape, np.float32)

@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import yaml
+from gymnasium.envs.registration import EnvSpec
 
 from policy_distill.config import RequestError
 from policy_distill.wrappers import WRAPPERS, FreshWorld
@@ -145,14 +146,14 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> gym.Env:
     if render_mode is not None:
         options["render_mode"] = render_mode
     _check_registered(spec.id)
-    registered = dataclasses.replace(gym.registry[spec.id.rpartition(":")[2]], order_enforce=False)
-    entry_point = str(registered.entry_point)
+    known = dataclasses.replace(registered(spec.id), order_enforce=False)
+    entry_point = str(known.entry_point)
     shipped = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", entry_point)
     extra = spec.extra or (shipped[1] if shipped else None)
     try:
-        with _quiet_known_warnings(), _quiet_mujoco(extra == "mujoco"):
+        with quiet_known_warnings(), _quiet_mujoco(extra == "mujoco"):
             # Its wrapper that watches the order of calls costs a step of CartPole 7 %; here they are always in order.
-            env = gym.make(registered, disable_env_checker=True, **options, **spec.kwargs)
+            env = gym.make(known, disable_env_checker=True, **options, **spec.kwargs)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         mend = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
         raise RequestError(f"{spec.id} needs a package that is not installed: {mend}") from error
@@ -169,6 +170,11 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> gym.Env:
         except TypeError as error:
             raise RequestError(f"the wrapper {name} does not take the arguments {dict(kwargs)}: {error}") from error
     return env
+
+
+def registered(name: str) -> EnvSpec:
+    """What Gymnasium knows of a registered id, with or without the module before a colon."""
+    return gym.registry[name.rpartition(":")[2]]
 
 
 def check_fits(spec: EnvironmentSpec, *spaces: tuple[gym.Space, gym.Space]) -> None:
@@ -286,9 +292,12 @@ def _only_known_keys(where: str, data: Mapping[str, Any], known: list[str]) -> N
 
 
 @contextlib.contextmanager
-def _quiet_known_warnings() -> Iterator[None]:
-    """Two warnings say nothing new: that an older version is meant, and (where warnings are errors, a crash) how Box2D was compiled."""
+def quiet_known_warnings() -> Iterator[None]:
+    """Say nothing that is not new: that an older version is meant, and (where warnings are errors, a crash) how Box2D was compiled; of
+    environments that come together that bounds become float32, and that they do not say how they reset, which ``backends`` sees itself."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*precision lowered by casting to float32", UserWarning)
+        warnings.filterwarnings("ignore", r".*missing AutoresetMode metadata", UserWarning)
         warnings.filterwarnings("ignore", r".*The environment \S+ is out of date", DeprecationWarning)
         warnings.filterwarnings("ignore", r"builtin type \w+ has no __module__ attribute", DeprecationWarning)
         yield

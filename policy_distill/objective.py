@@ -69,12 +69,15 @@ class Objective:
         self.config, self.family = config, family
         self.kind = resolve_kind(config, family)
         self.soft_name = {"kl": f"{config.divergence}_nats", "nll": "negative_log_likelihood_nats", "regression": "action_error"}[self.kind]
-        self._members: Sequence[LossConfig] = (config,)
-        self.hard_weight: float | Tensor = config.hard_weight
-        self._temperatures: tuple[float | Tensor, float | Tensor] = _ends_of(config)
+        self._serve_one(config)
         # What ``calibrate`` takes from the data, shared with the same loss for several members.
         self._measured = {"q_gap": 1.0}
         self._layer_variance: dict[str, float] = {}
+
+    def _serve_one(self, config: LossConfig) -> None:
+        self._members: Sequence[LossConfig] = (config,)
+        self.hard_weight: float | Tensor = config.hard_weight
+        self._temperatures: tuple[float | Tensor, float | Tensor] = _ends_of(config)
 
     def for_members(self, configs: Sequence[LossConfig], device: torch.device) -> Objective:
         """The same loss with a temperature and an alpha of its own for each of K members; nothing else of ``configs`` is read.
@@ -98,8 +101,7 @@ class Objective:
     def of_member(self, index: int) -> Objective:
         """The loss of one member alone."""
         twin = copy.copy(self)
-        twin._members = (config,) = (self._members[index if len(self._members) > 1 else 0],)
-        twin.hard_weight, twin._temperatures = config.hard_weight, _ends_of(config)
+        twin._serve_one(self._members[index % len(self._members)])
         return twin
 
     @property

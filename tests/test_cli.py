@@ -60,12 +60,11 @@ def test_an_unknown_command_is_refused_with_the_nearest(capsys):
         ("--collect.env_step=100", "collect.env_steps"),
         ("--lose.temperature=2", "loss.temperature"),
         ("--teachr=x", "teacher"),
-        ('--train.vary=[{"lerning_rate": 3}]', "learning_rate"),
     ],
 )
 def test_an_unknown_option_is_refused_with_the_nearest(option, nearest, capsys, expert):
     line = refused(capsys, "distill_policy", "--teacher", expert, "--env", WALK.id, option)
-    assert option.lstrip("-").partition("=")[0] in line or "lerning_rate" in option
+    assert option.lstrip("-").partition("=")[0] in line
     assert f"did you mean '{nearest}'?" in line
 
 
@@ -80,7 +79,6 @@ def test_an_unknown_option_is_refused_with_the_nearest(option, nearest, capsys, 
         ("polish.below", "-0.5", ">= 0"),
         ("evaluate.episodes", "1", ">= 2"),
         ("evaluate.confidence", "2.0", "[0.5, 1)"),
-        ("train.vary", '[{"hard_weight": -0.5}]', "in [0, 1]"),
         ("seed", "-1", ">= 0"),
         ("workers", "-3", ">= 0"),
         ("loss.kind", "mse", "regression"),
@@ -90,8 +88,17 @@ def test_an_unknown_option_is_refused_with_the_nearest(option, nearest, capsys, 
 def test_a_value_out_of_range_is_refused_by_field_value_and_range(option, value, allowed, capsys, expert):
     line = refused(capsys, "distill_policy", "--teacher", expert, "--env", WALK.id, f"--{option}={value}")
     assert option.rpartition(".")[2] in line
-    assert value in line or "-0.5" in line
+    assert value in line
     assert allowed in line
+
+
+def test_a_member_s_settings_are_refused_as_others_are(capsys, expert):
+    begin = ("distill_policy", "--teacher", expert, "--env", WALK.id)
+    line = refused(capsys, *begin, '--train.vary=[{"hard_weight": -0.5}]')
+    assert "train.vary: hard_weight is -0.5; it must be in [0, 1]" in line
+    line = refused(capsys, *begin, '--train.vary=[{"lerning_rate": 3}]')
+    assert "train.vary" in line
+    assert "no option 'lerning_rate' (did you mean 'learning_rate'?)" in line
 
 
 @pytest.mark.parametrize(("option", "value"), [("collect.env_steps", "many"), ("train.learning_rate", "fast"), ("seed", "1.5")])

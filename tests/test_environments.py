@@ -180,7 +180,7 @@ def test_making_a_pinned_version_is_silent(capfd, tmp_path, monkeypatch):
 
 
 def test_other_warnings_are_not_hidden():
-    with pytest.warns(UserWarning, match="mine"), environments._quiet_known_warnings():
+    with pytest.warns(UserWarning, match="mine"), environments.quiet_known_warnings():
         warnings.warn("mine", stacklevel=1)
 
 

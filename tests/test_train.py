@@ -309,7 +309,7 @@ def test_validation_is_of_the_member_s_own_loss():
 def test_training_on_a_gpu_is_training_on_the_cpu(space, loss):
     """A dataset of one row makes every batch the same; drawn actions differ between devices, so that nll is compared in its loss."""
     if not torch.cuda.is_available():
-        pytest.skip("no GPU")
+        pytest.skip("no GPU: there is nothing to compare the CPU with")
     vary = VARIED[:3] if loss.kind == "auto" else ()
     config = TrainConfig(gradient_steps=40, batch_size=8, vary=vary)
     found = []
