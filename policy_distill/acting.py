@@ -1,8 +1,8 @@
 """Teachers and students as a few numpy operations, for the loops that step environments.
 
 Between two steps of an environment the caches are cold, and a tensor operation costs several times what it does in a loop of its own;
-numpy's are a third of that. Values agree with those of the torch modules to rounding; they depend on the observations alone, since the
-number of rows is fixed.
+numpy's are a third of that. Values agree with those of the torch modules to rounding. What is said about an observation depends on that
+observation alone, bit for bit: networks are run by ``rowwise``, and whatever else acts is asked about one observation at a time.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import nn
 
-from policy_distill.actions import Box, Categorical, DiagGaussian
+from policy_distill.actions import LAYER, Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.rowwise import Function, Layers, one_by_one, product
+from policy_distill.spaces import encode_observations
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks import (
@@ -30,93 +31,60 @@ from policy_distill.teachers.networks import (
 
 Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
 """The parameters and actions of ``ActionTargets`` as arrays; the next question may overwrite them."""
-Act: TypeAlias = Callable[[np.ndarray], np.ndarray]
-
-ONE_THREAD = 65536 * 4
-"""OpenBLAS multiplies matrices with one thread up to so many multiplications (``interface/gemm.c``); with more it wakes threads of its own,
-which on a busy machine are waited for a hundred times as long as the product takes. Larger products are torch's."""
+Label: TypeAlias = Callable[[np.ndarray], Labels]
 
 
-def labeller(teacher: Teacher, rows: int) -> Callable[[np.ndarray], Labels]:
+def labeller(teacher: Teacher, rows: int) -> Label:
     """``teacher.targets`` for batches of exactly ``rows`` raw observations, one forward pass a question.
 
-    Networks that are not plain stacks of layers, and teachers that record layers, are asked as they are.
+    Networks that are not plain stacks of layers are asked as they are, about one observation at a time.
+
+    Raises:
+        ValueError: when asked, if the teacher is not on the CPU.
     """
-    network = teacher.network
-    if isinstance(teacher.observation_space, gym.spaces.Box) and not teacher.recorded and teacher.anchor.device.type == "cpu":
-        match network:
-            case DiscreteNetwork() if isinstance(network.family, Categorical):
-                return _discrete(network, _encoder(teacher, rows), rows)
-            case DeterministicNetwork():
-                return _deterministic(network, _encoder(teacher, rows), rows)
-            case GaussianNetwork() if not (isinstance(network.spread, StateDependentSpread) and network.spread.features is not None):
-                return _gaussian(network, _encoder(teacher, rows), rows)
-
-    def ask(observations: np.ndarray) -> Labels:
-        with torch.inference_mode():
-            targets = teacher.targets(torch.from_numpy(observations))
-        return {name: value.numpy() for name, value in targets.parameters.items()}, targets.actions.numpy()
-
-    return ask if teacher.anchor.device.type == "cpu" else _refuse_device
+    if teacher.anchor.device.type != "cpu":
+        return _refuse_device
+    match teacher.network:
+        case DiscreteNetwork():
+            return _discrete(teacher, teacher.network, rows)
+        case DeterministicNetwork():
+            return _deterministic(teacher, teacher.network, rows)
+        case GaussianNetwork():
+            return _gaussian(teacher, teacher.network, rows)
+    return lambda observations: _label_one_by_one(teacher, observations)
 
 
-def actor(policy: Any, rows: int) -> Act:
-    """``policy.act`` for batches of exactly ``rows`` raw observations; anything but a teacher or a student is asked as it is."""
+def actor(policy: Any, rows: int) -> Function:
+    """``policy.act`` for batches of exactly ``rows`` raw observations.
+
+    Anything but a teacher or a student is asked about one observation at a time: of code that is not known here nobody can say whether
+    its answer depends on what else is in the batch.
+    """
     if isinstance(policy, Teacher) and policy.anchor.device.type == "cpu":
         return _teacher_actor(policy, rows)
-    if isinstance(policy, Student) and isinstance(policy.observation_space, gym.spaces.Box):
+    if isinstance(policy, Student):
         return _student_actor(policy, rows)
-    return policy.act
+    return lambda observations: one_by_one(policy.act, observations)
 
 
-def _refuse_device(observations: np.ndarray) -> Labels:
-    raise ValueError("the teacher is not on the CPU, where environments are stepped: move it there")
-
-
-def _teacher_actor(teacher: Teacher, rows: int) -> Act:
-    label, space = labeller(teacher, rows), teacher.action_space
-    if not isinstance(space, gym.spaces.Box):
-        return lambda observations: label(observations)[1]
-    shape, dtype = (rows, *space.shape), space.dtype if space.dtype.kind == "f" else np.dtype(np.float32)
-    return lambda observations: label(observations)[1].reshape(shape).astype(dtype, copy=False)
-
-
-def outputs_of(student: Student, rows: int) -> Act:
+def outputs_of(student: Student, rows: int) -> Function:
     """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
 
     The next question may overwrite them.
     """
-    if not isinstance(student.observation_space, gym.spaces.Box):
-        return lambda observations: _ask(student, observations)
-    layers = Layers(student.network, rows)
+    layers, space = Layers(student.network, rows), student.observation_space
     mean, scale = student.mean.numpy(), student.scale.numpy()
-    encoded = np.empty((rows, len(mean)), np.float32)
+    encoded, is_box = np.empty((rows, len(mean)), np.float32), isinstance(space, gym.spaces.Box)
 
     def outputs(observations: np.ndarray) -> np.ndarray:
-        np.subtract(observations.reshape(rows, -1), mean, out=encoded, casting="same_kind")
+        vectors = observations.reshape(rows, -1) if is_box else encode_observations(space, torch.from_numpy(observations)).numpy()
+        np.subtract(vectors, mean, out=encoded, casting="same_kind")
         return layers(np.divide(encoded, scale, out=encoded))
 
     return outputs
 
 
-@torch.inference_mode()
-def _ask(student: Student, observations: np.ndarray) -> np.ndarray:
-    answer: np.ndarray = student(torch.from_numpy(observations)).numpy()
-    return answer
-
-
-def _student_actor(student: Student, rows: int) -> Act:
-    outputs = outputs_of(student, rows)
-    match student.family:
-        case Categorical(start=start):
-            return lambda observations: outputs(observations).argmax(-1) + start
-        case DiagGaussian(box=box):
-            finish = to_environment(box, student.action_space.shape or ())
-            return lambda observations: finish(outputs(observations))
-    return student.act
-
-
-def to_environment(box: Box, shape: tuple[int, ...]) -> Act:
+def to_environment(box: Box, shape: tuple[int, ...]) -> Function:
     """From means or draws in box units ``[B, dim]`` to fresh actions ``[B, *shape]`` in the environment's units.
 
     They are clipped last: rounding takes none of them past the bounds.
@@ -126,60 +94,49 @@ def to_environment(box: Box, shape: tuple[int, ...]) -> Act:
     return lambda values: (values * unit + offset).clip(low, high).reshape(-1, *shape)
 
 
-class Layers:
-    """Fully connected layers and activations on preallocated arrays.
-
-    Args:
-        network: of ``nn.Linear`` and modules without weights, which may be nested.
-        rows: B, of every call.
-    """
-
-    def __init__(self, network: nn.Module, rows: int) -> None:
-        modules = [module for module in network.modules() if not isinstance(module, nn.Sequential)]
-        self._steps = [
-            _product(module.weight.t(), module.bias, rows) if isinstance(module, nn.Linear) else _activation(module) for module in modules
-        ]
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        """``[B, inputs]`` float32, which stay as they are, to ``[B, outputs]``, which the next call overwrites."""
-        for step in self._steps:
-            values = step(values)
-        return values
+def _refuse_device(observations: np.ndarray) -> Labels:
+    raise ValueError("the teacher is not on the CPU, where environments are stepped: move it there")
 
 
-def _product(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> Act:
-    """From ``[B, inputs]`` to ``[B, outputs]``, in an array of its own; ``weight`` is ``[inputs, outputs]``."""
-    with torch.inference_mode():
-        weight = weight.contiguous()
-    bias = torch.zeros(weight.shape[1]) if bias is None else bias.detach()
-    output = torch.empty(rows, weight.shape[1])
-    weight_array, bias_array, output_array = weight.detach().numpy(), bias.numpy(), output.numpy()
-
-    def small(values: np.ndarray) -> np.ndarray:
-        np.matmul(values, weight_array, out=output_array)
-        return np.add(output_array, bias_array, out=output_array)
-
-    def large(values: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            torch.addmm(bias, torch.from_numpy(values), weight, out=output)
-        return output_array
-
-    return small if rows * weight.numel() <= ONE_THREAD else large
+@torch.inference_mode()
+def _label_one_by_one(teacher: Teacher, observations: np.ndarray) -> Labels:
+    told = [teacher.targets(torch.tensor(observations[row : row + 1])) for row in range(len(observations))]
+    parameters = {name: torch.cat([targets.parameters[name] for targets in told]).numpy() for name in told[0].parameters}
+    return parameters, torch.cat([targets.actions for targets in told]).numpy()
 
 
-def _activation(module: nn.Module) -> Act:
-    """In place where numpy has it: what it is applied to is a product's own array."""
-    match module:
-        case nn.Tanh():
-            return lambda values: np.tanh(values, out=values)
-        case nn.ReLU():
-            return lambda values: np.maximum(values, 0.0, out=values)
-    return lambda values: module(torch.from_numpy(values)).numpy()
+def _teacher_actor(teacher: Teacher, rows: int) -> Function:
+    label, space = labeller(teacher, rows), teacher.action_space
+    if not isinstance(space, gym.spaces.Box):
+        return lambda observations: label(observations)[1]
+    shape, dtype = (rows, *space.shape), space.dtype if space.dtype.kind == "f" else np.dtype(np.float32)
+    return lambda observations: label(observations)[1].reshape(shape).astype(dtype, copy=False)
 
 
-def _encoder(teacher: Teacher, rows: int) -> Act:
+def _student_actor(student: Student, rows: int) -> Function:
+    outputs, family = outputs_of(student, rows), student.family
+    if isinstance(family, DiagGaussian):
+        finish = to_environment(family.box, student.action_space.shape or ())
+        return lambda observations: finish(outputs(observations))
+    choose = _choice(family, "logits")
+    return lambda observations: choose(outputs(observations))
+
+
+def _choice(family: Family, scores: str) -> Function:
+    """From scores ``[B, width]`` to the best actions."""
+    match family:
+        case Categorical(start=start):
+            return lambda values: values.argmax(-1) + start
+        case MultiCategorical() | Bernoulli():
+            return lambda values: family.mode({scores: torch.from_numpy(values)}).numpy()
+    raise TypeError(f"{type(family).__name__} has no scores")
+
+
+def _encoder(teacher: Teacher, rows: int) -> Function:
     """Raw observations as ``[B, inputs]`` float32, normalised in float64 and rounded once, as VecNormalize does."""
     known = teacher.normalization
+    if not isinstance(teacher.observation_space, gym.spaces.Box):
+        return lambda observations: teacher.encode(torch.from_numpy(observations)).numpy()
     if known is None:
         return lambda observations: observations.reshape(rows, -1).astype(np.float32)
     mean, scale, clip = teacher.mean.numpy().ravel(), teacher.scale.numpy().ravel(), known.clip
@@ -193,56 +150,77 @@ def _encoder(teacher: Teacher, rows: int) -> Act:
     return encode
 
 
-def _discrete(network: DiscreteNetwork, encode: Act, rows: int) -> Callable[[np.ndarray], Labels]:
-    body, name, quantiles = Layers(network.body, rows), network.scores, network.num_quantiles
+def _recorded(*parts: Layers) -> dict[str, np.ndarray]:
+    return {f"{LAYER}{name}": values for part in parts for name, values in part.seen.items()}
+
+
+def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
+    encode, choose = _encoder(teacher, rows), _choice(network.family, network.scores)
+    body = Layers(network.body, rows, name="body", recorded=teacher.recorded)
+    name, quantiles = network.scores, network.num_quantiles
 
     def ask(observations: np.ndarray) -> Labels:
         scores = body(encode(observations))
         if quantiles > 1:
             scores = scores.reshape(rows, quantiles, -1).mean(1)
-        return {name: scores}, scores.argmax(-1)
+        return {name: scores, **_recorded(body)}, choose(scores)
 
     return ask
 
 
-def _deterministic(network: DeterministicNetwork, encode: Act, rows: int) -> Callable[[np.ndarray], Labels]:
-    body, finish = Layers(network.body, rows), _to_environment(network.bounds, squashed=network.squashed)
-    return lambda observations: ({}, finish(body(encode(observations))))
+def _deterministic(teacher: Teacher, network: DeterministicNetwork, rows: int) -> Label:
+    encode, finish = _encoder(teacher, rows), _to_environment(network.bounds, squashed=network.squashed)
+    body = Layers(network.body, rows, name="body", recorded=teacher.recorded)
+
+    def ask(observations: np.ndarray) -> Labels:
+        actions = finish(body(encode(observations)))
+        return _recorded(body), actions
+
+    return ask
 
 
-def _gaussian(network: GaussianNetwork, encode: Act, rows: int) -> Callable[[np.ndarray], Labels]:
-    latent, head, spread = Layers(network.latent, rows), Layers(network.mean, rows), _spread(network, rows)
+def _gaussian(teacher: Teacher, network: GaussianNetwork, rows: int) -> Label:
+    encode, spread = _encoder(teacher, rows), _spread(network, rows)
+    latent, head = (
+        Layers(part, rows, name=name, recorded=teacher.recorded) for name, part in (("latent", network.latent), ("mean", network.mean))
+    )
     bounds, finish = network.bounds, _to_environment(network.bounds, squashed=network.squashed)
     scale, offset = bounds.scale.numpy(), bounds.offset.numpy()
 
     def ask(observations: np.ndarray) -> Labels:
-        hidden = latent(encode(observations))
+        features = encode(observations)
+        hidden = latent(features)
         mean = head(hidden)
         actions = finish(mean)
         if not network.squashed:
             mean = (mean - offset) / scale
-        return {"mean": mean, "log_std": spread(hidden)}, actions
+        return {"mean": mean, "log_std": spread(hidden, features), **_recorded(latent, head)}, actions
 
     return ask
 
 
-def _spread(network: GaussianNetwork, rows: int) -> Act:
-    """The log standard deviation, in box units where the family's is."""
+def _spread(network: GaussianNetwork, rows: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The log standard deviation of the last hidden layer and the features, in box units where the family's is."""
     shift = np.zeros(1, np.float32) if network.squashed else network.bounds.log_scale.numpy()
     match network.spread:
         case ConstantSpread(log_std=log_std):
             constant = np.broadcast_to(log_std.detach().numpy() - shift, (rows, network.family.width))
-            return lambda hidden: constant
+            return lambda hidden, features: constant
         case LinearSpread(head=head):
             layers = Layers(head, rows)
-            return lambda hidden: layers(hidden).clip(-20.0, 2.0) - shift
-        case StateDependentSpread(variance=variance):
-            product = _product(variance, None, rows)
-            return lambda hidden: 0.5 * np.log(product(np.square(hidden)) + np.float32(1e-6)) - shift
+            return lambda hidden, features: layers(hidden).clip(-20.0, 2.0) - shift
+        case StateDependentSpread(variance=variance, features=own):
+            multiply, latent = product(variance, None, rows), None if own is None else Layers(own, rows)
+
+            def log_std_of(hidden: np.ndarray, features: np.ndarray) -> np.ndarray:
+                seen = hidden if latent is None else latent(features)
+                return 0.5 * np.log(multiply(np.square(seen)) + np.float32(1e-6)) - shift
+
+            return log_std_of
     raise TypeError(f"{type(network.spread).__name__} is no spread")
 
 
-def _to_environment(bounds: ActionBounds, *, squashed: bool) -> Act:
+def _to_environment(bounds: ActionBounds, *, squashed: bool) -> Function:
     low, high = bounds.low.numpy(), bounds.high.numpy()
     if not squashed:
         return lambda raw: raw.clip(low, high)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from policy_distill.acting import Labels, actor, labeller
+from policy_distill.acting import actor, labeller
 from policy_distill.actions import ActionTargets
 from policy_distill.backends import Backend, Slots, groups_of
 from policy_distill.dataset import NO_EPISODE, NOTHING_DONE, Transitions
 from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import BATCH, act_in_batches, whole_batches
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
+
+BLOCK = 4096
+"""States without an episode that are labelled at once."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,7 @@ class Collector:
         self._choices: list[np.random.Generator] = []
         self._noise: list[np.random.Generator] = []
         first = np.concatenate([group.first for _, group in groups])
-        # What the policies are asked: whole batches, whose last rows only fill them up and must be valid.
-        self._batch = np.repeat(first[:1], -(-len(indices) // BATCH) * BATCH, axis=0)
-        self._batch[: len(indices)] = first
-        self._slots = Slots(self._batch[: len(indices)], np.array(indices, dtype=np.int64), np.zeros(len(indices), bool))
+        self._slots = Slots(first, np.array(indices, dtype=np.int64), np.zeros(len(indices), bool))
         self._places = [(part, group, self._slots.of(part)) for part, group in groups]
 
     @torch.inference_mode()
@@ -130,7 +129,7 @@ class Collector:
             by_teacher = np.ones(shape, bool)
         else:
             by_teacher = np.stack([choices.random(num_steps) < teacher_action_prob for choices in self._choices], axis=1)
-        label, act = labeller(teacher, BATCH), None if student is None else actor(student, BATCH)
+        label, act = labeller(teacher, count), None if student is None else actor(student, count)
         parameters: dict[str, np.ndarray] = {}
         actions = np.empty(0)
 
@@ -138,17 +137,17 @@ class Collector:
             observations[step] = slots.observations
             episodes[step] = slots.episodes
             episodes[step, slots.idle] = NOTHING_DONE
-            told, chosen = label_in_batches(label, self._batch)
+            told, chosen = label(slots.observations)
             if step == 0:
                 parameters = {name: np.empty((*shape, *value.shape[1:]), value.dtype) for name, value in told.items()}
                 actions = np.empty((*shape, *chosen.shape[1:]), chosen.dtype)
             for name, value in told.items():
-                parameters[name][step] = value[:count]
-            actions[step] = chosen = chosen[:count]
+                parameters[name][step] = value
+            actions[step] = chosen
             executed = chosen.reshape(count, *(action_space.shape or ()))
             if act is not None and not by_teacher[step].all():
                 mask = by_teacher[step].reshape(-1, *[1] * (executed.ndim - 1))
-                executed = np.where(mask, executed, act_in_batches(act, self._batch)[:count])
+                executed = np.where(mask, executed, act(slots.observations))
             if exploration != NO_EXPLORATION:
                 executed = exploration.disturb(executed, action_space, self._noise)
             for part, group, places in self._places:
@@ -168,14 +167,14 @@ class Collector:
 @torch.inference_mode()
 def label_states(teacher: Teacher, observations: np.ndarray) -> Transitions:
     """The teacher's word on raw ``observations`` ``[B, ...]`` that belong to no episode of this run: nobody acts, nothing is earned."""
-    parameters, actions = label_in_batches(labeller(teacher, BATCH), whole_batches(observations))
     count = len(observations)
+    parts = [labeller(teacher, len(part))(part) for part in np.split(observations, range(BLOCK, count, BLOCK))]
+    parameters = {name: torch.from_numpy(np.concatenate([told[name] for told, _ in parts])) for name in parts[0][0]}
+    actions = torch.from_numpy(np.concatenate([chosen for _, chosen in parts]))
     no = torch.zeros(count, dtype=torch.bool)
     return Transitions(
         observations=torch.from_numpy(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
-        targets=ActionTargets(
-            {name: torch.from_numpy(rows[:count]) for name, rows in parameters.items()}, torch.from_numpy(actions[:count])
-        ),
+        targets=ActionTargets(parameters, actions),
         rewards=torch.zeros(count),
         terminated=no,
         truncated=no,
@@ -209,17 +208,6 @@ def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:
         episodes=join([part.episodes for part in parts]),
         by_teacher=join([part.by_teacher for part in parts]),
     )
-
-
-def label_in_batches(label: Callable[[np.ndarray], Labels], observations: np.ndarray) -> Labels:
-    """Ask about ``observations`` ``[n * BATCH, ...]``, ``BATCH`` rows at a time."""
-    if len(observations) == BATCH:
-        return label(observations)
-    parts = []
-    for start in range(0, len(observations), BATCH):
-        parameters, actions = label(observations[start : start + BATCH])
-        parts.append(({name: value.copy() for name, value in parameters.items()}, actions.copy()))
-    return {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}, np.concatenate([part[1] for part in parts])
 
 
 def _flat(array: np.ndarray) -> torch.Tensor:

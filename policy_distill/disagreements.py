@@ -16,7 +16,7 @@ from policy_distill.acting import actor
 from policy_distill.actions import ActionTargets, Bernoulli, Box, Categorical, MultiCategorical
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import BATCH, Policy, act_in_batches, alike, whole_batches
+from policy_distill.evaluate import Policy, alike
 from policy_distill.files import write_atomically
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.action_values import q_gap, why_no_action_values
@@ -34,7 +34,7 @@ PARTED = 0.1
 
 
 CHUNK = 4096
-"""States that a critic is asked about in one forward pass."""
+"""States that are asked about in one forward pass."""
 MAX_BYTES = 2**31
 """A file that would unpack to more is not read."""
 
@@ -145,8 +145,8 @@ def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequen
         seeds=np.asarray(seeds, np.int64)[episodes[rows]],
         steps=steps[rows],
         episode_seeds=np.asarray(seeds, np.int64),
-        student_returns=np.array([episode.rewards.sum() for episode in played]),
-        teacher_returns=np.array([episode.rewards.sum() for episode in taught]),
+        student_returns=np.array([episode.episode_return for episode in played]),
+        teacher_returns=np.array([episode.episode_return for episode in taught]),
         student_lengths=lengths,
         teacher_lengths=np.array([len(episode.rewards) for episode in taught]),
         first_steps=first,
@@ -222,8 +222,9 @@ def parting_step(student_rewards: np.ndarray, teacher_rewards: np.ndarray) -> in
 
 
 def _ask(policy: Policy, observations: np.ndarray) -> np.ndarray:
-    """Actions in all of ``observations`` ``[B, ...]``, asked ``BATCH`` at a time as ``evaluate`` asks."""
-    return act_in_batches(actor(policy, BATCH), whole_batches(observations))[: len(observations)].copy()
+    """Actions in all of ``observations`` ``[B, ...]``, those that ``evaluate`` would take."""
+    parts = np.split(observations, range(CHUNK, len(observations), CHUNK))
+    return np.concatenate([actor(policy, len(part))(part) for part in parts])
 
 
 def _cost(

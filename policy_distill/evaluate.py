@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,9 +13,8 @@ import numpy as np
 from policy_distill.acting import actor
 from policy_distill.environments import EnvironmentSpec, make, resolve
 
-BATCH = 16
-"""Observations go through a policy in batches of exactly this many rows (filled up with copies): matrix kernels round differently for
-different batch shapes, and an episode's return must not depend on how many others run beside it."""
+SIDE_BY_SIDE = 16
+"""Episodes that run side by side where nobody says otherwise; results do not depend on it."""
 
 _DRAWS = 64
 """Random actions that are drawn at once; another number would give other actions."""
@@ -74,7 +73,7 @@ def evaluate(
     spec: EnvironmentSpec | str,
     seeds: Sequence[int],
     *,
-    num_envs: int = BATCH,
+    num_envs: int = SIDE_BY_SIDE,
     reference: Policy | None = None,
     envs: list[gym.Env] | None = None,
 ) -> Episodes:
@@ -101,7 +100,7 @@ def evaluate(
     resets, steps = ([getattr(env, name) for env in envs[:count]] for name in ("reset", "step"))
     space = envs[0].action_space
     margin = _margin(space)
-    act, act_of_reference = (None if who is None else actor(who, BATCH) for who in (policy, reference))
+    act, act_of_reference = (None if who is None else actor(who, count) for who in (policy, reference))
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     queue = iter(range(len(seeds)))
     episodes, totals, began = [0] * count, [0.0] * count, [0] * count
@@ -121,7 +120,7 @@ def evaluate(
         if policy is None:
             chance[slot] = random_actions(space, seed)
         if observations is None:
-            observations = np.repeat(np.asarray(observation)[None], -(-count // BATCH) * BATCH, axis=0)
+            observations = np.repeat(np.asarray(observation)[None], count, axis=0)
         observations[slot] = observation
         return True
 
@@ -131,9 +130,9 @@ def evaluate(
         if act is None:
             actions: Sequence[Any] | np.ndarray = [next(stream) for stream in chance]
         else:
-            actions = act_in_batches(act, observations)
+            actions = act(observations)
             if act_of_reference is not None:
-                agreed += int(_alike_within(margin, actions, act_in_batches(act_of_reference, observations))[running].sum())
+                agreed += int(_alike_within(margin, actions, act_of_reference(observations))[running].sum())
         step += 1
         over = []
         for slot in running:
@@ -191,18 +190,6 @@ def _draw(space: gym.Space, stream: np.random.Generator) -> np.ndarray:
             assert isinstance(space, gym.spaces.Box)
             drawn = stream.uniform(space.low, space.high, shape)
     return drawn.astype(space.dtype)
-
-
-def whole_batches(observations: np.ndarray) -> np.ndarray:
-    """``observations`` ``[B, ...]`` filled up to ``[n * BATCH, ...]`` with the first of them: whatever a policy is asked must be valid."""
-    return np.concatenate([observations, np.repeat(observations[:1], -len(observations) % BATCH, axis=0)])
-
-
-def act_in_batches(act: Callable[[np.ndarray], np.ndarray], observations: np.ndarray) -> np.ndarray:
-    """Ask about ``observations`` ``[n * BATCH, ...]``, ``BATCH`` rows at a time."""
-    if len(observations) == BATCH:
-        return act(observations)
-    return np.concatenate([act(observations[start : start + BATCH]) for start in range(0, len(observations), BATCH)])
 
 
 def alike(first: np.ndarray, second: np.ndarray, space: gym.Space) -> np.ndarray:

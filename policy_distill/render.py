@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from policy_distill.acting import actor
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.evaluate import BATCH, Policy, act_in_batches
+from policy_distill.evaluate import Policy
 from policy_distill.files import write_atomically
 
 BANNER = 22
@@ -63,13 +63,11 @@ def film(name: str, policy: Policy, spec: EnvironmentSpec, seed: int, *, max_ste
     rewards: list[float] = []
     env = make(spec, render_mode="rgb_array")
     try:
-        act = actor(policy, BATCH)
+        act = actor(policy, 1)
         observation, _ = env.reset(seed=seed)
         frames.append(_picture(env, spec))
         while len(rewards) < max_steps:
-            # as many rows as evaluate asks about: other shapes round differently, and the episode would be another
-            actions = act_in_batches(act, np.repeat(np.asarray(observation)[None], BATCH, axis=0))
-            observation, reward, terminated, truncated, _ = env.step(actions[0])
+            observation, reward, terminated, truncated, _ = env.step(act(np.asarray(observation)[None])[0])
             rewards.append(float(reward))
             frames.append(_picture(env, spec))
             if terminated or truncated:

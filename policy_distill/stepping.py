@@ -18,7 +18,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from policy_distill.acting import outputs_of, to_environment
 from policy_distill.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
-from policy_distill.evaluate import BATCH, act_in_batches
 from policy_distill.processes import Remote, answers_of
 from policy_distill.students import Student
 
@@ -189,13 +188,11 @@ class _Group:
         ended: list[Ended] = []
         self._observations[0], self._starts[0] = self._observations[-1], self._starts[-1]
         family, num_steps, count = student.family, len(self._rewards), len(self._envs)
-        outputs, std = outputs_of(student, BATCH), student.log_std.exp().numpy()
-        # Whoever shares a process: the same draws for an environment, and the same rounding of the products.
+        outputs, std = outputs_of(student, count), student.log_std.exp().numpy()
+        # An environment has the same draws whoever shares its process.
         noise = np.stack([noise_of(family, stream, num_steps) for stream in self._streams], axis=1)
-        batch = np.repeat(self._observations[0, :1], -(-count // BATCH) * BATCH, axis=0)
         for step in range(num_steps):
-            batch[:count] = self._observations[step]
-            self._actions[step] = drawn(family, act_in_batches(outputs, batch)[:count], std, noise[step])
+            self._actions[step] = drawn(family, outputs(self._observations[step]), std, noise[step])
             actions = self._executable(self._actions[step])
             for row, env in enumerate(self._envs):
                 observation, reward, terminated, truncated, _ = env.step(actions[row])

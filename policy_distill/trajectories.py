@@ -10,7 +10,7 @@ import numpy as np
 
 from policy_distill.acting import actor
 from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.evaluate import BATCH, Policy, act_in_batches, random_actions
+from policy_distill.evaluate import SIDE_BY_SIDE, Policy, random_actions
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,18 @@ class Trajectory:
     truncated: bool
 
     @property
+    def episode_return(self) -> float:
+        """Sum of the rewards, added one after the other as ``evaluate`` does: in another order the last bit would be another."""
+        return sum(self.rewards.tolist())
+
+    @property
     def ended(self) -> bool:
         """False if the episode was still going on when ``max_steps`` cut it off."""
         return self.terminated or self.truncated
 
 
 def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, max_steps: int | None = None) -> list[Trajectory]:
-    """Run one episode for each seed, ``BATCH`` side by side, and keep every step.
+    """Run one episode for each seed, ``SIDE_BY_SIDE`` at a time, and keep every step.
 
     The episodes are those of ``evaluate``: same seeds, same returns.
 
@@ -54,9 +59,9 @@ def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, 
     Returns:
         the episodes in the order of ``seeds``.
     """
-    envs = [make(spec) for _ in range(min(BATCH, len(seeds)))]
+    envs = [make(spec) for _ in range(min(SIDE_BY_SIDE, len(seeds)))]
     try:
-        groups = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
+        groups = [seeds[start : start + SIDE_BY_SIDE] for start in range(0, len(seeds), SIDE_BY_SIDE)]
         return [episode for group in groups for episode in _play_side_by_side(policy, envs, group, max_steps)]
     finally:
         for env in envs:
@@ -93,13 +98,13 @@ class _Recording:
 
 def _play_side_by_side(policy: Policy | None, envs: list[gym.Env], seeds: Sequence[int], max_steps: int | None) -> list[Trajectory]:
     recordings = [_Recording(env, int(seed)) for env, seed in zip(envs, seeds, strict=False)]
-    batch = np.repeat(recordings[0].observation[None], BATCH, axis=0)  # the rows that fill it up must be valid
-    act = None if policy is None else actor(policy, BATCH)
+    batch = np.stack([recording.observation for recording in recordings])
+    act = None if policy is None else actor(policy, len(batch))
     going = list(range(len(recordings)))
     while going:
         for slot in going:
             batch[slot] = recordings[slot].observation
-        actions = None if act is None else act_in_batches(act, batch)
+        actions = None if act is None else act(batch)
         going = [
             slot
             for slot in going

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from policy_distill.acting import ONE_THREAD, Layers, actor, labeller
+from policy_distill.acting import actor, labeller
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.normalization import ObservationNormalization
 from tests.small_worlds import random_student
@@ -125,14 +125,3 @@ def test_anything_else_acts_itself():
             return observations + 1
 
     np.testing.assert_array_equal(actor(Own(), ROWS)(OBSERVATIONS), OBSERVATIONS + 1)
-
-
-@pytest.mark.parametrize("width", [8, 600])
-def test_both_ways_to_multiply_are_right(width):
-    """One is numpy's, the other torch's, by the size of the product."""
-    assert (ROWS * width * width <= ONE_THREAD) == (width == 8)
-    network = torch.nn.Sequential(
-        torch.nn.Linear(3, width), torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Linear(width, width, bias=False))
-    )
-    found = Layers(network, ROWS)(OBSERVATIONS)
-    np.testing.assert_allclose(found, network(torch.tensor(OBSERVATIONS)).detach().numpy(), rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from policy_distill.environments import make
-from policy_distill.evaluate import BATCH, Episodes, act_in_batches, alike, evaluate, evaluation_seeds, merge
+from policy_distill.evaluate import Episodes, alike, evaluate, evaluation_seeds, merge
 from tests.small_worlds import (
     BANDIT,
     PUSH,
@@ -92,14 +92,12 @@ def test_the_random_policy_does_not_draw_what_the_environment_drew():
     assert mean == pytest.approx(0.25, abs=5 * np.sqrt(0.25 * 0.75 / 400))
 
 
-def test_a_policy_is_always_asked_in_batches_of_one_size_of_real_observations():
+@pytest.mark.parametrize("num_envs", [1, 3, 20])
+def test_a_policy_of_a_user_s_own_is_asked_about_one_observation_at_a_time(num_envs):
+    """Nobody knows what its batches would do to a row."""
     policy = Constant(1)
-    evaluate(policy, WALK, SEEDS[:5], num_envs=3)
-    assert {asked.shape for asked in policy.asked} == {(BATCH, 2)}
-    assert all((asked[:, 0] != asked[:, 1]).all() for asked in policy.asked)  # in no state of the walk are both alike
-    policy = Constant(1)
-    evaluate(policy, WALK, SEEDS[:20], num_envs=20)
-    assert {asked.shape for asked in policy.asked} == {(BATCH, 2)}
+    evaluate(policy, WALK, SEEDS[:20], num_envs=num_envs)
+    assert {asked.shape for asked in policy.asked} == {(1, 2)}
 
 
 def test_discrete_observations_that_begin_elsewhere_can_be_evaluated():
@@ -155,14 +153,6 @@ def test_seeds_for_choosing_and_for_the_figure_do_not_meet():
 def test_an_unknown_purpose_has_no_seeds():
     with pytest.raises(KeyError, match="training"):
         evaluation_seeds("training", 1)
-
-
-def test_large_batches_are_asked_in_pieces_and_joined_in_order():
-    student = random_student(Push.observation_space, Push().action_space)
-    observations = np.random.default_rng(0).uniform(-1, 1, (3 * BATCH, 3)).astype(np.float32)
-    whole = act_in_batches(student.act, observations)
-    np.testing.assert_array_equal(whole[BATCH : 2 * BATCH], student.act(observations[BATCH : 2 * BATCH]))
-    assert whole.shape == (3 * BATCH, 2)
 
 
 def test_merging_sorts_by_seed_and_weighs_agreement_by_steps():

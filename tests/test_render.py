@@ -11,7 +11,7 @@ from PIL import Image
 
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import BATCH, evaluate
+from policy_distill.evaluate import evaluate
 from policy_distill.render import BANNER, Film, film, side_by_side, write_gif
 from tests.small_worlds import WALK, walk_expert
 
@@ -55,7 +55,7 @@ def test_a_film_is_the_episode_that_is_evaluated():
 
 
 def test_the_policy_is_asked_as_evaluation_asks_it():
-    """Other shapes are rounded otherwise, and after some hundred steps the episode is another one."""
+    """One observation at a time; a network's film and its evaluation round alike whatever the batch (tests/test_rowwise.py)."""
     asked: list[int] = []
 
     class Counting(Still):
@@ -64,7 +64,7 @@ def test_the_policy_is_asked_as_evaluation_asks_it():
             return super().act(observations)
 
     film("counting", Counting(), CARTPOLE, 3, max_steps=5)
-    assert asked == [BATCH] * 5
+    assert asked == [1] * 5
 
 
 def test_pictures_follow_what_happens():

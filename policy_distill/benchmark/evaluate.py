@@ -11,9 +11,9 @@ from policy_distill.benchmark.agents import Agent, load_agents
 from policy_distill.benchmark.interleave import Ratio, interleave
 from policy_distill.benchmark.limits import Recording
 from policy_distill.benchmark.result import Result
-from policy_distill.evaluate import BATCH, evaluate
+from policy_distill.evaluate import SIDE_BY_SIDE, evaluate
 
-EPISODES = BATCH
+EPISODES = SIDE_BY_SIDE
 """A turn's, of ours."""
 NAIVE_EPISODES = 3
 STEPS = 300
@@ -26,12 +26,12 @@ def run(turns: int, teachers: Path | None = None) -> list[Result]:
 
 
 def one_process(agent: Agent, turns: int) -> Result:
-    """CPU time a step of ``BATCH`` episodes side by side."""
+    """CPU time a step of ``SIDE_BY_SIDE`` episodes side by side."""
     from stable_baselines3.common.evaluation import evaluate_policy
 
     envs: list = []
     model_env = agent.vector_environment(1)
-    recording = Recording(agent.teacher, agent.spec, num_envs=BATCH, num_steps=STEPS)
+    recording = Recording(agent.teacher, agent.spec, num_envs=SIDE_BY_SIDE, num_steps=STEPS)
     firsts = itertools.count(0, EPISODES)
 
     def ours() -> int:
@@ -47,5 +47,5 @@ def one_process(agent: Agent, turns: int) -> Result:
     return Result(
         "evaluate", agent.name, "evaluate_policy with one environment", Ratio.between(theirs, mine),
         float(np.median(mine)) * 1e6, float(np.median(least)) * 1e6,
-        f"CPU time a step, {BATCH} episodes side by side in one process; limit: bare stepping and forward",
+        f"CPU time a step, {SIDE_BY_SIDE} episodes side by side in one process; limit: bare stepping and forward",
     )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 
 from policy_distill.acting import actor
 from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.evaluate import BATCH, Policy
+from policy_distill.evaluate import Policy
 
 
 class Recording:
@@ -27,11 +27,8 @@ class Recording:
         self._envs = [make(spec) for _ in range(num_envs)]
         self._rows: list[tuple[Sequence[Any], list[int]]] = []
         self._observations = observations = np.stack([env.reset(seed=slot)[0] for slot, env in enumerate(self._envs)])
-        batch = np.repeat(observations[:1], -(-num_envs // BATCH) * BATCH, axis=0)
-        asked = actor(policy, len(batch))
         for _ in range(num_steps):
-            batch[:num_envs] = observations
-            actions = list(asked(batch)[:num_envs])
+            actions = list(self._act(observations).copy())
             ended = []
             for slot, env in enumerate(self._envs):
                 observations[slot], _, terminated, truncated, _ = env.step(actions[slot])

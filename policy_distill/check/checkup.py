@@ -18,12 +18,12 @@ from policy_distill.check.look import judge_lengths, look
 from policy_distill.check.returns import against_claim, against_drawn, against_training, stand
 from policy_distill.check.versions import look_elsewhere
 from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import BATCH, Episodes, evaluate, evaluation_seeds
+from policy_distill.evaluate import SIDE_BY_SIDE, Episodes, evaluate, evaluation_seeds
 from policy_distill.sampling import DrawingEpisode
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
 
-LOOK_EPISODES = BATCH
+LOOK_EPISODES = SIDE_BY_SIDE
 """So many at most are kept step by step, and so many are played with drawn actions."""
 
 
@@ -97,10 +97,10 @@ def check_teacher(teacher: Teacher, spec: EnvironmentSpec, *, episodes: int, wor
 
     if looked.stop is not None:
         return checkup(looked.own, looked.random, None)
-    with Rollouts(spec, teacher, num_envs=BATCH, seed=0, workers=workers) as rollouts:
+    with Rollouts(spec, teacher, num_envs=SIDE_BY_SIDE, seed=0, workers=workers) as rollouts:
 
         def measure(some_seeds: list[int]) -> tuple[Episodes, Episodes]:
-            own, random = (rollouts.evaluate(who, some_seeds, num_envs=BATCH) for who in ("teacher", "random"))
+            own, random = (rollouts.evaluate(who, some_seeds, num_envs=SIDE_BY_SIDE) for who in ("teacher", "random"))
             return own, random
 
         def more(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -84,6 +84,6 @@ def _behaviour(teacher: Teacher, played: list[Trajectory]) -> Behaviour:
 def _episodes(played: list[Trajectory]) -> Episodes:
     return Episodes(
         np.array([episode.seed for episode in played], np.int64),
-        np.array([episode.rewards.sum() for episode in played]),
+        np.array([episode.episode_return for episode in played]),
         np.array([len(episode.rewards) for episode in played], np.int64),
     )

@@ -14,7 +14,7 @@ from policy_distill.check.look import look
 from policy_distill.check.returns import SETTLING_EPISODES, against_training, stand
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import BATCH, Episodes, evaluation_seeds
+from policy_distill.evaluate import SIDE_BY_SIDE, Episodes, evaluation_seeds
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
 
@@ -54,8 +54,10 @@ def preflight(teacher: Teacher, spec: EnvironmentSpec, *, workers: int | None = 
 
     def more(episodes: int) -> tuple[np.ndarray, np.ndarray]:
         nonlocal env_steps
-        with Rollouts(spec, teacher, num_envs=BATCH, seed=0, workers=workers) as rollouts:
-            parts: list[Episodes] = [rollouts.evaluate(who, seeds[EPISODES:][:episodes], num_envs=BATCH) for who in ("teacher", "random")]
+        with Rollouts(spec, teacher, num_envs=SIDE_BY_SIDE, seed=0, workers=workers) as rollouts:
+            parts: list[Episodes] = [
+                rollouts.evaluate(who, seeds[EPISODES:][:episodes], num_envs=SIDE_BY_SIDE) for who in ("teacher", "random")
+            ]
         env_steps += sum(part.env_steps for part in parts)
         return parts[0].returns, parts[1].returns
 

@@ -335,7 +335,8 @@ class Teacher(nn.Module):
         """Use any function as a teacher.
 
         Args:
-            function: from a batch of raw observations (float32 ``[B, ...]``; int64 for discrete spaces) to what ``outputs`` says.
+            function: from a batch of raw observations (float32 ``[B, ...]``; int64 for discrete spaces) to what ``outputs`` says. While
+                environments are stepped it is asked about one observation at a time, so that no answer depends on a batch.
             observation_space: of the observations.
             action_space: of the actions.
             outputs: ``actions`` as ``env.step`` takes them (continuous ones are clipped to the bounds; of discrete ones the distribution

@@ -207,12 +207,14 @@ def test_statistics_beside_the_zip_are_applied(save, tmp_path):
 
     teacher = Teacher.load(path)
 
-    np.testing.assert_array_equal(teacher.act(observations), expected)
-    np.testing.assert_array_equal(Teacher.from_sb3(model, venv).act(observations), expected)
+    # two torch products of the same numbers that lie differently in memory: equal up to rounding
+    for same in (teacher, Teacher.from_sb3(model, venv)):
+        np.testing.assert_allclose(same.act(observations), expected, rtol=1e-5, atol=1e-6)
     assert teacher.notes == ("normalisation taken from vecnormalize.pkl beside the zip",)
     assert not np.allclose(teacher.act(observations), model.predict(observations, deterministic=True)[0])
     model.set_env(venv)
-    np.testing.assert_array_equal(Teacher.from_sb3(model).act(observations), expected)  # found around the model's environment
+    around = Teacher.from_sb3(model)  # the statistics are found around the model's environment
+    np.testing.assert_array_equal(around.act(observations), Teacher.from_sb3(model, venv).act(observations))
 
 
 def test_statistics_of_another_agent_are_refused(save, tmp_path):
@@ -342,7 +344,7 @@ def test_real_agents_act_as_in_stable_baselines(name, real_teachers):
 
     expected, _ = model.predict(seen, deterministic=True)
 
-    np.testing.assert_allclose(teacher.act(observations), expected, atol=1e-6)
+    np.testing.assert_allclose(teacher.act(observations), expected, rtol=1e-5, atol=1e-5)  # SB3's weights lie otherwise in memory
     if isinstance(teacher.family, Deterministic | DiagGaussian):
         assert expected.std() > 1e-3
 
