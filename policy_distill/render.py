@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from policy_distill.acting import actor
+from policy_distill.border import not_finite, own_random_state
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.evaluate import BATCH, Policy, act_in_batches
@@ -41,6 +42,7 @@ class Film:
     frames_per_second: float
 
 
+@own_random_state()
 def film(name: str, policy: Policy, spec: EnvironmentSpec, seed: int, *, max_steps: int = 1000) -> Film:
     """Let ``policy`` play the episode that ``evaluate`` plays on ``seed``, and keep each picture.
 
@@ -67,6 +69,8 @@ def film(name: str, policy: Policy, spec: EnvironmentSpec, seed: int, *, max_ste
         observation, _ = env.reset(seed=seed)
         frames.append(_picture(env, spec))
         while len(rewards) < max_steps:
+            if not np.isfinite(observation).all():
+                raise not_finite(env, observation, actions[0] if rewards else None)
             # as many rows as evaluate asks about: other shapes round differently, and the episode would be another
             actions = act_in_batches(act, np.repeat(np.asarray(observation)[None], BATCH, axis=0))
             observation, reward, terminated, truncated, _ = env.step(actions[0])

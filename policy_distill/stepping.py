@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from policy_distill.acting import outputs_of, to_environment
 from policy_distill.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.border import Border, Finite, not_finite, own_random_state
 from policy_distill.evaluate import BATCH, act_in_batches
 from policy_distill.processes import Remote, answers_of
 from policy_distill.students import Student
@@ -171,19 +172,22 @@ class _Group:
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], first: int, seed: int, steps: Steps) -> None:
-        self._envs = [make() for make in env_fns]
+        made = [make() for make in env_fns]
+        self._envs = [env if isinstance(env, Border) else Border(env, str(env)) for env in made]
         self._columns = range(first, first + len(self._envs))
         self._streams = [np.random.default_rng([seed, 6, column]) for column in self._columns]
         self._observations, self._starts, self._actions, self._rewards = steps.views(slice(first, first + len(self._envs)))
         self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
         self._executable = _executable(self._envs[0].action_space)
 
+    @own_random_state()
     def reset(self, seeds: Sequence[int | None]) -> None:
         self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
         self._starts[-1] = True
         for row, env in enumerate(self._envs):
             self._observations[-1, row], _ = env.reset(seed=seeds[self._columns[row]])
 
+    @own_random_state()
     def rollout(self, student: Student) -> list[Ended]:
         """T steps in each environment."""
         ended: list[Ended] = []
@@ -193,8 +197,12 @@ class _Group:
         # Whoever shares a process: the same draws for an environment, and the same rounding of the products.
         noise = np.stack([noise_of(family, stream, num_steps) for stream in self._streams], axis=1)
         batch = np.repeat(self._observations[0, :1], -(-count // BATCH) * BATCH, axis=0)
+        all_finite = Finite(batch)
         for step in range(num_steps):
             batch[:count] = self._observations[step]
+            if not all_finite():
+                row = all_finite.first_wrong()
+                raise not_finite(self._envs[row], batch[row])
             self._actions[step] = drawn(family, act_in_batches(outputs, batch)[:count], std, noise[step])
             actions = self._executable(self._actions[step])
             for row, env in enumerate(self._envs):
@@ -206,6 +214,8 @@ class _Group:
                 if over:
                     last = np.array(observation)  # the environment may write the next one into the same array
                     by_time = truncated and not terminated
+                    if by_time and not np.isfinite(last).all():  # its value is asked for
+                        raise not_finite(env, last)
                     ended.append(Ended(step, self._columns[row], by_time, last, self._returns[row], self._lengths[row]))
                     self._returns[row], self._lengths[row] = 0.0, 0
                     observation, _ = env.reset()

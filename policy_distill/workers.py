@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
 from policy_distill.backends import WORDS, Backend, group_size
+from policy_distill.border import Border
 from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec
@@ -145,7 +145,7 @@ class _Shard:
     def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, indices: range, num_envs: int, seed: int, backend: Backend) -> None:
         self._spec, self._teacher = spec, teacher
         self._collector: Collector | None = None
-        self._evaluation_envs: list[gym.Env] = []
+        self._evaluation_envs: list[Border] = []
         self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed, backend=backend)
 
     def collect(

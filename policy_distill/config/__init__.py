@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policy_distill.config.checks import RequestError, require, require_choice
+from policy_distill.config.checks import EnvironmentFault, Fault, RequestError, TrainingFault, require, require_choice
 from policy_distill.config.loss import FeatureConfig, LossConfig, RelationConfig
 from policy_distill.config.stages import (
     CollectConfig,
@@ -19,8 +19,9 @@ from policy_distill.config.stages import (
 )
 
 __all__ = [
-    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EvaluateConfig", "FeatureConfig", "LossConfig", "MemberConfig",
-    "PolishConfig", "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig", "ValueConfig",
+    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EnvironmentFault", "EvaluateConfig", "Fault", "FeatureConfig",
+    "LossConfig", "MemberConfig", "PolishConfig", "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig",
+    "TrainingFault", "ValueConfig",
 ]  # fmt: skip
 
 
