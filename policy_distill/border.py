@@ -37,13 +37,21 @@ class Border(gym.Wrapper):
     Args:
         env: with all other wrappers.
         name: of the environment, for messages.
+
+    Attributes:
+        steps: of the present episode that were begun.
+        episodes: that were begun.
+        episode_seed: with which ``reset`` was called last; None if it never had one.
+        has_time_limit: whether Gymnasium's TimeLimit is among the wrappers.
     """
 
     def __init__(self, env: gym.Env, name: str) -> None:
         takes_over = type(env) is gym.wrappers.TimeLimit
         limit: int | None = env._max_episode_steps if isinstance(env, gym.wrappers.TimeLimit) and takes_over else None
         super().__init__(_taking_seeds(env.env if isinstance(env, gym.Wrapper) and takes_over else env))
-        self.name, self.steps, self.episode_seed = name, 0, None
+        self.name = name
+        self.steps = self.episodes = 0
+        self.episode_seed: int | None = None
         self._episodes_since_seed = 0
         self.has_time_limit = limit is not None or _has_time_limit(env)
         self._truncates = limit is not None
@@ -56,6 +64,7 @@ class Border(gym.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; with a seed, as every episode that is measured."""
         self.steps = 0
+        self.episodes += 1
         if seed is None:
             self._episodes_since_seed += 1
         else:
@@ -83,26 +92,27 @@ class Border(gym.Wrapper):
         except Exception as error:
             raise self._raised(error, "step", action) from error
         if reward - reward != 0.0:  # NaN, or infinite
-            raise self.fault(f"the reward is {reward}", action)
+            raise self.fault(f"the reward is {reward}, and so would be the return: correct the environment", action)
         if observation.__class__ is not np.ndarray or observation.dtype is not self._dtype or observation.shape != self._shape:
             observation = self._converted(observation)
         if steps >= self._last_step:
             if not self._truncates and not (terminated or truncated):
-                raise self.fault(
-                    f"there is no time limit, and this episode did not end within {steps:,} steps; give --max-episode-steps, for example 1000"
-                )
+                raise self.fault("there is no time limit, and this episode did not end; give --max-episode-steps, for example 1000")
             truncated = truncated or self._truncates
         return observation, reward, terminated, truncated, info
 
     def fault(self, what: str, action: Any = None) -> EnvironmentFault:
-        """What to raise: ``what`` went wrong in the present episode and step."""
+        """What to raise: ``what`` went wrong in the present episode and step, after ``action``."""
         if action is not None and not _finite(action):
-            what += f"; the action was {np.asarray(action)}: a policy that answers with NaN was asked"
+            what = f"the policy answered with {np.asarray(action)}, and then {what}"
+        return EnvironmentFault(f"{self.where()}: {what}")
+
+    def where(self) -> str:
+        """The environment, the episode and the step."""
         seed = "without a seed" if self.episode_seed is None else f"seed {self.episode_seed}"
         if self._episodes_since_seed and self.episode_seed is not None:
-            seed += f", {self._episodes_since_seed} episodes later"
-        when = "reset" if not self.steps else f"step {self.steps}"
-        return EnvironmentFault(f"{self.name}, {seed}, {when}: {what}")
+            seed += f" and {self._episodes_since_seed} episodes later"
+        return f"{self.name}, {seed}, {f'step {self.steps}' if self.steps else 'reset'}"
 
     def _raised(self, error: Exception, where: str, action: Any = None) -> EnvironmentFault:
         if isinstance(error, EnvironmentFault):
@@ -110,9 +120,11 @@ class Border(gym.Wrapper):
         text = " ".join(str(error).split())
         if isinstance(error, ValueError) and "expected 5, got 4" in text:
             return self.fault(f"step returned four values; {OLD_API}")
-        hint = ""
+        hint = "; correct the environment, or name another with --env"
         if where == "reset" and self.episode_seed is not None:
-            hint = "; every episode here has a seed of its own (any integer from 0 to 2**31): let reset take each, for example modulo"
+            hint = (
+                "; each episode has a seed of its own, anything from 0 to 2**31: let reset take them all, modulo what it knows if need be"
+            )
         return self.fault(f"{where} raised {type(error).__name__}: {text}{hint}", action)
 
     def _number(self, reward: Any) -> float:
@@ -140,7 +152,7 @@ class Border(gym.Wrapper):
                 f"the observation {_shape_of(observation)} does not fit its space of shape {self._shape}; make the observation, or the "
                 f"space, what it should be ({' '.join(str(error).split())})"
             ) from error
-        return self._in_range(buffer[()]) if self._choices is not None else buffer
+        return self._in_range(buffer.flat[0]) if self._choices is not None else buffer
 
     def _in_range(self, number: np.integer) -> np.integer:
         if self._choices is None or int(number) not in self._choices:
@@ -162,7 +174,7 @@ class Finite:
         self._zeros = None if self._flat is None else np.zeros_like(self._flat)
 
     def __call__(self) -> bool:
-        return self._flat is None or self._flat.dot(self._zeros) == 0
+        return self._flat is None or self._zeros is None or bool(self._flat.dot(self._zeros) == 0)
 
     def first_wrong(self) -> int:
         """The first row that is not finite."""
@@ -173,7 +185,7 @@ def not_finite(env: gym.Env, observation: np.ndarray, action: Any = None) -> Env
     """What to raise for an ``observation`` with NaN or infinity in it, which no policy can be asked about."""
     wrong = np.flatnonzero(~np.isfinite(observation))[0]
     value = observation.reshape(-1)[wrong]
-    what = f"number {wrong} of the observation is {value}, about which no network can be asked"
+    what = f"the observation's number {wrong} is {value}, which every network answers with NaN: correct the environment"
     assert isinstance(env, Border)
     return env.fault(what, action)
 
@@ -205,7 +217,7 @@ class _TakesLess(gym.Wrapper):
         self._takes = takes
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        given = {name: value for name, value in (("seed", seed), ("options", options)) if name in self._takes}
+        given: dict[str, Any] = {name: value for name, value in (("seed", seed), ("options", options)) if name in self._takes}
         if "seed" not in given:
             gym.Env.reset(self.env, seed=seed)  # seeds np_random and does nothing else
         return self.env.reset(**given)

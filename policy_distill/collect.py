@@ -190,7 +190,6 @@ class Collector:
             by_teacher=_flat(by_teacher),
         )
 
-
     def _not_finite(self) -> EnvironmentFault:
         slot = self._all_finite.first_wrong()
         part, group = next((part, group) for part, group, _ in self._places if part.start <= slot < part.stop)

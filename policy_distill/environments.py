@@ -159,7 +159,7 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
         mend = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
         raise RequestError(f"{spec.id} needs a package that is not installed: {mend}") from error
     except Exception as error:  # whatever its constructor raises
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).partition(" was raised from the environment creator")[0]
         if isinstance(error, TypeError) and re.search(r"missing \d+ required (positional|keyword-only) argument", text):
             raise RequestError(f"{spec.id} needs arguments that were not given; give them with --env-kwargs: {text}") from error
         if isinstance(error, TypeError | AssertionError) and spec.kwargs:

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.acting import actor
-from policy_distill.border import Border, Finite, not_finite, own_random_state
+from policy_distill.border import Finite, not_finite, own_random_state
 from policy_distill.environments import EnvironmentSpec, make, resolve
 
 BATCH = 16
@@ -78,7 +78,7 @@ def evaluate(
     *,
     num_envs: int = BATCH,
     reference: Policy | None = None,
-    envs: list[Border] | None = None,
+    envs: list[gym.Env] | None = None,
 ) -> Episodes:
     """Run one episode for each seed and return what it earned.
 

@@ -66,6 +66,7 @@ def film(name: str, policy: Policy, spec: EnvironmentSpec, seed: int, *, max_ste
     env = make(spec, render_mode="rgb_array")
     try:
         act = actor(policy, BATCH)
+        actions = np.zeros(0)
         observation, _ = env.reset(seed=seed)
         frames.append(_picture(env, spec))
         while len(rewards) < max_steps:

@@ -87,18 +87,27 @@ class RolloutEnv(VecEnv):
         num_steps: T, of each environment in a rollout.
         seed: of the actions' noise; each environment has a stream of its own.
         workers: processes that share the environments; 0: all of them are stepped here.
+        step_timeout: seconds that a step or a reset may take; there is one worker at least then. None or 0: any.
 
     Attributes:
         observations, starts, actions, rewards: what the last rollout wrote, see ``Steps``; the next one overwrites it.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], num_steps: int, *, seed: int = 0, workers: int = 0) -> None:
+    def __init__(
+        self,
+        env_fns: Sequence[Callable[[], gym.Env]],
+        num_steps: int,
+        *,
+        seed: int = 0,
+        workers: int = 0,
+        step_timeout: float | None = None,
+    ) -> None:
         example = env_fns[0]()
         space, inner = example.observation_space, example.action_space
         outer = gym.spaces.Box(-1.0, 1.0, inner.shape) if isinstance(inner, gym.spaces.Box) else inner
         super().__init__(len(env_fns), space, outer)
         example.close()
-        components, count = math.prod(inner.shape or ()), min(workers, self.num_envs)
+        components, count = math.prod(inner.shape or ()), min(max(workers, 1) if step_timeout else workers, self.num_envs)
         steps = Steps(
             SharedArray((num_steps + 1, self.num_envs, *(space.shape or ())), space.dtype),
             SharedArray((num_steps + 1, self.num_envs), bool),
@@ -108,7 +117,8 @@ class RolloutEnv(VecEnv):
         self.observations, self.starts, self.actions, self.rewards = steps.views()
         self._here = None if count else _Group(env_fns, 0, seed, steps)
         shares = np.array_split(np.arange(self.num_envs), count) if count else []
-        self._workers = [Remote(_Group, env_fns[share[0] : share[-1] + 1], int(share[0]), seed, steps) for share in shares]
+        arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), seed, steps) for share in shares]
+        self._workers = [Remote(_Group, *each, step_timeout=step_timeout) for each in arguments]
 
     def reset(self) -> Any:
         self._all("reset", self._seeds)

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from policy_distill.backends import WORDS, Backend, group_size
-from policy_distill.border import Border
 from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec
@@ -34,6 +34,7 @@ class Rollouts:
         workers: processes; None: one a core, 0: none, everything happens here.
         backend: what steps the environments that transitions are collected from; see ``backends``. Returns are always measured in
             Gymnasium's.
+        step_timeout: seconds that a step or a reset may take; there is one worker at least then, which is ended. None or 0: any.
     """
 
     def __init__(
@@ -45,14 +46,17 @@ class Rollouts:
         seed: int,
         workers: int | None = None,
         backend: Backend = "gymnasium",
+        step_timeout: float | None = None,
     ) -> None:
         self.num_envs, self._teacher, self._backend = num_envs, teacher, backend
         count = min(available_cores() if workers is None else workers, num_envs)
+        count = max(count, 1) if step_timeout else count
         shares = shares_of(num_envs, max(count, 1), group_size(backend))
         self._collecting = len(shares)
         shares += [range(0)] * (count - len(shares))  # these only measure
         self._here = _Shard(spec, teacher, shares[0], num_envs, seed, backend) if count == 0 else None
-        self._workers = [Remote(_Shard, spec, teacher, share, num_envs, seed, backend) for share in shares] if count else []
+        arguments = [(spec, teacher, share, num_envs, seed, backend) for share in shares] if count else []
+        self._workers = [Remote(_Shard, *each, step_timeout=step_timeout) for each in arguments]
 
     @property
     def num_workers(self) -> int:
@@ -145,7 +149,7 @@ class _Shard:
     def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, indices: range, num_envs: int, seed: int, backend: Backend) -> None:
         self._spec, self._teacher = spec, teacher
         self._collector: Collector | None = None
-        self._evaluation_envs: list[Border] = []
+        self._evaluation_envs: list[gym.Env] = []
         self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed, backend=backend)
 
     def collect(

@@ -38,10 +38,11 @@ TIERS = [
         "stepping",
         "acting",
         "sampling",
+        "probe",
     },
     {"batches", "backends"},
     {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
-    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "processes", "seeds", "border"},
+    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "processes", "seeds", "border", "watchdog"},
     {"config"},
 ]
 KNOWS_SB3 = tuple(f"policy_distill.{name}" for name in ("teachers", "export.sb3", "kickstart", "ppo", "stepping", "benchmark"))
