@@ -23,6 +23,8 @@ from policy_distill.files import write_atomically
 Key = tuple[str, str, str, int]
 """Of a run: group, variant, agent, seed."""
 DEFAULT = "default"
+STEP_TIMEOUT = 60.0
+"""Seconds for a step or a reset of an environment, unless a setting says otherwise."""
 RESAMPLES = 10_000
 
 
@@ -121,7 +123,7 @@ def run_one(settings: Mapping[str, Any], folder: Path) -> Outcome:
             retention = math.nan if stored["retention"] is None else float(stored["retention"])
             return Outcome(retention, tuple(stored.get("generations", ())))
     try:
-        result = distill(with_settings(DistillConfig(output=str(folder), workers=0), settings))
+        result = distill(with_settings(DistillConfig(output=str(folder), workers=0, step_timeout=STEP_TIMEOUT), settings))
     except Exception:  # one that fails must not end the study
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc())

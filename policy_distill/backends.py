@@ -15,7 +15,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from policy_distill.config import RequestError
+from policy_distill.border import not_finite, seed_global_generators
+from policy_distill.config import EnvironmentFault, RequestError
 from policy_distill.environments import EnvironmentSpec, first_difference, make, quiet_known_warnings, registered
 
 Backend: TypeAlias = Literal["gymnasium", "vector", "envpool"]
@@ -61,7 +62,15 @@ class Group(Protocol):
     first: np.ndarray
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        """Execute ``actions`` ``[N, ...]``; write what came of it into the other arrays, all ``[N]``."""
+        """Execute ``actions`` ``[N, ...]``; write what came of it into the other arrays, all ``[N]``.
+
+        Raises:
+            EnvironmentFault: if an environment fails.
+        """
+        ...
+
+    def not_finite(self, slot: int, observation: np.ndarray) -> EnvironmentFault:
+        """What to raise for an observation with NaN or infinity in it."""
         ...
 
 
@@ -86,6 +95,9 @@ class Separate:
         observation, _ = self._envs[slot].reset(seed=seed_of(self._seed, episode))
         return np.asarray(observation)
 
+    def not_finite(self, slot: int, observation: np.ndarray) -> EnvironmentFault:
+        return not_finite(self._envs[slot], observation)
+
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
         observations, episodes = slots.observations, slots.episodes
         for slot, step in enumerate(self._steps):
@@ -105,22 +117,43 @@ class Together:
 
     Args:
         envs: that reset in the same step or in the next.
-        first: their first observations.
+        name: of the environment, for messages.
+        seed: that they are reset with; None if they know their seeds already.
         num_envs: of the whole run.
     """
 
-    def __init__(self, envs: Any, first: np.ndarray, num_envs: int) -> None:
+    def __init__(self, envs: Any, name: str, seed: int | None, num_envs: int) -> None:
         self._envs, self._num_envs = envs, num_envs
+        self._name, self._seed, self._steps = name, seed, 0
         self._resets_later = envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
-        self.action_space, self.first = _single_spaces(envs)[1], np.array(first)
+        space, self.action_space = _single_spaces(envs)
+        if seed is not None:
+            seed_global_generators(seed)
+        try:
+            first, _ = envs.reset() if seed is None else envs.reset(seed=seed)
+        except Exception as error:
+            raise self._fault(f"reset raised {type(error).__name__}: {error}") from error
+        self.first = np.array(first, space.dtype)
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        observations, earned, is_terminal, is_cut, _ = self._envs.step(actions.astype(self.action_space.dtype, copy=False))
+        self._steps += 1
+        try:
+            observations, earned, is_terminal, is_cut, _ = self._envs.step(actions.astype(self.action_space.dtype, copy=False))
+        except Exception as error:
+            raise self._fault(f"step raised {type(error).__name__}: {error}") from error
         rewards[:], terminated[:], truncated[:] = earned, is_terminal, is_cut
         over = is_terminal | is_cut
         slots.episodes[slots.idle if self._resets_later else over] += self._num_envs
         slots.idle[:] = over & self._resets_later
         slots.observations[:] = observations
+
+    def not_finite(self, slot: int, observation: np.ndarray) -> EnvironmentFault:
+        return self._fault(f"an observation of environment {slot} is not finite: {observation}")
+
+    def _fault(self, what: str) -> EnvironmentFault:
+        seed = "" if self._seed is None else f" with seed {self._seed}"
+        text = " ".join(what.split())
+        return EnvironmentFault(f"{self._name}, vector environments{seed}, step {self._steps}: {text}; try --collect.backend gymnasium")
 
 
 def groups_of(spec: EnvironmentSpec, backend: Backend, indices: range, num_envs: int, seed: int) -> list[tuple[slice, Group]]:
@@ -139,13 +172,12 @@ def groups_of(spec: EnvironmentSpec, backend: Backend, indices: range, num_envs:
             return [(slice(0, len(indices)), Separate(spec, indices, num_envs, seed))]
         case "envpool":
             envs = make_envpool(spec, [seed_of(seed, index) for index in indices])
-            return [(slice(0, len(indices)), Together(envs, envs.reset()[0], num_envs))]
+            return [(slice(0, len(indices)), Together(envs, spec.id, None, num_envs))]
     found: list[tuple[slice, Group]] = []
     for start in range(0, len(indices), GROUP):
         own = indices[start : start + GROUP]
         envs = make_vector(spec, len(own))
-        first, _ = envs.reset(seed=seed_of(seed, own[0]))
-        found.append((slice(start, start + len(own)), Together(envs, first, num_envs)))
+        found.append((slice(start, start + len(own)), Together(envs, spec.id, seed_of(seed, own[0]), num_envs)))
     return found
 
 

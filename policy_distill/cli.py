@@ -19,7 +19,7 @@ from policy_distill.commands.run_suite import run_suite
 from policy_distill.commands.simulate_statistics import simulate_statistics
 from policy_distill.commands.train_teacher import train_teacher
 from policy_distill.commands.verify_certificate import verify_certificate
-from policy_distill.config import RequestError
+from policy_distill.config import Fault, RequestError
 
 FAILED, WRONG_REQUEST = 1, 2
 
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RequestError as error:
         print(f"policy-distill: {one_line(str(error))}", file=sys.stderr)
         return WRONG_REQUEST
+    except Fault as error:  # of the environment, say: where this code stood is no help
+        print(f"policy-distill: {name} failed: {one_line(str(error))}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("policy-distill: interrupted", file=sys.stderr)
         return FAILED

@@ -11,7 +11,9 @@ import torch
 
 from policy_distill.acting import actor, labeller
 from policy_distill.actions import ActionTargets
-from policy_distill.backends import Backend, Slots, groups_of
+from policy_distill.backends import Backend, Slots, groups_of, seed_of
+from policy_distill.border import Finite, own_random_state
+from policy_distill.config import EnvironmentFault, Fault
 from policy_distill.dataset import NO_EPISODE, NOTHING_DONE, Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.students import Student
@@ -78,8 +80,9 @@ class Collector:
         backend: see ``backends``.
     """
 
+    @own_random_state()
     def __init__(self, spec: EnvironmentSpec, *, indices: range, num_envs: int, seed: int, backend: Backend = "gymnasium") -> None:
-        self._indices, self._seed = indices, seed
+        self._name, self._indices, self._seed = spec.id, indices, seed
         groups = groups_of(spec, backend, indices, num_envs, seed)
         self._round = -1
         self._choices: list[np.random.Generator] = []
@@ -87,7 +90,9 @@ class Collector:
         first = np.concatenate([group.first for _, group in groups])
         self._slots = Slots(first, np.array(indices, dtype=np.int64), np.zeros(len(indices), bool))
         self._places = [(part, group, self._slots.of(part)) for part, group in groups]
+        self._all_finite = Finite(first)
 
+    @own_random_state()
     @torch.inference_mode()
     def collect(
         self,
@@ -113,6 +118,10 @@ class Collector:
 
         Returns:
             ``T * N`` rows, step after step; float64 observations are labelled as they are and kept as float32.
+
+        Raises:
+            EnvironmentFault: if an environment fails, or gives observations or rewards that are not finite.
+            Fault: if the teacher answers with NaN.
         """
         count, action_space, slots = len(self._indices), self._places[0][1].action_space, self._slots
         shape = (num_steps, count)
@@ -132,18 +141,24 @@ class Collector:
         label, act = labeller(teacher, count), None if student is None else actor(student, count)
         parameters: dict[str, np.ndarray] = {}
         actions = np.empty(0)
+        zeros: np.ndarray | None = None
 
         for step in range(num_steps):
             observations[step] = slots.observations
             episodes[step] = slots.episodes
             episodes[step, slots.idle] = NOTHING_DONE
+            if not self._all_finite():
+                raise self._not_finite()
             told, chosen = label(slots.observations)
             if step == 0:
                 parameters = {name: np.empty((*shape, *value.shape[1:]), value.dtype) for name, value in told.items()}
                 actions = np.empty((*shape, *chosen.shape[1:]), chosen.dtype)
+                zeros = np.zeros_like(actions[0]).reshape(-1) if isinstance(action_space, gym.spaces.Box) else None
             for name, value in told.items():
                 parameters[name][step] = value
             actions[step] = chosen
+            if zeros is not None and actions[step].reshape(-1).dot(zeros) != 0:  # no environment is stepped with NaN
+                break
             executed = chosen.reshape(count, *(action_space.shape or ()))
             if act is not None and not by_teacher[step].all():
                 mask = by_teacher[step].reshape(-1, *[1] * (executed.ndim - 1))
@@ -153,6 +168,17 @@ class Collector:
             for part, group, places in self._places:
                 group.step(executed[part], places, rewards[step, part], terminated[step, part], truncated[step, part])
 
+        for name, values in [*parameters.items(), ("actions", actions)]:
+            rows = slice(step + 1)
+            if values.dtype.kind == "f" and np.isnan(values[rows]).any():
+                where, what = self._place_of(np.isnan(values[rows]), episodes)
+                raise Fault(
+                    f"the teacher answered with NaN ({name}) {where}, to the observation {observations[what].tolist()}; it may have "
+                    "diverged in its training: choose another checkpoint"
+                )
+        if not np.isfinite(rewards).all():
+            where, what = self._place_of(~np.isfinite(rewards), episodes)
+            raise EnvironmentFault(f"the reward is {rewards[what]} {where}")
         return Transitions(
             observations=_flat(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
             targets=ActionTargets({name: _flat(rows) for name, rows in parameters.items()}, _flat(actions)),
@@ -162,6 +188,19 @@ class Collector:
             episodes=_flat(episodes),
             by_teacher=_flat(by_teacher),
         )
+
+    def _not_finite(self) -> EnvironmentFault:
+        slot = self._all_finite.first_wrong()
+        part, group = next((part, group) for part, group, _ in self._places if part.start <= slot < part.stop)
+        return group.not_finite(slot - part.start, self._slots.observations[slot])
+
+    def _place_of(self, wrong: np.ndarray, episodes: np.ndarray) -> tuple[str, tuple[int, int]]:
+        """Where the first of ``wrong`` ``[T, N, ...]`` lies, in words and as step and slot."""
+        step, slot = (int(index) for index in np.argwhere(wrong)[0][:2])
+        episode = int(episodes[step, slot])
+        began = step - int((episodes[: step + 1, slot] == episode).sum()) + 1
+        since = f"step {step - began + 1}" if began else f"{step + 1} steps into this block"
+        return f"in {self._name}, environment {self._indices[slot]}, seed {seed_of(self._seed, episode)}, {since}", (step, slot)
 
 
 @torch.inference_mode()

@@ -68,7 +68,11 @@ def distill(config: DistillConfig, *, teacher: Teacher | None = None, display: D
     for notice in job.notices:
         display.note(f"note: {notice}")
     with one_torch_thread():
-        before = Preflight((), 0) if config.check.skip else preflight(job.teacher, job.spec, workers=config.workers)
+        before = (
+            Preflight((), 0)
+            if config.check.skip
+            else preflight(job.teacher, job.spec, workers=config.workers, step_timeout=config.step_timeout)
+        )
         for notice in before.notices:
             display.note(f"note: {notice}")
         return _run(dataclasses.replace(job, notices=(*job.notices, *before.notices)), display, before.env_steps)
@@ -83,7 +87,13 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
     write_config(job)
     with (
         Rollouts(
-            job.spec, job.teacher, num_envs=config.collect.num_envs, seed=config.seed, workers=config.workers, backend=job.backend
+            job.spec,
+            job.teacher,
+            num_envs=config.collect.num_envs,
+            seed=config.seed,
+            workers=config.workers,
+            backend=job.backend,
+            step_timeout=config.step_timeout,
         ) as rollouts,
         Tracker(job.folder / "tensorboard") as tracker,
         display,

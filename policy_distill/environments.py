@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 from gymnasium.envs.registration import EnvSpec
 
+from policy_distill.border import Border
 from policy_distill.config import RequestError
 from policy_distill.wrappers import WRAPPERS, FreshWorld
 
@@ -136,11 +137,11 @@ def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tupl
     return modern, (f"trained on {spec.id}; run here on {modern.id}, {entry.replaces[spec.id]}; override with --env",)
 
 
-def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> gym.Env:
-    """Make the environment with its wrappers. Nothing is written to the terminal.
+def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
+    """Make the environment with its wrappers; the outermost is a ``Border``. Nothing is written to the terminal.
 
     Raises:
-        RequestError: if the id, a wrapper or a keyword argument is not known, or a package is missing.
+        RequestError: if the id, a wrapper or a keyword argument is not known, a package is missing, or the environment cannot be made.
     """
     options: dict[str, Any] = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
     if render_mode is not None:
@@ -157,10 +158,13 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> gym.Env:
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         mend = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
         raise RequestError(f"{spec.id} needs a package that is not installed: {mend}") from error
-    except (TypeError, AssertionError) as error:
-        if not spec.kwargs:
-            raise
-        raise RequestError(f"{spec.id} does not take the arguments {dict(spec.kwargs)}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever its constructor raises
+        text = " ".join(str(error).split()).partition(" was raised from the environment creator")[0]
+        if isinstance(error, TypeError) and re.search(r"missing \d+ required (positional|keyword-only) argument", text):
+            raise RequestError(f"{spec.id} needs arguments that were not given; give them with --env-kwargs: {text}") from error
+        if isinstance(error, TypeError | AssertionError) and spec.kwargs:
+            raise RequestError(f"{spec.id} does not take the arguments {dict(spec.kwargs)}: {text}") from error
+        raise RequestError(f"{spec.id} cannot be made: its constructor raised {type(error).__name__}: {text}") from error
     if entry_point.startswith("gymnasium.envs.box2d.bipedal_walker:"):
         env = FreshWorld(env)
     for name, kwargs in spec.wrappers:
@@ -169,7 +173,7 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> gym.Env:
             env = WRAPPERS[name](env, **kwargs)
         except TypeError as error:
             raise RequestError(f"the wrapper {name} does not take the arguments {dict(kwargs)}: {error}") from error
-    return env
+    return Border(env, spec.id)
 
 
 def registered(name: str) -> EnvSpec:

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.acting import actor
+from policy_distill.border import Finite, not_finite, own_random_state
 from policy_distill.environments import EnvironmentSpec, make, resolve
 
 SIDE_BY_SIDE = 16
@@ -68,6 +69,7 @@ class Episodes:
         return int(self.lengths.sum())
 
 
+@own_random_state()
 def evaluate(
     policy: Policy | EpisodicPolicy | None,
     spec: EnvironmentSpec | str,
@@ -89,6 +91,9 @@ def evaluate(
         reference: a second policy that is asked about the same states, for ``agreement``: equal actions in a discrete space, every
             component within 5 % of its range in a continuous one.
         envs: made from ``spec`` before, to be used again; a list that is too short is filled up.
+
+    Raises:
+        EnvironmentFault: if an environment fails, does not end, or gives observations or rewards that are not finite.
     """
     spec = resolve(spec) if isinstance(spec, str) else spec
     envs = [] if envs is None else envs
@@ -125,10 +130,16 @@ def evaluate(
         return True
 
     running = [slot for slot in range(count) if begin(slot)]
+    assert observations is not None or not running
+    all_finite = Finite(np.zeros(0) if observations is None else observations)
+    actions: Sequence[Any] | np.ndarray = ()
     while running:
         assert observations is not None
+        if not all_finite():
+            slot = all_finite.first_wrong()
+            raise not_finite(envs[slot], observations[slot], actions[slot] if len(actions) else None)
         if act is None:
-            actions: Sequence[Any] | np.ndarray = [next(stream) for stream in chance]
+            actions = [next(stream) for stream in chance]
         else:
             actions = act(observations)
             if act_of_reference is not None:

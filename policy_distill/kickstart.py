@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
-import random
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +24,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
 from policy_distill.actions import ActionTargets, DiagGaussian
-from policy_distill.config import PolishConfig
+from policy_distill.border import own_random_state
+from policy_distill.config import PolishConfig, TrainingFault
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.objective import Objective
 from policy_distill.ppo import LeanPolicy, LeanPPO
@@ -72,6 +71,7 @@ def kickstart(
     seed: int,
     on_snapshot: Callable[[Snapshot], bool],
     workers: int = 0,
+    step_timeout: float | None = None,
 ) -> None:
     """Train a copy of ``student`` on the environment's reward for ``config.env_steps`` steps.
 
@@ -85,9 +85,10 @@ def kickstart(
         on_snapshot: is called at most ``config.snapshots`` times (there are no more than rollouts), evenly spread over the
             steps after the critic's warm-up, the end included; where it says True the training ends.
         workers: processes that step environments; 0: they are stepped here. The student does not depend on it.
+        step_timeout: seconds that a step or a reset of an environment may take; None or 0: any.
     """
-    with _own_random_state(), warnings.catch_warnings():
-        model = _build(student, teacher, spec, objective, config, seed, workers)
+    with own_random_state(), warnings.catch_warnings():
+        model = _build(student, teacher, spec, objective, config, seed, workers, step_timeout)
         try:
             schedule = _Schedule(student, config, on_snapshot)
             model.lr_schedule = lambda _: schedule.learning_rate
@@ -109,10 +110,18 @@ class _Normalize(BaseFeaturesExtractor):
 
 
 def _build(
-    student: Student, teacher: Teacher, spec: EnvironmentSpec, objective: Objective, config: PolishConfig, seed: int, workers: int = 0
+    student: Student,
+    teacher: Teacher,
+    spec: EnvironmentSpec,
+    objective: Objective,
+    config: PolishConfig,
+    seed: int,
+    workers: int = 0,
+    step_timeout: float | None = None,
 ) -> LeanPPO:
     """PPO around the student's weights. Continuous actions are in box units, so that one learning rate suits every environment."""
-    environments = RolloutEnv([functools.partial(make, spec)] * config.num_envs, config.num_steps, seed=seed, workers=workers)
+    made = [functools.partial(make, spec)] * config.num_envs
+    environments = RolloutEnv(made, config.num_steps, seed=seed, workers=workers, step_timeout=step_timeout)
     env = VecNormalize(environments, norm_obs=False, gamma=config.discount)
     warnings.filterwarnings("ignore", "You have specified a mini-batch size")  # the last minibatch of an epoch may be smaller
     architecture = student.architecture
@@ -244,6 +253,11 @@ class _Schedule(BaseCallback):
         policy = self.model.policy
         student = policy.actor.member(0, self._average)
         student.log_std.copy_(policy.actor.log_std.detach()[0, 0])
+        if wrong := student.not_finite():
+            raise TrainingFault(
+                f"training by reward diverged: the student's {wrong} became NaN or infinite within {self.model.num_timesteps:,} steps; "
+                f"lower polish.learning_rate (it is {self._config.learning_rate:g}), or turn polishing off with polish.below 0"
+            )
         logged = self.model.logger.name_to_value
         names = {"imitation_loss": "penalty", "approximate_kl_nats": "approx_kl", "explained_variance": "explained_variance"}
         metrics = {name: float(logged[f"train/{theirs}"]) for name, theirs in names.items() if f"train/{theirs}" in logged}
@@ -258,15 +272,3 @@ class _Schedule(BaseCallback):
         self._taken += 1
         gradient_steps = self.model._n_updates * -(-self._config.num_envs * self._config.num_steps // self._config.batch_size)
         self._enough = self._on_snapshot(Snapshot(self.model.num_timesteps, gradient_steps, student, critic_layers(policy), metrics))
-
-
-@contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Stable-Baselines3 seeds the interpreter's, numpy's and torch's generators; the caller's go on afterwards as if it had not."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002

@@ -12,6 +12,8 @@ from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec, check_fits, resolve
 from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.job import environment_for, one_torch_thread, writable_folder
+from policy_distill.probe import Probe, probe
+from policy_distill.processes import call_apart
 from policy_distill.progress import Display
 from policy_distill.report import add_to_report, certificate_text, retention_text
 from policy_distill.sampling import Drawing
@@ -34,6 +36,8 @@ class Measurement:
     retention: Retention | None
     certified: Certified | None = None
     certificate_path: Path | None = None
+    notes: tuple[str, ...] = ()
+    """What makes the figures mean less than they seem to."""
 
     def rows(self) -> list[tuple[str, str]]:
         """What a person reads: name, figure."""
@@ -51,7 +55,8 @@ class Measurement:
             rows.append(("certificate", certificate_text(self.certified.summary())))
         if self.episodes.agreement is not None:
             rows.append(("agreement", f"{self.episodes.agreement:.1%} of the policy's states"))
-        return [*rows, ("episodes", f"{len(self.episodes.returns)}"), ("mean length", f"{self.episodes.lengths.mean():.0f} steps")]
+        rows += [("episodes", f"{len(self.episodes.returns)}"), ("mean length", f"{self.episodes.lengths.mean():.0f} steps")]
+        return [*rows, *(("note", note) for note in self.notes)]
 
     def summary(self) -> dict[str, Any]:
         """The same as data."""
@@ -66,6 +71,7 @@ class Measurement:
             "random": figures(self.random),
             "agreement": self.episodes.agreement,
             "seeds": self.episodes.seeds,
+            "notes": list(self.notes),
         }
         if self.teacher is not None and self.retention is not None:
             summary |= {"teacher": figures(self.teacher), "retention": dataclasses.asdict(self.retention)}
@@ -85,26 +91,31 @@ def measure(
     workers: int | None = None,
     trust: bool = False,
     stochastic: bool = False,
+    step_timeout: float | None = None,
     display: Display | None = None,
 ) -> Measurement:
     """Run ``policy`` on the final seeds; see ``policy_distill.evaluate.evaluate``.
 
     Args:
         stochastic: the policy draws its actions from its own distribution; its teacher acts as always.
+        step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
 
     Raises:
         RequestError: if a file cannot be read or environment and policy do not fit together.
     """
-    acting, reference, spec = _open(policy, teacher, env, trust, display)
+    acting, reference, spec, probed = _open(policy, teacher, env, trust, display, step_timeout)
     player = Drawing(acting) if stochastic else acting
     seeds = evaluation_seeds("final", episodes)
     asked = reference or (acting if isinstance(acting, Teacher) else None)
-    with one_torch_thread(), Rollouts(spec, asked, num_envs=max(num_envs, 1), seed=0, workers=workers) as rollouts:
+    with (
+        one_torch_thread(),
+        Rollouts(spec, asked, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
+    ):
         own = rollouts.evaluate(player, seeds, num_envs=num_envs, with_agreement=reference is not None)
         random = rollouts.evaluate("random", seeds, num_envs=num_envs)
         of_teacher = rollouts.evaluate("teacher", seeds, num_envs=num_envs) if reference else None
     kept = retention(own.returns, of_teacher.returns, random.returns, confidence=confidence) if of_teacher else None
-    return Measurement(policy, acting.params, spec, own, random, of_teacher, kept)
+    return Measurement(policy, acting.params, spec, own, random, of_teacher, kept, notes=probed.notices)
 
 
 def certify(
@@ -118,6 +129,7 @@ def certify(
     workers: int | None = None,
     trust: bool = False,
     stochastic: bool = False,
+    step_timeout: float | None = None,
     display: Display | None = None,
 ) -> Measurement:
     """Test whether ``policy`` keeps ``plan.share`` of its teacher's return, on the certificate's seeds, and write certificate.json.
@@ -128,35 +140,40 @@ def certify(
     Raises:
         RequestError: if a file cannot be read or written, or environment and policies do not fit together.
     """
-    acting, reference, spec = _open(policy, teacher, env, trust, display)
+    acting, reference, spec, probed = _open(policy, teacher, env, trust, display, step_timeout)
     assert reference is not None
+    probed.require_repeatable()
     target = _certificate_path(policy, acting, output)
     writable_folder(target.parent)
     player = Drawing(acting) if stochastic else acting
-    with one_torch_thread(), Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers) as rollouts:
+    with (
+        one_torch_thread(),
+        Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
+    ):
         found = play(rollouts, player, plan, num_envs=num_envs, display=display)
     own, of_teacher = files_of(acting, policy), files_of(reference, teacher)
     write_certificate(target, certificate(found, spec=spec, student=own, teacher=of_teacher, stochastic=stochastic))
     if output is None and (target.parent / "result.json").is_file():
         add_to_report(target.parent, certificate=found.summary())
     kept = retention(*found.returns, confidence=plan.confidence)
-    return Measurement(policy, acting.params, spec, found.student, found.random, found.teacher, kept, found, target)
+    return Measurement(policy, acting.params, spec, found.student, found.random, found.teacher, kept, found, target, probed.notices)
 
 
 def _open(
-    policy: str, teacher: str | None, env: str | None, trust: bool, display: Display | None
-) -> tuple[Student | Teacher, Teacher | None, EnvironmentSpec]:
-    """Load policy and teacher and settle the environment in which both act."""
+    policy: str, teacher: str | None, env: str | None, trust: bool, display: Display | None, step_timeout: float | None
+) -> tuple[Student | Teacher, Teacher | None, EnvironmentSpec, Probe]:
+    """Load policy and teacher, settle the environment in which both act, and try it."""
     acting, spec, notices = load_policy(policy, env, trust=trust)
     reference = Teacher.load(teacher, trust=trust) if teacher else None
     if spec is None and reference is not None:
         spec, notices = environment_for(reference, env)
-    for notice in notices:
-        (display or Display(quiet=True)).note(f"note: {notice}")
     if spec is None:
         raise RequestError(f"{policy} does not say which environment it acts in: give --env, for example --env CartPole-v1")
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference) if agent is not None))
-    return acting, reference, spec
+    probed = call_apart(step_timeout, probe, spec)
+    for notice in (*notices, *probed.notices):
+        (display or Display(quiet=True)).note(f"note: {notice}")
+    return acting, reference, spec, probed
 
 
 def _certificate_path(policy: str, acting: Student | Teacher, output: str | None) -> Path:

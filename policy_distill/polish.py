@@ -144,6 +144,7 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
             seed=derived_seed(job.config.seed, 4),
             on_snapshot=on_snapshot,
             workers=run.rollouts.num_workers,
+            step_timeout=job.config.step_timeout,
         )
         note_answer()
     with run.watch.measure("evaluate"):

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from policy_distill.acting import actor
+from policy_distill.border import not_finite, own_random_state
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.evaluate import Policy
@@ -41,6 +42,7 @@ class Film:
     frames_per_second: float
 
 
+@own_random_state()
 def film(name: str, policy: Policy, spec: EnvironmentSpec, seed: int, *, max_steps: int = 1000) -> Film:
     """Let ``policy`` play the episode that ``evaluate`` plays on ``seed``, and keep each picture.
 
@@ -64,10 +66,14 @@ def film(name: str, policy: Policy, spec: EnvironmentSpec, seed: int, *, max_ste
     env = make(spec, render_mode="rgb_array")
     try:
         act = actor(policy, 1)
+        actions = np.zeros(0)
         observation, _ = env.reset(seed=seed)
         frames.append(_picture(env, spec))
         while len(rewards) < max_steps:
-            observation, reward, terminated, truncated, _ = env.step(act(np.asarray(observation)[None])[0])
+            if not np.isfinite(observation).all():
+                raise not_finite(env, observation, actions[0] if rewards else None)
+            actions = act(np.asarray(observation)[None])
+            observation, reward, terminated, truncated, _ = env.step(actions[0])
             rewards.append(float(reward))
             frames.append(_picture(env, spec))
             if terminated or truncated:

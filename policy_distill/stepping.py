@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from policy_distill.acting import outputs_of, to_environment
 from policy_distill.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.border import Border, Finite, not_finite, own_random_state
 from policy_distill.processes import Remote, answers_of
 from policy_distill.students import Student
 
@@ -85,18 +86,27 @@ class RolloutEnv(VecEnv):
         num_steps: T, of each environment in a rollout.
         seed: of the actions' noise; each environment has a stream of its own.
         workers: processes that share the environments; 0: all of them are stepped here.
+        step_timeout: seconds that a step or a reset may take; there is one worker at least then. None or 0: any.
 
     Attributes:
         observations, starts, actions, rewards: what the last rollout wrote, see ``Steps``; the next one overwrites it.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], num_steps: int, *, seed: int = 0, workers: int = 0) -> None:
+    def __init__(
+        self,
+        env_fns: Sequence[Callable[[], gym.Env]],
+        num_steps: int,
+        *,
+        seed: int = 0,
+        workers: int = 0,
+        step_timeout: float | None = None,
+    ) -> None:
         example = env_fns[0]()
         space, inner = example.observation_space, example.action_space
         outer = gym.spaces.Box(-1.0, 1.0, inner.shape) if isinstance(inner, gym.spaces.Box) else inner
         super().__init__(len(env_fns), space, outer)
         example.close()
-        components, count = math.prod(inner.shape or ()), min(workers, self.num_envs)
+        components, count = math.prod(inner.shape or ()), min(max(workers, 1) if step_timeout else workers, self.num_envs)
         steps = Steps(
             SharedArray((num_steps + 1, self.num_envs, *(space.shape or ())), space.dtype),
             SharedArray((num_steps + 1, self.num_envs), bool),
@@ -106,7 +116,8 @@ class RolloutEnv(VecEnv):
         self.observations, self.starts, self.actions, self.rewards = steps.views()
         self._here = None if count else _Group(env_fns, 0, seed, steps)
         shares = np.array_split(np.arange(self.num_envs), count) if count else []
-        self._workers = [Remote(_Group, env_fns[share[0] : share[-1] + 1], int(share[0]), seed, steps) for share in shares]
+        arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), seed, steps) for share in shares]
+        self._workers = [Remote(_Group, *each, step_timeout=step_timeout) for each in arguments]
 
     def reset(self) -> Any:
         self._all("reset", self._seeds)
@@ -170,19 +181,22 @@ class _Group:
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], first: int, seed: int, steps: Steps) -> None:
-        self._envs = [make() for make in env_fns]
+        made = [make() for make in env_fns]
+        self._envs = [env if isinstance(env, Border) else Border(env, str(env)) for env in made]
         self._columns = range(first, first + len(self._envs))
         self._streams = [np.random.default_rng([seed, 6, column]) for column in self._columns]
         self._observations, self._starts, self._actions, self._rewards = steps.views(slice(first, first + len(self._envs)))
         self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
         self._executable = _executable(self._envs[0].action_space)
 
+    @own_random_state()
     def reset(self, seeds: Sequence[int | None]) -> None:
         self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
         self._starts[-1] = True
         for row, env in enumerate(self._envs):
             self._observations[-1, row], _ = env.reset(seed=seeds[self._columns[row]])
 
+    @own_random_state()
     def rollout(self, student: Student) -> list[Ended]:
         """T steps in each environment."""
         ended: list[Ended] = []
@@ -191,8 +205,14 @@ class _Group:
         outputs, std = outputs_of(student, count), student.log_std.exp().numpy()
         # An environment has the same draws whoever shares its process.
         noise = np.stack([noise_of(family, stream, num_steps) for stream in self._streams], axis=1)
+        batch = np.empty_like(self._observations[0])
+        all_finite = Finite(batch)
         for step in range(num_steps):
-            self._actions[step] = drawn(family, outputs(self._observations[step]), std, noise[step])
+            batch[...] = self._observations[step]
+            if not all_finite():
+                row = all_finite.first_wrong()
+                raise not_finite(self._envs[row], batch[row])
+            self._actions[step] = drawn(family, outputs(batch), std, noise[step])
             actions = self._executable(self._actions[step])
             for row, env in enumerate(self._envs):
                 observation, reward, terminated, truncated, _ = env.step(actions[row])
@@ -203,6 +223,8 @@ class _Group:
                 if over:
                     last = np.array(observation)  # the environment may write the next one into the same array
                     by_time = truncated and not terminated
+                    if by_time and not np.isfinite(last).all():  # its value is asked for
+                        raise not_finite(env, last)
                     ended.append(Ended(step, self._columns[row], by_time, last, self._returns[row], self._lengths[row]))
                     self._returns[row], self._lengths[row] = 0.0, 0
                     observation, _ = env.reset()

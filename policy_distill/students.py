@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from policy_distill.actions import DiagGaussian, Family, Parameters, family_of
-from policy_distill.config import RequestError
+from policy_distill.config import RequestError, TrainingFault
 from policy_distill.files import write_atomically
 from policy_distill.layers import lay_out, run
 from policy_distill.spaces import encode_observations, observation_width, space_from_dict, space_to_dict
@@ -130,9 +130,19 @@ class Student(nn.Module):
         array = actions.numpy()
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
 
+    def not_finite(self) -> str | None:
+        """The first tensor that holds NaN or infinity; None if all are finite."""
+        return next((name for name, tensor in self.state_dict().items() if not torch.isfinite(tensor).all()), None)
+
     def save(self, folder: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
-        """Write ``student.safetensors`` and ``student.json`` into ``folder``; ``extra`` (the environment, say) goes into the JSON."""
+        """Write ``student.safetensors`` and ``student.json`` into ``folder``; ``extra`` (the environment, say) goes into the JSON.
+
+        Raises:
+            TrainingFault: if the student holds NaN or infinity: nothing is written.
+        """
         path = Path(folder)
+        if wrong := self.not_finite():
+            raise TrainingFault(f"the student's {wrong} holds NaN or infinity, and it is not saved: train it with a lower learning rate")
         path.mkdir(parents=True, exist_ok=True)
         description = {
             "format": FORMAT,
@@ -170,6 +180,8 @@ class Student(nn.Module):
             )
             student = cls(architecture)
             student.load_state_dict(load_file(path / "student.safetensors"))
+            if wrong := student.not_finite():
+                raise ValueError(f"{wrong} holds NaN or infinity")
         except Exception as error:  # whatever is wrong inside a damaged file, the mend is the same
             raise RequestError(f"{path} holds no readable student ({str(error).splitlines()[0]}): write it again") from error
         return student.eval().requires_grad_(False)

@@ -25,6 +25,8 @@ from policy_distill.statistics import suite_aggregates
 from policy_distill.statistics.suites import Returns
 from policy_distill.tracking import write_json
 
+STEP_TIMEOUT = 60.0
+"""Seconds for a step or a reset, where none are given: an environment that hangs must not end the suite."""
 WORTH_COMPRESSING = 4000
 """Parameters from which on a teacher counts in the aggregate: below, there is little to compress."""
 COLUMNS = ("teacher", "status", "env", "params", "student", "student_params", "compression", "teacher_return", "student_return",
@@ -89,7 +91,8 @@ def run_suite(teachers: Path, config: DistillConfig, *, output: Path, display: D
 
 def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, display: Display) -> dict[str, Any]:
     run = output / name
-    job = dataclasses.replace(config, teacher=str(folder), output=str(run))
+    timeout = STEP_TIMEOUT if config.step_timeout is None else config.step_timeout
+    job = dataclasses.replace(config, teacher=str(folder), output=str(run), step_timeout=timeout)
     contents = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
     key = json.dumps({**dataclasses.asdict(job), "contents": contents}, sort_keys=True)
     done = run / "suite.json"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from policy_distill.actions import ActionTargets, DiagGaussian
 from policy_distill.batches import Batches
-from policy_distill.config import LossConfig, MemberConfig, TrainConfig
+from policy_distill.config import LossConfig, MemberConfig, TrainConfig, TrainingFault
 from policy_distill.dataset import Dataset
 from policy_distill.gradients import Gradient, gradient_of, written_out
 from policy_distill.losses import bounded_error
@@ -73,7 +73,11 @@ class Trainer:
         self._stretch = (self.gradient_steps, self.progress, max(num_steps, 1))
 
     def run(self, dataset: Dataset, num_steps: int) -> dict[str, float]:
-        """Take ``num_steps`` gradient steps and return each term's mean over the members and steps."""
+        """Take ``num_steps`` gradient steps and return each term's mean over the members and steps.
+
+        Raises:
+            TrainingFault: if a loss or a weight is no longer finite.
+        """
         self.objective.calibrate(dataset.training_rows()[1])
         batches = Batches(dataset, self.stack, self.objective, self.config.batch_size, self.generators, num_steps)
         sums: dict[str, Tensor] = {}
@@ -89,7 +93,19 @@ class Trainer:
                 found = self._take(inputs, targets, gradient)
             for name, value in found.items():
                 sums[name] = sums[name] + value if name in sums else value
-        return {name: float(value) / num_steps for name, value in sums.items()}
+        losses = {name: float(value) / num_steps for name, value in sums.items()}
+        self._check_finite(losses, num_steps)
+        return losses
+
+    def _check_finite(self, losses: Mapping[str, float], num_steps: int) -> None:
+        wrong = [f"the loss {name} became {value}" for name, value in losses.items() if not math.isfinite(value)]
+        if not wrong and not (torch.isfinite(self.stack.flat).all() and torch.isfinite(self.averaged).all()):
+            wrong = ["weights became NaN or infinite, while no loss did"]
+        if wrong:
+            raise TrainingFault(
+                f"training diverged: {' and '.join(wrong)} in gradient steps {self.gradient_steps - num_steps} to {self.gradient_steps}; "
+                f"lower train.learning_rate (it is {self.config.learning_rate:g}), or the weight of that loss"
+            )
 
     @torch.inference_mode()
     def _take(self, inputs: Tensor, targets: ActionTargets, gradient: Gradient) -> dict[str, Tensor]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import gymnasium as gym
 import numpy as np
 
 from policy_distill.acting import actor
+from policy_distill.border import Border, Finite, not_finite, own_random_state
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.evaluate import SIDE_BY_SIDE, Policy, random_actions
 
@@ -45,6 +45,7 @@ class Trajectory:
         return self.terminated or self.truncated
 
 
+@own_random_state()
 def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, max_steps: int | None = None) -> list[Trajectory]:
     """Run one episode for each seed, ``SIDE_BY_SIDE`` at a time, and keep every step.
 
@@ -58,6 +59,9 @@ def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, 
 
     Returns:
         the episodes in the order of ``seeds``.
+
+    Raises:
+        EnvironmentFault: as ``evaluate``.
     """
     envs = [make(spec) for _ in range(min(SIDE_BY_SIDE, len(seeds)))]
     try:
@@ -71,7 +75,7 @@ def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, 
 class _Recording:
     """An episode that is going on."""
 
-    def __init__(self, env: gym.Env, seed: int) -> None:
+    def __init__(self, env: Border, seed: int) -> None:
         self.env, self.seed = env, seed
         observation, _ = env.reset(seed=seed)
         self.chance = random_actions(env.action_space, seed)
@@ -96,14 +100,18 @@ class _Recording:
         return Trajectory(self.seed, *arrays, np.array(self.observation), bool(self.terminated), bool(self.truncated))
 
 
-def _play_side_by_side(policy: Policy | None, envs: list[gym.Env], seeds: Sequence[int], max_steps: int | None) -> list[Trajectory]:
+def _play_side_by_side(policy: Policy | None, envs: list[Border], seeds: Sequence[int], max_steps: int | None) -> list[Trajectory]:
     recordings = [_Recording(env, int(seed)) for env, seed in zip(envs, seeds, strict=False)]
     batch = np.stack([recording.observation for recording in recordings])
+    all_finite = Finite(batch)
     act = None if policy is None else actor(policy, len(batch))
     going = list(range(len(recordings)))
     while going:
         for slot in going:
             batch[slot] = recordings[slot].observation
+        if not all_finite():
+            wrong = recordings[all_finite.first_wrong()]
+            raise not_finite(wrong.env, wrong.observation, wrong.actions[-1] if wrong.actions else None)
         actions = None if act is None else act(batch)
         going = [
             slot

@@ -16,6 +16,8 @@ from policy_distill.environments import EnvironmentSpec, check_fits
 from policy_distill.evaluate import evaluation_seeds
 from policy_distill.job import one_torch_thread
 from policy_distill.measure import load_policy
+from policy_distill.probe import probe
+from policy_distill.processes import call_apart
 from policy_distill.progress import Display
 from policy_distill.sampling import Drawing
 from policy_distill.statistics import Decision, Plan, decide
@@ -83,6 +85,7 @@ def verify(
     num_envs: int = 16,
     workers: int | None = None,
     trust: bool = False,
+    step_timeout: float | None = None,
     display: Display | None = None,
 ) -> Verification:
     """Hash the files again, compute the test again, play the episodes again.
@@ -94,6 +97,7 @@ def verify(
         num_envs: episodes side by side; the returns do not depend on it.
         workers: processes; None: one a core.
         trust: let Stable-Baselines3 unpickle a custom policy.
+        step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
         display: told what is being done.
 
     Raises:
@@ -127,11 +131,15 @@ def verify(
     if not found.holds or not count:
         return found  # what plays would not be what was certified
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference)))
+    call_apart(step_timeout, probe, spec).require_repeatable()
     player = Drawing(acting) if data["student"].get("stochastic") else acting
     seeds = data["seeds"][:count]
     if display is not None:
         display.note(f"playing {count} episodes again, three times: student, teacher, random policy")
-    with one_torch_thread(), Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers) as rollouts:
+    with (
+        one_torch_thread(),
+        Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
+    ):
         answers = [rollouts.evaluate(who, seeds, num_envs=num_envs) for who in (player, "teacher", "random")]
     found.replayed = count
     _compare(data, {role: answer.returns for role, answer in zip(ROLES, answers, strict=True)}, changed, found)

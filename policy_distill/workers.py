@@ -34,6 +34,7 @@ class Rollouts:
         workers: processes; None: one a core, 0: none, everything happens here.
         backend: what steps the environments that transitions are collected from; see ``backends``. Returns are always measured in
             Gymnasium's.
+        step_timeout: seconds that a step or a reset may take; there is one worker at least then, which is ended. None or 0: any.
     """
 
     def __init__(
@@ -45,14 +46,17 @@ class Rollouts:
         seed: int,
         workers: int | None = None,
         backend: Backend = "gymnasium",
+        step_timeout: float | None = None,
     ) -> None:
         self.num_envs, self._teacher, self._backend = num_envs, teacher, backend
         count = min(available_cores() if workers is None else workers, num_envs)
+        count = max(count, 1) if step_timeout else count
         shares = shares_of(num_envs, max(count, 1), group_size(backend))
         self._collecting = len(shares)
         shares += [range(0)] * (count - len(shares))  # these only measure
         self._here = _Shard(spec, teacher, shares[0], num_envs, seed, backend) if count == 0 else None
-        self._workers = [Remote(_Shard, spec, teacher, share, num_envs, seed, backend) for share in shares] if count else []
+        arguments = [(spec, teacher, share, num_envs, seed, backend) for share in shares] if count else []
+        self._workers = [Remote(_Shard, *each, step_timeout=step_timeout) for each in arguments]
 
     @property
     def num_workers(self) -> int:

@@ -16,6 +16,7 @@ import torch
 
 from policy_distill import kickstart as kickstart_module
 from policy_distill.actions import DiagGaussian, family_of
+from policy_distill.border import own_random_state
 from policy_distill.config import LossConfig, PolishConfig
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import evaluate
@@ -94,7 +95,7 @@ def models(monkeypatch) -> list[Any]:
 def built(name: str, **changes: Any) -> tuple[Student, Teacher, Any]:
     """A student, its teacher and PPO around the student before any step."""
     student, teacher, spec = world(name)
-    with kickstart_module._own_random_state():
+    with own_random_state():
         model = kickstart_module._build(student, teacher, spec, Objective(LossConfig(), teacher.family), tiny(**changes), 0)
     return student, teacher, model
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from policy_distill import kickstart as kickstart_module
 from policy_distill.actions import Box, Deterministic, family_of
+from policy_distill.border import own_random_state
 from policy_distill.config import LossConfig, PolishConfig
 from policy_distill.environments import make
 from policy_distill.objective import Objective
@@ -51,7 +52,7 @@ def lean_model(name: str) -> LeanPPO:
     """As it begins."""
     spec, teacher = WORLDS[name]
     student = random_student(teacher.observation_space, teacher.action_space, activation="tanh")
-    with kickstart_module._own_random_state():
+    with own_random_state():
         return kickstart_module._build(student, teacher, spec, Objective(LossConfig(), teacher.family), CONFIG, SEED)
 
 
@@ -60,7 +61,7 @@ def sb3_model(name: str, lean: LeanPPO) -> PPO:
     spec, _ = WORLDS[name]
     env = VecNormalize(DummyVecEnv([lambda: Monitor(in_box_units(make(spec)))] * CONFIG.num_envs), norm_obs=False, gamma=CONFIG.discount)
     same = ("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "policy_kwargs")
-    with kickstart_module._own_random_state():
+    with own_random_state():
         model = PPO("MlpPolicy", env, seed=SEED, device="cpu", **{key: getattr(lean, key) for key in same})
     model.set_logger(Logger(None, []))
     model.policy.load_state_dict(lean.policy.state_dict())
@@ -288,7 +289,7 @@ def test_an_update_leads_to_the_weights_of_stable_baselines3(pair, weight, max_g
     before = {name: value.clone() for name, value in pair.lean.policy.state_dict().items()}
     for model in (pair.lean, pair.sb3):
         model.max_grad_norm, model.lr_schedule = max_grad_norm, lambda _: 2e-3
-        with kickstart_module._own_random_state():
+        with own_random_state():
             np.random.seed(7)  # noqa: NPY002
             model.train()
     theirs, mine = pair.sb3.policy.state_dict(), pair.lean.policy.state_dict()

@@ -19,6 +19,7 @@ from policy_distill.check.returns import against_claim, against_drawn, against_t
 from policy_distill.check.versions import look_elsewhere
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import SIDE_BY_SIDE, Episodes, evaluate, evaluation_seeds
+from policy_distill.processes import call_apart
 from policy_distill.sampling import DrawingEpisode
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
@@ -78,7 +79,9 @@ class Checkup:
         }
 
 
-def check_teacher(teacher: Teacher, spec: EnvironmentSpec, *, episodes: int, workers: int | None = None) -> Checkup:
+def check_teacher(
+    teacher: Teacher, spec: EnvironmentSpec, *, episodes: int, workers: int | None = None, step_timeout: float | None = None
+) -> Checkup:
     """Measure a teacher where it is to be distilled, compare with what is said of it, and look at how it acts.
 
     An agent that answers with NaN, or whose episodes do not end, is not measured further: ``episodes`` are then those that were looked at.
@@ -88,7 +91,7 @@ def check_teacher(teacher: Teacher, spec: EnvironmentSpec, *, episodes: int, wor
     trained = training_claim(record)
     found: list[Finding | None] = [*judge_files(teacher, record)]
     seeds = evaluation_seeds("final", episodes)
-    looked = look(teacher, spec, seeds[:LOOK_EPISODES])
+    looked = call_apart(step_timeout, look, teacher, spec, seeds[:LOOK_EPISODES])
     found += [*judge(looked.behaviour)] if looked.stop is None else [looked.stop]
 
     def checkup(own: Episodes, random: Episodes, drawn: Episodes | None) -> Checkup:
@@ -97,7 +100,7 @@ def check_teacher(teacher: Teacher, spec: EnvironmentSpec, *, episodes: int, wor
 
     if looked.stop is not None:
         return checkup(looked.own, looked.random, None)
-    with Rollouts(spec, teacher, num_envs=SIDE_BY_SIDE, seed=0, workers=workers) as rollouts:
+    with Rollouts(spec, teacher, num_envs=SIDE_BY_SIDE, seed=0, workers=workers, step_timeout=step_timeout) as rollouts:
 
         def measure(some_seeds: list[int]) -> tuple[Episodes, Episodes]:
             own, random = (rollouts.evaluate(who, some_seeds, num_envs=SIDE_BY_SIDE) for who in ("teacher", "random"))
@@ -117,7 +120,7 @@ def check_teacher(teacher: Teacher, spec: EnvironmentSpec, *, episodes: int, wor
     drawn = None
     if has_distribution(teacher):
         drawing = DrawingEpisode(teacher, torch.Generator().manual_seed(0))  # one generator for all: they are played side by side
-        drawn = evaluate(drawing, spec, seeds[:LOOK_EPISODES])
+        drawn = call_apart(step_timeout, evaluate, drawing, spec, seeds[:LOOK_EPISODES])
     if drawn:
         found.append(against_drawn(own.returns[: len(drawn.returns)], drawn.returns, random.returns))
     return checkup(own, random, drawn)

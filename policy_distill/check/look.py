@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
+from policy_distill.border import NEVER_ENDING
 from policy_distill.check.behaviour import NOT_FINITE, Behaviour, observe, targets_of
 from policy_distill.check.findings import Finding
 from policy_distill.check.returns import Idle, against_idle
@@ -17,8 +18,6 @@ from policy_distill.trajectories import Trajectory, play
 
 HARDLY_REACTS = 0.05
 """Of half the range: below, a continuous agent is compared with one that does nothing. New networks show 0.001 to 0.04."""
-NEVER_ENDING = 10_000
-"""Steps after which an episode without a time limit is taken for one that does not end."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int]) -> Look:
     stop = None
     if endless:
         what = f"{spec.id} has no time limit, and an episode of {endless} went on for {longest:,} steps without an end"
-        stop = Finding("stop", "never_ends", what, "name a YAML file with --env: its id, and evaluation: {max_episode_steps: 1000}")
+        stop = Finding("stop", "never_ends", what, "give --max-episode-steps, for example 1000")
     own, random, behaviour = _episodes(played), _episodes(by_chance), _behaviour(teacher, played)
     if stop is None and behaviour.reaction is not None and behaviour.reaction < HARDLY_REACTS:
         assert isinstance(teacher.action_space, gym.spaces.Box)

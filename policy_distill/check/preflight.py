@@ -15,6 +15,7 @@ from policy_distill.check.returns import SETTLING_EPISODES, against_training, st
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import SIDE_BY_SIDE, Episodes, evaluation_seeds
+from policy_distill.processes import call_apart
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
 
@@ -30,7 +31,7 @@ class Preflight:
     env_steps: int
 
 
-def preflight(teacher: Teacher, spec: EnvironmentSpec, *, workers: int | None = None) -> Preflight:
+def preflight(teacher: Teacher, spec: EnvironmentSpec, *, workers: int | None = None, step_timeout: float | None = None) -> Preflight:
     """Look at a teacher where it is to be distilled; seconds, unless it looks no better than chance.
 
     The seeds are neither those that choose a student nor those of the final figure.
@@ -42,7 +43,7 @@ def preflight(teacher: Teacher, spec: EnvironmentSpec, *, workers: int | None = 
     findings = judge_files(teacher, record)
     _refuse(findings)
     seeds = evaluation_seeds("check", SETTLING_EPISODES)
-    looked = look(teacher, spec, seeds[:EPISODES])
+    looked = call_apart(step_timeout, look, teacher, spec, seeds[:EPISODES])
     _refuse([looked.stop] if looked.stop else [])
     findings += judge(looked.behaviour)
     own, random, env_steps = looked.own.returns, looked.random.returns, looked.env_steps
@@ -54,7 +55,7 @@ def preflight(teacher: Teacher, spec: EnvironmentSpec, *, workers: int | None = 
 
     def more(episodes: int) -> tuple[np.ndarray, np.ndarray]:
         nonlocal env_steps
-        with Rollouts(spec, teacher, num_envs=SIDE_BY_SIDE, seed=0, workers=workers) as rollouts:
+        with Rollouts(spec, teacher, num_envs=SIDE_BY_SIDE, seed=0, workers=workers, step_timeout=step_timeout) as rollouts:
             parts: list[Episodes] = [
                 rollouts.evaluate(who, seeds[EPISODES:][:episodes], num_envs=SIDE_BY_SIDE) for who in ("teacher", "random")
             ]

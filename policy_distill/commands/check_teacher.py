@@ -22,13 +22,17 @@ def check_teacher(arguments: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
     parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
     add_zoo_folder(parser)
+    parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
     if options.episodes:
-        DistillConfig(workers=options.workers, evaluate=EvaluateConfig(episodes=options.episodes))  # checks them
+        # checks them
+        DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))
     from policy_distill import check
     from policy_distill.environments import check_fits
     from policy_distill.job import environment_for, one_torch_thread
+    from policy_distill.probe import probe
+    from policy_distill.processes import call_apart
     from policy_distill.teachers import Teacher
 
     teacher = Teacher.load(zoo_path(options.teacher, options.folder, options.algo, options.env), algo=options.algo, trust=options.trust)
@@ -40,10 +44,13 @@ def check_teacher(arguments: Sequence[str]) -> int:
     else:
         spec, notices = environment_for(teacher, options.env)
         check_fits(spec, (teacher.observation_space, teacher.action_space))
+        notices += call_apart(options.step_timeout, probe, spec).notices
         for notice in notices:
             Display(quiet=options.json).note(f"note: {notice}")
         with one_torch_thread():
-            found = check.check_teacher(teacher, spec, episodes=options.episodes, workers=options.workers)
+            found = check.check_teacher(
+                teacher, spec, episodes=options.episodes, workers=options.workers, step_timeout=options.step_timeout
+            )
         findings, own, random = found.findings, found.episodes.returns, found.random_episodes.returns
         rows += [
             ("environment here", spec.id),

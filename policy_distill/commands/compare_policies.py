@@ -34,9 +34,10 @@ def compare_policies(arguments: Sequence[str]) -> int:
         help="all as .npz, for distill_policy --collect.extra_states; default: disagreements.npz in a run's folder, and into its report",
     )
     parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    DistillConfig(evaluate=EvaluateConfig(episodes=options.episodes))  # checks it
+    DistillConfig(step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))  # checks them
     if options.worst < 0:
         raise RequestError(f"worst is {options.worst}; it must be >= 0")
     from policy_distill import disagreements
@@ -44,6 +45,8 @@ def compare_policies(arguments: Sequence[str]) -> int:
     from policy_distill.evaluate import evaluation_seeds
     from policy_distill.job import environment_for, one_torch_thread, writable_folder
     from policy_distill.measure import load_policy, noted_teacher
+    from policy_distill.probe import probe
+    from policy_distill.processes import call_apart
     from policy_distill.report import add_to_report
     from policy_distill.teachers import Teacher
 
@@ -54,18 +57,20 @@ def compare_policies(arguments: Sequence[str]) -> int:
     teacher = Teacher.load(named, trust=options.trust)
     if spec is None:
         spec, notices = environment_for(teacher, options.env)
+    check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (student, teacher)))
+    notices += call_apart(options.step_timeout, probe, spec).notices
     for notice in notices:
         Display(quiet=options.json).note(f"note: {notice}")
-    check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (student, teacher)))
     with one_torch_thread():
-        found = disagreements.find(student, teacher, spec, evaluation_seeds("comparison", options.episodes))
+        seeds = evaluation_seeds("comparison", options.episodes)
+        found = call_apart(options.step_timeout, disagreements.find, student, teacher, spec, seeds)
     run = Path(options.policy)
     in_run = (run / "student" / "student.json").is_file()
     output = Path(options.output) if options.output else run / "disagreements.npz" if in_run else None
     if output is not None:
         writable_folder(output.parent)
         found.save(output)
-    summary = plain(summarize(found, options.worst)) | {"env": spec.id, "file": str(output) if output else None}
+    summary = plain(summarize(found, options.worst)) | {"env": spec.id, "file": str(output) if output else None, "notes": list(notices)}
     if options.output is None and (run / "result.json").is_file():
         add_to_report(run, disagreements=summary)
     if not options.json:

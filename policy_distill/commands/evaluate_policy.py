@@ -27,6 +27,7 @@ def evaluate_policy(arguments: Sequence[str]) -> int:
     parser.add_argument("--stochastic", type=bool, default=False, help="the policy draws its actions instead of taking the likeliest")
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
     parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
     protocol = EvaluateConfig(
@@ -36,11 +37,11 @@ def evaluate_policy(arguments: Sequence[str]) -> int:
         certify=options.certify,
         max_episodes=options.max_episodes,
     )
-    DistillConfig(workers=options.workers, evaluate=protocol)  # checks them
+    DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=protocol)  # checks them
     from policy_distill.certify import plan_of
     from policy_distill.measure import certify, measure
 
-    common = {name: getattr(options, name) for name in ("env", "num_envs", "workers", "trust", "stochastic")}
+    common = {name: getattr(options, name) for name in ("env", "num_envs", "workers", "trust", "stochastic", "step_timeout")}
     display = Display(quiet=options.json)
     plan = plan_of(protocol)
     if plan is None:

@@ -38,6 +38,10 @@ class Parser(ArgumentParser):
             "-P", "--progress", action="store_true", help="accepted for the RL Zoo's sake; progress is always shown in a terminal"
         )
 
+    def add_step_timeout(self) -> None:
+        what = "seconds that a step or a reset of the environment may take before the command ends; default: any"
+        self.add_argument("--step_timeout", "--step-timeout", type=float | None, default=None, help=what)
+
     def parse(self, arguments: Sequence[str]) -> Namespace:
         try:
             return self.parse_args(spelled_out(arguments))

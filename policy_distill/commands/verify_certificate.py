@@ -23,9 +23,10 @@ def verify_certificate(arguments: Sequence[str]) -> int:
     parser.add_argument("--num_envs", type=int, default=16, help="episodes side by side; the returns do not depend on it")
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
     parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    for name, least in (("episodes", 0), ("num_envs", 1), ("workers", 0)):
+    for name, least in (("episodes", 0), ("num_envs", 1), ("workers", 0), ("step_timeout", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise RequestError(f"{name} is {value}; it must be >= {least}")
@@ -39,6 +40,7 @@ def verify_certificate(arguments: Sequence[str]) -> int:
         num_envs=options.num_envs,
         workers=options.workers,
         trust=options.trust,
+        step_timeout=options.step_timeout,
         display=Display(quiet=options.json),
     )
     finish(options.json, found.summary(), found.rows())

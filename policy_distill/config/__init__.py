@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policy_distill.config.checks import RequestError, require, require_choice
+from policy_distill.config.checks import EnvironmentFault, Fault, RequestError, TrainingFault, require, require_choice
 from policy_distill.config.loss import FeatureConfig, LossConfig, RelationConfig
 from policy_distill.config.stages import (
     CollectConfig,
@@ -19,8 +19,9 @@ from policy_distill.config.stages import (
 )
 
 __all__ = [
-    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EvaluateConfig", "FeatureConfig", "LossConfig", "MemberConfig",
-    "PolishConfig", "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig", "ValueConfig",
+    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EnvironmentFault", "EvaluateConfig", "Fault", "FeatureConfig",
+    "LossConfig", "MemberConfig", "PolishConfig", "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig",
+    "TrainingFault", "ValueConfig",
 ]  # fmt: skip
 
 
@@ -107,6 +108,9 @@ class DistillConfig:
     """Where the student is trained: auto (CUDA when there), cpu, cuda."""
     workers: int | None = None
     """Processes that step environments. Left out: one a core."""
+    step_timeout: float | None = None
+    """Seconds that a step or a reset of an environment may take; longer ends the job, with a line that says where. Left out or 0: any;
+    in run_suite and run_ablation 60."""
     trust: bool = False
     """Let Stable-Baselines3 unpickle a zip that cannot be rebuilt from plain data. This runs code from the file."""
     check: CheckConfig = field(default_factory=CheckConfig)
@@ -123,6 +127,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, ">= 0 and less than 2**63")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, ">= 0 (0: in this process)")
+        timeout = self.step_timeout is None or (self.step_timeout >= 0 and math.isfinite(self.step_timeout))
+        require(timeout, "step_timeout", self.step_timeout, ">= 0 seconds (0: no limit)")
         require(
             self.train.gradient_steps >= self.collect.rounds,
             "train.gradient_steps",

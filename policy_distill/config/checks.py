@@ -1,4 +1,4 @@
-"""How a wrong setting is told."""
+"""The errors that are told in one line: a wrong setting, and a fault in the middle of the work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from typing import get_args, get_type_hints
 
 class RequestError(ValueError):
     """The request was wrong. The message is one line for the person who made it: what is wrong and how to mend it (exit code 2)."""
+
+
+class Fault(RuntimeError):
+    """The work cannot go on. The message is one line that says what happened, where, and what to do (exit code 1)."""
+
+
+class EnvironmentFault(Fault):
+    """An environment failed, hung, or answered with something that makes every figure meaningless."""
+
+
+class TrainingFault(Fault):
+    """A loss or a weight became NaN or infinite."""
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:

@@ -1,0 +1,266 @@
+"""The border to an environment, which is foreign code: its answers become what its spaces say, and its faults become one line."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from policy_distill.config import EnvironmentFault
+
+NEVER_ENDING = 100_000
+"""Steps after which an episode without a time limit is given up. Atari's longest episodes, with frames skipped, have 27,000."""
+OLD_API = (
+    "this is the API of gym before 0.26: let reset return (observation, info) and step (observation, reward, terminated, truncated, info)"
+)
+
+
+class Border(gym.Wrapper):
+    """The outermost wrapper of every environment.
+
+    - Observations have the dtype and shape of the observation space; what has not is assigned to a buffer that has, as
+      Stable-Baselines3's DummyVecEnv does. Rewards are finite floats, ``terminated`` and ``truncated`` bools.
+    - Python's, numpy's and torch's global generators are seeded with each episode's seed, so that an environment that draws from them does
+      not repeat the same episodes in each worker process.
+    - Whatever goes wrong raises ``EnvironmentFault``, which names the environment, the episode's seed and the step.
+    - It counts the steps in place of Gymnasium's TimeLimit where that is the outermost wrapper, so that it costs nothing there. An episode
+      without any time limit is given up after ``NEVER_ENDING`` steps.
+
+    NaN in observations is left to who asks a policy about them: one look at a whole batch is cheaper, see ``Finite``.
+
+    Args:
+        env: with all other wrappers.
+        name: of the environment, for messages.
+
+    Attributes:
+        steps: of the present episode that were begun.
+        episodes: that were begun.
+        episode_seed: with which ``reset`` was called last; None if it never had one.
+        has_time_limit: whether Gymnasium's TimeLimit is among the wrappers.
+    """
+
+    def __init__(self, env: gym.Env, name: str) -> None:
+        takes_over = type(env) is gym.wrappers.TimeLimit
+        limit: int | None = env._max_episode_steps if isinstance(env, gym.wrappers.TimeLimit) and takes_over else None
+        super().__init__(_taking_seeds(env.env if isinstance(env, gym.Wrapper) and takes_over else env))
+        self.name = name
+        self.steps = self.episodes = 0
+        self.episode_seed: int | None = None
+        self._episodes_since_seed = 0
+        self.has_time_limit = limit is not None or _has_time_limit(env)
+        self._truncates = limit is not None
+        self._last_step = limit if limit is not None else (2**62 if self.has_time_limit else NEVER_ENDING)
+        self._step = self.env.step
+        space = self.observation_space
+        self._shape, self._dtype = (space.shape, space.dtype) if _is_array(space) else (None, None)
+        self._choices = range(int(space.start), int(space.start + space.n)) if isinstance(space, gym.spaces.Discrete) else None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; with a seed, as every episode that is measured."""
+        self.steps = 0
+        self.episodes += 1
+        if seed is None:
+            self._episodes_since_seed += 1
+        else:
+            self.episode_seed, self._episodes_since_seed = seed, 0
+            seed_global_generators(seed)
+        try:
+            answer = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            raise self._raised(error, "reset") from error
+        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
+            raise self.fault(f"reset returned no pair of observation and info; {OLD_API}")
+        return self._converted(answer[0]), dict(answer[1])
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take a step."""
+        self.steps = steps = self.steps + 1
+        try:
+            observation, reward, terminated, truncated, info = self._step(action)
+            if reward.__class__ is not float:
+                reward = self._number(reward)
+            if terminated is not False:
+                terminated = bool(terminated)
+            if truncated is not False:
+                truncated = bool(truncated)
+        except Exception as error:
+            raise self._raised(error, "step", action) from error
+        if reward - reward != 0.0:  # NaN, or infinite
+            raise self.fault(f"the reward is {reward}, and so would be the return: correct the environment", action)
+        if observation.__class__ is not np.ndarray or observation.dtype is not self._dtype or observation.shape != self._shape:
+            observation = self._converted(observation)
+        if steps >= self._last_step:
+            if not self._truncates and not (terminated or truncated):
+                raise self.fault("there is no time limit, and this episode did not end; give --max-episode-steps, for example 1000")
+            truncated = truncated or self._truncates
+        return observation, reward, terminated, truncated, info
+
+    def fault(self, what: str, action: Any = None) -> EnvironmentFault:
+        """What to raise: ``what`` went wrong in the present episode and step, after ``action``."""
+        if action is not None and not _finite(action):
+            what = f"the policy answered with {np.asarray(action)}, and then {what}"
+        return EnvironmentFault(f"{self.where()}: {what}")
+
+    def where(self) -> str:
+        """The environment, the episode and the step."""
+        seed = "without a seed" if self.episode_seed is None else f"seed {self.episode_seed}"
+        if self._episodes_since_seed and self.episode_seed is not None:
+            seed += f" and {self._episodes_since_seed} episodes later"
+        return f"{self.name}, {seed}, {f'step {self.steps}' if self.steps else 'reset'}"
+
+    def _raised(self, error: Exception, where: str, action: Any = None) -> EnvironmentFault:
+        if isinstance(error, EnvironmentFault):
+            return error
+        text = " ".join(str(error).split())
+        if isinstance(error, ValueError) and "expected 5, got 4" in text:
+            return self.fault(f"step returned four values; {OLD_API}")
+        hint = "; correct the environment, or name another with --env"
+        if where == "reset" and self.episode_seed is not None:
+            hint = (
+                "; each episode has a seed of its own, anything from 0 to 2**31: let reset take them all, modulo what it knows if need be"
+            )
+        return self.fault(f"{where} raised {type(error).__name__}: {text}{hint}", action)
+
+    def _number(self, reward: Any) -> float:
+        """A reward as a float: numbers of any kind, and arrays of one."""
+        if isinstance(reward, int | float | np.floating | np.integer | np.bool_):
+            return float(reward)
+        array = np.asarray(reward)
+        if array.size != 1 or array.dtype.kind not in "fiub":
+            raise self.fault(f"the reward is {reward!r}, which is not one number")
+        return float(array.reshape(-1)[0])
+
+    def _converted(self, observation: Any) -> Any:
+        """An observation of the space's dtype and shape, cast and broadcast by numpy's assignment as in Stable-Baselines3."""
+        if self._shape is None or self._dtype is None:  # a space of several parts, which no agent here reads
+            return observation
+        if self._choices is not None and isinstance(observation, int | np.integer):  # most often, and the quickest way
+            return self._in_range(self._dtype.type(observation))
+        buffer = np.empty(self._shape, self._dtype)
+        try:
+            if buffer.dtype.kind in "iub" and not _finite(observation):
+                raise self.fault(f"the observation is {observation}, but its space holds whole numbers")
+            buffer[...] = observation
+        except (TypeError, ValueError, OverflowError) as error:
+            raise self.fault(
+                f"the observation {_shape_of(observation)} does not fit its space of shape {self._shape}; make the observation, or the "
+                f"space, what it should be ({' '.join(str(error).split())})"
+            ) from error
+        return self._in_range(buffer.flat[0]) if self._choices is not None else buffer
+
+    def _in_range(self, number: np.integer) -> np.integer:
+        if self._choices is None or int(number) not in self._choices:
+            raise self.fault(f"the observation is {number}, which is not in its space {self.observation_space}")
+        return number
+
+
+class Finite:
+    """Whether all numbers of an array are finite, for the price of one dot product: zero times NaN or infinity is NaN.
+
+    Args:
+        rows: ``[B, ...]``, contiguous; looked at again in each call.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+        self._flat = rows.reshape(-1) if rows.dtype.kind == "f" else None
+        assert self._flat is None or np.shares_memory(self._flat, rows) or not rows.size, "the rows must be contiguous"
+        self._zeros = None if self._flat is None else np.zeros_like(self._flat)
+
+    def __call__(self) -> bool:
+        return self._flat is None or self._zeros is None or bool(self._flat.dot(self._zeros) == 0)
+
+    def first_wrong(self) -> int:
+        """The first row that is not finite."""
+        return int(np.flatnonzero(~np.isfinite(self._rows).reshape(len(self._rows), -1).all(axis=1))[0])
+
+
+def not_finite(env: gym.Env, observation: np.ndarray, action: Any = None) -> EnvironmentFault:
+    """What to raise for an ``observation`` with NaN or infinity in it, which no policy can be asked about."""
+    wrong = np.flatnonzero(~np.isfinite(observation))[0]
+    value = observation.reshape(-1)[wrong]
+    what = f"the observation's number {wrong} is {value}, which every network answers with NaN: correct the environment"
+    assert isinstance(env, Border)
+    return env.fault(what, action)
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators, which foreign code may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def own_random_state() -> Iterator[None]:
+    """Let what is done inside draw from the global generators; the caller's go on afterwards as if nothing had been drawn."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+class _TakesLess(gym.Wrapper):
+    """Around an environment whose ``reset`` does not take both a seed and options: its own generator is seeded all the same."""
+
+    def __init__(self, env: gym.Env, takes: frozenset[str]) -> None:
+        super().__init__(env)
+        self._takes = takes
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        given: dict[str, Any] = {name: value for name, value in (("seed", seed), ("options", options)) if name in self._takes}
+        if "seed" not in given:
+            gym.Env.reset(self.env, seed=seed)  # seeds np_random and does nothing else
+        return self.env.reset(**given)
+
+
+def _taking_seeds(env: gym.Env) -> gym.Env:
+    """The environment, its innermost part wrapped where its ``reset`` lacks ``seed`` or ``options``."""
+    inner = env.unwrapped
+    parameters = inspect.signature(inner.reset).parameters
+    takes = frozenset({"seed", "options"} & set(parameters))
+    if len(takes) == 2 or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return env
+    thin = _TakesLess(inner, takes)
+    if env is inner:
+        return thin
+    outer = env
+    while isinstance(outer, gym.Wrapper) and outer.env is not inner:
+        outer = outer.env
+    assert isinstance(outer, gym.Wrapper)
+    outer.env = thin
+    return env
+
+
+def _has_time_limit(env: gym.Env) -> bool:
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, gym.wrappers.TimeLimit):
+            return True
+        env = env.env
+    return False
+
+
+def _is_array(space: gym.Space) -> bool:
+    return space.shape is not None and space.dtype is not None
+
+
+def _finite(value: Any) -> bool:
+    """False for arrays, lists and numbers that hold NaN or infinity; whatever is no number is not judged here."""
+    array = np.asarray(value)
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def _shape_of(observation: Any) -> str:
+    try:
+        return f"of shape {np.shape(observation)}"
+    except ValueError:
+        return f"of type {type(observation).__name__}"
