@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,8 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.acting import actor
-from policy_distill.environments import EnvironmentSpec, make, resolve
+from policy_distill.config import RequestError
+from policy_distill.environments import NEVER_ENDING, EnvironmentSpec, endless, make, resolve, time_limit
 
 BATCH = 16
 """Observations go through a policy in batches of exactly this many rows (filled up with copies): matrix kernels round differently for
@@ -90,6 +92,9 @@ def evaluate(
         reference: a second policy that is asked about the same states, for ``agreement``: equal actions in a discrete space, every
             component within 5 % of its range in a continuous one.
         envs: made from ``spec`` before, to be used again; a list that is too short is filled up.
+
+    Raises:
+        RequestError: if an episode goes on for ``NEVER_ENDING`` steps in an environment without a time limit.
     """
     spec = resolve(spec) if isinstance(spec, str) else spec
     envs = [] if envs is None else envs
@@ -108,6 +113,7 @@ def evaluate(
     chance: list[Iterator[Any]] = [iter(())] * count
     observations: np.ndarray | None = None
     agreed = step = 0
+    deadline = math.inf if time_limit(spec) else NEVER_ENDING
 
     def begin(slot: int) -> bool:
         """Start the next episode, if there is one."""
@@ -135,6 +141,11 @@ def evaluate(
             if act_of_reference is not None:
                 agreed += int(_alike_within(margin, actions, act_in_batches(act_of_reference, observations))[running].sum())
         step += 1
+        if step > deadline:
+            longest = step - 1 - min(began[slot] for slot in running)
+            if longest >= NEVER_ENDING:
+                raise RequestError("; ".join(endless(spec, "a random policy" if policy is None else "the agent", longest)))
+            deadline = step + NEVER_ENDING - longest
         over = []
         for slot in running:
             observation, reward, terminated, truncated, _ = steps[slot](actions[slot])

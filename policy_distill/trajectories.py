@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
 
 from policy_distill.acting import actor
-from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.evaluate import BATCH, Policy, act_in_batches, random_actions
+from policy_distill.config import RequestError
+from policy_distill.environments import NEVER_ENDING, EnvironmentSpec, endless, make, time_limit
+from policy_distill.evaluate import BATCH, Policy, act_in_batches, evaluation_seeds, random_actions
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,23 @@ def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, 
     finally:
         for env in envs:
             env.close()
+
+
+def check_ends(spec: EnvironmentSpec, policies: Mapping[str, Policy | None]) -> None:
+    """Play an episode of each policy where no time limit is known.
+
+    Args:
+        spec: the environment.
+        policies: by who they are, in words; None acts at random.
+
+    Raises:
+        RequestError: if one does not end in ``NEVER_ENDING`` steps.
+    """
+    if time_limit(spec) is not None:
+        return
+    for who, policy in policies.items():
+        if not play(policy, spec, evaluation_seeds("check", 1), max_steps=NEVER_ENDING)[0].ended:
+            raise RequestError("; ".join(endless(spec, who, NEVER_ENDING)))
 
 
 class _Recording:

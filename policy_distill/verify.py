@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import numpy as np
 
 from policy_distill.certify import FORMAT, ROLES, files_of, versions
 from policy_distill.config import RequestError
+from policy_distill.config.environment import Wrapper
 from policy_distill.environments import EnvironmentSpec, check_fits
 from policy_distill.evaluate import evaluation_seeds
 from policy_distill.job import one_torch_thread
+from policy_distill.known_wrappers import trusting
 from policy_distill.measure import load_policy
 from policy_distill.progress import Display
 from policy_distill.sampling import Drawing
@@ -83,6 +87,7 @@ def verify(
     num_envs: int = 16,
     workers: int | None = None,
     trust: bool = False,
+    wrappers: Sequence[Wrapper] = (),
     display: Display | None = None,
 ) -> Verification:
     """Hash the files again, compute the test again, play the episodes again.
@@ -94,6 +99,7 @@ def verify(
         num_envs: episodes side by side; the returns do not depend on it.
         workers: processes; None: one a core.
         trust: let Stable-Baselines3 unpickle a custom policy.
+        wrappers: ``module:Class`` of those in the certificate that may be imported.
         display: told what is being done.
 
     Raises:
@@ -102,6 +108,7 @@ def verify(
     data = read_certificate(path)
     found = Verification(str(path), data["claim"], data["verdict"])
     spec = EnvironmentSpec.from_dict(data["environment"])
+    spec = dataclasses.replace(spec, wrappers=trusting(spec.wrappers, wrappers))
     changed = _other_versions(data, spec)
     if changed:
         found.notes.append(f"written with other versions: {', '.join(changed)}")
@@ -120,7 +127,7 @@ def verify(
     if missing:
         found.notes.append(f"the files of the {' and the '.join(missing)} were not looked at")
         return found
-    acting, _, _ = load_policy(str(names["student"]), None, trust=trust)
+    acting, _ = load_policy(str(names["student"]), trust=trust)
     reference = Teacher.load(str(names["teacher"]), algo=data["teacher"].get("algo"), trust=trust)
     for role, agent in (("student", acting), ("teacher", reference)):
         _check_files(role, data[role]["sha256"], files_of(agent, str(names[role]))["sha256"], found)

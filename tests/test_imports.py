@@ -39,8 +39,8 @@ TIERS = [
         "acting",
         "sampling",
     },
-    {"batches", "backends"},
-    {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
+    {"batches", "backends", "environment_choice"},
+    {"teachers", "students", "environments", "known_wrappers", "wrappers", "zoo_wrappers", "dataset", "objective", "stack", "gradients"},
     {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "processes", "seeds"},
     {"config"},
 ]

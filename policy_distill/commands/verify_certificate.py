@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from policy_distill.commands.parser import Parser
 from policy_distill.commands.printing import DONE, finish
-from policy_distill.config import RequestError
+from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.progress import Display
 
 DOES_NOT_HOLD = 1
@@ -23,6 +23,9 @@ def verify_certificate(arguments: Sequence[str]) -> int:
     parser.add_argument("--num_envs", type=int, default=16, help="episodes side by side; the returns do not depend on it")
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
     parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    parser.add_argument(
+        "--wrapper", type=tuple[str, ...], default=(), help="module:Class of a wrapper that the certificate names and that may be imported"
+    )
     parser.add_display_arguments()
     options = parser.parse(arguments)
     for name, least in (("episodes", 0), ("num_envs", 1), ("workers", 0)):
@@ -39,6 +42,7 @@ def verify_certificate(arguments: Sequence[str]) -> int:
         num_envs=options.num_envs,
         workers=options.workers,
         trust=options.trust,
+        wrappers=EnvironmentOptions(wrapper=tuple(options.wrapper)).wrappers or (),
         display=Display(quiet=options.json),
     )
     finish(options.json, found.summary(), found.rows())
