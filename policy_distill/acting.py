@@ -147,7 +147,18 @@ def _encoder(teacher: Teacher, rows: int) -> Function:
         np.divide(exact, scale, out=exact)
         return exact.clip(-clip, clip, out=exact).astype(np.float32)
 
-    return encode
+    padding = known.padding
+    if padding is None:
+        return encode
+
+    def encode_frames(observations: np.ndarray) -> np.ndarray:
+        """The frames before an episode's first are exactly zero."""
+        frames = observations.reshape(rows, known.frames, -1)
+        encoded = encode(observations)
+        encoded.reshape(frames.shape)[(frames == padding.astype(frames.dtype)).all(-1)] = 0.0
+        return encoded
+
+    return encode_frames
 
 
 def _recorded(*parts: Layers) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,9 @@ from gymnasium.envs.registration import EnvSpec
 
 from policy_distill.border import Border
 from policy_distill.config import RequestError
-from policy_distill.wrappers import WRAPPERS, FreshWorld
+from policy_distill.config.environment import Wrapper, wrapper_options
+from policy_distill.known_wrappers import STACK, asked_name, check_wrappers, effective, saved_name, wrap
+from policy_distill.wrappers import FreshWorld
 
 NOT_HERE = {
     r"\w*Bullet(Env)?-v\d+": "it needs pybullet, whose environments do not exist for Gymnasium",
@@ -44,8 +47,8 @@ class EnvironmentSpec:
     """Gymnasium id; ``module:id`` imports the module that registers it."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``gymnasium.make``."""
-    wrappers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
-    """Names and keyword arguments of the wrappers around it, innermost first; only names that this module knows."""
+    wrappers: tuple[Wrapper, ...] = ()
+    """Names and keyword arguments of the wrappers around it, innermost first: known ones, and ``module:Class`` where a user named it."""
     max_episode_steps: int | None = None
     """After so many steps an episode is truncated. Left out: as the id is registered."""
     extra: str | None = None
@@ -57,9 +60,9 @@ class EnvironmentSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EnvironmentSpec:
-        """The inverse of ``to_dict``."""
+        """The inverse of ``to_dict``, for files: a wrapper ``module:Class`` becomes ``module.Class``, which is not imported."""
         _only_known_keys("environment", data, [item.name for item in fields(cls)])
-        return cls(**{**data, "wrappers": tuple((name, dict(kwargs)) for name, kwargs in data.get("wrappers", ()))})
+        return cls(**{**data, "wrappers": tuple((saved_name(name), dict(kwargs)) for name, kwargs in data.get("wrappers", ()))})
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,7 @@ def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tupl
     Raises:
         RequestError: if nothing matches.
     """
-    for name, _ in spec.wrappers:
-        _check_wrapper(name)
+    check_wrappers(spec.wrappers)
     entry = _stand_in(spec.id)
     if entry is None:
         _check_registered(spec.id)
@@ -129,7 +131,8 @@ def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tupl
     modern = replace(entry.spec, kwargs={**entry.spec.kwargs, **spec.kwargs}, wrappers=entry.spec.wrappers + spec.wrappers)
     dim = entry.observation_dim
     for name, kwargs in spec.wrappers:
-        dim = None if dim is None else dim + 1 if name == "TimeFeatureWrapper" else dim * int(kwargs.get("n_stack", 1))
+        known = name in ("TimeFeatureWrapper", STACK)
+        dim = None if dim is None or not known else dim + 1 if name == "TimeFeatureWrapper" else dim * int(kwargs.get("n_stack", 1))
     if dim is not None and observation_dim is not None and dim != observation_dim:
         raise RequestError(
             f"the agent from {spec.id} reads {observation_dim} numbers, but {modern.id} in its place gives {dim}; name another with --env"
@@ -160,25 +163,43 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
         raise RequestError(f"{spec.id} needs a package that is not installed: {mend}") from error
     except Exception as error:  # whatever its constructor raises
         text = " ".join(str(error).split()).partition(" was raised from the environment creator")[0]
-        if isinstance(error, TypeError) and re.search(r"missing \d+ required (positional|keyword-only) argument", text):
-            raise RequestError(f"{spec.id} needs arguments that were not given; give them with --env-kwargs: {text}") from error
+        if isinstance(error, TypeError) and (
+            missing := re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: (.+)", text)
+        ):
+            example = json.dumps(dict.fromkeys(re.findall(r"'(\w+)'", missing[1]), "..."))
+            raise RequestError(f"{spec.id} cannot be made without its argument {missing[1]}: give --env-kwargs '{example}'") from error
         if isinstance(error, TypeError | AssertionError) and spec.kwargs:
-            raise RequestError(f"{spec.id} does not take the arguments {dict(spec.kwargs)}: {text}") from error
+            raise RequestError(f"{spec.id} does not take the arguments {dict(spec.kwargs)} (see --env-kwargs): {text}") from error
         raise RequestError(f"{spec.id} cannot be made: its constructor raised {type(error).__name__}: {text}") from error
     if entry_point.startswith("gymnasium.envs.box2d.bipedal_walker:"):
         env = FreshWorld(env)
-    for name, kwargs in spec.wrappers:
-        _check_wrapper(name)
-        try:
-            env = WRAPPERS[name](env, **kwargs)
-        except TypeError as error:
-            raise RequestError(f"the wrapper {name} does not take the arguments {dict(kwargs)}: {error}") from error
+    with quiet_known_warnings():
+        for name, kwargs in spec.wrappers:
+            env = wrap(env, name, kwargs)
     return Border(env, spec.id)
 
 
 def registered(name: str) -> EnvSpec:
     """What Gymnasium knows of a registered id, with or without the module before a colon."""
     return gym.registry[name.rpartition(":")[2]]
+
+
+LONG_EPISODE = 10_000
+"""Steps after which an episode without a time limit is taken for one that does not end."""
+
+
+def time_limit(spec: EnvironmentSpec) -> int | None:
+    """Steps after which an episode is truncated; None if neither the request, nor the registration, nor a wrapper names any."""
+    known = gym.registry.get(spec.id.rpartition(":")[2])
+    limits = [spec.max_episode_steps or (known.max_episode_steps if known else None)]
+    limits += [kwargs.get("max_episode_steps") for name, kwargs in spec.wrappers if name == "TimeLimit"]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def endless(spec: EnvironmentSpec, who: str, steps: int) -> tuple[str, str]:
+    """What is wrong with an environment in which an episode of ``who`` did not end in so many steps, and how to go on."""
+    what = f"{spec.id} has no time limit, and an episode of {who} went on for {steps:,} steps without an end"
+    return what, "give --max-episode-steps 1000, or how many the task takes"
 
 
 def check_fits(spec: EnvironmentSpec, *spaces: tuple[gym.Space, gym.Space]) -> None:
@@ -201,24 +222,36 @@ def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Sp
         role, mine, theirs = difference
         mend = "name the environment it was trained in with --env"
         if role == "observations" and (wrapper := wrapper_that_fits(observation_space, env.observation_space)):
-            entry = wrapper[0] + "".join(f": {{{name}: {value}}}" for name, value in wrapper[1].items())
-            mend += f", or its run's folder with config.yml if it was trained with {wrapper[0]}, or a YAML file with id: {spec.id} and "
-            mend += f"wrappers: [{entry}]"
+            option = f"--frame-stack {wrapper[1]['n_stack']}" if wrapper[0] == STACK else wrapper_options([wrapper])
+            mend += f", or give {option} if it was trained with {wrapper[0]}"
+        if role == "actions" and (bounds := _rescaling_that_fits(action_space, env.action_space)):
+            mend += f", or give {wrapper_options([('RescaleAction', bounds)])} if it was trained with RescaleAction"
         raise RequestError(f"the agent's {role} are {mine}, those of {spec.id} are {theirs}; {mend}")
 
 
 def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[str, Any]] | None:
     """Name a wrapper, and its arguments, that makes of the observations ``theirs`` vectors as long as ``mine``; None if none would."""
-    if not (isinstance(mine, gym.spaces.Box) and isinstance(theirs, gym.spaces.Box) and len(mine.shape) == 1):
+    if not isinstance(mine, gym.spaces.Box) or len(mine.shape) != 1:
         return None
     length, here = mine.shape[0], theirs.shape
-    if len(here) != 1:
-        return ("FlattenObservation", {}) if int(np.prod(here)) == length else None
+    if not isinstance(theirs, gym.spaces.Box) or here is None or len(here) != 1:
+        flat = theirs.is_np_flattenable and gym.spaces.flatdim(theirs) == length
+        return ("FlattenObservation", {}) if flat else None
     if length == here[0] + 1:
         return "TimeFeatureWrapper", {}
     if here[0] and length % here[0] == 0 and length > here[0]:
-        return "VecFrameStack", {"n_stack": length // here[0]}
+        return STACK, {"n_stack": length // here[0]}
     return None
+
+
+def _rescaling_that_fits(mine: gym.Space, theirs: gym.Space) -> Mapping[str, Any] | None:
+    """The bounds of ``mine``, where they alone differ from those of ``theirs``, as RescaleAction takes them."""
+    if not (isinstance(mine, gym.spaces.Box) and isinstance(theirs, gym.spaces.Box) and mine.shape == theirs.shape):
+        return None
+    if not (mine.is_bounded() and theirs.is_bounded()):
+        return None
+    bounds = {"min_action": mine.low, "max_action": mine.high}
+    return {name: float(value.flat[0]) if (value == value.flat[0]).all() else value.tolist() for name, value in bounds.items()}
 
 
 def first_difference(mine: tuple[gym.Space, gym.Space], theirs: tuple[gym.Space, gym.Space]) -> tuple[str, str, str] | None:
@@ -255,11 +288,6 @@ def _check_registered(name: str) -> None:
     raise RequestError(f"{name} is neither an entry of envs/ nor a registered Gymnasium id{hint}; name your own as module:ID")
 
 
-def _check_wrapper(name: str) -> None:
-    if name not in WRAPPERS:
-        raise RequestError(f"the wrapper {name} is not known here: {', '.join(WRAPPERS)} are; evaluate the agent without it or retrain")
-
-
 @functools.cache
 def _read_folder(folder: Path) -> Mapping[str, Entry]:
     return {path.stem: _read_entry(path) for path in sorted(folder.glob("*.yaml"))}
@@ -283,8 +311,8 @@ def _read_entry(path: Path) -> Entry:
         name, kwargs = next(iter(wrapper.items())) if isinstance(wrapper, dict) and len(wrapper) == 1 else (wrapper, {})
         if not isinstance(name, str) or not isinstance(kwargs, dict):
             raise RequestError(f"{path}: a wrapper is {wrapper!r}; it must be NAME or {{NAME: {{argument: value}}}}")
-        wrappers.append((name, kwargs))
-    spec = EnvironmentSpec(data["id"], data.get("kwargs", {}), tuple(wrappers), evaluation.get("max_episode_steps"), data.get("extra"))
+        wrappers.append((asked_name(name), kwargs))
+    spec = EnvironmentSpec(data["id"], data.get("kwargs", {}), effective(wrappers), evaluation.get("max_episode_steps"), data.get("extra"))
     replaces, episodes = data.get("replaces", {}), evaluation.get("episodes", 100)
     return Entry(spec, data.get("observation_dim"), replaces, episodes, evaluation.get("solved_return"))
 

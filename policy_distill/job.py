@@ -17,7 +17,8 @@ import yaml
 from policy_distill.backends import Backend, choose_backend
 from policy_distill.config import CollectConfig, DistillConfig, LossConfig, RequestError, StudentConfig
 from policy_distill.disagreements import read_worst_states
-from policy_distill.environments import EnvironmentSpec, check_fits, modernize, resolve
+from policy_distill.environment_choice import environment_for
+from policy_distill.environments import EnvironmentSpec, check_fits
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.files import write_atomically
 from policy_distill.objective import OUTPUT, Objective
@@ -64,7 +65,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     if config.ensemble.teachers:
         others = [Teacher.load(name, trust=config.trust) for name in config.ensemble.teachers]
         teacher = Teacher.ensemble([teacher, *others], weights=config.ensemble.weights, combine=config.ensemble.combine)
-    spec, notices = environment_for(teacher, config.env)
+    spec, notices = environment_for(teacher, config.environment)
     check_fits(spec, (teacher.observation_space, teacher.action_space))
     probed = call_apart(config.step_timeout, probe, spec)
     if config.evaluate.certify is not None:
@@ -103,19 +104,6 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     return Job(
         config, teacher, spec, architecture, objective, projections, device, folder, (*teacher.notes, *notices), backend, extra_states
     )
-
-
-def environment_for(teacher: Teacher, name: str | None) -> tuple[EnvironmentSpec, tuple[str, ...]]:
-    """Return the environment that ``name`` asks for, else the one in which the teacher was trained, as it exists here, and notices."""
-    if name is not None:
-        spec = resolve(name)
-        saved = teacher.saved_env
-        if saved is not None and saved.wrappers and not spec.wrappers:
-            spec = dataclasses.replace(spec, wrappers=saved.wrappers)
-        return spec, ()
-    if teacher.saved_env is None:
-        raise RequestError("the agent's files do not say which environment it was trained in: give --env, for example --env CartPole-v1")
-    return modernize(teacher.saved_env, teacher.obs_dim)
 
 
 def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture:

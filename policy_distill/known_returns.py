@@ -108,6 +108,8 @@ def _environment(spec: EnvironmentSpec) -> dict[str, Any] | None:
     registered = gym.registry.get(spec.id.rpartition(":")[2])
     if registered is None or registered.nondeterministic or registered.additional_wrappers:
         return None
+    if any(":" in name for name, _ in spec.wrappers):  # a user's own, whose code may change
+        return None
     if not REPEATABLE.match(str(registered.entry_point)):
         return None
     try:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from policy_distill.certify import Certified, certificate, files_of, play, write_certificate
-from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec, check_fits, resolve
+from policy_distill.config import EnvironmentOptions, RequestError
+from policy_distill.environment_choice import choose_environment, fill_stack
+from policy_distill.environments import EnvironmentSpec, check_fits
 from policy_distill.evaluate import Episodes, evaluation_seeds
-from policy_distill.job import environment_for, one_torch_thread, writable_folder
+from policy_distill.job import one_torch_thread, writable_folder
 from policy_distill.probe import Probe, probe
 from policy_distill.processes import call_apart
 from policy_distill.progress import Display
@@ -20,6 +21,7 @@ from policy_distill.sampling import Drawing
 from policy_distill.statistics import Plan, Retention, retention
 from policy_distill.students import Student, read_description
 from policy_distill.teachers import Teacher
+from policy_distill.trajectories import check_ends
 from policy_distill.workers import Rollouts
 
 
@@ -84,7 +86,7 @@ def measure(
     policy: str,
     *,
     teacher: str | None = None,
-    env: str | None = None,
+    env: EnvironmentOptions | str | None = None,
     episodes: int = 100,
     num_envs: int = 16,
     confidence: float = 0.95,
@@ -97,6 +99,7 @@ def measure(
     """Run ``policy`` on the final seeds; see ``policy_distill.evaluate.evaluate``.
 
     Args:
+        env: where it is measured, as ``choose_environment`` understands it; an id alone will do.
         stochastic: the policy draws its actions from its own distribution; its teacher acts as always.
         step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
 
@@ -123,7 +126,7 @@ def certify(
     *,
     teacher: str,
     plan: Plan,
-    env: str | None = None,
+    env: EnvironmentOptions | str | None = None,
     output: str | None = None,
     num_envs: int = 16,
     workers: int | None = None,
@@ -160,20 +163,49 @@ def certify(
 
 
 def _open(
-    policy: str, teacher: str | None, env: str | None, trust: bool, display: Display | None, step_timeout: float | None
+    policy: str,
+    teacher: str | None,
+    env: EnvironmentOptions | str | None,
+    trust: bool,
+    display: Display | None,
+    step_timeout: float | None,
 ) -> tuple[Student | Teacher, Teacher | None, EnvironmentSpec, Probe]:
     """Load policy and teacher, settle the environment in which both act, and try it."""
-    acting, spec, notices = load_policy(policy, env, trust=trust)
+    acting, saved = load_policy(policy, trust=trust)
     reference = Teacher.load(teacher, trust=trust) if teacher else None
-    if spec is None and reference is not None:
-        spec, notices = environment_for(reference, env)
-    if spec is None:
-        raise RequestError(f"{policy} does not say which environment it acts in: give --env, for example --env CartPole-v1")
-    check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference) if agent is not None))
+    spec, notices = common_environment(policy, acting, saved, reference, env)
     probed = call_apart(step_timeout, probe, spec)
     for notice in (*notices, *probed.notices):
         (display or Display(quiet=True)).note(f"note: {notice}")
+    players = {"the agent": acting, "the teacher": reference, "a random policy": None}
+    players = {who: player for who, player in players.items() if who != "the teacher" or player is not None}
+    call_apart(step_timeout, check_ends, spec, players)
     return acting, reference, spec, probed
+
+
+def common_environment(
+    policy: str,
+    acting: Student | Teacher,
+    saved: EnvironmentSpec | None,
+    reference: Teacher | None = None,
+    env: EnvironmentOptions | str | None = None,
+) -> tuple[EnvironmentSpec, tuple[str, ...]]:
+    """The environment in which ``acting`` and its teacher act, and notices; that of the policy where both know one.
+
+    Raises:
+        RequestError: if neither knows one and the user names none, or one of them does not fit.
+    """
+    options = env if isinstance(env, EnvironmentOptions) else EnvironmentOptions(env)
+    if saved is None and reference is not None:
+        saved = reference.saved_env
+    if saved is None and options.env is None:
+        raise RequestError(f"{policy} does not say which environment it acts in: give --env, for example --env CartPole-v1")
+    spec, notices = choose_environment(acting, saved, options)
+    if reference is not None:
+        spec, filled = fill_stack(spec, reference)
+        notices = tuple(dict.fromkeys((*notices, *filled)))
+    check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference) if agent is not None))
+    return spec, notices
 
 
 def _certificate_path(policy: str, acting: Student | Teacher, output: str | None) -> Path:
@@ -187,20 +219,21 @@ def _certificate_path(policy: str, acting: Student | Teacher, output: str | None
     return (folder.parent if in_a_run else folder) / "certificate.json"
 
 
-def load_policy(path: str, env: str | None, *, trust: bool = False) -> tuple[Student | Teacher, EnvironmentSpec | None, tuple[str, ...]]:
-    """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent; say where it acts, if known, with notices."""
+def load_policy(path: str, *, trust: bool = False) -> tuple[Student | Teacher, EnvironmentSpec | None]:
+    """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent, with the environment that its files tell."""
     for folder in (Path(path), Path(path) / "student"):
         if (folder / "student.json").is_file():
-            saved = read_description(folder).get("environment")
-            spec = resolve(env) if env else EnvironmentSpec.from_dict(saved) if saved else None
-            return Student.load(folder), spec, ()
+            return Student.load(folder), _saved_environment(folder)
     agent = Teacher.load(path, trust=trust)
     beside = Path(path).parent / "student"
-    if env is None and agent.saved_env is None and (beside / "student.json").is_file():
-        return agent, EnvironmentSpec.from_dict(read_description(beside)["environment"]), ()
-    if env is None and agent.saved_env is None:
-        return agent, None, ()
-    return agent, *environment_for(agent, env)
+    if agent.saved_env is None and (beside / "student.json").is_file():
+        return agent, _saved_environment(beside)
+    return agent, agent.saved_env
+
+
+def _saved_environment(folder: Path) -> EnvironmentSpec | None:
+    saved = read_description(folder).get("environment")
+    return EnvironmentSpec.from_dict(saved) if saved else None
 
 
 def noted_teacher(path: str) -> str | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from policy_distill.acting import actor
 from policy_distill.border import Border, Finite, not_finite, own_random_state
-from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.evaluate import SIDE_BY_SIDE, Policy, random_actions
+from policy_distill.config import RequestError
+from policy_distill.environments import LONG_EPISODE, EnvironmentSpec, endless, make, time_limit
+from policy_distill.evaluate import SIDE_BY_SIDE, Policy, evaluation_seeds, random_actions
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,23 @@ def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, 
     finally:
         for env in envs:
             env.close()
+
+
+def check_ends(spec: EnvironmentSpec, policies: Mapping[str, Policy | None]) -> None:
+    """Play an episode of each policy where no time limit is known.
+
+    Args:
+        spec: the environment.
+        policies: by who they are, in words; None acts at random.
+
+    Raises:
+        RequestError: if one does not end in ``LONG_EPISODE`` steps.
+    """
+    if time_limit(spec) is not None:
+        return
+    for who, policy in policies.items():
+        if not play(policy, spec, evaluation_seeds("check", 1), max_steps=LONG_EPISODE)[0].ended:
+            raise RequestError("; ".join(endless(spec, who, LONG_EPISODE)))
 
 
 class _Recording:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import numpy as np
 
 from policy_distill.certify import FORMAT, ROLES, files_of, versions
 from policy_distill.config import RequestError
+from policy_distill.config.environment import Wrapper
 from policy_distill.environments import EnvironmentSpec, check_fits
 from policy_distill.evaluate import evaluation_seeds
 from policy_distill.job import one_torch_thread
+from policy_distill.known_wrappers import trusting
 from policy_distill.measure import load_policy
 from policy_distill.probe import probe
 from policy_distill.processes import call_apart
@@ -86,6 +90,7 @@ def verify(
     workers: int | None = None,
     trust: bool = False,
     step_timeout: float | None = None,
+    wrappers: Sequence[Wrapper] = (),
     display: Display | None = None,
 ) -> Verification:
     """Hash the files again, compute the test again, play the episodes again.
@@ -98,6 +103,7 @@ def verify(
         workers: processes; None: one a core.
         trust: let Stable-Baselines3 unpickle a custom policy.
         step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
+        wrappers: ``module:Class`` of those in the certificate that may be imported.
         display: told what is being done.
 
     Raises:
@@ -106,6 +112,7 @@ def verify(
     data = read_certificate(path)
     found = Verification(str(path), data["claim"], data["verdict"])
     spec = EnvironmentSpec.from_dict(data["environment"])
+    spec = dataclasses.replace(spec, wrappers=trusting(spec.wrappers, wrappers))
     changed = _other_versions(data, spec)
     if changed:
         found.notes.append(f"written with other versions: {', '.join(changed)}")
@@ -124,7 +131,7 @@ def verify(
     if missing:
         found.notes.append(f"the files of the {' and the '.join(missing)} were not looked at")
         return found
-    acting, _, _ = load_policy(str(names["student"]), None, trust=trust)
+    acting, _ = load_policy(str(names["student"]), trust=trust)
     reference = Teacher.load(str(names["teacher"]), algo=data["teacher"].get("algo"), trust=trust)
     for role, agent in (("student", acting), ("teacher", reference)):
         _check_files(role, data[role]["sha256"], files_of(agent, str(names[role]))["sha256"], found)

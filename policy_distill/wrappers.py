@@ -1,8 +1,8 @@
-"""Wrappers around an environment that agents were trained with, by the names that they were saved with."""
+"""Wrappers around an environment that Gymnasium does not have: sb3-contrib's, Stable-Baselines3's, and our own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -82,16 +82,29 @@ class PadObservation(gym.ObservationWrapper):
 
 
 class FrameStack(gym.ObservationWrapper):
-    """The last ``n_stack`` vectors end to end, the newest last, zeros before an episode's first: as Stable-Baselines3's VecFrameStack."""
+    """The last ``n_stack`` vectors end to end, the newest last: as Stable-Baselines3's VecFrameStack.
 
-    def __init__(self, env: gym.Env, n_stack: int) -> None:
+    Args:
+        env: with a vector as observation.
+        n_stack: how many vectors.
+        padding: the vector that fills the places before an episode's first; left out, zeros. For an agent that normalised each frame before
+            they were stacked it is the mean, which is zero once it is normalised.
+        channels_order: of images; vectors have only one.
+    """
+
+    def __init__(self, env: gym.Env, n_stack: int, padding: Sequence[float] | None = None, channels_order: str | None = None) -> None:
         super().__init__(env)
         space = _vector_space(env, "VecFrameStack")
+        if not isinstance(n_stack, int) or n_stack < 1:
+            raise RequestError(f"the wrapper VecFrameStack cannot stack {n_stack!r} vectors: n_stack is a whole number >= 1")
+        if padding is not None and len(padding) != space.shape[0]:
+            raise RequestError(f"the wrapper VecFrameStack has a padding of {len(padding)} numbers for vectors of {space.shape[0]}")
         self.observation_space = gym.spaces.Box(np.tile(space.low, n_stack), np.tile(space.high, n_stack), dtype=space.dtype)
-        self._frames = np.zeros(self.observation_space.shape, space.dtype)
+        self._empty = np.tile(np.zeros(space.shape, space.dtype) if padding is None else np.array(padding, space.dtype), n_stack)
+        self._frames = self._empty
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        self._frames = np.zeros_like(self._frames)
+        self._frames = self._empty
         return super().reset(**kwargs)
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
@@ -104,12 +117,3 @@ def _vector_space(env: gym.Env, wrapper: str) -> gym.spaces.Box:
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise RequestError(f"the wrapper {wrapper} needs a vector as observation, not {space}")
     return space
-
-
-WRAPPERS: Mapping[str, Any] = {
-    "FlattenObservation": gym.wrappers.FlattenObservation,
-    "PadObservation": PadObservation,
-    "TimeFeatureWrapper": TimeFeatureWrapper,
-    "VecFrameStack": FrameStack,
-}
-"""Name, as agents are saved with it -> wrapper."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
+import shlex
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from policy_distill.config import (
     CollectConfig,
     DistillConfig,
     EnsembleConfig,
+    EnvironmentOptions,
     EvaluateConfig,
     FeatureConfig,
     LossConfig,
@@ -26,6 +29,7 @@ from policy_distill.config import (
     TrainConfig,
     ValueConfig,
 )
+from policy_distill.config.environment import wrapper_options
 
 SECTIONS = {
     "check": CheckConfig,
@@ -42,6 +46,11 @@ SECTIONS = {
     "evaluate": EvaluateConfig,
 }
 REFUSED: list[tuple[str, Any, str]] = [
+    ("env_kwargs", {"render_mode": "human"}, "render_policy sets it"),
+    ("env_kwargs", {"max_episode_steps": 3}, "give --max-episode-steps N"),
+    ("wrapper", ("none", "TimeFeatureWrapper"), "none alone, or the names of wrappers"),
+    ("frame_stack", 0, ">= 1 (1: no stack)"),
+    ("max_episode_steps", 0, ">= 1"),
     ("ensemble.teachers", ("ppo", ""), "paths or names"),
     ("ensemble.weights", (1.0, 0.0), "> 0"),
     ("ensemble.weights", (1.0, math.inf), "> 0"),
@@ -231,6 +240,8 @@ ALLOWED: list[tuple[str, Any]] = [
     ("evaluate.num_envs", 1),
     ("seed", 0),
     ("workers", 0),
+    ("frame_stack", 1),
+    ("max_episode_steps", 1),
 ]
 
 
@@ -278,6 +289,36 @@ def test_every_numeric_or_named_field_is_among_the_refused():
         fields |= {f"{section}.{field.name}": field.type for field in dataclasses.fields(kind)}
     checked = {name for name, kind in fields.items() if kind != "bool"}
     assert checked - set(SECTIONS) - unchecked == {name for name, _, _ in REFUSED}
+
+
+@pytest.mark.parametrize("request_", ["os.system('x')", "a b", {"A": {}, "B": {}}, {"A": 3}, "", "a::b"])
+def test_a_wrapper_is_a_name_with_arguments(request_):
+    with pytest.raises(RequestError, match="it must be a known name, module:Class, or"):
+        EnvironmentOptions(wrapper=(request_,))
+
+
+def test_wrappers_are_names_and_arguments():
+    assert EnvironmentOptions().wrappers is None
+    assert EnvironmentOptions(wrapper=("none",)).wrappers == ()
+    asked = EnvironmentOptions(wrapper=("a.b:C", {"D": {"n": 1}}, {"E": None})).wrappers
+    assert asked == (("a.b:C", {}), ("D", {"n": 1}), ("E", {}))
+    assert DistillConfig(env="X-v0", wrapper=("D",), frame_stack=2).environment == EnvironmentOptions("X-v0", {}, ("D",), 2)
+
+
+def test_wrappers_are_written_as_options_for_a_shell():
+    asked = [("A", {}), ("m:B", {"text": "it's", "n": 1})]
+    words = shlex.split(wrapper_options(asked))
+    assert words[:3] == ["--wrapper", "A", "--wrapper"]
+    assert json.loads(words[3]) == {"m:B": {"text": "it's", "n": 1}}
+    assert wrapper_options([]) == "--wrapper none"
+
+
+def test_the_job_s_options_for_the_environment_are_those_of_the_other_commands():
+    shared = [field.name for field in dataclasses.fields(EnvironmentOptions)]
+    kinds = {field.name: (field.type, field.default) for field in dataclasses.fields(DistillConfig)}
+    assert {name: kinds[name] for name in shared} == {
+        field.name: (field.type, field.default) for field in dataclasses.fields(EnvironmentOptions)
+    }
 
 
 def test_size_and_compression_exclude_each_other():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -15,8 +16,12 @@ import numpy as np
 import pytest
 
 from policy_distill import environments
-from policy_distill.config import RequestError
+from policy_distill.commands.parser import Parser, add_environment_arguments
+from policy_distill.config import EnvironmentOptions, RequestError
+from policy_distill.environment_choice import choose_environment
 from policy_distill.environments import EnvironmentSpec, check_fits, check_matches, entries, make, modernize, resolve, wrapper_that_fits
+from policy_distill.known_wrappers import WRAPPERS
+from policy_distill.teachers import Teacher
 
 # Gymnasium's MuJoCo environments import both.
 HAS_MUJOCO = all(importlib.util.find_spec(name) for name in ("mujoco", "imageio"))
@@ -138,8 +143,8 @@ def test_modernize_keeps_the_agents_arguments_and_wraps_outside_the_stand_ins():
 def test_modernize_refuses_what_cannot_match():
     with pytest.raises(RequestError, match="from Ant-v3 reads 27 numbers, but Ant-v5 in its place gives 111"):
         modernize(EnvironmentSpec("Ant-v3"), 27)
-    with pytest.raises(RequestError, match="the wrapper HistoryWrapper is not known here"):
-        modernize(EnvironmentSpec("CartPole-v1", {}, (("HistoryWrapper", {}),)))
+    with pytest.raises(RequestError, match=r"the wrapper my\.Shaped, which the agent was saved with, is not known here"):
+        modernize(EnvironmentSpec("CartPole-v1", {}, (("my.Shaped", {}),)))
     with pytest.raises(RequestError, match="pybullet"):
         modernize(EnvironmentSpec("AntBulletEnv-v0"))
 
@@ -195,7 +200,10 @@ def test_make_takes_arguments_and_a_shorter_episode():
     ("spec", "says"),
     [
         (EnvironmentSpec("CartPole-v1", {"gravity_": 1}), "does not take the arguments {'gravity_': 1}"),
-        (EnvironmentSpec("CartPole-v1", {}, (("Nonsense", {}),)), "the wrapper Nonsense is not known here"),
+        (
+            EnvironmentSpec("CartPole-v1", {}, (("Nonsense", {}),)),
+            "the wrapper Nonsense, which the agent was saved with, is not known",
+        ),
         (EnvironmentSpec("CartPole-v1", {}, (("VecFrameStack", {"frames": 2}),)), "VecFrameStack does not take the arguments"),
         (EnvironmentSpec("CartPole-v1", {}, (("PadObservation", {"size": 3}),)), "cannot keep 4 of 4 numbers in 3"),
         (EnvironmentSpec("FrozenLake-v1", {}, (("TimeFeatureWrapper", {}),)), "needs a vector"),
@@ -252,7 +260,7 @@ class Counter(gym.Env):
 
 
 def test_time_feature_counts_to_max_steps_where_no_length_is_registered():
-    env = environments.WRAPPERS["TimeFeatureWrapper"](Counter(), max_steps=4)
+    env = WRAPPERS["TimeFeatureWrapper"](Counter(), max_steps=4)
     assert env.reset()[0][-1] == 1
     assert [env.step(0)[0][-1] for _ in range(4)] == [0.75, 0.5, 0.25, 0]
 
@@ -260,7 +268,7 @@ def test_time_feature_counts_to_max_steps_where_no_length_is_registered():
 def test_frame_stack_is_sb3s():
     vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
     theirs = vec_env.VecFrameStack(vec_env.DummyVecEnv([Counter]), 3)
-    mine = environments.WRAPPERS["VecFrameStack"](Counter(), 3)
+    mine = WRAPPERS["VecFrameStack"](Counter(), 3)
     assert mine.observation_space == theirs.observation_space
     first = mine.reset()[0]
     np.testing.assert_array_equal(first, [0, 0, 0, 0, 1, 1])
@@ -272,7 +280,7 @@ def test_frame_stack_is_sb3s():
 
 
 def test_padding_keeps_the_first_and_fills_with_zeros():
-    env = environments.WRAPPERS["PadObservation"](Counter(), size=4, keep=1)
+    env = WRAPPERS["PadObservation"](Counter(), size=4, keep=1)
     np.testing.assert_array_equal(env.reset()[0], np.array([1, 0, 0, 0], np.float32))
     assert env.observation_space.low.tolist() == [-1, -np.inf, -np.inf, -np.inf]
 
@@ -392,12 +400,23 @@ def test_the_wrapper_that_would_fit_is_named(length, here, wrapper):
     assert wrapper_that_fits(gym.spaces.Box(-1, 1, (length,)), gym.spaces.Box(-1, 1, here)) == wrapper
 
 
-def test_the_file_that_a_refusal_asks_for_makes_the_agent_fit(tmp_path):
-    spec, actions = EnvironmentSpec("CartPole-v1"), gym.spaces.Discrete(2)
-    for length in (5, 8):
-        with pytest.raises(RequestError) as refusal:
-            check_matches(spec, make(spec), gym.spaces.Box(-1, 1, (length,)), actions)
-        asked = re.search(r"a YAML file with (id: \S+) and (wrappers: .*)$", str(refusal.value))
-        assert asked is not None
-        (tmp_path / "env.yaml").write_text(f"{asked[1]}\n{asked[2]}\n")
-        check_fits(resolve(str(tmp_path / "env.yaml")), (gym.spaces.Box(-1, 1, (length,)), actions))
+@pytest.mark.parametrize(
+    ("gym_id", "seen", "acted"),
+    [
+        ("CartPole-v1", gym.spaces.Box(-1, 1, (5,)), gym.spaces.Discrete(2)),
+        ("CartPole-v1", gym.spaces.Box(-1, 1, (8,)), gym.spaces.Discrete(2)),
+        ("Blackjack-v1", gym.spaces.Box(0, 1, (45,)), gym.spaces.Discrete(2)),
+        ("Pendulum-v1", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,))),
+    ],
+)
+def test_the_option_that_a_refusal_asks_for_makes_the_agent_fit(gym_id, seen, acted):
+    spec = EnvironmentSpec(gym_id)
+    with pytest.raises(RequestError) as refusal:
+        check_matches(spec, make(spec), seen, acted)
+    asked = re.search(r"or give (.+) if it was trained with", str(refusal.value))
+    assert asked is not None
+    parser = Parser("test")
+    add_environment_arguments(parser)
+    options = parser.config(parser.parse(["--env", gym_id, *shlex.split(asked[1])]), EnvironmentOptions)
+    teacher = Teacher.from_callable(lambda observations: np.zeros(len(observations)), seen, acted)
+    check_fits(choose_environment(teacher, None, options)[0], (seen, acted))

@@ -40,8 +40,8 @@ TIERS = [
         "sampling",
         "probe",
     },
-    {"batches", "backends"},
-    {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
+    {"batches", "backends", "environment_choice"},
+    {"teachers", "students", "environments", "known_wrappers", "wrappers", "zoo_wrappers", "dataset", "objective", "stack", "gradients"},
     {
         "actions",
         "losses",

@@ -16,9 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from policy_distill.config import CollectConfig, DistillConfig, EnsembleConfig, FeatureConfig, LossConfig, RequestError, StudentConfig
 from policy_distill.disagreements import find, read_worst_states
-from policy_distill.environments import EnvironmentSpec
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.job import environment_for, one_torch_thread, prepare, writable_folder, write_config
+from policy_distill.job import one_torch_thread, prepare, writable_folder, write_config
 from policy_distill.students import count_parameters
 from policy_distill.teachers import Teacher
 from tests.small_worlds import PUSH, WALK, Walk, push_teacher, random_student, walk_best, walk_expert, walk_teacher
@@ -209,14 +208,6 @@ def test_statistics_are_read_where_the_settings_ask_for_them(tmp_path):
     assert normalization.clip == 3.0
     (run / "CartPole-v1" / "config.yml").write_text("normalize: false\n")
     assert prepare(request(tmp_path, teacher=str(run), env=None)).teacher.normalization is None
-
-
-def test_an_environment_named_by_hand_keeps_the_agent_s_wrappers():
-    teacher = walk_teacher()
-    teacher.saved_env = EnvironmentSpec("Old-v0", wrappers=(("TimeFeatureWrapper", {}),))
-    spec, notices = environment_for(teacher, WALK.id)
-    assert spec == EnvironmentSpec(WALK.id, wrappers=(("TimeFeatureWrapper", {}),))
-    assert notices == ()
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_other_versions_are_named_and_may_explain_it(folder):
 
 def test_other_versions_do_not_explain_another_verdict(folder, monkeypatch):
     change(folder, lambda data: data["versions"].update(torch="1.0"))
-    monkeypatch.setattr(module, "load_policy", lambda path, env, trust: (Backwards(walk_expert()), WALK, ()))
+    monkeypatch.setattr(module, "load_policy", lambda path, trust: (Backwards(walk_expert()), WALK))
     monkeypatch.setattr(module, "_check_files", lambda *_: None)
     monkeypatch.setattr(module, "files_of", lambda *_: {"sha256": {}})
     found = verified(folder)

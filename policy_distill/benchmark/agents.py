@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from policy_distill.config import RequestError
+from policy_distill.environment_choice import environment_for
 from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.job import environment_for
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.archive import read_archive
 from policy_distill.teachers.trusted import load_model

@@ -11,7 +11,7 @@ from policy_distill.benchmark.limits import Recording
 from policy_distill.benchmark.result import Result
 from policy_distill.config import DistillConfig, EvaluateConfig, RequestError, StudentConfig
 from policy_distill.distill import distill
-from policy_distill.job import environment_for
+from policy_distill.environment_choice import environment_for
 from policy_distill.progress import Display
 from policy_distill.teachers import Teacher
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
-from policy_distill.border import NEVER_ENDING
 from policy_distill.check.behaviour import NOT_FINITE, Behaviour, observe, targets_of
 from policy_distill.check.findings import Finding
 from policy_distill.check.returns import Idle, against_idle
-from policy_distill.environments import EnvironmentSpec
+from policy_distill.environments import LONG_EPISODE, EnvironmentSpec, endless, time_limit
 from policy_distill.evaluate import Episodes
 from policy_distill.teachers import Teacher
 from policy_distill.trajectories import Trajectory, play
@@ -42,29 +41,22 @@ class Look:
 
 def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int]) -> Look:
     """Play one episode a seed, first at random, then by the teacher unless it answers with NaN: that would crash an environment."""
-    longest = max(time_limit(spec) or NEVER_ENDING, 1)
+    longest = max(time_limit(spec) or LONG_EPISODE, 1)
     by_chance = play(None, spec, seeds, max_steps=longest)
     behaviour = _behaviour(teacher, by_chance)
     if not behaviour.finite:
         return Look(_episodes([]), _episodes(by_chance), behaviour, NOT_FINITE)
     played = play(teacher, spec, seeds, max_steps=longest)
-    endless = next((who for who, part in (("the agent", played), ("a random policy", by_chance)) if not all(x.ended for x in part)), None)
+    going_on = next((who for who, part in (("the agent", played), ("a random policy", by_chance)) if not all(x.ended for x in part)), None)
     stop = None
-    if endless:
-        what = f"{spec.id} has no time limit, and an episode of {endless} went on for {longest:,} steps without an end"
-        stop = Finding("stop", "never_ends", what, "give --max-episode-steps, for example 1000")
+    if going_on:
+        stop = Finding("stop", "never_ends", *endless(spec, going_on, longest))
     own, random, behaviour = _episodes(played), _episodes(by_chance), _behaviour(teacher, played)
     if stop is None and behaviour.reaction is not None and behaviour.reaction < HARDLY_REACTS:
         assert isinstance(teacher.action_space, gym.spaces.Box)
         idle = _episodes(play(Idle(teacher.action_space), spec, seeds, max_steps=longest))
         stop = against_idle(own.returns, idle.returns, random.returns)
     return Look(own, random, behaviour, stop)
-
-
-def time_limit(spec: EnvironmentSpec) -> int | None:
-    """Steps after which an episode is truncated; None if neither the request nor the registration names any."""
-    registered = gym.registry.get(spec.id.rpartition(":")[2])
-    return spec.max_episode_steps or (registered.max_episode_steps if registered else None)
 
 
 def judge_lengths(lengths: np.ndarray) -> list[Finding]:

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from policy_distill.commands.parser import Parser, add_zoo_folder, zoo_path
+from policy_distill.commands.parser import Parser, add_environment_arguments, add_zoo_folder, zoo_path
 from policy_distill.commands.printing import DONE, finish, mean_and_std, text_of
-from policy_distill.config import DistillConfig, EvaluateConfig
+from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig
 from policy_distill.progress import Display
 
 
@@ -16,7 +16,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
     """Say what an agent is, whether its return here is what its folder claims, and what stands in the way of a good student."""
     parser = Parser("check_teacher", check_teacher.__doc__)
     parser.add_argument("--teacher", type=str, default="", help="RL Zoo folder, SB3 zip or shipped agent")
-    parser.add_argument("--env", type=str | None, default=None, help="Gymnasium id or entry of envs/; default: the agent's own")
+    add_environment_arguments(parser)
     parser.add_argument("--algo", type=str | None, default=None, help="of a bare zip that does not tell")
     parser.add_argument("--episodes", type=int, default=20, help="0 only reads the files")
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
@@ -29,20 +29,25 @@ def check_teacher(arguments: Sequence[str]) -> int:
         # checks them
         DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))
     from policy_distill import check
+    from policy_distill.environment_choice import environment_for
     from policy_distill.environments import check_fits
-    from policy_distill.job import environment_for, one_torch_thread
+    from policy_distill.job import one_torch_thread
     from policy_distill.probe import probe
     from policy_distill.processes import call_apart
     from policy_distill.teachers import Teacher
 
-    teacher = Teacher.load(zoo_path(options.teacher, options.folder, options.algo, options.env), algo=options.algo, trust=options.trust)
+    environment = parser.config(options, EnvironmentOptions)
+    path = zoo_path(options.teacher, options.folder, options.algo, options.env)
+    if path != options.teacher:  # --env named the agent
+        environment = dataclasses.replace(environment, env=None)
+    teacher = Teacher.load(path, algo=options.algo, trust=options.trust)
     rows = [(name.replace("_", " "), text_of(value)) for name, value in teacher.describe().items()]
     summary: dict[str, Any] = {"facts": teacher.describe()}
     if not options.episodes:
         findings = tuple(check.judge_files(teacher, check.record_of(teacher)))
         summary["findings"] = [dataclasses.asdict(finding) for finding in findings]
     else:
-        spec, notices = environment_for(teacher, options.env)
+        spec, notices = environment_for(teacher, environment)
         check_fits(spec, (teacher.observation_space, teacher.action_space))
         notices += call_apart(options.step_timeout, probe, spec).notices
         for notice in notices:

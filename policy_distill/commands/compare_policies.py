@@ -10,9 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.parser import Parser, add_environment_arguments
 from policy_distill.commands.printing import DONE, finish, mean_and_std, plain
-from policy_distill.config import DistillConfig, EvaluateConfig, RequestError
+from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
 from policy_distill.progress import Display
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
     parser = Parser("compare_policies", compare_policies.__doc__)
     parser.add_argument("--policy", type=str, required=True, help="student folder, run folder, SB3 zip, RL Zoo folder or shipped agent")
     parser.add_argument("--teacher", type=str | None, default=None, help="default: the one that the student says it was distilled from")
-    parser.add_argument("--env", type=str | None, default=None, help="Gymnasium id or entry of envs/; default: the policy's own")
+    add_environment_arguments(parser)
     parser.add_argument("--episodes", type=int, default=20, help="one seed each, played by both")
     parser.add_argument("--worst", type=int, default=10, help="episodes and states that are shown")
     parser.add_argument(
@@ -41,26 +41,25 @@ def compare_policies(arguments: Sequence[str]) -> int:
     if options.worst < 0:
         raise RequestError(f"worst is {options.worst}; it must be >= 0")
     from policy_distill import disagreements
-    from policy_distill.environments import check_fits
     from policy_distill.evaluate import evaluation_seeds
-    from policy_distill.job import environment_for, one_torch_thread, writable_folder
-    from policy_distill.measure import load_policy, noted_teacher
+    from policy_distill.job import one_torch_thread, writable_folder
+    from policy_distill.measure import common_environment, load_policy, noted_teacher
     from policy_distill.probe import probe
     from policy_distill.processes import call_apart
     from policy_distill.report import add_to_report
     from policy_distill.teachers import Teacher
+    from policy_distill.trajectories import check_ends
 
-    student, spec, notices = load_policy(options.policy, options.env, trust=options.trust)
+    student, saved = load_policy(options.policy, trust=options.trust)
     named = options.teacher or noted_teacher(options.policy)
     if named is None:
         raise RequestError(f"{options.policy} does not say which teacher it was distilled from: give --teacher FOLDER_OR_ZIP")
     teacher = Teacher.load(named, trust=options.trust)
-    if spec is None:
-        spec, notices = environment_for(teacher, options.env)
-    check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (student, teacher)))
+    spec, notices = common_environment(options.policy, student, saved, teacher, parser.config(options, EnvironmentOptions))
     notices += call_apart(options.step_timeout, probe, spec).notices
     for notice in notices:
         Display(quiet=options.json).note(f"note: {notice}")
+    call_apart(options.step_timeout, check_ends, spec, {"the student": student, "the teacher": teacher})
     with one_torch_thread():
         seeds = evaluation_seeds("comparison", options.episodes)
         found = call_apart(options.step_timeout, disagreements.find, student, teacher, spec, seeds)

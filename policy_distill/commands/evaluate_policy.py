@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.parser import Parser, add_environment_arguments
 from policy_distill.commands.printing import DONE, finish
-from policy_distill.config import DistillConfig, EvaluateConfig, RequestError
+from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
 from policy_distill.progress import Display
 
 
@@ -15,7 +15,7 @@ def evaluate_policy(arguments: Sequence[str]) -> int:
     parser = Parser("evaluate_policy", evaluate_policy.__doc__)
     parser.add_argument("--policy", type=str, required=True, help="student folder, run folder, SB3 zip, RL Zoo folder or shipped agent")
     parser.add_argument("--teacher", type=str | None, default=None, help="measured on the same seeds; gives the retention")
-    parser.add_argument("--env", type=str | None, default=None, help="Gymnasium id or entry of envs/; default: the policy's own")
+    add_environment_arguments(parser)
     parser.add_argument("--episodes", type=int, default=100, help="one seed each")
     parser.add_argument("--num_envs", type=int, default=16, help="episodes side by side; the returns do not depend on it")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the retention's interval and the certificate")
@@ -41,7 +41,8 @@ def evaluate_policy(arguments: Sequence[str]) -> int:
     from policy_distill.certify import plan_of
     from policy_distill.measure import certify, measure
 
-    common = {name: getattr(options, name) for name in ("env", "num_envs", "workers", "trust", "stochastic", "step_timeout")}
+    common = {name: getattr(options, name) for name in ("num_envs", "workers", "trust", "stochastic", "step_timeout")}
+    common["env"] = parser.config(options, EnvironmentOptions)
     display = Display(quiet=options.json)
     plan = plan_of(protocol)
     if plan is None:

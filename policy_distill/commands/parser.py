@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from policy_distill.config import DistillConfig, RequestError
+from policy_distill.config import DistillConfig, EnvironmentOptions, RequestError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -72,25 +75,89 @@ class Parser(ArgumentParser):
             key = ".".join(nested.groups()) if nested else next(group for group in unknown.groups() if group)  # type: ignore[union-attr]
             if key not in known:
                 return f"no option {key!r}{nearest(key, known)}; see --help"
-        wrong = re.search(r"[Kk]ey \"([\w.]+)\": Expected an? (.*)\. Got value: (.*)", message)
+        wrong = re.search(r"[Kk]ey \"([\w.]+)\": Expected an? (.*)\. Got value: ?(.*)", message)
         if wrong:
-            kind = re.sub(r"<class '(\w+)'>|typing\.Literal", lambda match: match[1] or "one of ", wrong[2])
+            kind = re.sub(
+                r"<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal", lambda match: match[1].lower() if match[1] else "one of ", wrong[2]
+            )
             return f"{wrong[1]} is {wrong[3]!r}; it must be {kind}"
+        if message.startswith('Parser key "wrapper": '):
+            return f"wrapper is {message.rpartition('Given value: ')[2]!r}; in a file it must be a list: [NAME, NAME: {{argument: value}}]"
         return message
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """``--trust`` and ``--stochastic`` alone mean ``true``, and ``--student same`` means ``--student.same true``."""
+    """Options in the one form that jsonargparse reads.
+
+    - Hyphens in an option's name are underscores.
+    - ``--trust`` and ``--stochastic`` alone mean ``true``, and ``--student same`` means ``--student.same true``.
+    - ``--env_kwargs a:1 b:True``, the RL Zoo's form, is one mapping; values are Python literals, or else texts. Nothing is evaluated.
+    - ``--wrapper``, given once or several times, is one list.
+    """
     spelled: list[str] = []
-    for index, argument in enumerate(arguments):
-        following = arguments[index + 1] if index + 1 < len(arguments) else ""
-        if argument in ("--trust", "--stochastic") and following not in ("true", "false"):
-            spelled.append(f"{argument}=true")
-        elif argument == "same" and spelled and spelled[-1] == "--student":
-            spelled[-1] = "--student.same=true"
+    wrappers: list[Any] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        if name in ("--trust", "--stochastic") and not equals and (not rest or rest[0] not in ("true", "false")):
+            spelled.append(f"{name}=true")
+        elif name == "--student" and (value == "same" or (rest and not equals and rest[0] == "same")):
+            spelled.append("--student.same=true")
+            if not equals:
+                rest.pop(0)
+        elif name == "--env_kwargs":
+            values = [value] if equals else _values(rest)
+            pairs = [_PAIR.fullmatch(text) for text in values]
+            together = json.dumps({pair[1]: _literal(pair[2]) for pair in pairs if pair}) if values and all(pairs) else " ".join(values)
+            spelled.append(f"{name}={together}")
+        elif name == "--wrapper":
+            values = [value] if equals else _values(rest)
+            if not values:
+                raise RequestError("wrapper is left empty; it must be a known name, module:Class, or none")
+            wrappers += [_wrapper(text) for text in values]
         else:
-            spelled.append("--student.same=true" if argument == "--student=same" else argument)
+            spelled.append(name + equals + value)
+    if wrappers:
+        flat = [one for item in wrappers for one in (item if isinstance(item, list) else [item])]
+        spelled.append(f"--wrapper={json.dumps(flat)}")
     return spelled
+
+
+_PAIR = re.compile(r"([^\W\d]\w*):(.*)", re.DOTALL)
+
+
+def _values(rest: list[str]) -> list[str]:
+    """Take the values of an option off the front of what follows it."""
+    count = next((index for index, text in enumerate(rest) if re.match(r"--?[^\W\d]", text)), len(rest))
+    taken = rest[:count]
+    del rest[:count]
+    return taken
+
+
+def _literal(text: str) -> Any:
+    """``1``, ``True``, ``[1, 2]`` and ``'text'`` as Python writes them; anything else is a text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _wrapper(text: str) -> Any:
+    """A wrapper's name, or the mapping or list that the text is in YAML."""
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"wrapper is {text!r}, which cannot be read as YAML: {one_line(str(error))}") from None
+
+
+def add_environment_arguments(parser: Parser) -> None:
+    """``--env`` and what goes with it; ``parser.config(options, EnvironmentOptions)`` reads them."""
+    parser.add_class_arguments(EnvironmentOptions)
 
 
 def add_zoo_folder(parser: Parser) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.parser import Parser, add_environment_arguments
 from policy_distill.commands.printing import DONE, finish
-from policy_distill.config import RequestError
+from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.progress import Display
 
 
@@ -17,7 +18,7 @@ def render_policy(arguments: Sequence[str]) -> int:
     parser = Parser("render_policy", render_policy.__doc__)
     parser.add_argument("--policy", type=str, required=True, help="student folder, run folder, SB3 zip, RL Zoo folder or shipped agent")
     parser.add_argument("--teacher", type=str | None, default=None, help="filmed on the left; default: the one that a run noted")
-    parser.add_argument("--env", type=str | None, default=None, help="Gymnasium id or entry of envs/; default: the policy's own")
+    add_environment_arguments(parser)
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the episode; default: the first of the final seeds")
     parser.add_argument("--max_steps", type=int, default=1000, help="the film ends there, if the episode does not")
     parser.add_argument("--width", type=int, default=320, help="of each picture, in pixels")
@@ -30,7 +31,7 @@ def render_policy(arguments: Sequence[str]) -> int:
         if getattr(options, name) < least:
             raise RequestError(f"{name} is {getattr(options, name)}; it must be >= {least}")
     from policy_distill.job import one_torch_thread
-    from policy_distill.measure import load_policy, noted_teacher
+    from policy_distill.measure import common_environment, load_policy, noted_teacher
     from policy_distill.render import film, side_by_side, write_gif
     from policy_distill.report import VIDEO, write_report
     from policy_distill.teachers import Teacher
@@ -40,14 +41,14 @@ def render_policy(arguments: Sequence[str]) -> int:
     output = Path(options.output) if options.output else (run or Path()) / VIDEO
     if not output.parent.is_dir():
         raise RequestError(f"the folder {output.parent} of --output is not there: make it first")
-    acting, spec, notices = load_policy(options.policy, options.env, trust=options.trust)
+    acting, saved = load_policy(options.policy, trust=options.trust)
+    named = options.teacher or noted_teacher(options.policy)
+    teacher = Teacher.load(named, trust=options.trust) if named else None
+    spec, notices = common_environment(options.policy, acting, saved, teacher, parser.config(options, EnvironmentOptions))
     display = Display(quiet=options.json)
     for notice in notices:
         display.note(f"note: {notice}")
-    if spec is None:
-        raise RequestError(f"{options.policy} does not say which environment it acts in: give --env, for example --env CartPole-v1")
-    named = options.teacher or noted_teacher(options.policy)
-    actors = [("teacher", Teacher.load(named, trust=options.trust))] if named else []
+    actors: list[tuple[str, Any]] = [("teacher", teacher)] if teacher else []
     with one_torch_thread():
         films = [film(name, actor, spec, options.seed, max_steps=options.max_steps) for name, actor in [*actors, ("student", acting)]]
     pictures, seconds = side_by_side(films, width=options.width, frames_per_second=options.frames_per_second)

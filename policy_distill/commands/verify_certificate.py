@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from policy_distill.commands.parser import Parser
 from policy_distill.commands.printing import DONE, finish
-from policy_distill.config import RequestError
+from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.progress import Display
 
 DOES_NOT_HOLD = 1
@@ -24,6 +24,9 @@ def verify_certificate(arguments: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
     parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
     parser.add_step_timeout()
+    parser.add_argument(
+        "--wrapper", type=tuple[str, ...], default=(), help="module:Class of a wrapper that the certificate names and that may be imported"
+    )
     parser.add_display_arguments()
     options = parser.parse(arguments)
     for name, least in (("episodes", 0), ("num_envs", 1), ("workers", 0), ("step_timeout", 0)):
@@ -41,6 +44,7 @@ def verify_certificate(arguments: Sequence[str]) -> int:
         workers=options.workers,
         trust=options.trust,
         step_timeout=options.step_timeout,
+        wrappers=EnvironmentOptions(wrapper=tuple(options.wrapper)).wrappers or (),
         display=Display(quiet=options.json),
     )
     finish(options.json, found.summary(), found.rows())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policy_distill.config.checks import EnvironmentFault, Fault, RequestError, TrainingFault, require, require_choice
+from policy_distill.config.environment import Arguments, EnvironmentOptions, WrapperRequest
 from policy_distill.config.loss import FeatureConfig, LossConfig, RelationConfig
 from policy_distill.config.stages import (
     CollectConfig,
@@ -19,9 +20,9 @@ from policy_distill.config.stages import (
 )
 
 __all__ = [
-    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EnvironmentFault", "EvaluateConfig", "Fault", "FeatureConfig",
-    "LossConfig", "MemberConfig", "PolishConfig", "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig",
-    "TrainingFault", "ValueConfig",
+    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EnvironmentFault", "EnvironmentOptions", "EvaluateConfig", "Fault",
+    "FeatureConfig", "LossConfig", "MemberConfig", "PolishConfig", "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig",
+    "TrainConfig", "TrainingFault", "ValueConfig",
 ]  # fmt: skip
 
 
@@ -98,6 +99,15 @@ class DistillConfig:
     (``ppo/LunarLander-v3``)."""
     env: str | None = None
     """A Gymnasium id or an entry of envs/. Left out, the environment is the one the teacher was trained in."""
+    env_kwargs: Arguments = field(default_factory=dict)
+    """Keyword arguments of the environment, over those that it was saved with: '{"gravity": -5}', or the RL Zoo's gravity:-5 wind:True."""
+    wrapper: tuple[WrapperRequest, ...] | None = None
+    """Wrappers around the environment, innermost first, in place of those the agent was saved with: a known name (TimeFeatureWrapper) or
+    module:Class, which is imported; '{"NAME": {"argument": 1}}' with arguments; none for no wrapper. May be given several times."""
+    frame_stack: int | None = None
+    """Stack so many observations, as Stable-Baselines3's VecFrameStack does, outside the wrappers; 1: none."""
+    max_episode_steps: int | None = None
+    """Truncate an episode after so many steps, instead of after those that the environment is registered with."""
     algo: str | None = None
     """Algorithm of a bare zip whose name and folder do not tell it (ppo, sac, ...)."""
     output: str | None = None
@@ -135,3 +145,9 @@ class DistillConfig:
             self.train.gradient_steps,
             f"at least collect.rounds = {self.collect.rounds}: each round trains",
         )
+        _ = self.environment  # checks it
+
+    @property
+    def environment(self) -> EnvironmentOptions:
+        """What is said of the environment."""
+        return EnvironmentOptions(self.env, self.env_kwargs, self.wrapper, self.frame_stack, self.max_episode_steps)

@@ -114,10 +114,13 @@ def _agent(zip_path: Path) -> AgentFiles:
     config = read_yaml(config_path) if config_path.is_file() else {}
     arguments = read_yaml(arguments_path) if arguments_path.is_file() else {}
     name = arguments.get("env")
+    kwargs = environment_kwargs(config, arguments, settings)
+    limit = kwargs.pop("max_episode_steps", None)  # an argument of gymnasium.make, not of the environment
     spec = EnvironmentSpec(
         id=name if isinstance(name, str) else settings.name,
-        kwargs=environment_kwargs(config, arguments, settings),
+        kwargs=kwargs,
         wrappers=environment_wrappers(config, config_path),
+        max_episode_steps=limit if isinstance(limit, int) and limit > 0 else None,
     )
     normalized = normalizes_observations(config, config_path)
     found = _statistics(zip_path, [settings, run])

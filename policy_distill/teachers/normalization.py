@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from policy_distill.config import RequestError
 from policy_distill.teachers.inert import Inert, load_inert, plain_array
@@ -19,19 +21,53 @@ MAX_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class ObservationNormalization:
-    """``clip((observation - mean) / sqrt(var + epsilon), -clip, clip)``, what the agent saw in training."""
+    """``clip((observation - mean) / sqrt(var + epsilon), -clip, clip)``, what the agent saw in training.
+
+    Where frames were normalised before they were stacked (``VecFrameStack`` around ``VecNormalize``, the RL Zoo's order) the statistics are
+    those of one frame, repeated. The frames before an episode's first were zero after normalisation: raw observations have ``padding``
+    there, which is normalised to exactly zero.
+    """
 
     mean: np.ndarray
     """float64, of the observation's shape."""
     var: np.ndarray
     epsilon: float
     clip: float
+    frames: int = 1
+    """How many frames one after the other share these statistics."""
 
     def __post_init__(self) -> None:
         if self.mean.shape != self.var.shape or not (np.isfinite(self.mean).all() and np.isfinite(self.var).all()):
             raise RequestError("the observation statistics are not finite or their shapes differ; save VecNormalize again")
         if not (math.isfinite(self.epsilon) and self.clip > 0 and (self.var + self.epsilon > 0).all()):
             raise RequestError("the observation statistics have a variance, epsilon or clip that is not positive; save VecNormalize again")
+
+    def for_observations(self, shape: tuple[int, ...] | None, source: str) -> ObservationNormalization:
+        """The same for observations of this shape: itself, or repeated for as many frames as they hold.
+
+        Raises:
+            RequestError: if they are neither of the statistics' shape nor a whole number of such vectors.
+        """
+        if self.mean.shape == shape:
+            return self
+        if shape is not None and len(shape) == self.mean.ndim == 1 and self.mean.size and shape[0] % self.mean.size == 0:
+            frames = shape[0] // self.mean.size
+            return replace(self, mean=np.tile(self.mean, frames), var=np.tile(self.var, frames), frames=frames)
+        raise RequestError(
+            f"{source}: the normalisation statistics are of shape {self.mean.shape}, its observations of {shape}; the vecnormalize.pkl is "
+            "another agent's"
+        )
+
+    @property
+    def padding(self) -> np.ndarray | None:
+        """The raw frame ``[size]`` that stands before an episode's first; None where frames are not normalised one by one."""
+        return self.mean[: self.mean.size // self.frames] if self.frames > 1 else None
+
+    def is_padding(self, observations: Tensor) -> Tensor:
+        """Which of the numbers ``[B, size]`` of raw observations lie in frames before an episode's first: bool ``[B, size]``."""
+        frames = observations.reshape(len(observations), self.frames, -1)
+        padding = torch.as_tensor(self.mean, device=frames.device).to(frames.dtype).reshape(self.frames, -1)
+        return (frames == padding).all(-1, keepdim=True).expand_as(frames).reshape(len(frames), -1)
 
 
 def read_normalization(path: str | Path) -> ObservationNormalization | None:

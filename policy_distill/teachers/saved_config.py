@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 from policy_distill.config import RequestError
+from policy_distill.config.environment import Wrapper
+from policy_distill.known_wrappers import STACK, effective, saved_name
 
 MAX_BYTES = 1 << 20
 MAX_ALIASES = 20
 """A few lines of nested YAML aliases would otherwise stand for billions of entries."""
 SETTINGS = ("algo", "env", "env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack", "normalize")
 """What is read of the files; the rest may hold anything."""
-Wrapper = tuple[str, Mapping[str, Any]]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def _normalizes(what: str, config: Mapping[str, Any], source: Path) -> bool:
 
 
 def environment_kwargs(config: Mapping[str, Any], arguments: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """Keyword arguments of the environment; those of the command line (``args.yml``) win."""
+    """Keyword arguments of the environment; those of the command line (``args.yml``) win. How it was drawn is of no concern here."""
     merged: dict[str, Any] = {}
     for settings in (config, arguments):
         try:
@@ -138,12 +139,16 @@ def environment_kwargs(config: Mapping[str, Any], arguments: Mapping[str, Any], 
         except ValueError as error:
             raise RequestError(f"{source}: env_kwargs is {_short(settings['env_kwargs'])}; it must be a dict of plain values") from error
         if isinstance(kwargs, dict):
-            merged.update({str(key): value for key, value in kwargs.items()})
+            merged.update({str(key): value for key, value in kwargs.items() if key != "render_mode"})
     return merged
 
 
 def environment_wrappers(config: Mapping[str, Any], source: Path) -> tuple[Wrapper, ...]:
-    """The wrappers around the environment, innermost first, by their class's last name; frame stacking as ``VecFrameStack``."""
+    """The wrappers around the environment, innermost first, those without effect left out; frame stacking as ``VecFrameStack``.
+
+    A known one goes by its class's last name, another by its dotted path; see ``known_wrappers.saved_name``. The order is the Zoo's: what
+    stands around one environment, around the vector of them, and last the frame stack, inside of which observations are normalised.
+    """
     wrappers: list[Wrapper] = []
     for key in ("env_wrapper", "vec_env_wrapper"):
         entries = config.get(key)
@@ -153,13 +158,13 @@ def environment_wrappers(config: Mapping[str, Any], source: Path) -> tuple[Wrapp
             name, kwargs = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, None)
             if not isinstance(name, str) or not isinstance(kwargs, dict | None):
                 raise RequestError(f"{source}: {key} is {_short(entry)}; it must be a class's name or a dict of a name and its arguments")
-            wrappers.append((name.rpartition(".")[2], dict(kwargs or {})))
+            wrappers.append((saved_name(name), dict(kwargs or {})))
     frames = config.get("frame_stack")
     if frames is not None and not isinstance(frames, int):
         raise RequestError(f"{source}: frame_stack is {_short(frames)}; it must be a whole number")
     if frames is not None and frames > 1:
-        wrappers.append(("VecFrameStack", {"n_stack": frames}))
-    return tuple(wrappers)
+        wrappers.append((STACK, {"n_stack": frames}))
+    return effective(wrappers)
 
 
 def _short(value: object) -> str:

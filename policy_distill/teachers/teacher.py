@@ -69,11 +69,8 @@ class Teacher(nn.Module):
         super().__init__()
         source = path or f"the {algo} agent"
         check_observation_space(observation_space, source)
-        if normalization is not None and normalization.mean.shape != observation_space.shape:
-            raise RequestError(
-                f"{source}: the normalisation statistics are of shape {normalization.mean.shape}, its observations of "
-                f"{observation_space.shape}; the vecnormalize.pkl is another agent's"
-            )
+        if normalization is not None:
+            normalization = normalization.for_observations(observation_space.shape, source)
         self.network = network
         self.critic = critic
         self.reward_scale = reward_scale
@@ -173,6 +170,8 @@ class Teacher(nn.Module):
         if self.normalization is not None:
             # VecNormalize computes in float64 and rounds once.
             normalized = (observations.double() - self.mean) / self.scale
+            if self.normalization.frames > 1:
+                normalized = normalized.masked_fill(self.normalization.is_padding(observations), 0.0)
             observations = normalized.clamp(-self.normalization.clip, self.normalization.clip).float()
         if getattr(self.network, "reads_raw", False):
             return observations.float() if isinstance(self.observation_space, gym.spaces.Box) else observations.long()

@@ -48,7 +48,7 @@ def test_the_episodes_are_those_of_evaluate():
 
 
 def test_an_episode_without_end_is_cut_off_and_stops(monkeypatch):
-    monkeypatch.setattr(module, "NEVER_ENDING", 50)
+    monkeypatch.setattr(module, "LONG_EPISODE", 50)
     found = look(always(0), ENDLESS, [1, 2])
     assert found.stop is not None
     assert found.stop.topic == "never_ends"
@@ -58,7 +58,7 @@ def test_an_episode_without_end_is_cut_off_and_stops(monkeypatch):
 
 
 def test_a_random_policy_without_end_stops_too(monkeypatch):
-    monkeypatch.setattr(module, "NEVER_ENDING", 1)
+    monkeypatch.setattr(module, "LONG_EPISODE", 1)
     found = look(always(1), ENDLESS, [1, 2, 3, 4, 5])
     assert found.stop is not None
     assert "an episode of a random policy" in found.stop.what

@@ -121,7 +121,7 @@ def test_an_agent_whose_statistics_were_taken_away_is_refused(tmp_path):
 @pytest.mark.skipif(not CHEETAH.is_file(), reason="no agents")
 @pytest.mark.slow
 def test_good_agents_of_strangers_pass_without_a_word():
-    from policy_distill.job import environment_for
+    from policy_distill.environment_choice import environment_for
 
     for name in ("ppo/HalfCheetah-v3_1", "ars/MountainCarContinuous-v0_1", "dqn/CartPole-v1_1", "a2c/Acrobot-v1_1", "ddpg/Pendulum-v1_1"):
         teacher = Teacher.load(TEACHERS / name)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from policy_distill.check import check_teacher
-from policy_distill.job import environment_for
+from policy_distill.environment_choice import environment_for
 from policy_distill.teachers import Teacher
 
 FOLDER = Path(os.environ.get("POLICY_DISTILL_TEACHERS", Path(__file__).resolve().parents[3] / "shared" / "teachers"))

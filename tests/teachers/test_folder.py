@@ -208,7 +208,7 @@ def test_settings_in_ordinary_yaml(tmp_path):
     files = find_agent(run)
     assert files.env is not None
     assert (files.env.id, files.env.kwargs) == ("LunarLander-v2", {"a": 1})
-    assert files.env.wrappers == (("C", {}), ("VecFrameStack", {"n_stack": 4}))
+    assert files.env.wrappers == (("a.b.C", {}), ("VecFrameStack", {"n_stack": 4}))
     assert files.algo == "ppo"  # by the folder's name
 
 
