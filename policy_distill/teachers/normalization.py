@@ -62,18 +62,25 @@ def read_normalization(path: str | Path) -> ObservationNormalization | None:
         )
 
 
-def read_reward_scale(path: str | Path) -> float:
-    """Read from ``vecnormalize.pkl`` what rewards were divided by in training: ``sqrt(ret_rms.var + epsilon)``.
+def read_reward_scale(path: str | Path, *, normalized: bool | None = None) -> float | None:
+    """Read from a file as saved by ``VecNormalize.save`` what rewards were divided by in training: ``sqrt(ret_rms.var + epsilon)``.
+
+    Args:
+        path: of the file.
+        normalized: whether rewards were normalised in training, where the run's settings tell; None: the file's own word counts.
 
     Returns:
-        ``> 0``; 1 if the file says that rewards are not normalised (``norm_reward=False``).
+        ``> 0``; 1 if rewards were not normalised; None if nothing tells: where the file says ``norm_reward=False`` and ``training=False``,
+        as both are set for evaluation.
 
     Raises:
         RequestError: if the file is missing, damaged, no VecNormalize, or its variance is not finite and positive.
     """
     path = Path(path)
     state = _read_state(path)
-    if state.get("norm_reward") is False:
+    if normalized is None and state.get("norm_reward") is False:
+        return None if state.get("training") is False else 1.0
+    if normalized is False:
         return 1.0
     with _damage_in_one_line(path):
         return reward_scale_of(float(plain_array(state["ret_rms"].state["var"])), float(plain_array(state["epsilon"])))

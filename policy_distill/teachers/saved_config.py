@@ -129,16 +129,21 @@ def _normalizes(what: str, config: Mapping[str, Any], source: Path) -> bool:
     return setting.get(what, True) is not False if isinstance(setting, dict) else bool(setting)
 
 
-def environment_kwargs(config: Mapping[str, Any], arguments: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """Keyword arguments of the environment; those of the command line (``args.yml``) win."""
+def environment_kwargs(
+    config: Mapping[str, Any], arguments: Mapping[str, Any], source: Path, uploaded: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of the environment; those of the command line (``args.yml``) win, then those that the zoo ``uploaded``.
+
+    ``render_mode`` is left out: the zoo adds it for its film, and it is none of training.
+    """
     merged: dict[str, Any] = {}
-    for settings in (config, arguments):
+    for settings in (config, arguments, uploaded or {}):
         try:
             kwargs = literal(settings.get("env_kwargs"))
         except ValueError as error:
             raise RequestError(f"{source}: env_kwargs is {_short(settings['env_kwargs'])}; it must be a dict of plain values") from error
         if isinstance(kwargs, dict):
-            merged.update({str(key): value for key, value in kwargs.items()})
+            merged.update({str(key): value for key, value in kwargs.items() if key != "render_mode"})
     return merged
 
 
