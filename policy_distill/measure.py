@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from policy_distill import check
 from policy_distill.certify import Certified, certificate, files_of, play, write_certificate
-from policy_distill.config import RequestError
+from policy_distill.config import Reading, RequestError
 from policy_distill.environments import EnvironmentSpec, check_fits, resolve
 from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.job import environment_for, one_torch_thread, writable_folder
@@ -19,6 +20,9 @@ from policy_distill.statistics import Plan, Retention, retention
 from policy_distill.students import Student, read_description
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
+
+AS_FOUND = Reading()
+"""An agent's files as they are, with nothing said about them."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Measurement:
     retention: Retention | None
     certified: Certified | None = None
     certificate_path: Path | None = None
+    notices: tuple[str, ...] = ()
+    """What a reader of the figures must know."""
 
     def rows(self) -> list[tuple[str, str]]:
         """What a person reads: name, figure."""
@@ -51,7 +57,8 @@ class Measurement:
             rows.append(("certificate", certificate_text(self.certified.summary())))
         if self.episodes.agreement is not None:
             rows.append(("agreement", f"{self.episodes.agreement:.1%} of the policy's states"))
-        return [*rows, ("episodes", f"{len(self.episodes.returns)}"), ("mean length", f"{self.episodes.lengths.mean():.0f} steps")]
+        rows += [("episodes", f"{len(self.episodes.returns)}"), ("mean length", f"{self.episodes.lengths.mean():.0f} steps")]
+        return [*rows, *(("note", notice) for notice in self.notices)]
 
     def summary(self) -> dict[str, Any]:
         """The same as data."""
@@ -66,6 +73,7 @@ class Measurement:
             "random": figures(self.random),
             "agreement": self.episodes.agreement,
             "seeds": self.episodes.seeds,
+            "notices": list(self.notices),
         }
         if self.teacher is not None and self.retention is not None:
             summary |= {"teacher": figures(self.teacher), "retention": dataclasses.asdict(self.retention)}
@@ -83,19 +91,23 @@ def measure(
     num_envs: int = 16,
     confidence: float = 0.95,
     workers: int | None = None,
-    trust: bool = False,
+    reading: Reading = AS_FOUND,
+    teacher_reading: Reading = AS_FOUND,
+    skip_check: bool = False,
     stochastic: bool = False,
     display: Display | None = None,
 ) -> Measurement:
     """Run ``policy`` on the final seeds; see ``policy_distill.evaluate.evaluate``.
 
     Args:
+        reading, teacher_reading: how the files of policy and teacher are read.
+        skip_check: tell what would make the figure meaningless, and go on all the same.
         stochastic: the policy draws its actions from its own distribution; its teacher acts as always.
 
     Raises:
-        RequestError: if a file cannot be read or environment and policy do not fit together.
+        RequestError: if a file cannot be read, environment and policy do not fit together, or a figure would be meaningless.
     """
-    acting, reference, spec = _open(policy, teacher, env, trust, display)
+    acting, reference, spec, notices = _open(policy, teacher, env, reading, teacher_reading, skip_check, display)
     player = Drawing(acting) if stochastic else acting
     seeds = evaluation_seeds("final", episodes)
     asked = reference or (acting if isinstance(acting, Teacher) else None)
@@ -103,8 +115,11 @@ def measure(
         own = rollouts.evaluate(player, seeds, num_envs=num_envs, with_agreement=reference is not None)
         random = rollouts.evaluate("random", seeds, num_envs=num_envs)
         of_teacher = rollouts.evaluate("teacher", seeds, num_envs=num_envs) if reference else None
+    for agent, episodes_of in ((acting, own), (reference, of_teacher)):
+        if isinstance(agent, Teacher) and episodes_of is not None:
+            notices += check.screen_returns(agent, episodes_of.returns, random.returns, skip=skip_check)
     kept = retention(own.returns, of_teacher.returns, random.returns, confidence=confidence) if of_teacher else None
-    return Measurement(policy, acting.params, spec, own, random, of_teacher, kept)
+    return Measurement(policy, acting.params, spec, own, random, of_teacher, kept, notices=tuple(dict.fromkeys(notices)))
 
 
 def certify(
@@ -116,7 +131,9 @@ def certify(
     output: str | None = None,
     num_envs: int = 16,
     workers: int | None = None,
-    trust: bool = False,
+    reading: Reading = AS_FOUND,
+    teacher_reading: Reading = AS_FOUND,
+    skip_check: bool = False,
     stochastic: bool = False,
     display: Display | None = None,
 ) -> Measurement:
@@ -126,37 +143,52 @@ def certify(
         output: the file, or the folder that it is written into; None: the policy's own folder.
 
     Raises:
-        RequestError: if a file cannot be read or written, or environment and policies do not fit together.
+        RequestError: if a file cannot be read or written, environment and policies do not fit together, or a figure would be meaningless.
     """
-    acting, reference, spec = _open(policy, teacher, env, trust, display)
+    acting, reference, spec, notices = _open(policy, teacher, env, reading, teacher_reading, skip_check, display)
     assert reference is not None
     target = _certificate_path(policy, acting, output)
     writable_folder(target.parent)
     player = Drawing(acting) if stochastic else acting
     with one_torch_thread(), Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers) as rollouts:
         found = play(rollouts, player, plan, num_envs=num_envs, display=display)
+    for agent, episodes_of in ((acting, found.student), (reference, found.teacher)):
+        if isinstance(agent, Teacher):
+            notices += check.screen_returns(agent, episodes_of.returns, found.random.returns, skip=skip_check)
     own, of_teacher = files_of(acting, policy), files_of(reference, teacher)
     write_certificate(target, certificate(found, spec=spec, student=own, teacher=of_teacher, stochastic=stochastic))
     if output is None and (target.parent / "result.json").is_file():
         add_to_report(target.parent, certificate=found.summary())
     kept = retention(*found.returns, confidence=plan.confidence)
-    return Measurement(policy, acting.params, spec, found.student, found.random, found.teacher, kept, found, target)
+    told = tuple(dict.fromkeys(notices))
+    return Measurement(policy, acting.params, spec, found.student, found.random, found.teacher, kept, found, target, told)
 
 
 def _open(
-    policy: str, teacher: str | None, env: str | None, trust: bool, display: Display | None
-) -> tuple[Student | Teacher, Teacher | None, EnvironmentSpec]:
-    """Load policy and teacher and settle the environment in which both act."""
-    acting, spec, notices = load_policy(policy, env, trust=trust)
-    reference = Teacher.load(teacher, trust=trust) if teacher else None
+    policy: str, teacher: str | None, env: str | None, reading: Reading, teacher_reading: Reading, skip_check: bool, display: Display | None
+) -> tuple[Student | Teacher, Teacher | None, EnvironmentSpec, tuple[str, ...]]:
+    """Load policy and teacher, settle the environment in which both act, and screen both there."""
+    acting, spec, notices = load_policy(policy, env, reading)
+    reference = Teacher.load(teacher, **teacher_reading.arguments()) if teacher else None
     if spec is None and reference is not None:
         spec, notices = environment_for(reference, env)
-    for notice in notices:
-        (display or Display(quiet=True)).note(f"note: {notice}")
     if spec is None:
         raise RequestError(f"{policy} does not say which environment it acts in: give --env, for example --env CartPole-v1")
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference) if agent is not None))
-    return acting, reference, spec
+    agents = agents_among(acting, reference)
+    for agent in agents:
+        notices += check.screen_files(agent, spec, skip=skip_check)
+    with one_torch_thread():
+        for agent in agents:
+            notices += check.screen_states(agent, spec, skip=skip_check)
+    for notice in dict.fromkeys(notices):
+        (display or Display(quiet=True)).note(f"note: {notice}")
+    return acting, reference, spec, notices
+
+
+def agents_among(*policies: Student | Teacher | None) -> list[Teacher]:
+    """Those that were read from other people's files, whose files have to be screened."""
+    return [policy for policy in policies if isinstance(policy, Teacher)]
 
 
 def _certificate_path(policy: str, acting: Student | Teacher, output: str | None) -> Path:
@@ -170,14 +202,23 @@ def _certificate_path(policy: str, acting: Student | Teacher, output: str | None
     return (folder.parent if in_a_run else folder) / "certificate.json"
 
 
-def load_policy(path: str, env: str | None, *, trust: bool = False) -> tuple[Student | Teacher, EnvironmentSpec | None, tuple[str, ...]]:
-    """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent; say where it acts, if known, with notices."""
+def load_policy(
+    path: str, env: str | None, reading: Reading = AS_FOUND
+) -> tuple[Student | Teacher, EnvironmentSpec | None, tuple[str, ...]]:
+    """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent; say where it acts, if known, with notices.
+
+    Raises:
+        RequestError: if it cannot be read, or ``reading`` says of a student what can be said of agents alone.
+    """
     for folder in (Path(path), Path(path) / "student"):
         if (folder / "student.json").is_file():
+            if said := reading.recorded():
+                name = next(iter(said))
+                raise RequestError(f"{path} is a student, which needs no --{name}; what is said about its teacher is --teacher_{name}")
             saved = read_description(folder).get("environment")
             spec = resolve(env) if env else EnvironmentSpec.from_dict(saved) if saved else None
             return Student.load(folder), spec, ()
-    agent = Teacher.load(path, trust=trust)
+    agent = Teacher.load(path, **reading.arguments())
     beside = Path(path).parent / "student"
     if env is None and agent.saved_env is None and (beside / "student.json").is_file():
         return agent, EnvironmentSpec.from_dict(read_description(beside)["environment"]), ()
@@ -186,12 +227,22 @@ def load_policy(path: str, env: str | None, *, trust: bool = False) -> tuple[Stu
     return agent, *environment_for(agent, env)
 
 
-def noted_teacher(path: str) -> str | None:
-    """The teacher that a run noted beside its student, if ``path`` is a run's or a student's folder and the teacher came from files."""
+def teacher_of(policy: str, named: str | None, reading: Reading = AS_FOUND) -> Teacher | None:
+    """The teacher that the user ``named``, else the one that a run noted beside its student, read as it was then; None if there is none."""
+    if named is None:
+        noted = _noted_teacher(policy)
+        if noted.get("path") is None:
+            return None
+        named, reading = noted["path"], reading.over(noted.get("reading") or {})
+    return Teacher.load(named, **reading.arguments())
+
+
+def _noted_teacher(path: str) -> dict[str, Any]:
+    """What a run noted of its teacher, if ``path`` is a run's or a student's folder."""
     for folder in (Path(path), Path(path) / "student"):
         if (folder / "student.json").is_file():
-            return (read_description(folder).get("teacher") or {}).get("path")
-    return None
+            return read_description(folder).get("teacher") or {}
+    return {}
 
 
 def _mean_and_std(episodes: Episodes) -> str:

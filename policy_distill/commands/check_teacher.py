@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from policy_distill.commands.parser import Parser, add_zoo_folder, zoo_path
+from policy_distill.commands.parser import Parser, add_reading_arguments, add_zoo_folder, reading_of, zoo_path
 from policy_distill.commands.printing import DONE, finish, mean_and_std, text_of
 from policy_distill.config import DistillConfig, EvaluateConfig
 from policy_distill.progress import Display
@@ -17,10 +17,9 @@ def check_teacher(arguments: Sequence[str]) -> int:
     parser = Parser("check_teacher", check_teacher.__doc__)
     parser.add_argument("--teacher", type=str, default="", help="RL Zoo folder, SB3 zip or shipped agent")
     parser.add_argument("--env", type=str | None, default=None, help="Gymnasium id or entry of envs/; default: the agent's own")
-    parser.add_argument("--algo", type=str | None, default=None, help="of a bare zip that does not tell")
     parser.add_argument("--episodes", type=int, default=20, help="0 only reads the files")
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
-    parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    add_reading_arguments(parser)
     add_zoo_folder(parser)
     parser.add_display_arguments()
     options = parser.parse(arguments)
@@ -31,17 +30,19 @@ def check_teacher(arguments: Sequence[str]) -> int:
     from policy_distill.job import environment_for, one_torch_thread
     from policy_distill.teachers import Teacher
 
-    teacher = Teacher.load(zoo_path(options.teacher, options.folder, options.algo, options.env), algo=options.algo, trust=options.trust)
+    place = zoo_path(options.teacher, options.folder, options.algo, options.env)
+    teacher = Teacher.load(place, **reading_of(options).arguments())
     rows = [(name.replace("_", " "), text_of(value)) for name, value in teacher.describe().items()]
     summary: dict[str, Any] = {"facts": teacher.describe()}
     if not options.episodes:
-        findings = tuple(check.judge_files(teacher, check.record_of(teacher)))
+        findings = tuple(check.judge_files(teacher))
         summary["findings"] = [dataclasses.asdict(finding) for finding in findings]
     else:
         spec, notices = environment_for(teacher, options.env)
         check_fits(spec, (teacher.observation_space, teacher.action_space))
         for notice in notices:
             Display(quiet=options.json).note(f"note: {notice}")
+        check.screen_files(teacher, spec, skip=options.check.skip)
         with one_torch_thread():
             found = check.check_teacher(teacher, spec, episodes=options.episodes, workers=options.workers)
         findings, own, random = found.findings, found.episodes.returns, found.random_episodes.returns

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.parser import Parser, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish, mean_and_std, plain
 from policy_distill.config import DistillConfig, EvaluateConfig, RequestError
 from policy_distill.progress import Display
@@ -33,31 +33,32 @@ def compare_policies(arguments: Sequence[str]) -> int:
         default=None,
         help="all as .npz, for distill_policy --collect.extra_states; default: disagreements.npz in a run's folder, and into its report",
     )
-    parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    add_reading_arguments(parser, agent="the policy, if it is an SB3 agent", teacher=True)
     parser.add_display_arguments()
     options = parser.parse(arguments)
     DistillConfig(evaluate=EvaluateConfig(episodes=options.episodes))  # checks it
     if options.worst < 0:
         raise RequestError(f"worst is {options.worst}; it must be >= 0")
-    from policy_distill import disagreements
+    from policy_distill import check, disagreements
     from policy_distill.environments import check_fits
     from policy_distill.evaluate import evaluation_seeds
     from policy_distill.job import environment_for, one_torch_thread, writable_folder
-    from policy_distill.measure import load_policy, noted_teacher
+    from policy_distill.measure import agents_among, load_policy, teacher_of
     from policy_distill.report import add_to_report
-    from policy_distill.teachers import Teacher
 
-    student, spec, notices = load_policy(options.policy, options.env, trust=options.trust)
-    named = options.teacher or noted_teacher(options.policy)
-    if named is None:
+    student, spec, notices = load_policy(options.policy, options.env, reading_of(options))
+    teacher = teacher_of(options.policy, options.teacher, reading_of(options, "teacher_"))
+    if teacher is None:
         raise RequestError(f"{options.policy} does not say which teacher it was distilled from: give --teacher FOLDER_OR_ZIP")
-    teacher = Teacher.load(named, trust=options.trust)
     if spec is None:
         spec, notices = environment_for(teacher, options.env)
-    for notice in notices:
-        Display(quiet=options.json).note(f"note: {notice}")
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (student, teacher)))
+    agents, skip = agents_among(student, teacher), options.check.skip
     with one_torch_thread():
+        for agent in agents:
+            notices += (*check.screen_files(agent, spec, skip=skip), *check.screen_states(agent, spec, skip=skip))
+        for notice in dict.fromkeys(notices):
+            Display(quiet=options.json).note(f"note: {notice}")
         found = disagreements.find(student, teacher, spec, evaluation_seeds("comparison", options.episodes))
     run = Path(options.policy)
     in_run = (run / "student" / "student.json").is_file()
@@ -66,11 +67,13 @@ def compare_policies(arguments: Sequence[str]) -> int:
         writable_folder(output.parent)
         found.save(output)
     summary = plain(summarize(found, options.worst)) | {"env": spec.id, "file": str(output) if output else None}
+    summary["notices"] = list(dict.fromkeys(notices))
     if options.output is None and (run / "result.json").is_file():
         add_to_report(run, disagreements=summary)
     if not options.json:
         show(found, options.worst)
-    finish(options.json, summary, [] if options.json else rows(found), str(output) if output else None)
+    noted = [("note", notice) for notice in summary["notices"]]
+    finish(options.json, summary, [] if options.json else [*rows(found), *noted], str(output) if output else None)
     return DONE
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.actions import LAYER, ActionTargets, Family
-from policy_distill.config import RequestError
+from policy_distill.config import Reading, RequestError
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.spaces import encode_observations, observation_width
 from policy_distill.teachers.archive import read_archive
@@ -22,7 +22,6 @@ from policy_distill.teachers.errors import NotPlainError
 from policy_distill.teachers.folder import find_agent
 from policy_distill.teachers.live import CallableNetwork
 from policy_distill.teachers.normalization import ObservationNormalization, reward_scale_of
-from policy_distill.teachers.options import Reading
 from policy_distill.teachers.reading import (
     algorithm_to_trust,
     archive_facts,
