@@ -24,7 +24,6 @@ from policy_distill.progress import Display
 from policy_distill.statistics import Decision, Plan, decide, retention
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
-from policy_distill.teachers.folder import find_agent
 from policy_distill.tracking import write_json
 from policy_distill.workers import Rollouts
 
@@ -143,7 +142,12 @@ def certificate(
 def write_certificate(path: str | Path, data: Mapping[str, Any]) -> Path:
     """Write the certificate, its agents' places relative to its own folder, so that the folder can be moved as a whole."""
     folder = Path(path).parent
-    places = {role: {**data[role], "path": _relative(data[role]["path"], folder)} for role in ("student", "teacher")}
+    places = {}
+    for role in ("student", "teacher"):
+        reading = {
+            name: _relative(value, folder) if name == "normalization" else value for name, value in data[role].get("reading", {}).items()
+        }
+        places[role] = {**data[role], "path": _relative(data[role]["path"], folder), **({"reading": reading} if reading else {})}
     return write_json(path, {**data, **places})
 
 
@@ -160,13 +164,12 @@ def files_of_teacher(teacher: Teacher, name: str | None) -> dict[str, Any]:
         teacher: the agent; of an ensemble the files of all members are hashed, of a live model there are none.
         name: what the user called it; None if it cannot be loaded again by a name.
     """
-    members = teacher.facts.get("members", [teacher.path])
-    found = [find_agent(path) for path in members if path]
-    paths = [path for files in found for path in (files.zip_path, files.vecnormalize_path) if path is not None]
-    again = name if len(members) == 1 and teacher.path else None
+    alone = len(teacher.members) == 1
+    again = name if alone and teacher.path else None
     # Two members may be called alike in different folders.
-    hashes = {path.name if len(found) == 1 else str(path): sha256(path) for path in paths}
-    return {"path": again, "algo": teacher.algo, "sha256": hashes}
+    hashes = {path.name if alone else str(path): sha256(path) for path in teacher.files}
+    reading = teacher.reading.recorded()
+    return {"path": again, "algo": teacher.algo, **({"reading": reading} if reading else {}), "sha256": hashes}
 
 
 def files_of(policy: Student | Teacher, path: str) -> dict[str, Any]:

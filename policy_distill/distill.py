@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from policy_distill.certify import certificate, files_of_student, files_of_teacher, plan_of, play, write_certificate
-from policy_distill.check import Preflight, preflight
+from policy_distill.check import preflight
 from policy_distill.config import DistillConfig
 from policy_distill.dataset import Dataset
 from policy_distill.evaluate import Episodes, evaluation_seeds, merge
@@ -68,11 +68,7 @@ def distill(config: DistillConfig, *, teacher: Teacher | None = None, display: D
     for notice in job.notices:
         display.note(f"note: {notice}")
     with one_torch_thread():
-        before = (
-            Preflight((), 0)
-            if config.check.skip
-            else preflight(job.teacher, job.spec, workers=config.workers, step_timeout=config.step_timeout)
-        )
+        before = preflight(job.teacher, job.spec, workers=config.workers, step_timeout=config.step_timeout, skip=config.check.skip)
         for notice in before.notices:
             display.note(f"note: {notice}")
         return _run(dataclasses.replace(job, notices=(*job.notices, *before.notices)), display, before.env_steps)

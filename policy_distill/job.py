@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from policy_distill.backends import Backend, choose_backend
-from policy_distill.config import CollectConfig, DistillConfig, LossConfig, RequestError, StudentConfig
+from policy_distill.config import CollectConfig, DistillConfig, LossConfig, Reading, RequestError, StudentConfig
 from policy_distill.disagreements import read_worst_states
 from policy_distill.environment_choice import environment_for
 from policy_distill.environments import EnvironmentSpec, check_fits
@@ -61,7 +61,8 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     if teacher is None:
         if not config.teacher:
             raise RequestError("no teacher was named: give --teacher FOLDER_OR_ZIP, or the name of an agent that ships with the project")
-        teacher = Teacher.load(config.teacher, algo=config.algo, trust=config.trust)
+        reading = Reading(config.algo, config.normalization, config.extractor, config.trust)
+        teacher = Teacher.load(config.teacher, **reading.arguments())
     if config.ensemble.teachers:
         others = [Teacher.load(name, trust=config.trust) for name in config.ensemble.teachers]
         teacher = Teacher.ensemble([teacher, *others], weights=config.ensemble.weights, combine=config.ensemble.combine)

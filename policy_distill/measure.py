@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from policy_distill import check
 from policy_distill.certify import Certified, certificate, files_of, play, write_certificate
-from policy_distill.config import EnvironmentOptions, RequestError
+from policy_distill.config import EnvironmentOptions, Reading, RequestError
 from policy_distill.environment_choice import choose_environment, fill_stack
 from policy_distill.environments import EnvironmentSpec, check_fits
 from policy_distill.evaluate import Episodes, evaluation_seeds
@@ -24,6 +26,9 @@ from policy_distill.teachers import Teacher
 from policy_distill.trajectories import check_ends
 from policy_distill.workers import Rollouts
 
+AS_FOUND = Reading()
+"""An agent's files as they are, with nothing said about them."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -38,8 +43,8 @@ class Measurement:
     retention: Retention | None
     certified: Certified | None = None
     certificate_path: Path | None = None
-    notes: tuple[str, ...] = ()
-    """What makes the figures mean less than they seem to."""
+    notices: tuple[str, ...] = ()
+    """What a reader of the figures must know."""
 
     def rows(self) -> list[tuple[str, str]]:
         """What a person reads: name, figure."""
@@ -58,7 +63,7 @@ class Measurement:
         if self.episodes.agreement is not None:
             rows.append(("agreement", f"{self.episodes.agreement:.1%} of the policy's states"))
         rows += [("episodes", f"{len(self.episodes.returns)}"), ("mean length", f"{self.episodes.lengths.mean():.0f} steps")]
-        return [*rows, *(("note", note) for note in self.notes)]
+        return [*rows, *(("note", notice) for notice in self.notices)]
 
     def summary(self) -> dict[str, Any]:
         """The same as data."""
@@ -73,7 +78,7 @@ class Measurement:
             "random": figures(self.random),
             "agreement": self.episodes.agreement,
             "seeds": self.episodes.seeds,
-            "notes": list(self.notes),
+            "notices": list(self.notices),
         }
         if self.teacher is not None and self.retention is not None:
             summary |= {"teacher": figures(self.teacher), "retention": dataclasses.asdict(self.retention)}
@@ -91,7 +96,9 @@ def measure(
     num_envs: int = 16,
     confidence: float = 0.95,
     workers: int | None = None,
-    trust: bool = False,
+    reading: Reading = AS_FOUND,
+    teacher_reading: Reading = AS_FOUND,
+    skip_check: bool = False,
     stochastic: bool = False,
     step_timeout: float | None = None,
     display: Display | None = None,
@@ -100,13 +107,15 @@ def measure(
 
     Args:
         env: where it is measured, as ``choose_environment`` understands it; an id alone will do.
+        reading, teacher_reading: how the files of policy and teacher are read.
+        skip_check: tell what would make the figure meaningless, and go on all the same.
         stochastic: the policy draws its actions from its own distribution; its teacher acts as always.
         step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
 
     Raises:
-        RequestError: if a file cannot be read or environment and policy do not fit together.
+        RequestError: if a file cannot be read, environment and policy do not fit together, or a figure would be meaningless.
     """
-    acting, reference, spec, probed = _open(policy, teacher, env, trust, display, step_timeout)
+    acting, reference, spec, _, notices = _open(policy, teacher, env, reading, teacher_reading, skip_check, display, step_timeout)
     player = Drawing(acting) if stochastic else acting
     seeds = evaluation_seeds("final", episodes)
     asked = reference or (acting if isinstance(acting, Teacher) else None)
@@ -117,8 +126,11 @@ def measure(
         own = rollouts.evaluate(player, seeds, num_envs=num_envs, with_agreement=reference is not None)
         random = rollouts.evaluate("random", seeds, num_envs=num_envs)
         of_teacher = rollouts.evaluate("teacher", seeds, num_envs=num_envs) if reference else None
+    for agent, episodes_of in ((acting, own), (reference, of_teacher)):
+        if isinstance(agent, Teacher) and episodes_of is not None:
+            notices += check.screen_returns(agent, episodes_of.returns, random.returns, skip=skip_check)
     kept = retention(own.returns, of_teacher.returns, random.returns, confidence=confidence) if of_teacher else None
-    return Measurement(policy, acting.params, spec, own, random, of_teacher, kept, notes=probed.notices)
+    return Measurement(policy, acting.params, spec, own, random, of_teacher, kept, notices=tuple(dict.fromkeys(notices)))
 
 
 def certify(
@@ -130,7 +142,9 @@ def certify(
     output: str | None = None,
     num_envs: int = 16,
     workers: int | None = None,
-    trust: bool = False,
+    reading: Reading = AS_FOUND,
+    teacher_reading: Reading = AS_FOUND,
+    skip_check: bool = False,
     stochastic: bool = False,
     step_timeout: float | None = None,
     display: Display | None = None,
@@ -141,9 +155,9 @@ def certify(
         output: the file, or the folder that it is written into; None: the policy's own folder.
 
     Raises:
-        RequestError: if a file cannot be read or written, or environment and policies do not fit together.
+        RequestError: if a file cannot be read or written, environment and policies do not fit together, or a figure would be meaningless.
     """
-    acting, reference, spec, probed = _open(policy, teacher, env, trust, display, step_timeout)
+    acting, reference, spec, probed, notices = _open(policy, teacher, env, reading, teacher_reading, skip_check, display, step_timeout)
     assert reference is not None
     probed.require_repeatable()
     target = _certificate_path(policy, acting, output)
@@ -154,33 +168,47 @@ def certify(
         Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
     ):
         found = play(rollouts, player, plan, num_envs=num_envs, display=display)
+    for agent, episodes_of in ((acting, found.student), (reference, found.teacher)):
+        if isinstance(agent, Teacher):
+            notices += check.screen_returns(agent, episodes_of.returns, found.random.returns, skip=skip_check)
     own, of_teacher = files_of(acting, policy), files_of(reference, teacher)
     write_certificate(target, certificate(found, spec=spec, student=own, teacher=of_teacher, stochastic=stochastic))
     if output is None and (target.parent / "result.json").is_file():
         add_to_report(target.parent, certificate=found.summary())
     kept = retention(*found.returns, confidence=plan.confidence)
-    return Measurement(policy, acting.params, spec, found.student, found.random, found.teacher, kept, found, target, probed.notices)
+    told = tuple(dict.fromkeys(notices))
+    return Measurement(policy, acting.params, spec, found.student, found.random, found.teacher, kept, found, target, told)
 
 
 def _open(
     policy: str,
     teacher: str | None,
     env: EnvironmentOptions | str | None,
-    trust: bool,
+    reading: Reading,
+    teacher_reading: Reading,
+    skip_check: bool,
     display: Display | None,
     step_timeout: float | None,
-) -> tuple[Student | Teacher, Teacher | None, EnvironmentSpec, Probe]:
-    """Load policy and teacher, settle the environment in which both act, and try it."""
-    acting, saved = load_policy(policy, trust=trust)
-    reference = Teacher.load(teacher, trust=trust) if teacher else None
+) -> tuple[Student | Teacher, Teacher | None, EnvironmentSpec, Probe, tuple[str, ...]]:
+    """Load policy and teacher, settle the environment in which both act, try it, and screen both there."""
+    acting, saved = load_policy(policy, reading)
+    reference = Teacher.load(teacher, **teacher_reading.arguments()) if teacher else None
     spec, notices = common_environment(policy, acting, saved, reference, env)
+    agents = agents_among(acting, reference)
+    for agent in agents:
+        notices += check.screen_files(agent, spec, skip=skip_check)
     probed = call_apart(step_timeout, probe, spec)
-    for notice in (*notices, *probed.notices):
-        (display or Display(quiet=True)).note(f"note: {notice}")
-    players = {"the agent": acting, "the teacher": reference, "a random policy": None}
-    players = {who: player for who, player in players.items() if who != "the teacher" or player is not None}
+    notices += probed.notices
+    players: dict[str, Student | Teacher | None] = {"the agent": acting, "a random policy": None}
+    if reference is not None:
+        players["the teacher"] = reference
     call_apart(step_timeout, check_ends, spec, players)
-    return acting, reference, spec, probed
+    with one_torch_thread():
+        for agent in agents:
+            notices += call_apart(step_timeout, functools.partial(check.screen_states, skip=skip_check), agent, spec)
+    for notice in dict.fromkeys(notices):
+        (display or Display(quiet=True)).note(f"note: {notice}")
+    return acting, reference, spec, probed, notices
 
 
 def common_environment(
@@ -208,6 +236,11 @@ def common_environment(
     return spec, notices
 
 
+def agents_among(*policies: Student | Teacher | None) -> list[Teacher]:
+    """Those that were read from other people's files, whose files have to be screened."""
+    return [policy for policy in policies if isinstance(policy, Teacher)]
+
+
 def _certificate_path(policy: str, acting: Student | Teacher, output: str | None) -> Path:
     """Where a certificate belongs: into the run's folder, or that of a student alone."""
     if output is not None:
@@ -219,12 +252,19 @@ def _certificate_path(policy: str, acting: Student | Teacher, output: str | None
     return (folder.parent if in_a_run else folder) / "certificate.json"
 
 
-def load_policy(path: str, *, trust: bool = False) -> tuple[Student | Teacher, EnvironmentSpec | None]:
-    """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent, with the environment that its files tell."""
+def load_policy(path: str, reading: Reading = AS_FOUND) -> tuple[Student | Teacher, EnvironmentSpec | None]:
+    """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent, with the environment that its files tell.
+
+    Raises:
+        RequestError: if it cannot be read, or ``reading`` says of a student what can be said of agents alone.
+    """
     for folder in (Path(path), Path(path) / "student"):
         if (folder / "student.json").is_file():
+            if said := reading.recorded():
+                name = next(iter(said))
+                raise RequestError(f"{path} is a student, which needs no --{name}; what is said about its teacher is --teacher_{name}")
             return Student.load(folder), _saved_environment(folder)
-    agent = Teacher.load(path, trust=trust)
+    agent = Teacher.load(path, **reading.arguments())
     beside = Path(path).parent / "student"
     if agent.saved_env is None and (beside / "student.json").is_file():
         return agent, _saved_environment(beside)
@@ -236,12 +276,22 @@ def _saved_environment(folder: Path) -> EnvironmentSpec | None:
     return EnvironmentSpec.from_dict(saved) if saved else None
 
 
-def noted_teacher(path: str) -> str | None:
-    """The teacher that a run noted beside its student, if ``path`` is a run's or a student's folder and the teacher came from files."""
+def teacher_of(policy: str, named: str | None, reading: Reading = AS_FOUND) -> Teacher | None:
+    """The teacher that the user ``named``, else the one that a run noted beside its student, read as it was then; None if there is none."""
+    if named is None:
+        noted = _noted_teacher(policy)
+        if noted.get("path") is None:
+            return None
+        named, reading = noted["path"], reading.over(noted.get("reading") or {})
+    return Teacher.load(named, **reading.arguments())
+
+
+def _noted_teacher(path: str) -> dict[str, Any]:
+    """What a run noted of its teacher, if ``path`` is a run's or a student's folder."""
     for folder in (Path(path), Path(path) / "student"):
         if (folder / "student.json").is_file():
-            return (read_description(folder).get("teacher") or {}).get("path")
-    return None
+            return read_description(folder).get("teacher") or {}
+    return {}
 
 
 def _mean_and_std(episodes: Episodes) -> str:

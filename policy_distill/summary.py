@@ -105,6 +105,8 @@ def summarize(
             "path": job.teacher.path,
             "algo": job.teacher.algo,
             "params": job.teacher.params,
+            "normalization": job.teacher.normalization_source,
+            "reading": job.teacher.reading.recorded(),
             **({"members": job.teacher.facts["members"]} if "members" in job.teacher.facts else {}),
             **figures(teacher),
         },

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from policy_distill import check
 from policy_distill.certify import FORMAT, ROLES, files_of, versions
-from policy_distill.config import RequestError
+from policy_distill.config import Reading, RequestError
 from policy_distill.config.environment import Wrapper
 from policy_distill.environments import EnvironmentSpec, check_fits
 from policy_distill.evaluate import evaluation_seeds
 from policy_distill.job import one_torch_thread
 from policy_distill.known_wrappers import trusting
-from policy_distill.measure import load_policy
+from policy_distill.measure import AS_FOUND, agents_among, load_policy
 from policy_distill.probe import probe
 from policy_distill.processes import call_apart
 from policy_distill.progress import Display
@@ -88,7 +89,9 @@ def verify(
     episodes: int | None = None,
     num_envs: int = 16,
     workers: int | None = None,
-    trust: bool = False,
+    reading: Reading = AS_FOUND,
+    teacher_reading: Reading = AS_FOUND,
+    skip_check: bool = False,
     step_timeout: float | None = None,
     wrappers: Sequence[Wrapper] = (),
     display: Display | None = None,
@@ -101,7 +104,8 @@ def verify(
         episodes: play so many of the episodes, from the first; None: all of them, 0: none.
         num_envs: episodes side by side; the returns do not depend on it.
         workers: processes; None: one a core.
-        trust: let Stable-Baselines3 unpickle a custom policy.
+        reading, teacher_reading: how the files of student and teacher are read; what is left open is as the certificate says.
+        skip_check: tell what would make a figure meaningless, and go on all the same.
         step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
         wrappers: ``module:Class`` of those in the certificate that may be imported.
         display: told what is being done.
@@ -131,14 +135,17 @@ def verify(
     if missing:
         found.notes.append(f"the files of the {' and the '.join(missing)} were not looked at")
         return found
-    acting, _ = load_policy(str(names["student"]), trust=trust)
-    reference = Teacher.load(str(names["teacher"]), algo=data["teacher"].get("algo"), trust=trust)
+    acting, _ = load_policy(str(names["student"]), reading.over(_reading(data, "student", path)))
+    recorded = {"algo": data["teacher"].get("algo"), **_reading(data, "teacher", path)}
+    reference = Teacher.load(str(names["teacher"]), **teacher_reading.over(recorded).arguments())
     for role, agent in (("student", acting), ("teacher", reference)):
         _check_files(role, data[role]["sha256"], files_of(agent, str(names[role]))["sha256"], found)
     if not found.holds or not count:
         return found  # what plays would not be what was certified
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference)))
     call_apart(step_timeout, probe, spec).require_repeatable()
+    for agent in agents_among(acting, reference):
+        found.notes += check.screen_files(agent, spec, skip=skip_check)
     player = Drawing(acting) if data["student"].get("stochastic") else acting
     seeds = data["seeds"][:count]
     if display is not None:
@@ -198,6 +205,14 @@ def _place(recorded: str | None, folder: Path, role: str) -> str | None:
         return str(beside)
     if role == "student":
         raise RequestError(f"the student is no longer at {beside}: say where it is with --policy")
+    return recorded
+
+
+def _reading(data: dict[str, Any], role: str, path: str | Path) -> dict[str, Any]:
+    """How an agent's files were read, the place of its statistics as seen from the certificate's folder."""
+    recorded = dict(data[role].get("reading") or {})
+    if (statistics := recorded.get("normalization")) and (beside := Path(path).parent / statistics).is_file():
+        recorded["normalization"] = str(beside)
     return recorded
 
 

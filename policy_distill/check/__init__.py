@@ -5,5 +5,9 @@ from policy_distill.check.claims import Claim, find_claim
 from policy_distill.check.files import judge_files, record_of
 from policy_distill.check.findings import Finding
 from policy_distill.check.preflight import Preflight, preflight
+from policy_distill.check.screen import screen_files, screen_returns, screen_states
 
-__all__ = ["Checkup", "Claim", "Finding", "Preflight", "check_teacher", "find_claim", "judge_files", "preflight", "record_of"]
+__all__ = [
+    "Checkup", "Claim", "Finding", "Preflight", "check_teacher", "find_claim", "judge_files", "preflight", "record_of", "screen_files",
+    "screen_returns", "screen_states",
+]  # fmt: skip

@@ -30,7 +30,9 @@ class Behaviour:
         states: how many.
         finite: whether everything that it says is a number.
         constant: whether it does the same in all of them.
-        reaction: greatest standard deviation of a component of the deterministic action, in halves of its range: 0 never reacts.
+        reaction: greatest standard deviation of a component of the deterministic action over the states, in units of what it is large
+            beside: half of its range or, where a Gaussian policy has one that is smaller, its own mean standard deviation: 0 never reacts.
+            Bounds alone say little: people write [-1e6, 1e6] around actions of the order of 1.
         clipped: share of the components of its deterministic action that lie on or beyond a bound.
         entropy: mean entropy of its distribution, as a share of the greatest possible: 0 is certain, 1 uniform.
         q_gap: median gap between the best two Q-values.
@@ -87,7 +89,10 @@ def _of_actions(teacher: Teacher, targets: ActionTargets) -> dict[str, float]:
     if not _is_bounded(teacher.action_space):
         return {}
     assert isinstance(family, DiagGaussian | Deterministic)
-    figures = {"reaction": float(family.box.to_box(targets.actions).std(0, correction=0).max())}
+    reaction = family.box.to_box(targets.actions.double()).std(0, correction=0)
+    if isinstance(family, DiagGaussian) and not family.squashed:
+        reaction = reaction / parameters["log_std"].double().exp().mean(0).clamp(max=1.0)
+    figures = {"reaction": float(reaction.max())}
     if isinstance(family, DiagGaussian):
         mean = parameters["mean"]
         outside = mean.tanh().abs() >= SQUASHED if family.squashed else mean.abs() >= 1
@@ -151,7 +156,7 @@ def judge(seen: Behaviour) -> list[Finding]:
                 f"the observations here do not fit the normalisation statistics: {seen.beyond_clip:.1%} of the normalised components are "
                 f"clipped, their centre is {center:.2g} (0 is usual), their spread {spread:.2g} (1 is usual)"
             )
-            mend = "look whether vecnormalize.pkl is this agent's, and the environment the one it was trained in"
+            mend = "look whether the statistics are this agent's (--normalization PATH), and the environment the one it was trained in"
             found.append(Finding("warn", "normalization_does_not_fit", what, mend))
     if seen.entropy is not None and seen.entropy > 0.95:
         what = f"the policy is nearly uniform: {seen.entropy:.0%} of the greatest entropy"

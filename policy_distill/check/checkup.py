@@ -89,10 +89,10 @@ def check_teacher(
     claim = find_claim(Path(teacher.path)) if teacher.path else None
     record = record_of(teacher)
     trained = training_claim(record)
-    found: list[Finding | None] = [*judge_files(teacher, record)]
+    found: list[Finding | None] = [*judge_files(teacher, record, spec)]
     seeds = evaluation_seeds("final", episodes)
     looked = call_apart(step_timeout, look, teacher, spec, seeds[:LOOK_EPISODES])
-    found += [*judge(looked.behaviour)] if looked.stop is None else [looked.stop]
+    found += [*judge(looked.behaviour), looked.warning] if looked.stop is None else [looked.stop]
 
     def checkup(own: Episodes, random: Episodes, drawn: Episodes | None) -> Checkup:
         findings = by_severity(finding for finding in found if finding is not None)
@@ -114,7 +114,8 @@ def check_teacher(
         found += [*judge_lengths(own.lengths), stand(own.returns, random.returns, more).finding()]
     below = against_claim(own.returns, claim)
     missing = normalization_missing(teacher, record)
-    found += [below, against_training(own.returns, random.returns, trained, normalization_missing=missing)]
+    raw = record.returns_are_raw
+    found += [below, against_training(own.returns, random.returns, trained, normalization_missing=missing, returns_are_raw=raw)]
     if below and claim:
         found.append(look_elsewhere(teacher, spec, own.returns, claim, seeds))
     drawn = None

@@ -73,7 +73,8 @@ def training_claim(record: TrainingRecord) -> Claim | None:
     if record.returns is None:
         return None
     returns = record.returns
-    return Claim(float(returns.mean()), float(returns.std()), len(returns), "the zip's last training episodes")
+    source = "the zip's last training episodes" + ("" if record.returns_are_raw else ", perhaps in normalised rewards")
+    return Claim(float(returns.mean()), float(returns.std()), len(returns), source)
 
 
 def _of_hub(path: Path) -> Claim | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from policy_distill.config import RequestError
+
 Severity = Literal["stop", "warn", "note"]
 SEVERITIES: tuple[Severity, ...] = ("stop", "warn", "note")
 """Worst first."""
@@ -30,6 +32,25 @@ class Finding:
     def line(self) -> str:
         """For a person, in one line."""
         return f"{self.what}; {self.mend}"
+
+
+def settle(findings: Iterable[Finding], *, skip: bool = False) -> tuple[str, ...]:
+    """Lines of the warnings, to be told where the figure is.
+
+    Args:
+        findings: in any order.
+        skip: the user's word that a finding of severity ``stop`` is to be told like a warning.
+
+    Raises:
+        RequestError: for the first finding of severity ``stop``, unless ``skip``.
+    """
+    told = []
+    for finding in findings:
+        if finding.severity == "stop" and not skip:
+            raise RequestError(f"{finding.line()}; to go on all the same: --check.skip true")
+        if finding.severity != "note":
+            told.append(finding.line())
+    return tuple(told)
 
 
 def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -16,7 +16,7 @@ from policy_distill.teachers import Teacher
 from policy_distill.trajectories import Trajectory, play
 
 HARDLY_REACTS = 0.05
-"""Of half the range: below, a continuous agent is compared with one that does nothing. New networks show 0.001 to 0.04."""
+"""``Behaviour.reaction``: below, a continuous agent is compared with one that does nothing. New networks show 0.001 to 0.04."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,29 @@ class Look:
         own, random: episodes of the teacher and of a random policy on the same seeds; they were cut off where ``stop`` says so.
         behaviour: how the teacher acts in its own states, or in the random policy's if it was not let to act.
         stop: why nothing further need be played; None if all is well.
+        warning: what else was found by playing.
     """
 
     own: Episodes
     random: Episodes
     behaviour: Behaviour
     stop: Finding | None
+    warning: Finding | None = None
 
     @property
     def env_steps(self) -> int:
         return self.own.env_steps + self.random.env_steps
 
 
-def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int]) -> Look:
-    """Play one episode a seed, first at random, then by the teacher unless it answers with NaN: that would crash an environment."""
+def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_with_idle: bool = True) -> Look:
+    """Play one episode a seed, first at random, then by the teacher unless it answers with NaN: that would crash an environment.
+
+    Args:
+        teacher: the agent.
+        spec: the environment.
+        seeds: one for each episode.
+        compare_with_idle: play what does nothing, too, where the teacher hardly reacts to what it sees.
+    """
     longest = max(time_limit(spec) or LONG_EPISODE, 1)
     by_chance = play(None, spec, seeds, max_steps=longest)
     behaviour = _behaviour(teacher, by_chance)
@@ -52,10 +61,13 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int]) -> Look:
     if going_on:
         stop = Finding("stop", "never_ends", *endless(spec, going_on, longest))
     own, random, behaviour = _episodes(played), _episodes(by_chance), _behaviour(teacher, played)
-    if stop is None and behaviour.reaction is not None and behaviour.reaction < HARDLY_REACTS:
+    if compare_with_idle and stop is None and behaviour.reaction is not None and behaviour.reaction < HARDLY_REACTS:
         assert isinstance(teacher.action_space, gym.spaces.Box)
         idle = _episodes(play(Idle(teacher.action_space), spec, seeds, max_steps=longest))
-        stop = against_idle(own.returns, idle.returns, random.returns)
+        beside_idle = against_idle(own.returns, idle.returns, random.returns)
+        if beside_idle is not None and beside_idle.severity == "warn":
+            return Look(own, random, behaviour, None, beside_idle)
+        stop = beside_idle
     return Look(own, random, behaviour, stop)
 
 

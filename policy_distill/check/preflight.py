@@ -9,10 +9,9 @@ import numpy as np
 from policy_distill.check.behaviour import judge
 from policy_distill.check.claims import training_claim
 from policy_distill.check.files import judge_files, normalization_missing, record_of
-from policy_distill.check.findings import Finding
+from policy_distill.check.findings import settle
 from policy_distill.check.look import look
 from policy_distill.check.returns import SETTLING_EPISODES, against_training, stand
-from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import SIDE_BY_SIDE, Episodes, evaluation_seeds
 from policy_distill.processes import call_apart
@@ -31,27 +30,38 @@ class Preflight:
     env_steps: int
 
 
-def preflight(teacher: Teacher, spec: EnvironmentSpec, *, workers: int | None = None, step_timeout: float | None = None) -> Preflight:
+def preflight(
+    teacher: Teacher, spec: EnvironmentSpec, *, workers: int | None = None, step_timeout: float | None = None, skip: bool = False
+) -> Preflight:
     """Look at a teacher where it is to be distilled; seconds, unless it looks no better than chance.
 
     The seeds are neither those that choose a student nor those of the final figure.
 
+    Args:
+        teacher: the agent.
+        spec: the environment.
+        workers: processes; None: one a core.
+        skip: judge the files alone, play nothing, and tell what would stop a run like a warning.
+
     Raises:
-        RequestError: for a finding of severity ``stop``: no better than a random policy, NaN, missing normalisation, endless episodes.
+        RequestError: for a finding of severity ``stop``: no better than a random policy, NaN, missing normalisation, masks that are not
+            applied, endless episodes.
     """
     record = record_of(teacher)
-    findings = judge_files(teacher, record)
-    _refuse(findings)
+    findings = judge_files(teacher, record, spec)
+    told = settle(findings, skip=skip)
+    if skip:
+        return Preflight(told, 0)
     seeds = evaluation_seeds("check", SETTLING_EPISODES)
     looked = call_apart(step_timeout, look, teacher, spec, seeds[:EPISODES])
-    _refuse([looked.stop] if looked.stop else [])
-    findings += judge(looked.behaviour)
+    settle([looked.stop] if looked.stop else [])
+    findings += [*judge(looked.behaviour), *([looked.warning] if looked.warning else [])]
     own, random, env_steps = looked.own.returns, looked.random.returns, looked.env_steps
     trained = training_claim(record)
     missing = normalization_missing(teacher, record)
-    if below := against_training(own, random, trained, normalization_missing=missing):
+    if below := against_training(own, random, trained, normalization_missing=missing, returns_are_raw=record.returns_are_raw):
         findings.append(below)
-    _refuse(findings)
+    settle(findings)
 
     def more(episodes: int) -> tuple[np.ndarray, np.ndarray]:
         nonlocal env_steps
@@ -64,12 +74,4 @@ def preflight(teacher: Teacher, spec: EnvironmentSpec, *, workers: int | None = 
 
     if hardly := stand(own, random, more).finding():
         findings.append(hardly)
-    _refuse(findings)
-    return Preflight(tuple(finding.line() for finding in findings if finding.severity == "warn"), env_steps)
-
-
-def _refuse(findings: list[Finding]) -> None:
-    """Raise the first finding that stops a run."""
-    for finding in findings:
-        if finding.severity == "stop":
-            raise RequestError(f"{finding.line()}; to go on all the same: --check.skip true")
+    return Preflight(settle(findings), env_steps)

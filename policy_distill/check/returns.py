@@ -15,6 +15,7 @@ from policy_distill.statistics import shows_positive_mean
 
 SETTLING_EPISODES = 200
 """So many are played, in all, where fewer do not show that a teacher is better than chance."""
+GIVE_STATISTICS = "put vecnormalize.pkl beside the zip or give --normalization PATH; --normalization none if rewards alone were normalised"
 FAR_BELOW = 0.5
 """Share of what an agent added over chance in training."""
 
@@ -78,13 +79,16 @@ def against_claim(own: np.ndarray, claim: Claim | None) -> Finding | None:
     return Finding("warn", "return_below_claim", what, mend)
 
 
-def against_training(own: np.ndarray, random: np.ndarray, trained: Claim | None, *, normalization_missing: bool) -> Finding | None:
+def against_training(
+    own: np.ndarray, random: np.ndarray, trained: Claim | None, *, normalization_missing: bool, returns_are_raw: bool = True
+) -> Finding | None:
     """A return far below that of the last training episodes, which explored and should have earned less.
 
     Args:
         own, random: ``[E]`` returns here.
         trained: the last training episodes, as the zip remembers them.
         normalization_missing: VecNormalize stood around the agent in training, and there are no statistics here.
+        returns_are_raw: ``trained`` is surely in the environment's rewards; else a difference may be one of units, and is no reason to stop.
     """
     if trained is None or trained.mean <= random.mean():
         return None
@@ -92,9 +96,11 @@ def against_training(own: np.ndarray, random: np.ndarray, trained: Claim | None,
     if not shows_positive_mean(missing, 0.999):
         return None
     what = f"the agent earns {own.mean():.1f} here, but {trained.mean:.1f} in its last {trained.episodes} training episodes"
+    if not returns_are_raw:
+        what += " (in normalised rewards, if VecMonitor stood outside VecNormalize, and then the two are not comparable)"
     if normalization_missing:
         what += ", which it read through a VecNormalize that is missing here"
-        return Finding("stop", "normalization_missing", what, "put vecnormalize.pkl beside the zip")
+        return Finding("stop" if returns_are_raw else "warn", "normalization_missing", what, GIVE_STATISTICS)
     mend = "look for another environment version (--env), missing normalisation or wrappers"
     return Finding("warn", "return_below_training", what, mend)
 
@@ -110,15 +116,22 @@ def against_drawn(own: np.ndarray, drawn: np.ndarray, random: np.ndarray) -> Fin
 
 
 def against_idle(own: np.ndarray, idle: np.ndarray, random: np.ndarray) -> Finding | None:
-    """An agent that hardly reacts to what it sees and is not shown to earn more than one that does nothing, ``[E]`` on the same seeds.
+    """An agent that hardly reacts to what it sees beside one that does nothing, ``[E]`` on the same seeds.
 
-    Where moving at random costs reward, an untrained network beats the random policy by standing still. "More" means more than a tenth
-    of what doing nothing and acting at random are apart: a new network drifts a little to one side.
+    Where moving at random costs reward, an untrained network beats the random policy by standing still. One that is not shown to earn more
+    than doing nothing, by a tenth of the standard deviation of what that earns, stops a run: a new network drifts a little to one side.
+    More than that, but less than a tenth of what doing nothing and acting at random are apart, is a warning: how bad acting at random is
+    depends on how wide the bounds are.
     """
-    if shows_positive_mean(own - idle - 0.1 * abs(idle.mean() - random.mean()), 0.975):
-        return None
+    apart = 0.1 * abs(idle.mean() - random.mean())
+    little = min(0.1 * float(idle.std()), apart)
     what = f"the agent hardly reacts to what it sees and earns {own.mean():.1f} here, {idle.mean():.1f} is what doing nothing earns"
-    return Finding("stop", "no_better_than_idle", what, "look whether it was trained, and for missing normalisation")
+    mend = "look whether it was trained, and for missing normalisation"
+    if not shows_positive_mean(own - idle - little, 0.975):
+        return Finding("stop", "no_better_than_idle", what, mend)
+    if not shows_positive_mean(own - idle - apart, 0.975):
+        return Finding("warn", "hardly_better_than_idle", f"{what}, {random.mean():.1f} what acting at random earns", mend)
+    return None
 
 
 @dataclass(frozen=True)

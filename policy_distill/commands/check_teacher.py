@@ -6,7 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from policy_distill.commands.parser import Parser, add_environment_arguments, add_zoo_folder, zoo_path
+from policy_distill.commands.parser import (
+    Parser,
+    add_environment_arguments,
+    add_reading_arguments,
+    add_zoo_folder,
+    reading_of,
+    zoo_path,
+)
 from policy_distill.commands.printing import DONE, finish, mean_and_std, text_of
 from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig
 from policy_distill.progress import Display
@@ -17,10 +24,9 @@ def check_teacher(arguments: Sequence[str]) -> int:
     parser = Parser("check_teacher", check_teacher.__doc__)
     parser.add_argument("--teacher", type=str, default="", help="RL Zoo folder, SB3 zip or shipped agent")
     add_environment_arguments(parser)
-    parser.add_argument("--algo", type=str | None, default=None, help="of a bare zip that does not tell")
     parser.add_argument("--episodes", type=int, default=20, help="0 only reads the files")
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
-    parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    add_reading_arguments(parser)
     add_zoo_folder(parser)
     parser.add_step_timeout()
     parser.add_display_arguments()
@@ -37,14 +43,14 @@ def check_teacher(arguments: Sequence[str]) -> int:
     from policy_distill.teachers import Teacher
 
     environment = parser.config(options, EnvironmentOptions)
-    path = zoo_path(options.teacher, options.folder, options.algo, options.env)
-    if path != options.teacher:  # --env named the agent
+    place = zoo_path(options.teacher, options.folder, options.algo, options.env)
+    if place != options.teacher:  # --env named the agent
         environment = dataclasses.replace(environment, env=None)
-    teacher = Teacher.load(path, algo=options.algo, trust=options.trust)
+    teacher = Teacher.load(place, **reading_of(options).arguments())
     rows = [(name.replace("_", " "), text_of(value)) for name, value in teacher.describe().items()]
     summary: dict[str, Any] = {"facts": teacher.describe()}
     if not options.episodes:
-        findings = tuple(check.judge_files(teacher, check.record_of(teacher)))
+        findings = tuple(check.judge_files(teacher))
         summary["findings"] = [dataclasses.asdict(finding) for finding in findings]
     else:
         spec, notices = environment_for(teacher, environment)
@@ -52,6 +58,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
         notices += call_apart(options.step_timeout, probe, spec).notices
         for notice in notices:
             Display(quiet=options.json).note(f"note: {notice}")
+        check.screen_files(teacher, spec, skip=options.check.skip)
         with one_torch_thread():
             found = check.check_teacher(
                 teacher, spec, episodes=options.episodes, workers=options.workers, step_timeout=options.step_timeout

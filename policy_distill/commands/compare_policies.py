@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from policy_distill.commands.parser import Parser, add_environment_arguments
+from policy_distill.commands.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish, mean_and_std, plain
 from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
 from policy_distill.progress import Display
@@ -33,34 +34,36 @@ def compare_policies(arguments: Sequence[str]) -> int:
         default=None,
         help="all as .npz, for distill_policy --collect.extra_states; default: disagreements.npz in a run's folder, and into its report",
     )
-    parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    add_reading_arguments(parser, agent="the policy, if it is an SB3 agent", teacher=True)
     parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
     DistillConfig(step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))  # checks them
     if options.worst < 0:
         raise RequestError(f"worst is {options.worst}; it must be >= 0")
-    from policy_distill import disagreements
+    from policy_distill import check, disagreements
     from policy_distill.evaluate import evaluation_seeds
     from policy_distill.job import one_torch_thread, writable_folder
-    from policy_distill.measure import common_environment, load_policy, noted_teacher
+    from policy_distill.measure import agents_among, common_environment, load_policy, teacher_of
     from policy_distill.probe import probe
     from policy_distill.processes import call_apart
     from policy_distill.report import add_to_report
-    from policy_distill.teachers import Teacher
     from policy_distill.trajectories import check_ends
 
-    student, saved = load_policy(options.policy, trust=options.trust)
-    named = options.teacher or noted_teacher(options.policy)
-    if named is None:
+    student, saved = load_policy(options.policy, reading_of(options))
+    teacher = teacher_of(options.policy, options.teacher, reading_of(options, "teacher_"))
+    if teacher is None:
         raise RequestError(f"{options.policy} does not say which teacher it was distilled from: give --teacher FOLDER_OR_ZIP")
-    teacher = Teacher.load(named, trust=options.trust)
     spec, notices = common_environment(options.policy, student, saved, teacher, parser.config(options, EnvironmentOptions))
     notices += call_apart(options.step_timeout, probe, spec).notices
-    for notice in notices:
-        Display(quiet=options.json).note(f"note: {notice}")
     call_apart(options.step_timeout, check_ends, spec, {"the student": student, "the teacher": teacher})
+    agents, skip = agents_among(student, teacher), options.check.skip
     with one_torch_thread():
+        for agent in agents:
+            notices += check.screen_files(agent, spec, skip=skip)
+            notices += call_apart(options.step_timeout, functools.partial(check.screen_states, skip=skip), agent, spec)
+        for notice in dict.fromkeys(notices):
+            Display(quiet=options.json).note(f"note: {notice}")
         seeds = evaluation_seeds("comparison", options.episodes)
         found = call_apart(options.step_timeout, disagreements.find, student, teacher, spec, seeds)
     run = Path(options.policy)
@@ -69,12 +72,14 @@ def compare_policies(arguments: Sequence[str]) -> int:
     if output is not None:
         writable_folder(output.parent)
         found.save(output)
-    summary = plain(summarize(found, options.worst)) | {"env": spec.id, "file": str(output) if output else None, "notes": list(notices)}
+    summary = plain(summarize(found, options.worst)) | {"env": spec.id, "file": str(output) if output else None}
+    summary["notices"] = list(dict.fromkeys(notices))
     if options.output is None and (run / "result.json").is_file():
         add_to_report(run, disagreements=summary)
     if not options.json:
         show(found, options.worst)
-    finish(options.json, summary, [] if options.json else rows(found), str(output) if output else None)
+    noted = [("note", notice) for notice in summary["notices"]]
+    finish(options.json, summary, [] if options.json else [*rows(found), *noted], str(output) if output else None)
     return DONE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from policy_distill.commands.parser import Parser, add_environment_arguments
+from policy_distill.commands.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
 from policy_distill.progress import Display
@@ -26,7 +26,7 @@ def evaluate_policy(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=str | None, default=None, help="of certificate.json; default: the student's or run's folder")
     parser.add_argument("--stochastic", type=bool, default=False, help="the policy draws its actions instead of taking the likeliest")
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
-    parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    add_reading_arguments(parser, agent="the policy, if it is an SB3 agent", teacher=True)
     parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
@@ -41,8 +41,9 @@ def evaluate_policy(arguments: Sequence[str]) -> int:
     from policy_distill.certify import plan_of
     from policy_distill.measure import certify, measure
 
-    common = {name: getattr(options, name) for name in ("num_envs", "workers", "trust", "stochastic", "step_timeout")}
+    common = {name: getattr(options, name) for name in ("num_envs", "workers", "stochastic", "step_timeout")}
     common["env"] = parser.config(options, EnvironmentOptions)
+    common |= {"reading": reading_of(options), "teacher_reading": reading_of(options, "teacher_"), "skip_check": options.check.skip}
     display = Display(quiet=options.json)
     plan = plan_of(protocol)
     if plan is None:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from policy_distill.config import DistillConfig, EnvironmentOptions, RequestError
+from policy_distill.config import DistillConfig, EnvironmentOptions, Reading, RequestError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -90,7 +90,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     """Options in the one form that jsonargparse reads.
 
     - Hyphens in an option's name are underscores.
-    - ``--trust`` and ``--stochastic`` alone mean ``true``, and ``--student same`` means ``--student.same true``.
+    - ``--trust``, ``--stochastic`` and ``--check.skip`` alone mean ``true``, and ``--student same`` means ``--student.same true``.
     - ``--env_kwargs a:1 b:True``, the RL Zoo's form, is one mapping; values are Python literals, or else texts. Nothing is evaluated.
     - ``--wrapper``, given once or several times, is one list.
     """
@@ -102,7 +102,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
-        if name in ("--trust", "--stochastic") and not equals and (not rest or rest[0] not in ("true", "false")):
+        if name in ("--trust", "--stochastic", "--check.skip") and not equals and (not rest or rest[0] not in ("true", "false")):
             spelled.append(f"{name}=true")
         elif name == "--student" and (value == "same" or (rest and not equals and rest[0] == "same")):
             spelled.append("--student.same=true")
@@ -158,6 +158,38 @@ def _wrapper(text: str) -> Any:
 def add_environment_arguments(parser: Parser) -> None:
     """``--env`` and what goes with it; ``parser.config(options, EnvironmentOptions)`` reads them."""
     parser.add_class_arguments(EnvironmentOptions)
+
+
+def add_reading_arguments(parser: Parser, *, agent: str = "the agent", teacher: bool = False, skip: bool = True) -> None:
+    """How an agent's files are read; ``reading_of`` collects what was said.
+
+    Args:
+        parser: of the command.
+        agent: who the options are about, for ``--help``.
+        teacher: the command takes a second agent, by ``--teacher``, whose options are called ``--teacher_...``.
+        skip: whether findings that stop the command can be told instead.
+    """
+    for prefix, who in (("", agent), *((("teacher_", "the teacher"),) if teacher else ())):
+        parser.add_argument(
+            f"--{prefix}algo", type=str | None, default=None, help=f"of {who}, where its files tell no or a wrong algorithm"
+        )
+        parser.add_argument(
+            f"--{prefix}normalization", type=str | None, default=None, metavar="PATH",
+            help=f"file of {who}'s VecNormalize statistics, or none; default: looked for beside the zip and in its settings' folder",
+        )  # fmt: skip
+        parser.add_argument(
+            f"--{prefix}extractor", type=str | None, default=None, metavar="FILE.py:CLASS", help=f"features extractor of {who}"
+        )
+    both = "SB3 agents are read from plain data; this lets SB3 unpickle the others"
+    parser.add_argument("--trust", type=bool, default=False, help=f"{both}, of policy and teacher alike; runs code from the files")
+    if skip:
+        parser.add_argument("--check.skip", type=bool, default=False, help="tell what would stop the command, and go on all the same")
+
+
+def reading_of(options: Namespace, prefix: str = "") -> Reading:
+    """What the user said about the agent whose options begin with ``prefix``."""
+    algo, normalization, extractor = (getattr(options, f"{prefix}{name}") for name in ("algo", "normalization", "extractor"))
+    return Reading(algo, normalization, extractor, options.trust)
 
 
 def add_zoo_folder(parser: Parser) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from policy_distill.commands.parser import Parser, add_environment_arguments
+from policy_distill.commands.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.progress import Display
@@ -24,29 +24,30 @@ def render_policy(arguments: Sequence[str]) -> int:
     parser.add_argument("--width", type=int, default=320, help="of each picture, in pixels")
     parser.add_argument("--frames_per_second", type=float, default=20.0, help="at most")
     parser.add_argument("--output", type=str | None, default=None, help="default: episode.gif in the run's folder, or here")
-    parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
+    add_reading_arguments(parser, agent="the policy, if it is an SB3 agent", teacher=True)
     parser.add_display_arguments()
     options = parser.parse(arguments)
     for name, least in (("seed", 0), ("max_steps", 1), ("width", 16), ("frames_per_second", 0.1)):
         if getattr(options, name) < least:
             raise RequestError(f"{name} is {getattr(options, name)}; it must be >= {least}")
+    from policy_distill import check
     from policy_distill.job import one_torch_thread
-    from policy_distill.measure import common_environment, load_policy, noted_teacher
+    from policy_distill.measure import agents_among, common_environment, load_policy, teacher_of
     from policy_distill.render import film, side_by_side, write_gif
     from policy_distill.report import VIDEO, write_report
-    from policy_distill.teachers import Teacher
     from policy_distill.tracking import Tracker
 
     run = Path(options.policy) if (Path(options.policy) / "result.json").is_file() else None
     output = Path(options.output) if options.output else (run or Path()) / VIDEO
     if not output.parent.is_dir():
         raise RequestError(f"the folder {output.parent} of --output is not there: make it first")
-    acting, saved = load_policy(options.policy, trust=options.trust)
-    named = options.teacher or noted_teacher(options.policy)
-    teacher = Teacher.load(named, trust=options.trust) if named else None
+    acting, saved = load_policy(options.policy, reading_of(options))
+    teacher = teacher_of(options.policy, options.teacher, reading_of(options, "teacher_"))
     spec, notices = common_environment(options.policy, acting, saved, teacher, parser.config(options, EnvironmentOptions))
+    for agent in agents_among(acting, teacher):
+        notices += check.screen_files(agent, spec, skip=options.check.skip)
     display = Display(quiet=options.json)
-    for notice in notices:
+    for notice in dict.fromkeys(notices):
         display.note(f"note: {notice}")
     actors: list[tuple[str, Any]] = [("teacher", teacher)] if teacher else []
     with one_torch_thread():
@@ -60,6 +61,7 @@ def render_policy(arguments: Sequence[str]) -> int:
     summary = {
         "output": str(output),
         "seed": options.seed,
+        "notices": list(dict.fromkeys(notices)),
         "pictures": len(pictures),
         "returns": {one.name: float(one.rewards.sum()) for one in films},
         "steps": {one.name: len(one.rewards) for one in films},

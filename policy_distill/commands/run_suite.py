@@ -11,7 +11,7 @@ from rich.table import Table
 
 from policy_distill.commands.parser import Parser
 from policy_distill.commands.printing import DONE
-from policy_distill.config import DistillConfig
+from policy_distill.config import DistillConfig, RequestError
 from policy_distill.progress import Display
 
 
@@ -24,6 +24,9 @@ def run_suite(arguments: Sequence[str]) -> int:
     parser.add_display_arguments()
     options = parser.parse(arguments)
     config = parser.config(options, DistillConfig)
+    for name in ("normalization", "extractor"):
+        if getattr(config, name) not in (None, "none"):
+            raise RequestError(f"{name} is one agent's: leave it out of a suite, and distil that agent with distill_policy")
     from policy_distill import suite
     from policy_distill.job import writable_folder
     from policy_distill.report import aggregate_rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.parser import Parser, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.progress import Display
@@ -22,11 +22,11 @@ def verify_certificate(arguments: Sequence[str]) -> int:
     parser.add_argument("--episodes", type=int | None, default=None, help="play the first N episodes again; default: all; 0: none")
     parser.add_argument("--num_envs", type=int, default=16, help="episodes side by side; the returns do not depend on it")
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
-    parser.add_argument("--trust", type=bool, default=False, help="let SB3 unpickle a custom policy; runs code from the file")
     parser.add_step_timeout()
     parser.add_argument(
         "--wrapper", type=tuple[str, ...], default=(), help="module:Class of a wrapper that the certificate names and that may be imported"
     )
+    add_reading_arguments(parser, agent="the policy, if it is an SB3 agent", teacher=True)
     parser.add_display_arguments()
     options = parser.parse(arguments)
     for name, least in (("episodes", 0), ("num_envs", 1), ("workers", 0), ("step_timeout", 0)):
@@ -42,9 +42,11 @@ def verify_certificate(arguments: Sequence[str]) -> int:
         episodes=options.episodes,
         num_envs=options.num_envs,
         workers=options.workers,
-        trust=options.trust,
         step_timeout=options.step_timeout,
         wrappers=EnvironmentOptions(wrapper=tuple(options.wrapper)).wrappers or (),
+        reading=reading_of(options),
+        teacher_reading=reading_of(options, "teacher_"),
+        skip_check=options.check.skip,
         display=Display(quiet=options.json),
     )
     finish(options.json, found.summary(), found.rows())

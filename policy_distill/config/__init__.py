@@ -9,6 +9,7 @@ from typing import Literal
 from policy_distill.config.checks import EnvironmentFault, Fault, RequestError, TrainingFault, require, require_choice
 from policy_distill.config.environment import Arguments, EnvironmentOptions, WrapperRequest
 from policy_distill.config.loss import FeatureConfig, LossConfig, RelationConfig
+from policy_distill.config.reading import Reading
 from policy_distill.config.stages import (
     CollectConfig,
     EvaluateConfig,
@@ -21,8 +22,8 @@ from policy_distill.config.stages import (
 
 __all__ = [
     "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EnvironmentFault", "EnvironmentOptions", "EvaluateConfig", "Fault",
-    "FeatureConfig", "LossConfig", "MemberConfig", "PolishConfig", "RelationConfig", "RequestError", "SelfDistillConfig", "StudentConfig",
-    "TrainConfig", "TrainingFault", "ValueConfig",
+    "FeatureConfig", "LossConfig", "MemberConfig", "PolishConfig", "Reading", "RelationConfig", "RequestError", "SelfDistillConfig",
+    "StudentConfig", "TrainConfig", "TrainingFault", "ValueConfig",
 ]  # fmt: skip
 
 
@@ -63,7 +64,7 @@ class CheckConfig:
     """A look at the teacher before the work: a few episodes, and more only if it looks no better than a random policy."""
 
     skip: bool = False
-    """Do the work whatever the teacher is worth."""
+    """Do the work whatever the teacher is worth; what its files alone tell is told all the same."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,12 @@ class DistillConfig:
     max_episode_steps: int | None = None
     """Truncate an episode after so many steps, instead of after those that the environment is registered with."""
     algo: str | None = None
-    """Algorithm of a bare zip whose name and folder do not tell it (ppo, sac, ...)."""
+    """Algorithm of ``teacher`` (ppo, sac, ...), where file and folder do not tell it or tell it wrong."""
+    normalization: str | None = None
+    """The file of ``teacher``'s VecNormalize statistics, or ``none`` for an agent that reads observations as they are. Left out, they are
+    looked for beside the zip and in its settings' folder."""
+    extractor: str | None = None
+    """The features extractor of ``teacher``, as ``file.py:Class``."""
     output: str | None = None
     """The run's folder. Left out: runs/ALGO-ENV-SEED."""
     seed: int = 0

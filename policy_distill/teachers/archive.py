@@ -9,7 +9,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ import torch
 from torch import Tensor
 
 from policy_distill.config import RequestError
+from policy_distill.teachers.not_agents import what_the_file_is, what_the_zip_is
 from policy_distill.teachers.saved_spaces import rebuild_space
 
 MAX_DATA_BYTES = 64 << 20
 MAX_WEIGHT_BYTES = 2 << 30
+COMPILED = "_orig_mod."
+"""What ``torch.compile`` writes before the name of each weight of a policy."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,11 @@ def read_archive(path: str | Path) -> Archive:
         with zipfile.ZipFile(path) as file:
             members = _read_members(file, path)
     except zipfile.BadZipFile as error:
-        with path.open("rb") as stream:
-            damaged = stream.read(2) == b"PK"
-        problem = "is a damaged or truncated zip; copy or download it again" if damaged else "is no zip; name a file saved by agent.save()"
-        raise RequestError(f"{path} {problem}") from error
+        raise RequestError(what_the_file_is(path)) from error
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror or error}") from error
     data = _parse_data(members["data"], path)
-    spaces = {}
+    spaces: dict[str, gym.Space] = {}
     for role in ("observation", "action"):
         text = data.get(f"{role}_space")
         if not isinstance(text, dict):
@@ -109,19 +109,35 @@ def read_archive(path: str | Path) -> Archive:
     )
 
 
-def _read_members(file: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
+def read_data(path: str | Path) -> dict[str, Any]:
+    """Read the member ``data`` alone, without its pickles.
+
+    Raises:
+        RequestError: if the file is no agent.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            return _parse_data(_read_members(file, path, only=("data",))["data"], path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise RequestError(f"{path} cannot be read as an agent's zip; copy or download it again") from error
+
+
+def _read_members(file: zipfile.ZipFile, path: Path, only: Container[str] | None = None) -> dict[str, bytes]:
     """Read the few members that describe the policy; the sizes are checked before anything is unpacked."""
     sizes = {info.filename: info.file_size for info in file.infolist()}
     missing = [name for name in ("data", "policy.pth") if name not in sizes]
     if missing and min((info.header_offset for info in file.infolist()), default=0) > 0:
         # The end was cut off, and what was found is the zip inside the zip: the weights' own.
         raise RequestError(f"{path} is a truncated zip; copy or download it again")
+    if missing and (problem := what_the_zip_is(path, file)):
+        raise RequestError(problem)
     if missing:
         raise RequestError(f"{path} is a zip but no Stable-Baselines3 agent: it holds no {missing[0]!r}; name a file saved by agent.save()")
     limits = {"data": MAX_DATA_BYTES, "policy.pth": MAX_WEIGHT_BYTES, "_stable_baselines3_version": 1 << 16, "system_info.txt": 1 << 16}
     members = {}
     for name, limit in limits.items():
-        if name not in sizes:
+        if name not in sizes or (only is not None and name not in only):
             continue
         if sizes[name] > limit:
             raise RequestError(f"{path}: the member {name!r} unpacks to {sizes[name]} bytes, more than the {limit} that are read")
@@ -174,7 +190,7 @@ def _read_weights(content: bytes, path: Path) -> dict[str, Tensor]:
             raise RequestError(damaged)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise RequestError(f"{path}: the weight {key!r} holds NaN or infinity: training diverged; take an earlier checkpoint")
-    return dict(weights)
+    return {key.removeprefix(COMPILED): tensor for key, tensor in weights.items()}
 
 
 def _text(content: bytes | None) -> str | None:

@@ -42,7 +42,7 @@ class ObservationNormalization:
         if not (math.isfinite(self.epsilon) and self.clip > 0 and (self.var + self.epsilon > 0).all()):
             raise RequestError("the observation statistics have a variance, epsilon or clip that is not positive; save VecNormalize again")
 
-    def for_observations(self, shape: tuple[int, ...] | None, source: str) -> ObservationNormalization:
+    def for_observations(self, shape: tuple[int, ...] | None, source: str, file: Path | None = None) -> ObservationNormalization:
         """The same for observations of this shape: itself, or repeated for as many frames as they hold.
 
         Raises:
@@ -54,8 +54,8 @@ class ObservationNormalization:
             frames = shape[0] // self.mean.size
             return replace(self, mean=np.tile(self.mean, frames), var=np.tile(self.var, frames), frames=frames)
         raise RequestError(
-            f"{source}: the normalisation statistics are of shape {self.mean.shape}, its observations of {shape}; the vecnormalize.pkl is "
-            "another agent's"
+            f"{source}: the normalisation statistics are of shape {self.mean.shape}, its observations of {shape}; "
+            f"{file or 'the vecnormalize.pkl'} is another agent's"
         )
 
     @property
@@ -98,18 +98,25 @@ def read_normalization(path: str | Path) -> ObservationNormalization | None:
         )
 
 
-def read_reward_scale(path: str | Path) -> float:
-    """Read from ``vecnormalize.pkl`` what rewards were divided by in training: ``sqrt(ret_rms.var + epsilon)``.
+def read_reward_scale(path: str | Path, *, normalized: bool | None = None) -> float | None:
+    """Read from a file as saved by ``VecNormalize.save`` what rewards were divided by in training: ``sqrt(ret_rms.var + epsilon)``.
+
+    Args:
+        path: of the file.
+        normalized: whether rewards were normalised in training, where the run's settings tell; None: the file's own word counts.
 
     Returns:
-        ``> 0``; 1 if the file says that rewards are not normalised (``norm_reward=False``).
+        ``> 0``; 1 if rewards were not normalised; None if nothing tells: where the file says ``norm_reward=False`` and ``training=False``,
+        as both are set for evaluation.
 
     Raises:
         RequestError: if the file is missing, damaged, no VecNormalize, or its variance is not finite and positive.
     """
     path = Path(path)
     state = _read_state(path)
-    if state.get("norm_reward") is False:
+    if normalized is None and state.get("norm_reward") is False:
+        return None if state.get("training") is False else 1.0
+    if normalized is False:
         return 1.0
     with _damage_in_one_line(path):
         return reward_scale_of(float(plain_array(state["ret_rms"].state["var"])), float(plain_array(state["epsilon"])))

@@ -11,12 +11,15 @@ from torch import nn
 
 from policy_distill.config import RequestError
 from policy_distill.spaces import observation_width
-from policy_distill.teachers.archive import Archive
+from policy_distill.teachers.archive import COMPILED, Archive, read_data
 from policy_distill.teachers.critics import live_critic, rebuild_critic
 from policy_distill.teachers.errors import NotPlainError
 from policy_distill.teachers.folder import AgentFiles
 from policy_distill.teachers.live import LivePolicy
+from policy_distill.teachers.normalization import read_normalization, read_reward_scale
 from policy_distill.teachers.rebuild import KINDS, rebuild_network, recognise_algorithm, recognise_kind
+from policy_distill.teachers.saved_algorithm import algorithm_of_fields
+from policy_distill.teachers.training_record import read_training_record
 from policy_distill.teachers.trusted import SB3_PACKAGES, algorithm_of
 
 
@@ -41,7 +44,7 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
             "if you trust the file, load it with --trust, which runs its code"
         )
     kind = recognise_kind(archive.state_dict, archive.path)
-    recognised = recognise_algorithm(kind, archive.data, archive.policy_module)
+    recognised = recognise_algorithm(kind, archive.data)
     if algo is not None and KINDS.get(algo) != kind:
         raise RequestError(f"algo is {algo!r}, but {archive.path} holds the networks of {recognised}; leave algo out")
     if files.algo is not None and KINDS.get(files.algo) != kind:
@@ -69,7 +72,7 @@ def networks_of_model(model: Any) -> Networks:
     if name is None or name == "ppo_lstm":
         raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms without memory are")
     check_observation_space(model.observation_space, source)
-    policy = model.policy
+    policy = getattr(model.policy, COMPILED.rstrip("."), model.policy)
     if name in KINDS and type(policy).__module__.startswith(SB3_PACKAGES):
         kwargs = {key: str(value) if isinstance(value, type) else value for key, value in model.policy_kwargs.items()}
         weights = {key: tensor.detach().cpu() for key, tensor in policy.state_dict().items()}
@@ -84,6 +87,49 @@ def networks_of_model(model: Any) -> Networks:
     except ValueError as error:
         raise RequestError(f"{source}: {error}") from error
     return Networks(live, live_critic(live), name)
+
+
+def algorithm_to_trust(files: AgentFiles, algo: str | None) -> str | None:
+    """The algorithm with whose class Stable-Baselines3 is to load the zip: the user's word, else the zip's, else the folder's."""
+    told = algorithm_of_fields(read_data(files.zip_path))
+    alike = files.algo is not None and KINDS.get(files.algo) == KINDS.get(told or "", KINDS.get(files.algo))
+    return algo or (files.algo if alike else told)
+
+
+def spaces_of(archive: Archive | None) -> dict[str, gym.Space]:
+    """The spaces that could be read, which Stable-Baselines3 then need not unpickle."""
+    return {} if archive is None else {"observation_space": archive.observation_space, "action_space": archive.action_space}
+
+
+def archive_facts(archive: Archive) -> dict[str, Any]:
+    """Plain facts about a saved agent."""
+    return {
+        "policy_params": sum(tensor.numel() for tensor in archive.state_dict.values()),
+        "sb3_version": archive.sb3_version,
+        "num_timesteps": archive.num_timesteps,
+        "gamma": archive.data.get("gamma"),
+    }
+
+
+def around(files: AgentFiles) -> dict[str, Any]:
+    """What the files around an agent's zip tell, as arguments of ``Teacher``."""
+    statistics, rewards = files.vecnormalize_path, files.reward_statistics_path
+    return {
+        "path": str(files.zip_path),
+        "saved_env": files.env,
+        "normalization": read_normalization(statistics) if statistics else None,
+        "normalization_source": files.normalization_source,
+        "statistics": statistics,
+        "reward_scale": _reward_scale(files) if rewards is None else read_reward_scale(rewards, normalized=files.rewards_normalized),
+    }
+
+
+def _reward_scale(files: AgentFiles) -> float | None:
+    """What rewards were divided by, where no file of statistics tells: 1 if they were not, None if unknown."""
+    normalized = files.rewards_normalized
+    if normalized is None:
+        normalized = read_training_record(files.zip_path).inside_vec_normalize
+    return None if normalized else 1.0
 
 
 def model_facts(model: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from policy_distill.teachers.networks import (
     LinearSpread,
     StateDependentSpread,
 )
+from policy_distill.teachers.saved_algorithm import algorithm_of_fields
 
 ActingNetwork = DiscreteNetwork | DeterministicNetwork | GaussianNetwork
 
@@ -70,21 +71,10 @@ def recognise_kind(state_dict: Mapping[str, Tensor], source: str) -> str:
     raise NotPlainError(f"{source}'s networks are not those of a Stable-Baselines3 policy; --trust loads it with Stable-Baselines3")
 
 
-def recognise_algorithm(kind: str, data: Mapping[str, Any], module: str | None) -> str:
-    """Name the algorithm by the fields that only it saves."""
-    match kind:
-        case "on_policy" if module and "maskable" in module:
-            return "ppo_mask"
-        case "on_policy":
-            return "trpo" if "cg_max_steps" in data else "ppo" if "clip_range" in data else "a2c"
-        case "sac":
-            return "tqc" if "top_quantiles_to_drop_per_net" in data or "tqc" in (module or "") else "sac"
-        case "td3":
-            # SB3's DDPG is TD3 without its three additions; the single critic is saved with the policy's arguments.
-            kwargs = data.get("policy_kwargs")
-            single = isinstance(kwargs, dict) and kwargs.get("n_critics") == 1
-            return "ddpg" if single and data.get("policy_delay", 1) == 1 else "td3"
-    return kind
+def recognise_algorithm(kind: str, data: Mapping[str, Any]) -> str:
+    """Name the algorithm by the fields that it saved, where these go with ``kind``, else by the simplest one that acts so."""
+    told = algorithm_of_fields(data)
+    return told if told is not None and KINDS.get(told) == kind else "a2c" if kind == "on_policy" else kind
 
 
 def rebuild_network(

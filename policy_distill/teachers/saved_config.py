@@ -130,10 +130,15 @@ def _normalizes(what: str, config: Mapping[str, Any], source: Path) -> bool:
     return setting.get(what, True) is not False if isinstance(setting, dict) else bool(setting)
 
 
-def environment_kwargs(config: Mapping[str, Any], arguments: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """Keyword arguments of the environment; those of the command line (``args.yml``) win. How it was drawn is of no concern here."""
+def environment_kwargs(
+    config: Mapping[str, Any], arguments: Mapping[str, Any], source: Path, uploaded: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of the environment; those of the command line (``args.yml``) win, then those that the zoo ``uploaded``.
+
+    ``render_mode`` is left out: it says how the environment was drawn.
+    """
     merged: dict[str, Any] = {}
-    for settings in (config, arguments):
+    for settings in (config, arguments, uploaded or {}):
         try:
             kwargs = literal(settings.get("env_kwargs"))
         except ValueError as error:

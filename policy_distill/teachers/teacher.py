@@ -13,19 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.actions import LAYER, ActionTargets, Family
-from policy_distill.config import RequestError
+from policy_distill.config import Reading, RequestError
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.spaces import encode_observations, observation_width
-from policy_distill.teachers.archive import Archive, read_archive
+from policy_distill.teachers.archive import read_archive
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.errors import NotPlainError
-from policy_distill.teachers.folder import AgentFiles, find_agent
+from policy_distill.teachers.folder import find_agent
 from policy_distill.teachers.live import CallableNetwork
-from policy_distill.teachers.normalization import ObservationNormalization, read_normalization, read_reward_scale, reward_scale_of
-from policy_distill.teachers.reading import check_observation_space, model_facts, networks_of_archive, networks_of_model
-from policy_distill.teachers.rebuild import recognise_algorithm, recognise_kind
+from policy_distill.teachers.normalization import ObservationNormalization, reward_scale_of
+from policy_distill.teachers.reading import (
+    algorithm_to_trust,
+    archive_facts,
+    around,
+    check_observation_space,
+    model_facts,
+    networks_of_archive,
+    networks_of_model,
+    spaces_of,
+)
 from policy_distill.teachers.recording import layers_inside, record_layers
-from policy_distill.teachers.trusted import algorithm_of_module, load_model
+from policy_distill.teachers.trusted import load_model
 
 
 class Teacher(nn.Module):
@@ -41,6 +49,10 @@ class Teacher(nn.Module):
             part of the actor (sac, tqc); 0 if unknown.
         obs_dim: width of the observation as one flat vector.
         normalization: statistics that the agent was trained with, or None.
+        normalization_source: what says how observations were normalised: a file of statistics, config.yml, ``none`` (the user's word), or
+            ``VecNormalize`` (a live one); None if nothing does.
+        statistics: the file that the statistics were read from, or None.
+        reading: what the user said about its files.
         saved_env: the environment as the run's folder names it (which may be an id that no longer exists), or None.
         notes: what a user should know about how the agent was read.
         critic: says what ``values`` returns, in the rewards of training; None where there is none. It does not act.
@@ -65,12 +77,15 @@ class Teacher(nn.Module):
         facts: Mapping[str, Any] | None = None,
         critic: nn.Module | None = None,
         reward_scale: float | None = 1.0,
+        normalization_source: str | None = None,
+        statistics: Path | None = None,
+        reading: Reading | None = None,
     ) -> None:
         super().__init__()
         source = path or f"the {algo} agent"
         check_observation_space(observation_space, source)
         if normalization is not None:
-            normalization = normalization.for_observations(observation_space.shape, source)
+            normalization = normalization.for_observations(observation_space.shape, source, statistics)
         self.network = network
         self.critic = critic
         self.reward_scale = reward_scale
@@ -79,6 +94,9 @@ class Teacher(nn.Module):
         self.algo = algo
         self.path = path
         self.normalization = normalization
+        self.normalization_source = normalization_source
+        self.statistics = statistics
+        self.reading = reading or Reading()
         self.saved_env = saved_env
         self.notes = notes
         self.facts = dict(facts or {})
@@ -177,6 +195,16 @@ class Teacher(nn.Module):
             return observations.float() if isinstance(self.observation_space, gym.spaces.Box) else observations.long()
         return encode_observations(self.observation_space, observations)
 
+    @property
+    def members(self) -> tuple[Teacher, ...]:
+        """The agents that an ensemble is made of; the agent itself where it is none."""
+        return tuple(self.network.members) if isinstance(self.network, Ensemble) else (self,)  # type: ignore[arg-type]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that decide how it acts: zips and statistics; empty for agents from memory."""
+        return tuple(Path(path) for one in self.members for path in (one.path, one.statistics) if path is not None)
+
     def layers(self) -> dict[str, int]:
         """Name and width of each layer that can be recorded, in the order in which they are computed."""
         space = self.observation_space
@@ -238,27 +266,41 @@ class Teacher(nn.Module):
             "params": self.params,
             "named_layers": [f"{name} ({width})" for name, width in self.layers().items()],
             "normalized": self.normalization is not None,
+            "normalization": self.normalization_source,
             "notes": list(self.notes),
             **self.facts,
         }
 
     @classmethod
-    def load(cls, path_or_name: str | Path, *, algo: str | None = None, trust: bool = False) -> Teacher:
+    def load(
+        cls,
+        path_or_name: str | Path,
+        *,
+        algo: str | None = None,
+        normalization: str | None = None,
+        extractor: str | None = None,
+        trust: bool = False,
+    ) -> Teacher:
         """Read an agent from a run's folder, a zip, or by the name of one that ships with the project. Nothing is unpickled.
 
         Args:
             path_or_name: see ``find_agent``.
             algo: the algorithm, where folder and file do not tell it or tell it wrong.
+            normalization: the file of its VecNormalize statistics, or ``none`` for an agent that reads observations as they are; left out,
+                they are looked for, see ``choose_statistics``.
+            extractor: ``file.py:Class`` of the agent's features extractor.
             trust: let Stable-Baselines3 unpickle an agent that cannot be rebuilt from plain data, such as a custom policy. This runs
                 code from the file.
 
         Raises:
             RequestError: in one line, if there is no such agent or it is not supported.
         """
-        files = find_agent(path_or_name)
-        notes: list[str] = []
+        if extractor is not None:
+            raise RequestError("extractor is not supported: leave --extractor out")
+        files = find_agent(path_or_name, normalization=normalization)
+        notes = list(files.notes)
         if files.env is None and files.vecnormalize_path is not None:
-            notes.append(f"normalisation taken from {files.vecnormalize_path.name} beside the zip")
+            notes.append(f"normalisation taken from {files.vecnormalize_path}")
         archive = None
         try:
             archive = read_archive(files.zip_path)
@@ -266,33 +308,15 @@ class Teacher(nn.Module):
         except NotPlainError as error:
             if not trust:
                 raise
-            return cls._load_trusted(files, archive, algo, (*notes, f"unpickled, because: {error}"))
-        facts = {
-            "policy_params": sum(tensor.numel() for tensor in archive.state_dict.values()),
-            "sb3_version": archive.sb3_version,
-            "num_timesteps": archive.num_timesteps,
-            "gamma": archive.data.get("gamma"),
-        }
+            model = load_model(files.zip_path, algorithm_to_trust(files, algo), spaces_of(archive))
+            networks, facts, spaces = networks_of_model(model), model_facts(model), (model.observation_space, model.action_space)
+            notes.append(f"unpickled, because: {error}")
+        else:
+            facts, spaces = archive_facts(archive), (archive.observation_space, archive.action_space)
+        reading = Reading(algo, normalization, extractor, trust)
         return cls(
-            networks.acting, archive.observation_space, archive.action_space, algo=networks.algo, notes=tuple(notes), facts=facts,
-            critic=networks.critic, **_around(files),
-        )  # fmt: skip
-
-    @classmethod
-    def _load_trusted(cls, files: AgentFiles, archive: Archive | None, algo: str | None, notes: tuple[str, ...]) -> Teacher:
-        """Load with Stable-Baselines3, which runs what the file says."""
-        name = algo or files.algo
-        spaces: dict[str, Any] = {}
-        if archive is not None:
-            spaces = {"observation_space": archive.observation_space, "action_space": archive.action_space}
-            name = name or algorithm_of_module(archive.policy_module)
-            if name is None:
-                name = recognise_algorithm(recognise_kind(archive.state_dict, archive.path), archive.data, archive.policy_module)
-        model = load_model(files.zip_path, name, spaces)
-        networks = networks_of_model(model)
-        return cls(
-            networks.acting, model.observation_space, model.action_space, algo=networks.algo, notes=notes, facts=model_facts(model),
-            critic=networks.critic, **_around(files),
+            networks.acting, *spaces, algo=networks.algo, notes=tuple(notes), facts=facts, critic=networks.critic, reading=reading,
+            **around(files),
         )  # fmt: skip
 
     @classmethod
@@ -319,6 +343,7 @@ class Teacher(nn.Module):
         return cls(
             networks.acting, model.observation_space, model.action_space, algo=networks.algo, normalization=normalization,
             facts=model_facts(model), critic=networks.critic, reward_scale=reward_scale,
+            normalization_source="VecNormalize" if wrapper is not None else None,
         )  # fmt: skip
 
     @classmethod
@@ -385,14 +410,3 @@ class Teacher(nn.Module):
             facts=facts,
             critic=HighestValue() if combine == "value" else None,
         )
-
-
-def _around(files: AgentFiles) -> dict[str, Any]:
-    """What the files around an agent's zip tell, as arguments of ``Teacher``."""
-    statistics, rewards = files.vecnormalize_path, files.reward_statistics_path
-    return {
-        "path": str(files.zip_path),
-        "saved_env": files.env,
-        "normalization": read_normalization(statistics) if statistics else None,
-        "reward_scale": read_reward_scale(rewards) if rewards else None if files.rewards_normalized else 1.0,
-    }

@@ -29,10 +29,13 @@ class TrainingRecord:
         returns: ``[E]`` of the last episodes of training (100 at most), explored and in the environment's rewards; None if not kept.
         inside_vec_normalize: whether VecNormalize stood between environment and agent, be it for observations or for rewards alone;
             None if the zip does not tell, as those of off-policy agents.
+        returns_are_raw: whether ``returns`` are surely in the environment's rewards: VecNormalize was not there, or Monitor counted them,
+            which stands inside it and rounds to six decimals. VecMonitor, which does not round, may have counted normalised rewards.
     """
 
     returns: np.ndarray | None
     inside_vec_normalize: bool | None
+    returns_are_raw: bool = True
 
 
 def read_training_record(zip_path: str | Path) -> TrainingRecord:
@@ -44,11 +47,15 @@ def read_training_record(zip_path: str | Path) -> TrainingRecord:
             data = json.loads(file.read("data"))
     except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile):
         return TrainingRecord(None, None)
-    return TrainingRecord(_returns(data), _inside_vec_normalize(data)) if isinstance(data, dict) else TrainingRecord(None, None)
+    if not isinstance(data, dict):
+        return TrainingRecord(None, None)
+    returns, inside = _returns(data), _inside_vec_normalize(data)
+    rounded = returns is None or bool((returns == returns.round(6)).all())
+    return TrainingRecord(returns, inside, rounded or inside is False)
 
 
 def _returns(data: dict[str, Any]) -> np.ndarray | None:
-    """Of ``ep_info_buffer``, a deque of what the Monitor wrapper saw before any normalisation: ``{"r": return, "l": length, ...}``."""
+    """Of ``ep_info_buffer``, a deque of what Monitor or VecMonitor counted: ``{"r": return, "l": length, ...}``."""
     buffer = _load(data.get("ep_info_buffer"))
     if not isinstance(buffer, Inert) or buffer.name != "collections.deque":
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,12 +60,6 @@ def algorithm_of(model: Any) -> str | None:
         if ancestor.__module__.startswith(SB3_PACKAGES) and ancestor.__name__ in names:
             return names[ancestor.__name__]
     return None
-
-
-def algorithm_of_module(module: str | None) -> str | None:
-    """The algorithm whose policies ``module`` defines (``stable_baselines3.sac.policies``); None if several share it."""
-    match = re.fullmatch(r"(?:stable_baselines3|sb3_contrib)\.(\w+)\.policies", module or "")
-    return match.group(1) if match and match.group(1) in CLASSES and match.group(1) != "td3" else None  # td3's are ddpg's, too
 
 
 def _zero(_: float) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from policy_distill.check.files import judge_files, normalization_missing, record_of
-from policy_distill.environments import EnvironmentSpec
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.teachers import ObservationNormalization, Teacher
 from policy_distill.teachers.training_record import TrainingRecord
@@ -25,9 +24,10 @@ def test_statistics_are_missing_only_where_nothing_explains_it():
     assert not normalization_missing(bare, TrainingRecord(None, None))
     assert not normalization_missing(bare, TrainingRecord(None, False))
     explained: list[dict] = [
-        {"saved_env": EnvironmentSpec("X-v0")},  # config.yml would have said so
+        {"normalization_source": "config.yml"},  # it says that there is none
         {"normalization": ObservationNormalization(np.zeros(2), np.ones(2), 1e-8, 10.0)},
-        {"reward_scale": 3.0},  # vecnormalize.pkl says that rewards alone were normalised
+        {"normalization_source": "vecnormalize.pkl"},  # it says that rewards alone were normalised
+        {"normalization_source": "none"},  # the user says so
     ]
     for change in explained:
         teacher = Teacher(bare.network, Walk.observation_space, bare.action_space, algo="test", **change)

@@ -1,0 +1,41 @@
+"""How the files of an agent are read: what a command's user may say about them, as one value that is handed on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Arguments of ``Teacher.load`` beside the agent's place; ``Teacher.load(place, **reading.arguments())``.
+
+    Attributes:
+        algo: the algorithm, where folder and file do not tell it or tell it wrong.
+        normalization: a file of VecNormalize statistics, or ``none``; None: they are looked for.
+        extractor: ``file.py:Class`` of a features extractor of the user's own.
+        trust: let Stable-Baselines3 unpickle what cannot be rebuilt; this runs code from the file.
+    """
+
+    algo: str | None = None
+    normalization: str | None = None
+    extractor: str | None = None
+    trust: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def recorded(self) -> dict[str, str]:
+        """What another reading of the same agent must be told, for a file; trust is given anew each time."""
+        return {name: value for name, value in self.arguments().items() if name != "trust" and value is not None}
+
+    def over(self, recorded: Mapping[str, Any]) -> Reading:
+        """This reading, with what it leaves open as an earlier one was ``recorded``; other keys are passed over."""
+        names = ("algo", "normalization", "extractor")
+        return dataclasses.replace(self, **{name: getattr(self, name) or recorded.get(name) for name in names})
+
+    def settings(self) -> list[str]:
+        """Names of what the user said about this one agent."""
+        return list(self.recorded())
