@@ -7,7 +7,7 @@ number of rows is fixed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -135,7 +135,7 @@ class Layers:
     """
 
     def __init__(self, network: nn.Module, rows: int) -> None:
-        modules = [module for module in network.modules() if not isinstance(module, nn.Sequential)]
+        modules = list(_inside(network))
         self._steps = [
             _product(module.weight.t(), module.bias, rows) if isinstance(module, nn.Linear) else _activation(module) for module in modules
         ]
@@ -145,6 +145,15 @@ class Layers:
         for step in self._steps:
             values = step(values)
         return values
+
+
+def _inside(network: nn.Module) -> Iterator[nn.Module]:
+    """What is applied one after the other: nested ``nn.Sequential`` are opened, other modules are not."""
+    if isinstance(network, nn.Sequential):
+        for part in network:
+            yield from _inside(part)
+    else:
+        yield network
 
 
 def _product(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> Act:

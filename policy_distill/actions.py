@@ -212,7 +212,7 @@ def family_of(space: gym.Space) -> Family:
             return Bernoulli(int(space.n))
         case gym.spaces.Box():
             return DiagGaussian(Box.from_space(space))
-    raise ValueError(f"action space {space} is not supported: Discrete, one-dimensional MultiDiscrete and MultiBinary, and Box are")
+    raise ValueError(f"action space {space} is not supported: Discrete, MultiBinary and MultiDiscrete (one-dimensional, from 0 on), and Box are")
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -244,7 +244,7 @@ class Teacher(nn.Module):
         }
 
     @classmethod
-    def load(cls, path_or_name: str | Path, *, algo: str | None = None, trust: bool = False) -> Teacher:
+    def load(cls, path_or_name: str | Path, *, algo: str | None = None, trust: bool = False, extractor: str | None = None) -> Teacher:
         """Read an agent from a run's folder, a zip, or by the name of one that ships with the project. Nothing is unpickled.
 
         Args:
@@ -252,6 +252,8 @@ class Teacher(nn.Module):
             algo: the algorithm, where folder and file do not tell it or tell it wrong.
             trust: let Stable-Baselines3 unpickle an agent that cannot be rebuilt from plain data, such as a custom policy. This runs
                 code from the file.
+            extractor: ``file.py:Class``, the source of the features extractor that the agent was trained with. The file is run; the zip's
+                weights are loaded into the class, and nothing in the zip is unpickled.
 
         Raises:
             RequestError: in one line, if there is no such agent or it is not supported.
@@ -263,7 +265,7 @@ class Teacher(nn.Module):
         archive = None
         try:
             archive = read_archive(files.zip_path)
-            networks = networks_of_archive(archive, files, algo, notes)
+            networks = networks_of_archive(archive, files, algo, notes, extractor)
         except NotPlainError as error:
             if not trust:
                 raise
