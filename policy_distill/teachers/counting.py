@@ -25,9 +25,7 @@ def check_start(observation_space: gym.Space, action_space: gym.Space, source: s
         start = getattr(space, "start", 0)
         if np.any(start):
             first = int(start) if np.ndim(start) == 0 else np.asarray(start).tolist()
-            raise RequestError(
-                f"{source}: its {role} begin at {first}, but Stable-Baselines3 {fault}; retrain with {role} that begin at 0"
-            )
+            raise RequestError(f"{source}: its {role} begin at {first}, but Stable-Baselines3 {fault}; retrain with {role} that begin at 0")
 
 
 def acting_family(action_space: gym.Space, source: str) -> Family:

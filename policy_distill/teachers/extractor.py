@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -111,7 +110,7 @@ def _arguments(found: object, text: str, source: str) -> dict[str, Any]:
         try:
             found = ast.literal_eval(found)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found = found[:100]
+            found = str(found)[:100]
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
@@ -124,8 +123,8 @@ def _arguments(found: object, text: str, source: str) -> dict[str, Any]:
 
 def _shape_read(space: gym.Space) -> tuple[int, ...]:
     """Of one observation after Stable-Baselines3's preprocessing, which makes discrete ones one-hot vectors."""
-    keeps_shape = isinstance(space, gym.spaces.Box | gym.spaces.MultiBinary)
-    return tuple(space.shape) if keeps_shape else (int(np.sum(space.n if isinstance(space, gym.spaces.Discrete) else space.nvec)),)  # type: ignore[attr-defined]
+    discrete = isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
+    return (observation_width(space),) if discrete else tuple(space.shape or ())
 
 
 def _call(kwargs: Mapping[str, Any]) -> str:
@@ -137,5 +136,5 @@ def _failure_in_one_line(problem: str) -> Iterator[None]:
     """Whatever the user's code raises, in one line."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end itself
         raise RequestError(f"{problem} ({' '.join(f'{type(error).__name__}: {error}'.split())[:300]})") from error

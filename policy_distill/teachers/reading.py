@@ -11,8 +11,8 @@ from torch import nn
 from policy_distill.config import RequestError
 from policy_distill.spaces import observation_width
 from policy_distill.teachers.archive import Archive, class_name
-from policy_distill.teachers.critics import live_critic, rebuild_critic
 from policy_distill.teachers.counting import acting_family, check_start
+from policy_distill.teachers.critics import live_critic, rebuild_critic
 from policy_distill.teachers.errors import NotPlainError
 from policy_distill.teachers.extractor import ExtractorMaker, extractor_maker
 from policy_distill.teachers.folder import AgentFiles

@@ -61,14 +61,15 @@ def check_supported(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, A
         r"^lstm_": "has a memory (LSTM), which is not supported: agents that act on the last observation alone are",
         r"running_mean$|running_var$|ra_mean$": "normalises inside its network (as CrossQ does), which cannot be rebuilt; --trust loads it",
     }
+    rebuilt = [key for key in weights if not (extractor_known and "features_extractor." in key)]
     for pattern, problem in unsupported.items():
-        if any(re.search(pattern, key) for key in weights):
+        if any(re.search(pattern, key) for key in rebuilt):
             # A network without memory may be custom; trust gives no one a memory.
             raise (RequestError if "lstm" in pattern else NotPlainError)(f"{source} {problem}")
     if not extractor_known and (named := own_extractor_of(weights, policy_kwargs)):
         raise NotPlainError(
-            f"{source} reads its observations through {named}, which cannot be rebuilt from its weights alone: name the file and class that "
-            "define it (--extractor networks.py:MyExtractor), or let --trust unpickle it"
+            f"{source} reads its observations through {named}, which cannot be rebuilt from its weights alone: "
+            "name the file and class that define it (--extractor networks.py:MyExtractor), or let --trust unpickle it"
         )
 
 
@@ -146,7 +147,7 @@ def rebuild_network(
             network = DeterministicNetwork(body, _required(bounds, source), squashed=True)
         case "ars":
             single = len(layers.indices("action_net")) <= 1
-            body = nn.Sequential(*layers.features("features_extractor"), *layers.stack("action_net"))
+            body = layers.stack("action_net")
             if bounds is None:
                 network = DiscreteNetwork(body, _discrete(family, source), scores="logits")
             else:  # the linear policy clips; an MlpPolicy of one layer names its empty net_arch
@@ -158,7 +159,9 @@ def rebuild_network(
             network = _on_policy(layers, family, bounds, policy_kwargs)
     box = None if isinstance(network, DiscreteNetwork) or not network.squashed else network.bounds.box
     if box is not None and not np.isfinite(np.subtract(box.high, box.low, dtype=np.float32)).all():
-        raise RequestError(f"{source} squashes its actions into bounds, but its action space has none or too wide ones; retrain with finite bounds")
+        raise RequestError(
+            f"{source} squashes its actions into bounds, but its action space has none or too wide ones; retrain with finite bounds"
+        )
     _check_widths(network, observation_width(observation_space), source, extractor)
     return network
 
@@ -251,7 +254,9 @@ class Layers:
         own = self.stack(features, final_activation=True)
         has_own = len(own) > 0 or policy_kwargs.get("sde_net_arch") == []
         if has_own and self.extractor is not None:
-            raise NotPlainError(f"{self.source} has both sde_net_arch and a features extractor of its own, which cannot be rebuilt; --trust loads it")
+            raise NotPlainError(
+                f"{self.source} has both sde_net_arch and a features extractor of its own, which cannot be rebuilt; --trust loads it"
+            )
         return StateDependentSpread(self.take(key), expln=bool(policy_kwargs.get("use_expln", False)), features=own if has_own else None)
 
     def _linear(self, name: str) -> nn.Linear:
@@ -316,7 +321,9 @@ def _check_widths(network: ActingNetwork, width: int, source: str, extractor: Ex
             targets = network(torch.zeros(1, width))
     except RuntimeError as error:
         if extractor is not None:
-            raise RequestError(f"{source}: its layers do not fit the features that {extractor.text} returns; name the class it was trained with") from error
+            raise RequestError(
+                f"{source}: its layers do not fit the features of {extractor.text}; name the class that it was trained with"
+            ) from error
         problem = f"its weights do not fit observations of {width} numbers; it is damaged or a custom policy, which --trust loads"
         raise NotPlainError(f"{source}: {problem}") from error
     expected = network.family.width

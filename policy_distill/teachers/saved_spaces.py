@@ -71,8 +71,7 @@ def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
         if values is None and role == "action":
             raise NotPlainError(f"{fail}'s bound {name!r} is not readable in the file and is not guessed; load the agent with --trust")
         if values is None:
-            limit = sign * np.inf if dtype.kind == "f" else (np.iinfo(dtype).min if sign < 0 else np.iinfo(dtype).max)
-            values = np.full(math.prod(shape), limit)
+            values = np.full(math.prod(shape), _limit(dtype, sign))
         bounds.append(values.astype(dtype).reshape(shape))
     low, high = bounds
     if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
@@ -89,6 +88,16 @@ def is_image(space: gym.Space) -> bool:
     return three and bool((space.low == 0).all() and (space.high == 255).all())  # type: ignore[attr-defined]
 
 
+def _limit(dtype: np.dtype, sign: int) -> float:
+    """The lowest (-1) or highest (+1) value of a type."""
+    match dtype.kind:
+        case "f":
+            return sign * np.inf
+        case "b":
+            return float(sign > 0)
+    return np.iinfo(dtype).min if sign < 0 else np.iinfo(dtype).max
+
+
 def _numbers(text: object, count: int) -> np.ndarray | None:
     """Read a printed array, or one number for all of it; None if elements are missing."""
     if isinstance(text, (int, float)) and not isinstance(text, bool):
@@ -96,8 +105,9 @@ def _numbers(text: object, count: int) -> np.ndarray | None:
     if not isinstance(text, (str, list)) or "..." in text:
         return None
     words = re.sub(r"[\[\](),]", " ", str(text)).split()
+    truth = {"False": 0.0, "True": 1.0}
     try:
-        values = np.array([float(word) for word in words])
+        values = np.array([truth[word] if word in truth else float(word) for word in words])
     except ValueError:
         return None
     if values.size == 1 and not isinstance(text, list) and "[" not in text:
@@ -112,7 +122,8 @@ def _integers(text: object, fail: str, lowest: int | None = 0) -> np.ndarray:
             raise RequestError(f"{fail} has more dimensions or components than are supported: one-dimensional ones are")
         text = [int(word) for word in re.sub(r"[\[\](),]", " ", text).split()] if "[" in text or "(" in text else int(text)
     values = np.asarray(text)
-    if values.dtype.kind not in "iu" or values.size == 0 or math.prod(values.shape) > MAX_ELEMENTS or (lowest is not None and (values < lowest).any()):
+    too_low = lowest is not None and (values < lowest).any()
+    if values.dtype.kind not in "iu" or values.size == 0 or math.prod(values.shape) > MAX_ELEMENTS or too_low:
         raise ValueError("sizes must be whole numbers")
     return values
 
