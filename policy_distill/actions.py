@@ -58,10 +58,14 @@ class Box:
 
     @functools.cache  # noqa: B019  (frozen, hashable and few)
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(scale, offset)``, each ``[dim]``, with ``environment = box * scale + offset``; 1 and 0 where a bound is infinite."""
+        """Return ``(scale, offset)``, each ``[dim]``, with ``environment = box * scale + offset``.
+
+        The scale is 1 where a bound is infinite or both are the same number, the offset 0 where a bound is infinite.
+        """
         low, high = np.asarray(self.low), np.asarray(self.high)
         bounded = np.isfinite(low) & np.isfinite(high)
         scale = np.where(bounded, (np.where(bounded, high, 1.0) - np.where(bounded, low, -1.0)) / 2, 1.0)
+        scale = np.where(scale == 0, 1.0, scale)
         offset = np.where(bounded, (np.where(bounded, high, 0.0) + np.where(bounded, low, 0.0)) / 2, 0.0)
         return scale, offset
 
@@ -212,7 +216,9 @@ def family_of(space: gym.Space) -> Family:
             return Bernoulli(int(space.n))
         case gym.spaces.Box():
             return DiagGaussian(Box.from_space(space))
-    raise ValueError(f"action space {space} is not supported: Discrete, one-dimensional MultiDiscrete and MultiBinary, and Box are")
+    raise ValueError(
+        f"action space {space} is not supported: Discrete, MultiBinary and MultiDiscrete (one-dimensional, from 0 on), and Box are"
+    )
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ compute each element in the same way wherever it lies. torch's may not: they tre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -41,13 +41,8 @@ class Layers:
     def __init__(self, network: nn.Module, rows: int, *, name: str = "", recorded: Collection[str] = ()) -> None:
         self.seen: dict[str, np.ndarray] = {}
         self._steps: list[tuple[Function, str | None]] = []
-        for inner, module in network.named_modules(prefix=name):
-            if isinstance(module, nn.Linear):
-                step = product(module.weight.t(), module.bias, rows)
-            elif not isinstance(module, nn.Sequential):
-                step = _activation(module)
-            else:
-                continue
+        for inner, module in _inside(network, name):
+            step = product(module.weight.t(), module.bias, rows) if isinstance(module, nn.Linear) else _activation(module)
             self._steps.append((step, inner if inner in recorded else None))
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
@@ -57,6 +52,15 @@ class Layers:
             if name is not None:
                 self.seen[name] = values.copy()  # an activation overwrites it
         return values
+
+
+def _inside(network: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of what is applied one after the other: nested ``nn.Sequential`` are opened, other modules are not."""
+    if isinstance(network, nn.Sequential):
+        for key, part in network.named_children():
+            yield from _inside(part, f"{name}.{key}" if name else key)
+    else:
+        yield name, network
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> Function:

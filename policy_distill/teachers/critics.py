@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.teachers.errors import NotPlainError
+from policy_distill.teachers.extractor import ExtractorMaker
 from policy_distill.teachers.live import LivePolicy
 from policy_distill.teachers.rebuild import KINDS, Layers, activation_of
 
@@ -33,17 +34,18 @@ class StateValue(nn.Module):
 class ActionValue(nn.Module):
     """Q(s, a) of the action that the network names: the least of the critics (sac, td3, ddpg), or the mean of all quantiles (tqc)."""
 
-    def __init__(self, critics: Iterable[nn.Module], *, quantiles: bool) -> None:
+    def __init__(self, critics: Iterable[nn.Module], *, quantiles: bool, extractor: Iterable[nn.Module] = ()) -> None:
         super().__init__()
         self.critics = nn.ModuleList(critics)
         self.quantiles = quantiles
+        self.extractor = nn.Sequential(*extractor)
 
     def forward(self, features: Tensor, network: nn.Module) -> Tensor:
         return self.of(features, network(features).actions, network)
 
     def of(self, features: Tensor, actions: Tensor, network: nn.Module) -> Tensor:
         """Q(s, a) ``[B]`` of any actions ``[B, action_dim]`` in the environment's units."""
-        inputs = torch.cat([features, network.bounds.to_box(actions)], dim=-1)  # type: ignore[operator, union-attr]
+        inputs = torch.cat([self.extractor(features), network.bounds.to_box(actions)], dim=-1)  # type: ignore[operator, union-attr]
         values = torch.cat([critic(inputs) for critic in self.critics], dim=-1)  # [B, critics * quantiles]
         return values.mean(-1) if self.quantiles else values.amin(-1)
 
@@ -71,7 +73,13 @@ class LiveValue(nn.Module):
 
 
 def rebuild_critic(
-    state_dict: Mapping[str, Tensor], algo: str, network: nn.Module, policy_kwargs: Mapping[str, Any], width: int, source: str
+    state_dict: Mapping[str, Tensor],
+    algo: str,
+    network: nn.Module,
+    policy_kwargs: Mapping[str, Any],
+    width: int,
+    source: str,
+    extractor: ExtractorMaker | None = None,
 ) -> nn.Module | None:
     """Build the critic of an agent.
 
@@ -82,6 +90,7 @@ def rebuild_critic(
         policy_kwargs: the user's settings, classes as printed text.
         width: of the observation as one flat vector.
         source: the file, for messages.
+        extractor: what makes the agent's own features extractor.
 
     Returns:
         None for an algorithm without one (ars), and where its weights are missing or do not form one: acting needs none.
@@ -89,18 +98,20 @@ def rebuild_critic(
     kind = KINDS[algo]
     if kind in ("dqn", "qrdqn"):
         return GreedyValue()
-    layers = Layers(state_dict, activation_of(policy_kwargs, kind, source), source)
+    layers = Layers(state_dict, activation_of(policy_kwargs, kind, source), source, extractor)
     critic: nn.Module
     try:
         if kind == "on_policy":
             shared = layers.stack("mlp_extractor.shared_net", final_activation=True)  # until SB3 1.8
             own = layers.stack("mlp_extractor.value_net", final_activation=True)
-            critic = StateValue(nn.Sequential(*shared, *own, *layers.stack("value_net")))
+            features = layers.features("vf_features_extractor", "features_extractor")
+            critic = StateValue(nn.Sequential(*features, *shared, *own, *layers.stack("value_net")))
         else:
             critics = [layers.stack(name) for name in takewhile(layers.indices, (f"critic.qf{index}" for index in count()))]
             if not critics:
                 return None
-            critic = ActionValue(critics, quantiles=algo == "tqc" or _outputs(critics[0]) > 1)
+            features = layers.features("critic.features_extractor")
+            critic = ActionValue(critics, quantiles=algo == "tqc" or _outputs(critics[0]) > 1, extractor=features)
         with torch.no_grad():
             fits = critic(torch.zeros(1, width), network).shape == (1,)
     except (NotPlainError, RuntimeError):  # a matrix of another width

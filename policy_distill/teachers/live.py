@@ -22,7 +22,7 @@ from policy_distill.actions import (
     MultiCategorical,
     family_of,
 )
-from policy_distill.teachers.networks import ActionBounds, count
+from policy_distill.teachers.networks import ActionBounds, SwitchLogits, count
 
 CONFIDENCE = 0.999
 """Share of the probability on the named action of a teacher that only names one: its log-probabilities stay finite, as a KL needs."""
@@ -33,13 +33,12 @@ class LivePolicy(nn.Module):
 
     reads_raw = True
 
-    def __init__(self, policy: Any, action_space: gym.Space) -> None:
+    def __init__(self, policy: Any, action_space: gym.Space, family: Family) -> None:
         super().__init__()
         self.policy = _copy(policy)
         self.policy.set_training_mode(False)
         self.action_space = action_space
         self.bounds = ActionBounds(Box.from_space(action_space)) if isinstance(action_space, gym.spaces.Box) else None
-        family = family_of(action_space)
         squashed = bool(getattr(policy, "squash_output", False))
         if isinstance(family, DiagGaussian):
             family = DiagGaussian(family.box, squashed=squashed) if self._has_distribution() else Deterministic(family.box)
@@ -68,7 +67,9 @@ class LivePolicy(nn.Module):
 
     def _distribution(self, observations: Tensor) -> Any:
         if hasattr(self.policy, "get_distribution"):
-            return self.policy.get_distribution(observations).distribution
+            distribution = self.policy.get_distribution(observations)
+            # sb3-contrib's maskable ones keep their parts under a name of their own.
+            return distribution.distributions if hasattr(distribution, "distributions") else distribution.distribution
         actor = self.policy.actor
         mean, log_std, latent = actor.get_action_dist_params(observations)
         return actor.action_dist.proba_distribution(mean, log_std, **latent).distribution
@@ -91,7 +92,9 @@ class LivePolicy(nn.Module):
             return {"logits": confident_logits(self.family, named)}
         distribution = self._distribution(observations)
         parts = distribution if isinstance(distribution, list) else [distribution]
-        return {"logits": torch.cat([part.logits for part in parts], dim=-1)}
+        logits = torch.cat([part.logits for part in parts], dim=-1)
+        two_scores = isinstance(self.family, Bernoulli) and logits.shape[1] == 2 * self.family.num_bits
+        return {"logits": SwitchLogits()(logits) if two_scores else logits}
 
 
 class CallableNetwork(nn.Module):

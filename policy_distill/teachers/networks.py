@@ -36,6 +36,13 @@ class DiscreteNetwork(nn.Module):
         return ActionTargets(parameters, self.family.mode(parameters))  # type: ignore[union-attr]
 
 
+class SwitchLogits(nn.Module):
+    """One logit for each switch, from the scores of off and on ``[B, 2 * switches]``, as sb3-contrib's MaskablePPO has them."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores[:, 1::2] - scores[:, 0::2]
+
+
 class DeterministicNetwork(nn.Module):
     """One continuous action: tanh and unscaling (td3, ddpg, ars MLP), or clipping (ars linear)."""
 

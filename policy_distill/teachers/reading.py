@@ -6,19 +6,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from torch import nn
 
 from policy_distill.config import RequestError
 from policy_distill.spaces import observation_width
-from policy_distill.teachers.archive import COMPILED, Archive, read_data
+from policy_distill.teachers.archive import COMPILED, Archive, class_name, read_data
+from policy_distill.teachers.counting import acting_family, check_start
 from policy_distill.teachers.critics import live_critic, rebuild_critic
 from policy_distill.teachers.errors import NotPlainError
+from policy_distill.teachers.extractor import ExtractorMaker, extractor_maker
 from policy_distill.teachers.folder import AgentFiles
 from policy_distill.teachers.live import LivePolicy
 from policy_distill.teachers.normalization import read_normalization, read_reward_scale
-from policy_distill.teachers.rebuild import KINDS, rebuild_network, recognise_algorithm, recognise_kind
+from policy_distill.teachers.rebuild import (
+    KINDS,
+    check_supported,
+    own_extractor_of,
+    rebuild_network,
+    recognise_algorithm,
+    recognise_kind,
+)
 from policy_distill.teachers.saved_algorithm import algorithm_of_fields
+from policy_distill.teachers.saved_spaces import is_image
 from policy_distill.teachers.training_record import read_training_record
 from policy_distill.teachers.trusted import SB3_PACKAGES, algorithm_of
 
@@ -32,8 +41,10 @@ class Networks:
     algo: str
 
 
-def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, notes: list[str]) -> Networks:
+def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, notes: list[str], extractor: str | None = None) -> Networks:
     """Rebuild the networks from plain weights; what a user should know is added to ``notes``.
+
+    ``extractor`` names the source of the agent's own features extractor, ``file.py:Class``.
 
     Raises:
         RequestError: if they are not supported; ``NotPlainError`` where ``--trust`` might help.
@@ -43,6 +54,8 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
             f"{archive.path} uses the custom policy class of {archive.policy_module!r}, which weights alone do not describe; "
             "if you trust the file, load it with --trust, which runs its code"
         )
+    check_start(archive.observation_space, archive.action_space, archive.path)
+    check_supported(archive.state_dict, archive.policy_kwargs, archive.path, extractor_known=extractor is not None)
     kind = recognise_kind(archive.state_dict, archive.path)
     recognised = recognise_algorithm(kind, archive.data)
     if algo is not None and KINDS.get(algo) != kind:
@@ -55,10 +68,24 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     if name == "ppo_mask":
         notes.append("trained with action masks, which are not applied here")
     spaces = archive.observation_space, archive.action_space
-    acting = rebuild_network(archive.state_dict, kind, *spaces, archive.policy_kwargs, archive.path)
+    maker = _maker(archive, extractor, notes)
+    acting = rebuild_network(archive.state_dict, kind, *spaces, archive.policy_kwargs, archive.path, maker)
     width = observation_width(archive.observation_space)
-    critic = rebuild_critic(archive.state_dict, name, acting, archive.policy_kwargs, width, archive.path)
+    critic = rebuild_critic(archive.state_dict, name, acting, archive.policy_kwargs, width, archive.path, maker)
     return Networks(acting, critic, name)
+
+
+def _maker(archive: Archive, extractor: str | None, notes: list[str]) -> ExtractorMaker | None:
+    """What makes the features extractor that the user named."""
+    if extractor is None:
+        return None
+    named = own_extractor_of(archive.state_dict, archive.policy_kwargs)
+    if named is None:
+        raise RequestError(f"{archive.path} reads its observations without a features extractor of its own; leave --extractor out")
+    maker = extractor_maker(extractor, archive.observation_space, archive.policy_kwargs, archive.path)
+    differs = class_name(archive.policy_kwargs.get("features_extractor_class")) not in (None, extractor.rpartition(":")[2])
+    notes.append(f"observations are read by {extractor}" + (f"; the agent was trained with {named}" if differs else ""))
+    return maker
 
 
 def networks_of_model(model: Any) -> Networks:
@@ -72,20 +99,19 @@ def networks_of_model(model: Any) -> Networks:
     if name is None or name == "ppo_lstm":
         raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms without memory are")
     check_observation_space(model.observation_space, source)
+    check_start(model.observation_space, model.action_space, source)
     policy = getattr(model.policy, COMPILED.rstrip("."), model.policy)
     if name in KINDS and type(policy).__module__.startswith(SB3_PACKAGES):
         kwargs = {key: str(value) if isinstance(value, type) else value for key, value in model.policy_kwargs.items()}
         weights = {key: tensor.detach().cpu() for key, tensor in policy.state_dict().items()}
         try:
+            check_supported(weights, kwargs, source, extractor_known=False)
             kind = recognise_kind(weights, source)
             acting = rebuild_network(weights, kind, model.observation_space, model.action_space, kwargs, source)
             return Networks(acting, rebuild_critic(weights, name, acting, kwargs, observation_width(model.observation_space), source), name)
         except NotPlainError:
             pass  # a features extractor or activation of the user's own: copied below
-    try:
-        live = LivePolicy(policy, model.action_space)
-    except ValueError as error:
-        raise RequestError(f"{source}: {error}") from error
+    live = LivePolicy(policy, model.action_space, acting_family(model.action_space, source))
     return Networks(live, live_critic(live), name)
 
 
@@ -150,7 +176,7 @@ def check_observation_space(space: gym.Space, source: str) -> None:
     Raises:
         RequestError: for Dict, Tuple and images.
     """
-    if isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3:
+    if is_image(space):
         raise RequestError(f"{source} reads images {space.shape}, which are not supported: agents on vector observations are")
     try:
         observation_width(space)

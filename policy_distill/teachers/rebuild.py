@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policy_distill.actions import Box, Categorical, Family, family_of
+from policy_distill.actions import Bernoulli, Box, Categorical, Family
 from policy_distill.config import RequestError
 from policy_distill.layers import lay_out
 from policy_distill.spaces import observation_width
 from policy_distill.teachers.archive import class_name
+from policy_distill.teachers.counting import acting_family
 from policy_distill.teachers.errors import NotPlainError
+from policy_distill.teachers.extractor import ExtractorMaker
 from policy_distill.teachers.networks import (
     ActionBounds,
     ConstantSpread,
@@ -25,6 +27,7 @@ from policy_distill.teachers.networks import (
     GaussianNetwork,
     LinearSpread,
     StateDependentSpread,
+    SwitchLogits,
 )
 from policy_distill.teachers.saved_algorithm import algorithm_of_fields
 
@@ -43,31 +46,48 @@ ACTIVATIONS = (
 """Activations without arguments or weights of their own."""
 
 
-def recognise_kind(state_dict: Mapping[str, Tensor], source: str) -> str:
-    """Say which kind of acting network the weights are.
+def check_supported(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, Any], source: str, *, extractor_known: bool) -> None:
+    """Refuse networks that cannot be rebuilt.
+
+    Args:
+        weights: of the whole policy.
+        policy_kwargs: the user's settings, classes as printed text.
+        source: the file, for messages.
+        extractor_known: whether the source of the agent's own features extractor is at hand.
 
     Raises:
-        RequestError: for networks that are not supported.
+        RequestError: for a memory; ``NotPlainError`` where ``--trust`` might help.
     """
-    keys = state_dict.keys()
     unsupported = {
         r"^lstm_": "has a memory (LSTM), which is not supported: agents that act on the last observation alone are",
         r"running_mean$|running_var$|ra_mean$": "normalises inside its network (as CrossQ does), which cannot be rebuilt; --trust loads it",
-        r"(^|\.)(pi_)?features_extractor\.": "reads its observations through a network of its own, which cannot be rebuilt: images "
-        "and Dict are not supported; --trust loads a custom one",
     }
+    rebuilt = [key for key in weights if not (extractor_known and "features_extractor." in key)]
     for pattern, problem in unsupported.items():
-        if any(re.search(pattern, key) for key in keys):
+        if any(re.search(pattern, key) for key in rebuilt):
             # A network without memory may be custom; trust gives no one a memory.
             raise (RequestError if "lstm" in pattern else NotPlainError)(f"{source} {problem}")
+    if not extractor_known and (named := own_extractor_of(weights, policy_kwargs)):
+        raise NotPlainError(
+            f"{source} reads its observations through {named}, which cannot be rebuilt from its weights alone: "
+            "name the file and class that define it (--extractor networks.py:MyExtractor), or let --trust unpickle it"
+        )
+
+
+def recognise_kind(state_dict: Mapping[str, Tensor], source: str) -> str:
+    """Say which kind of acting network the weights are, whatever reads the observations.
+
+    Raises:
+        NotPlainError: if they are none of Stable-Baselines3's or sb3-contrib's.
+    """
     signs = {
         "quantile_net.quantile_net.": "qrdqn", "q_net.q_net.": "dqn", "actor.latent_pi.": "sac", "actor.mu.": "td3",
         "mlp_extractor.": "on_policy", "value_net.": "on_policy", "action_net.": "ars",
     }  # fmt: skip
     for prefix, kind in signs.items():
-        if any(key.startswith(prefix) for key in keys):
+        if any(key.startswith(prefix) for key in state_dict):
             # A SAC actor without hidden layers has no latent_pi, but always a log_std.
-            return "sac" if kind == "td3" and any(key.startswith("actor.log_std") for key in keys) else kind
+            return "sac" if kind == "td3" and any(key.startswith("actor.log_std") for key in state_dict) else kind
     raise NotPlainError(f"{source}'s networks are not those of a Stable-Baselines3 policy; --trust loads it with Stable-Baselines3")
 
 
@@ -84,6 +104,7 @@ def rebuild_network(
     action_space: gym.Space,
     policy_kwargs: Mapping[str, Any],
     source: str,
+    extractor: ExtractorMaker | None = None,
 ) -> ActingNetwork:
     """Build the network that acts.
 
@@ -94,29 +115,26 @@ def rebuild_network(
         action_space: what it acts in.
         policy_kwargs: the user's settings, classes as printed text.
         source: the file, for messages.
+        extractor: what makes the agent's features extractor, where it has one of its own.
 
     Raises:
         RequestError: if the weights do not form the network that ``kind`` names.
     """
-    extractor = policy_kwargs.get("features_extractor_class")
-    if extractor is not None and class_name(extractor) != "FlattenExtractor":
-        raise NotPlainError(
-            f"{source} reads its observations through {class_name(extractor) or 'a custom extractor'}, which cannot be rebuilt from its "
-            "weights; --trust loads it with Stable-Baselines3"
-        )
-    layers = Layers(state_dict, activation_of(policy_kwargs, kind, source), source)
-    family = _family(action_space, source)
+    family = acting_family(action_space, source)
+    layers = Layers(state_dict, activation_of(policy_kwargs, kind, source), source, extractor)
     bounds = ActionBounds(Box.from_space(action_space)) if isinstance(action_space, gym.spaces.Box) else None
     network: ActingNetwork
     match kind:
         case "dqn":
-            network = DiscreteNetwork(layers.stack("q_net.q_net"), _discrete(family, source), scores="q_values")
+            body = nn.Sequential(*layers.features("q_net.features_extractor"), *layers.stack("q_net.q_net"))
+            network = DiscreteNetwork(body, _discrete(family, source), scores="q_values")
         case "qrdqn":
             chosen = _discrete(family, source)
-            body = layers.stack("quantile_net.quantile_net")
+            body = nn.Sequential(*layers.features("quantile_net.features_extractor"), *layers.stack("quantile_net.quantile_net"))
             network = DiscreteNetwork(body, chosen, scores="q_values", num_quantiles=max(_outputs(body) // chosen.width, 1))
         case "td3":
-            network = DeterministicNetwork(layers.stack("actor.mu"), _required(bounds, source), squashed=True)
+            body = nn.Sequential(*layers.features("actor.features_extractor"), *layers.stack("actor.mu"))
+            network = DeterministicNetwork(body, _required(bounds, source), squashed=True)
         case "ars":
             single = len(layers.indices("action_net")) <= 1
             body = layers.stack("action_net")
@@ -130,14 +148,16 @@ def rebuild_network(
         case _:
             network = _on_policy(layers, family, bounds, policy_kwargs)
     box = None if isinstance(network, DiscreteNetwork) or not network.squashed else network.bounds.box
-    if box is not None and not np.isfinite([box.low, box.high]).all():
-        raise RequestError(f"{source} squashes its actions into bounds, but its action space has none; retrain with finite bounds")
-    _check_widths(network, observation_width(observation_space), source)
+    if box is not None and not np.isfinite(np.subtract(box.high, box.low, dtype=np.float32)).all():
+        raise RequestError(
+            f"{source} squashes its actions into bounds, but its action space has none or too wide ones; retrain with finite bounds"
+        )
+    _check_widths(network, observation_width(observation_space), source, extractor)
     return network
 
 
 def _sac(layers: Layers, bounds: ActionBounds, policy_kwargs: Mapping[str, Any]) -> GaussianNetwork:
-    latent = layers.stack("actor.latent_pi", final_activation=True)
+    latent = nn.Sequential(*layers.features("actor.features_extractor"), *layers.stack("actor.latent_pi", final_activation=True))
     gsde = "actor.log_std" in layers.weights
     mean: nn.Module = layers.stack("actor.mu")
     spread: nn.Module
@@ -154,8 +174,10 @@ def _sac(layers: Layers, bounds: ActionBounds, policy_kwargs: Mapping[str, Any])
 def _on_policy(layers: Layers, family: Family, bounds: ActionBounds | None, policy_kwargs: Mapping[str, Any]) -> ActingNetwork:
     shared = layers.stack("mlp_extractor.shared_net", final_activation=True)  # until SB3 1.8
     own = layers.stack("mlp_extractor.policy_net", final_activation=True)
-    latent = nn.Sequential(*shared, *own)
+    latent = nn.Sequential(*layers.features("pi_features_extractor", "features_extractor"), *shared, *own)
     head = layers.stack("action_net")
+    if isinstance(family, Bernoulli) and _outputs(head) == 2 * family.num_bits:  # sb3-contrib's MaskablePPO scores off and on
+        head.append(SwitchLogits())
     if bounds is None:
         return DiscreteNetwork(nn.Sequential(*latent, *head), family, scores="logits")  # type: ignore[arg-type]
     log_std = layers.take("log_std")
@@ -172,12 +194,23 @@ class Layers:
         weights: of the whole policy.
         activation: between the layers.
         source: the file, for messages.
+        extractor: what makes the agent's own features extractor.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], activation: type[nn.Module], source: str) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], activation: type[nn.Module], source: str, extractor: ExtractorMaker | None = None
+    ) -> None:
         self.weights = weights
         self.activation = activation
         self.source = source
+        self.extractor = extractor
+
+    def features(self, *prefixes: str) -> list[nn.Module]:
+        """The agent's own features extractor with the weights below the first of ``prefixes`` that has any; none where it has none."""
+        if self.extractor is None:
+            return []
+        used = [prefix for prefix in prefixes if any(key.startswith(f"{prefix}.") for key in self.weights)]
+        return [self.extractor.build(self.weights, (used or prefixes)[0], self.source)]
 
     def take(self, key: str) -> Tensor:
         if key not in self.weights:
@@ -210,6 +243,10 @@ class Layers:
         """The spread of gSDE, with a latent of its own where ``sde_net_arch`` was set."""
         own = self.stack(features, final_activation=True)
         has_own = len(own) > 0 or policy_kwargs.get("sde_net_arch") == []
+        if has_own and self.extractor is not None:
+            raise NotPlainError(
+                f"{self.source} has both sde_net_arch and a features extractor of its own, which cannot be rebuilt; --trust loads it"
+            )
         return StateDependentSpread(self.take(key), expln=bool(policy_kwargs.get("use_expln", False)), features=own if has_own else None)
 
     def _linear(self, name: str) -> nn.Linear:
@@ -223,6 +260,16 @@ class Layers:
         if bias is not None:
             linear.bias.data = bias
         return lay_out(linear)
+
+
+def own_extractor_of(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, Any]) -> str | None:
+    """What reads the agent's observations, where it is not Stable-Baselines3's FlattenExtractor: the class's name, if the file tells it."""
+    name = class_name(policy_kwargs.get("features_extractor_class"))
+    if name not in (None, "FlattenExtractor"):
+        return name
+    has_weights = any("features_extractor." in key and "sde_features_extractor." not in key for key in weights)
+    unnamed = name is None and policy_kwargs.get("features_extractor_class") is not None
+    return "a custom extractor" if has_weights or unnamed else None
 
 
 def activation_of(policy_kwargs: Mapping[str, Any], kind: str, source: str) -> type[nn.Module]:
@@ -241,18 +288,6 @@ def activation_of(policy_kwargs: Mapping[str, Any], kind: str, source: str) -> t
     return getattr(nn, name)
 
 
-def _family(action_space: gym.Space, source: str) -> Family:
-    try:
-        family = family_of(action_space)
-    except ValueError as error:
-        raise RequestError(f"{source}: {error}") from error
-    if isinstance(family, Categorical) and family.start != 0:
-        raise RequestError(
-            f"{source}: its actions begin at {family.start}, but Stable-Baselines3 acts from 0 on; retrain with actions that begin at 0"
-        )
-    return family
-
-
 def _discrete(family: Family, source: str) -> Categorical:
     if not isinstance(family, Categorical):
         raise RequestError(f"{source}: its network names one of several actions, but its action space does not; the file is inconsistent")
@@ -269,12 +304,16 @@ def _outputs(body: nn.Module) -> int:
     return [module for module in body.modules() if isinstance(module, nn.Linear)][-1].out_features
 
 
-def _check_widths(network: ActingNetwork, width: int, source: str) -> None:
+def _check_widths(network: ActingNetwork, width: int, source: str, extractor: ExtractorMaker | None) -> None:
     """Run one zero observation through, so that weights that do not fit are found here and not in the middle of a job."""
     try:
         with torch.no_grad():
             targets = network(torch.zeros(1, width))
     except RuntimeError as error:
+        if extractor is not None:
+            raise RequestError(
+                f"{source}: its layers do not fit the features of {extractor.text}; name the class that it was trained with"
+            ) from error
         problem = f"its weights do not fit observations of {width} numbers; it is damaged or a custom policy, which --trust loads"
         raise NotPlainError(f"{source}: {problem}") from error
     expected = network.family.width

@@ -41,7 +41,7 @@ def rebuild_space(text: Mapping[str, Any], *, role: str, source: str) -> gym.Spa
                 return gym.spaces.Discrete(int(text["n"]), start=int(text.get("start", 0)))
             case "MultiDiscrete":
                 nvec = _integers(text["nvec"], fail)
-                return gym.spaces.MultiDiscrete(nvec, start=_integers(text["start"], fail) if "start" in text else None)
+                return gym.spaces.MultiDiscrete(nvec, start=_integers(text["start"], fail, lowest=None) if "start" in text else None)
             case "MultiBinary":
                 n = _integers(text["n"], fail)
                 return gym.spaces.MultiBinary(int(n) if n.ndim == 0 else n.tolist())
@@ -63,8 +63,6 @@ def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
     shape = tuple(int(size) for size in text["_shape" if "_shape" in text else "shape"])
     if min(shape, default=1) < 1 or math.prod(shape) > MAX_ELEMENTS:
         raise RequestError(f"{fail} has the shape {shape}, which is not supported: at most {MAX_ELEMENTS} elements are")
-    if role == "observation" and dtype == np.uint8 and len(shape) == 3:
-        raise RequestError(f"{fail} holds images {shape}, which are not supported: agents on vector observations are")
     bounds = []
     for name, sign in (("low", -1), ("high", 1)):
         values = _numbers(text.get(name), math.prod(shape))
@@ -73,13 +71,31 @@ def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
         if values is None and role == "action":
             raise NotPlainError(f"{fail}'s bound {name!r} is not readable in the file and is not guessed; load the agent with --trust")
         if values is None:
-            limit = sign * np.inf if dtype.kind == "f" else (np.iinfo(dtype).min if sign < 0 else np.iinfo(dtype).max)
-            values = np.full(math.prod(shape), limit)
+            values = np.full(math.prod(shape), _limit(dtype, sign))
         bounds.append(values.astype(dtype).reshape(shape))
     low, high = bounds
     if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
         raise RequestError(f"{fail} has bounds that are no bounds (low above high, or NaN); save the agent again")
-    return gym.spaces.Box(low, high, dtype=dtype.type)
+    space = gym.spaces.Box(low, high, dtype=dtype.type)
+    if role == "observation" and is_image(space):
+        raise RequestError(f"{fail} holds images {shape}, which are not supported: agents on vector observations are")
+    return space
+
+
+def is_image(space: gym.Space) -> bool:
+    """Whether Stable-Baselines3 reads such observations as images, which it scales and turns: uint8 ``[H, W, C]`` from 0 to 255."""
+    three = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+    return three and bool((space.low == 0).all() and (space.high == 255).all())  # type: ignore[attr-defined]
+
+
+def _limit(dtype: np.dtype, sign: int) -> float:
+    """The lowest (-1) or highest (+1) value of a type."""
+    match dtype.kind:
+        case "f":
+            return sign * np.inf
+        case "b":
+            return float(sign > 0)
+    return np.iinfo(dtype).min if sign < 0 else np.iinfo(dtype).max
 
 
 def _numbers(text: object, count: int) -> np.ndarray | None:
@@ -89,8 +105,9 @@ def _numbers(text: object, count: int) -> np.ndarray | None:
     if not isinstance(text, (str, list)) or "..." in text:
         return None
     words = re.sub(r"[\[\](),]", " ", str(text)).split()
+    truth = {"False": 0.0, "True": 1.0}
     try:
-        values = np.array([float(word) for word in words])
+        values = np.array([truth[word] if word in truth else float(word) for word in words])
     except ValueError:
         return None
     if values.size == 1 and not isinstance(text, list) and "[" not in text:
@@ -98,14 +115,15 @@ def _numbers(text: object, count: int) -> np.ndarray | None:
     return values if values.size == count else None
 
 
-def _integers(text: object, fail: str) -> np.ndarray:
-    """Read an integer or a printed or listed array of them."""
+def _integers(text: object, fail: str, lowest: int | None = 0) -> np.ndarray:
+    """Read an integer or a printed or listed array of them, none below ``lowest``."""
     if isinstance(text, str):
         if "..." in text or text.count("[") > 1:
             raise RequestError(f"{fail} has more dimensions or components than are supported: one-dimensional ones are")
         text = [int(word) for word in re.sub(r"[\[\](),]", " ", text).split()] if "[" in text or "(" in text else int(text)
     values = np.asarray(text)
-    if values.dtype.kind not in "iu" or values.size == 0 or math.prod(values.shape) > MAX_ELEMENTS or (values < 0).any():
+    too_low = lowest is not None and (values < lowest).any()
+    if values.dtype.kind not in "iu" or values.size == 0 or math.prod(values.shape) > MAX_ELEMENTS or too_low:
         raise ValueError("sizes must be whole numbers")
     return values
 

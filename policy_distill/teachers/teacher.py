@@ -288,15 +288,14 @@ class Teacher(nn.Module):
             algo: the algorithm, where folder and file do not tell it or tell it wrong.
             normalization: the file of its VecNormalize statistics, or ``none`` for an agent that reads observations as they are; left out,
                 they are looked for, see ``choose_statistics``.
-            extractor: ``file.py:Class`` of the agent's features extractor.
             trust: let Stable-Baselines3 unpickle an agent that cannot be rebuilt from plain data, such as a custom policy. This runs
                 code from the file.
+            extractor: ``file.py:Class``, the source of the features extractor that the agent was trained with. The file is run; the zip's
+                weights are loaded into the class, and nothing in the zip is unpickled.
 
         Raises:
             RequestError: in one line, if there is no such agent or it is not supported.
         """
-        if extractor is not None:
-            raise RequestError("extractor is not supported: leave --extractor out")
         files = find_agent(path_or_name, normalization=normalization)
         notes = list(files.notes)
         if files.env is None and files.vecnormalize_path is not None:
@@ -304,7 +303,7 @@ class Teacher(nn.Module):
         archive = None
         try:
             archive = read_archive(files.zip_path)
-            networks = networks_of_archive(archive, files, algo, notes)
+            networks = networks_of_archive(archive, files, algo, notes, extractor)
         except NotPlainError as error:
             if not trust:
                 raise

@@ -194,7 +194,10 @@ def test_spaces_and_policies_that_are_not_supported_are_refused(save, tmp_path, 
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"features_extractor_class": "<class 'their_project.Extractor'>"}, "through Extractor, which cannot be rebuilt.*--trust"),
+        (
+            {"features_extractor_class": "<class 'their_project.Extractor'>"},
+            "through Extractor, which cannot be rebuilt.*--extractor.*--trust",
+        ),
         ({"features_extractor_class": "<function make at 0x7f>"}, "through a custom extractor"),
         ({"activation_fn": "<function <lambda> at 0x7f>"}, "cannot be rebuilt .*--trust"),
         ({"activation_fn": "<class 'their_project.ReLU'>"}, "cannot be rebuilt"),
