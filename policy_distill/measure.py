@@ -13,7 +13,6 @@ from policy_distill.environments import EnvironmentSpec, check_fits, resolve
 from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.job import environment_for, one_torch_thread, writable_folder
 from policy_distill.probe import Probe, probe
-from policy_distill.processes import call_apart
 from policy_distill.progress import Display
 from policy_distill.report import add_to_report, certificate_text, retention_text
 from policy_distill.sampling import Drawing
@@ -170,7 +169,7 @@ def _open(
     if spec is None:
         raise RequestError(f"{policy} does not say which environment it acts in: give --env, for example --env CartPole-v1")
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference) if agent is not None))
-    probed = call_apart(step_timeout, probe, spec)
+    probed = probe(spec, step_timeout)
     for notice in (*notices, *probed.notices):
         (display or Display(quiet=True)).note(f"note: {notice}")
     return acting, reference, spec, probed

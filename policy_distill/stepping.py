@@ -210,7 +210,7 @@ class _Group:
         all_finite = Finite(batch)
         for step in range(num_steps):
             batch[:count] = self._observations[step]
-            if not all_finite():
+            if not all_finite(batch):
                 row = all_finite.first_wrong()
                 raise not_finite(self._envs[row], batch[row])
             self._actions[step] = drawn(family, act_in_batches(outputs, batch)[:count], std, noise[step])

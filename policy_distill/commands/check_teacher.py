@@ -32,7 +32,6 @@ def check_teacher(arguments: Sequence[str]) -> int:
     from policy_distill.environments import check_fits
     from policy_distill.job import environment_for, one_torch_thread
     from policy_distill.probe import probe
-    from policy_distill.processes import call_apart
     from policy_distill.teachers import Teacher
 
     teacher = Teacher.load(zoo_path(options.teacher, options.folder, options.algo, options.env), algo=options.algo, trust=options.trust)
@@ -44,7 +43,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
     else:
         spec, notices = environment_for(teacher, options.env)
         check_fits(spec, (teacher.observation_space, teacher.action_space))
-        notices += call_apart(options.step_timeout, probe, spec).notices
+        notices += probe(spec, options.step_timeout).notices
         for notice in notices:
             Display(quiet=options.json).note(f"note: {notice}")
         with one_torch_thread():

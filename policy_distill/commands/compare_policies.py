@@ -58,7 +58,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
     if spec is None:
         spec, notices = environment_for(teacher, options.env)
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (student, teacher)))
-    notices += call_apart(options.step_timeout, probe, spec).notices
+    notices += probe(spec, options.step_timeout).notices
     for notice in notices:
         Display(quiet=options.json).note(f"note: {notice}")
     with one_torch_thread():
