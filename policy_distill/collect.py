@@ -141,23 +141,23 @@ class Collector:
         label, act = labeller(teacher, count), None if student is None else actor(student, count)
         parameters: dict[str, np.ndarray] = {}
         actions = np.empty(0)
-        zeros: np.ndarray | None = None
+        all_finite = Finite(actions)
 
         for step in range(num_steps):
             observations[step] = slots.observations
             episodes[step] = slots.episodes
             episodes[step, slots.idle] = NOTHING_DONE
-            if not self._all_finite():
+            if not self._all_finite(slots.observations):
                 raise self._not_finite()
             told, chosen = label(slots.observations)
             if step == 0:
                 parameters = {name: np.empty((*shape, *value.shape[1:]), value.dtype) for name, value in told.items()}
                 actions = np.empty((*shape, *chosen.shape[1:]), chosen.dtype)
-                zeros = np.zeros_like(actions[0]).reshape(-1) if isinstance(action_space, gym.spaces.Box) else None
+                all_finite = Finite(actions[0])
             for name, value in told.items():
                 parameters[name][step] = value
             actions[step] = chosen
-            if zeros is not None and actions[step].reshape(-1).dot(zeros) != 0:  # no environment is stepped with NaN
+            if not all_finite(chosen):  # no environment is stepped with NaN
                 break
             executed = chosen.reshape(count, *(action_space.shape or ()))
             if act is not None and not by_teacher[step].all():

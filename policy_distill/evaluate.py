@@ -135,7 +135,7 @@ def evaluate(
     actions: Sequence[Any] | np.ndarray = ()
     while running:
         assert observations is not None
-        if not all_finite():
+        if not all_finite(observations):
             slot = all_finite.first_wrong()
             raise not_finite(envs[slot], observations[slot], actions[slot] if len(actions) else None)
         if act is None:

@@ -23,7 +23,6 @@ from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.files import write_atomically
 from policy_distill.objective import OUTPUT, Objective
 from policy_distill.probe import probe
-from policy_distill.processes import call_apart
 from policy_distill.students import ACTIVATIONS, Architecture, hidden_sizes_for, layer_names
 from policy_distill.teachers import Teacher
 
@@ -68,7 +67,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         teacher = Teacher.ensemble([teacher, *others], weights=config.ensemble.weights, combine=config.ensemble.combine)
     spec, notices = environment_for(teacher, config.environment)
     check_fits(spec, (teacher.observation_space, teacher.action_space))
-    probed = call_apart(config.step_timeout, probe, spec)
+    probed = probe(spec, config.step_timeout)
     if config.evaluate.certify is not None:
         probed.require_repeatable()
     notices += probed.notices

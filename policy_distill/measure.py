@@ -197,7 +197,7 @@ def _open(
     agents = agents_among(acting, reference)
     for agent in agents:
         notices += check.screen_files(agent, spec, skip=skip_check)
-    probed = call_apart(step_timeout, probe, spec)
+    probed = probe(spec, step_timeout)
     notices += probed.notices
     players: dict[str, Student | Teacher | None] = {"the agent": acting, "a random policy": None}
     if reference is not None:

@@ -13,6 +13,7 @@ from policy_distill.border import NEVER_ENDING, Border, not_finite, own_random_s
 from policy_distill.config import EnvironmentFault, RequestError
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.evaluate import evaluation_seeds, random_actions
+from policy_distill.processes import call_apart
 
 EPISODES, STEPS = 8, 10
 """So many episodes are begun twice, and so many steps of each are compared."""
@@ -61,16 +62,27 @@ class Probe:
             )
 
 
-@own_random_state()
-def probe(spec: EnvironmentSpec) -> Probe:
+def probe(spec: EnvironmentSpec, step_timeout: float | None = None) -> Probe:
     """Begin a few episodes at random, twice, and compare; seconds at most.
 
     The second time their order is another, and the global generators are in another state after each reset, as they are where other
     episodes run beside. An environment that draws from them in ``reset`` alone is found to be repeatable: ``Border`` seeds them there.
 
+    Args:
+        spec: the environment.
+        step_timeout: seconds that a step or a reset may take; None or 0: any.
+
     Raises:
         RequestError: if the environment cannot be made, reset or stepped, or answers with what no agent can be asked about.
     """
+    try:
+        return call_apart(step_timeout, _probe, spec)
+    except EnvironmentFault as error:
+        raise RequestError(str(error)) from error
+
+
+@own_random_state()
+def _probe(spec: EnvironmentSpec) -> Probe:
     env = make(spec)
     try:
         seeds = evaluation_seeds("check", EPISODES)
@@ -78,8 +90,6 @@ def probe(spec: EnvironmentSpec) -> Probe:
         again = {seed: _begin(env, seed, disturb=True) for seed in reversed(seeds)}
         differing = next((text for seed in seeds if (text := _difference(seed, first[seed], again[seed]))), None)
         return Probe(spec.id, differing, not env.has_time_limit and not _ends(env, seeds[0]))
-    except EnvironmentFault as error:
-        raise RequestError(str(error)) from error
     finally:
         env.close()
 

@@ -205,14 +205,12 @@ class _Group:
         outputs, std = outputs_of(student, count), student.log_std.exp().numpy()
         # An environment has the same draws whoever shares its process.
         noise = np.stack([noise_of(family, stream, num_steps) for stream in self._streams], axis=1)
-        batch = np.empty_like(self._observations[0])
-        all_finite = Finite(batch)
+        all_finite = Finite(self._observations[0])
         for step in range(num_steps):
-            batch[...] = self._observations[step]
-            if not all_finite():
+            if not all_finite(self._observations[step]):
                 row = all_finite.first_wrong()
-                raise not_finite(self._envs[row], batch[row])
-            self._actions[step] = drawn(family, outputs(batch), std, noise[step])
+                raise not_finite(self._envs[row], self._observations[step][row])
+            self._actions[step] = drawn(family, outputs(self._observations[step]), std, noise[step])
             actions = self._executable(self._actions[step])
             for row, env in enumerate(self._envs):
                 observation, reward, terminated, truncated, _ = env.step(actions[row])

@@ -127,7 +127,7 @@ def _play_side_by_side(policy: Policy | None, envs: list[Border], seeds: Sequenc
     while going:
         for slot in going:
             batch[slot] = recordings[slot].observation
-        if not all_finite():
+        if not all_finite(batch):
             wrong = recordings[all_finite.first_wrong()]
             raise not_finite(wrong.env, wrong.observation, wrong.actions[-1] if wrong.actions else None)
         actions = None if act is None else act(batch)

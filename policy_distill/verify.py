@@ -22,7 +22,6 @@ from policy_distill.job import one_torch_thread
 from policy_distill.known_wrappers import trusting
 from policy_distill.measure import AS_FOUND, agents_among, load_policy
 from policy_distill.probe import probe
-from policy_distill.processes import call_apart
 from policy_distill.progress import Display
 from policy_distill.sampling import Drawing
 from policy_distill.statistics import Decision, Plan, decide
@@ -143,7 +142,7 @@ def verify(
     if not found.holds or not count:
         return found  # what plays would not be what was certified
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference)))
-    call_apart(step_timeout, probe, spec).require_repeatable()
+    probe(spec, step_timeout).require_repeatable()
     for agent in agents_among(acting, reference):
         found.notes += check.screen_files(agent, spec, skip=skip_check)
     player = Drawing(acting) if data["student"].get("stochastic") else acting

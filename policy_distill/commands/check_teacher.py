@@ -39,7 +39,6 @@ def check_teacher(arguments: Sequence[str]) -> int:
     from policy_distill.environments import check_fits
     from policy_distill.job import one_torch_thread
     from policy_distill.probe import probe
-    from policy_distill.processes import call_apart
     from policy_distill.teachers import Teacher
 
     environment = parser.config(options, EnvironmentOptions)
@@ -55,7 +54,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
     else:
         spec, notices = environment_for(teacher, environment)
         check_fits(spec, (teacher.observation_space, teacher.action_space))
-        notices += call_apart(options.step_timeout, probe, spec).notices
+        notices += probe(spec, options.step_timeout).notices
         for notice in notices:
             Display(quiet=options.json).note(f"note: {notice}")
         check.screen_files(teacher, spec, skip=options.check.skip)

@@ -55,7 +55,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
     if teacher is None:
         raise RequestError(f"{options.policy} does not say which teacher it was distilled from: give --teacher FOLDER_OR_ZIP")
     spec, notices = common_environment(options.policy, student, saved, teacher, parser.config(options, EnvironmentOptions))
-    notices += call_apart(options.step_timeout, probe, spec).notices
+    notices += probe(spec, options.step_timeout).notices
     call_apart(options.step_timeout, check_ends, spec, {"the student": student, "the teacher": teacher})
     agents, skip = agents_among(student, teacher), options.check.skip
     with one_torch_thread():
