@@ -151,8 +151,10 @@ def random_student(observation_space: gym.Space, action_space: gym.Space, *, hid
         student.scale.copy_(0.5 + torch.rand(student.scale.shape, generator=draws))
         student.log_std.copy_(-torch.rand(student.log_std.shape, generator=draws))
         outputs, last = student(torch.as_tensor(random_observations(observation_space, 64))), student.linears[-1]
-        last.bias.sub_(outputs.mean(0)).div_(outputs.std(0))
-        last.weight.div_(outputs.std(0)[:, None])
+        spread = outputs.std(0)
+        spread[spread == 0] = 1  # all of a narrow layer can be dead
+        last.bias.sub_(outputs.mean(0)).div_(spread)
+        last.weight.div_(spread[:, None])
     return student.eval().requires_grad_(False)
 
 

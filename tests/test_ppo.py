@@ -82,7 +82,7 @@ def collect(model: PPO, rollouts: int = 1) -> np.ndarray:
 def repeat(sb3: PPO, actions: np.ndarray, rollouts: int) -> None:
     """Let Stable-Baselines3's PPO take rollouts in which these ``[T, N, components]`` are what it draws."""
     policy: Any = sb3.policy
-    left = iter(torch.from_numpy(actions))
+    left = iter(torch.from_numpy(actions.astype(policy.action_space.dtype)))  # older buffers hold every action as float32
 
     def forward(observations: Tensor, deterministic: bool = False) -> Any:
         given = next(left).reshape(-1, *policy.action_space.shape)
