@@ -41,7 +41,7 @@ TIERS = [
     },
     {"batches", "backends"},
     {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
-    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "rowwise", "processes", "seeds"},
+    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "rowwise", "rounding", "processes", "seeds"},
     {"config"},
 ]
 KNOWS_SB3 = tuple(f"policy_distill.{name}" for name in ("teachers", "export.sb3", "kickstart", "ppo", "stepping", "benchmark"))
