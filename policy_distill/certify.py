@@ -21,6 +21,7 @@ from policy_distill.config import EvaluateConfig
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import Episodes, EpisodicPolicy, Policy, evaluation_seeds, merge
 from policy_distill.progress import Display
+from policy_distill.rounding import kernels, rounding
 from policy_distill.statistics import Decision, Plan, decide, retention
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
@@ -134,6 +135,7 @@ def certificate(
             "seen": [dataclasses.asdict(look) for look in decision.looks],
         },
         "versions": versions(spec),
+        "kernels": kernels(),
         "seeds": found.student.seeds.tolist(),
         "returns": {role: values.tolist() for role, values in zip(ROLES, found.returns, strict=True)},
     }
@@ -187,7 +189,7 @@ def sha256(path: Path) -> str:
 
 
 def versions(spec: EnvironmentSpec) -> dict[str, str]:
-    """Of everything that a return depends on, the kind of processor among them: matrix kernels round differently on different ones."""
+    """Of everything that a return depends on, the processor's rounding among it."""
     found = {
         "policy-distill": importlib.metadata.version("policy-distill"),
         "python": platform.python_version(),
@@ -195,6 +197,7 @@ def versions(spec: EnvironmentSpec) -> dict[str, str]:
         "torch": torch.__version__,
         "gymnasium": gym.__version__,
         "machine": f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "rounding": rounding(),
     }
     registered = gym.registry.get(spec.id.rpartition(":")[2])
     simulator = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", str(registered.entry_point if registered else ""))

@@ -37,6 +37,7 @@ from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import Episodes, merge
 from policy_distill.files import write_atomically
+from policy_distill.rounding import processor
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks import DeterministicNetwork, DiscreteNetwork, GaussianNetwork
 
@@ -88,7 +89,7 @@ def known_returns(teacher: Teacher, spec: EnvironmentSpec) -> dict[str, KnownRet
     environment, base = _environment(spec), folder()
     if environment is None or base is None:
         return {}
-    common = {**environment, "sources": SOURCES, "versions": {**versions(spec), "processor": _processor(), "system": platform.platform()}}
+    common = {**environment, "sources": SOURCES, "versions": {**versions(spec), "processor": processor(), "system": platform.platform()}}
     players = {"teacher": _teacher(teacher), "random": {}}
     return {who: KnownReturns(base / f"{_digest({**common, who: player})}.npz") for who, player in players.items() if player is not None}
 
@@ -146,15 +147,6 @@ def _sources(package: Path) -> str:
     """Hash of a package's sources, and of the models that its simulators read."""
     contents = {path.relative_to(package).as_posix(): path for path in package.rglob("*") if path.suffix in (".py", ".xml")}
     return _digest({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in contents.items()})
-
-
-def _processor() -> str:
-    """Its name: numpy's and torch's kernels are chosen, and round, by the kind of processor."""
-    try:
-        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        named = None
-    return named[1] if named else platform.processor()
 
 
 def _digest(data: dict[str, Any]) -> str:

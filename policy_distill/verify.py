@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -23,8 +23,9 @@ from policy_distill.known_wrappers import trusting
 from policy_distill.measure import AS_FOUND, agents_among, load_policy
 from policy_distill.probe import probe
 from policy_distill.progress import Display
+from policy_distill.rounding import kernels
 from policy_distill.sampling import Drawing
-from policy_distill.statistics import Decision, Plan, decide
+from policy_distill.statistics import Decision, Plan, decide, shows_positive_mean
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
 
@@ -35,6 +36,12 @@ LAYOUT: dict[str, Any] = {
     "versions": dict, "seeds": list, "returns": dict,
 }  # fmt: skip
 """What is read of a certificate, and its types."""
+SURE = 0.9999
+"""Of a difference between means, on each side, before it is called one."""
+NEGLIGIBLE = 1e-3
+"""Share of what the teacher adds over a random policy: a certificate's own bound is not known more closely."""
+Returns: TypeAlias = np.ndarray
+"""``[3, E]``, in the order of ``ROLES``."""
 
 
 @dataclass
@@ -119,6 +126,8 @@ def verify(
     changed = _other_versions(data, spec)
     if changed:
         found.notes.append(f"written with other versions: {', '.join(changed)}")
+    if _rounds_differently(data, spec):
+        found.notes.append(f"written where numbers are rounded differently, on {_named(data.get('kernels'))}; here on {_named(kernels())}")
     _check_test(data, found)
     total = len(data["seeds"])
     count = total if episodes is None else min(episodes, total)
@@ -153,9 +162,14 @@ def verify(
         one_torch_thread(),
         Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
     ):
-        answers = [rollouts.evaluate(who, seeds, num_envs=num_envs) for who in (player, "teacher", "random")]
-    found.replayed = count
-    _compare(data, {role: answer.returns for role, answer in zip(ROLES, answers, strict=True)}, changed, found)
+
+        def play(seeds: list[int]) -> Returns:
+            found.replayed += len(seeds)
+            return np.stack([rollouts.evaluate(who, seeds, num_envs=num_envs).returns for who in (player, "teacher", "random")])
+
+        again = play(seeds)
+        if _compare(data, again, changed, found) and count == total:
+            _compare_verdicts(data, again, play, found)
     return found
 
 
@@ -279,20 +293,66 @@ def _other_versions(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:
     ]
 
 
-def _compare(data: dict[str, Any], again: dict[str, np.ndarray], changed: list[str], found: Verification) -> None:
-    """Returns must be equal to the last bit on the same versions; where some ``changed``, the verdict must be the same."""
-    count = len(again["student"])
-    recorded = {role: np.array(data["returns"][role][:count]) for role in ROLES}
-    differing = {role: int((again[role] != recorded[role]).sum()) for role in ROLES}
+def _rounds_differently(data: dict[str, Any], spec: EnvironmentSpec) -> bool:
+    """Known to; older certificates do not say."""
+    return data["versions"].get("rounding", here := versions(spec)["rounding"]) != here
+
+
+def _named(kernels: Any) -> str:
+    return ", ".join(f"{value}" for value in kernels.values()) if isinstance(kernels, dict) else "kernels that it does not name"
+
+
+def _compare(data: dict[str, Any], again: Returns, changed: list[str], found: Verification) -> bool:
+    """Returns must be equal to the last bit on the same versions; where some ``changed``, their means must agree, see ``_differs``.
+
+    Returns:
+        Whether some differ as they may.
+    """
+    count = again.shape[1]
+    recorded = np.array([data["returns"][role][:count] for role in ROLES], np.float64)
+    differing = dict(zip(ROLES, (again != recorded).sum(1).tolist(), strict=True))
     if not any(differing.values()):
-        return
+        return False
     text = ", ".join(f"{number} of the {role}'s" for role, number in differing.items() if number)
-    text += f" {count} returns differ, by up to {max(float(np.abs(again[role] - recorded[role]).max()) for role in ROLES):.3g}"
+    text += f" {count} returns differ, by up to {float(np.abs(again - recorded).max()):.3g}"
     if not changed:
         found.objections.append(f"{text}, on the same versions")
-        return
-    found.notes.append(f"{text}, which the versions may explain")
-    if count == len(data["seeds"]):
-        decision = decide(*(again[role] for role in ROLES), plan=_plan(data))
-        if decision.verdict != data["verdict"]:
-            found.objections.append(f"the returns here give: {decision.verdict} after {decision.episodes} episodes")
+        return False
+    found.notes.append(f"{text}, which the versions may explain: compared are the means and the verdict")
+    unit = abs(float(recorded[1].mean() - recorded[2].mean()))
+    for role, now, then in zip(ROLES, again, recorded, strict=True):
+        if _differs(now, then, unit):
+            means = f"{now.mean():.6g} here, {then.mean():.6g} in the certificate"
+            found.objections.append(f"the {role}'s mean return over {count} episodes is {means}: chance and rounding do not explain that")
+    return True
+
+
+def _differs(now: np.ndarray, then: np.ndarray, unit: float) -> bool:
+    """Whether returns ``[E]`` of the same policy on the same seeds have another mean than rounding and chance explain.
+
+    Where a last bit grows to another episode, the differences are those of two draws: their mean is 0 up to what a paired t-test at
+    ``SURE`` allows. Where it does not, they are tiny, but may all point the same way: means closer than ``NEGLIGIBLE`` of what the
+    teacher adds over chance, ``unit``, are the same.
+    """
+    difference = now - then
+    if abs(float(difference.mean())) <= NEGLIGIBLE * unit:
+        return False
+    return shows_positive_mean(difference, SURE) or shows_positive_mean(-difference, SURE)
+
+
+def _compare_verdicts(data: dict[str, Any], again: Returns, play: Callable[[list[int]], Returns], found: Verification) -> None:
+    """The test from the returns here must come to the certificate's verdict; where they leave it open, it is played on to its next looks.
+
+    A certificate that leaves its question open claims nothing that could be wrong: what is found here is noted.
+    """
+    plan = _plan(data)
+    decision = decide(*again, plan=plan)
+    for look in plan.looks:
+        if not decision.final and look > again.shape[1]:
+            again = np.concatenate([again, play(evaluation_seeds("certificate", look)[again.shape[1] :])], axis=1)
+            decision = decide(*again, plan=plan)
+    if decision.verdict != data["verdict"]:
+        said = found.notes if data["verdict"] == "undecided" else found.objections
+        said.append(f"the returns here give: {decision.verdict} after {decision.episodes} episodes")
+    elif decision.episodes != data["episodes"]:
+        found.notes.append(f"the returns here give the same verdict after {decision.episodes} episodes")

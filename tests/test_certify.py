@@ -107,6 +107,6 @@ def test_a_teacher_in_memory_has_no_files():
 
 
 def test_the_versions_name_the_simulator_where_there_is_one():
-    assert set(versions(WALK)) == {"policy-distill", "python", "numpy", "torch", "gymnasium", "machine"}
+    assert set(versions(WALK)) == {"policy-distill", "python", "numpy", "torch", "gymnasium", "machine", "rounding"}
     assert versions(EnvironmentSpec("HalfCheetah-v5"))["mujoco"].startswith("3.")
     assert versions(EnvironmentSpec("LunarLander-v3"))["box2d"].startswith("2.3")

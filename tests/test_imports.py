@@ -52,6 +52,7 @@ TIERS = [
         "files",
         "layers",
         "rowwise",
+        "rounding",
         "processes",
         "seeds",
         "border",

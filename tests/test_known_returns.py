@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from policy_distill import certify
 from policy_distill import known_returns as module
 from policy_distill.environments import EnvironmentSpec, entries, resolve
 from policy_distill.evaluate import Episodes, evaluate
@@ -238,7 +239,8 @@ SURROUNDINGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "this package's sources": lambda patch: patch.setitem(module.SOURCES, "policy_distill", "0"),
     "Gymnasium's sources": lambda patch: patch.setitem(module.SOURCES, "gymnasium", "0"),
     "a version": lambda patch: patch.setattr(torch, "__version__", "0.0"),
-    "the processor": lambda patch: patch.setattr(module, "_processor", lambda: "another"),
+    "the processor": lambda patch: patch.setattr(module, "processor", lambda: "another"),
+    "the kernels": lambda patch: patch.setattr(certify, "rounding", lambda: "another"),
     "the system": lambda patch: patch.setattr(platform, "platform", lambda: "another"),
     "the time limit": reregistered(max_episode_steps=7),
     "the arguments of the registration": reregistered(kwargs={"sutton_barto_reward": True}),

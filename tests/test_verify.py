@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from policy_distill import verify as module
 from policy_distill.config import RequestError
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.measure import certify
-from policy_distill.statistics import Plan
+from policy_distill.statistics import Plan, decide
 from policy_distill.verify import Verification, place_of, read_certificate, verify
 from tests.small_worlds import WALK, walk_expert
 
@@ -142,6 +144,76 @@ def test_other_versions_do_not_explain_another_verdict(folder, monkeypatch):
     monkeypatch.setattr(module, "files_of", lambda *_: {"sha256": {}})
     found = verified(folder)
     assert any("the returns here give: refuted" in objection for objection in found.objections)
+
+
+def noisy(data: dict[str, Any], spread: float, shift: float = 0.0) -> None:
+    """A student whose returns differ in each episode, in a certificate whose test is that of its returns."""
+    draws = np.random.default_rng(0)
+    returns = {role: np.array(values) for role, values in data["returns"].items()}
+    returns["student"] = returns["student"] + draws.normal(shift, spread, len(returns["student"]))
+    decision = decide(*returns.values(), plan=Plan.of(data["share"], data["confidence"], data["max_episodes"]))
+    count = decision.episodes
+    data["returns"] = {role: values[:count].tolist() for role, values in returns.items()}
+    data.update(seeds=data["seeds"][:count], episodes=count, verdict=decision.verdict)
+    data["test"]["seen"] = [dataclasses.asdict(look) for look in decision.looks]
+
+
+def elsewhere(data: dict[str, Any]) -> None:
+    """Written where numbers are rounded differently."""
+    data["versions"]["rounding"] = "0123456789abcdef"
+    data["kernels"] = {"processor": "Another CPU", "numpy": "openblas"}
+
+
+def test_where_rounding_differs_returns_may_differ_if_means_and_verdict_agree(folder):
+    change(folder, lambda data: noisy(data, 0.5))
+    assert "on the same versions" in verified(folder).objections[0]
+    change(folder, elsewhere)
+    found = verified(folder)
+    assert found.holds, found.objections
+    assert any("rounded differently, on Another CPU, openblas; here on " in note for note in found.notes)
+    assert any("compared are the means and the verdict" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("episodes", [None, 60])
+def test_no_rounding_explains_another_mean(folder, episodes):
+    change(folder, lambda data: noisy(data, 0.3, shift=0.3))
+    change(folder, elsewhere)
+    (objection,) = verified(folder, episodes=episodes).objections
+    assert "the student's mean return over" in objection
+    assert "chance and rounding do not explain that" in objection
+
+
+def test_tiny_differences_to_one_side_are_rounding(folder):
+    change(folder, lambda data: noisy(data, 1e-7, shift=1e-6))
+    change(folder, elsewhere)
+    assert verified(folder).holds
+
+
+def test_a_test_that_is_open_here_is_played_on(folder):
+    """By chance the returns there decided earlier; the next looks come to the same."""
+
+    def earlier(data: dict[str, Any]) -> None:
+        noisy(data, 0.0)
+        data["returns"]["student"] = [-1.0] * len(data["seeds"])  # better than it is: decided at the first looks
+        noisy(data, 0.0)
+        elsewhere(data)
+
+    whole = len(read_certificate(folder / "certificate.json")["seeds"])
+    change(folder, earlier)
+    recorded = len(read_certificate(folder / "certificate.json")["seeds"])
+    assert recorded < whole
+    found = verified(folder)
+    assert found.replayed == whole
+    assert any(f"the same verdict after {whole} episodes" in note for note in found.notes)
+
+
+def test_certificates_without_the_rounding_are_read(folder):
+    """Those that were written before it was known."""
+    change(folder, lambda data: noisy(data, 0.5))
+    change(folder, lambda data: (data["versions"].pop("rounding"), data.pop("kernels")))
+    found = verified(folder)
+    assert found.holds, found.objections
+    assert not any("rounded differently" in note for note in found.notes)
 
 
 class Backwards:
