@@ -146,9 +146,9 @@ def write_certificate(path: str | Path, data: Mapping[str, Any]) -> Path:
     folder = Path(path).parent
     places = {}
     for role in ("student", "teacher"):
-        reading = {
-            name: _relative(value, folder) if name == "normalization" else value for name, value in data[role].get("reading", {}).items()
-        }
+        reading = dict(data[role].get("reading", {}))
+        if "normalization" in reading:
+            reading["normalization"] = _relative(reading["normalization"], folder)
         places[role] = {**data[role], "path": _relative(data[role]["path"], folder), **({"reading": reading} if reading else {})}
     return write_json(path, {**data, **places})
 

@@ -32,7 +32,7 @@ RESULT_KEYS = {
     "evaluation_env_steps gradient_steps kept chosen_round validation rounds self_distillation polish notices returns seconds value "
     "final_test certificate extra_states reused_episodes backend",
     "environment": "id kwargs wrappers max_episode_steps extra",
-    "teacher": "path algo params return_mean return_std",
+    "teacher": "path algo params normalization reading return_mean return_std",
     "student": "hidden_sizes activation params return_mean return_std",
     "random": "return_mean return_std",
     "retention": "estimate low high confidence episodes",

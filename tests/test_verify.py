@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from policy_distill import verify as module
-from policy_distill.config import RequestError
+from policy_distill.config import Reading, RequestError
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.measure import certify
 from policy_distill.statistics import Plan, decide
@@ -311,3 +312,37 @@ def test_other_versions_are_named_where_nothing_is_played(folder):
 
 def test_the_folder_stands_for_the_file(folder):
     assert place_of(str(folder)) == folder / "certificate.json" == place_of(str(folder / "certificate.json"))
+
+
+def statistics(path: Path) -> Path:
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    env = VecNormalize(DummyVecEnv([lambda: gym.make(WALK.id)]))
+    env.reset()
+    for _ in range(20):
+        env.step(np.array([0]))
+    path.parent.mkdir(exist_ok=True)
+    env.save(str(path))
+    return path
+
+
+def test_a_teacher_is_read_as_it_was_when_it_was_certified(tmp_path):
+    """Its statistics were named; verification needs no option, and finds when they are others."""
+    walk_expert().save(tmp_path / "student", extra={"environment": WALK.to_dict()})
+    save_ppo(walk_expert(), tmp_path / "ppo.zip")
+    named = statistics(tmp_path / "elsewhere" / "mine.pkl")
+    certify(
+        str(tmp_path / "student"), teacher=str(tmp_path / "ppo.zip"), teacher_reading=Reading(normalization=str(named)),
+        plan=Plan.of(0.9, max_episodes=120), output=str(tmp_path), workers=0,
+    )  # fmt: skip
+    written = read_certificate(tmp_path / "certificate.json")["teacher"]
+    assert written["reading"] == {"normalization": "elsewhere/mine.pkl"}
+    assert set(written["sha256"]) == {"ppo.zip", "mine.pkl"}
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    found = verified(moved, episodes=6)
+    assert found.holds, found.objections
+    assert any("mine.pkl" in note for note in found.notes)
+    assert not verified(moved, episodes=6, teacher_reading=Reading(normalization="none")).holds
+    (moved / "elsewhere" / "mine.pkl").write_bytes(statistics(tmp_path.with_name("other") / "mine.pkl").read_bytes() + b" ")
+    (objection,) = verified(moved, episodes=6).objections
+    assert objection == "the teacher is not the one that was certified: mine.pkl differs"

@@ -83,7 +83,8 @@ def _of_hub(path: Path) -> Claim | None:
         return None
     try:
         data: Any = json.loads(path.read_text())
-        found = Claim(float(data["mean_reward"]), float(data["std_reward"]), int(data.get("n_eval_episodes", 1)), path.name)
+        drawn = " (of drawn actions)" if data.get("is_deterministic") is False else ""
+        found = Claim(float(data["mean_reward"]), float(data["std_reward"]), int(data.get("n_eval_episodes", 1)), path.name + drawn)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if np.isfinite([found.mean, found.std]).all() else None

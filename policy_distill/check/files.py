@@ -20,7 +20,7 @@ def normalization_missing(teacher: Teacher, record: TrainingRecord) -> bool:
 
 
 def judge_files(teacher: Teacher, record: TrainingRecord | None = None, spec: EnvironmentSpec | None = None) -> list[Finding]:
-    """Weights that are no numbers, statistics that seem to be missing, and action masks that are not applied; of each member of an ensemble.
+    """Weights that are no numbers, statistics that seem to be missing, action masks that are not applied; of each member of an ensemble.
 
     Args:
         teacher: the agent.
@@ -53,9 +53,7 @@ def has_masks(spec: EnvironmentSpec) -> bool:
 
 
 def _masks_not_applied(spec: EnvironmentSpec | None) -> Finding:
-    what = (
-        "the agent was trained with action masks (MaskablePPO), which are not applied here, so that it takes actions that are not allowed"
-    )
+    what = "the agent was trained with action masks (MaskablePPO), which are not applied here: it would take actions that are not allowed"
     mend = "masks are not supported: name an agent that was trained without them"
     if spec is not None and not has_masks(spec):
         what = (

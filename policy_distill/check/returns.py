@@ -88,7 +88,7 @@ def against_training(
         own, random: ``[E]`` returns here.
         trained: the last training episodes, as the zip remembers them.
         normalization_missing: VecNormalize stood around the agent in training, and there are no statistics here.
-        returns_are_raw: ``trained`` is surely in the environment's rewards; else a difference may be one of units, and is no reason to stop.
+        returns_are_raw: ``trained`` is surely in the environment's rewards; else a difference may be one of units, no reason to stop.
     """
     if trained is None or trained.mean <= random.mean():
         return None

@@ -170,18 +170,17 @@ def add_reading_arguments(parser: Parser, *, agent: str = "the agent", teacher: 
         skip: whether findings that stop the command can be told instead.
     """
     for prefix, who in (("", agent), *((("teacher_", "the teacher"),) if teacher else ())):
-        parser.add_argument(
-            f"--{prefix}algo", type=str | None, default=None, help=f"of {who}, where its files tell no or a wrong algorithm"
-        )
+        parser.add_argument(f"--{prefix}algo", type=str | None, default=None, help=f"of {who}, where its files do not tell it")
         parser.add_argument(
             f"--{prefix}normalization", type=str | None, default=None, metavar="PATH",
-            help=f"file of {who}'s VecNormalize statistics, or none; default: looked for beside the zip and in its settings' folder",
+            help=f"file of VecNormalize statistics of {who}, or none; default: looked for beside the zip and in its settings' folder",
         )  # fmt: skip
         parser.add_argument(
             f"--{prefix}extractor", type=str | None, default=None, metavar="FILE.py:CLASS", help=f"features extractor of {who}"
         )
-    both = "SB3 agents are read from plain data; this lets SB3 unpickle the others"
-    parser.add_argument("--trust", type=bool, default=False, help=f"{both}, of policy and teacher alike; runs code from the files")
+    parser.add_argument(
+        "--trust", type=bool, default=False, help="let SB3 unpickle an agent that plain data do not describe; runs code from its file"
+    )
     if skip:
         parser.add_argument("--check.skip", type=bool, default=False, help="tell what would stop the command, and go on all the same")
 

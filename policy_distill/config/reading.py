@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from policy_distill.config.checks import RequestError
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -32,10 +34,15 @@ class Reading:
         return {name: value for name, value in self.arguments().items() if name != "trust" and value is not None}
 
     def over(self, recorded: Mapping[str, Any]) -> Reading:
-        """This reading, with what it leaves open as an earlier one was ``recorded``; other keys are passed over."""
-        names = ("algo", "normalization", "extractor")
-        return dataclasses.replace(self, **{name: getattr(self, name) or recorded.get(name) for name in names})
+        """This reading, with what it leaves open as an earlier one was ``recorded`` in a file; other keys are passed over.
 
-    def settings(self) -> list[str]:
-        """Names of what the user said about this one agent."""
-        return list(self.recorded())
+        Raises:
+            RequestError: if an extractor was recorded and is not given again: it is code, which runs on the user's word and not on a file's.
+        """
+        named = {name: value for name, value in recorded.items() if isinstance(value, str)}
+        if self.extractor is None and "extractor" in named:
+            raise RequestError(
+                f"this agent was read with the features extractor {named['extractor']}, which is code: name it again, with --extractor for "
+                "the policy or --teacher_extractor for its teacher"
+            )
+        return Reading(self.algo or named.get("algo"), self.normalization or named.get("normalization"), self.extractor, self.trust)

@@ -85,7 +85,7 @@ def _of_pytorch(file: zipfile.ZipFile, names: Collection[str]) -> str:
             start = stream.read(_PREFIX)
     if b"state_dict" in start:
         return (
-            "was written by policy.save() (as of behavioural cloning), which keeps no algorithm; put the policy into an agent and save that: "
+            "was written by policy.save(), which keeps no algorithm; put the policy into an agent and save that: "
             'agent = PPO("MlpPolicy", env); agent.policy.load_state_dict(policy.state_dict()); agent.save(...)'
         )
     return (

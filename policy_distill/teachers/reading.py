@@ -17,7 +17,7 @@ from policy_distill.teachers.errors import NotPlainError
 from policy_distill.teachers.extractor import ExtractorMaker, extractor_maker
 from policy_distill.teachers.folder import AgentFiles
 from policy_distill.teachers.live import LivePolicy
-from policy_distill.teachers.normalization import read_normalization, read_reward_scale
+from policy_distill.teachers.normalization import ObservationNormalization, read_normalization, read_reward_scale, reward_scale_of
 from policy_distill.teachers.rebuild import (
     KINDS,
     check_supported,
@@ -148,6 +148,33 @@ def around(files: AgentFiles) -> dict[str, Any]:
         "statistics": statistics,
         "reward_scale": _reward_scale(files) if rewards is None else read_reward_scale(rewards, normalized=files.rewards_normalized),
     }
+
+
+def normalization_notes(files: AgentFiles, normalization: ObservationNormalization | None) -> list[str]:
+    """What a user should know about the statistics that were chosen; nothing where they lie where the RL Zoo puts them."""
+    path = files.vecnormalize_path
+    if path is None or (files.env is not None and path.name == "vecnormalize.pkl"):
+        return []
+    place = f"{path.name} beside the zip" if path.absolute().parent == files.zip_path.absolute().parent else str(path)
+    return [f"{place} says that observations were not normalised" if normalization is None else f"normalisation taken from {place}"]
+
+
+def inside(wrapper: Any) -> dict[str, Any]:
+    """What a live VecNormalize around a model tells, as arguments of ``Teacher``; None: there is none.
+
+    Raises:
+        RequestError: if it is one of Dict observations.
+    """
+    if wrapper is None:
+        return {}
+    normalization = None
+    if wrapper.norm_obs:
+        if isinstance(wrapper.obs_rms, dict):
+            raise RequestError("the VecNormalize is one of Dict observations, which are not supported: agents on one flat vector are")
+        mean, var = (np.array(values, np.float64) for values in (wrapper.obs_rms.mean, wrapper.obs_rms.var))
+        normalization = ObservationNormalization(mean, var, float(wrapper.epsilon), float(wrapper.clip_obs))
+    scale = reward_scale_of(wrapper.ret_rms.var, wrapper.epsilon) if wrapper.norm_reward else 1.0
+    return {"normalization": normalization, "reward_scale": scale, "normalization_source": "VecNormalize"}
 
 
 def _reward_scale(files: AgentFiles) -> float | None:

@@ -108,8 +108,8 @@ def _refuse_misfits(zip_path: Path, shape: tuple[int, ...] | None, rejected: Seq
     if named or read_training_record(zip_path).inside_vec_normalize:
         listed = ", ".join(f"{candidate.path} {candidate.shape}" for candidate in rejected)
         raise RequestError(
-            f"{zip_path} reads observations of shape {shape}, but the normalisation statistics are of another shape: {listed}; give the "
-            "agent's own with --normalization PATH, or --normalization none if it was trained on observations as they are"
+            f"{zip_path} reads observations of shape {shape}, but these statistics are another agent's, of another shape: {listed}; "
+            "give its own with --normalization PATH, or --normalization none if it was trained on observations as they are"
         )
 
 

@@ -21,15 +21,17 @@ from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.errors import NotPlainError
 from policy_distill.teachers.folder import find_agent
 from policy_distill.teachers.live import CallableNetwork
-from policy_distill.teachers.normalization import ObservationNormalization, reward_scale_of
+from policy_distill.teachers.normalization import ObservationNormalization
 from policy_distill.teachers.reading import (
     algorithm_to_trust,
     archive_facts,
     around,
     check_observation_space,
+    inside,
     model_facts,
     networks_of_archive,
     networks_of_model,
+    normalization_notes,
     spaces_of,
 )
 from policy_distill.teachers.recording import layers_inside, record_layers
@@ -49,8 +51,7 @@ class Teacher(nn.Module):
             part of the actor (sac, tqc); 0 if unknown.
         obs_dim: width of the observation as one flat vector.
         normalization: statistics that the agent was trained with, or None.
-        normalization_source: what says how observations were normalised: a file of statistics, config.yml, ``none`` (the user's word), or
-            ``VecNormalize`` (a live one); None if nothing does.
+        normalization_source: what says how observations were normalised: a file, ``none`` (the user), ``VecNormalize`` (live), or None.
         statistics: the file that the statistics were read from, or None.
         reading: what the user said about its files.
         saved_env: the environment as the run's folder names it (which may be an id that no longer exists), or None.
@@ -286,10 +287,8 @@ class Teacher(nn.Module):
         Args:
             path_or_name: see ``find_agent``.
             algo: the algorithm, where folder and file do not tell it or tell it wrong.
-            normalization: the file of its VecNormalize statistics, or ``none`` for an agent that reads observations as they are; left out,
-                they are looked for, see ``choose_statistics``.
-            trust: let Stable-Baselines3 unpickle an agent that cannot be rebuilt from plain data, such as a custom policy. This runs
-                code from the file.
+            normalization: the file of its VecNormalize statistics, or ``none``; left out, it is looked for, see ``choose_statistics``.
+            trust: let Stable-Baselines3 unpickle what cannot be rebuilt from plain data, such as a custom policy: runs code from the file.
             extractor: ``file.py:Class``, the source of the features extractor that the agent was trained with. The file is run; the zip's
                 weights are loaded into the class, and nothing in the zip is unpickled.
 
@@ -297,10 +296,7 @@ class Teacher(nn.Module):
             RequestError: in one line, if there is no such agent or it is not supported.
         """
         files = find_agent(path_or_name, normalization=normalization)
-        notes = list(files.notes)
-        if files.env is None and files.vecnormalize_path is not None:
-            notes.append(f"normalisation taken from {files.vecnormalize_path}")
-        archive = None
+        notes, archive = list(files.notes), None
         try:
             archive = read_archive(files.zip_path)
             networks = networks_of_archive(archive, files, algo, notes, extractor)
@@ -312,10 +308,11 @@ class Teacher(nn.Module):
             notes.append(f"unpickled, because: {error}")
         else:
             facts, spaces = archive_facts(archive), (archive.observation_space, archive.action_space)
-        reading = Reading(algo, normalization, extractor, trust)
+        surroundings = around(files)
+        notes += normalization_notes(files, surroundings["normalization"])
         return cls(
-            networks.acting, *spaces, algo=networks.algo, notes=tuple(notes), facts=facts, critic=networks.critic, reading=reading,
-            **around(files),
+            networks.acting, *spaces, algo=networks.algo, notes=tuple(notes), facts=facts, critic=networks.critic,
+            reading=Reading(algo, normalization, extractor, trust), **surroundings,
         )  # fmt: skip
 
     @classmethod
@@ -331,18 +328,9 @@ class Teacher(nn.Module):
             RequestError: if the model is not supported.
         """
         networks = networks_of_model(model)
-        wrapper = vec_normalize if vec_normalize is not None else model.get_vec_normalize_env()
-        normalization = None
-        if wrapper is not None and wrapper.norm_obs:
-            if isinstance(wrapper.obs_rms, dict):
-                raise RequestError("the VecNormalize is one of Dict observations, which are not supported: agents on one flat vector are")
-            mean, var = (np.array(values, np.float64) for values in (wrapper.obs_rms.mean, wrapper.obs_rms.var))
-            normalization = ObservationNormalization(mean, var, float(wrapper.epsilon), float(wrapper.clip_obs))
-        reward_scale = reward_scale_of(wrapper.ret_rms.var, wrapper.epsilon) if wrapper is not None and wrapper.norm_reward else 1.0
         return cls(
-            networks.acting, model.observation_space, model.action_space, algo=networks.algo, normalization=normalization,
-            facts=model_facts(model), critic=networks.critic, reward_scale=reward_scale,
-            normalization_source="VecNormalize" if wrapper is not None else None,
+            networks.acting, model.observation_space, model.action_space, algo=networks.algo, facts=model_facts(model),
+            critic=networks.critic, **inside(vec_normalize if vec_normalize is not None else model.get_vec_normalize_env()),
         )  # fmt: skip
 
     @classmethod
@@ -398,14 +386,12 @@ class Teacher(nn.Module):
             "members": [teacher.path for teacher in teachers],
             "activation": activations.pop() if len(activations) == 1 else None,
             "normalized": any(facts["normalized"] for facts in described),
+            "normalization": [facts["normalization"] for facts in described],
         }
         return cls(
-            network,
-            teachers[0].observation_space,
-            teachers[0].action_space,
-            algo="ensemble",
+            network, teachers[0].observation_space, teachers[0].action_space, algo="ensemble",
             saved_env=next((teacher.saved_env for teacher in teachers if teacher.saved_env is not None), None),
             notes=tuple(f"{name_of(teacher)}: {note}" for teacher in teachers for note in teacher.notes),
             facts=facts,
             critic=HighestValue() if combine == "value" else None,
-        )
+        )  # fmt: skip

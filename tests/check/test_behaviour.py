@@ -95,6 +95,15 @@ def test_a_gaussian_s_mean_beyond_a_bound_counts_as_clipped_and_its_reaction_is_
     assert found.reaction == 1.0  # from one bound to the other: -1 and 1 in box units
 
 
+@pytest.mark.parametrize(("log_std", "reaction"), [(0.0, 0.01), (1.0, 0.01), (math.log(0.02), 0.5)])
+def test_bounds_far_wider_than_the_actions_are_not_the_scale(log_std, reaction):
+    """Means of -0.01 and 0.01 are 0.01 of half the range, and half a standard deviation of 0.02."""
+    actions = torch.tensor([[1.96, 0.5], [2.04, 0.5]])
+    mean = torch.tensor([[-0.01, 0.0], [0.01, 0.0]])
+    targets = ActionTargets({"mean": mean, "log_std": torch.full((2, 2), log_std)}, actions)
+    assert observe(gaussian_teacher(), np.zeros((2, 3), np.float32), targets).reaction == pytest.approx(reaction, rel=1e-4)
+
+
 def gaussian_teacher() -> Teacher:
     bounds = ActionBounds(Box.from_space(Push().action_space))  # type: ignore[arg-type]
     network = GaussianNetwork(

@@ -123,10 +123,23 @@ def test_best_actions_that_are_clearly_worse_than_drawn_ones_are_told(drawn, wor
     assert (finding is not None) == worse
 
 
-@pytest.mark.parametrize(("own", "stopped"), [(0.0, True), (9.9, True), (10.1, False)])
-def test_who_hardly_reacts_must_earn_more_than_who_does_nothing(own, stopped):
-    """Doing nothing earns 0, chance -100: more begins at 10."""
-    assert (against_idle(np.full(5, own), np.zeros(5), np.full(5, -100.0)) is not None) == stopped
+@pytest.mark.parametrize(("own", "severity"), [(0.0, "stop"), (0.09, "stop"), (0.11, "warn"), (9.9, "warn"), (10.1, None)])
+def test_who_hardly_reacts_must_earn_more_than_who_does_nothing(own, severity):
+    """Doing nothing earns 0 with a standard deviation of 1, chance -100: a fact begins at 0.1, enough at 10."""
+    idle = np.tile([-1.0, 1.0], 3)
+    finding = against_idle(idle + own, idle, np.full(6, -100.0))
+    assert (finding.severity if finding else None) == severity
+
+
+def test_returns_of_other_units_are_no_reason_to_stop():
+    """Training remembers 100, in rewards that may have been normalised."""
+    own, trained = np.array([30.0, 31.0, 32.0, 33.0]), Claim(100.0, 9.0, 100, "training")
+    certain = against_training(own, np.zeros(4), trained, normalization_missing=True)
+    guess = against_training(own, np.zeros(4), trained, normalization_missing=True, returns_are_raw=False)
+    assert certain is not None
+    assert guess is not None
+    assert (certain.severity, guess.severity) == ("stop", "warn")
+    assert "in normalised rewards, if VecMonitor stood outside" in guess.what
 
 
 def test_doing_nothing_is_the_action_nearest_to_zero():

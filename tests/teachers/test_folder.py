@@ -218,3 +218,69 @@ def test_settings_that_cannot_be_followed_are_refused(tmp_path, setting):
     (run / "LunarLander-v2" / "config.yml").write_text(setting)
     with pytest.raises(RequestError, match="must be"):
         find_agent(run)
+
+
+# As the RL Zoo uploads an agent: everything flat in one folder.
+
+
+def uploaded(root: Path, *, normalize: str = "true", kwargs: str = "null") -> Path:
+    repository = root / "ppo-LunarLander-v2"
+    repository.mkdir()
+    (repository / "config.yml").write_text(CONFIG.replace("{normalize}", normalize))
+    (repository / "args.yml").write_text(ARGUMENTS.replace("{kwargs}", kwargs))
+    (repository / "env_kwargs.yml").write_text("gravity: -3.0\nrender_mode: rgb_array\n")
+    (repository / "results.json").write_text('{"mean_reward": 250.0, "std_reward": 10.0, "is_deterministic": true, "n_eval_episodes": 10}')
+    for name in ("ppo-LunarLander-v2.zip", "train_eval_metrics.zip", "replay.mp4", "README.md", "vec_normalize.pkl"):
+        (repository / name).write_bytes(b"")
+    (repository / "ppo-LunarLander-v2").mkdir()
+    (repository / "ppo-LunarLander-v2" / "policy.pth").write_bytes(b"")
+    return repository
+
+
+@pytest.mark.parametrize("name", ["", "ppo-LunarLander-v2.zip"])
+def test_a_folder_as_the_zoo_uploads_it_is_read_whole(name, tmp_path):
+    repository = uploaded(tmp_path, kwargs="{gravity: -5.0, wind: true}")
+    files = find_agent(repository / name)
+    assert files.zip_path == repository / "ppo-LunarLander-v2.zip"
+    assert files.algo == "ppo"
+    assert files.env is not None
+    assert files.env.id == "LunarLander-v2"
+    assert files.env.kwargs == {"gravity": -3.0, "wind": True}  # those of its evaluation; render_mode is of its film
+    assert files.env.wrappers == (("TimeFeatureWrapper", {}), ("HistoryWrapper", {"horizon": 2}))
+    assert files.vecnormalize_path == repository / "vec_normalize.pkl"
+    assert files.rewards_normalized is True
+
+
+def test_an_upload_without_normalisation_has_no_statistics(tmp_path):
+    repository = uploaded(tmp_path, normalize="false")
+    assert find_agent(repository).vecnormalize_path is None
+    (tmp_path / "b").mkdir()
+    repository = uploaded(tmp_path / "b")
+    (repository / "vec_normalize.pkl").unlink()
+    with pytest.raises(RequestError, match=r"statistics are missing: put vecnormalize\.pkl at .*, or name the file with --normalization"):
+        find_agent(repository)
+    assert find_agent(repository, normalization="none").normalization_source == "none"
+
+
+def test_a_user_s_own_config_beside_a_zip_is_not_the_zoo_s(tmp_path):
+    (tmp_path / "mine.zip").write_bytes(b"")
+    (tmp_path / "config.yml").write_text("- a list\n")
+    assert find_agent(tmp_path / "mine.zip").env is None
+
+
+def test_the_user_s_word_on_normalisation_wins_over_the_settings(tmp_path):
+    run = run_folder(tmp_path, normalize="false", statistics=True)
+    assert find_agent(run).vecnormalize_path is None
+    named = run / "LunarLander-v2" / "vecnormalize.pkl"
+    assert find_agent(run, normalization=str(named)).vecnormalize_path == named
+    assert find_agent(run).normalization_source == str(run / "LunarLander-v2" / "config.yml")
+
+
+def test_settings_are_found_behind_a_symbolic_link(tmp_path):
+    run = run_folder(tmp_path, normalize="true", statistics=True)
+    link = tmp_path / "link.zip"
+    link.symlink_to(run / "LunarLander-v2.zip")
+    files = find_agent(link)
+    assert files.algo == "ppo"
+    assert files.env is not None
+    assert files.vecnormalize_path == run / "LunarLander-v2" / "vecnormalize.pkl"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from policy_distill.teachers.training_record import TrainingRecord, read_training_record
 from tests.small_worlds import WALK
@@ -88,3 +88,18 @@ def test_what_is_no_agent_tells_nothing(tmp_path):
     with zipfile.ZipFile(tmp_path / "list.zip", "w") as file:
         file.writestr("data", "[1]")
     assert read_training_record(tmp_path / "list.zip") == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("inside_monitor", "normalized", "raw"), [(True, True, True), (True, False, True), (False, True, False), (False, False, True)]
+)
+def test_returns_that_may_be_of_normalised_rewards_are_told(inside_monitor, normalized, raw, tmp_path):
+    """Monitor stands inside VecNormalize and rounds; VecMonitor may stand outside and does not."""
+    env = DummyVecEnv([lambda: Monitor(gym.make(WALK.id)) if inside_monitor else gym.make(WALK.id)])
+    wrapped = VecNormalize(env) if normalized else env
+    model = PPO("MlpPolicy", wrapped if inside_monitor else VecMonitor(wrapped), n_steps=32, batch_size=32, seed=0, device="cpu")
+    model.learn(64).save(tmp_path / "agent.zip")
+    found = read_training_record(tmp_path / "agent.zip")
+    assert found.returns is not None
+    assert found.inside_vec_normalize is normalized
+    assert found.returns_are_raw is raw
