@@ -142,10 +142,9 @@ def evaluate(
                 agreed += int(_alike_within(margin, actions, act_in_batches(act_of_reference, observations))[running].sum())
         step += 1
         if step > deadline:
-            longest = step - 1 - min(began[slot] for slot in running)
-            if longest >= NEVER_ENDING:
-                raise RequestError("; ".join(endless(spec, "a random policy" if policy is None else "the agent", longest)))
-            deadline = step + NEVER_ENDING - longest
+            deadline = NEVER_ENDING + min(began[slot] for slot in running)
+            if step > deadline:
+                raise RequestError("; ".join(endless(spec, "a random policy" if policy is None else "the agent", NEVER_ENDING)))
         over = []
         for slot in running:
             observation, reward, terminated, truncated, _ = steps[slot](actions[slot])

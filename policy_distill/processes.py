@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from policy_distill.config import RequestError
+
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
@@ -39,7 +41,7 @@ class Remote:
         self._connection.send_bytes(pickle.dumps((method, arguments)))
 
     def receive(self) -> tuple[bool, Any]:
-        """Return whether the call failed, and its result or traceback."""
+        """Return whether the call failed, and its result, or the traceback or the ``RequestError`` that it ended in."""
         try:
             answer: tuple[bool, Any] = pickle.loads(self._connection.recv_bytes())
         except EOFError:
@@ -62,10 +64,13 @@ def answers_of(remotes: Sequence[Remote]) -> list[Any]:
     """Wait for one answer of each.
 
     Raises:
+        RequestError: if a call raised it.
         RuntimeError: with the traceback, if a call failed; every answer was received, so that none is taken for that to a later question.
     """
     received = [remote.receive() for remote in remotes]
     for failed, answer in received:
+        if failed and isinstance(answer, RequestError):
+            raise answer
         if failed:
             raise RuntimeError(f"a worker process failed:\n{answer}")
     return [answer for _, answer in received]
@@ -95,6 +100,8 @@ def _serve(connection: Connection, parents_end: Connection, make: Callable[..., 
             method, called_with = message
             try:
                 answer = (False, getattr(resident, method)(*called_with))
+            except RequestError as error:
+                answer = (True, error)
             except Exception:  # passed on to the process that asked
                 answer = (True, traceback.format_exc())
             connection.send_bytes(pickle.dumps(answer))
