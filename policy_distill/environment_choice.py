@@ -195,4 +195,4 @@ def _words(wrappers: Sequence[Wrapper]) -> str:
     plain = [(name, kwargs) for name, kwargs in wrappers if name != STACK]
     options = [wrapper_options(plain)] if plain else []
     options += [f"--frame-stack {kwargs.get('n_stack')}" for name, kwargs in wrappers if name == STACK]
-    return f"{names} ({' '.join(options)} asks for them)"
+    return f"{names} ({' '.join(options)})"

@@ -54,6 +54,11 @@ class EnvironmentSpec:
     extra: str | None = None
     """The extra of this package that installs what the environment needs (box2d, mujoco)."""
 
+    def text(self) -> str:
+        """What a person reads: ``Pendulum-v1 (g=5), TimeFeatureWrapper``."""
+        kwargs = f" ({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})" if self.kwargs else ""
+        return ", ".join([f"{self.id}{kwargs}", *(name for name, _ in self.wrappers)])
+
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-able data."""
         return {**asdict(self), "wrappers": [[name, dict(kwargs)] for name, kwargs in self.wrappers]}

@@ -50,7 +50,7 @@ class Measurement:
         """What a person reads: name, figure."""
         rows = [
             ("policy", f"{self.policy}, {self.params:,} parameters"),
-            ("environment", self.spec.id),
+            ("environment", self.spec.text()),
             ("return", _mean_and_std(self.episodes)),
             ("random policy's return", _mean_and_std(self.random)),
         ]
@@ -74,6 +74,7 @@ class Measurement:
 
         summary = {
             "env": self.spec.id,
+            "environment": self.spec.to_dict(),
             "policy": {"path": self.policy, "params": self.params, **figures(self.episodes)},
             "random": figures(self.random),
             "agreement": self.episodes.agreement,

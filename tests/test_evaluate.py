@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
-from policy_distill.environments import make
+from policy_distill import border
+from policy_distill.config import EnvironmentFault
+from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.evaluate import Episodes, alike, evaluate, evaluation_seeds, merge
+from policy_distill.workers import Rollouts
 from tests.small_worlds import (
     BANDIT,
     PUSH,
@@ -165,3 +171,39 @@ def test_merging_sorts_by_seed_and_weighs_agreement_by_steps():
     # (0.5 * 4 + 1 * 12) / 16 = 0.875
     assert merged.agreement == 0.875
     assert merge([Episodes(np.array([1]), np.array([1.0]), np.array([1]))]).agreement is None
+
+
+class Leaver(gym.Env):
+    """Ends an episode with an odd seed after six steps, and another after sixty."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.left = 6 if seed is None or seed % 2 else 60
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        return np.zeros(1, np.float32), 1.0, self.left == 0, False, {}
+
+
+@pytest.fixture
+def leaver():
+    gym.register("tests/Leaver-v0", Leaver)  # type: ignore[arg-type]
+    yield EnvironmentSpec("tests/Leaver-v0")
+    del gym.registry["tests/Leaver-v0"]
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_episode_without_end_is_an_error_wherever_it_is_played(leaver, monkeypatch, num_envs, workers):
+    short, mixed = list(range(1, 41, 2)), [1, 3, 5, 7, 9, 2, 11]
+    monkeypatch.setattr(border, "NEVER_ENDING", 7)  # far fewer than all steps together
+    with Rollouts(leaver, None, num_envs=2, seed=0, workers=workers) as rollouts:
+        assert rollouts.evaluate("random", short, num_envs=num_envs).lengths.tolist() == [6] * len(short)
+        with pytest.raises(EnvironmentFault, match=r"tests/Leaver-v0, seed 2, step 7: there is no time limit"):
+            rollouts.evaluate("random", mixed, num_envs=num_envs)
+    limited = dataclasses.replace(leaver, max_episode_steps=50)
+    assert evaluate(None, limited, mixed, num_envs=num_envs).lengths.tolist() == [6, 6, 6, 6, 6, 50, 6]

@@ -324,6 +324,11 @@ def test_arguments_that_may_name_a_file_or_are_no_data_are_not_known(zip_path, k
     assert names(zip_path, dataclasses.replace(CARTPOLE, kwargs=kwargs)) == {}
 
 
+def test_a_wrapper_of_the_user_s_own_is_not_known(zip_path):
+    assert names(zip_path, dataclasses.replace(CARTPOLE, wrappers=(("RescaleObservation", {"min_obs": 0.0, "max_obs": 1.0}),))) != {}
+    assert names(zip_path, dataclasses.replace(CARTPOLE, wrappers=(("mine:Shaped", {}),))) == {}
+
+
 def test_an_unknown_id_is_not_known(zip_path):
     assert names(zip_path, EnvironmentSpec("NoSuchTask-v0")) == {}
 

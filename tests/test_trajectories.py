@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from policy_distill import trajectories as module
+from policy_distill.config import RequestError
 from policy_distill.evaluate import evaluate
-from policy_distill.trajectories import play
+from policy_distill.trajectories import check_ends, play
 from tests.small_worlds import BANDIT, PUSH, WALK, WALK_LIMIT, bandit_teacher, push_teacher, walk_best, walk_teacher
 
 SEEDS = list(range(100, 120))
@@ -39,6 +43,20 @@ def test_how_an_episode_ended_is_kept():
     (away,) = play(type("Still", (), {"act": lambda self, seen: np.ones(len(seen), np.int64)})(), WALK, [3])
     assert (len(away.rewards), away.terminated, away.truncated) == (WALK_LIMIT, False, True)
     assert all(episode.truncated for episode in play(push_teacher(), PUSH, [3]))
+
+
+def test_without_a_time_limit_each_who_plays_must_come_to_an_end(monkeypatch):
+    monkeypatch.setattr(module, "NEVER_ENDING", 4)
+    check_ends(WALK, {"the agent": walk_teacher(), "a random policy": None})  # it has one, which is longer
+    played = len(play(push_teacher(), PUSH, [0])[0].rewards)
+    assert played == 5
+    with pytest.raises(RequestError, match="episode of the agent went on for 4 steps without an end; give --max-episode-steps 1000"):
+        check_ends(PUSH, {"the agent": push_teacher()})
+    with pytest.raises(RequestError, match="episode of a random policy"):
+        check_ends(PUSH, {"a random policy": None})
+    check_ends(dataclasses.replace(PUSH, max_episode_steps=100), {"a random policy": None})
+    monkeypatch.setattr(module, "NEVER_ENDING", 5)
+    check_ends(PUSH, {"the agent": push_teacher(), "a random policy": None})
 
 
 def test_an_episode_is_cut_off_and_says_so():

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy_distill.config import RequestError
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.processes import available_cores
@@ -147,6 +148,6 @@ def test_the_teacher_here_is_not_touched_by_what_workers_do():
 def test_an_environment_that_cannot_be_made_is_told():
     with (
         Rollouts(EnvironmentSpec("tests/Walk-v0", kwargs={"colour": 1}), walk_teacher(), num_envs=1, seed=0, workers=1) as rollouts,
-        pytest.raises(RuntimeError, match="colour"),
+        pytest.raises(RequestError, match="colour"),
     ):
         rollouts.evaluate("random", [0], num_envs=1)

@@ -64,7 +64,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
             )
         findings, own, random = found.findings, found.episodes.returns, found.random_episodes.returns
         rows += [
-            ("environment here", spec.id),
+            ("environment here", spec.text()),
             ("return here", f"{mean_and_std(own)} over {len(own)} episodes"),
             ("random policy's return", mean_and_std(random)),
         ]
@@ -77,6 +77,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
         rows.append(("verdict", found.verdict))
         summary |= {
             "env": spec.id,
+            "environment": spec.to_dict(),
             "return_mean": float(own.mean()) if len(own) else None,
             "return_std": float(own.std(ddof=1)) if len(own) > 1 else None,
             "random_return_mean": float(random.mean()),

@@ -72,8 +72,12 @@ def compare_policies(arguments: Sequence[str]) -> int:
     if output is not None:
         writable_folder(output.parent)
         found.save(output)
-    summary = plain(summarize(found, options.worst)) | {"env": spec.id, "file": str(output) if output else None}
-    summary["notices"] = list(dict.fromkeys(notices))
+    summary = plain(summarize(found, options.worst)) | {
+        "env": spec.id,
+        "environment": spec.to_dict(),
+        "file": str(output) if output else None,
+        "notices": list(dict.fromkeys(notices)),
+    }
     if options.output is None and (run / "result.json").is_file():
         add_to_report(run, disagreements=summary)
     if not options.json:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+from policy_distill.environments import EnvironmentSpec
+
 RETENTION = "Retention is (student - random) / (teacher - random) of the mean returns."
 
 TESTS = {"they show": "final_test", "certificate": "certificate"}
@@ -97,7 +99,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The rows of the table that closes a run: what, figure."""
     teacher, student, kept = summary["teacher"], summary["student"], summary["retention"]
     rows = [
-        ("environment", summary["env"]),
+        ("environment", EnvironmentSpec.from_dict(summary.get("environment") or {"id": summary["env"]}).text()),
         ("teacher", f"{teacher['algo']}, {format(teacher['params'], ',') if teacher['params'] else 'unknown'} parameters"),
         ("student", f"{student['hidden_sizes']}, {student['params']:,} parameters"),
         ("compression", times(summary["compression"])),
