@@ -42,6 +42,8 @@ SECTIONS = {
     "evaluate": EvaluateConfig,
 }
 REFUSED: list[tuple[str, Any, str]] = [
+    ("step_timeout", -1.0, ">= 0 seconds"),
+    ("step_timeout", math.inf, ">= 0 seconds"),
     ("ensemble.teachers", ("ppo", ""), "paths or names"),
     ("ensemble.weights", (1.0, 0.0), "> 0"),
     ("ensemble.weights", (1.0, math.inf), "> 0"),
