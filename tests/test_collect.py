@@ -16,6 +16,7 @@ from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, conca
 from policy_distill.config import EnvironmentFault, Fault
 from policy_distill.dataset import NO_EPISODE, Dataset, Transitions
 from policy_distill.environments import EnvironmentSpec
+from policy_distill.evaluate import BATCH
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks import DiscreteNetwork
 from policy_distill.teachers.normalization import ObservationNormalization
@@ -364,7 +365,7 @@ def test_episodes_of_an_environment_that_draws_globally_differ():
 
 
 @pytest.mark.parametrize("world", ["actions", "logits"])
-def test_a_teacher_that_answers_with_nan_stops_with_seed_and_step(world):
+def test_a_teacher_that_answers_with_nan_stops_with_seed_and_step(world, monkeypatch):
     calls = 0
 
     def bad(observations: np.ndarray) -> np.ndarray:
@@ -379,7 +380,8 @@ def test_a_teacher_that_answers_with_nan_stops_with_seed_and_step(world):
         spec, teacher = PUSH, Teacher.from_callable(bad, Push.observation_space, Push().action_space)
     else:
         spec, teacher = WALK, walk_teacher()
-        teacher.targets = lambda seen: ActionTargets({"logits": torch.full((len(seen), 3), torch.nan)}, torch.ones(len(seen)).long())
+        nothing = torch.full((BATCH, 3), torch.nan)
+        monkeypatch.setattr(teacher, "targets", lambda seen: ActionTargets({"logits": nothing}, torch.ones(len(seen)).long()))
     seed, step = (seed_of(0, 2 + ENVS), 2) if world == "actions" else (seed_of(0, 0), 1)  # an episode of Push has five steps
     with pytest.raises(
         Fault, match=rf"the teacher answered with NaN \(\w+\) in {spec.id}, environment \d, seed {seed}, step {step}, to the"
