@@ -91,6 +91,7 @@ class Collector:
         self._slots = Slots(first, np.array(indices, dtype=np.int64), np.zeros(len(indices), bool))
         self._places = [(part, group, self._slots.of(part)) for part, group in groups]
         self._all_finite = Finite(first)
+        self._ages = np.zeros(len(indices), np.int64)  # steps that the present episodes have taken
 
     @own_random_state()
     @torch.inference_mode()
@@ -179,6 +180,8 @@ class Collector:
         if not np.isfinite(rewards).all():
             where, what = self._place_of(~np.isfinite(rewards), episodes)
             raise EnvironmentFault(f"the reward is {rewards[what]} {where}")
+        goes_on = episodes == slots.episodes
+        self._ages = goes_on.sum(0) + np.where(goes_on[0], self._ages, 0)
         return Transitions(
             observations=_flat(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
             targets=ActionTargets({name: _flat(rows) for name, rows in parameters.items()}, _flat(actions)),
@@ -198,9 +201,9 @@ class Collector:
         """Where the first of ``wrong`` ``[T, N, ...]`` lies, in words and as step and slot."""
         step, slot = (int(index) for index in np.argwhere(wrong)[0][:2])
         episode = int(episodes[step, slot])
-        began = step - int((episodes[: step + 1, slot] == episode).sum()) + 1
-        since = f"step {step - began + 1}" if began else f"{step + 1} steps into this block"
-        return f"in {self._name}, environment {self._indices[slot]}, seed {seed_of(self._seed, episode)}, {since}", (step, slot)
+        in_episode = int((episodes[: step + 1, slot] == episode).sum()) + (self._ages[slot] if episode == episodes[0, slot] else 0)
+        where = f"in {self._name}, environment {self._indices[slot]}, seed {seed_of(self._seed, episode)}, step {in_episode}"
+        return where, (step, slot)
 
 
 @torch.inference_mode()

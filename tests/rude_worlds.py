@@ -222,9 +222,9 @@ class OutOfRange(Polite):
         return self.t % 5 if self.t > 12 else self.t % 4, *rest
 
 
-WORLDS = [kind for kind in Polite.__subclasses__() if kind is not DrawsGlobally]
-for kind in (Polite, *WORLDS, DrawsGlobally, DrawsGloballyInSteps):
-    gym.register(f"tests/{kind.__name__}-v0", entry_point=kind)
+KINDS: list[type[Polite]] = [Polite, *Polite.__subclasses__(), DrawsGloballyInSteps]
+for _kind in KINDS:
+    gym.register(f"tests/{_kind.__name__}-v0", entry_point=_kind)  # type: ignore[arg-type]
 
 
 def spec_of(kind: type[Polite]) -> EnvironmentSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,22 +21,18 @@ from tests.rude_worlds import Polite, spec_of
 from tests.small_worlds import BANDIT, DIALS, PUSH, WALK, WALK_LIMIT
 
 
-def played(env: gym.Env, seed: int, steps: int = rude.LENGTH) -> list[tuple[np.ndarray, float, bool, bool]]:
+def played(env: gym.Env, seed: int, steps: int = rude.LENGTH) -> list[Any]:
     """The answers of an episode: those of its reset, then those of its steps."""
-    answers = [(env.reset(seed=seed)[0], 0.0, False, False)]
-    for step in range(steps):
-        answers.append(env.step(step % 3)[:4])
-    return answers
+    first = (env.reset(seed=seed)[0], 0.0, False, False)
+    return [first, *(env.step(step % 3)[:4] for step in range(steps))]
 
 
 @pytest.mark.parametrize("kind", [Polite, rude.RewardArray, rude.Flags, rude.FirstWhole, rude.Row, rude.NoSeed, rude.SeedOnly])
 def test_answers_are_those_that_stable_baselines3_would_read(kind):
     answers = played(make(spec_of(kind)), 7)
-    theirs = DummyVecEnv([Polite if kind in (rude.NoSeed, rude.SeedOnly, rude.RewardArray) else kind])
+    theirs: Any = DummyVecEnv([Polite if kind in (rude.NoSeed, rude.SeedOnly, rude.RewardArray) else kind])
     theirs.seed(7)
-    expected = [theirs.reset()[0]]
-    for step in range(rude.LENGTH - 1):
-        expected.append(theirs.step(np.array([step % 3]))[0][0])
+    expected = [theirs.reset()[0], *(theirs.step(np.array([step % 3]))[0][0] for step in range(rude.LENGTH - 1))]
     for (observation, reward, terminated, truncated), like in zip(answers, expected, strict=False):
         assert observation.dtype == np.float32
         assert observation.shape == (2,)
@@ -83,7 +80,7 @@ def test_a_fault_names_environment_seed_and_step_in_one_line(kind, says):
 
 def test_a_reward_that_is_not_finite_is_a_fault():
     env = make(spec_of(rude.NanReward))
-    seed = next(seed for seed in range(100) if env.reset(seed=seed) and env.unwrapped.goal > 0.5)
+    seed = next(seed for seed in range(100) if env.reset(seed=seed)[0][1] > 0.5)
     with pytest.raises(EnvironmentFault, match=rf"seed {seed}, step 13: the reward is nan"):
         played(env, seed)
 
@@ -99,9 +96,10 @@ def test_an_episode_without_a_seed_is_counted_from_the_last_that_had_one():
     env = make(spec_of(rude.Breaks))
     env.reset(seed=7)
     env.reset()
+    for _ in range(7):
+        env.step(0)
     with pytest.raises(EnvironmentFault, match=r"seed 7 and 1 episodes later, step 8"):
-        for _ in range(8):
-            env.step(0)
+        env.step(0)
 
 
 @pytest.mark.parametrize(

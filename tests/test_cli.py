@@ -14,6 +14,7 @@ from policy_distill.cli import COMMANDS, main
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.students import Student
+from tests import rude_worlds as rude
 from tests.small_worlds import WALK, random_student, walk_expert
 
 ROOT = Path(__file__).parents[1]
@@ -398,3 +399,12 @@ def test_a_failure_has_its_traceback_and_one_last_line_and_exit_code_one(capsys,
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
     assert lines[-1] == "policy-distill: distill_policy failed: by nothing"
+
+
+def test_a_fault_of_the_environment_is_one_line_without_a_traceback(capsys, tmp_path):
+    agent = str(save_ppo(random_student(rude.Polite.observation_space, rude.Polite.action_space), tmp_path / "ppo.zip"))
+    for name, code in (("BreaksLate", 1), ("Breaks", 2)):
+        assert main(["evaluate_policy", "--policy", agent, "--env", f"tests/{name}-v0", "--workers", "2"]) == code
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+        assert len(lines) == 1
+        assert f"tests/{name}-v0, seed " in lines[0]

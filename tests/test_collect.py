@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from policy_distill.actions import Categorical
+from policy_distill.actions import ActionTargets, Categorical
+from policy_distill.backends import seed_of
 from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate, label_states, random_action
+from policy_distill.config import EnvironmentFault, Fault
 from policy_distill.dataset import NO_EPISODE, Dataset, Transitions
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks import DiscreteNetwork
 from policy_distill.teachers.normalization import ObservationNormalization
+from tests import rude_worlds as rude
 from tests.small_worlds import PUSH, WALK, WALK_LIMIT, WORLDS, Push, Walk, push_best, push_teacher, random_student, walk_best, walk_teacher
 
 STEPS, ENVS = 40, 5
@@ -328,3 +331,59 @@ def test_states_in_float64_are_labelled_as_they_are_and_kept_in_float32():
     assert found.targets.actions.tolist() == [0, 1]
     assert found.observations.tolist() == [[1e6], [1e6]]
     assert found.observations.dtype == torch.float32
+
+
+# Environments and teachers that are not what they should be.
+
+
+def rude_rows(kind: type[rude.Polite], teacher: Teacher | None = None) -> Transitions:
+    own = teacher or Teacher.from_callable(lambda seen: np.full(len(seen), 2), kind.observation_space, kind.action_space)
+    return collected(spec=rude.spec_of(kind), teacher=own)
+
+
+@pytest.mark.parametrize("kind", [rude.RewardArray, rude.Flags, rude.Row, rude.NoSeed, rude.SeedOnly])
+def test_answers_in_another_form_are_the_same_rows(kind):
+    assert_equal(rude_rows(kind), rude_rows(rude.Polite))
+
+
+def test_a_first_observation_of_whole_numbers_does_not_cut_the_later_ones():
+    seen = rude_rows(rude.FirstWhole).observations
+    assert seen.dtype == torch.float32
+    assert (seen != seen.round()).any()
+
+
+def test_nan_in_an_observation_stops_with_seed_and_step():
+    with pytest.raises(EnvironmentFault, match=r"^tests/NanObservation-v0, seed \d+, step 13: the observation's number 1 is nan"):
+        rude_rows(rude.NanObservation)
+
+
+def test_episodes_of_an_environment_that_draws_globally_differ():
+    rows = rude_rows(rude.DrawsGloballyInSteps)
+    starts = rows.observations.reshape(STEPS, ENVS, -1)[0]
+    assert len(torch.unique(starts, dim=0)) == ENVS
+
+
+@pytest.mark.parametrize("world", ["actions", "logits"])
+def test_a_teacher_that_answers_with_nan_stops_with_seed_and_step(world, monkeypatch):
+    calls = 0
+
+    def bad(observations: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        answers = push_best(observations)
+        if calls == 6 * ENVS + 3:  # it is asked about one observation at a time: the third environment in its seventh step
+            answers[0] = np.nan
+        return answers
+
+    if world == "actions":
+        spec, teacher = PUSH, Teacher.from_callable(bad, Push.observation_space, Push().action_space)
+    else:
+        spec, teacher = WALK, walk_teacher()
+        monkeypatch.setattr(
+            teacher, "targets", lambda seen: ActionTargets({"logits": torch.full((len(seen), 3), torch.nan)}, torch.ones(len(seen)).long())
+        )
+    seed, step = (seed_of(0, 2 + ENVS), 2) if world == "actions" else (seed_of(0, 0), 1)  # an episode of Push has five steps
+    with pytest.raises(
+        Fault, match=rf"the teacher answered with NaN \(\w+\) in {spec.id}, environment \d, seed {seed}, step {step}, to the"
+    ):
+        collected(spec=spec, teacher=teacher)

@@ -51,6 +51,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("wrapper", ("none", "TimeFeatureWrapper"), "none alone, or the names of wrappers"),
     ("frame_stack", 0, ">= 1 (1: no stack)"),
     ("max_episode_steps", 0, ">= 1"),
+    ("step_timeout", -1.0, ">= 0 seconds"),
+    ("step_timeout", math.inf, ">= 0 seconds"),
     ("ensemble.teachers", ("ppo", ""), "paths or names"),
     ("ensemble.weights", (1.0, 0.0), "> 0"),
     ("ensemble.weights", (1.0, math.inf), "> 0"),

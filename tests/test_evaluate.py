@@ -14,6 +14,7 @@ from policy_distill.config import EnvironmentFault
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.evaluate import Episodes, alike, evaluate, evaluation_seeds, merge
 from policy_distill.workers import Rollouts
+from tests import rude_worlds as rude
 from tests.small_worlds import (
     BANDIT,
     PUSH,
@@ -207,3 +208,65 @@ def test_an_episode_without_end_is_an_error_wherever_it_is_played(leaver, monkey
             rollouts.evaluate("random", mixed, num_envs=num_envs)
     limited = dataclasses.replace(leaver, max_episode_steps=50)
     assert evaluate(None, limited, mixed, num_envs=num_envs).lengths.tolist() == [6, 6, 6, 6, 6, 50, 6]
+
+
+# Environments that are not written by the book.
+
+
+def right(observations: np.ndarray) -> np.ndarray:
+    """Towards the goal."""
+    return (np.sign(observations[:, 1] - observations[:, 0]) + 1).astype(np.int64)
+
+
+class Mover:
+    """Acts by ``right``, and remembers what it was asked about."""
+
+    def __init__(self) -> None:
+        self.asked: list[np.ndarray] = []
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        self.asked.append(observations.copy())
+        return right(observations)
+
+
+@pytest.mark.parametrize("kind", [rude.RewardArray, rude.Flags, rude.Row, rude.NoSeed, rude.SeedOnly])
+def test_answers_in_another_form_are_the_same_episodes(kind):
+    polite = evaluate(Mover(), rude.spec_of(rude.Polite), SEEDS)
+    np.testing.assert_array_equal(evaluate(Mover(), rude.spec_of(kind), SEEDS).returns, polite.returns)
+
+
+def test_a_first_observation_of_whole_numbers_does_not_cut_the_later_ones():
+    policy = Mover()
+    found = evaluate(policy, rude.spec_of(rude.FirstWhole), SEEDS[:5])
+    assert {rows.dtype for rows in policy.asked} == {np.dtype(np.float32)}
+    later = np.concatenate(policy.asked[1:])
+    assert (later != later.round()).any()
+    env = make(rude.spec_of(rude.FirstWhole))
+    for seed, value in zip(SEEDS, found.returns, strict=False):
+        observation, total, over = env.reset(seed=seed)[0], 0.0, False
+        while not over:
+            observation, reward, _, over, _ = env.step(right(observation[None])[0])
+            total += reward
+        assert value == total
+
+
+def test_nan_in_an_observation_stops_with_seed_and_step():
+    with pytest.raises(EnvironmentFault, match=r"^tests/NanObservation-v0, seed 0, step 13: the observation's number 1 is nan"):
+        evaluate(Mover(), rude.spec_of(rude.NanObservation), SEEDS)
+
+
+def test_infinity_in_a_first_observation_stops_with_its_seed():
+    env = make(rude.spec_of(rude.Polite))
+    seed = next(seed for seed in SEEDS if env.reset(seed=seed)[0][1] >= 0.5)
+    with pytest.raises(EnvironmentFault, match=rf"seed {seed}, reset: the observation's number 0 is inf"):
+        evaluate(None, rude.spec_of(rude.InfiniteObservation), [seed])
+
+
+def test_an_environment_that_draws_globally_in_its_resets_is_repeatable_and_leaves_the_caller_s_draws():
+    np.random.seed(5)  # noqa: NPY002
+    expected = np.random.random()  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
+    returns = [evaluate(None, rude.spec_of(rude.DrawsGlobally), SEEDS, num_envs=count).returns for count in (1, 16)]
+    np.testing.assert_array_equal(returns[0], returns[1])
+    assert len(np.unique(returns[0])) == len(SEEDS)
+    assert np.random.random() == expected  # noqa: NPY002

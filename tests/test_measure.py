@@ -17,6 +17,7 @@ from policy_distill.measure import Measurement, certify, measure
 from policy_distill.progress import Display
 from policy_distill.statistics import Plan
 from policy_distill.verify import verify
+from tests import rude_worlds as rude
 from tests.small_worlds import WALK, random_student, walk_expert
 
 EPISODES = 12
@@ -201,3 +202,16 @@ def test_a_job_certifies_what_it_made(expert, tmp_path):
     played = 3 * written["episodes"] * 2  # two steps at the very least, of three policies
     assert result.summary["evaluation_env_steps"] > played
     assert f"| certificate | {written['verdict']}: " in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_an_environment_that_ignores_its_seed_is_told_and_not_certified(tmp_path, capsys):
+    student = random_student(rude.Polite.observation_space, rude.Polite.action_space)
+    zips = [str(save_ppo(student, tmp_path / f"{name}.zip")) for name in ("ppo", "ppo_other")]
+    name = "tests/DrawsGloballyInSteps-v0"
+    found = measured(zips[0], env=name, display=Display())
+    assert "does not follow its seed" in capsys.readouterr().err
+    assert any(title == "note" and "cannot be repeated" in text for title, text in found.rows())
+    assert found.summary()["notices"] == list(found.notices)
+    with pytest.raises(RequestError, match="does not follow its seed"):
+        certify(zips[0], teacher=zips[1], plan=Plan.of(0.5, 0.9, 100), env=name, output=str(tmp_path), workers=0)
+    assert not (tmp_path / "certificate.json").exists()

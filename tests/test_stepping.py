@@ -15,9 +15,11 @@ import torch
 from scipy import stats
 
 from policy_distill.actions import Box, Deterministic, family_of
+from policy_distill.config import EnvironmentFault
 from policy_distill.environments import make
 from policy_distill.stepping import RolloutEnv, SharedArray, drawn, noise_of
 from policy_distill.students import Student
+from tests import rude_worlds as rude
 from tests.small_worlds import BANDIT, PUSH, WALK, WORLDS, random_student
 
 
@@ -230,3 +232,24 @@ def test_what_has_no_density_is_refused():
         noise_of(family, np.random.default_rng(0), 1)
     with pytest.raises(ValueError, match="no density"):
         drawn(family, np.zeros((1, 1)), np.ones(1), np.zeros((1, 1)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("kind", "says"), [(rude.NanObservation, "step 13: the observation"), (rude.NanReward, "step 13: the reward is nan")]
+)
+def test_numbers_that_are_not_finite_stop_the_rollout_with_seed_and_step(kind, says, workers):
+    env = RolloutEnv([functools.partial(make, rude.spec_of(kind))] * 8, 15, workers=workers)
+    env.seed(3)
+    env.reset()
+    with pytest.raises(EnvironmentFault, match=rf"tests/{kind.__name__}-v0, seed \d+, {says}"):
+        env.rollout(student_of(env))
+    env.close()
+
+
+def test_an_environment_that_cannot_be_made_in_a_process_is_told():
+    made = iter([make(WALK)])  # the first is made here
+    env = RolloutEnv([lambda: next(made)] * 2, 3, workers=1)
+    with pytest.raises(RuntimeError, match="a worker process failed: StopIteration"):
+        env.reset()
+    env.close()

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_distill.config import RequestError
+from policy_distill.config import RequestError, TrainingFault
 from policy_distill.students import ACTIVATIONS, SMALLEST_WIDTH, Architecture, Student, count_parameters, hidden_sizes_for
 from tests.small_worlds import ACTED, SEEN, generator, random_observations, random_student
 
@@ -142,3 +142,18 @@ def test_a_damaged_student_is_refused_in_one_line(damage, tmp_path):
         Student.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["network.0.weight", "mean", "log_std"])
+def test_a_student_with_numbers_that_are_not_finite_is_neither_saved_nor_read(value, name, tmp_path, monkeypatch):
+    student = random_student(SEEN, ACTED[-1])
+    student.state_dict()[name].fill_(value)
+    with pytest.raises(TrainingFault, match=rf"the student's {name} holds NaN or infinity, and it is not saved"):
+        student.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "not_finite", lambda self: None)
+        student.save(tmp_path)
+    with pytest.raises(RequestError, match=rf"holds no readable student \({name} holds NaN or infinity\): write it again"):
+        Student.load(tmp_path)

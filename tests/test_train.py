@@ -16,7 +16,7 @@ from torch import Tensor
 from policy_distill import losses
 from policy_distill.actions import ActionTargets, Box, DiagGaussian, Family, family_of
 from policy_distill.batches import CHUNK_STEPS
-from policy_distill.config import FeatureConfig, LossConfig, MemberConfig, RelationConfig, RequestError, TrainConfig
+from policy_distill.config import FeatureConfig, LossConfig, MemberConfig, RelationConfig, RequestError, TrainConfig, TrainingFault
 from policy_distill.dataset import Dataset
 from policy_distill.objective import Objective
 from policy_distill.stack import StudentStack
@@ -476,3 +476,21 @@ def test_sampled_targets_lead_where_the_divergence_leads():
     observations, targets = rows_of(dataset)
     outputs = trainer.student()(observations)
     assert losses.forward_kl(targets.parameters["logits"], outputs).mean() < 0.1
+
+
+def test_training_that_diverges_stops_and_names_loss_and_setting():
+    trainer = trainer_of(
+        BOX, TrainConfig(gradient_steps=40, batch_size=16, learning_rate=1e30), LossConfig(kind="regression", regression="squared")
+    )
+    with pytest.raises(
+        TrainingFault,
+        match=r"diverged: the loss action_error became (nan|inf) in gradient steps 0 to 40; lower train\.learning_rate .*1e\+30",
+    ):
+        trainer.run(dataset_of(BOX), 40)
+
+
+def test_weights_that_are_no_numbers_stop_it_too():
+    trainer = trainer_of(BOX, TrainConfig(gradient_steps=4, batch_size=16))
+    trainer.averaged[0, 0] = math.inf
+    with pytest.raises(TrainingFault, match="weights became NaN or infinite"):
+        trainer.run(dataset_of(BOX), 2)

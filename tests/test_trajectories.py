@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from policy_distill import trajectories as module
-from policy_distill.config import RequestError
+from policy_distill.config import EnvironmentFault, RequestError
 from policy_distill.evaluate import evaluate
 from policy_distill.trajectories import check_ends, play
+from tests import rude_worlds as rude
 from tests.small_worlds import BANDIT, PUSH, WALK, WALK_LIMIT, bandit_teacher, push_teacher, walk_best, walk_teacher
 
 SEEDS = list(range(100, 120))
@@ -63,3 +64,14 @@ def test_an_episode_is_cut_off_and_says_so():
     played = play(push_teacher(), PUSH, SEEDS, max_steps=2)
     assert all(len(episode.rewards) == 2 and not episode.ended for episode in played)
     assert all(episode.ended for episode in play(push_teacher(), PUSH, SEEDS, max_steps=5))
+
+
+def test_nan_in_an_observation_stops_with_seed_and_step():
+    with pytest.raises(EnvironmentFault, match=r"^tests/NanObservation-v0, seed 3, step 13: the observation's number 1 is nan"):
+        play(None, rude.spec_of(rude.NanObservation), [3])
+
+
+def test_observations_have_the_dtype_of_their_space_whatever_the_first_is():
+    (episode,) = play(None, rude.spec_of(rude.FirstWhole), [3])
+    assert episode.observations.dtype == episode.last_observation.dtype == np.float32
+    assert (episode.observations[1:] != episode.observations[1:].round()).any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,12 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy_distill.config import RequestError
+from policy_distill.config import EnvironmentFault, RequestError
 from policy_distill.dataset import Transitions
 from policy_distill.environments import EnvironmentSpec
-from policy_distill.processes import available_cores
+from policy_distill.processes import DEBUG, available_cores
 from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts, split
+from tests import rude_worlds as rude
 from tests.small_worlds import BANDIT, PUSH, WALK, Bandit, Push, Walk, push_teacher, random_student, walk_teacher
 from tests.test_collect import assert_equal
 
@@ -151,3 +154,52 @@ def test_an_environment_that_cannot_be_made_is_told():
         pytest.raises(RequestError, match="colour"),
     ):
         rollouts.evaluate("random", [0], num_envs=1)
+
+
+# Environments that are not written by the book.
+
+
+def rude_returns(kind: type[rude.Polite], workers: int, step_timeout: float | None = None) -> np.ndarray:
+    with Rollouts(rude.spec_of(kind), None, num_envs=4, seed=0, workers=workers, step_timeout=step_timeout) as rollouts:
+        return rollouts.evaluate("random", range(48), num_envs=4).returns
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_no_two_workers_play_the_same_episodes_of_an_environment_that_ignores_its_seed(workers):
+    assert len(np.unique(rude_returns(rude.DrawsGloballyInSteps, workers))) == 48
+
+
+@pytest.mark.parametrize("kind", [rude.BreaksLate, rude.NanReward])
+def test_a_fault_is_the_same_line_here_and_in_a_worker(kind):
+    lines = []
+    for workers in (0, 1):
+        with pytest.raises(EnvironmentFault, match=rf"^tests/{kind.__name__}-v0, seed \d+, step 13: ") as caught:
+            rude_returns(kind, workers)
+        lines.append(str(caught.value))
+    assert lines[0] == lines[1]
+    assert "\n" not in lines[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_environment_that_hangs_ends_the_work_with_a_line_and_leaves_no_process(workers):
+    before = set(multiprocessing.active_children())
+    with pytest.raises(
+        EnvironmentFault, match=r"tests/Hangs-v0, seed \d+, step 15: step has not returned for more than 0\.5 s.*--step_timeout"
+    ):
+        rude_returns(rude.Hangs, workers, step_timeout=0.5)
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_step_timeout_changes_no_return():
+    np.testing.assert_array_equal(rude_returns(rude.Polite, 0), rude_returns(rude.Polite, 2, step_timeout=30.0))
+
+
+def test_a_traceback_of_a_worker_is_shown_on_request_alone(monkeypatch):
+    for debug in ("", "1"):
+        monkeypatch.setenv(DEBUG, debug)
+        with (
+            Rollouts(WALK, failing_teacher(), num_envs=2, seed=0, workers=1) as rollouts,
+            pytest.raises(RuntimeError, match="ArithmeticError: seven is not eight") as caught,
+        ):
+            list(rollouts.collect(2, None, 1.0, 0))
+        assert ("Traceback" in str(caught.value)) == bool(debug)
