@@ -17,7 +17,7 @@ import yaml
 from policy_distill.backends import Backend, choose_backend
 from policy_distill.config import CollectConfig, DistillConfig, LossConfig, RequestError, StudentConfig
 from policy_distill.disagreements import read_worst_states
-from policy_distill.environments import EnvironmentSpec, check_fits, modernize, resolve
+from policy_distill.environments import EnvironmentSpec, check_fits, modernize, named_again, resolve
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.files import write_atomically
 from policy_distill.objective import OUTPUT, Objective
@@ -101,15 +101,17 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
 
 def environment_for(teacher: Teacher, name: str | None) -> tuple[EnvironmentSpec, tuple[str, ...]]:
     """Return the environment that ``name`` asks for, else the one in which the teacher was trained, as it exists here, and notices."""
+    saved = teacher.saved_env
+    if name is not None and saved is not None and (again := named_again(saved, name)):
+        return modernize(again, teacher.obs_dim)
     if name is not None:
         spec = resolve(name)
-        saved = teacher.saved_env
         if saved is not None and saved.wrappers and not spec.wrappers:
             spec = dataclasses.replace(spec, wrappers=saved.wrappers)
         return spec, ()
-    if teacher.saved_env is None:
+    if saved is None:
         raise RequestError("the agent's files do not say which environment it was trained in: give --env, for example --env CartPole-v1")
-    return modernize(teacher.saved_env, teacher.obs_dim)
+    return modernize(saved, teacher.obs_dim)
 
 
 def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from policy_distill.certify import Certified, certificate, files_of, play, write_certificate
 from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec, check_fits, resolve
+from policy_distill.environments import EnvironmentSpec, check_fits, named_again, resolve
 from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.job import environment_for, one_torch_thread, writable_folder
 from policy_distill.progress import Display
@@ -173,14 +174,17 @@ def _certificate_path(policy: str, acting: Student | Teacher, output: str | None
 def load_policy(path: str, env: str | None, *, trust: bool = False) -> tuple[Student | Teacher, EnvironmentSpec | None, tuple[str, ...]]:
     """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent; say where it acts, if known, with notices."""
     for folder in (Path(path), Path(path) / "student"):
-        if (folder / "student.json").is_file():
+        if os.path.isfile(folder / "student.json"):
             saved = read_description(folder).get("environment")
-            spec = resolve(env) if env else EnvironmentSpec.from_dict(saved) if saved else None
+            spec = EnvironmentSpec.from_dict(saved) if saved else None
+            if env:
+                spec = (named_again(spec, env) if spec else None) or resolve(env)
             return Student.load(folder), spec, ()
     agent = Teacher.load(path, trust=trust)
     beside = Path(path).parent / "student"
-    if env is None and agent.saved_env is None and (beside / "student.json").is_file():
-        return agent, EnvironmentSpec.from_dict(read_description(beside)["environment"]), ()
+    if env is None and agent.saved_env is None and os.path.isfile(beside / "student.json"):
+        saved = read_description(beside).get("environment")
+        return agent, EnvironmentSpec.from_dict(saved) if saved else None, ()
     if env is None and agent.saved_env is None:
         return agent, None, ()
     return agent, *environment_for(agent, env)
@@ -189,7 +193,7 @@ def load_policy(path: str, env: str | None, *, trust: bool = False) -> tuple[Stu
 def noted_teacher(path: str) -> str | None:
     """The teacher that a run noted beside its student, if ``path`` is a run's or a student's folder and the teacher came from files."""
     for folder in (Path(path), Path(path) / "student"):
-        if (folder / "student.json").is_file():
+        if os.path.isfile(folder / "student.json"):
             return (read_description(folder).get("teacher") or {}).get("path")
     return None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from policy_distill.certify import FORMAT, ROLES, files_of, versions
 from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec, check_fits
+from policy_distill.environments import EnvironmentSpec, check_fits, named_again
 from policy_distill.evaluate import evaluation_seeds
 from policy_distill.job import one_torch_thread
 from policy_distill.measure import load_policy
@@ -20,13 +20,15 @@ from policy_distill.progress import Display
 from policy_distill.sampling import Drawing
 from policy_distill.statistics import Decision, Plan, decide
 from policy_distill.teachers import Teacher
+from policy_distill.untrusted import read_json, refuse_damage
 from policy_distill.workers import Rollouts
 
 AGENT = {"path": str | None, "sha256": dict}
+MAX_EPISODES = 1_000_000
 LAYOUT: dict[str, Any] = {
     "claim": str, "verdict": str, "share": float | int, "confidence": float | int, "max_episodes": int, "episodes": int,
-    "environment": {"id": str}, "student": AGENT, "teacher": AGENT, "test": {"looks": list, "boundaries": list, "seen": list},
-    "versions": dict, "seeds": list, "returns": dict,
+    "environment": {"id": str}, "student": AGENT, "teacher": {**AGENT, "algo": str | None},
+    "test": {"looks": list, "boundaries": list, "seen": list}, "versions": dict, "seeds": list, "returns": dict,
 }  # fmt: skip
 """What is read of a certificate, and its types."""
 
@@ -79,6 +81,7 @@ def verify(
     *,
     policy: str | None = None,
     teacher: str | None = None,
+    env: str | None = None,
     episodes: int | None = None,
     num_envs: int = 16,
     workers: int | None = None,
@@ -90,6 +93,7 @@ def verify(
     Args:
         path: of certificate.json.
         policy, teacher: where they lie now, if not where the certificate says; their hashes must be the same.
+        env: the certificate's environment once more, where it is ``module:ID`` and the module may be imported.
         episodes: play so many of the episodes, from the first; None: all of them, 0: none.
         num_envs: episodes side by side; the returns do not depend on it.
         workers: processes; None: one a core.
@@ -102,6 +106,10 @@ def verify(
     data = read_certificate(path)
     found = Verification(str(path), data["claim"], data["verdict"])
     spec = EnvironmentSpec.from_dict(data["environment"])
+    if env is not None:
+        if env != spec.id:
+            raise RequestError(f"env is {env!r}, but {path} is about {spec.id!r}: leave it out")
+        spec = named_again(spec, env) or spec
     changed = _other_versions(data, spec)
     if changed:
         found.notes.append(f"written with other versions: {', '.join(changed)}")
@@ -149,18 +157,15 @@ def read_certificate(path: str | Path) -> dict[str, Any]:
     Raises:
         RequestError: if it is not there, no certificate, or of another format.
     """
-    try:
-        data = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read ({error.strerror}): name a certificate.json") from None
-    except ValueError:
-        raise RequestError(f"{path} is no JSON: name a certificate.json") from None
-    if not isinstance(data, dict) or "format" not in data or "claim" not in data:
+    data = read_json(path, "name a certificate.json")
+    if "format" not in data or "claim" not in data:
         raise RequestError(f"{path} is no certificate: name a certificate.json that evaluate_policy --certify or distill_policy wrote")
     if data["format"] != FORMAT:
         raise RequestError(f"{path} is of format {data['format']}, this version reads {FORMAT}: install the one that wrote it")
     if lost := _misfit(data, LAYOUT):
         raise RequestError(f"{path} lacks {lost!r}, or holds something else there: it was cut or changed; write it again")
+    if not 1 <= data["max_episodes"] <= MAX_EPISODES or len(data["seeds"]) > MAX_EPISODES:
+        raise RequestError(f"{path} is about more than {MAX_EPISODES:,} episodes, or none: such certificates are not written")
     return data
 
 
@@ -168,6 +173,10 @@ def _misfit(data: dict[str, Any], layout: dict[str, Any]) -> str | None:
     """Dotted name of the first entry of ``layout`` that ``data`` lacks or has as another type; None if all are there."""
     for name, kind in layout.items():
         if name not in data or not isinstance(data[name], dict if isinstance(kind, dict) else kind):
+            return name
+        if kind is int and isinstance(data[name], bool):
+            return name
+        if name == "sha256" and not all(isinstance(digest, str) for digest in data[name].values()):
             return name
         if isinstance(kind, dict) and (inner := _misfit(data[name], kind)):
             return f"{name}.{inner}"
@@ -179,7 +188,7 @@ def _place(recorded: str | None, folder: Path, role: str) -> str | None:
     if recorded is None:
         return None
     beside = folder / recorded
-    if beside.exists():
+    if os.path.exists(beside):
         return str(beside)
     if role == "student":
         raise RequestError(f"the student is no longer at {beside}: say where it is with --policy")
@@ -211,8 +220,9 @@ def _check_test(data: dict[str, Any], found: Verification) -> None:
     if data["seeds"] != evaluation_seeds("certificate", len(data["seeds"])):
         found.objections.append("the seeds are not those of certificates: they may have been chosen")
     try:
-        objection = _objection_to_test(data)
-    except (KeyError, TypeError, ValueError) as error:  # numbers that are none
+        with refuse_damage("its numbers", "they were changed"):
+            objection = _objection_to_test(data)
+    except RequestError as error:  # numbers that are none
         objection = f"the test cannot be computed: {error}"
     if objection:
         found.objections.append(objection)

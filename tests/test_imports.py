@@ -42,7 +42,9 @@ TIERS = [
     {"batches", "backends"},
     {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
     {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "processes", "seeds"},
+    {"untrusted", "terminal"},
     {"config"},
+    {"printable"},
 ]
 KNOWS_SB3 = tuple(f"policy_distill.{name}" for name in ("teachers", "export.sb3", "kickstart", "ppo", "stepping", "benchmark"))
 

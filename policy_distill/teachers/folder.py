@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from policy_distill.teachers.saved_config import (
     normalizes_rewards,
     read_yaml,
 )
+from policy_distill.untrusted import refuse_damage
 
 ALGORITHMS = ("a2c", "ars", "crossq", "ddpg", "dqn", "ppo", "ppo_lstm", "ppo_mask", "qrdqn", "sac", "td3", "tqc", "trpo")
 
@@ -55,9 +57,14 @@ def find_agent(name_or_path: str | Path) -> AgentFiles:
     Raises:
         RequestError: if there is none, with the nearest names; if the folder is ambiguous; if statistics it needs are missing.
     """
-    path = Path(name_or_path).expanduser()
     if not str(name_or_path).strip():
         raise RequestError("no teacher is named; give an agent's folder, its .zip, or a name such as ppo/LunarLander-v3")
+    with refuse_damage(name_or_path, "name an agent's folder or its .zip"):
+        return _find(str(name_or_path))
+
+
+def _find(name: str) -> AgentFiles:
+    path = Path(os.path.expanduser(name))
     if path.is_file():
         return _agent(path)
     beside = path.with_name(path.name + ".zip")
@@ -72,7 +79,7 @@ def find_agent(name_or_path: str | Path) -> AgentFiles:
         return _agent(beside)
     if path.suffix == ".zip":
         raise RequestError(f"{path} does not exist; name a .zip saved by Stable-Baselines3, or an agent's folder")
-    return _shipped(str(name_or_path))
+    return _shipped(name)
 
 
 def _shipped(name: str) -> AgentFiles:

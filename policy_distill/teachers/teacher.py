@@ -26,6 +26,7 @@ from policy_distill.teachers.reading import check_observation_space, model_facts
 from policy_distill.teachers.rebuild import recognise_algorithm, recognise_kind
 from policy_distill.teachers.recording import layers_inside, record_layers
 from policy_distill.teachers.trusted import algorithm_of_module, load_model
+from policy_distill.untrusted import refuse_damage
 
 
 class Teacher(nn.Module):
@@ -263,7 +264,8 @@ class Teacher(nn.Module):
         archive = None
         try:
             archive = read_archive(files.zip_path)
-            networks = networks_of_archive(archive, files, algo, notes)
+            with refuse_damage(files.zip_path, "its settings and weights do not go together; save the agent again"):
+                networks = networks_of_archive(archive, files, algo, notes)
         except NotPlainError as error:
             if not trust:
                 raise
