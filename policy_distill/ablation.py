@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.distill import distill
 from policy_distill.files import write_atomically
+from policy_distill.untrusted import read_json, read_yaml, refuse_damage
 
 Key = tuple[str, str, str, int]
 """Of a run: group, variant, agent, seed."""
 DEFAULT = "default"
 STEP_TIMEOUT = 60.0
 """Seconds for a step or a reset of an environment, unless a setting says otherwise."""
-RESAMPLES = 10_000
+RESAMPLES, MAX_RUNS = 10_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,21 @@ class Study:
         Raises:
             RequestError: if a key is missing or unknown.
         """
-        try:
-            data = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise RequestError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        data = read_yaml(path, "it must be YAML such as docs/ablation.yaml")
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(data, dict) or set(data) != names:
             raise RequestError(f"{path} must hold exactly {', '.join(sorted(names))}")
         title, introduction = (" ".join(str(data[name]).split()) for name in ("title", "introduction"))
-        return cls(title, introduction, data["base"] or {}, data["agents"], data["groups"] or {}, tuple(data["seeds"]))
+        with refuse_damage(path, "it must be YAML such as docs/ablation.yaml"):
+            base, agents, groups = (dict(data[name] or {}) for name in ("base", "agents", "groups"))
+            study = cls(title, introduction, base, agents, groups, tuple(data["seeds"]))
+            variants = 1 + sum(len(content["variants"]) for content in groups.values())
+            if (runs := len(agents) * len(study.seeds) * variants) > MAX_RUNS:
+                raise ValueError(f"it asks for {runs:,} runs")
+            for settings in study.runs().values():
+                if settings.get("trust") or ":" in str(settings.get("env") or ""):
+                    raise ValueError("a study neither trusts an agent's files nor imports a module for an environment")
+        return study
 
     def runs(self) -> dict[Key, dict[str, Any]]:
         """(group, variant, agent, seed) -> settings; the default is run once for each agent, in the group ``default``."""
@@ -118,10 +124,11 @@ def run_one(settings: Mapping[str, Any], folder: Path) -> Outcome:
     done = folder / "ablation.json"
     stamp = json.dumps(dict(settings), sort_keys=True)
     if done.is_file():
-        stored = json.loads(done.read_text())
-        if stored["settings"] == stamp:
-            retention = math.nan if stored["retention"] is None else float(stored["retention"])
-            return Outcome(retention, tuple(stored.get("generations", ())))
+        with refuse_damage(done, "remove it, and the run is made again"):
+            stored = read_json(done, "remove it, and the run is made again")
+            if stored["settings"] == stamp:
+                retention = math.nan if stored["retention"] is None else float(stored["retention"])
+                return Outcome(retention, tuple(stored.get("generations", ())))
     try:
         result = distill(with_settings(DistillConfig(output=str(folder), workers=0, step_timeout=STEP_TIMEOUT), settings))
     except Exception:  # one that fails must not end the study

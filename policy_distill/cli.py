@@ -11,7 +11,7 @@ from policy_distill.commands.check_teacher import check_teacher
 from policy_distill.commands.compare_policies import compare_policies
 from policy_distill.commands.distill_policy import distill_policy
 from policy_distill.commands.evaluate_policy import evaluate_policy
-from policy_distill.commands.parser import nearest, one_line
+from policy_distill.commands.parser import nearest
 from policy_distill.commands.printing import DONE
 from policy_distill.commands.render_policy import render_policy
 from policy_distill.commands.run_ablation import run_ablation
@@ -20,6 +20,7 @@ from policy_distill.commands.simulate_statistics import simulate_statistics
 from policy_distill.commands.train_teacher import train_teacher
 from policy_distill.commands.verify_certificate import verify_certificate
 from policy_distill.config import Fault, RequestError
+from policy_distill.printable import one_line, printable
 
 FAILED, WRONG_REQUEST = 1, 2
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise RequestError(f"no command {name!r}{nearest(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")
         return COMMANDS[name](rest)
     except RequestError as error:
-        print(f"policy-distill: {one_line(str(error))}", file=sys.stderr)
+        print(f"policy-distill: {error}", file=sys.stderr)
         return WRONG_REQUEST
     except Fault as error:  # of the environment, say: where this code stood is no help
         print(f"policy-distill: {name} failed: {one_line(str(error))}", file=sys.stderr)
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("policy-distill: interrupted", file=sys.stderr)
         return FAILED
     except Exception as error:  # a failure of ours: the whole story, then one line
-        traceback.print_exc()
-        print(f"policy-distill: {name} failed: {one_line(str(error)) or type(error).__name__}", file=sys.stderr)
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
+        print(f"policy-distill: {name} failed: {one_line(error) or type(error).__name__}", file=sys.stderr)
         return FAILED
 
 

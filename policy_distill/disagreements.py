@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +22,7 @@ from policy_distill.files import write_atomically
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.action_values import q_gap, why_no_action_values
 from policy_distill.trajectories import Trajectory, play
+from policy_distill.untrusted import read_npz, refuse_damage
 
 COSTS = {
     "q_gap": "Q(s, teacher's action) - Q(s, student's action), by the teacher's critic",
@@ -35,8 +37,8 @@ PARTED = 0.1
 
 CHUNK = 4096
 """States that are asked about in one forward pass."""
-MAX_BYTES = 2**31
-"""A file that would unpack to more is not read."""
+MAX_BYTES = 128 << 20
+"""A file that unpacks to more is not read."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,8 @@ class Disagreements:
     @classmethod
     def load(cls, path: str | Path) -> Disagreements:
         """The inverse of ``save``."""
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {item.name: arrays[item.name] for item in fields(cls)}
-        words = {name: str(found[name]) for name in ("environment", "cost_kind")}
+        found = read_npz(path, [item.name for item in fields(cls)], MAX_BYTES)
+        words: dict[str, Any] = {name: str(found[name]) for name in ("environment", "cost_kind")}
         return cls(**{**found, **words, "states": int(found["states"])})
 
 
@@ -171,19 +172,11 @@ def read_worst_states(path: str | Path, space: gym.Space, count: int) -> tuple[n
         RequestError: in one line, if it is not there, is damaged, holds no state, or states of another observation space.
     """
     mend = "name the disagreements.npz that compare_policies writes"
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise RequestError(f"there is no file {path}: {mend}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
-                raise RequestError(f"{path} would unpack to more than {MAX_BYTES:,} bytes: {mend}, with fewer --episodes")
+    with refuse_damage(path, f"{mend}, with fewer --episodes if it is too large"):
         found = Disagreements.load(path)
         states = worst_states(found, count)
-    except RequestError:
-        raise
-    except Exception as error:  # numpy and zipfile have no common word for a file that is not what it says
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise RequestError(f"{path} cannot be read ({what}): {mend}") from error
     if not len(states):
         raise RequestError(f"{path} holds no states: the student acted as its teacher in all {found.states:,} of them; leave it out")
     if reason := _why_not_of(space, states):

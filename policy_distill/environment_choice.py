@@ -13,7 +13,7 @@ import numpy as np
 
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments import EnvironmentSpec, first_difference, make, modernize, quiet_known_warnings, resolve
+from policy_distill.environments import EnvironmentSpec, first_difference, make, modernize, named_again, quiet_known_warnings, resolve
 from policy_distill.known_wrappers import PADDING, STACK, WRAPPERS, asked_name, check_wrappers, effective, wrap
 from policy_distill.spaces import observation_width
 from policy_distill.teachers import Teacher
@@ -41,6 +41,7 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, asked: Envir
     Without ``env`` it is the saved one, as it exists here. Each of the other options replaces what was saved of its kind.
 
     With ``env`` it is what that names, and nothing of the saved one, but for wrappers without which its spaces would not be the agent's.
+    Where it names the saved ``module:ID`` once more, it is the saved one, and the module may be imported.
 
     Args:
         agent: who acts there; the spaces are compared.
@@ -51,6 +52,8 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, asked: Envir
         RequestError: if nothing says which environment it is, if it or a wrapper cannot be had, or if a wrapper that a file names would
             have to be imported.
     """
+    if saved is not None and (again := named_again(saved, asked.env)):
+        saved, asked = again, replace(asked, env=None)
     own = None if asked.wrappers is None else effective((asked_name(name), kwargs) for name, kwargs in asked.wrappers)
     if asked.env is not None:
         spec, notices = _named(agent, saved, asked, own)

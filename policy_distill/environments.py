@@ -18,13 +18,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import yaml
 from gymnasium.envs.registration import EnvSpec
 
 from policy_distill.border import Border
 from policy_distill.config import RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
 from policy_distill.known_wrappers import STACK, asked_name, check_wrappers, effective, saved_name, wrap
+from policy_distill.untrusted import read_yaml, refuse_damage
 from policy_distill.wrappers import FreshWorld
 
 NOT_HERE = {
@@ -44,7 +44,7 @@ class EnvironmentSpec:
     """An environment as data: enough to make it again."""
 
     id: str
-    """Gymnasium id; ``module:id`` imports the module that registers it."""
+    """Gymnasium id; ``module:id`` names the module that registers it, see ``imports``."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``gymnasium.make``."""
     wrappers: tuple[Wrapper, ...] = ()
@@ -53,6 +53,13 @@ class EnvironmentSpec:
     """After so many steps an episode is truncated. Left out: as the id is registered."""
     extra: str | None = None
     """The extra of this package that installs what the environment needs (box2d, mujoco)."""
+    imports: bool = field(default=False, compare=False, kw_only=True)
+    """Whether the module before the colon may be imported, which runs its code: only what the user typed says so, never a file."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """``kwargs`` without ``render_mode``: what an agent's files say must not open a window."""
+        return {name: value for name, value in self.kwargs.items() if name != "render_mode"}
 
     def text(self) -> str:
         """What a person reads: ``Pendulum-v1 (g=5), TimeFeatureWrapper``."""
@@ -60,14 +67,27 @@ class EnvironmentSpec:
         return ", ".join([f"{self.id}{kwargs}", *(name for name, _ in self.wrappers)])
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON-able data."""
-        return {**asdict(self), "wrappers": [[name, dict(kwargs)] for name, kwargs in self.wrappers]}
+        """The same as JSON-able data, without ``imports``."""
+        data = {**asdict(self), "wrappers": [[name, dict(kwargs)] for name, kwargs in self.wrappers]}
+        return {name: value for name, value in data.items() if name != "imports"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EnvironmentSpec:
-        """The inverse of ``to_dict``, for files: a wrapper ``module:Class`` becomes ``module.Class``, which is not imported."""
-        _only_known_keys("environment", data, [item.name for item in fields(cls)])
-        return cls(**{**data, "wrappers": tuple((saved_name(name), dict(kwargs)) for name, kwargs in data.get("wrappers", ()))})
+        """The inverse of ``to_dict``, for files: a wrapper ``module:Class`` becomes ``module.Class``, which is not imported.
+
+        Raises:
+            RequestError: if they are not what ``to_dict`` writes.
+        """
+        with refuse_damage("the environment that the file names", "write the file again, or name the environment with --env"):
+            _only_known_keys("environment", data, [item.name for item in fields(cls) if item.name != "imports"])
+            wrappers = tuple((saved_name(name), dict(kwargs)) for name, kwargs in data.get("wrappers", ()))
+            spec = cls(**{**data, "wrappers": wrappers})
+            limit, texts = spec.max_episode_steps, [spec.id, *(name for name, _ in wrappers)]
+            if not all(isinstance(text, str) for text in texts) or not isinstance(spec.extra, str | None):
+                raise TypeError("id, wrappers and extra must be texts")
+            if not isinstance(spec.kwargs, dict) or not (limit is None or (type(limit) is int and limit > 0)):
+                raise TypeError("kwargs must be a mapping, max_episode_steps a number")
+        return spec
 
 
 @dataclass(frozen=True)
@@ -111,8 +131,23 @@ def resolve(name: str) -> EnvironmentSpec:
         return entries()[name].spec
     if (stand_in := _stand_in(name)) is not None:
         return stand_in.spec
-    _check_registered(name)
-    return EnvironmentSpec(id=name)
+    spec = EnvironmentSpec(id=name, imports=True)
+    _check_registered(spec)
+    return spec
+
+
+def named_again(saved: EnvironmentSpec, name: str | None) -> EnvironmentSpec | None:
+    """The environment of a file whose module the user allows to be imported by naming the same ``module:id``; the rest is the file's.
+
+    Returns:
+        None if ``name`` is another environment, or one without a module.
+    """
+    return replace(saved, imports=True) if name == saved.id and ":" in saved.id else None
+
+
+def for_worker(spec: EnvironmentSpec) -> EnvironmentSpec:
+    """The same for a process of our own: what is registered here may be imported there."""
+    return replace(spec, imports=spec.imports or spec.id.rpartition(":")[2] in gym.registry)
 
 
 def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tuple[EnvironmentSpec, tuple[str, ...]]:
@@ -131,18 +166,26 @@ def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tupl
     check_wrappers(spec.wrappers)
     entry = _stand_in(spec.id)
     if entry is None:
-        _check_registered(spec.id)
-        return spec, ()
+        _check_registered(spec)
+        return spec, paths_among(spec)
     modern = replace(entry.spec, kwargs={**entry.spec.kwargs, **spec.kwargs}, wrappers=entry.spec.wrappers + spec.wrappers)
     dim = entry.observation_dim
     for name, kwargs in spec.wrappers:
-        known = name in ("TimeFeatureWrapper", STACK)
-        dim = None if dim is None or not known else dim + 1 if name == "TimeFeatureWrapper" else dim * int(kwargs.get("n_stack", 1))
+        known, frames = name in ("TimeFeatureWrapper", STACK), kwargs.get("n_stack", 1)
+        if type(frames) is not int:
+            raise RequestError(f"the wrapper {name} does not take the arguments {dict(kwargs)}: n_stack must be a whole number")
+        dim = None if dim is None or not known else dim + 1 if name == "TimeFeatureWrapper" else dim * frames
     if dim is not None and observation_dim is not None and dim != observation_dim:
         raise RequestError(
             f"the agent from {spec.id} reads {observation_dim} numbers, but {modern.id} in its place gives {dim}; name another with --env"
         )
-    return modern, (f"trained on {spec.id}; run here on {modern.id}, {entry.replaces[spec.id]}; override with --env",)
+    return modern, (f"trained on {spec.id}; run here on {modern.id}, {entry.replaces[spec.id]}; override with --env", *paths_among(spec))
+
+
+def paths_among(spec: EnvironmentSpec) -> tuple[str, ...]:
+    """A notice for each argument that looks like a file's name: the environment may open what an agent's files name."""
+    texts = {name: value for name, value in spec.kwargs.items() if isinstance(value, str) and re.search(r"[/\\]|\.\w+$", value)}
+    return tuple(f"the agent's files give {spec.id} the argument {name} = {value!r}, which it may open" for name, value in texts.items())
 
 
 def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
@@ -154,7 +197,7 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
     options: dict[str, Any] = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
     if render_mode is not None:
         options["render_mode"] = render_mode
-    _check_registered(spec.id)
+    _check_registered(spec)
     known = dataclasses.replace(registered(spec.id), order_enforce=False)
     entry_point = str(known.entry_point)
     shipped = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", entry_point)
@@ -162,7 +205,7 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
     try:
         with quiet_known_warnings(), _quiet_mujoco(extra == "mujoco"):
             # Its wrapper that watches the order of calls costs a step of CartPole 7 %; here they are always in order.
-            env = gym.make(known, disable_env_checker=True, **options, **spec.kwargs)
+            env = gym.make(known, disable_env_checker=True, **options, **spec.arguments)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         mend = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
         raise RequestError(f"{spec.id} needs a package that is not installed: {mend}") from error
@@ -173,8 +216,8 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
         ):
             example = json.dumps(dict.fromkeys(re.findall(r"'(\w+)'", missing[1]), "..."))
             raise RequestError(f"{spec.id} cannot be made without its argument {missing[1]}: give --env-kwargs '{example}'") from error
-        if isinstance(error, TypeError | AssertionError) and spec.kwargs:
-            raise RequestError(f"{spec.id} does not take the arguments {dict(spec.kwargs)} (see --env-kwargs): {text}") from error
+        if isinstance(error, TypeError | AssertionError) and spec.arguments:
+            raise RequestError(f"{spec.id} does not take the arguments {spec.arguments} (see --env-kwargs): {text}") from error
         raise RequestError(f"{spec.id} cannot be made: its constructor raised {type(error).__name__}: {text}") from error
     if entry_point.startswith("gymnasium.envs.box2d.bipedal_walker:"):
         env = FreshWorld(env)
@@ -275,16 +318,21 @@ def _stand_in(old_id: str) -> Entry | None:
     return next((entry for entry in entries().values() if old_id in entry.replaces), None)
 
 
-def _check_registered(name: str) -> None:
-    """Raise if Gymnasium cannot make ``name``; a module before a colon is imported."""
+def _check_registered(spec: EnvironmentSpec) -> None:
+    """Raise if Gymnasium cannot make ``spec``; a module before a colon is imported where the spec allows it."""
+    name = spec.id
     module, _, gym_id = name.rpartition(":")
-    if module:
+    if module and spec.imports:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             raise RequestError(f"the module {module} of the environment {name} cannot be imported: {error}") from error
     if gym_id in gym.registry:
         return
+    if module and not spec.imports:
+        raise RequestError(
+            f"the files name the environment {name}, and importing {module} runs its code: give --env {name} if you trust it"
+        )
     for pattern, reason in NOT_HERE.items():
         if re.fullmatch(pattern, gym_id):
             raise RequestError(f"{name} cannot be run here: {reason}")
@@ -299,10 +347,7 @@ def _read_folder(folder: Path) -> Mapping[str, Entry]:
 
 
 def _read_entry(path: Path) -> Entry:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    data = read_yaml(path, "it must be YAML like the files of envs/")
     if not isinstance(data, dict) or not isinstance(data.get("id"), str):
         raise RequestError(f"{path}: id is missing; it must name a Gymnasium id")
     _only_known_keys(str(path), data, ["id", "kwargs", "wrappers", "extra", "observation_dim", "replaces", "evaluation"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,14 +261,14 @@ def load_policy(path: str, reading: Reading = AS_FOUND) -> tuple[Student | Teach
         RequestError: if it cannot be read, or ``reading`` says of a student what can be said of agents alone.
     """
     for folder in (Path(path), Path(path) / "student"):
-        if (folder / "student.json").is_file():
+        if os.path.isfile(folder / "student.json"):
             if said := reading.recorded():
                 name = next(iter(said))
                 raise RequestError(f"{path} is a student, which needs no --{name}; what is said about its teacher is --teacher_{name}")
             return Student.load(folder), _saved_environment(folder)
     agent = Teacher.load(path, **reading.arguments())
     beside = Path(path).parent / "student"
-    if agent.saved_env is None and (beside / "student.json").is_file():
+    if agent.saved_env is None and os.path.isfile(beside / "student.json"):
         return agent, _saved_environment(beside)
     return agent, agent.saved_env
 
@@ -290,7 +291,7 @@ def teacher_of(policy: str, named: str | None, reading: Reading = AS_FOUND) -> T
 def _noted_teacher(path: str) -> dict[str, Any]:
     """What a run noted of its teacher, if ``path`` is a run's or a student's folder."""
     for folder in (Path(path), Path(path) / "student"):
-        if (folder / "student.json").is_file():
+        if os.path.isfile(folder / "student.json"):
             return read_description(folder).get("teacher") or {}
     return {}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from policy_distill.terminal import Terminal
 
 
 class Display:
@@ -18,14 +19,14 @@ class Display:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
+        self.console = Terminal(file=sys.stderr, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def note(self, message: str) -> None:
         """Say one line."""
         if not self.quiet:
-            self.console.print(message, markup=False)
+            self.console.print(message)
 
     def start(self, description: str, total: int) -> None:
         """Begin a bar of ``total`` parts; one that is still there goes."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from policy_distill.untrusted import MAX_ELEMENTS, element_count, number_type
+
 
 def observation_width(space: gym.Space) -> int:
     """Length of the vector that ``encode_observations`` makes.
@@ -20,13 +22,13 @@ def observation_width(space: gym.Space) -> int:
     """
     match space:
         case gym.spaces.Box():
-            return int(np.prod(space.shape))
+            return math.prod(space.shape)
         case gym.spaces.Discrete():
             return int(space.n)
         case gym.spaces.MultiDiscrete():
-            return int(np.sum(space.nvec))
+            return sum(map(int, space.nvec.ravel()))
         case gym.spaces.MultiBinary():
-            return int(np.prod(space.shape))
+            return math.prod(map(int, space.shape))
     raise ValueError(f"observation space {space} is not supported: Box, Discrete, MultiDiscrete and MultiBinary are")
 
 
@@ -62,11 +64,20 @@ def space_from_dict(data: dict[str, Any]) -> gym.Space:
     """Build the space that ``space_to_dict`` described.
 
     Raises:
-        ValueError: for a type that is not known.
+        ValueError, KeyError, ...: for a type that is not known, a damaged description, or more than ``MAX_ELEMENTS`` components.
     """
+    space = _space(data)
+    if (width := observation_width(space)) > MAX_ELEMENTS:
+        raise ValueError(f"a space of {width:,} components, at most {MAX_ELEMENTS:,} are supported")
+    return space
+
+
+def _space(data: dict[str, Any]) -> gym.Space:
     match data["type"]:
         case "Box":
-            dtype = np.dtype(data["dtype"])
+            dtype = number_type(data["dtype"])
+            if not len(data["low"]) == len(data["high"]) == element_count(data["shape"]):
+                raise ValueError("a box's bounds do not fit its shape")
             low, high = (np.array([float(value) for value in data[name]], dtype).reshape(data["shape"]) for name in ("low", "high"))
             return gym.spaces.Box(low, high, dtype=dtype.type)
         case "Discrete":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from policy_distill.actions import DiagGaussian, Family, Parameters, family_of
@@ -20,10 +21,13 @@ from policy_distill.config import RequestError, TrainingFault
 from policy_distill.files import write_atomically
 from policy_distill.layers import lay_out, run
 from policy_distill.spaces import encode_observations, observation_width, space_from_dict, space_to_dict
+from policy_distill.untrusted import read_bytes, read_json, refuse_damage
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
 FORMAT = 1
 """Of student.json and student.safetensors."""
+MAX_BYTES, MAX_HEADER_BYTES, MAX_LAYERS = 128 << 20, 1 << 20, 100
+"""Of student.safetensors, its header, and hidden layers: larger students are not read."""
 SMALLEST_WIDTH = 4
 """No hidden layer is chosen narrower than this: a bottleneck of one or two units loses the policy and saves nothing."""
 
@@ -171,19 +175,17 @@ class Student(nn.Module):
             raise RequestError(
                 f"{path} is of format {description.get('format')}, this version reads {FORMAT}: install the one that wrote it"
             )
-        try:
+        with refuse_damage(path, "it holds no readable student; write it again"):
             architecture = Architecture(
                 space_from_dict(description["observation_space"]),
                 space_from_dict(description["action_space"]),
                 tuple(description["hidden_sizes"]),
                 description["activation"],
             )
+            weights = _read_weights(path / "student.safetensors")
+            _check_weights(architecture, weights)
             student = cls(architecture)
-            student.load_state_dict(load_file(path / "student.safetensors"))
-            if wrong := student.not_finite():
-                raise ValueError(f"{wrong} holds NaN or infinity")
-        except Exception as error:  # whatever is wrong inside a damaged file, the mend is the same
-            raise RequestError(f"{path} holds no readable student ({str(error).splitlines()[0]}): write it again") from error
+            student.load_state_dict(weights)
         return student.eval().requires_grad_(False)
 
 
@@ -191,16 +193,46 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """Return the contents of ``student.json``.
 
     Raises:
-        RequestError: if it is not there or not JSON.
+        RequestError: if it is not there or not JSON, or what it notes of environment and teacher is not of their form.
     """
     path = Path(folder) / "student.json"
-    try:
-        description: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RequestError(f"{folder} holds no student.json: name the folder that a student was saved in") from None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} cannot be read ({error}): write the student again") from None
+    if not os.path.lexists(path):
+        raise RequestError(f"{folder} holds no student.json: name the folder that a student was saved in")
+    description = read_json(path, "write the student again")
+    noted = description.get("environment"), description.get("teacher")
+    named = (noted[1] or {}).get("path") if isinstance(noted[1], dict | None) else 0
+    if not isinstance(noted[0], dict | None) or not isinstance(named, str | None):
+        raise RequestError(f"{path}: environment or teacher are not as they were written: write the student again")
     return description
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    content = read_bytes(path, MAX_BYTES)
+    if int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES:
+        raise ValueError("the header of student.safetensors is too long")
+    return load(content)
+
+
+def _check_weights(architecture: Architecture, weights: dict[str, Tensor]) -> None:
+    """Compare sizes before anything of these sizes is allocated.
+
+    Raises:
+        ValueError: if the weights are not those of this architecture, or are no numbers.
+    """
+    if len(architecture.hidden_sizes) > MAX_LAYERS or any(type(size) is not int or size < 1 for size in architecture.hidden_sizes):
+        raise ValueError(f"hidden_sizes are {architecture.hidden_sizes}")
+    widths = architecture.widths
+    outputs = widths[-1] if isinstance(architecture.family, DiagGaussian) else 0
+    expected: dict[str, tuple[int, ...]] = {"mean": widths[:1], "scale": widths[:1], "log_std": (outputs,)}
+    for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
+        expected |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if shapes != expected:
+        wrong = next(name for name in {**expected, **shapes} if shapes.get(name) != expected.get(name))
+        raise ValueError(f"the tensor {wrong} is {shapes.get(wrong, 'missing')}, it must be {expected.get(wrong, 'left out')}")
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"the tensor {name} holds NaN or infinity")
 
 
 def layer_names(num_hidden: int) -> list[str]:

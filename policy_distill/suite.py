@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -16,14 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from policy_distill.certify import sha256
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.distill import distill
 from policy_distill.files import write_atomically
 from policy_distill.progress import Display
 from policy_distill.report import AGGREGATE_COLUMNS, AGGREGATE_NOTE, aggregate_rows, write_suite_report
+from policy_distill.report.rows import plain
 from policy_distill.statistics import suite_aggregates
 from policy_distill.statistics.suites import Returns
 from policy_distill.tracking import write_json
+from policy_distill.untrusted import read_json, refuse_damage
 
 STEP_TIMEOUT = 60.0
 """Seconds for a step or a reset, where none are given: an environment that hangs must not end the suite."""
@@ -93,12 +95,12 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
     run = output / name
     timeout = STEP_TIMEOUT if config.step_timeout is None else config.step_timeout
     job = dataclasses.replace(config, teacher=str(folder), output=str(run), step_timeout=timeout)
-    contents = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+    contents = {path.name: sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     key = json.dumps({**dataclasses.asdict(job), "contents": contents}, sort_keys=True)
     done = run / "suite.json"
     if done.is_file():
-        stored = json.loads(done.read_text())
-        if stored["settings"] == key:
+        stored = read_json(done, "remove it, and the teacher is distilled again")
+        if stored.get("settings") == key and isinstance(stored.get("row"), dict) and set(stored["row"]) == set(COLUMNS):
             display.note("  done already")
             row: dict[str, Any] = stored["row"]
             return row
@@ -146,12 +148,12 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path, config: DistillCo
     """Write suite.md, suite.csv and suite.json."""
     folder.mkdir(parents=True, exist_ok=True)
     aggregates = SuiteResult(list(rows), folder).aggregates()
-    write_atomically(folder / "suite.md", lambda target: target.write_text(markdown(rows, aggregates)))
+    write_atomically(folder / "suite.md", lambda target: target.write_text(markdown(rows, aggregates), encoding="utf-8"))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(folder / "suite.csv", lambda target: target.write_text(buffer.getvalue()))
+    write_atomically(folder / "suite.csv", lambda target: target.write_text(buffer.getvalue(), encoding="utf-8", errors="backslashreplace"))
     write_json(
         folder / "suite.json",
         {
@@ -172,13 +174,13 @@ def markdown(rows: Sequence[Mapping[str, Any]], aggregates: Mapping[str, Mapping
     ]
     for row in rows:
         if row["status"] != "done":
-            reason = row["reason"].replace("|", "\\|")
-            lines.append(f"| {row['teacher']} | {row['status']}: {reason} | | | | | | | |")
+            lines.append(f"| {plain(row['teacher'])} | {row['status']}: {plain(row['reason'])} | | | | | | | |")
             continue
         kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         lines.append(
-            f"| {row['teacher']} | {row['env']} | {row['params']:,} | {row['student']} | {row['compression'] or math.nan:.1f}x "
-            f"| {row['teacher_return']:.1f} | {row['student_return']:.1f} | {kept} | {row['seconds']:.0f} |"
+            f"| {plain(row['teacher'])} | {plain(row['env'])} | {row['params']:,} | {row['student']} "
+            f"| {row['compression'] or math.nan:.1f}x | {row['teacher_return']:.1f} | {row['student_return']:.1f} | {kept} "
+            f"| {row['seconds']:.0f} |"
         )
     if aggregates:
         lines += [
@@ -193,8 +195,10 @@ def markdown(rows: Sequence[Mapping[str, Any]], aggregates: Mapping[str, Mapping
 
 
 def _returns(path: Path) -> Returns:
-    found = json.loads(path.read_text())["returns"]
-    return np.array(found["student"]), np.array(found["teacher"]), np.array(found["random"])
+    with refuse_damage(path, "remove the run's folder, and it is run again"):
+        found = read_json(path, "remove the run's folder, and it is run again")["returns"]
+        student, teacher, random = (np.array(found[role], np.float64) for role in ("student", "teacher", "random"))
+    return student, teacher, random
 
 
 def _finite(value: float | None) -> float | None:

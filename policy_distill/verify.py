@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from policy_distill import check
 from policy_distill.certify import FORMAT, ROLES, files_of, versions
 from policy_distill.config import Reading, RequestError
 from policy_distill.config.environment import Wrapper
-from policy_distill.environments import EnvironmentSpec, check_fits
+from policy_distill.environments import EnvironmentSpec, check_fits, named_again
 from policy_distill.evaluate import evaluation_seeds
 from policy_distill.job import one_torch_thread
 from policy_distill.known_wrappers import trusting
@@ -27,13 +27,15 @@ from policy_distill.rounding import kernels
 from policy_distill.sampling import Drawing
 from policy_distill.statistics import Decision, Plan, decide, shows_positive_mean
 from policy_distill.teachers import Teacher
+from policy_distill.untrusted import read_json, refuse_damage
 from policy_distill.workers import Rollouts
 
 AGENT = {"path": str | None, "sha256": dict}
+MAX_EPISODES = 1_000_000
 LAYOUT: dict[str, Any] = {
     "claim": str, "verdict": str, "share": float | int, "confidence": float | int, "max_episodes": int, "episodes": int,
-    "environment": {"id": str}, "student": AGENT, "teacher": AGENT, "test": {"looks": list, "boundaries": list, "seen": list},
-    "versions": dict, "seeds": list, "returns": dict,
+    "environment": {"id": str}, "student": AGENT, "teacher": {**AGENT, "algo": str | None},
+    "test": {"looks": list, "boundaries": list, "seen": list}, "versions": dict, "seeds": list, "returns": dict,
 }  # fmt: skip
 """What is read of a certificate, and its types."""
 SURE = 0.9999
@@ -92,6 +94,7 @@ def verify(
     *,
     policy: str | None = None,
     teacher: str | None = None,
+    env: str | None = None,
     episodes: int | None = None,
     num_envs: int = 16,
     workers: int | None = None,
@@ -107,6 +110,7 @@ def verify(
     Args:
         path: of certificate.json.
         policy, teacher: where they lie now, if not where the certificate says; their hashes must be the same.
+        env: the certificate's environment once more, where it is ``module:ID`` and the module may be imported.
         episodes: play so many of the episodes, from the first; None: all of them, 0: none.
         num_envs: episodes side by side; the returns do not depend on it.
         workers: processes; None: one a core.
@@ -123,6 +127,10 @@ def verify(
     found = Verification(str(path), data["claim"], data["verdict"])
     spec = EnvironmentSpec.from_dict(data["environment"])
     spec = dataclasses.replace(spec, wrappers=trusting(spec.wrappers, wrappers))
+    if env is not None:
+        if env != spec.id:
+            raise RequestError(f"env is {env!r}, but {path} is about {spec.id!r}: leave it out")
+        spec = named_again(spec, env) or spec
     changed = _other_versions(data, spec)
     if changed:
         found.notes.append(f"written with other versions: {', '.join(changed)}")
@@ -184,18 +192,15 @@ def read_certificate(path: str | Path) -> dict[str, Any]:
     Raises:
         RequestError: if it is not there, no certificate, or of another format.
     """
-    try:
-        data = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read ({error.strerror}): name a certificate.json") from None
-    except ValueError:
-        raise RequestError(f"{path} is no JSON: name a certificate.json") from None
-    if not isinstance(data, dict) or "format" not in data or "claim" not in data:
+    data = read_json(path, "name a certificate.json")
+    if "format" not in data or "claim" not in data:
         raise RequestError(f"{path} is no certificate: name a certificate.json that evaluate_policy --certify or distill_policy wrote")
     if data["format"] != FORMAT:
         raise RequestError(f"{path} is of format {data['format']}, this version reads {FORMAT}: install the one that wrote it")
     if lost := _misfit(data, LAYOUT):
         raise RequestError(f"{path} lacks {lost!r}, or holds something else there: it was cut or changed; write it again")
+    if not 1 <= data["max_episodes"] <= MAX_EPISODES or len(data["seeds"]) > MAX_EPISODES:
+        raise RequestError(f"{path} is about more than {MAX_EPISODES:,} episodes, or none: such certificates are not written")
     return data
 
 
@@ -203,6 +208,10 @@ def _misfit(data: dict[str, Any], layout: dict[str, Any]) -> str | None:
     """Dotted name of the first entry of ``layout`` that ``data`` lacks or has as another type; None if all are there."""
     for name, kind in layout.items():
         if name not in data or not isinstance(data[name], dict if isinstance(kind, dict) else kind):
+            return name
+        if kind is int and isinstance(data[name], bool):
+            return name
+        if name == "sha256" and not all(isinstance(digest, str) for digest in data[name].values()):
             return name
         if isinstance(kind, dict) and (inner := _misfit(data[name], kind)):
             return f"{name}.{inner}"
@@ -214,7 +223,7 @@ def _place(recorded: str | None, folder: Path, role: str) -> str | None:
     if recorded is None:
         return None
     beside = folder / recorded
-    if beside.exists():
+    if os.path.exists(beside):
         return str(beside)
     if role == "student":
         raise RequestError(f"the student is no longer at {beside}: say where it is with --policy")
@@ -254,8 +263,9 @@ def _check_test(data: dict[str, Any], found: Verification) -> None:
     if data["seeds"] != evaluation_seeds("certificate", len(data["seeds"])):
         found.objections.append("the seeds are not those of certificates: they may have been chosen")
     try:
-        objection = _objection_to_test(data)
-    except (KeyError, TypeError, ValueError) as error:  # numbers that are none
+        with refuse_damage("its numbers", "they were changed"):
+            objection = _objection_to_test(data)
+    except RequestError as error:  # numbers that are none
         objection = f"the test cannot be computed: {error}"
     if objection:
         found.objections.append(objection)

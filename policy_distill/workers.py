@@ -13,7 +13,7 @@ import numpy as np
 from policy_distill.backends import WORDS, Backend, group_size
 from policy_distill.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
 from policy_distill.dataset import Transitions
-from policy_distill.environments import EnvironmentSpec
+from policy_distill.environments import EnvironmentSpec, for_worker
 from policy_distill.evaluate import Episodes, EpisodicPolicy, Policy, evaluate, merge
 from policy_distill.processes import Remote, answers_of, available_cores
 from policy_distill.students import Student
@@ -55,7 +55,7 @@ class Rollouts:
         self._collecting = len(shares)
         shares += [range(0)] * (count - len(shares))  # these only measure
         self._here = _Shard(spec, teacher, shares[0], num_envs, seed, backend) if count == 0 else None
-        arguments = [(spec, teacher, share, num_envs, seed, backend) for share in shares] if count else []
+        arguments = [(for_worker(spec), teacher, share, num_envs, seed, backend) for share in shares] if count else []
         self._workers = [Remote(_Shard, *each, step_timeout=step_timeout) for each in arguments]
 
     @property

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.config import RequestError
+from policy_distill.untrusted import MAX_ELEMENTS
 
 
 class FreshWorld(gym.Wrapper):
@@ -70,6 +71,7 @@ class PadObservation(gym.ObservationWrapper):
     def __init__(self, env: gym.Env, size: int, keep: int | None = None) -> None:
         super().__init__(env)
         space = _vector_space(env, "PadObservation")
+        _check_size("PadObservation", size, 1)
         self._keep = space.shape[0] if keep is None else keep
         if not 0 <= self._keep <= min(size, space.shape[0]):
             raise RequestError(f"the wrapper PadObservation cannot keep {self._keep} of {space.shape[0]} numbers in {size}")
@@ -95,8 +97,7 @@ class FrameStack(gym.ObservationWrapper):
     def __init__(self, env: gym.Env, n_stack: int, padding: Sequence[float] | None = None, channels_order: str | None = None) -> None:
         super().__init__(env)
         space = _vector_space(env, "VecFrameStack")
-        if not isinstance(n_stack, int) or n_stack < 1:
-            raise RequestError(f"the wrapper VecFrameStack cannot stack {n_stack!r} vectors: n_stack is a whole number >= 1")
+        _check_size("VecFrameStack", n_stack, space.shape[0])
         if padding is not None and len(padding) != space.shape[0]:
             raise RequestError(f"the wrapper VecFrameStack has a padding of {len(padding)} numbers for vectors of {space.shape[0]}")
         self.observation_space = gym.spaces.Box(np.tile(space.low, n_stack), np.tile(space.high, n_stack), dtype=space.dtype)
@@ -117,3 +118,9 @@ def _vector_space(env: gym.Env, wrapper: str) -> gym.spaces.Box:
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise RequestError(f"the wrapper {wrapper} needs a vector as observation, not {space}")
     return space
+
+
+def _check_size(wrapper: str, number: int, size: int) -> None:
+    """Refuse what a file may ask for and no memory would hold."""
+    if type(number) is not int or not 1 <= number * size <= MAX_ELEMENTS:
+        raise RequestError(f"the wrapper {wrapper} cannot make {number} times {size} numbers: between 1 and {MAX_ELEMENTS:,} are supported")

@@ -241,9 +241,9 @@ def test_the_worst_states_are_read_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"observations": None}, "observations is not a file"),
-        ({"environment": None}, "environment is not a file"),
-        ({"observations": np.array([object()])}, "allow_pickle=False"),
+        ({"observations": None}, "no item named 'observations.npy'"),
+        ({"environment": None}, "no item named 'environment.npy'"),
+        ({"observations": np.array([object()])}, "no numbers"),
         ({"observations": np.float32(1.0)}, "cannot be read"),
         ({"observations": np.empty((0, 2), np.float32)}, "holds no states: the student acted as its teacher"),
         ({"observations": np.ones((3, 4), np.float32)}, r"they are of shape \(4,\), its observations of \(2,\)"),
@@ -275,7 +275,7 @@ def test_a_file_that_is_not_there_or_unpacks_to_too_much_is_refused(tmp_path, mo
         read_worst_states(tmp_path / "none.npz", Walk.observation_space, 10)
     path = found_by(q_teacher()).save(tmp_path / "disagreements.npz")
     monkeypatch.setattr("policy_distill.disagreements.MAX_BYTES", 1000)
-    with pytest.raises(RequestError, match="would unpack to more than 1,000 bytes"):
+    with pytest.raises(RequestError, match=r"unpacks to .* bytes, more than the .* that are read"):
         read_worst_states(path, Walk.observation_space, 10)
 
 

@@ -58,7 +58,9 @@ TIERS = [
         "border",
         "watchdog",
     },
+    {"untrusted", "terminal"},
     {"config"},
+    {"printable"},
 ]
 KNOWS_SB3 = tuple(f"policy_distill.{name}" for name in ("teachers", "export.sb3", "kickstart", "ppo", "stepping", "benchmark"))
 

@@ -6,9 +6,9 @@ import contextlib
 import io
 
 import pytest
-from rich.console import Console
 
 from policy_distill.progress import Display
+from policy_distill.terminal import Terminal
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_a_message_is_shown_as_it_is(message, capsys):
 
 def in_a_terminal() -> tuple[Display, io.StringIO]:
     shown, display = io.StringIO(), Display()
-    display.console = Console(file=shown, force_terminal=True, width=100, highlight=False, _environ={})
+    display.console = Terminal(file=shown, force_terminal=True, width=100, _environ={})
     return display, shown
 
 

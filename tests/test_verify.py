@@ -249,7 +249,7 @@ def test_what_is_no_certificate_is_refused(folder, tmp_path):
     with pytest.raises(RequestError, match="cannot be read"):
         read_certificate(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(RequestError, match="is no JSON"):
+    with pytest.raises(RequestError, match="cannot be read"):
         read_certificate(tmp_path / "bad.json")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(RequestError, match="is no certificate"):

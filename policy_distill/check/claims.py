@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from policy_distill.config import RequestError
 from policy_distill.teachers.training_record import TrainingRecord
+from policy_distill.untrusted import parse_json_object, read_bytes, read_npz, refuse_damage
 
-MAX_README_BYTES = 1 << 20
+MAX_TEXT_BYTES = 1 << 20
+MAX_ARRAY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,19 @@ def find_claim(zip_path: Path) -> Claim | None:
     """
     folder = zip_path.parent
     for path in (folder / "card.json", folder / "evaluations.npz", zip_path.with_suffix("") / "evaluations.npz"):
-        if not path.is_file():
+        if not os.path.isfile(path):
             continue
-        try:
+        with refuse_damage(path, "it is no record of returns; take it away or write it again"):
             if path.suffix == ".json":
-                data = json.loads(path.read_text())
-                return Claim(float(data["return_mean"]), float(data["return_std"]), int(data["episodes"]), path.name)
-            with np.load(path, allow_pickle=False) as arrays:
-                results = np.asarray(arrays["results"], np.float64)
-            best = results[results.mean(axis=1).argmax()] if zip_path.stem == "best_model" else results[-1]
-            return Claim(float(best.mean()), float(best.std()), len(best), path.name)
-        except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
-            raise RequestError(f"{path} is no record of returns ({error}): take it away or write it again") from None
+                data = parse_json_object(read_bytes(path, MAX_TEXT_BYTES))
+                claim = Claim(float(data["return_mean"]), float(data["return_std"]), int(data["episodes"]), path.name)
+            else:
+                results = np.asarray(read_npz(path, ["results"], MAX_ARRAY_BYTES)["results"], np.float64)
+                best = results[results.mean(axis=1).argmax()] if zip_path.stem == "best_model" else results[-1]
+                claim = Claim(float(best.mean()), float(best.std()), len(best), path.name)
+            if not np.isfinite([claim.mean, claim.std]).all():
+                raise ValueError("its returns are not finite")
+            return claim
     return _of_hub(folder / "results.json") or _of_readme(folder / "README.md")
 
 
@@ -79,23 +80,29 @@ def training_claim(record: TrainingRecord) -> Claim | None:
 
 def _of_hub(path: Path) -> Claim | None:
     """``{"mean_reward": 500.0, "std_reward": 0.0, "n_eval_episodes": 10, ...}``."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
-        data: Any = json.loads(path.read_text())
-        drawn = " (of drawn actions)" if data.get("is_deterministic") is False else ""
-        found = Claim(float(data["mean_reward"]), float(data["std_reward"]), int(data.get("n_eval_episodes", 1)), path.name + drawn)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        with refuse_damage(path, "it is passed over"):
+            data = parse_json_object(read_bytes(path, MAX_TEXT_BYTES))
+            drawn = " (of drawn actions)" if data.get("is_deterministic") is False else ""
+            found = Claim(float(data["mean_reward"]), float(data["std_reward"]), int(data.get("n_eval_episodes", 1)), path.name + drawn)
+    except RequestError:
         return None
     return found if np.isfinite([found.mean, found.std]).all() else None
 
 
 def _of_readme(path: Path) -> Claim | None:
     """The model card's ``type: mean_reward`` with ``value: 3478.80 +/- 821.71``; how many episodes it does not say."""
-    if not path.is_file() or path.stat().st_size > MAX_README_BYTES:
+    if not os.path.isfile(path):
         return None
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        with refuse_damage(path, "it is passed over"):
+            text = read_bytes(path, MAX_TEXT_BYTES).decode("utf-8", errors="replace")
+    except RequestError:
+        return None
     if "mean_reward" not in text:
         return None
-    found = re.search(r"^\s*(?:-\s*)?value:\s*[\"']?(-?\d+(?:\.\d+)?)\s*\+/-\s*(\d+(?:\.\d+)?)", text, re.MULTILINE)
+    number, gap = r"\d{1,20}(?:\.\d{1,20})?", r"[ \t]{0,40}"
+    found = re.search(rf"^{gap}(?:-{gap})?value:{gap}[\"']?(-?{number}){gap}\+/-{gap}({number})", text, re.MULTILINE)
     return Claim(float(found[1]), float(found[2]), 1, path.name) if found else None

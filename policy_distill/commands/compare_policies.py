@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from policy_distill.commands.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish, mean_and_std, plain
 from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
 from policy_distill.progress import Display
+from policy_distill.terminal import Terminal
 
 if TYPE_CHECKING:
     from policy_distill.disagreements import Disagreements
@@ -121,7 +121,7 @@ def rows(found: Disagreements) -> list[tuple[str, str]]:
 
 def show(found: Disagreements, worst: int) -> None:
     """Print the episodes that lost most, and the costliest states, within 80 columns."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Terminal()
     episodes = _table("seed", "teacher", "student", "lost", "steps", "first differs", "reward parts")
     for index in found.worst_episodes()[:worst]:
         figures = (found.teacher_returns[index], found.student_returns[index], found.losses[index])

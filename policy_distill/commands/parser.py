@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from policy_distill.commands.config_file import check_config_files, check_what_only_a_user_says
 from policy_distill.config import DistillConfig, EnvironmentOptions, Reading, RequestError
+from policy_distill.printable import one_line
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -32,6 +34,7 @@ class Parser(ArgumentParser):
         super().__init__(
             **{"prog": f"policy-distill {command}", "description": description, "exit_on_error": False, "allow_abbrev": False, **settings}
         )
+        self._groups: list[type[Any]] = []
         if command:
             self.add_argument("--config", action="config", help="YAML file with any of the options below")
 
@@ -45,9 +48,15 @@ class Parser(ArgumentParser):
         what = "seconds that a step or a reset of the environment may take before the command ends; default: any"
         self.add_argument("--step_timeout", "--step-timeout", type=float | None, default=None, help=what)
 
+    def add_class_arguments(self, theclass: type[Any], *arguments: Any, **settings: Any) -> Any:
+        self._groups.append(theclass)
+        return super().add_class_arguments(theclass, *arguments, **settings)
+
     def parse(self, arguments: Sequence[str]) -> Namespace:
+        arguments = spelled_out(arguments)
+        check_config_files(arguments, self._groups)
         try:
-            return self.parse_args(spelled_out(arguments))
+            options = self.parse_args(arguments)
         except SystemExit as end:  # --help and --print_config end here
             if end.code in (0, None):
                 raise
@@ -56,6 +65,8 @@ class Parser(ArgumentParser):
             raise
         except Exception as error:  # jsonargparse raises several kinds; all mean that the request was wrong
             raise RequestError(self._explain(str(error))) from None
+        check_what_only_a_user_says(arguments, options)
+        return options
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise RequestError(self._explain(message)) from ex
@@ -214,10 +225,6 @@ def zoo_path(teacher: str, folder: str | None, algo: str | None, env: str | None
     if not runs:
         raise RequestError(f"no run {algo}/{env}_N in {folder}: look at what the folder holds")
     return str(runs[-1])
-
-
-def one_line(message: str) -> str:
-    return " ".join(message.split())
 
 
 def nearest(word: str, known: Any) -> str:

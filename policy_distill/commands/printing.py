@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
+
+from policy_distill.terminal import Terminal
 
 DONE = 0
 """The exit code."""
@@ -24,7 +25,7 @@ def finish(as_json: bool, summary: Any, rows: Sequence[tuple[str, str]], folder:
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Terminal()
     console.print(table)
     if folder:
         console.print(f"\n{folder}", soft_wrap=True)

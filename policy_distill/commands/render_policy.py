@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ def render_policy(arguments: Sequence[str]) -> int:
     from policy_distill.measure import agents_among, common_environment, load_policy, teacher_of
     from policy_distill.render import film, side_by_side, write_gif
     from policy_distill.report import VIDEO, write_report
+    from policy_distill.report.write import read_result
     from policy_distill.tracking import Tracker
 
     run = Path(options.policy) if (Path(options.policy) / "result.json").is_file() else None
@@ -57,7 +57,7 @@ def render_policy(arguments: Sequence[str]) -> int:
     if run is not None and output == run / VIDEO:
         write_report(run)  # which shows the film that is there now
         with Tracker(run / "tensorboard") as tracker:
-            tracker.film("episode/side_by_side", output, json.loads((run / "result.json").read_text())["env_steps"])
+            tracker.film("episode/side_by_side", output, read_result(run)["env_steps"])
     summary = {
         "output": str(output),
         "seed": options.seed,

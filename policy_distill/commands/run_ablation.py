@@ -29,8 +29,8 @@ def run_ablation(arguments: Sequence[str]) -> int:
     output = writable_folder(Path(options.output))
     kept = ablation.run_study(study, output, jobs=options.jobs or available_cores(), note=Display(quiet=options.json).note)
     command = f"policy-distill run_ablation --study {options.study} --output {options.output} --page {options.page}"
-    page = Path(options.page)
-    write_atomically(page, lambda target: target.write_text(ablation.markdown(study, kept, command)))
+    page, text = Path(options.page), ablation.markdown(study, kept, command)
+    write_atomically(page, lambda target: target.write_text(text, encoding="utf-8"))
     if options.json:
         print(json.dumps({"/".join(map(str, key)): plain(found.retention) for key, found in kept.items()}, indent=2))
     else:

@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from policy_distill.commands.parser import Parser
 from policy_distill.commands.printing import DONE
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.progress import Display
+from policy_distill.terminal import Terminal
 
 
 def run_suite(arguments: Sequence[str]) -> int:
@@ -47,7 +47,7 @@ def run_suite(arguments: Sequence[str]) -> int:
             continue
         kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         table.add_row(row["teacher"], row["student"], times(row["compression"]), kept, f"{row['seconds']:.0f}")
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Terminal()
     console.print(table)
     if aggregates:
         console.print(f"\nteachers with {suite.WORTH_COMPRESSING:,} parameters or more:")

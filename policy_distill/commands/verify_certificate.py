@@ -19,6 +19,7 @@ def verify_certificate(arguments: Sequence[str]) -> int:
     parser.add_argument("--certificate", type=str, required=True, help="certificate.json, or the folder that holds it")
     parser.add_argument("--policy", type=str | None, default=None, help="where the student lies now; default: where the certificate says")
     parser.add_argument("--teacher", type=str | None, default=None, help="where the teacher lies now")
+    parser.add_argument("--env", type=str | None, default=None, help="its environment again, if that is module:ID; imports the module")
     parser.add_argument("--episodes", type=int | None, default=None, help="play the first N episodes again; default: all; 0: none")
     parser.add_argument("--num_envs", type=int, default=16, help="episodes side by side; the returns do not depend on it")
     parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
@@ -39,6 +40,7 @@ def verify_certificate(arguments: Sequence[str]) -> int:
         place_of(options.certificate),
         policy=options.policy,
         teacher=options.teacher,
+        env=options.env,
         episodes=options.episodes,
         num_envs=options.num_envs,
         workers=options.workers,

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import get_args, get_type_hints
 
+from policy_distill.printable import one_line
+
 
 class RequestError(ValueError):
-    """The request was wrong. The message is one line for the person who made it: what is wrong and how to mend it (exit code 2)."""
+    """The request was wrong. The message is one line for the person who made it: what is wrong and how to mend it (exit code 2).
+
+    Messages quote files and their names: the line is cut to a readable length, and control characters in it are escaped.
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(message))
 
 
 class Fault(RuntimeError):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policy_distill.report.candidates import Candidate, candidates
-from policy_distill.report.rows import finalist_text, number, summary_table, tally_text
+from policy_distill.report.rows import finalist_text, number, plain, summary_table, tally_text
 from policy_distill.report.verdict import verdict
 
 
@@ -17,8 +17,15 @@ def run_markdown(summary: Mapping[str, Any]) -> str:
         summary: what result.json holds.
     """
     found, tried = verdict(summary), candidates(summary)
-    lines = [f"# {summary['teacher']['algo']} on {summary['env']}, distilled", "", f"**{found.headline}**", found.meaning, found.trust, ""]
-    lines += [f"- note: {notice}" for notice in summary["notices"]]
+    lines = [
+        f"# {plain(summary['teacher']['algo'])} on {plain(summary['env'])}, distilled",
+        "",
+        f"**{plain(found.headline)}**",
+        plain(found.meaning),
+        plain(found.trust),
+        "",
+    ]
+    lines += [f"- note: {plain(notice)}" for notice in summary["notices"]]
     lines += ["", summary_table(summary), ""]
     lines += [
         tally_text(summary["returns"]),
@@ -91,7 +98,7 @@ def _polish_lines(polish: Mapping[str, Any] | None, tried: Sequence[Candidate]) 
     lines = [
         "## Polish",
         "",
-        f"It began with {polish['start']}, which kept {polish['start_retention']:.3f} of the return on the validation seeds.",
+        f"It began with {plain(polish['start'])}, which kept {polish['start_retention']:.3f} of the return on the validation seeds.",
         "",
         "| environment steps | sampled return | validation return | retention | as finalist (episodes) |",
         "|---:|---:|---:|---:|---:|",

@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from policy_distill.printable import printable
 from policy_distill.report.drawing import COLOURS
 
 _VARIABLES = ["".join(f"--{name}:{pair[mode]};" for name, pair in COLOURS.items()) for mode in (0, 1)]
@@ -74,16 +75,21 @@ class Markup:
 Cell = str | Markup
 
 
+def escaped(text: str) -> str:
+    """HTML that shows ``text``, whoever wrote it; control characters are shown as escapes."""
+    return html.escape(printable(text))
+
+
 def text_of(cell: Cell) -> str:
     """HTML of a cell: what is no markup yet is escaped."""
-    return cell.text if isinstance(cell, Markup) else html.escape(cell)
+    return cell.text if isinstance(cell, Markup) else escaped(cell)
 
 
 def document(title: str, *parts: str) -> str:
     """The whole page."""
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>"
+        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>"
     )
     body = "\n".join(part for part in parts if part)
     return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
@@ -92,7 +98,7 @@ def document(title: str, *parts: str) -> str:
 def section(title: str, *parts: str) -> str:
     """A box with a heading; nothing where all parts are empty."""
     inner = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{html.escape(title)}</h2>\n{inner}\n</section>" if inner else ""
+    return f"<section>\n<h2>{escaped(title)}</h2>\n{inner}\n</section>" if inner else ""
 
 
 def paragraph(cell: Cell, kind: str = "") -> str:
@@ -102,11 +108,11 @@ def paragraph(cell: Cell, kind: str = "") -> str:
 
 def link(target: str, label: str | None = None) -> Markup:
     """A relative link."""
-    return Markup(f'<a href="{html.escape(target)}">{html.escape(label or target)}</a>')
+    return Markup(f'<a href="{escaped(target)}">{escaped(label or target)}</a>')
 
 
 def code(text: str) -> Markup:
-    return Markup(f"<code>{html.escape(text)}</code>")
+    return Markup(f"<code>{escaped(text)}</code>")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, numbers: Sequence[int] = (), marked: Sequence[int] = ()) -> str:
@@ -133,14 +139,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, numbers: Seq
 
 def tiles(figures: Sequence[tuple[str, str, str]]) -> str:
     """Figures at a glance: name, value, and a word beneath."""
-    items = (f"<div><dt>{html.escape(a)}</dt><dd>{html.escape(b)}<span>{html.escape(c)}</span></dd></div>" for a, b, c in figures)
+    items = (f"<div><dt>{escaped(a)}</dt><dd>{escaped(b)}<span>{escaped(c)}</span></dd></div>" for a, b, c in figures)
     return f'<dl class="tiles">{"".join(items)}</dl>'
 
 
 def plot(drawing: str, caption: str, kind: str = "") -> str:
     """An ``<svg>`` or ``<img>`` with its caption."""
     opening = f'<figure class="{kind}">' if kind else "<figure>"
-    return f"{opening}<div>{drawing}</div><figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"{opening}<div>{drawing}</div><figcaption>{escaped(caption)}</figcaption></figure>"
 
 
 def beside(*plots: str) -> str:
@@ -150,7 +156,7 @@ def beside(*plots: str) -> str:
 
 def details(title: str, inner: str) -> str:
     """What is shown when asked for; nothing where there is nothing."""
-    return f"<details><summary>{html.escape(title)}</summary>{inner}</details>" if inner else ""
+    return f"<details><summary>{escaped(title)}</summary>{inner}</details>" if inner else ""
 
 
 def shares(parts: Sequence[tuple[str, float, str]], colours: Sequence[str]) -> str:
@@ -161,7 +167,7 @@ def shares(parts: Sequence[tuple[str, float, str]], colours: Sequence[str]) -> s
         for (_, amount, _), colour in zip(parts, colours, strict=True)
     )
     rows = [
-        (Markup(f'<span class="key" style="background:var(--{colour})"></span>{html.escape(name)}'), words, f"{amount / total:.0%}")
+        (Markup(f'<span class="key" style="background:var(--{colour})"></span>{escaped(name)}'), words, f"{amount / total:.0%}")
         for (name, amount, words), colour in zip(parts, colours, strict=True)
     ]
     return f'<div class="bar" role="presentation">{bars}</div>' + table((), rows, numbers=(1, 2))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from policy_distill.environments import EnvironmentSpec
+from policy_distill.printable import one_line
 
 RETENTION = "Retention is (student - random) / (teacher - random) of the mean returns."
 
@@ -122,4 +123,9 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def summary_table(summary: Mapping[str, Any]) -> str:
     """``summary_rows`` as a Markdown table."""
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in summary_rows(summary))])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {plain(value)} |" for name, value in summary_rows(summary))])
+
+
+def plain(text: object) -> str:
+    """Text for Markdown: in one line, without control characters, and neither HTML, nor a new column, nor a link or an image."""
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -15,6 +15,7 @@ from policy_distill.report.drawing import to_svg
 from policy_distill.report.page import Cell, link
 from policy_distill.report.rows import AGGREGATE_COLUMNS, AGGREGATE_NOTE, aggregate_rows, known, number, retention_text, times
 from policy_distill.report.verdict import KEEPS
+from policy_distill.untrusted import read_json, refuse_damage
 
 
 def write_suite_report(folder: str | Path) -> Path:
@@ -24,10 +25,13 @@ def write_suite_report(folder: str | Path) -> Path:
         RequestError: if the folder holds none.
     """
     folder = Path(folder)
-    if not (folder / "suite.json").is_file():
+    path = folder / "suite.json"
+    if not os.path.isfile(path):
         raise RequestError(f"{folder} holds no suite.json: name the folder of a suite")
-    suite = json.loads((folder / "suite.json").read_text())
-    return write_atomically(folder / "suite.html", lambda target: target.write_text(suite_page(suite, folder)))
+    suite = read_json(path, "run the suite again")
+    with refuse_damage(path, "it is not of this version; run the suite again"):
+        page = suite_page(suite, folder)
+    return write_atomically(folder / "suite.html", lambda target: target.write_text(page, encoding="utf-8"))
 
 
 def suite_page(suite: Mapping[str, Any], folder: Path) -> str:
@@ -107,7 +111,7 @@ def _table(done: Sequence[Mapping[str, Any]], folder: Path) -> str:
     header = ("teacher", "retention", "smaller", "student", "parameters", "teacher's return", "student's return", "seconds", "environment")
     rows: list[tuple[Cell, ...]] = []
     for row in done:
-        report = f"{row['teacher']}/report.html"
+        report = f"./{row['teacher']}/report.html"  # the name of a folder is no scheme such as javascript:
         rows.append(
             (
                 link(report, row["teacher"]) if (folder / report).is_file() else row["teacher"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ from policy_distill.files import write_atomically
 from policy_distill.report.markdown import run_markdown
 from policy_distill.report.run_page import run_page
 from policy_distill.tracking import write_json
+from policy_distill.untrusted import read_json, refuse_damage
+
+MAX_BYTES = 16 << 20
+"""Of result.json."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -23,11 +27,26 @@ def write_report(folder: str | Path) -> Path:
         RequestError: if the folder holds no result.json.
     """
     folder = Path(folder)
-    if not (folder / "result.json").is_file():
+    summary = read_result(folder)
+    damaged = "it is damaged or of another version; run the job again"
+    with refuse_damage(folder / "result.json", damaged):
+        text = run_markdown(summary)
+    write_atomically(folder / "report.md", lambda target: target.write_text(text, encoding="utf-8"))
+    with refuse_damage(folder / "result.json", damaged):
+        page = run_page(summary, folder)  # names the files that are there
+    return write_atomically(folder / "report.html", lambda target: target.write_text(page, encoding="utf-8"))
+
+
+def read_result(folder: str | Path) -> dict[str, Any]:
+    """What a run's ``result.json`` holds.
+
+    Raises:
+        RequestError: if there is none, or it is damaged.
+    """
+    path = Path(folder) / "result.json"
+    if not os.path.isfile(path):
         raise RequestError(f"{folder} holds no result.json: name the folder of a run that was completed")
-    summary = json.loads((folder / "result.json").read_text())
-    write_atomically(folder / "report.md", lambda target: target.write_text(run_markdown(summary)))
-    return write_atomically(folder / "report.html", lambda target: target.write_text(run_page(summary, folder)))
+    return read_json(path, "run the job again", MAX_BYTES)
 
 
 def add_to_report(folder: str | Path, **found: Any) -> Path:
@@ -39,8 +58,5 @@ def add_to_report(folder: str | Path, **found: Any) -> Path:
     Raises:
         RequestError: if the folder holds no result.json.
     """
-    path = Path(folder) / "result.json"
-    if not path.is_file():
-        raise RequestError(f"{folder} holds no result.json: name the folder of a run that was completed")
-    write_json(path, {**json.loads(path.read_text()), **found})
+    write_json(Path(folder) / "result.json", {**read_result(folder), **found})
     return write_report(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from policy_distill.teachers.saved_config import (
     read_yaml,
 )
 from policy_distill.teachers.statistics_files import Choice, choose_statistics
+from policy_distill.untrusted import refuse_damage
 
 ALGORITHMS = ("a2c", "ars", "crossq", "ddpg", "dqn", "ppo", "ppo_lstm", "ppo_mask", "qrdqn", "sac", "td3", "tqc", "trpo")
 NO_NORMALIZATION = "none"
@@ -73,9 +75,14 @@ def find_agent(name_or_path: str | Path, *, normalization: str | None = None) ->
         RequestError: if there is none, with the nearest names; if the folder is ambiguous; if statistics it needs are missing, ambiguous
             or another agent's.
     """
-    path = Path(name_or_path).expanduser()
     if not str(name_or_path).strip():
         raise RequestError("no teacher is named; give an agent's folder, its .zip, or a name such as ppo/LunarLander-v3")
+    with refuse_damage(name_or_path, "name an agent's folder or its .zip"):
+        return _find(str(name_or_path), normalization)
+
+
+def _find(name: str, normalization: str | None) -> AgentFiles:
+    path = Path(os.path.expanduser(name))
     if path.is_file():
         return _agent(path, normalization)
     beside = path.with_name(path.name + ".zip")
@@ -90,7 +97,7 @@ def find_agent(name_or_path: str | Path, *, normalization: str | None = None) ->
         return _agent(beside, normalization)
     if path.suffix == ".zip":
         raise RequestError(f"{path} does not exist; name a .zip saved by Stable-Baselines3, or an agent's folder")
-    return _shipped(str(name_or_path), normalization)
+    return _shipped(name, normalization)
 
 
 def _shipped(name: str, normalization: str | None) -> AgentFiles:

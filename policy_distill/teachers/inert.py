@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import io
-import math
 import pickle
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
+
+from policy_distill.untrusted import element_count
+
+MAX_OPERATIONS = 400_000
+"""Of a pickle: a second's work, and as many objects. The weights of a policy take some hundreds, statistics some dozens."""
+MAX_NAMES = 1000
+"""Different classes and functions that a pickle names."""
+MAX_ARRAY_ELEMENTS = 10_000_000
+PERSISTENT = "persistent id"
+"""Name of the record of what a pickle refers to and does not hold."""
 
 
 def load_inert(content: bytes) -> Any:
     """Load a pickle with an ``Inert`` for every class and function that it names. A hostile pickle may raise anything."""
-    return _InertUnpickler(content).load()
+    return load_next(io.BytesIO(content), len(content))
+
+
+def load_next(file: BinaryIO, size: int) -> Any:
+    """The same for one of several pickles in a row; ``size`` is the number of bytes that the file may hold."""
+    return _InertUnpickler(file, size).load()
 
 
 class Inert:
-    """Stands for whatever a pickle wanted to call: keeps the arguments, the state and what was appended, does nothing."""
+    """Stands for whatever a pickle wanted to call: keeps the arguments, the state and what was appended or set, does nothing."""
 
     name = ""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         self = super().__new__(cls)
-        self.args, self.state, self.items = args, None, []
+        self.args, self.state, self.items, self.entries = args, None, [], {}
         return self
 
     args: tuple[Any, ...]
     state: Any
     items: list[Any]
+    entries: dict[Any, Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -37,7 +52,7 @@ class Inert:
         self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+        self.entries[key] = value
 
     def append(self, item: Any) -> None:
         self.items.append(item)
@@ -48,17 +63,54 @@ class Inert:
     add = append
 
 
+def _counted(operation: Callable[[Any], None]) -> Callable[[Any], None]:
+    def counted(unpickler: Any) -> None:
+        unpickler.operations += 1
+        if unpickler.operations > MAX_OPERATIONS:
+            raise pickle.UnpicklingError(f"more than {MAX_OPERATIONS:,} operations")
+        operation(unpickler)
+
+    return counted
+
+
+def _of_plain_keys(operation: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """``operation``, which hashes those of the topmost objects that ``keys`` selects: of tuples inside tuples that may take for ever."""
+
+    def checked(unpickler: Any) -> None:
+        for key in unpickler.stack[keys]:
+            if not all(isinstance(part, _HASHED_AT_ONCE) for part in (key if isinstance(key, tuple) else (key,))):
+                raise pickle.UnpicklingError("a key is no plain value")
+        operation(unpickler)
+
+    return checked
+
+
+_HASHED_AT_ONCE = (str, bytes, int, float, type(None), Inert, type)
+
+
 class _InertUnpickler(pickle._Unpickler):
     """The unpickler written in Python (the one in C reserves whatever size a pickle claims), with inert classes for every name."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content))
-        self._size = len(content)
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        super().__init__(file)
+        self._size = size
+        self._names: dict[str, type[Inert]] = {}
+        self.operations = 0
 
     def find_class(self, module: str, name: str) -> type[Inert]:
-        return type("Inert", (Inert,), {"name": f"{module}.{name}"})
+        full = f"{module}.{name}"
+        if full not in self._names:
+            if len(self._names) == MAX_NAMES:
+                raise pickle.UnpicklingError(f"more than {MAX_NAMES} names")
+            self._names[full] = type("Inert", (Inert,), {"name": full})
+        return self._names[full]
+
+    def persistent_load(self, pid: Any) -> Inert:
+        found = Inert(*pid) if isinstance(pid, tuple) else Inert(pid)
+        found.name = PERSISTENT
+        return found
 
     def get_extension(self, code: int) -> None:
         raise pickle.UnpicklingError("extension codes are not read")
@@ -70,6 +122,14 @@ class _InertUnpickler(pickle._Unpickler):
         self.append(bytearray(self.read(size)))  # type: ignore[attr-defined]
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.SETITEM[0]] = _of_plain_keys(dispatch[pickle.SETITEM[0]], slice(-2, -1))
+    for _code in (pickle.SETITEMS[0], pickle.DICT[0]):  # their keys are every other object since the mark
+        dispatch[_code] = _of_plain_keys(dispatch[_code], slice(0, None, 2))
+    for _code in (pickle.ADDITEMS[0], pickle.FROZENSET[0]):
+        dispatch[_code] = _of_plain_keys(dispatch[_code], slice(0, None))
+    for _code, _operation in list(dispatch.items()):
+        dispatch[_code] = _counted(_operation)
+    del _code, _operation
 
 
 def plain_array(value: object) -> np.ndarray:
@@ -94,7 +154,7 @@ def plain_array(value: object) -> np.ndarray:
         order = "F" if fortran else "C"
     raw = _bytes(content)
     plain = _dtype(dtype)
-    if len(raw) != math.prod(shape) * plain.itemsize:
+    if len(raw) != element_count(shape, MAX_ARRAY_ELEMENTS) * plain.itemsize:
         raise ValueError("an array's bytes do not fit its shape")
     return np.frombuffer(raw, plain).reshape(shape, order=order).astype(np.float64)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from policy_distill.config import RequestError
 from policy_distill.teachers.inert import Inert, load_inert, plain_array
+from policy_distill.untrusted import read_bytes, refuse_damage
 
-MAX_BYTES = 256 << 20
+MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -135,31 +137,22 @@ def reward_scale_of(variance: float, epsilon: float) -> float:
 
 def _read_state(path: Path) -> dict[str, Any]:
     """The attributes of the saved VecNormalize, as plain values and inert records."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RequestError(f"{path} does not exist; name the vecnormalize.pkl that was saved with the agent")
-    if path.stat().st_size > MAX_BYTES:
-        raise RequestError(f"{path} is larger than the {MAX_BYTES} bytes that are read; statistics of vector observations are much smaller")
-    content = path.read_bytes()
-    try:
-        saved = load_inert(content)
-    except Exception as error:  # a hostile pickle may raise anything, and none of it is ours
-        raise RequestError(_damaged(path)) from error
-    state = saved.state if isinstance(saved, Inert) else None
-    if not isinstance(state, dict) or not isinstance(state.get("norm_obs"), bool):
-        raise RequestError(_damaged(path))
+    with _damage_in_one_line(path):
+        saved = load_inert(read_bytes(path, MAX_BYTES))
+        state = saved.state if isinstance(saved, Inert) else None
+        if not isinstance(state, dict) or not isinstance(state.get("norm_obs"), bool):
+            raise ValueError("it holds something else")
     return state
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} is no readable VecNormalize pickle; save it again with VecNormalize.save, do not trust the file"
 
 
 @contextmanager
 def _damage_in_one_line(path: Path) -> Iterator[None]:
     """Name the file in whatever goes wrong with what it holds."""
+    mend = "it is no readable VecNormalize pickle; save it again with VecNormalize.save, do not trust the file"
     try:
-        yield
+        with refuse_damage(path, mend):
+            yield
     except RequestError as error:
-        raise RequestError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise RequestError(_damaged(path)) from error
+        raise error if str(path) in str(error) else RequestError(f"{path}: {error}") from error

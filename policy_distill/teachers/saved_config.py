@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,8 @@ import yaml
 from policy_distill.config import RequestError
 from policy_distill.config.environment import Wrapper
 from policy_distill.known_wrappers import STACK, effective, saved_name
+from policy_distill.untrusted import MAX_YAML_BYTES, BoundedLoader, read_text, refuse_damage
 
-MAX_BYTES = 1 << 20
-MAX_ALIASES = 20
-"""A few lines of nested YAML aliases would otherwise stand for billions of entries."""
 SETTINGS = ("algo", "env", "env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack", "normalize")
 """What is read of the files; the rest may hold anything."""
 
@@ -26,15 +25,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: if the file is too large, no YAML, no mapping, or one of its ``SETTINGS`` is a Python object.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RequestError(f"{path} is larger than the {MAX_BYTES} bytes that are read; settings of a run are much smaller")
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_InertLoader)
+    with refuse_damage(path, "copy it again from the run, or remove it and name the environment"):
+        data = yaml.load(read_text(path, MAX_YAML_BYTES), Loader=_InertLoader)
         unread = [key for key in SETTINGS if isinstance(data, dict) and _holds_object(data.get(key))]
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError, OSError) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(f"{path} is no readable YAML; copy it again from the run, or remove it and name the environment") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -56,16 +49,8 @@ def _holds_object(value: object) -> bool:
     return isinstance(value, _PythonObject)
 
 
-class _InertLoader(yaml.SafeLoader):
+class _InertLoader(BoundedLoader):
     """Plain YAML; the zoo's ordered dicts as dicts; whatever else a tag asks for is an empty ``_PythonObject``."""
-
-    aliases = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self.aliases += self.check_event(yaml.AliasEvent)
-        if self.aliases > MAX_ALIASES:
-            raise yaml.YAMLError("too many aliases")
-        return super().compose_node(parent, index)
 
 
 def _ordered_dict(loader: yaml.SafeLoader, node: yaml.Node) -> object:
@@ -102,12 +87,14 @@ def literal(value: Any) -> Any:
     if text.lower() in ("true", "false", "none", ""):
         return {"true": True, "false": False}.get(text.lower())
     try:
-        tree = ast.parse(text, mode="eval").body
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "dict" and not tree.args:
-            if any(keyword.arg is None for keyword in tree.keywords):
-                raise ValueError("no literal")
-            return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords}
-        return ast.literal_eval(tree)
+        with warnings.catch_warnings():  # the parser's, about text that is doubtful Python
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text, mode="eval").body
+            if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "dict" and not tree.args:
+                if any(keyword.arg is None for keyword in tree.keywords):
+                    raise ValueError("no literal")
+                return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords}
+            return ast.literal_eval(tree)
     except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError("no literal") from error
 

@@ -11,10 +11,13 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.config import RequestError
+from policy_distill.printable import one_line
+from policy_distill.spaces import observation_width
 from policy_distill.teachers.errors import NotPlainError
+from policy_distill.untrusted import MAX_DIMENSIONS, MAX_ELEMENTS, number_type, refuse_damage
 
-MAX_ELEMENTS = 10_000_000
-"""A vector space larger than this is no policy's input; it is refused before an array of that size is made."""
+MAX_TEXT = 1 << 20
+"""Characters of a printed array; numpy shortens those of more than 1000 elements."""
 
 
 def rebuild_space(text: Mapping[str, Any], *, role: str, source: str) -> gym.Space:
@@ -31,38 +34,40 @@ def rebuild_space(text: Mapping[str, Any], *, role: str, source: str) -> gym.Spa
     Raises:
         RequestError: if the space is of a kind that is not supported, or unreadable.
     """
-    kind = str(text.get(":type:", "")).rstrip("'>").rpartition(".")[2]
+    kind = str(text.get(":type:", ""))[:200].rstrip("'>").rpartition(".")[2]
     fail = f"{source}: the {role} space"
-    try:
-        match kind:
-            case "Box":
-                return _box(text, role, fail)
-            case "Discrete":
-                return gym.spaces.Discrete(int(text["n"]), start=int(text.get("start", 0)))
-            case "MultiDiscrete":
-                nvec = _integers(text["nvec"], fail)
-                return gym.spaces.MultiDiscrete(nvec, start=_integers(text["start"], fail, lowest=None) if "start" in text else None)
-            case "MultiBinary":
-                n = _integers(text["n"], fail)
-                return gym.spaces.MultiBinary(int(n) if n.ndim == 0 else n.tolist())
-            case "Dict" | "Tuple":
-                raise RequestError(
-                    f"{fail} is a {kind}, which is not supported: retrain on one flat vector (gymnasium.wrappers.FlattenObservation)"
-                )
-    except RequestError:
-        raise
-    except (KeyError, TypeError, ValueError, AssertionError, OverflowError) as error:
-        raise NotPlainError(f"{fail} cannot be read ({_one_line(error)}); save the agent again, or load it with --trust") from error
-    raise RequestError(f"{fail} is of type {_one_line(text.get(':type:'))!r}; Box, Discrete, MultiDiscrete and MultiBinary are supported")
+    if kind in ("Dict", "Tuple"):
+        raise RequestError(
+            f"{fail} is a {kind}, which is not supported: retrain on one flat vector (gymnasium.wrappers.FlattenObservation)"
+        )
+    if kind not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
+        named = one_line(text.get(":type:"), 120)
+        raise RequestError(f"{fail} is of type {named!r}; Box, Discrete, MultiDiscrete and MultiBinary are supported")
+    with refuse_damage(fail, "save the agent again, or load it with --trust", NotPlainError):
+        space = _space(kind, text, role, fail)
+        if (width := observation_width(space)) > MAX_ELEMENTS:
+            raise ValueError(f"it has {width:,} components, at most {MAX_ELEMENTS:,} are supported")
+        return space
+
+
+def _space(kind: str, text: Mapping[str, Any], role: str, fail: str) -> gym.Space:
+    match kind:
+        case "Box":
+            return _box(text, role, fail)
+        case "Discrete":
+            return gym.spaces.Discrete(int(text["n"]), start=int(text.get("start", 0)))
+        case "MultiDiscrete":
+            nvec = _integers(text["nvec"], fail)
+            return gym.spaces.MultiDiscrete(nvec, start=_integers(text["start"], fail, lowest=None) if "start" in text else None)
+    n = _integers(text["n"], fail)
+    return gym.spaces.MultiBinary(int(n) if n.ndim == 0 else n.tolist())
 
 
 def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
-    dtype = np.dtype(str(text["dtype"]))
-    if dtype.kind not in "fiub":
-        raise RequestError(f"{fail} has elements of type {dtype}, which is not supported: numbers are")
+    dtype = number_type(text["dtype"])
     shape = tuple(int(size) for size in text["_shape" if "_shape" in text else "shape"])
-    if min(shape, default=1) < 1 or math.prod(shape) > MAX_ELEMENTS:
-        raise RequestError(f"{fail} has the shape {shape}, which is not supported: at most {MAX_ELEMENTS} elements are")
+    if min(shape, default=1) < 1 or math.prod(shape[:MAX_DIMENSIONS]) > MAX_ELEMENTS:
+        raise RequestError(f"{fail} has the shape {shape}, which is not supported: at most {MAX_ELEMENTS:,} elements are")
     bounds = []
     for name, sign in (("low", -1), ("high", 1)):
         values = _numbers(text.get(name), math.prod(shape))
@@ -72,7 +77,8 @@ def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
             raise NotPlainError(f"{fail}'s bound {name!r} is not readable in the file and is not guessed; load the agent with --trust")
         if values is None:
             values = np.full(math.prod(shape), _limit(dtype, sign))
-        bounds.append(values.astype(dtype).reshape(shape))
+        with np.errstate(all="ignore"):  # what does not fit becomes a bound that is none, or infinite
+            bounds.append(values.astype(dtype).reshape(shape))
     low, high = bounds
     if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
         raise RequestError(f"{fail} has bounds that are no bounds (low above high, or NaN); save the agent again")
@@ -104,7 +110,10 @@ def _numbers(text: object, count: int) -> np.ndarray | None:
         return np.full(count, float(text))
     if not isinstance(text, (str, list)) or "..." in text:
         return None
-    words = re.sub(r"[\[\](),]", " ", str(text)).split()
+    printed = str(text)
+    if len(printed) > MAX_TEXT:
+        return None
+    words = re.sub(r"[\[\](),]", " ", printed).split()
     truth = {"False": 0.0, "True": 1.0}
     try:
         values = np.array([truth[word] if word in truth else float(word) for word in words])
@@ -123,10 +132,6 @@ def _integers(text: object, fail: str, lowest: int | None = 0) -> np.ndarray:
         text = [int(word) for word in re.sub(r"[\[\](),]", " ", text).split()] if "[" in text or "(" in text else int(text)
     values = np.asarray(text)
     too_low = lowest is not None and (values < lowest).any()
-    if values.dtype.kind not in "iu" or values.size == 0 or math.prod(values.shape) > MAX_ELEMENTS or too_low:
+    if values.dtype.kind not in "iu" or values.size == 0 or too_low:
         raise ValueError("sizes must be whole numbers")
     return values
-
-
-def _one_line(value: object) -> str:
-    return " ".join(str(value).split())[:120]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from policy_distill.config import RequestError
-from policy_distill.teachers.archive import MAX_DATA_BYTES
+from policy_distill.teachers.archive import read_data
 from policy_distill.teachers.normalization import read_normalization
 from policy_distill.teachers.training_record import read_training_record
+from policy_distill.untrusted import read_bytes, refuse_damage
 
 NORMALIZE = re.compile(r"(?:^|[_-])vec_?norm(?:alize)?(?:_stats)?(?=$|[_-])", re.IGNORECASE)
 """What the usual names have in common: ``vecnormalize``, ``vec_normalize``, ``NAME_vecnorm``, ``rl_model_vecnormalize_900_steps``."""
@@ -37,7 +36,10 @@ class _Candidate:
     """Of the observations; None if they are not normalised or the file cannot be read, which is told when it is chosen."""
 
     def fits(self, shape: tuple[int, ...] | None) -> bool:
-        return self.shape is None or shape is None or self.shape == shape
+        """Whether these can be the statistics of observations of ``shape``, or of each of the frames that are stacked in them."""
+        if self.shape is None or shape is None or self.shape == shape:
+            return True
+        return len(self.shape) == len(shape) == 1 and self.shape[0] > 0 and shape[0] % self.shape[0] == 0
 
 
 def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
@@ -90,13 +92,10 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
 def observation_shape(zip_path: Path) -> tuple[int, ...] | None:
     """Shape of the observations that the zip names; None if it does not tell, or they are no single array."""
     try:
-        with zipfile.ZipFile(zip_path) as file:
-            if file.getinfo("data").file_size > MAX_DATA_BYTES:
-                return None
-            space = json.loads(file.read("data"))["observation_space"]
-        shape = space["_shape" if "_shape" in space else "shape"]
-        return tuple(int(size) for size in shape)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError, NotImplementedError, zipfile.BadZipFile):
+        with refuse_damage(zip_path, "it is passed over"):
+            space = read_data(zip_path)["observation_space"]
+            return tuple(int(size) for size in space["_shape" if "_shape" in space else "shape"])
+    except RequestError:
         return None  # reading the agent itself will say what is wrong
 
 
@@ -145,7 +144,11 @@ def _candidates(paths: Iterable[Path]) -> list[_Candidate]:
 
 def _is_saved(path: Path) -> bool:
     """Whether the file looks like a saved VecNormalize, which costs one reading of its bytes."""
-    return path.stat().st_size <= MAX_UNNAMED_BYTES and b"norm_obs" in path.read_bytes()
+    try:
+        with refuse_damage(path, "it is passed over"):
+            return b"norm_obs" in read_bytes(path, MAX_UNNAMED_BYTES)
+    except RequestError:
+        return False
 
 
 def _with_different_contents(candidates: Iterable[_Candidate]) -> list[_Candidate]:
@@ -153,7 +156,7 @@ def _with_different_contents(candidates: Iterable[_Candidate]) -> list[_Candidat
     first: dict[bytes, _Candidate] = {}
     for candidate in candidates:
         large = candidate.path.stat().st_size > MAX_UNNAMED_BYTES
-        first.setdefault(bytes(candidate.path.resolve()) if large else candidate.path.read_bytes(), candidate)
+        first.setdefault(bytes(candidate.path.resolve()) if large else read_bytes(candidate.path, MAX_UNNAMED_BYTES), candidate)
     return list(first.values())
 
 

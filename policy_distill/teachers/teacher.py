@@ -36,6 +36,7 @@ from policy_distill.teachers.reading import (
 )
 from policy_distill.teachers.recording import layers_inside, record_layers
 from policy_distill.teachers.trusted import load_model
+from policy_distill.untrusted import refuse_damage
 
 
 class Teacher(nn.Module):
@@ -299,7 +300,8 @@ class Teacher(nn.Module):
         notes, archive = list(files.notes), None
         try:
             archive = read_archive(files.zip_path)
-            networks = networks_of_archive(archive, files, algo, notes, extractor)
+            with refuse_damage(files.zip_path, "its settings and weights do not go together; save the agent again"):
+                networks = networks_of_archive(archive, files, algo, notes, extractor)
         except NotPlainError as error:
             if not trust:
                 raise

@@ -6,16 +6,15 @@ Stable-Baselines3 saves both as pickles inside the member ``data``. They are rea
 from __future__ import annotations
 
 import base64
-import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from policy_distill.teachers.archive import MAX_DATA_BYTES
+from policy_distill.config import RequestError
 from policy_distill.teachers.inert import Inert, load_inert, plain_array
+from policy_distill.untrusted import MAX_JSON_BYTES, open_regular, open_zip, parse_json_object, read_member, refuse_damage
 
 MAX_PICKLE_BYTES = 1 << 20
 """Of either pickle; a hundred episodes take some kilobytes."""
@@ -41,13 +40,9 @@ class TrainingRecord:
 def read_training_record(zip_path: str | Path) -> TrainingRecord:
     """Read what is there; whatever is missing, damaged or of another form counts as not told, for acting does not need it."""
     try:
-        with zipfile.ZipFile(zip_path) as file:
-            if file.getinfo("data").file_size > MAX_DATA_BYTES:
-                return TrainingRecord(None, None)
-            data = json.loads(file.read("data"))
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile):
-        return TrainingRecord(None, None)
-    if not isinstance(data, dict):
+        with refuse_damage(zip_path, "it is read as far as it can be"), open_regular(zip_path) as file, open_zip(file) as archive:
+            data = parse_json_object(read_member(archive, "data", MAX_JSON_BYTES))
+    except RequestError:
         return TrainingRecord(None, None)
     returns, inside = _returns(data), _inside_vec_normalize(data)
     rounded = returns is None or bool((returns == returns.round(6)).all())
@@ -62,7 +57,7 @@ def _returns(data: dict[str, Any]) -> np.ndarray | None:
     try:
         episodes = buffer.items or list(buffer.args[0])  # protocols below 2 pass them as an argument
         returns = np.array([float(plain_array(episode["r"])) for episode in episodes[-100:]])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         return None
     return returns if len(returns) and np.isfinite(returns).all() else None
 

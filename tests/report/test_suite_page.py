@@ -68,7 +68,7 @@ def test_the_page_of_a_suite(tmp_path):
     table = section(text, "Each teacher")
     assert cells(table)[1] == ["ppo/One", "0.900 [0.800, 1.000]", "100.0x", "[8, 8]", "5,000", "100.0", "90.0", "90", "One-v1"]
     assert table.count("<a ") == 1
-    assert '<a href="ppo/One/report.html">ppo/One</a>' in table
+    assert '<a href="./ppo/One/report.html">ppo/One</a>' in table
     assert cells(section(text, "Not distilled"))[1] == ["sac/Four", "failed", "ValueError: a &lt;b&gt; | c"]
 
 

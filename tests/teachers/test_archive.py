@@ -15,7 +15,8 @@ import torch
 
 from policy_distill.config import RequestError
 from policy_distill.teachers import Teacher, read_archive
-from policy_distill.teachers.archive import MAX_DATA_BYTES, class_name
+from policy_distill.teachers.archive import class_name
+from policy_distill.untrusted import MAX_JSON_BYTES
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, build, rewrite
 
 
@@ -67,7 +68,7 @@ def test_the_code_in_hostile_weights_does_not_run(save, tmp_path, trap):
     weights = io.BytesIO()
     torch.save({"weight": trap}, weights)
     for content in (weights.getvalue(), pickle.dumps(trap)):
-        refused(rewrite(path, {"policy.pth": content}, tmp_path / "hostile.zip"), "cannot be read as plain tensors")
+        refused(rewrite(path, {"policy.pth": content}, tmp_path / "hostile.zip"), "they are no plain tensors")
 
 
 def old_format(entry):
@@ -128,11 +129,11 @@ def test_a_member_whose_bytes_changed_is_refused(save, tmp_path, member):
 @pytest.mark.parametrize(
     ("members", "match"),
     [
-        ({"data": b"no json"}, "is no JSON"),
-        ({"data": b"[" * 100_000}, "is no JSON"),
+        ({"data": b"no json"}, "is no JSON object"),
+        ({"data": b"[" * 100_000}, "is no JSON object"),
         ({"data": b"[1]"}, "is no JSON object"),
         ({"data": b"{}"}, "names no observation space"),
-        ({"policy.pth": b""}, "cannot be read as plain tensors"),
+        ({"policy.pth": b""}, "they are no plain tensors"),
         ({"policy.pth": None}, "holds no 'policy.pth'"),
     ],
 )
@@ -144,15 +145,15 @@ def test_zip_bombs_are_refused_before_they_are_unpacked(save, tmp_path):
     path = save(build("PPO"))
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("policy.pth", zipfile.ZipFile(path).read("policy.pth"))
-        bomb.writestr("data", b" " * (MAX_DATA_BYTES + 1))
+        bomb.writestr("data", b" " * (MAX_JSON_BYTES + 1))
     assert (tmp_path / "bomb.zip").stat().st_size < 1_000_000
-    refused(tmp_path / "bomb.zip", "unpacks to 67108865 bytes")
+    refused(tmp_path / "bomb.zip", "unpacks to 16,777,217 bytes")
 
 
 def test_weights_that_claim_more_than_they_hold_are_refused(save, tmp_path):
     weights = io.BytesIO()
     torch.save({"log_std": torch.zeros(1).expand(1 << 40)}, weights)  # 4 TB by a stride of zero
-    refused(rewrite(save(build("PPO")), {"policy.pth": weights.getvalue()}, tmp_path / "bomb.zip"), "cannot be read as plain tensors")
+    refused(rewrite(save(build("PPO")), {"policy.pth": weights.getvalue()}, tmp_path / "bomb.zip"), "they are no plain tensors")
 
 
 def test_weights_that_are_not_numbers_are_refused(save):
@@ -172,7 +173,7 @@ def change(**entries):
         ("observation_space", {":type:": "<class 'gymnasium.spaces.dict.Dict'>"}, "is a Dict, which is not supported: retrain"),
         ("observation_space", {":type:": "<class 'gymnasium.spaces.graph.Graph'>"}, "Box, Discrete, MultiDiscrete and MultiBinary are"),
         ("observation_space", {"dtype": "uint8", "_shape": [3, 64, 64]}, "holds images .* not supported"),
-        ("observation_space", {"dtype": "object"}, "not supported: numbers are"),
+        ("observation_space", {"dtype": "object"}, "is no type of numbers"),
         ("observation_space", {"_shape": [1 << 40]}, "at most"),
         ("observation_space", {"_shape": [0]}, "not supported"),
         ("observation_space", {"dtype": "nonsense"}, "cannot be read"),
