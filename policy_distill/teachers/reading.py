@@ -17,7 +17,7 @@ from policy_distill.teachers.errors import NotPlainError
 from policy_distill.teachers.folder import AgentFiles
 from policy_distill.teachers.live import LivePolicy
 from policy_distill.teachers.normalization import ObservationNormalization, read_normalization, read_reward_scale, reward_scale_of
-from policy_distill.teachers.rebuild import KINDS, rebuild_network, recognise_algorithm, recognise_kind
+from policy_distill.teachers.rebuild import HAS_MEMORY, KINDS, rebuild_network, recognise_algorithm, recognise_kind
 from policy_distill.teachers.saved_algorithm import algorithm_of_fields
 from policy_distill.teachers.training_record import read_training_record
 from policy_distill.teachers.trusted import SB3_PACKAGES, algorithm_of
@@ -38,6 +38,8 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     Raises:
         RequestError: if they are not supported; ``NotPlainError`` where ``--trust`` might help.
     """
+    if algorithm_of_fields(archive.data) == "ppo_lstm":
+        raise RequestError(f"{archive.path} {HAS_MEMORY}")
     if archive.policy_module is not None and not archive.policy_module.startswith(SB3_PACKAGES):
         raise NotPlainError(
             f"{archive.path} uses the custom policy class of {archive.policy_module!r}, which weights alone do not describe; "

@@ -36,6 +36,8 @@ KINDS = {
 }  # fmt: skip
 """Which algorithms act with the same kind of network."""
 
+HAS_MEMORY = "has a memory (LSTM, RecurrentPPO), which is not supported: agents that act on the last observation alone are"
+
 ACTIVATIONS = (
     "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "ReLU", "ReLU6", "SELU", "SiLU",
     "Sigmoid", "Softplus", "Softsign", "Tanh", "Tanhshrink",
@@ -51,7 +53,7 @@ def recognise_kind(state_dict: Mapping[str, Tensor], source: str) -> str:
     """
     keys = state_dict.keys()
     unsupported = {
-        r"^lstm_": "has a memory (LSTM), which is not supported: agents that act on the last observation alone are",
+        r"^lstm_": HAS_MEMORY,
         r"running_mean$|running_var$|ra_mean$": "normalises inside its network (as CrossQ does), which cannot be rebuilt; --trust loads it",
         r"(^|\.)(pi_)?features_extractor\.": "reads its observations through a network of its own, which cannot be rebuilt: images "
         "and Dict are not supported; --trust loads a custom one",

@@ -34,8 +34,9 @@ def agent_and_statistics(folder: Path, space=Walk.observation_space) -> tuple[Pa
     """The best walker, and statistics that turn its world around: with them it walks away."""
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-    wrapper = VecNormalize(DummyVecEnv([lambda: TinyEnv(space, gym.spaces.Discrete(3))]))  # type: ignore[attr-defined]
-    wrapper.obs_rms.mean, wrapper.obs_rms.var = np.full(space.shape, 1e3), np.full(space.shape, 1.0)  # type: ignore[union-attr]
+    wrapper = VecNormalize(DummyVecEnv([lambda: TinyEnv(space, gym.spaces.Discrete(3))]))
+    assert not isinstance(wrapper.obs_rms, dict)
+    wrapper.obs_rms.mean, wrapper.obs_rms.var = np.full(space.shape, 1e3), np.full(space.shape, 1.0)
     (folder / "elsewhere").mkdir()
     wrapper.save(str(folder / "elsewhere" / "statistics.pkl"))
     return save_ppo(walk_expert(), folder / "agent.zip"), folder / "elsewhere" / "statistics.pkl"

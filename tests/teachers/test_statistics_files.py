@@ -187,7 +187,7 @@ def test_large_pickles_are_not_read(save, tmp_path, monkeypatch):
 def test_a_file_may_say_that_one_of_both_is_not_normalised(settings, training, scale, save, tmp_path):
     path = save(build("PPO"))
     wrapper = VecNormalize(DummyVecEnv([lambda: TinyEnv(VECTOR, LOPSIDED)]), **settings)
-    wrapper.ret_rms.var, wrapper.training = np.float64(4.0), training
+    wrapper.ret_rms.var, wrapper.training = np.array(4.0), training
     wrapper.save(str(tmp_path / "vecnormalize.pkl"))
     teacher = Teacher.load(path)
     assert (teacher.normalization is None) == (settings.get("norm_obs") is False)
