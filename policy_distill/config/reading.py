@@ -37,7 +37,7 @@ class Reading:
         """This reading, with what it leaves open as an earlier one was ``recorded`` in a file; other keys are passed over.
 
         Raises:
-            RequestError: if an extractor was recorded and is not given again: it is code, which runs on the user's word alone.
+            RequestError: if an extractor was recorded and is not given again: code runs on the user's word, not on a file's.
         """
         named = {name: value for name, value in recorded.items() if isinstance(value, str)}
         if self.extractor is None and "extractor" in named:

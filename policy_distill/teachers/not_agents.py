@@ -27,7 +27,7 @@ def what_the_folder_is(folder: Path) -> str:
         return f"{folder} is an agent's zip, unpacked; pack it again: (cd {folder} && zip -r ../{folder.name}.zip .)"
     if (folder / "saved_model.pb").is_file():
         return f"{folder} is a TensorFlow SavedModel, not an agent of Stable-Baselines3; name a .zip saved by agent.save()"
-    inside = sorted(str(path.relative_to(folder)) for path in folder.glob("*/*.zip"))[:3]
+    inside = sorted(str(path.relative_to(folder)) for pattern in ("*/*.zip", "*/*/*.zip") for path in folder.glob(pattern))[:3]
     hint = f" (agents in it: {', '.join(inside)})" if inside else ""
     return f"{folder} is a folder without an agent's .zip{hint}; name the folder ALGO/ENV_RUN that holds ENV.zip"
 

@@ -20,6 +20,7 @@ from policy_distill.teachers.folder import AgentFiles
 from policy_distill.teachers.live import LivePolicy
 from policy_distill.teachers.normalization import ObservationNormalization, read_normalization, read_reward_scale, reward_scale_of
 from policy_distill.teachers.rebuild import (
+    HAS_MEMORY,
     KINDS,
     check_supported,
     own_extractor_of,
@@ -50,6 +51,8 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     Raises:
         RequestError: if they are not supported; ``NotPlainError`` where ``--trust`` might help.
     """
+    if algorithm_of_fields(archive.data) == "ppo_lstm":
+        raise RequestError(f"{archive.path} {HAS_MEMORY}")
     if archive.policy_module is not None and not archive.policy_module.startswith(SB3_PACKAGES):
         raise NotPlainError(
             f"{archive.path} uses the custom policy class of {archive.policy_module!r}, which weights alone do not describe; "

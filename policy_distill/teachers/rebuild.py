@@ -39,6 +39,8 @@ KINDS = {
 }  # fmt: skip
 """Which algorithms act with the same kind of network."""
 
+HAS_MEMORY = "has a memory (LSTM, RecurrentPPO), which is not supported: agents that act on the last observation alone are"
+
 ACTIVATIONS = (
     "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "ReLU", "ReLU6", "SELU", "SiLU",
     "Sigmoid", "Softplus", "Softsign", "Tanh", "Tanhshrink",
@@ -59,7 +61,7 @@ def check_supported(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, A
         RequestError: for a memory; ``NotPlainError`` where ``--trust`` might help.
     """
     unsupported = {
-        r"^lstm_": "has a memory (LSTM), which is not supported: agents that act on the last observation alone are",
+        r"^lstm_": HAS_MEMORY,
         r"running_mean$|running_var$|ra_mean$": "normalises inside its network (as CrossQ does), which cannot be rebuilt; --trust loads it",
     }
     rebuilt = [key for key in weights if not (extractor_known and "features_extractor." in key)]

@@ -14,7 +14,7 @@ def algorithm_of_fields(data: Mapping[str, Any]) -> str | None:
     """
     if "gae_lambda" in data:
         modules = [_module(data.get(name)) for name in ("policy_class", "rollout_buffer_class")]
-        if any(".recurrent" in module for module in modules):
+        if "_last_lstm_states" in data or any(".recurrent" in module for module in modules):
             return "ppo_lstm"
         if any(".maskable" in module for module in modules):
             return "ppo_mask"

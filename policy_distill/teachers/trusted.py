@@ -33,7 +33,7 @@ def load_model(path: Path, algo: str | None, spaces: dict[str, Any]) -> Any:
         RequestError: if the algorithm is not known or Stable-Baselines3 cannot load the file.
     """
     if algo == "ppo_lstm":
-        raise RequestError(f"{path} has a memory (LSTM), which is not supported: agents that act on the last observation alone are")
+        raise RequestError(f"{path} has a memory (RecurrentPPO), which is not supported: agents that act on the last observation alone are")
     if algo not in CLASSES:
         raise RequestError(f"{path}: the algorithm is not told by the file; name it (--algo ppo); known: {', '.join(sorted(CLASSES))}")
     package, _, name = CLASSES[algo].rpartition(".")
