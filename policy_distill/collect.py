@@ -113,7 +113,8 @@ class Collector:
             exploration: disturbs what is executed, whoever acts.
 
         Returns:
-            ``T * N`` rows, step after step; float64 observations are labelled as they are and kept as float32.
+            ``T * N`` rows, step after step; float64 observations are labelled as they are and kept as float32, unless the
+            teacher needs them exact.
         """
         count, action_space, slots = len(self._indices), self._places[0][1].action_space, self._slots
         shape = (num_steps, count)
@@ -155,7 +156,7 @@ class Collector:
                 group.step(executed[part], places, rewards[step, part], terminated[step, part], truncated[step, part])
 
         return Transitions(
-            observations=_flat(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
+            observations=_flat(_kept(observations, teacher)),
             targets=ActionTargets({name: _flat(rows) for name, rows in parameters.items()}, _flat(actions)),
             rewards=_flat(rewards),
             terminated=_flat(terminated),
@@ -172,7 +173,7 @@ def label_states(teacher: Teacher, observations: np.ndarray) -> Transitions:
     count = len(observations)
     no = torch.zeros(count, dtype=torch.bool)
     return Transitions(
-        observations=torch.from_numpy(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
+        observations=torch.from_numpy(_kept(observations, teacher)),
         targets=ActionTargets(
             {name: torch.from_numpy(rows[:count]) for name, rows in parameters.items()}, torch.from_numpy(actions[:count])
         ),
@@ -220,6 +221,11 @@ def label_in_batches(label: Callable[[np.ndarray], Labels], observations: np.nda
         parameters, actions = label(observations[start : start + BATCH])
         parts.append(({name: value.copy() for name, value in parameters.items()}, actions.copy()))
     return {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}, np.concatenate([part[1] for part in parts])
+
+
+def _kept(observations: np.ndarray, teacher: Teacher) -> np.ndarray:
+    """Observations as they are stored: float64 takes twice the room, and only observations far from zero need it."""
+    return observations.astype(np.float32) if observations.dtype == np.float64 and not teacher.needs_float64 else observations
 
 
 def _flat(array: np.ndarray) -> torch.Tensor:

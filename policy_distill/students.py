@@ -71,7 +71,8 @@ class Student(nn.Module):
 
     Attributes:
         network: fully connected layers on normalised observations.
-        mean, scale: ``[inputs]``; a raw observation is normalised as ``(observation - mean) / scale``, without clipping.
+        mean, scale: ``[inputs]``; a raw observation is normalised as ``(observation - mean) / scale``, without clipping. Where they are
+            float64, so is this arithmetic: rounding to float32 before would lose what the observations say.
         log_std: ``[action_dim]`` in box units for continuous actions, else empty.
     """
 
@@ -110,10 +111,14 @@ class Student(nn.Module):
     def linears(self) -> list[nn.Linear]:
         return [layer for layer in self.network if isinstance(layer, nn.Linear)]
 
+    def normalize_by(self, mean: Tensor, scale: Tensor) -> None:
+        """Take over the normalisation, and whether it is computed in float32 or in float64."""
+        self.mean, self.scale = (tensor.detach().to(self.mean.device, copy=True) for tensor in (mean, scale))
+
     def forward(self, observations: Tensor) -> Tensor:
         """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``."""
-        encoded = encode_observations(self.observation_space, observations)
-        return run(self.network, (encoded - self.mean) / self.scale)
+        encoded = encode_observations(self.observation_space, observations, self.mean.dtype)
+        return run(self.network, ((encoded - self.mean) / self.scale).float())
 
     def parameters_of(self, observations: Tensor) -> Parameters:
         """The parameters of the student's action distribution."""
@@ -169,7 +174,9 @@ class Student(nn.Module):
                 description["activation"],
             )
             student = cls(architecture)
-            student.load_state_dict(load_file(path / "student.safetensors"))
+            tensors = load_file(path / "student.safetensors")
+            student.normalize_by(tensors["mean"], tensors["scale"])
+            student.load_state_dict(tensors)
         except Exception as error:  # whatever is wrong inside a damaged file, the mend is the same
             raise RequestError(f"{path} holds no readable student ({str(error).splitlines()[0]}): write it again") from error
         return student.eval().requires_grad_(False)

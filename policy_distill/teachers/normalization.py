@@ -15,6 +15,8 @@ from policy_distill.config import RequestError
 from policy_distill.teachers.inert import Inert, load_inert, plain_array
 
 MAX_BYTES = 256 << 20
+FEW_DEVIATIONS = 1000
+"""A component that lies more standard deviations than this from zero has few float32 values within one of them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,15 @@ class ObservationNormalization:
             raise RequestError("the observation statistics are not finite or their shapes differ; save VecNormalize again")
         if not (math.isfinite(self.epsilon) and self.clip > 0 and (self.var + self.epsilon > 0).all()):
             raise RequestError("the observation statistics have a variance, epsilon or clip that is not positive; save VecNormalize again")
+
+    @property
+    def is_far_from_zero(self) -> bool:
+        """Whether float32 may be too coarse for some component: its steps are above 0.004 there, and it varies little for its size.
+
+        The variance is no exact measure: VecNormalize's first estimate, around 0, widens it by ``mean**2 * 1e-4 / steps``.
+        """
+        distance = np.abs(self.mean)
+        return bool(((distance > 2**16) & (distance > FEW_DEVIATIONS * np.sqrt(self.var + self.epsilon))).any())
 
 
 def read_normalization(path: str | Path) -> ObservationNormalization | None:
