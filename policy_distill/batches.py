@@ -78,7 +78,7 @@ class Batches:
 
         inputs = self._inputs[:num_steps]
         normalised = inputs[:, :, :-1]
-        torch.sub(turned(encode_observations(self._space, observations)), self._mean, out=normalised).div_(self._scale)
+        torch.sub(turned(encode_observations(self._space, observations, self._mean.dtype)), self._mean, out=normalised).div_(self._scale)
         parameters = {
             name: self._parameters[name][:num_steps].copy_(turned(value)).transpose(2, 3) for name, value in targets.parameters.items()
         }

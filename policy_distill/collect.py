@@ -118,7 +118,8 @@ class Collector:
             exploration: disturbs what is executed, whoever acts.
 
         Returns:
-            ``T * N`` rows, step after step; float64 observations are labelled as they are and kept as float32.
+            ``T * N`` rows, step after step; float64 observations are labelled as they are and kept as float32, unless the
+            teacher needs them exact.
 
         Raises:
             EnvironmentFault: if an environment fails, or gives observations or rewards that are not finite.
@@ -183,7 +184,7 @@ class Collector:
         goes_on = episodes == slots.episodes
         self._ages = goes_on.sum(0) + np.where(goes_on[0], self._ages, 0)
         return Transitions(
-            observations=_flat(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
+            observations=_flat(_kept(observations, teacher)),
             targets=ActionTargets({name: _flat(rows) for name, rows in parameters.items()}, _flat(actions)),
             rewards=_flat(rewards),
             terminated=_flat(terminated),
@@ -215,7 +216,7 @@ def label_states(teacher: Teacher, observations: np.ndarray) -> Transitions:
     actions = torch.from_numpy(np.concatenate([chosen for _, chosen in parts]))
     no = torch.zeros(count, dtype=torch.bool)
     return Transitions(
-        observations=torch.from_numpy(observations.astype(np.float32) if observations.dtype == np.float64 else observations),
+        observations=torch.from_numpy(_kept(observations, teacher)),
         targets=ActionTargets(parameters, actions),
         rewards=torch.zeros(count),
         terminated=no,
@@ -250,6 +251,11 @@ def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:
         episodes=join([part.episodes for part in parts]),
         by_teacher=join([part.by_teacher for part in parts]),
     )
+
+
+def _kept(observations: np.ndarray, teacher: Teacher) -> np.ndarray:
+    """Observations as they are stored: float64 takes twice the room, and only observations far from zero need it."""
+    return observations.astype(np.float32) if observations.dtype == np.float64 and not teacher.needs_float64 else observations
 
 
 def _flat(array: np.ndarray) -> torch.Tensor:

@@ -12,7 +12,7 @@ from policy_distill.check import preflight
 from policy_distill.config import DistillConfig
 from policy_distill.dataset import Dataset
 from policy_distill.evaluate import Episodes, evaluation_seeds, merge
-from policy_distill.export.sb3 import save_ppo, why_not_ppo
+from policy_distill.export.sb3 import save_ppo, why_not_exported
 from policy_distill.generations import self_distill
 from policy_distill.imitation import imitate
 from policy_distill.job import Job, one_torch_thread, prepare, write_config
@@ -122,7 +122,9 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
 
     student = kept.student
     save(student, teacher=summary["teacher"])
-    if not why_not_ppo(student.observation_space, student.action_space):
+    if reason := why_not_exported(student):
+        display.note(f"note: no student.zip is written: {reason}")
+    else:
         critic = values.layers if values else polished.critic if polished else None
         save_ppo(student, job.folder / "student.zip", critic=critic)
     if certified:

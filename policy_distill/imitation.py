@@ -160,7 +160,8 @@ def new_trainer(job: Job, dataset: Dataset, gradient_steps: int, *, generation: 
         members: students in the stack, each with weights and batches of its own; the first is what a stack of one holds.
     """
     space = job.teacher.observation_space
-    mean, scale = normalization_of(encode_observations(space, observations) for observations, _ in dataset.blocks())
+    dtype = torch.float64 if job.teacher.needs_float64 else torch.float32
+    mean, scale = normalization_of((encode_observations(space, observations, dtype) for observations, _ in dataset.blocks()), dtype)
     seeds = [_seed(job.config.seed, generation, member) for member in range(members)]
     stack = StudentStack(
         job.architecture,
@@ -180,8 +181,8 @@ def _seed(run_seed: int, generation: int, member: int) -> int:
     return derived_seed(run_seed, 3, generation, member)
 
 
-def normalization_of(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and scale ``[inputs]`` of encoded observations, of which each block holds some: ``[b, inputs]``.
+def normalization_of(blocks: Iterable[Tensor], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Mean and scale ``[inputs]`` of encoded observations, of which each block holds some: ``[b, inputs]``; as ``dtype``.
 
     A component that never varies is left as it is. Blocks are joined by the formulas of Chan, Golub & LeVeque (1983).
     """
@@ -194,8 +195,8 @@ def normalization_of(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         mean = mean + gap * (rows / (count + rows))
         count += rows
     std = (squares / (count - 1)).sqrt()
-    constant = std < 1e-6 * (1 + mean.abs())
-    return torch.where(constant, 0.0, mean).float(), torch.where(constant, 1.0, std).float()
+    constant = std < (1e-6 if dtype == torch.float32 else 1e-14) * (1 + mean.abs())
+    return torch.where(constant, 0.0, mean).to(dtype), torch.where(constant, 1.0, std).to(dtype)
 
 
 def part_of(total: int, parts: int, index: int) -> int:

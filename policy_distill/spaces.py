@@ -13,6 +13,9 @@ from torch import Tensor
 
 from policy_distill.untrusted import MAX_ELEMENTS, element_count, number_type
 
+FAR_FROM_ZERO = 1e4
+"""Observations that lie further from 0 than so many standard deviations lose a thousandth of one when they are rounded to float32."""
+
 
 def observation_width(space: gym.Space) -> int:
     """Length of the vector that ``encode_observations`` makes.
@@ -32,17 +35,17 @@ def observation_width(space: gym.Space) -> int:
     raise ValueError(f"observation space {space} is not supported: Box, Discrete, MultiDiscrete and MultiBinary are")
 
 
-def encode_observations(space: gym.Space, observations: Tensor) -> Tensor:
-    """Raw observations ``[B, ...]`` as float32 ``[B, width]``: boxes flattened, discrete ones one-hot, as Stable-Baselines3 does."""
+def encode_observations(space: gym.Space, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Raw observations ``[B, ...]`` as ``[B, width]``: boxes flattened, discrete ones one-hot, as Stable-Baselines3 does."""
     match space:
         case gym.spaces.Discrete():
-            return F.one_hot(observations.long().reshape(-1) - int(space.start), int(space.n)).float()
+            return F.one_hot(observations.long().reshape(-1) - int(space.start), int(space.n)).to(dtype)
         case gym.spaces.MultiDiscrete():
             start = torch.as_tensor(space.start.ravel(), device=observations.device)
             columns = (observations.long().reshape(len(observations), -1) - start).unbind(-1)
-            return torch.cat([F.one_hot(column, int(n)).float() for column, n in zip(columns, space.nvec.ravel(), strict=True)], dim=-1)
+            return torch.cat([F.one_hot(column, int(n)).to(dtype) for column, n in zip(columns, space.nvec.ravel(), strict=True)], dim=-1)
         case _:
-            return observations.reshape(len(observations), -1).float()
+            return observations.reshape(len(observations), -1).to(dtype)
 
 
 def space_to_dict(space: gym.Space) -> dict[str, Any]:

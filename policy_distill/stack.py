@@ -75,7 +75,7 @@ class StudentStack:
     Args:
         architecture: of each member.
         generators: one a member, for its first weights.
-        mean, scale: ``[inputs]`` of the normalisation, on the training device.
+        mean, scale: ``[inputs]`` of the normalisation, on the training device; its arithmetic is in their precision.
         projections: for each hint the student's and the teacher's width; learned with the rest and left behind by ``member``.
         hidden_sizes: of each member, where they are narrower than ``architecture``'s. Weights from and to the units that a member does
             not have begin at zero and stay there: all activations are zero at zero, and so is every gradient.
@@ -243,8 +243,7 @@ class StudentStack:
             layer.weight.copy_(window[: layer.in_features, : layer.out_features].T)
             layer.bias.copy_(window[-1, : layer.out_features])
             offset += count
-        student.mean.copy_(self.mean)
-        student.scale.copy_(self.scale)
+        student.normalize_by(self.mean, self.scale)
         student.log_std.copy_(source[offset : offset + len(student.log_std)])
         return student.eval().requires_grad_(False)
 

@@ -75,7 +75,8 @@ class Student(nn.Module):
 
     Attributes:
         network: fully connected layers on normalised observations.
-        mean, scale: ``[inputs]``; a raw observation is normalised as ``(observation - mean) / scale``, without clipping.
+        mean, scale: ``[inputs]``; a raw observation is normalised as ``(observation - mean) / scale``, without clipping. Where they are
+            float64, so is this arithmetic: rounding to float32 before would lose what the observations say.
         log_std: ``[action_dim]`` in box units for continuous actions, else empty.
     """
 
@@ -114,10 +115,14 @@ class Student(nn.Module):
     def linears(self) -> list[nn.Linear]:
         return [layer for layer in self.network if isinstance(layer, nn.Linear)]
 
+    def normalize_by(self, mean: Tensor, scale: Tensor) -> None:
+        """Take over the normalisation, and whether it is computed in float32 or in float64."""
+        self.mean, self.scale = (tensor.detach().to(self.mean.device, copy=True) for tensor in (mean, scale))
+
     def forward(self, observations: Tensor) -> Tensor:
         """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``."""
-        encoded = encode_observations(self.observation_space, observations)
-        return run(self.network, (encoded - self.mean) / self.scale)
+        encoded = encode_observations(self.observation_space, observations, self.mean.dtype)
+        return run(self.network, ((encoded - self.mean) / self.scale).float())
 
     def parameters_of(self, observations: Tensor) -> Parameters:
         """The parameters of the student's action distribution."""
@@ -185,6 +190,7 @@ class Student(nn.Module):
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)
             student = cls(architecture)
+            student.normalize_by(weights["mean"], weights["scale"])
             student.load_state_dict(weights)
         return student.eval().requires_grad_(False)
 

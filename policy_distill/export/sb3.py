@@ -13,6 +13,7 @@ from torch import Tensor
 
 from policy_distill.actions import DiagGaussian
 from policy_distill.files import write_atomically
+from policy_distill.spaces import FAR_FROM_ZERO
 from policy_distill.students import ACTIVATIONS, Student
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) ->
             the value network is fresh and linear: train on it with a warm-up of the critic.
 
     Raises:
-        ValueError: for spaces that Stable-Baselines3 reads otherwise than Gymnasium; see ``why_not_ppo``.
+        ValueError: if no PPO agent could act like this student; see ``why_not_exported``.
     """
     from stable_baselines3 import PPO
 
-    if reason := why_not_ppo(student.observation_space, student.action_space):
+    if reason := why_not_exported(student):
         raise ValueError(reason)
     with torch.random.fork_rng(devices=[]):  # the value network is drawn: the same each time, and the caller's state stays
         torch.manual_seed(0)
@@ -65,6 +66,20 @@ def why_not_ppo(*spaces: gym.Space) -> str | None:
         if np.any(getattr(space, "start", 0)):
             return f"Stable-Baselines3 does not support {space}, which does not start at 0"
     return None
+
+
+def why_not_exported(student: Student) -> str | None:
+    """Why no PPO agent would act like this student, or None.
+
+    PPO's first layer reads raw observations in float32. Far from zero it would round away what they say before a weight is applied.
+    """
+    distance = float((student.mean.double().abs() / student.scale.double()).max())
+    if distance > FAR_FROM_ZERO:
+        return (
+            f"Stable-Baselines3 reads observations in float32, which is too coarse for these: they lie {distance:,.0f} standard deviations "
+            f"from zero (up to {FAR_FROM_ZERO:,.0f} are exported)"
+        )
+    return why_not_ppo(student.observation_space, student.action_space)
 
 
 def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:

@@ -19,6 +19,8 @@ from policy_distill.teachers.inert import Inert, load_inert, plain_array
 from policy_distill.untrusted import read_bytes, refuse_damage
 
 MAX_BYTES = 64 << 20
+FEW_DEVIATIONS = 1000
+"""A component that lies more standard deviations than this from zero has few float32 values within one of them."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ class ObservationNormalization:
         frames = observations.reshape(len(observations), self.frames, -1)
         padding = torch.as_tensor(self.mean, device=frames.device).to(frames.dtype).reshape(self.frames, -1)
         return (frames == padding).all(-1, keepdim=True).expand_as(frames).reshape(len(frames), -1)
+
+    @property
+    def is_far_from_zero(self) -> bool:
+        """Whether float32 may be too coarse for some component: its steps are above 0.004 there, and it varies little for its size.
+
+        The variance is no exact measure: VecNormalize's first estimate, around 0, widens it by ``mean**2 * 1e-4 / steps``.
+        """
+        distance = np.abs(self.mean)
+        return bool(((distance > 2**16) & (distance > FEW_DEVIATIONS * np.sqrt(self.var + self.epsilon))).any())
 
 
 def read_normalization(path: str | Path) -> ObservationNormalization | None:

@@ -117,6 +117,13 @@ class Teacher(nn.Module):
         return self.network.family  # type: ignore[return-value]
 
     @property
+    def needs_float64(self) -> bool:
+        """Whether rounding its observations to float32 would lose what they say."""
+        known = [one.normalization for one in (self.network.members if isinstance(self.network, Ensemble) else [self])]
+        far = any(isinstance(one, ObservationNormalization) and one.is_far_from_zero for one in known)
+        return far and self.observation_space.dtype != np.float32
+
+    @property
     def params(self) -> int:
         return int(self.network.acting_params)  # type: ignore[arg-type]
 

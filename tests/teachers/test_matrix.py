@@ -104,7 +104,7 @@ NORMALIZED = [
 ]
 
 
-@pytest.mark.parametrize(("seen", "setting", "algo"), NORMALIZED, ids=" ".join)
+@pytest.mark.parametrize(("seen", "setting", "algo"), NORMALIZED, ids=str)
 def test_agents_behind_vecnormalize_act_as_predict_does_on_normalised_observations(seen: str, setting: str, algo: str, tmp_path: Path):
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
