@@ -47,7 +47,7 @@ def test_how_an_episode_ended_is_kept():
 
 
 def test_without_a_time_limit_each_who_plays_must_come_to_an_end(monkeypatch):
-    monkeypatch.setattr(module, "NEVER_ENDING", 4)
+    monkeypatch.setattr(module, "LONG_EPISODE", 4)
     check_ends(WALK, {"the agent": walk_teacher(), "a random policy": None})  # it has one, which is longer
     played = len(play(push_teacher(), PUSH, [0])[0].rewards)
     assert played == 5
