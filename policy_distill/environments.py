@@ -23,7 +23,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from policy_distill.config import RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.known_wrappers import STACK, asked_name, check_wrappers, effective, saved_name, wrap
+from policy_distill.known_wrappers import PADDING, STACK, asked_name, check_wrappers, effective, saved_name, wrap
 from policy_distill.wrappers import FreshWorld
 
 NOT_HERE = {
@@ -223,11 +223,13 @@ def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Sp
     if difference := first_difference((observation_space, action_space), (env.observation_space, env.action_space)):
         role, mine, theirs = difference
         mend = "name the environment it was trained in with --env"
-        if role == "observations" and (wrapper := wrapper_that_fits(observation_space, env.observation_space)):
-            option = f"--frame-stack {wrapper[1]['n_stack']}" if wrapper[0] == STACK else wrapper_options([wrapper])
+        bounds = _rescaling_that_fits(action_space, env.action_space)
+        fitting = wrapper_that_fits(observation_space, env.observation_space) if role == "observations" else None
+        wrapper = ("RescaleAction", bounds) if role == "actions" and bounds else fitting
+        if wrapper is not None:
+            inner = [(name, kwargs) for name, kwargs in spec.wrappers if name not in (STACK, PADDING)]
+            option = f"--frame-stack {wrapper[1]['n_stack']}" if wrapper[0] == STACK else wrapper_options([*inner, wrapper])
             mend += f", or give {option} if it was trained with {wrapper[0]}"
-        if role == "actions" and (bounds := _rescaling_that_fits(action_space, env.action_space)):
-            mend += f", or give {wrapper_options([('RescaleAction', bounds)])} if it was trained with RescaleAction"
         raise RequestError(f"the agent's {role} are {mine}, those of {spec.id} are {theirs}; {mend}")
 
 

@@ -400,6 +400,12 @@ def test_the_wrapper_that_would_fit_is_named(length, here, wrapper):
     assert wrapper_that_fits(gym.spaces.Box(-1, 1, (length,)), gym.spaces.Box(-1, 1, here)) == wrapper
 
 
+def test_an_option_that_is_asked_for_keeps_the_wrappers_that_are_there():
+    spec = EnvironmentSpec("Pendulum-v1", wrappers=(("mine:Shaped", {}), ("VecFrameStack", {"n_stack": 2})))
+    with pytest.raises(RequestError, match=r"or give --wrapper mine:Shaped --wrapper '{\"RescaleAction\": "):
+        check_matches(spec, make(resolve("Pendulum-v1")), gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,)))
+
+
 @pytest.mark.parametrize(
     ("gym_id", "seen", "acted"),
     [
