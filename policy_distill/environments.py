@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from gymnasium.envs.registration import EnvSpec
 
-from policy_distill.config import RequestError
+from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
 from policy_distill.known_wrappers import PADDING, STACK, asked_name, check_wrappers, effective, saved_name, wrap
 from policy_distill.wrappers import FreshWorld
@@ -112,6 +112,24 @@ def resolve(name: str) -> EnvironmentSpec:
         return stand_in.spec
     _check_registered(name)
     return EnvironmentSpec(id=name)
+
+
+def named(asked: EnvironmentOptions) -> EnvironmentSpec:
+    """The environment that a user names with ``env``, with the arguments, wrappers, stack and length that the user asks for, and no others.
+
+    Raises:
+        RequestError: as ``resolve``; if a wrapper's name stands for none.
+    """
+    assert asked.env is not None
+    spec = resolve(asked.env)
+    own = effective((asked_name(name), kwargs) for name, kwargs in asked.wrappers or ())
+    stack = ((STACK, {"n_stack": asked.frame_stack}),) if (asked.frame_stack or 1) > 1 else ()
+    return replace(
+        spec,
+        kwargs={**spec.kwargs, **asked.env_kwargs},
+        wrappers=(*spec.wrappers, *own, *stack),
+        max_episode_steps=asked.max_episode_steps or spec.max_episode_steps,
+    )
 
 
 def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tuple[EnvironmentSpec, tuple[str, ...]]:
