@@ -16,7 +16,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec, first_difference, make, quiet_known_warnings, registered
+from policy_distill.environments import EnvironmentSpec, first_difference, make, registered
+from policy_distill.quiet import quiet_known_warnings
 
 Backend: TypeAlias = Literal["gymnasium", "vector", "envpool"]
 GROUP = 16

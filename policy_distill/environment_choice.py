@@ -13,8 +13,9 @@ import numpy as np
 
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments import EnvironmentSpec, first_difference, make, modernize, named, quiet_known_warnings
+from policy_distill.environments import EnvironmentSpec, first_difference, make, modernize, named
 from policy_distill.known_wrappers import PADDING, STACK, WRAPPERS, asked_name, check_wrappers, effective, wrap
+from policy_distill.quiet import quiet_known_warnings
 from policy_distill.spaces import observation_width
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.ensemble import Ensemble

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib
-import importlib.util
 import json
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
 from policy_distill.known_wrappers import PADDING, STACK, asked_name, check_wrappers, effective, saved_name, wrap
+from policy_distill.quiet import quiet_known_warnings, quiet_mujoco
 from policy_distill.wrappers import FreshWorld
 
 NOT_HERE = {
@@ -177,7 +175,7 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> gym.Env:
     shipped = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", entry_point)
     extra = spec.extra or (shipped[1] if shipped else None)
     try:
-        with quiet_known_warnings(), _quiet_mujoco(extra == "mujoco"):
+        with quiet_known_warnings(), quiet_mujoco(extra == "mujoco"):
             # Its wrapper that watches the order of calls costs a step of CartPole 7 %; here they are always in order.
             env = gym.make(known, disable_env_checker=True, **options, **spec.kwargs)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
@@ -343,32 +341,6 @@ def _only_known_keys(where: str, data: Mapping[str, Any], known: list[str]) -> N
     unknown = sorted(set(data) - set(known))
     if unknown:
         raise RequestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-
-
-@contextlib.contextmanager
-def quiet_known_warnings() -> Iterator[None]:
-    """Say nothing that is not new: that an older version is meant, and (where warnings are errors, a crash) how Box2D was compiled; of
-    environments that come together that bounds become float32, and that they do not say how they reset, which ``backends`` sees itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*precision lowered by casting to float32", UserWarning)
-        warnings.filterwarnings("ignore", r".*missing AutoresetMode metadata", UserWarning)
-        warnings.filterwarnings("ignore", r".*The environment \S+ is out of date", DeprecationWarning)
-        warnings.filterwarnings("ignore", r"builtin type \w+ has no __module__ attribute", DeprecationWarning)
-        yield
-
-
-@contextlib.contextmanager
-def _quiet_mujoco(needed: bool) -> Iterator[None]:
-    """MuJoCo writes to the terminal and to a file in the current folder that Gymnasium's own models use a deprecated attribute."""
-    if not needed or importlib.util.find_spec("mujoco") is None:
-        yield
-        return
-    mujoco = importlib.import_module("mujoco")
-    mujoco.set_mju_user_warning(lambda message: None if "is deprecated" in str(message) else warnings.warn(str(message), stacklevel=2))
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(None)
 
 
 def _kind(space: gym.Space, role: str) -> object:

@@ -21,6 +21,7 @@ from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.environment_choice import choose_environment
 from policy_distill.environments import EnvironmentSpec, check_fits, check_matches, entries, make, modernize, resolve, wrapper_that_fits
 from policy_distill.known_wrappers import WRAPPERS
+from policy_distill.quiet import quiet_known_warnings
 from policy_distill.teachers import Teacher
 
 # Gymnasium's MuJoCo environments import both.
@@ -185,7 +186,7 @@ def test_making_a_pinned_version_is_silent(capfd, tmp_path, monkeypatch):
 
 
 def test_other_warnings_are_not_hidden():
-    with pytest.warns(UserWarning, match="mine"), environments.quiet_known_warnings():
+    with pytest.warns(UserWarning, match="mine"), quiet_known_warnings():
         warnings.warn("mine", stacklevel=1)
 
 

@@ -41,7 +41,7 @@ TIERS = [
     },
     {"batches", "backends", "environment_choice"},
     {"teachers", "students", "environments", "known_wrappers", "wrappers", "zoo_wrappers", "dataset", "objective", "stack", "gradients"},
-    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "processes", "seeds"},
+    {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "processes", "seeds", "quiet"},
     {"config"},
 ]
 KNOWS_SB3 = tuple(f"policy_distill.{name}" for name in ("teachers", "export.sb3", "kickstart", "ppo", "stepping", "benchmark"))

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from policy_distill.config import EnvironmentOptions, RequestError
-from policy_distill.environments import EnvironmentSpec, make, quiet_known_warnings, resolve, time_limit
+from policy_distill.environments import EnvironmentSpec, make, resolve, time_limit
 from policy_distill.known_wrappers import LOST, WITHOUT_EFFECT, WRAPPERS, asked_name, check_wrappers, effective, saved_name, trusting, wrap
+from policy_distill.quiet import quiet_known_warnings
 from tests.small_worlds import PUSH
 
 
