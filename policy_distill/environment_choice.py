@@ -13,8 +13,9 @@ import numpy as np
 
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments import EnvironmentSpec, first_difference, make, modernize, named_again, quiet_known_warnings, resolve
+from policy_distill.environments import EnvironmentSpec, first_difference, make, modernize, named, named_again
 from policy_distill.known_wrappers import PADDING, STACK, WRAPPERS, asked_name, check_wrappers, effective, wrap
+from policy_distill.quiet import quiet_known_warnings
 from policy_distill.spaces import observation_width
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.ensemble import Ensemble
@@ -54,14 +55,15 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, asked: Envir
     """
     if saved is not None and (again := named_again(saved, asked.env)):
         saved, asked = again, replace(asked, env=None)
-    own = None if asked.wrappers is None else effective((asked_name(name), kwargs) for name, kwargs in asked.wrappers)
     if asked.env is not None:
-        spec, notices = _named(agent, saved, asked, own)
+        spec, notices = _named(agent, saved, asked)
     elif saved is not None:
+        own = None if asked.wrappers is None else effective((asked_name(name), kwargs) for name, kwargs in asked.wrappers)
         wrappers = _merged(saved.wrappers, own, asked.frame_stack)
         check_wrappers(wrappers)
         spec, notices = modernize(replace(saved, wrappers=wrappers), observation_width(agent.observation_space))
-        spec = _with_settings(spec, asked)
+        kwargs = {**spec.kwargs, **asked.env_kwargs}
+        spec = replace(spec, kwargs=kwargs, max_episode_steps=asked.max_episode_steps or spec.max_episode_steps)
     else:
         raise RequestError("the agent's files do not say which environment it was trained in: give --env, for example --env CartPole-v1")
     if isinstance(agent, Teacher):
@@ -102,45 +104,38 @@ def _paddings(teacher: Teacher) -> list[np.ndarray]:
     return [padding for padding in found if padding is not None]
 
 
-def _named(
-    agent: Agent, saved: EnvironmentSpec | None, asked: EnvironmentOptions, own: tuple[Wrapper, ...] | None
-) -> tuple[EnvironmentSpec, tuple[str, ...]]:
+def _named(agent: Agent, saved: EnvironmentSpec | None, asked: EnvironmentOptions) -> tuple[EnvironmentSpec, tuple[str, ...]]:
     """The environment of ``asked.env``."""
-    assert asked.env is not None
-    plain = _with_settings(resolve(asked.env), asked)
-    notices: list[str] = []
-    before = saved.wrappers if saved is not None else ()
-    stack = _stack(before, asked.frame_stack) if asked.frame_stack is not None else ()
-    spec = replace(plain, wrappers=(*plain.wrappers, *(own or ()), *stack))
-    if saved is not None and any(name not in spec.kwargs for name in saved.kwargs):
+    spec, notices = named(asked), []
+    if saved is None:
+        return spec, ()
+    if any(name not in spec.kwargs for name in saved.kwargs):
         given = shlex.quote(json.dumps(dict(saved.kwargs)))
         notices.append(f"--env names the environment without the arguments that the agent was saved with; --env-kwargs {given} gives them")
-    candidates = [wrapper for wrapper in before if wrapper not in plain.wrappers and wrapper[0] != PADDING]
-    if own is not None:
-        candidates = [wrapper for wrapper in candidates if wrapper[0] == STACK and not any(name == STACK for name, _ in own)]
-    if asked.frame_stack is not None:
-        candidates = [wrapper for wrapper in candidates if wrapper[0] != STACK]
+    has_stack = asked.frame_stack is not None or any(name == STACK for name, _ in spec.wrappers)
+    candidates = [
+        (name, kwargs)
+        for name, kwargs in saved.wrappers
+        if (name, kwargs) not in spec.wrappers and name != PADDING and (not has_stack if name == STACK else asked.wrapper is None)
+    ]
     if not candidates:
         return spec, tuple(notices)
     needed: list[Wrapper] = []
     if not _fits(spec, agent):
-        needed = _needed(replace(spec, wrappers=spec.wrappers[: len(spec.wrappers) - len(stack)]), candidates)
-        wrapped = replace(spec, wrappers=(*spec.wrappers[: len(spec.wrappers) - len(stack)], *needed, *stack))
+        stacked = bool(spec.wrappers) and spec.wrappers[-1][0] == STACK and asked.frame_stack is not None
+        inner, stack = (spec.wrappers[:-1], spec.wrappers[-1:]) if stacked else (spec.wrappers, ())
+        needed = _needed(replace(spec, wrappers=inner), candidates)
+        wrapped = replace(spec, wrappers=(*inner, *needed, *stack))
         if needed and _fits(wrapped, agent):
             spec = wrapped
-            notices.append(f"the agent reads and acts as {spec.id} does only within wrappers that it was saved with, which are kept: "
-                           f"{_words(needed)}")  # fmt: skip
+            what = f"the agent reads and acts as {spec.id} does only within wrappers that it was saved with, which are kept"
+            notices.append(f"{what}: {_words(needed)}")
         else:
             check_wrappers(candidates)  # an unknown one may be what is missing
             needed = []
     if left := [wrapper for wrapper in candidates if wrapper not in needed]:
         notices.append(f"--env names the environment without these wrappers, which the agent was saved with: {_words(left)}")
     return spec, tuple(notices)
-
-
-def _with_settings(spec: EnvironmentSpec, asked: EnvironmentOptions) -> EnvironmentSpec:
-    kwargs = {**spec.kwargs, **asked.env_kwargs}
-    return replace(spec, kwargs=kwargs, max_episode_steps=asked.max_episode_steps or spec.max_episode_steps)
 
 
 def _merged(saved: Sequence[Wrapper], own: tuple[Wrapper, ...] | None, frame_stack: int | None) -> tuple[Wrapper, ...]:

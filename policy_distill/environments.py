@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib
-import importlib.util
 import json
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,10 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from policy_distill.border import Border
-from policy_distill.config import RequestError
+from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.known_wrappers import STACK, asked_name, check_wrappers, effective, saved_name, wrap
+from policy_distill.known_wrappers import PADDING, STACK, asked_name, check_wrappers, effective, saved_name, wrap
+from policy_distill.quiet import quiet_known_warnings, quiet_mujoco
 from policy_distill.untrusted import read_yaml, refuse_damage
 from policy_distill.wrappers import FreshWorld
 
@@ -150,6 +148,24 @@ def for_worker(spec: EnvironmentSpec) -> EnvironmentSpec:
     return replace(spec, imports=spec.imports or spec.id.rpartition(":")[2] in gym.registry)
 
 
+def named(asked: EnvironmentOptions) -> EnvironmentSpec:
+    """The environment that a user names with ``env``, with the arguments, wrappers, stack and length that the user asks for, and no others.
+
+    Raises:
+        RequestError: as ``resolve``; if a wrapper's name stands for none.
+    """
+    assert asked.env is not None
+    spec = resolve(asked.env)
+    own = effective((asked_name(name), kwargs) for name, kwargs in asked.wrappers or ())
+    stack = ((STACK, {"n_stack": asked.frame_stack}),) if (asked.frame_stack or 1) > 1 else ()
+    return replace(
+        spec,
+        kwargs={**spec.kwargs, **asked.env_kwargs},
+        wrappers=(*spec.wrappers, *own, *stack),
+        max_episode_steps=asked.max_episode_steps or spec.max_episode_steps,
+    )
+
+
 def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tuple[EnvironmentSpec, tuple[str, ...]]:
     """The environment here that matches the one an agent was trained in, with what the user should know about the difference.
 
@@ -203,7 +219,7 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
     shipped = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", entry_point)
     extra = spec.extra or (shipped[1] if shipped else None)
     try:
-        with quiet_known_warnings(), _quiet_mujoco(extra == "mujoco"):
+        with quiet_known_warnings(), quiet_mujoco(extra == "mujoco"):
             # Its wrapper that watches the order of calls costs a step of CartPole 7 %; here they are always in order.
             env = gym.make(known, disable_env_checker=True, **options, **spec.arguments)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
@@ -269,11 +285,13 @@ def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Sp
     if difference := first_difference((observation_space, action_space), (env.observation_space, env.action_space)):
         role, mine, theirs = difference
         mend = "name the environment it was trained in with --env"
-        if role == "observations" and (wrapper := wrapper_that_fits(observation_space, env.observation_space)):
-            option = f"--frame-stack {wrapper[1]['n_stack']}" if wrapper[0] == STACK else wrapper_options([wrapper])
+        bounds = _rescaling_that_fits(action_space, env.action_space)
+        fitting = wrapper_that_fits(observation_space, env.observation_space) if role == "observations" else None
+        wrapper = ("RescaleAction", bounds) if role == "actions" and bounds else fitting
+        if wrapper is not None:
+            inner = [(name, kwargs) for name, kwargs in spec.wrappers if name not in (STACK, PADDING)]
+            option = f"--frame-stack {wrapper[1]['n_stack']}" if wrapper[0] == STACK else wrapper_options([*inner, wrapper])
             mend += f", or give {option} if it was trained with {wrapper[0]}"
-        if role == "actions" and (bounds := _rescaling_that_fits(action_space, env.action_space)):
-            mend += f", or give {wrapper_options([('RescaleAction', bounds)])} if it was trained with RescaleAction"
         raise RequestError(f"the agent's {role} are {mine}, those of {spec.id} are {theirs}; {mend}")
 
 
@@ -371,32 +389,6 @@ def _only_known_keys(where: str, data: Mapping[str, Any], known: list[str]) -> N
     unknown = sorted(set(data) - set(known))
     if unknown:
         raise RequestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-
-
-@contextlib.contextmanager
-def quiet_known_warnings() -> Iterator[None]:
-    """Say nothing that is not new: that an older version is meant, and (where warnings are errors, a crash) how Box2D was compiled; of
-    environments that come together that bounds become float32, and that they do not say how they reset, which ``backends`` sees itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*precision lowered by casting to float32", UserWarning)
-        warnings.filterwarnings("ignore", r".*missing AutoresetMode metadata", UserWarning)
-        warnings.filterwarnings("ignore", r".*The environment \S+ is out of date", DeprecationWarning)
-        warnings.filterwarnings("ignore", r"builtin type \w+ has no __module__ attribute", DeprecationWarning)
-        yield
-
-
-@contextlib.contextmanager
-def _quiet_mujoco(needed: bool) -> Iterator[None]:
-    """MuJoCo writes to the terminal and to a file in the current folder that Gymnasium's own models use a deprecated attribute."""
-    if not needed or importlib.util.find_spec("mujoco") is None:
-        yield
-        return
-    mujoco = importlib.import_module("mujoco")
-    mujoco.set_mju_user_warning(lambda message: None if "is deprecated" in str(message) else warnings.warn(str(message), stacklevel=2))
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(None)
 
 
 def _kind(space: gym.Space, role: str) -> object:

@@ -21,11 +21,11 @@ STACK, PADDING = "VecFrameStack", "PadObservation"
 
 
 def _gymnasiums(name: str) -> Any:
-    """Gymnasium's wrapper; lists, which is all that YAML has, as the arrays that it takes."""
+    """Gymnasium's wrapper; lists, which is all that YAML has, as the bounds or tuples that it takes."""
 
     def wrap(env: gym.Env, **kwargs: Any) -> gym.Env:
-        arrays = {key: np.array(value, np.float64) if isinstance(value, list) else value for key, value in kwargs.items()}
-        return getattr(gym.wrappers, name)(env, **arrays)
+        kind: Any = (lambda values: np.array(values, np.float64)) if re.match("Rescale|ClipReward", name) else tuple
+        return getattr(gym.wrappers, name)(env, **{key: kind(value) if isinstance(value, list) else value for key, value in kwargs.items()})
 
     return wrap
 

@@ -105,7 +105,7 @@ def test_an_episode_without_a_seed_is_counted_from_the_last_that_had_one():
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        (rude.Argument, r"needs arguments that were not given; give them with --env-kwargs: .*'size'$"),
+        (rude.Argument, r"cannot be made without its argument 'size': give --env-kwargs"),
         (rude.FileMissing, r"cannot be made: its constructor raised FileNotFoundError: .*robot\.urdf"),
     ],
 )

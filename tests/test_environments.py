@@ -21,6 +21,7 @@ from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.environment_choice import choose_environment
 from policy_distill.environments import EnvironmentSpec, check_fits, check_matches, entries, make, modernize, resolve, wrapper_that_fits
 from policy_distill.known_wrappers import WRAPPERS
+from policy_distill.quiet import quiet_known_warnings
 from policy_distill.teachers import Teacher
 
 # Gymnasium's MuJoCo environments import both.
@@ -185,7 +186,7 @@ def test_making_a_pinned_version_is_silent(capfd, tmp_path, monkeypatch):
 
 
 def test_other_warnings_are_not_hidden():
-    with pytest.warns(UserWarning, match="mine"), environments.quiet_known_warnings():
+    with pytest.warns(UserWarning, match="mine"), quiet_known_warnings():
         warnings.warn("mine", stacklevel=1)
 
 
@@ -398,6 +399,12 @@ def test_data_are_found_in_a_checkout_and_in_an_installed_package(tmp_path, monk
 )
 def test_the_wrapper_that_would_fit_is_named(length, here, wrapper):
     assert wrapper_that_fits(gym.spaces.Box(-1, 1, (length,)), gym.spaces.Box(-1, 1, here)) == wrapper
+
+
+def test_an_option_that_is_asked_for_keeps_the_wrappers_that_are_there():
+    spec = EnvironmentSpec("Pendulum-v1", wrappers=(("mine:Shaped", {}), ("VecFrameStack", {"n_stack": 2})))
+    with pytest.raises(RequestError, match=r"or give --wrapper mine:Shaped --wrapper '{\"RescaleAction\": "):
+        check_matches(spec, make(resolve("Pendulum-v1")), gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,)))
 
 
 @pytest.mark.parametrize(

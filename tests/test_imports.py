@@ -56,6 +56,7 @@ TIERS = [
         "processes",
         "seeds",
         "border",
+        "quiet",
         "watchdog",
     },
     {"untrusted", "terminal"},

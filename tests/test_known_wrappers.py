@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from policy_distill.config import EnvironmentOptions, RequestError
-from policy_distill.environments import EnvironmentSpec, make, quiet_known_warnings, resolve, time_limit
+from policy_distill.environments import EnvironmentSpec, make, resolve, time_limit
 from policy_distill.known_wrappers import LOST, WITHOUT_EFFECT, WRAPPERS, asked_name, check_wrappers, effective, saved_name, trusting, wrap
+from policy_distill.quiet import quiet_known_warnings
 from tests.small_worlds import PUSH
 
 
@@ -35,6 +36,16 @@ class Spy(gym.Env):
 
     def _look(self) -> np.ndarray:
         return np.array([self.steps + 1, -self.steps - 1], np.float32)
+
+
+class Named(gym.Env):
+    """Observes a dictionary."""
+
+    observation_space = gym.spaces.Dict({"here": gym.spaces.Box(-9, 9, (2,)), "there": gym.spaces.Box(-9, 9, (3,))})
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        return {"here": np.full(2, 2.0, np.float32), "there": np.full(3, 3.0, np.float32)}, {}
 
 
 def action(value: float) -> np.ndarray:
@@ -206,6 +217,9 @@ def test_gymnasium_s_own_take_what_a_file_can_say():
     env = wrap(Spy(), "FrameStack", {"num_stack": 3})
     assert env.reset()[0].tolist() == [[1, -1]] * 3
     assert wrap(Spy(), "DtypeObservation", {"dtype": "int32"}).reset()[0].dtype == np.int32
+    assert wrap(Spy(), "ReshapeObservation", {"shape": [2, 1]}).reset()[0].tolist() == [[1], [-1]]
+    seen = wrap(Named(), "FilterObservation", {"filter_keys": ["here"]})
+    assert wrap(seen, "FlattenObservation", {}).reset()[0].tolist() == [2, 2]
     assert wrap(Spy(), "Monitor", {}).reset()[0].tolist() == [1, -1]
     with pytest.raises(RequestError, match="TimeLimit does not take this environment without arguments"):
         wrap(Spy(), "TimeLimit", {})

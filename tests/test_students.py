@@ -155,5 +155,5 @@ def test_a_student_with_numbers_that_are_not_finite_is_neither_saved_nor_read(va
     with monkeypatch.context() as patch:
         patch.setattr(Student, "not_finite", lambda self: None)
         student.save(tmp_path)
-    with pytest.raises(RequestError, match=rf"holds no readable student \({name} holds NaN or infinity\): write it again"):
+    with pytest.raises(RequestError, match=rf"the tensor {name} holds NaN or infinity\): it holds no readable student; write it again"):
         Student.load(tmp_path)

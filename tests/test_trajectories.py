@@ -56,7 +56,7 @@ def test_without_a_time_limit_each_who_plays_must_come_to_an_end(monkeypatch):
     with pytest.raises(RequestError, match="episode of a random policy"):
         check_ends(PUSH, {"a random policy": None})
     check_ends(dataclasses.replace(PUSH, max_episode_steps=100), {"a random policy": None})
-    monkeypatch.setattr(module, "NEVER_ENDING", 5)
+    monkeypatch.setattr(module, "LONG_EPISODE", 5)
     check_ends(PUSH, {"the agent": push_teacher(), "a random policy": None})
 
 

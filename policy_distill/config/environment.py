@@ -59,6 +59,13 @@ class EnvironmentOptions:
         require(not none or len(found) == 1, "wrapper", self.wrapper, f"{NO_WRAPPER} alone, or the names of wrappers")
         return () if none else found
 
+    def options(self) -> str:
+        """All but ``--env`` as options of a command, ready for a shell."""
+        words = [f"--env_kwargs {shlex.quote(json.dumps(dict(self.env_kwargs)))}"] if self.env_kwargs else []
+        words += [wrapper_options(self.wrappers)] if self.wrappers is not None else []
+        numbers = {"frame_stack": self.frame_stack, "max_episode_steps": self.max_episode_steps}
+        return " ".join([*words, *(f"--{name} {number}" for name, number in numbers.items() if number is not None)])
+
 
 def _parsed(request: WrapperRequest) -> Wrapper:
     name, kwargs = next(iter(request.items())) if isinstance(request, dict) and len(request) == 1 else (request, None)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from policy_distill.environments import EnvironmentSpec
+from policy_distill.environments import EnvironmentSpec, registered
 
 SCHEDULES = ("clip_range", "clip_range_vf", "learning_rate")
 """Hyper-parameters that may fall over the training: saved as their first value, since a schedule is code."""
@@ -78,7 +78,10 @@ def write_agent(
         statistics.save(str(inner / "vecnormalize.pkl"))
     wrappers = [{wrapper: dict(kwargs)} if kwargs else wrapper for wrapper, kwargs in spec.wrappers]
     config = {**settings, "env_wrapper": wrappers} if wrappers else dict(settings)
-    arguments = {**run, "env": spec.id, **({"env_kwargs": dict(spec.kwargs)} if spec.kwargs else {})}
+    kwargs = dict(spec.kwargs)
+    if spec.max_episode_steps not in (None, registered(spec.id).max_episode_steps):
+        kwargs["max_episode_steps"] = spec.max_episode_steps  # which gymnasium.make takes
+    arguments = {**run, "env": spec.id, **({"env_kwargs": kwargs} if kwargs else {})}
     for file, content in (("config.yml", config), ("args.yml", arguments)):
         (inner / file).write_text(yaml.safe_dump(content), encoding="utf-8")
 

@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from policy_distill import environments
-from policy_distill.config import RequestError
+from policy_distill.config import EnvironmentOptions, RequestError
+from policy_distill.config.environment import Arguments, WrapperRequest
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.teachers.publish import SCHEDULES, next_folder, write_agent, write_card
 
@@ -47,6 +48,14 @@ class TrainTeacherConfig:
     """a2c, ars, ddpg, dqn, ppo, qrdqn, sac, td3, tqc or trpo."""
     env: str = ""
     """A Gymnasium id or an entry of envs/."""
+    env_kwargs: Arguments = field(default_factory=dict)
+    """Keyword arguments of the environment."""
+    wrapper: tuple[WrapperRequest, ...] | None = None
+    """Wrappers around the environment, innermost first: a known name or module:Class; '{"NAME": {"argument": 1}}' with arguments."""
+    frame_stack: int | None = None
+    """Stack so many observations, outside the wrappers and inside the normalisation."""
+    max_episode_steps: int | None = None
+    """Truncate an episode after so many steps, instead of after those that the environment is registered with."""
     output: str = "agents"
     """Where the agent's folder ALGO/ENV_RUN is made."""
     seed: int = 0
@@ -82,12 +91,20 @@ class TrainTeacherConfig:
             value = getattr(self, name)
             if value is not None and value < limit:
                 raise RequestError(f"{name} is {value!r}; it must be >= {limit}")
+        _ = self.environment  # checks it
+
+    @property
+    def environment(self) -> EnvironmentOptions:
+        """What is said of the environment."""
+        return EnvironmentOptions(self.env, self.env_kwargs, self.wrapper, self.frame_stack, self.max_episode_steps)
 
     def command(self) -> str:
         """The command that trains this agent again."""
         names = ("n_timesteps", "n_envs", "eval_episodes", "validation_episodes", "eval_freq")
         default = TrainTeacherConfig(algo=self.algo, env=self.env)
         changed = [f"--{name} {getattr(self, name)}" for name in names if getattr(self, name) != getattr(default, name)]
+        if options := self.environment.options():
+            changed.append(options)
         if self.hyperparams:
             changed.append(f"--hyperparams {shlex.quote(json.dumps(dict(self.hyperparams)))}")
         return " ".join([f"python scripts/train_teacher.py --algo {self.algo} --env {self.env} --seed {self.seed}", *changed])
@@ -169,7 +186,7 @@ def evaluate_model(model: Any, spec: EnvironmentSpec, seeds: Sequence[int], stat
 def _train(config: TrainTeacherConfig, note: Callable[[str], object], progress: bool) -> TrainedTeacher:
     from stable_baselines3.common.vec_env import VecNormalize
 
-    spec = environments.resolve(config.env)
+    spec = environments.named(config.environment)
     name = (config.env if config.env in environments.entries() else spec.id).replace("/", "-").replace(":", "-")
     algorithm = _algorithm(config.algo)
     given = {"n_envs": config.n_envs, "n_timesteps": config.n_timesteps}

@@ -212,6 +212,30 @@ def test_settings_in_ordinary_yaml(tmp_path):
     assert files.algo == "ppo"  # by the folder's name
 
 
+def test_how_an_environment_was_drawn_is_ignored_and_its_length_kept(tmp_path):
+    files = find_agent(run_folder(tmp_path, kwargs="{gravity: -5.0, render_mode: human, max_episode_steps: 50}"))
+    assert files.env is not None
+    assert files.env.kwargs == {"gravity": -5.0}
+    assert files.env.max_episode_steps == 50
+
+
+def test_wrappers_stand_in_the_zoo_s_order_without_those_that_only_record(tmp_path):
+    run = run_folder(tmp_path)
+    (run / "LunarLander-v2" / "config.yml").write_text(
+        "frame_stack: 2\nvec_env_wrapper:\n- stable_baselines3.common.vec_env.VecMonitor\n"
+        "- stable_baselines3.common.vec_env.VecFrameStack: {n_stack: 3}\n"
+        "env_wrapper:\n- stable_baselines3.common.monitor.Monitor\n- gymnasium.wrappers.TimeLimit: {max_episode_steps: 9}\n- mine:Shaped\n"
+    )
+    env = find_agent(run).env
+    assert env is not None
+    assert env.wrappers == (
+        ("TimeLimit", {"max_episode_steps": 9}),
+        ("mine.Shaped", {}),  # no colon: nothing that a file names is imported
+        ("VecFrameStack", {"n_stack": 3}),
+        ("VecFrameStack", {"n_stack": 2}),
+    )
+
+
 @pytest.mark.parametrize("setting", ["env_wrapper: 3", "env_wrapper: [[a]]", "frame_stack: four", "env_kwargs: f(x)"])
 def test_settings_that_cannot_be_followed_are_refused(tmp_path, setting):
     run = run_folder(tmp_path)

@@ -14,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from policy_distill.acting import actor
+from policy_distill.acting import _encoder, actor
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.environment_choice import environment_for, fill_stack
 from policy_distill.environments import EnvironmentSpec, make
@@ -94,8 +94,8 @@ def test_actions_are_those_of_stable_baselines_step_by_step(order, tmp_path):
         for _ in range(5):
             batch = np.repeat(observation[None], SIDE_BY_SIDE, axis=0)
             expected, _ = model.predict(theirs, deterministic=True)
-            encoded = teacher.encode(torch.from_numpy(batch))[0].numpy()
-            np.testing.assert_array_equal(encoded, theirs[0])
+            for encoded in (teacher.encode(torch.from_numpy(batch)).numpy(), _encoder(teacher, BATCH)(batch)):
+                np.testing.assert_array_equal(encoded[0], theirs[0])
             for actions in (teacher.act(batch), act(batch), live.act(batch)):
                 np.testing.assert_allclose(actions[0], expected[0], rtol=1e-5, atol=1e-6)
             theirs, _, done, _ = env.step(expected)

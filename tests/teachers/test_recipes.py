@@ -163,6 +163,20 @@ def test_wrappers_of_the_environment_are_written_for_whoever_loads_the_agent(tmp
     assert saved == EnvironmentSpec("CartPole-v1", {"sutton_barto_reward": True}, (("TimeFeatureWrapper", {}),))
 
 
+def test_what_is_asked_of_the_environment_is_written_for_whoever_loads_the_agent(tmp_path):
+    asked = config(tmp_path, env_kwargs={"sutton_barto_reward": True}, wrapper=("TimeFeatureWrapper",), frame_stack=2, max_episode_steps=30)
+    agent = train_teacher(asked)
+    teacher = Teacher.load(agent.path)
+    assert teacher.saved_env == EnvironmentSpec(
+        "CartPole-v1", {"sutton_barto_reward": True}, (("TimeFeatureWrapper", {}), ("VecFrameStack", {"n_stack": 2})), 30
+    )
+    assert teacher.obs_dim == 10
+    options = """--env_kwargs '{"sutton_barto_reward": true}' --wrapper TimeFeatureWrapper --frame_stack 2 --max_episode_steps 30"""
+    assert options in json.loads((agent.path / "card.json").read_text())["command"]
+    with pytest.raises(RequestError, match="frame_stack is 0"):
+        config(tmp_path, frame_stack=0)
+
+
 @pytest.mark.parametrize(
     ("algo", "env", "hyperparams"),
     [

@@ -158,7 +158,7 @@ def test_what_the_user_names_must_be_there_and_fit(save, tmp_path):
 def test_a_damaged_file_of_that_name_is_an_error_and_not_passed_over(save, tmp_path):
     path = save(build("PPO"))
     (tmp_path / "vec_normalize.pkl").write_bytes(b"\x80\x04damaged")
-    with pytest.raises(RequestError, match=r"vec_normalize\.pkl is no readable VecNormalize pickle"):
+    with pytest.raises(RequestError, match=r"vec_normalize\.pkl cannot be read \(.*\): it is no readable VecNormalize pickle"):
         Teacher.load(path)
 
 
