@@ -94,7 +94,7 @@ def test_actions_are_those_of_stable_baselines_step_by_step(order, tmp_path):
         for _ in range(5):
             batch = np.repeat(observation[None], SIDE_BY_SIDE, axis=0)
             expected, _ = model.predict(theirs, deterministic=True)
-            for encoded in (teacher.encode(torch.from_numpy(batch)).numpy(), _encoder(teacher, BATCH)(batch)):
+            for encoded in (teacher.encode(torch.from_numpy(batch)).numpy(), _encoder(teacher, SIDE_BY_SIDE)(batch)):
                 np.testing.assert_array_equal(encoded[0], theirs[0])
             for actions in (teacher.act(batch), act(batch), live.act(batch)):
                 np.testing.assert_allclose(actions[0], expected[0], rtol=1e-5, atol=1e-6)
