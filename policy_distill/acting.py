@@ -14,11 +14,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from policy_distill.actions import LAYER, Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.actions import LAYER, ActionTargets, Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
 from policy_distill.rowwise import Function, Layers, one_by_one, product
 from policy_distill.spaces import encode_observations
 from policy_distill.students import Student
 from policy_distill.teachers import Teacher
+from policy_distill.teachers.ensemble import Ensemble
 from policy_distill.teachers.networks import (
     ActionBounds,
     ConstantSpread,
@@ -32,6 +33,8 @@ from policy_distill.teachers.networks import (
 Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
 """The parameters and actions of ``ActionTargets`` as arrays; the next question may overwrite them."""
 Label: TypeAlias = Callable[[np.ndarray], Labels]
+WHOLE_BLOCKS = 64
+"""Of so many elements: a multiple of what torch's loops compute at once, on every processor."""
 
 
 def labeller(teacher: Teacher, rows: int) -> Label:
@@ -51,6 +54,8 @@ def labeller(teacher: Teacher, rows: int) -> Label:
             return _deterministic(teacher, teacher.network, rows)
         case GaussianNetwork():
             return _gaussian(teacher, teacher.network, rows)
+        case Ensemble(combine="mean") if not teacher.recorded:
+            return _mixture(teacher.network, rows)
     return lambda observations: _label_one_by_one(teacher, observations)
 
 
@@ -161,31 +166,31 @@ def _encoder(teacher: Teacher, rows: int) -> Function:
     return encode_frames
 
 
-def _recorded(*parts: Layers) -> dict[str, np.ndarray]:
-    return {f"{LAYER}{name}": values for part in parts for name, values in part.seen.items()}
+def _recorded(teacher: Teacher) -> dict[str, str]:
+    return {name: f"{LAYER}{name}" for name in teacher.recorded}
 
 
 def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
     encode, choose = _encoder(teacher, rows), _choice(network.family, network.scores)
-    body = Layers(network.body, rows, name="body", recorded=teacher.recorded)
+    body = Layers(network.body, rows, name="body", recorded=_recorded(teacher))
     name, quantiles = network.scores, network.num_quantiles
 
     def ask(observations: np.ndarray) -> Labels:
         scores = body(encode(observations))
         if quantiles > 1:
             scores = scores.reshape(rows, quantiles, -1).mean(1)
-        return {name: scores, **_recorded(body)}, choose(scores)
+        return {name: scores, **body.seen}, choose(scores)
 
     return ask
 
 
 def _deterministic(teacher: Teacher, network: DeterministicNetwork, rows: int) -> Label:
     encode, finish = _encoder(teacher, rows), _to_environment(network.bounds, squashed=network.squashed)
-    body = Layers(network.body, rows, name="body", recorded=teacher.recorded)
+    body = Layers(network.body, rows, name="body", recorded=_recorded(teacher))
 
     def ask(observations: np.ndarray) -> Labels:
         actions = finish(body(encode(observations)))
-        return _recorded(body), actions
+        return {**body.seen}, actions
 
     return ask
 
@@ -193,7 +198,7 @@ def _deterministic(teacher: Teacher, network: DeterministicNetwork, rows: int) -
 def _gaussian(teacher: Teacher, network: GaussianNetwork, rows: int) -> Label:
     encode, spread = _encoder(teacher, rows), _spread(network, rows)
     latent, head = (
-        Layers(part, rows, name=name, recorded=teacher.recorded) for name, part in (("latent", network.latent), ("mean", network.mean))
+        Layers(part, rows, name=name, recorded=_recorded(teacher)) for name, part in (("latent", network.latent), ("mean", network.mean))
     )
     bounds, finish = network.bounds, _to_environment(network.bounds, squashed=network.squashed)
     scale, offset = bounds.scale.numpy(), bounds.offset.numpy()
@@ -205,7 +210,7 @@ def _gaussian(teacher: Teacher, network: GaussianNetwork, rows: int) -> Label:
         actions = finish(mean)
         if not network.squashed:
             mean = (mean - offset) / scale
-        return {"mean": mean, "log_std": spread(hidden, features), **_recorded(latent, head)}, actions
+        return {"mean": mean, "log_std": spread(hidden, features), **latent.seen, **head.seen}, actions
 
     return ask
 
@@ -229,6 +234,28 @@ def _spread(network: GaussianNetwork, rows: int) -> Callable[[np.ndarray, np.nda
 
             return log_std_of
     raise TypeError(f"{type(network.spread).__name__} is no spread")
+
+
+def _mixture(network: Ensemble, rows: int) -> Label:
+    """The members one after the other, and what they say mixed by torch.
+
+    torch computes whole blocks of elements in one way and what is left over in another: without a rest, a row's place cannot matter.
+    """
+    labels = [labeller(member, rows) for member in network.members]  # type: ignore[arg-type]
+    filling = np.zeros(-rows % WHOLE_BLOCKS, np.int64)
+    chosen = np.concatenate([np.arange(rows), filling])
+
+    @torch.inference_mode()
+    def ask(observations: np.ndarray) -> Labels:
+        told = []
+        for label in labels:
+            parameters, actions = label(observations)
+            filled = {name: torch.from_numpy(values[chosen]) for name, values in parameters.items()}
+            told.append(ActionTargets(filled, torch.from_numpy(actions[chosen])))
+        mixed = network.mixed(told)
+        return {name: values[:rows].numpy() for name, values in mixed.parameters.items()}, mixed.actions[:rows].numpy()
+
+    return ask
 
 
 def _to_environment(bounds: ActionBounds, *, squashed: bool) -> Function:

@@ -3,7 +3,7 @@
 A matrix product rounds a row differently at another place in the batch, beside other numbers of rows, and on other processors. Over an
 episode of a chaotic environment the last bit grows to a different return. Here each row is multiplied by a call of its own, always of the
 same shape, so that the number of environments, of processes and the place of an environment among them cannot show. With 16 rows and
-layers of 64 units that takes a quarter longer than one product, which is far less than a step of an environment.
+layers of 64 units that takes a quarter longer than one product, with 256 units 1.6 times as long: 0.04 and 1 us more for each row.
 
 All operations between the products are either rounded correctly (sums, products, quotients, comparisons) or numpy's own functions, which
 compute each element in the same way wherever it lies. torch's may not: they treat the last elements of an array differently.
@@ -11,7 +11,7 @@ compute each element in the same way wherever it lies. torch's may not: they tre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -32,18 +32,18 @@ class Layers:
         network: of ``nn.Linear`` and modules without weights, which may be nested.
         rows: B, of every call.
         name: of ``network`` within a larger one.
-        recorded: names of the layers within the larger network whose outputs are kept.
+        recorded: layers whose outputs are kept: their names within the larger network, and what they are called in ``seen``.
 
     Attributes:
         seen: what the recorded layers returned in the last call, ``[B, width]`` each.
     """
 
-    def __init__(self, network: nn.Module, rows: int, *, name: str = "", recorded: Collection[str] = ()) -> None:
+    def __init__(self, network: nn.Module, rows: int, *, name: str = "", recorded: Mapping[str, str] | None = None) -> None:
         self.seen: dict[str, np.ndarray] = {}
         self._steps: list[tuple[Function, str | None]] = []
         for inner, module in _inside(network, name):
             step = product(module.weight.t(), module.bias, rows) if isinstance(module, nn.Linear) else _activation(module)
-            self._steps.append((step, inner if inner in recorded else None))
+            self._steps.append((step, (recorded or {}).get(inner)))
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """``[B, inputs]`` float32, which stay as they are, to ``[B, outputs]``, which the next call overwrites."""
@@ -74,7 +74,7 @@ def product(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> Funct
     matrix, (inputs, outputs) = weight.detach().numpy(), weight.shape
     shift = None if bias is None else bias.detach().numpy()
     result = np.empty((rows, outputs), np.float32)
-    width = max((ONE_THREAD - 1) // inputs, 1)
+    width = max((ONE_THREAD - 1) // inputs // 4 * 4, 1)  # kernels take four outputs at once
     # OpenBLAS is faster with the inputs side by side where they are many, with the outputs side by side otherwise.
     arrange = np.asfortranarray if inputs > 2 * outputs or outputs > width else np.ascontiguousarray
     parts = [(arrange(matrix[:, start : start + width]), result[:, None, start : start + width]) for start in range(0, outputs, width)]

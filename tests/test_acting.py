@@ -87,8 +87,10 @@ def test_recorded_layers_are_among_the_labels():
 
 def test_ensembles_and_callables_are_asked_as_they_are():
     team = Teacher.ensemble([teacher_of("sac"), teacher_of("td3")])
+    by_value = Teacher.ensemble([teacher_of("sac"), teacher_of("td3")], combine="value")
+    gaussians = Teacher.ensemble([teacher_of("a2c, gSDE"), teacher_of("large")], weights=[1, 3])
     function = Teacher.from_callable(lambda seen: seen[:, :2], VECTOR, LOPSIDED)
-    for teacher in (team, function):
+    for teacher in (team, by_value, gaussians, function):
         assert_says_the_same(teacher, OBSERVATIONS)
 
 

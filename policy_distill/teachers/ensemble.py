@@ -74,6 +74,10 @@ class Ensemble(nn.Module):
         told = [member.targets(observations) for member in self.members]  # type: ignore[operator]
         if self.combine == "value":
             return self._of_the_most_promising(told, self.member_values(observations))
+        return self.mixed(told)
+
+    def mixed(self, told: Sequence[ActionTargets]) -> ActionTargets:
+        """The weighted mean of what the members say, row by row; of an ensemble that combines by ``mean``."""
         if isinstance(self.family, Deterministic):
             assert self.bounds is not None
             return ActionTargets({}, self.bounds.clip(weighted_mean([targets.actions for targets in told], self.weights)))

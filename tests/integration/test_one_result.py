@@ -5,8 +5,10 @@ The environment is chaotic: a difference in the last bit of an action is a diffe
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from policy_distill.acting import actor, labeller, outputs_of
 from policy_distill.certify import certificate, play
 from policy_distill.collect import Collector, concatenate
 from policy_distill.dataset import Transitions
@@ -27,11 +30,20 @@ from policy_distill.teachers import Teacher
 from policy_distill.trajectories import play as play_step_by_step
 from policy_distill.workers import Rollouts
 from tests.kernels import KERNELS, run_on
-from tests.small_worlds import random_student
+from tests.small_worlds import ACTED, SEEN, random_student
 from tests.teachers.conftest import build
+from tests.test_acting import KINDS, teacher_of
+from tests.test_rowwise import depends_on_more_than_its_row
 
 SPEC = EnvironmentSpec("tests/Chaos-v0")
 SEEDS = list(range(20))
+TEAMS = {
+    "team of logits and Q-values": ("ppo, discrete", "dqn"),
+    "team of dials": ("ppo, dials", "ppo, dials"),
+    "team of switches": ("ppo, switches", "ppo, switches"),
+    "team of Gaussians": ("ppo, bounds that are not symmetric", "a2c, gSDE"),
+    "team of actions": ("sac", "td3"),
+}
 
 
 class Chaos(gym.Env):
@@ -105,6 +117,33 @@ def certified(student: Student, teacher: Teacher, workers: int, num_envs: int) -
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def shaky_labels() -> list[str]:
+    """Kinds of teachers and students whose answer depends on more than its row."""
+
+    def asked(teacher: Teacher, rows: int) -> Callable[[np.ndarray], np.ndarray]:
+        label = labeller(teacher, rows)
+
+        def answer(observations: np.ndarray) -> np.ndarray:
+            parameters, actions = label(observations)
+            return np.concatenate([part.reshape(rows, -1).astype(np.float64) for part in (*parameters.values(), actions)], axis=1)
+
+        return answer
+
+    def asked_student(student: Student, rows: int) -> Callable[[np.ndarray], np.ndarray]:
+        outputs, act = outputs_of(student, rows), actor(student, rows)
+        return lambda seen: np.concatenate([outputs(seen).copy(), act(seen).reshape(rows, -1)], axis=1)
+
+    kinds = {kind: teacher_of(kind, normalized=True) for kind in KINDS}
+    for name, members in TEAMS.items():
+        kinds[name] = Teacher.ensemble([kinds[kind] for kind in members])
+    found = [name for name, teacher in kinds.items() if depends_on_more_than_its_row(functools.partial(asked, teacher), 3)]
+    for space in ACTED:
+        student = random_student(SEEN, space, hidden_sizes=(33, 17), activation="silu")
+        if depends_on_more_than_its_row(functools.partial(asked_student, student), 3):
+            found.append(f"student in {space}")
+    return found
+
+
 def report() -> str:
     """For each way of taking it: a digest of the result for each number of processes or environments."""
     torch.set_num_threads(1)
@@ -124,6 +163,7 @@ def report() -> str:
     teacher = teachers["large, gSDE"]
     found["certificate"] = [certified(student, teacher, *how) for how in ((0, 16), (1, 1), (2, 5), (3, 16), (8, 16))]
     returns = evaluate(teacher, SPEC, SEEDS).returns
+    found["rows"] = ["", *shaky_labels()]
     found["step by step"] = [digest(returns), digest(np.array([one.episode_return for one in play_step_by_step(teacher, SPEC, SEEDS)]))]
     return json.dumps(found)
 
