@@ -103,7 +103,10 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} does not exist; name the vecnormalize.pkl that was saved with the agent")
     if path.stat().st_size > MAX_BYTES:
         raise RequestError(f"{path} is larger than the {MAX_BYTES} bytes that are read; statistics of vector observations are much smaller")
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         saved = load_inert(content)
     except Exception as error:  # a hostile pickle may raise anything, and none of it is ours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -119,8 +120,8 @@ def _owner(path: Path) -> str:
 
 
 def _pickles(folder: Path) -> list[Path]:
-    """Files of ``folder`` that may hold statistics, in the order of their names."""
-    if not folder.is_dir():
+    """Files of ``folder`` that may hold statistics, in the order of their names; none where it cannot be listed."""
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         return []
     found = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES or (not path.suffix and NORMALIZE.search(path.name))]
     return [path for path in found[:MAX_FILES] if path.is_file()]
@@ -145,15 +146,15 @@ def _candidates(paths: Iterable[Path]) -> list[_Candidate]:
 
 def _is_saved(path: Path) -> bool:
     """Whether the file looks like a saved VecNormalize, which costs one reading of its bytes."""
-    return path.stat().st_size <= MAX_UNNAMED_BYTES and b"norm_obs" in path.read_bytes()
+    return os.access(path, os.R_OK) and path.stat().st_size <= MAX_UNNAMED_BYTES and b"norm_obs" in path.read_bytes()
 
 
 def _with_different_contents(candidates: Iterable[_Candidate]) -> list[_Candidate]:
     """One of each group of files with the same bytes."""
     first: dict[bytes, _Candidate] = {}
     for candidate in candidates:
-        large = candidate.path.stat().st_size > MAX_UNNAMED_BYTES
-        first.setdefault(bytes(candidate.path.resolve()) if large else candidate.path.read_bytes(), candidate)
+        comparable = os.access(candidate.path, os.R_OK) and candidate.path.stat().st_size <= MAX_UNNAMED_BYTES
+        first.setdefault(candidate.path.read_bytes() if comparable else bytes(candidate.path.resolve()), candidate)
     return list(first.values())
 
 
