@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -118,8 +119,8 @@ def _owner(path: Path) -> str:
 
 
 def _pickles(folder: Path) -> list[Path]:
-    """Files of ``folder`` that may hold statistics, in the order of their names."""
-    if not folder.is_dir():
+    """Files of ``folder`` that may hold statistics, in the order of their names; none where it cannot be listed."""
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         return []
     found = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES or (not path.suffix and NORMALIZE.search(path.name))]
     return [path for path in found[:MAX_FILES] if path.is_file()]
@@ -155,8 +156,10 @@ def _with_different_contents(candidates: Iterable[_Candidate]) -> list[_Candidat
     """One of each group of files with the same bytes."""
     first: dict[bytes, _Candidate] = {}
     for candidate in candidates:
-        large = candidate.path.stat().st_size > MAX_UNNAMED_BYTES
-        first.setdefault(bytes(candidate.path.resolve()) if large else read_bytes(candidate.path, MAX_UNNAMED_BYTES), candidate)
+        comparable = os.access(candidate.path, os.R_OK) and candidate.path.stat().st_size <= MAX_UNNAMED_BYTES
+        first.setdefault(
+            read_bytes(candidate.path, MAX_UNNAMED_BYTES) if comparable else bytes(candidate.path.resolve()), candidate
+        )
     return list(first.values())
 
 
