@@ -14,6 +14,7 @@ from policy_distill import verify as module
 from policy_distill.config import RequestError
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.measure import certify
+from policy_distill.probe import Probe
 from policy_distill.statistics import Plan
 from policy_distill.verify import Verification, place_of, read_certificate, verify
 from tests.small_worlds import WALK, walk_expert
@@ -239,3 +240,9 @@ def test_other_versions_are_named_where_nothing_is_played(folder):
 
 def test_the_folder_stands_for_the_file(folder):
     assert place_of(str(folder)) == folder / "certificate.json" == place_of(str(folder / "certificate.json"))
+
+
+def test_what_cannot_be_repeated_is_not_played_again(folder, monkeypatch):
+    monkeypatch.setattr(module, "probe", lambda spec, step_timeout: Probe(spec.id, "seed 1 twice, reset: another observation"))
+    with pytest.raises(RequestError, match=r"tests/Walk-v0 does not follow its seed \(seed 1 twice"):
+        verified(folder)
