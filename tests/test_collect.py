@@ -389,10 +389,10 @@ def test_a_teacher_that_answers_with_nan_stops_with_seed_and_step(world, monkeyp
         collected(spec=spec, teacher=teacher)
 
 
-def test_the_step_of_an_answer_that_is_nan_is_counted_from_the_episode_s_begin(monkeypatch):
+def test_the_step_of_an_answer_that_is_nan_is_counted_from_the_episode_s_begin():
     collector, teacher = Collector(PUSH, indices=range(2), num_envs=2, seed=0), push_teacher()
-    for _ in range(2):
-        collector.collect(4, teacher, None, 1.0)  # eight steps: three of the second episode
+    for steps in (3, 1):  # an episode has five
+        collector.collect(steps, teacher, None, 1.0)
     bad = Teacher.from_callable(lambda seen: push_best(seen) + np.float32(np.nan), Push.observation_space, Push().action_space)
-    with pytest.raises(Fault, match=rf"environment 0, seed {seed_of(0, 2)}, step 4, to the"):
+    with pytest.raises(Fault, match=rf"environment 0, seed {seed_of(0, 0)}, step 5, to the"):
         collector.collect(1, bad, None, 1.0)
