@@ -387,3 +387,12 @@ def test_a_teacher_that_answers_with_nan_stops_with_seed_and_step(world, monkeyp
         Fault, match=rf"the teacher answered with NaN \(\w+\) in {spec.id}, environment \d, seed {seed}, step {step}, to the"
     ):
         collected(spec=spec, teacher=teacher)
+
+
+def test_the_step_of_an_answer_that_is_nan_is_counted_from_the_episode_s_begin():
+    collector, teacher = Collector(PUSH, indices=range(2), num_envs=2, seed=0), push_teacher()
+    for steps in (3, 1):  # an episode has five
+        collector.collect(steps, teacher, None, 1.0)
+    bad = Teacher.from_callable(lambda seen: push_best(seen) + np.float32(np.nan), Push.observation_space, Push().action_space)
+    with pytest.raises(Fault, match=rf"environment 0, seed {seed_of(0, 0)}, step 5, to the"):
+        collector.collect(1, bad, None, 1.0)

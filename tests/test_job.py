@@ -14,12 +14,22 @@ import torch
 import yaml
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from policy_distill.config import CollectConfig, DistillConfig, EnsembleConfig, FeatureConfig, LossConfig, RequestError, StudentConfig
+from policy_distill.config import (
+    CollectConfig,
+    DistillConfig,
+    EnsembleConfig,
+    EvaluateConfig,
+    FeatureConfig,
+    LossConfig,
+    RequestError,
+    StudentConfig,
+)
 from policy_distill.disagreements import find, read_worst_states
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.job import one_torch_thread, prepare, writable_folder, write_config
 from policy_distill.students import count_parameters
 from policy_distill.teachers import Teacher
+from tests import rude_worlds as rude
 from tests.small_worlds import PUSH, WALK, Walk, push_teacher, random_student, walk_best, walk_expert, walk_teacher
 
 CARTPOLE = gym.make("CartPole-v1").unwrapped
@@ -332,3 +342,12 @@ def test_one_torch_thread_gives_the_others_back_after_a_failure():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_environment_that_ignores_its_seed_is_a_notice_and_gets_no_certificate(tmp_path):
+    kind = rude.DrawsGloballyInSteps
+    teacher = Teacher.from_callable(lambda seen: np.ones(len(seen), np.int64), kind.observation_space, kind.action_space)
+    certified = EvaluateConfig(certify=0.9)
+    assert "nobody could repeat" in refused(tmp_path, teacher, env=rude.spec_of(kind).id, evaluate=certified)
+    found = prepare(request(tmp_path, env=rude.spec_of(kind).id), teacher)
+    assert any("does not follow its seed" in notice for notice in found.notices)

@@ -17,7 +17,7 @@ import torch
 from policy_distill import kickstart as kickstart_module
 from policy_distill.actions import DiagGaussian, family_of
 from policy_distill.border import own_random_state
-from policy_distill.config import LossConfig, PolishConfig
+from policy_distill.config import LossConfig, PolishConfig, TrainingFault
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import evaluate
 from policy_distill.kickstart import Snapshot, actor_layers, critic_layers, kickstart
@@ -471,3 +471,10 @@ def test_the_training_ends_where_a_look_was_enough():
     polish(*world("Discrete"), tiny(env_steps=1024, snapshots=4), on_snapshot=second)
     assert len(found) == 2
     assert found[-1].env_steps < 1024
+
+
+def test_a_student_that_diverged_is_not_handed_on(monkeypatch):
+    student, teacher, spec = world("Box")
+    monkeypatch.setattr(Student, "not_finite", lambda self: "network.0.weight")
+    with pytest.raises(TrainingFault, match=r"diverged: the student's network\.0\.weight .*lower polish\.learning_rate"):
+        kickstart(student, teacher, spec, Objective(LossConfig(), teacher.family), TINY, seed=0, on_snapshot=lambda _: False)

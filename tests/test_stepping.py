@@ -253,3 +253,16 @@ def test_an_environment_that_cannot_be_made_in_a_process_is_told():
     with pytest.raises(RuntimeError, match="a worker process failed: StopIteration"):
         env.reset()
     env.close()
+
+
+def test_a_last_observation_that_is_not_finite_is_told_where_its_value_is_asked_for():
+    class LastIsNan(rude.Polite):
+        def step(self, action: Any) -> Any:
+            observation, *rest = super().step(action)
+            return observation * (np.nan if self.t == rude.LENGTH else 1.0), *rest
+
+    env = RolloutEnv([LastIsNan] * 2, rude.LENGTH + 2)
+    env.seed(3)
+    env.reset()
+    with pytest.raises(EnvironmentFault, match=rf"seed 3, step {rude.LENGTH}: the observation's number 0 is nan"):
+        env.rollout(student_of(env))

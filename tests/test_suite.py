@@ -187,3 +187,16 @@ def test_a_suite_has_a_page_with_its_reasons(agents, job, tmp_path):
     page = (tmp_path / "out" / "suite.html").read_text()
     assert "1 of 2 teachers distilled" in page
     assert "needs a | b" in page
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 60.0), (0.0, 0.0), (7.0, 7.0)])
+def test_a_step_may_take_a_minute_unless_the_user_says_otherwise(given, used, agents, job, tmp_path, monkeypatch):
+    timeouts = []
+
+    def remember(config: DistillConfig, **options: Any) -> Any:
+        timeouts.append(config.step_timeout)
+        return job(config, **options)
+
+    monkeypatch.setattr(suite, "distill", remember)
+    run_suite(agents, DistillConfig(step_timeout=given), output=tmp_path / "out")
+    assert timeouts == [used] * len(NAMES)

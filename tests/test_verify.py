@@ -17,6 +17,7 @@ from policy_distill import verify as module
 from policy_distill.config import Reading, RequestError
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.measure import certify
+from policy_distill.probe import Probe
 from policy_distill.statistics import Plan, decide
 from policy_distill.verify import Verification, place_of, read_certificate, verify
 from tests.small_worlds import WALK, walk_expert
@@ -346,3 +347,9 @@ def test_a_teacher_is_read_as_it_was_when_it_was_certified(tmp_path):
     (moved / "elsewhere" / "mine.pkl").write_bytes(statistics(tmp_path.with_name("other") / "mine.pkl").read_bytes() + b" ")
     (objection,) = verified(moved, episodes=6).objections
     assert objection == "the teacher is not the one that was certified: mine.pkl differs"
+
+
+def test_what_cannot_be_repeated_is_not_played_again(folder, monkeypatch):
+    monkeypatch.setattr(module, "probe", lambda spec, step_timeout: Probe(spec.id, "seed 1 twice, reset: another observation"))
+    with pytest.raises(RequestError, match=r"tests/Walk-v0 does not follow its seed \(seed 1 twice"):
+        verified(folder)
