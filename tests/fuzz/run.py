@@ -32,7 +32,8 @@ def answers(folder: Path, first: int, last: int) -> Iterator[dict[str, Any]]:
         command = [sys.executable, "-m", "tests.fuzz.worker", str(folder), str(first), str(last)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=_collect, args=(process, lines), daemon=True).start()
+        collector = threading.Thread(target=_collect, args=(process, lines), daemon=True)
+        collector.start()
         while first < last:
             try:
                 line = lines.get(timeout=PATIENCE)
@@ -50,6 +51,7 @@ def answers(folder: Path, first: int, last: int) -> Iterator[dict[str, Any]]:
             first += 1
         process.kill()
         process.wait()
+        collector.join()
 
 
 def _crash(number: int, error: str) -> dict[str, Any]:
@@ -58,8 +60,9 @@ def _crash(number: int, error: str) -> dict[str, Any]:
 
 def _collect(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        lines.put(line)
+    with process.stdout as answers_of_it:
+        for line in answers_of_it:
+            lines.put(line)
     lines.put(None)
 
 
