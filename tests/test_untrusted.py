@@ -7,6 +7,7 @@ import os
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def zipped(method: int = zipfile.ZIP_DEFLATED, content: bytes = b"x" * 10**6) ->
     return bytearray(buffer.getvalue())
 
 
-def member_of(content: bytes, limit: int = 2 * 10**6) -> bytes:
+def member_of(content: bytes | bytearray, limit: int = 2 * 10**6) -> bytes:
     with open_zip(io.BytesIO(content)) as archive:
         return read_member(archive, "member", limit)
 
@@ -193,7 +194,7 @@ def npy(descr: str, shape: str, content: bytes = b"\x00" * 24) -> bytes:
 
 
 def test_arrays_are_read_as_numpy_reads_them(tmp_path):
-    arrays = {"a": np.arange(6.0).reshape(2, 3).T, "b": np.array(3), "c": np.array("text"), "d": np.zeros((0, 4), np.float32)}
+    arrays: dict[str, Any] = {"a": np.arange(6.0).reshape(2, 3).T, "b": np.array(3), "c": np.array("text"), "d": np.zeros((0, 4), np.float32)}
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "file.npz", **arrays)
         found = read_npz(tmp_path / "file.npz", list(arrays), 10_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -82,7 +83,7 @@ def main() -> int:
     options = parser.parse_args()
     counts: dict[str, Counter[str]] = {kind.name: Counter() for kind in KINDS}
     most = {"seconds": 0.0, "mb": 0.0}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):  # then of as many as there were
         for answer in answers(Path(folder, "corpus"), options.first, options.first + options.files):
             found = faults_of(answer)
             counts.setdefault(answer["kind"], Counter()).update(["files", *(found if found else [answer["outcome"]])])
