@@ -158,7 +158,7 @@ def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
             raise ValueError(f"a shape holds {one_line(repr(size), 40)}")
         count *= int(size)
-        if count > limit and size:
+        if count > limit or size > max(limit, MAX_ELEMENTS):
             raise ValueError(f"a shape of more than {limit:,} elements")
     return count
 

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,18 @@ from policy_distill import environments
 from policy_distill.commands.parser import Parser, add_environment_arguments
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.environment_choice import choose_environment
-from policy_distill.environments import EnvironmentSpec, check_fits, check_matches, entries, make, modernize, resolve, wrapper_that_fits
+from policy_distill.environments import (
+    EnvironmentSpec,
+    check_fits,
+    check_matches,
+    entries,
+    for_worker,
+    make,
+    modernize,
+    named_again,
+    resolve,
+    wrapper_that_fits,
+)
 from policy_distill.known_wrappers import WRAPPERS
 from policy_distill.quiet import quiet_known_warnings
 from policy_distill.teachers import Teacher
@@ -427,3 +439,79 @@ def test_the_option_that_a_refusal_asks_for_makes_the_agent_fit(gym_id, seen, ac
     options = parser.config(parser.parse(["--env", gym_id, *shlex.split(asked[1])]), EnvironmentOptions)
     teacher = Teacher.from_callable(lambda observations: np.zeros(len(observations)), seen, acted)
     check_fits(choose_environment(teacher, None, options)[0], (seen, acted))
+
+
+# What files say.
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """A module that registers an environment when it is imported; its name."""
+    name = f"stranger_{tmp_path.name.replace('-', '_')}"
+    entry_point = "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
+    (tmp_path / f"{name}.py").write_text(f"import gymnasium\ngymnasium.register('{name}/Env-v0', entry_point='{entry_point}')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    gym.registry.pop(f"{name}/Env-v0", None)
+    sys.modules.pop(name, None)
+
+
+def test_a_module_that_a_file_names_is_not_imported(stranger, tmp_path):
+    env = f"{stranger}:{stranger}/Env-v0"
+    (tmp_path / "env.yaml").write_text(f"id: {env}\n")
+    for spec in (EnvironmentSpec(env), EnvironmentSpec.from_dict({"id": env}), resolve(str(tmp_path / "env.yaml"))):
+        for use in (make, modernize):
+            with pytest.raises(RequestError, match=rf"importing {stranger} runs its code: give --env {env} if you trust it"):
+                use(spec)
+    assert stranger not in sys.modules
+
+
+def test_a_module_that_the_user_names_is_imported(stranger):
+    env = f"{stranger}:{stranger}/Env-v0"
+    spec = resolve(env)
+    assert stranger in sys.modules
+    make(spec).close()
+    make(EnvironmentSpec(env)).close()  # it is registered now, and nothing more is run
+    assert "imports" not in spec.to_dict()
+    assert EnvironmentSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_what_the_user_names_again_keeps_what_the_file_says():
+    saved = EnvironmentSpec("module:Env-v0", {"size": 3}, (("TimeFeatureWrapper", {}),), 100)
+    again = named_again(saved, "module:Env-v0")
+    assert again == saved
+    assert again is not None
+    assert again.imports
+    assert not saved.imports
+    assert named_again(saved, "module:Other-v0") is None
+    assert named_again(EnvironmentSpec("CartPole-v1"), "CartPole-v1") is None
+
+
+def test_a_worker_may_import_what_is_registered_here():
+    assert for_worker(EnvironmentSpec("module:CartPole-v1")).imports
+    assert not for_worker(EnvironmentSpec("module:Unknown-v1")).imports
+
+
+def test_a_file_does_not_open_a_window():
+    env = make(EnvironmentSpec("CartPole-v1", {"render_mode": "human"}))
+    assert env.render_mode is None
+    env.close()
+
+
+def test_an_argument_that_may_be_a_file_is_named():
+    _, notices = modernize(EnvironmentSpec("CartPole-v1", {"xml_file": "/tmp/model.xml", "mode": "fast", "count": 3}))
+    assert notices == ("the agent's files give CartPole-v1 the argument xml_file = '/tmp/model.xml', which it may open",)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"id": 3}, {}, {"id": "A-v0", "kwargs": [1]}, {"id": "A-v0", "wrappers": 3}, {"id": "A-v0", "wrappers": [["A"]]},
+        {"id": "A-v0", "wrappers": [[1, {}]]}, {"id": "A-v0", "max_episode_steps": True}, {"id": "A-v0", "max_episode_steps": 0},
+        {"id": "A-v0", "extra": 1}, {"id": "A-v0", "imports": True}, {"id": "A-v0", "entry_point": "os:system"}, [], "A-v0",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_data_that_are_no_environment_are_refused(data):
+    with pytest.raises(RequestError):
+        EnvironmentSpec.from_dict(data)

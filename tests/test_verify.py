@@ -353,3 +353,34 @@ def test_what_cannot_be_repeated_is_not_played_again(folder, monkeypatch):
     monkeypatch.setattr(module, "probe", lambda spec, step_timeout: Probe(spec.id, "seed 1 twice, reset: another observation"))
     with pytest.raises(RequestError, match=r"tests/Walk-v0 does not follow its seed \(seed 1 twice"):
         verified(folder)
+
+
+def test_a_module_of_the_environment_is_imported_where_the_user_names_it_again(folder):
+    env = f"no_such_module:{WALK.id}"
+    change(folder, lambda data: data["environment"].update(id="no_such_module:Other-v0"))
+    with pytest.raises(RequestError, match="importing no_such_module runs its code: give --env no_such_module:Other-v0"):
+        verified(folder, episodes=2)
+    with pytest.raises(RequestError, match=r"the module no_such_module of the environment .* cannot be imported"):
+        verified(folder, episodes=2, env="no_such_module:Other-v0")
+    with pytest.raises(RequestError, match="is about 'no_such_module:Other-v0': leave it out"):
+        verified(folder, episodes=2, env=env)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda data: data.update(max_episodes=10**12),
+        lambda data: data.update(max_episodes=True),
+        lambda data: data["student"].update(sha256={"a": 3}),
+        lambda data: data["student"].update(path="a" * 10_000),
+        lambda data: data["student"].update(path="nul\x00"),
+        lambda data: data["environment"].update(wrappers=3),
+        lambda data: data["environment"].update(id="\x1b[31m"),
+        lambda data: data["teacher"].update(algo=[1]),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(edit, folder):
+    change(folder, edit)
+    with pytest.raises(RequestError) as caught:
+        verified(folder, episodes=2)
+    assert str(caught.value).isprintable()

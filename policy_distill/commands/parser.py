@@ -73,7 +73,12 @@ class Parser(ArgumentParser):
 
     def config(self, options: Namespace, kind: type[Any]) -> Any:
         """Build the dataclass whose fields are among the options."""
-        built = self.instantiate(options)
+        try:
+            built = self.instantiate(options)
+        except RequestError:
+            raise
+        except Exception as error:  # a value that jsonargparse lets through, such as null where a number belongs
+            raise RequestError(f"a setting has no value that can be used: {self._explain(str(error))}") from error
         return kind(**{field.name: built[field.name] for field in dataclasses.fields(kind) if field.name in built})
 
     def _explain(self, message: str) -> str:

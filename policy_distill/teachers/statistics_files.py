@@ -157,9 +157,7 @@ def _with_different_contents(candidates: Iterable[_Candidate]) -> list[_Candidat
     first: dict[bytes, _Candidate] = {}
     for candidate in candidates:
         comparable = os.access(candidate.path, os.R_OK) and candidate.path.stat().st_size <= MAX_UNNAMED_BYTES
-        first.setdefault(
-            read_bytes(candidate.path, MAX_UNNAMED_BYTES) if comparable else bytes(candidate.path.resolve()), candidate
-        )
+        first.setdefault(read_bytes(candidate.path, MAX_UNNAMED_BYTES) if comparable else bytes(candidate.path.resolve()), candidate)
     return list(first.values())
 
 

@@ -85,7 +85,9 @@ def change_json(content: bytes, draw: Draw) -> bytes:
 
 
 def change_yaml(content: bytes, draw: Draw) -> bytes:
-    if draw.random() < 0.5:
+    if b"&b" in content:  # a bomb already, which must not go off here
+        return flip(content, draw)
+    if draw.random() < 0.7:
         lines = content.decode().split("\n")
         line = draw.randrange(len(lines))
         part = draw.choice(YAML_PARTS)
@@ -96,11 +98,11 @@ def change_yaml(content: bytes, draw: Draw) -> bytes:
         bomb = "".join(f"b{i}: &b{i} [*b{i - 1}, *b{i - 1}, *b{i - 1}]\n" for i in range(1, draw.choice([4, 30])))
         return b"b0: &b0 [1, 1]\n" + bomb.encode() + content
     data = yaml.load(re.sub(rb"!!\S+", b"", content), Loader=yaml.SafeLoader)
-    _change_tree(data, draw)
+    _change_tree(data, draw, 100)  # PyYAML takes long to write what is deeper
     return yaml.safe_dump(data, allow_unicode=True).encode("utf-8", "surrogatepass")
 
 
-def _change_tree(data: Any, draw: Draw) -> None:
+def _change_tree(data: Any, draw: Draw, deepest: int = 3000) -> None:
     """Change one node somewhere: its value, its type, or whether it is there."""
     nodes: list[tuple[Any, Any]] = []
 
@@ -121,7 +123,7 @@ def _change_tree(data: Any, draw: Draw) -> None:
         node[draw.choice(TEXTS)] = node.pop(key)
     elif action < 0.3:
         nested: Any = 1
-        for _ in range(draw.choice([3, 900, 3000])):
+        for _ in range(draw.choice([3, 30, deepest])):
             nested = [nested] if draw.random() < 0.5 else {"a": nested}
         node[key] = nested
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -32,7 +33,8 @@ def answers(folder: Path, first: int, last: int) -> Iterator[dict[str, Any]]:
         command = [sys.executable, "-m", "tests.fuzz.worker", str(folder), str(first), str(last)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=_collect, args=(process, lines), daemon=True).start()
+        collector = threading.Thread(target=_collect, args=(process, lines), daemon=True)
+        collector.start()
         while first < last:
             try:
                 line = lines.get(timeout=PATIENCE)
@@ -50,6 +52,7 @@ def answers(folder: Path, first: int, last: int) -> Iterator[dict[str, Any]]:
             first += 1
         process.kill()
         process.wait()
+        collector.join()
 
 
 def _crash(number: int, error: str) -> dict[str, Any]:
@@ -58,8 +61,9 @@ def _crash(number: int, error: str) -> dict[str, Any]:
 
 def _collect(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        lines.put(line)
+    with process.stdout as answers_of_it:
+        for line in answers_of_it:
+            lines.put(line)
     lines.put(None)
 
 
@@ -79,7 +83,7 @@ def main() -> int:
     options = parser.parse_args()
     counts: dict[str, Counter[str]] = {kind.name: Counter() for kind in KINDS}
     most = {"seconds": 0.0, "mb": 0.0}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):  # then of as many as there were
         for answer in answers(Path(folder, "corpus"), options.first, options.first + options.files):
             found = faults_of(answer)
             counts.setdefault(answer["kind"], Counter()).update(["files", *(found if found else [answer["outcome"]])])

@@ -61,3 +61,13 @@ def test_polishing_that_did_not_help_says_so():
     lines = polish_section(chosen=None)
     assert "No polished student beat that one on all validation seeds." in lines
     assert not [line for line in lines if "**chosen**" in line]
+
+
+def test_texts_of_files_are_texts_and_no_markdown():
+    hostile = "x\x1b[2J|y <script>alert(1)</script>\n# heading [a](javascript:b)"
+    text = run_markdown(changed(env=hostile, notices=[hostile], kept=hostile))
+    assert "\x1b" not in text
+    assert "<script>" not in text
+    assert "](" not in text
+    assert "\n# heading" not in text
+    assert "\\x1b[2J\\|y" in text

@@ -98,3 +98,13 @@ def test_a_suite_in_which_nothing_worked(tmp_path):
 def test_a_folder_without_a_suite_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"holds no suite\.json"):
         write_suite_report(tmp_path)
+
+
+def test_a_folder_s_name_is_no_scheme(tmp_path):
+    """A browser would run what follows javascript:."""
+    name = "javascript:alert(1)"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "report.html").write_text("")
+    text = page_of(tmp_path, row(name))
+    assert f'href="./{name}/report.html"' in text
+    assert f'href="{name}' not in text

@@ -39,3 +39,22 @@ def test_what_is_found_later_is_noted_and_shown(tmp_path):
     assert kept.pop("certificate") == found
     assert kept == {name: value for name, value in json.loads(json.dumps(SUMMARY)).items() if name != "certificate"}
     assert "refuted: it keeps less" in page.read_text() + (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", "[" * 10**5, json.dumps({**SUMMARY, "rounds": 3}), json.dumps({**SUMMARY, "retention": {"estimate": "x"}})]
+)
+def test_a_damaged_result_is_refused_in_one_line(text, tmp_path):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(RequestError, match=r"result\.json cannot be read .*: .*run the job again"):
+        write_report(tmp_path)
+
+
+def test_texts_of_files_are_shown_on_the_page_and_are_no_html(tmp_path):
+    hostile = '<script>alert(1)</script>\x1b[2J\udcff"'
+    (tmp_path / "result.json").write_text(json.dumps({**SUMMARY, "env": hostile, "notices": [hostile], "version": hostile}))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert "&lt;script&gt;" in page
+    (tmp_path / "report.md").read_text(encoding="utf-8")
