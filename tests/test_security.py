@@ -134,7 +134,7 @@ def test_students_that_cannot_be_are_refused(changes, corpus, tmp_path):
     folder = Path(shutil.copytree(corpus / "run/student", tmp_path / "student"))
     description = json.loads((folder / "student.json").read_text())
     (folder / "student.json").write_text(json.dumps({**description, **changes}))
-    assert refusal(lambda: load_policy(str(folder), None)).isprintable()
+    assert refusal(lambda: load_policy(str(folder))).isprintable()
 
 
 def test_a_student_whose_weights_are_no_numbers_is_refused(corpus, tmp_path):

@@ -74,7 +74,7 @@ def use(kind: Kind, root: Path) -> None:
     folder = folder_of(kind, root)
     kind.read(folder)
     if kind.name == "student.json":
-        _, spec, _ = load_policy(str(folder), None)
+        _, spec = load_policy(str(folder))
         assert spec is not None
         environments.make(spec).close()
     if kind.name == "environment":

@@ -344,7 +344,8 @@ def test_real_agents_act_as_in_stable_baselines(name, real_teachers):
 
     expected, _ = model.predict(seen, deterministic=True)
 
-    np.testing.assert_allclose(teacher.act(observations), expected, rtol=1e-5, atol=1e-5)  # SB3's weights lie otherwise in memory
+    # kernels of other processors round 256 units differently: 3e-6 was seen
+    np.testing.assert_allclose(teacher.act(observations), expected, rtol=1e-5, atol=1e-5)
     if isinstance(teacher.family, Deterministic | DiagGaussian):
         assert expected.std() > 1e-3
 
