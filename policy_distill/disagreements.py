@@ -127,7 +127,7 @@ def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequen
     lengths = np.array([len(episode.rewards) for episode in played])
     episodes = np.repeat(np.arange(len(played)), lengths)
     steps = np.concatenate([np.arange(length) for length in lengths])
-    differ = ~alike(actions, advised, teacher.action_space)
+    differ = ~alike(actions, advised, teacher.action_space, student)
     kind, costs = _cost(teacher, played, observations, actions, advised)
     rows = np.flatnonzero(differ)
     rows = rows[np.argsort(-costs[rows], kind="stable")]

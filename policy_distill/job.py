@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 import yaml
@@ -65,11 +64,6 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     spec, notices = environment_for(teacher, config.env)
     check_fits(spec, (teacher.observation_space, teacher.action_space))
     backend = choose_backend(spec, config.collect.backend)
-    actions = teacher.action_space
-    if isinstance(actions, gym.spaces.Box) and not actions.is_bounded():
-        raise RequestError(
-            f"the actions of {spec.id} have no finite bounds, which a student needs: give the environment's Box low and high"
-        )
     try:
         architecture = choose_architecture(config.student, teacher)
     except ValueError as error:

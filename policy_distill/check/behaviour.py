@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_distill.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
+from policy_distill.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical, units_of_actions
 from policy_distill.check.findings import Finding
 from policy_distill.losses import median_action_gap
 from policy_distill.teachers import Teacher
@@ -30,7 +31,8 @@ class Behaviour:
         states: how many.
         finite: whether everything that it says is a number.
         constant: whether it does the same in all of them.
-        reaction: greatest standard deviation of a component of the deterministic action, in halves of its range: 0 never reacts.
+        reaction: greatest standard deviation of a component of the deterministic action, in halves of its range (in the units of its
+            own actions where bounds are far wider, see ``units_of_actions``): 0 never reacts.
         clipped: share of the components of its deterministic action that lie on or beyond a bound.
         entropy: mean entropy of its distribution, as a share of the greatest possible: 0 is certain, 1 uniform.
         q_gap: median gap between the best two Q-values.
@@ -87,7 +89,9 @@ def _of_actions(teacher: Teacher, targets: ActionTargets) -> dict[str, float]:
     if not _is_bounded(teacher.action_space):
         return {}
     assert isinstance(family, DiagGaussian | Deterministic)
-    figures = {"reaction": float(family.box.to_box(targets.actions).std(0, correction=0).max())}
+    units = units_of_actions(family, targets) if family.box.units is None else family.box.units
+    reaction = dataclasses.replace(family.box, units=units).to_box(targets.actions).std(0, correction=0)
+    figures = {"reaction": float(reaction.max())}
     if isinstance(family, DiagGaussian):
         mean = parameters["mean"]
         outside = mean.tanh().abs() >= SQUASHED if family.squashed else mean.abs() >= 1
