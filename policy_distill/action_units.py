@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from policy_distill.actions import Box, Deterministic, DiagGaussian, units_of_actions
+from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import evaluation_seeds
 from policy_distill.job import Job
 from policy_distill.objective import Objective
@@ -29,22 +30,15 @@ EPISODES, STEPS = 4, 500
 
 
 def settle_action_units(job: Job) -> tuple[Job, int]:
-    """The job in units that suit the teacher's actions, and the environment steps that it took to see them.
-
-    Nothing changes, and nothing is played, where all bounds are finite and no further apart than ``actions.WIDE``.
-    """
-    space = job.teacher.action_space
-    if not isinstance(space, gym.spaces.Box) or not (box := Box.from_space(space)).may_be_wide.any():
-        return job, 0
-    played = play(job.teacher, job.spec, evaluation_seeds("check", EPISODES), max_steps=STEPS)
-    observations = np.concatenate([episode.observations for episode in played])
-    with torch.inference_mode():
-        targets = job.teacher.targets(torch.from_numpy(observations).to(job.teacher.anchor.device))
-    units = units_of_actions(job.teacher.family, targets)
-    if units is None:
-        return job, len(observations)
-    teacher = in_units(job.teacher, dataclasses.replace(box, units=units))
-    wide = [index for index, (own, theirs) in enumerate(zip(units[0], box.affine()[0], strict=True)) if own != theirs]
+    """The job in units that suit the teacher's actions, and the environment steps that it took to see them; see ``suited``."""
+    teacher, env_steps = suited(job.teacher, job.spec)
+    if teacher is job.teacher:
+        return job, env_steps
+    assert isinstance(teacher.family, DiagGaussian | Deterministic)
+    units = teacher.family.box.units
+    assert units is not None
+    natural = Box.from_space(job.teacher.action_space).affine()[0]  # type: ignore[arg-type]
+    wide = [index for index, (own, theirs) in enumerate(zip(units[0], natural, strict=True)) if own != theirs]
     notice = (
         f"the bounds of the action's components {wide} are far wider than what the teacher does: "
         "errors, agreement and noise are measured in units of its own actions"
@@ -56,7 +50,23 @@ def settle_action_units(job: Job) -> tuple[Job, int]:
         objective=Objective(job.objective.config, teacher.family),
         notices=(*job.notices, notice),
     )
-    return settled, len(observations)
+    return settled, env_steps
+
+
+def suited(teacher: Teacher, spec: EnvironmentSpec) -> tuple[Teacher, int]:
+    """The teacher in units that suit what it does in a few episodes, and their environment steps.
+
+    It is returned as it is, and nothing is played, where all bounds are finite and no further apart than ``actions.WIDE``.
+    """
+    space = teacher.action_space
+    if not isinstance(space, gym.spaces.Box) or not (box := Box.from_space(space)).may_be_wide.any():
+        return teacher, 0
+    played = play(teacher, spec, evaluation_seeds("check", EPISODES), max_steps=STEPS)
+    observations = np.concatenate([episode.observations for episode in played])
+    with torch.inference_mode():
+        targets = teacher.targets(torch.from_numpy(observations).to(teacher.anchor.device))
+    units = units_of_actions(teacher.family, targets)
+    return teacher if units is None else in_units(teacher, dataclasses.replace(box, units=units)), len(observations)
 
 
 def in_units(teacher: Teacher, box: Box) -> Teacher:

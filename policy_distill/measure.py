@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from policy_distill.action_units import suited
 from policy_distill.certify import Certified, certificate, files_of, play, write_certificate
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec, check_fits, resolve
@@ -156,6 +157,8 @@ def _open(
     if spec is None:
         raise RequestError(f"{policy} does not say which environment it acts in: give --env, for example --env CartPole-v1")
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference) if agent is not None))
+    if reference is not None:  # what counts as agreement is 5 % of the actions' size, not of bounds that are far wider
+        reference, _ = suited(reference, spec)
     return acting, reference, spec
 
 

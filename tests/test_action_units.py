@@ -20,8 +20,10 @@ from policy_distill.collect import Exploration
 from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, LossConfig, PolishConfig, StudentConfig, TrainConfig
 from policy_distill.distill import distill
 from policy_distill.evaluate import alike
+from policy_distill.export.sb3 import save_ppo
 from policy_distill.job import prepare
 from policy_distill.losses import bounded_error
+from policy_distill.measure import measure
 from policy_distill.students import Architecture, Student
 from policy_distill.teachers import Teacher
 from tests.teachers.kinds import Kind
@@ -108,6 +110,17 @@ def test_wide_bounds_that_the_teacher_uses_stay_the_units(tmp_path: Path):
     assert played == 40
 
 
+@pytest.fixture
+def save_wide(tmp_path: Path) -> Path:
+    """A PPO agent that acts around 1 between bounds of 10,000."""
+    student = Student(Architecture(Wide.observation_space, Wide().action_space, (), action_units=((1.0, 1.0), (0.0, 0.0))))
+    with torch.no_grad():
+        student.linears[0].weight.copy_(torch.tensor([[-2.0, -0.4], [0.5, 0.0]]))
+        student.linears[0].bias.zero_()
+        student.log_std.fill_(-2.0)
+    return save_ppo(student, tmp_path / "agent.zip")
+
+
 def targets(actions: list[list[float]], log_std: float | None = None) -> ActionTargets:
     rows = torch.tensor(actions)
     return ActionTargets({} if log_std is None else {"mean": rows, "log_std": torch.full_like(rows, log_std)}, rows)
@@ -186,6 +199,23 @@ def test_agreement_and_noise_are_in_the_units():
     drawn = Exploration(epsilon=1.0, box=box).disturb(np.zeros((400, 2)), space, streams)
     assert (np.abs(drawn).max(0) <= (2, 1000)).all()
     assert (np.abs(drawn).max(0) > (1.8, 900)).all()
+
+
+def test_agreement_of_two_agents_is_in_the_units_of_what_the_teacher_does(save_wide: Path):
+    # The other agent is off by 0.5 where actions are about 1: half of a twentieth of the bounds' range would be 500.
+    model = PPO.load(save_wide, device="cpu")
+    with torch.no_grad():
+        head: Any = model.policy.action_net
+        head.bias[0] += 0.5
+    model.save(save_wide.with_name("other.zip"))
+
+    def agreement(policy: Path) -> float | None:
+        return measure(str(policy), teacher=str(save_wide), env="tests/Wide1e04-v0", episodes=5, workers=0).episodes.agreement
+
+    found = agreement(save_wide.with_name("other.zip"))
+    assert found is not None
+    assert found < 0.2
+    assert agreement(save_wide) == 1
 
 
 @pytest.mark.slow

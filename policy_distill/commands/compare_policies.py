@@ -40,6 +40,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
     if options.worst < 0:
         raise RequestError(f"worst is {options.worst}; it must be >= 0")
     from policy_distill import disagreements
+    from policy_distill.action_units import suited
     from policy_distill.environments import check_fits
     from policy_distill.evaluate import evaluation_seeds
     from policy_distill.job import environment_for, one_torch_thread, writable_folder
@@ -58,6 +59,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
         Display(quiet=options.json).note(f"note: {notice}")
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (student, teacher)))
     with one_torch_thread():
+        teacher, _ = suited(teacher, spec)
         found = disagreements.find(student, teacher, spec, evaluation_seeds("comparison", options.episodes))
     run = Path(options.policy)
     in_run = (run / "student" / "student.json").is_file()
