@@ -5,7 +5,7 @@ soften it, and how to turn a raw action into what ``env.step`` accepts. Paramete
 stored, indexed and sent as they are.
 
 Continuous parameters live in *box units*: the environment's ``[low, high]`` is mapped to ``[-1, 1]`` (a dimension without finite
-bounds keeps its own units). ``Box`` does the mapping.
+bounds keeps its own units), unless a ``Box`` was told other units. ``Box`` does the mapping.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ import torch
 from torch import Tensor
 
 Parameters: TypeAlias = dict[str, Tensor]
+Units: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Scale and offset of each component, with ``environment = box * scale + offset``."""
+WIDE = 20.0
+"""Bounds say nothing about the size of an action where they are further apart than this, and than this many times the actions."""
 LAYER = "layer:"
 """Prefix of a teacher's intermediate layers among the parameters of ``ActionTargets``."""
 
@@ -42,10 +46,16 @@ class ActionTargets:
 
 @dataclass(frozen=True)
 class Box:
-    """The bounds of a continuous action space, flattened: environment units to box units and back."""
+    """The bounds of a continuous action space, flattened: environment units to box units and back.
+
+    Attributes:
+        low, high: the bounds.
+        units: of the box, where they are not those of the bounds: bounds may be far wider than the actions that matter.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    units: Units | None = None
 
     @classmethod
     def from_space(cls, space: gym.spaces.Box) -> Box:
@@ -60,14 +70,26 @@ class Box:
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(scale, offset)``, each ``[dim]``, with ``environment = box * scale + offset``.
 
-        The scale is 1 where a bound is infinite or both are the same number, the offset 0 where a bound is infinite.
+        Without ``units`` the scale is 1 where a bound is infinite or both are the same number, the offset 0 where a bound is infinite.
         """
+        if self.units is not None:
+            return np.asarray(self.units[0]), np.asarray(self.units[1])
         low, high = np.asarray(self.low), np.asarray(self.high)
         bounded = np.isfinite(low) & np.isfinite(high)
         scale = np.where(bounded, (np.where(bounded, high, 1.0) - np.where(bounded, low, -1.0)) / 2, 1.0)
         scale = np.where(scale == 0, 1.0, scale)
         offset = np.where(bounded, (np.where(bounded, high, 0.0) + np.where(bounded, low, 0.0)) / 2, 0.0)
         return scale, offset
+
+    @property
+    def may_be_wide(self) -> np.ndarray:
+        """``[dim]`` bool: components whose bounds are infinite or so far apart that they may say nothing about the size of an action."""
+        return ~(np.subtract(self.high, self.low) <= WIDE)
+
+    def limits(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """The bounds in box units: -1 and 1, or ``[dim]`` where some differ or are infinite."""
+        ordinary = self.units is None and bool(np.isfinite([self.low, self.high]).all())
+        return (-1.0, 1.0) if ordinary else _limit_tensors(self, like.dtype, like.device)
 
     def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return _affine_tensors(self, like.dtype, like.device)
@@ -89,6 +111,19 @@ def _affine_tensors(box: Box, dtype: torch.dtype, device: torch.device) -> tuple
     with torch.inference_mode(False):
         scale, offset, low, high = (torch.as_tensor(array, dtype=dtype, device=device) for array in (*box.affine(), box.low, box.high))
     return scale, offset, low, high
+
+
+@functools.cache
+def _limit_tensors(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    scale, offset = box.affine()
+    ends = []
+    for bound, end in ((box.low, -1.0), (box.high, 1.0)):
+        # Exactly -1 and 1 where the units are those of the bounds; bounds that meet are no reason to stop a prediction.
+        own = np.full(box.dim, end) if box.units is None else (np.asarray(bound) - offset) / scale
+        ends.append(np.where(np.isfinite(bound), own, np.inf * end))
+    with torch.inference_mode(False):
+        low, high = (torch.as_tensor(array, dtype=dtype, device=device) for array in ends)
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -172,7 +207,9 @@ class DiagGaussian:
         return self.box.dim
 
     def _to_environment(self, raw: Tensor) -> Tensor:
-        return self.box.to_environment(raw.tanh() if self.squashed else raw)
+        if self.squashed:  # tanh reaches from bound to bound, whatever the units are
+            return Box(self.box.low, self.box.high).to_environment(raw.tanh())
+        return self.box.to_environment(raw)
 
     def mode(self, parameters: Parameters) -> Tensor:
         return self._to_environment(parameters["mean"])
@@ -219,6 +256,33 @@ def family_of(space: gym.Space) -> Family:
     raise ValueError(
         f"action space {space} is not supported: Discrete, MultiBinary and MultiDiscrete (one-dimensional, from 0 on), and Box are"
     )
+
+
+def units_of_actions(family: Family, targets: ActionTargets) -> Units | None:
+    """Box units that suit a policy's actions where the bounds are far wider; None where all of them are those of the bounds.
+
+    Args:
+        family: of the policy, with the units of its bounds.
+        targets: what it does in states that it visits, ``[B, dim]``.
+
+    Returns:
+        Of a component whose range is ``WIDE`` times that of its actions, and wider than ``WIDE``: half the actions' range, at least their
+        standard deviation when they are drawn, and the middle of the range. Of the others scale and offset of the bounds.
+    """
+    if not isinstance(family, DiagGaussian | Deterministic):
+        return None
+    scale, offset = family.box.affine()
+    actions = targets.actions.double().cpu().numpy().reshape(-1, family.width)
+    low, high = actions.min(0), actions.max(0)
+    wide = family.box.may_be_wide & (np.subtract(family.box.high, family.box.low) > WIDE * (high - low))
+    if not wide.any():
+        return None
+    spread = np.zeros(family.width)
+    if isinstance(family, DiagGaussian) and not family.squashed:
+        spread = targets.parameters["log_std"].double().exp().mean(0).cpu().numpy() * scale
+    middle, half = (low + high) / 2, np.maximum((high - low) / 2, spread)
+    half = np.where(half > 0, half, np.maximum(np.abs(middle), 1.0))
+    return tuple(np.where(wide, half, scale).tolist()), tuple(np.where(wide, middle, offset).tolist())
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:

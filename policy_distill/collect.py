@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from policy_distill.acting import actor, labeller
-from policy_distill.actions import ActionTargets
+from policy_distill.actions import ActionTargets, Box
 from policy_distill.backends import Backend, Slots, groups_of, seed_of
 from policy_distill.border import Finite, own_random_state
 from policy_distill.config import EnvironmentFault, Fault
@@ -30,29 +30,34 @@ class Exploration:
     Attributes:
         epsilon: probability of an action drawn uniformly from the action space.
         action_noise: standard deviation of Gaussian noise on continuous actions, in box units; the sum is clipped to the bounds.
+        box: of the actions, where its units are not those of the bounds; uniform ones are then drawn from twice its range.
     """
 
     epsilon: float = 0.0
     action_noise: float = 0.0
+    box: Box | None = None
 
     def disturb(self, actions: np.ndarray, space: gym.Space, streams: Sequence[np.random.Generator]) -> np.ndarray:
         """Actions ``[N, ...]`` as they are executed; each row draws from a stream of its own."""
         disturbed = actions.copy()
         for row, stream in enumerate(streams):
             if self.action_noise and isinstance(space, gym.spaces.Box):
-                half_range = np.where(np.isfinite(space.high) & np.isfinite(space.low), (space.high - space.low) / 2, 1.0)
+                if self.box is None:
+                    half_range = np.where(np.isfinite(space.high) & np.isfinite(space.low), (space.high - space.low) / 2, 1.0)
+                else:
+                    half_range = self.box.affine()[0].reshape(space.shape)
                 noise = self.action_noise * half_range * stream.standard_normal(space.shape)
                 disturbed[row] = np.clip(disturbed[row] + noise, space.low, space.high)
             if self.epsilon and stream.random() < self.epsilon:
-                disturbed[row] = random_action(space, stream)
+                disturbed[row] = random_action(space, stream, self.box)
         return disturbed
 
 
 NO_EXPLORATION = Exploration()
 
 
-def random_action(space: gym.Space, stream: np.random.Generator) -> np.ndarray | int:
-    """Draw uniformly from a space that a student can act in."""
+def random_action(space: gym.Space, stream: np.random.Generator, box: Box | None = None) -> np.ndarray | int:
+    """Draw uniformly from a space that a student can act in, or, within its bounds, from twice the range of ``box``'s units."""
     match space:
         case gym.spaces.Discrete():
             return int(stream.integers(space.n) + space.start)
@@ -61,7 +66,10 @@ def random_action(space: gym.Space, stream: np.random.Generator) -> np.ndarray |
         case gym.spaces.MultiBinary():
             return stream.integers(2, size=space.shape)
     assert isinstance(space, gym.spaces.Box)
-    return stream.uniform(space.low, space.high)
+    if box is None:
+        return stream.uniform(space.low, space.high)
+    scale, offset = (part.reshape(space.shape) for part in box.affine())
+    return stream.uniform(offset - 2 * scale, offset + 2 * scale).clip(space.low, space.high)
 
 
 class Collector:

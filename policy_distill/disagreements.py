@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policy_distill.acting import actor
-from policy_distill.actions import ActionTargets, Bernoulli, Box, Categorical, MultiCategorical
+from policy_distill.actions import ActionTargets, Bernoulli, Categorical, MultiCategorical
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import Policy, alike
@@ -128,7 +128,7 @@ def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequen
     lengths = np.array([len(episode.rewards) for episode in played])
     episodes = np.repeat(np.arange(len(played)), lengths)
     steps = np.concatenate([np.arange(length) for length in lengths])
-    differ = ~alike(actions, advised, teacher.action_space)
+    differ = ~alike(actions, advised, teacher.action_space, student, teacher)
     kind, costs = _cost(teacher, played, observations, actions, advised)
     rows = np.flatnonzero(differ)
     rows = rows[np.argsort(-costs[rows], kind="stable")]
@@ -231,7 +231,7 @@ def _cost(
         return "advantage", np.concatenate([_shortfall(teacher, episode, float(gamma)) for episode in played])
     if isinstance(teacher.family, Categorical | MultiCategorical | Bernoulli):
         return "log_prob_gap", _by_chunks(lambda seen, done: _log_prob_gap(teacher, seen, done), observations, actions)
-    scale, _ = Box.from_space(teacher.action_space).affine()  # type: ignore[arg-type]
+    scale, _ = teacher.family.box.affine()
     return "action_distance", np.linalg.norm(((actions - advised).reshape(len(actions), -1)) / scale, axis=1)
 
 

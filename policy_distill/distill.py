@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from policy_distill.action_units import settle_action_units
 from policy_distill.certify import certificate, files_of_student, files_of_teacher, plan_of, play, write_certificate
 from policy_distill.check import preflight
 from policy_distill.config import DistillConfig
@@ -65,13 +66,15 @@ def distill(config: DistillConfig, *, teacher: Teacher | None = None, display: D
     """
     display = display or Display(quiet=True)
     job = prepare(config, teacher)
+    known = len(job.notices)
     for notice in job.notices:
         display.note(f"note: {notice}")
     with one_torch_thread():
         before = preflight(job.teacher, job.spec, workers=config.workers, step_timeout=config.step_timeout, skip=config.check.skip)
-        for notice in before.notices:
+        job, looked = settle_action_units(dataclasses.replace(job, notices=(*job.notices, *before.notices)))
+        for notice in job.notices[known:]:
             display.note(f"note: {notice}")
-        return _run(dataclasses.replace(job, notices=(*job.notices, *before.notices)), display, before.env_steps)
+        return _run(job, display, before.env_steps + looked)
 
 
 def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:

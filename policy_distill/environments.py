@@ -395,7 +395,8 @@ def _kind(space: gym.Space, role: str) -> object:
     """What must be the same for an agent to act."""
     match space:
         case gym.spaces.Box() if role == "actions":
-            return space.shape, space.low.round(4).tolist(), space.high.round(4).tolist()
+            low, high = (bound.astype(np.float64).round(4).tolist() for bound in (space.low, space.high))
+            return space.shape, low, high
         case gym.spaces.Box():
             return space.shape
         case gym.spaces.Discrete():

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.acting import actor
+from policy_distill.actions import Box
 from policy_distill.border import Finite, not_finite, own_random_state
 from policy_distill.environments import EnvironmentSpec, make, resolve
 
@@ -89,7 +90,7 @@ def evaluate(
         seeds: one for each episode.
         num_envs: episodes run side by side.
         reference: a second policy that is asked about the same states, for ``agreement``: equal actions in a discrete space, every
-            component within 5 % of its range in a continuous one.
+            component within 5 % of its range in a continuous one; see ``alike``.
         envs: made from ``spec`` before, to be used again; a list that is too short is filled up.
 
     Raises:
@@ -104,7 +105,7 @@ def evaluate(
     envs.extend(make(spec) for _ in range(count - len(envs)))
     resets, steps = ([getattr(env, name) for env in envs[:count]] for name in ("reset", "step"))
     space = envs[0].action_space
-    margin = _margin(space)
+    margin = _margin(space, policy, reference)
     act, act_of_reference = (None if who is None else actor(who, count) for who in (policy, reference))
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     queue = iter(range(len(seeds)))
@@ -203,16 +204,26 @@ def _draw(space: gym.Space, stream: np.random.Generator) -> np.ndarray:
     return drawn.astype(space.dtype)
 
 
-def alike(first: np.ndarray, second: np.ndarray, space: gym.Space) -> np.ndarray:
-    """Which rows of two batches of actions ``[B, ...]`` are the same decision: equal, or within 5 % of the range in each component."""
-    return _alike_within(_margin(space), first, second)
+def alike(first: np.ndarray, second: np.ndarray, space: gym.Space, *policies: object) -> np.ndarray:
+    """Which rows of two batches of actions ``[B, ...]`` are the same decision: equal, or within 5 % of the range in each component.
+
+    The range is that of the box units of the first of ``policies`` that has units of its own, else that of the bounds.
+    """
+    return _alike_within(_margin(space, *policies), first, second)
 
 
-def _margin(space: gym.Space) -> np.ndarray | None:
+def _margin(space: gym.Space, *policies: object) -> np.ndarray | None:
     """How far apart two equal components may be; None where they must be the same."""
     if not isinstance(space, gym.spaces.Box):
         return None
-    return 0.05 * np.where(np.isfinite(space.high) & np.isfinite(space.low), space.high - space.low, 2.0)
+    for policy in policies:
+        box = getattr(getattr(policy, "family", None), "box", None)
+        if isinstance(box, Box) and box.units is not None:
+            return 0.1 * box.affine()[0].reshape(space.shape)
+    with np.errstate(over="ignore", invalid="ignore"):  # where the range is beyond float32, or there is none
+        between = space.high - space.low
+    between = np.where(np.isinf(between), space.high.astype(np.float64) - space.low, between) if np.isinf(between).any() else between
+    return 0.05 * np.where(np.isfinite(between), between, 2.0)
 
 
 def _alike_within(margin: np.ndarray | None, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -214,7 +214,8 @@ class RegressionGradient:
     def __init__(self, objective: Objective, like: Tensor) -> None:
         assert isinstance(objective.family, (DiagGaussian, Deterministic))
         self._box, self._name, self._kind = objective.family.box, objective.soft_name, objective.config.regression
-        self._near_bound = objective.config.near_bound
+        low, high = (limit[:, None] if isinstance(limit, Tensor) else limit for limit in self._box.limits(like))
+        self._limits, self._near = (low, high), (objective.config.near_bound * low, objective.config.near_bound * high)
         self.num_steps, _, components, samples = like.shape
         self._target, self._lower, self._upper, self._error = (torch.empty_like(like) for _ in range(4))
         self._least, self._most = self._lower, self._upper
@@ -232,10 +233,11 @@ class RegressionGradient:
             targets: with leading ``[S, K, B]``.
             progress: ``[S]``; a regression does not change on the way.
         """
-        target = torch.clamp(self._box.to_box(targets.actions).transpose(-1, -2), -1, 1, out=self._target)
+        actions = self._box.to_box(targets.actions).transpose(-1, -2)
+        target = torch.clamp(actions, *self._limits, out=self._target)  # type: ignore[arg-type]
         # Zero where the target is near the bound, else beyond any error; ``torch.where`` takes thirty times as long.
-        torch.add(target, self._near_bound, out=self._lower).clamp_min_(0).mul_(-BOUNDLESS)
-        torch.sub(self._near_bound, target, out=self._upper).clamp_min_(0).mul_(BOUNDLESS)
+        torch.sub(target, self._near[0], out=self._lower).clamp_min_(0).mul_(-BOUNDLESS)
+        torch.sub(self._near[1], target, out=self._upper).clamp_min_(0).mul_(BOUNDLESS)
         if self._kind == "huber":
             torch.clamp_min(self._lower, -HUBER_DELTA, out=self._least)
             torch.clamp_max(self._upper, HUBER_DELTA, out=self._most)

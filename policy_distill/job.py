@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 import yaml
@@ -72,11 +71,6 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         probed.require_repeatable()
     notices += probed.notices
     backend = choose_backend(spec, config.collect.backend)
-    actions = teacher.action_space
-    if isinstance(actions, gym.spaces.Box) and not actions.is_bounded():
-        raise RequestError(
-            f"the actions of {spec.id} have no finite bounds, which a student needs: give the environment's Box low and high"
-        )
     try:
         architecture = choose_architecture(config.student, teacher)
     except ValueError as error:

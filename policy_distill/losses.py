@@ -161,7 +161,9 @@ def hard_label_cross_entropy(teacher_actions: Tensor, student_logits: Tensor) ->
     return -F.log_softmax(student_logits, dim=-1).gather(-1, teacher_actions.unsqueeze(-1)).squeeze(-1)
 
 
-def bounded_error(target: Tensor, prediction: Tensor, *, near_bound: float = 1.0) -> Tensor:
+def bounded_error(
+    target: Tensor, prediction: Tensor, *, near_bound: float = 1.0, limits: tuple[Tensor | float, Tensor | float] = (-1.0, 1.0)
+) -> Tensor:
     """``prediction - target`` in box units, where what lies past a target near its bound is no error.
 
     Beyond a bound every action is the bound, and a squashed teacher that means the bound never reaches it. Where the target is
@@ -169,10 +171,11 @@ def bounded_error(target: Tensor, prediction: Tensor, *, near_bound: float = 1.0
     bound, is. Unlike the difference of clipped values this never leaves a wrong prediction without a gradient.
 
     Args:
-        target: ``[..., action_dim]``; values outside [-1, 1] are taken as the bound.
+        target: ``[..., action_dim]``; values outside the bounds are taken as the bound.
         prediction: same shape, unclipped.
         near_bound: in (0, 1]; at 1 only targets on the bound itself are near it, and the error is zero exactly where the clipped values
             agree and the prediction is within the bounds or past the target's own.
+        limits: the bounds in box units, numbers or ``[action_dim]``; infinite where there are none.
 
     Returns:
         ``[..., action_dim]``, signed.
@@ -181,9 +184,11 @@ def bounded_error(target: Tensor, prediction: Tensor, *, near_bound: float = 1.0
         ValueError: if the shapes differ.
     """
     _check_same_shape(target, prediction)
-    lower = torch.where(target <= -near_bound, 0.0, -torch.inf)
-    upper = torch.where(target >= near_bound, 0.0, torch.inf)
-    return torch.clamp(prediction - target.clamp(-1, 1), lower, upper)
+    low, high = limits
+    lower = torch.where(target <= near_bound * low, 0.0, -torch.inf)
+    upper = torch.where(target >= near_bound * high, 0.0, torch.inf)
+    within = torch.clamp(target, low, high)  # type: ignore[arg-type]
+    return torch.clamp(prediction - within, lower, upper)
 
 
 def mean_squared(error: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from policy_distill import check
+from policy_distill.action_units import suited
 from policy_distill.certify import Certified, certificate, files_of, play, write_certificate
 from policy_distill.config import EnvironmentOptions, Reading, RequestError
 from policy_distill.environment_choice import choose_environment, fill_stack
@@ -208,6 +209,8 @@ def _open(
     with one_torch_thread():
         for agent in agents:
             notices += call_apart(step_timeout, functools.partial(check.screen_states, skip=skip_check), agent, spec)
+    if reference is not None:  # what counts as agreement is 5 % of the actions' size, not of bounds that are far wider
+        reference, _ = call_apart(step_timeout, suited, reference, spec)
     for notice in dict.fromkeys(notices):
         (display or Display(quiet=True)).note(f"note: {notice}")
     return acting, reference, spec, probed, notices

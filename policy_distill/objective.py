@@ -198,7 +198,8 @@ class Objective:
         parameters, family = targets.parameters, self.family
         if self.kind == "regression":
             assert isinstance(family, (DiagGaussian, Deterministic))
-            error = bounded_error(family.box.to_box(targets.actions), outputs, near_bound=self.config.near_bound)
+            target = family.box.to_box(targets.actions)
+            error = bounded_error(target, outputs, near_bound=self.config.near_bound, limits=family.box.limits(target))
             return {self.soft_name: REGRESSIONS[self.config.regression](error)}
         if isinstance(family, DiagGaussian):
             mean, spread = parameters["mean"], parameters["log_std"]

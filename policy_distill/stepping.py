@@ -6,6 +6,7 @@ steps of a rollout with its share of the environments before it answers.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -187,7 +188,6 @@ class _Group:
         self._streams = [np.random.default_rng([seed, 6, column]) for column in self._columns]
         self._observations, self._starts, self._actions, self._rewards = steps.views(slice(first, first + len(self._envs)))
         self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
-        self._executable = _executable(self._envs[0].action_space)
 
     @own_random_state()
     def reset(self, seeds: Sequence[int | None]) -> None:
@@ -203,6 +203,7 @@ class _Group:
         self._observations[0], self._starts[0] = self._observations[-1], self._starts[-1]
         family, num_steps, count = student.family, len(self._rewards), len(self._envs)
         outputs, std = outputs_of(student, count), student.log_std.exp().numpy()
+        executable = _executable(self._envs[0].action_space, family)
         # An environment has the same draws whoever shares its process.
         noise = np.stack([noise_of(family, stream, num_steps) for stream in self._streams], axis=1)
         all_finite = Finite(self._observations[0])
@@ -211,7 +212,7 @@ class _Group:
                 row = all_finite.first_wrong()
                 raise not_finite(self._envs[row], self._observations[step][row])
             self._actions[step] = drawn(family, outputs(self._observations[step]), std, noise[step])
-            actions = self._executable(self._actions[step])
+            actions = executable(self._actions[step])
             for row, env in enumerate(self._envs):
                 observation, reward, terminated, truncated, _ = env.step(actions[row])
                 self._rewards[step, row] = reward
@@ -234,12 +235,13 @@ class _Group:
             env.close()
 
 
-def _executable(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
+def _executable(space: gym.Space, family: Family) -> Callable[[np.ndarray], np.ndarray]:
     """From actions ``[B, components]`` as they are drawn to a fresh ``[B, ...]`` that ``env.step`` accepts row by row."""
     shape = space.shape or ()
     if not isinstance(space, gym.spaces.Box):
         return lambda actions: actions.reshape(-1, *shape).astype(space.dtype)
-    finish = to_environment(Box.from_space(space), shape)
+    assert isinstance(family, DiagGaussian)
+    finish = to_environment(dataclasses.replace(Box.from_space(space), units=family.box.units), shape)
     return lambda actions: finish(actions).astype(space.dtype, copy=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from policy_distill.actions import DiagGaussian, Family, Parameters, family_of
+from policy_distill.actions import DiagGaussian, Family, Parameters, Units, family_of
 from policy_distill.config import RequestError, TrainingFault
 from policy_distill.files import write_atomically
 from policy_distill.layers import lay_out, run
@@ -40,10 +41,15 @@ class Architecture:
     action_space: gym.Space
     hidden_sizes: tuple[int, ...]
     activation: str = "relu"
+    action_units: Units | None = None
+    """Of continuous outputs, where they are not those of the action space's bounds."""
 
     @property
     def family(self) -> Family:
-        return family_of(self.action_space)
+        family = family_of(self.action_space)
+        if self.action_units is None or not isinstance(family, DiagGaussian):
+            return family
+        return dataclasses.replace(family, box=dataclasses.replace(family.box, units=self.action_units))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -160,6 +166,7 @@ class Student(nn.Module):
             "params": self.params,
             "observation_space": space_to_dict(self.observation_space),
             "action_space": space_to_dict(self.action_space),
+            **({} if self.architecture.action_units is None else {"action_units": self.architecture.action_units}),
             **(extra or {}),
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
@@ -186,6 +193,7 @@ class Student(nn.Module):
                 space_from_dict(description["action_space"]),
                 tuple(description["hidden_sizes"]),
                 description["activation"],
+                _units(description.get("action_units")),
             )
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)
@@ -193,6 +201,10 @@ class Student(nn.Module):
             student.normalize_by(weights["mean"], weights["scale"])
             student.load_state_dict(weights)
         return student.eval().requires_grad_(False)
+
+
+def _units(saved: list[list[float]] | None) -> Units | None:
+    return None if saved is None else (tuple(map(float, saved[0])), tuple(map(float, saved[1])))
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:

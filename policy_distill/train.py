@@ -222,7 +222,8 @@ class Trainer:
             return
         observations, targets = dataset.spread(HELD_OUT_ROWS)
         target = student.family.box.to_box(targets.actions.cpu())
-        error = bounded_error(target, student(observations.cpu()), near_bound=self.objective.config.near_bound)
+        near_bound, limits = self.objective.config.near_bound, student.family.box.limits(target)
+        error = bounded_error(target, student(observations.cpu()), near_bound=near_bound, limits=limits)
         variance = error.square().mean(0)
         family = self.objective.family
         if isinstance(family, DiagGaussian) and not family.squashed:

@@ -19,7 +19,7 @@ TIERS = [
     {"distill", "search"},
     {"summary"},
     {"imitation", "generations", "polish"},
-    {"run", "rounds"},
+    {"run", "rounds", "action_units"},
     {"job", "check", "report", "certify", "known_returns"},
     {"workers"},
     {

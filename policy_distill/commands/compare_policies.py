@@ -42,6 +42,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
     if options.worst < 0:
         raise RequestError(f"worst is {options.worst}; it must be >= 0")
     from policy_distill import check, disagreements
+    from policy_distill.action_units import suited
     from policy_distill.evaluate import evaluation_seeds
     from policy_distill.job import one_torch_thread, writable_folder
     from policy_distill.measure import agents_among, common_environment, load_policy, teacher_of
@@ -64,6 +65,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
             notices += call_apart(options.step_timeout, functools.partial(check.screen_states, skip=skip), agent, spec)
         for notice in dict.fromkeys(notices):
             Display(quiet=options.json).note(f"note: {notice}")
+        teacher, _ = call_apart(options.step_timeout, suited, teacher, spec)
         seeds = evaluation_seeds("comparison", options.episodes)
         found = call_apart(options.step_timeout, disagreements.find, student, teacher, spec, seeds)
     run = Path(options.policy)

@@ -41,7 +41,7 @@ def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) ->
         torch.manual_seed(0)
         model = PPO(
             "MlpPolicy",
-            _SpacesOnly(student.observation_space, student.action_space),
+            _SpacesOnly(student.observation_space, _bounded(student.action_space)),
             policy_kwargs={
                 "net_arch": {"pi": list(student.architecture.hidden_sizes), "vf": [layer.out_features for layer in (critic or ())[:-1]]},
                 "activation_fn": ACTIVATIONS[student.architecture.activation],
@@ -49,6 +49,7 @@ def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) ->
             device="cpu",
         )
     policy: Any = model.policy
+    model.action_space = policy.action_space = student.action_space
     _copy_into([*policy.mlp_extractor.policy_net, policy.action_net], *fold(student))
     if critic:
         folded = _fold_normalization(critic, student)
@@ -58,6 +59,13 @@ def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) ->
             scale, _ = student.family.box.affine()
             policy.log_std.copy_(student.log_std + torch.from_numpy(scale).log())
     return model
+
+
+def _bounded(space: gym.Space) -> gym.Space:
+    """A space with finite bounds in the place of infinite ones, which PPO's constructor refuses; acting and loading take any."""
+    if not isinstance(space, gym.spaces.Box) or space.is_bounded():
+        return space
+    return gym.spaces.Box(-1.0, 1.0, space.shape, space.dtype.type)
 
 
 def why_not_ppo(*spaces: gym.Space) -> str | None:

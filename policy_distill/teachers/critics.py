@@ -45,7 +45,7 @@ class ActionValue(nn.Module):
 
     def of(self, features: Tensor, actions: Tensor, network: nn.Module) -> Tensor:
         """Q(s, a) ``[B]`` of any actions ``[B, action_dim]`` in the environment's units."""
-        inputs = torch.cat([self.extractor(features), network.bounds.to_box(actions)], dim=-1)  # type: ignore[operator, union-attr]
+        inputs = torch.cat([self.extractor(features), network.bounds.to_unit(actions)], dim=-1)  # type: ignore[operator, union-attr]
         values = torch.cat([critic(inputs) for critic in self.critics], dim=-1)  # [B, critics * quantiles]
         return values.mean(-1) if self.quantiles else values.amin(-1)
 
@@ -68,7 +68,7 @@ class LiveValue(nn.Module):
         if "q_values" in targets.parameters:
             return targets.parameters["q_values"].amax(-1)
         assert network.bounds is not None
-        values = network.policy.critic(features, network.bounds.to_box(targets.actions))
+        values = network.policy.critic(features, network.bounds.to_unit(targets.actions))
         return torch.cat(values, dim=-1).amin(-1) if isinstance(values, tuple) else values.flatten(1).mean(-1)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,10 +24,18 @@ from policy_distill.spaces import observation_width
 class CustomExtractor(nn.Module):
     """Reads flat vectors ``[B, width]`` and gives them to ``module`` in the shape that Stable-Baselines3 gives it; ``[B, features]``."""
 
-    def __init__(self, module: nn.Module, shape: tuple[int, ...]) -> None:
+    def __init__(self, module: nn.Module, shape: tuple[int, ...], text: str) -> None:
         super().__init__()
         self.module = module
         self.shape = shape
+        self.text = text
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CustomExtractor:
+        return CustomExtractor(copy.deepcopy(self.module, memo), self.shape, self.text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the module's attributes; a process that did not run the user's file runs it for the classes."""
+        return _unpickled, (self.text, pickle.dumps(self.module), self.shape)
 
     def forward(self, observations: Tensor) -> Tensor:
         return self.module(observations.reshape(len(observations), *self.shape))
@@ -54,7 +64,7 @@ class ExtractorMaker:
             raise RequestError(f"{self.text} makes a {type(module).__name__}, which is no torch.nn.Module; name a features extractor")
         with _failure_in_one_line(f"the weights in {source} are not those of {self.text}"):
             module.load_state_dict(own)
-        extractor = CustomExtractor(module.eval(), _shape_read(self.space)).requires_grad_(False)
+        extractor = CustomExtractor(module.eval(), _shape_read(self.space), self.text).requires_grad_(False)
         with _failure_in_one_line(f"{self.text} does not read {self.space}"), torch.no_grad():
             features = extractor(torch.zeros(2, observation_width(self.space)))
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
@@ -87,9 +97,20 @@ def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any
     return ExtractorMaker(text, made, space, _arguments(policy_kwargs.get("features_extractor_kwargs"), text, source))
 
 
+def _unpickled(text: str, module: bytes, shape: tuple[int, ...]) -> CustomExtractor:
+    path = Path(text.rpartition(":")[0]).expanduser()
+    if _module_name(path) not in sys.modules:
+        _run_file(path)
+    return CustomExtractor(pickle.loads(module), shape, text)
+
+
+def _module_name(path: Path) -> str:
+    return f"policy_distill_extractor_{path.stem}"
+
+
 def _run_file(path: Path) -> Any:
     """Run the user's file as a module; it may import what lies beside it."""
-    name = f"policy_distill_extractor_{path.stem}"
+    name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise RequestError(f"{path} is no Python file; name the .py file that defines the features extractor")

@@ -117,6 +117,10 @@ class ActionBounds(nn.Module):
         """From [-1, 1] to the environment's bounds, in the order of SB3's arithmetic."""
         return self.low + 0.5 * (squashed + 1.0) * (self.high - self.low)
 
+    def to_unit(self, actions: Tensor) -> Tensor:
+        """From the environment's bounds to [-1, 1], whatever the box units are: what critics of single actions read."""
+        return self.to_box(actions) if self.box.units is None else Box(self.box.low, self.box.high).to_box(actions)
+
     def to_box(self, actions: Tensor) -> Tensor:
         return actions if self._is_box else (actions - self.offset) / self.scale
 

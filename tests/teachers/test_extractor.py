@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +93,19 @@ def test_a_teacher_with_an_extractor_is_copied_with_it(path):
     teacher = Teacher.load(path, extractor=f"{SOURCE}:Layers")
     twin = copy.deepcopy(teacher)
     assert np.array_equal(twin.act(OBSERVATIONS), teacher.act(OBSERVATIONS))
+
+
+def test_a_process_of_its_own_runs_the_file_for_its_classes(path, tmp_path):
+    teacher = Teacher.load(path, extractor=f"{SOURCE}:Layers")
+    np.save(tmp_path / "seen.npy", OBSERVATIONS)
+    (tmp_path / "teacher.pkl").write_bytes(pickle.dumps(teacher))
+    script = (
+        "import pathlib, pickle, sys, numpy\nfolder = pathlib.Path(sys.argv[1])\n"
+        "teacher = pickle.loads((folder / 'teacher.pkl').read_bytes())\n"
+        "numpy.save(folder / 'acted.npy', teacher.act(numpy.load(folder / 'seen.npy')))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=SOURCE.parents[2])
+    assert np.array_equal(np.load(tmp_path / "acted.npy"), teacher.act(OBSERVATIONS))
 
 
 def test_its_layers_are_recorded_as_others_are(path):
