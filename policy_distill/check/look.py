@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
-from policy_distill.border import NEVER_ENDING
 from policy_distill.check.behaviour import NOT_FINITE, Behaviour, observe, targets_of
 from policy_distill.check.findings import Finding
 from policy_distill.check.returns import Idle, against_idle
@@ -18,6 +17,9 @@ from policy_distill.trajectories import Trajectory, play
 
 HARDLY_REACTS = 0.05
 """Of half the range: below, a continuous agent is compared with one that does nothing. New networks show 0.001 to 0.04."""
+NEVER_ENDING = 10_000
+"""Steps after which an episode without a time limit is taken for one that does not end; fewer than ``border.NEVER_ENDING``, since every
+step of several episodes is kept."""
 
 
 @dataclass(frozen=True)
