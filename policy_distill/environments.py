@@ -249,7 +249,8 @@ def registered(name: str) -> EnvSpec:
 
 
 LONG_EPISODE = 10_000
-"""Steps after which an episode without a time limit is taken for one that does not end."""
+"""Steps after which an episode without a time limit is taken for one that does not end; fewer than ``border.NEVER_ENDING``, since every
+step of several episodes is kept."""
 
 
 def time_limit(spec: EnvironmentSpec) -> int | None:
