@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from policy_distill.completed import read_completed, write_completed
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.distill import distill
 from policy_distill.files import write_atomically
@@ -91,16 +92,12 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
     run = output / name
     job = dataclasses.replace(config, teacher=str(folder), output=str(run))
     contents = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
-    key = json.dumps({**dataclasses.asdict(job), "contents": contents}, sort_keys=True)
-    done = run / "suite.json"
-    if done.is_file():
-        stored = json.loads(done.read_text())
-        if stored["settings"] == key:
-            display.note("  done already")
-            row: dict[str, Any] = stored["row"]
-            return row
-        done.unlink()  # what is about to be overwritten must not count as done if this run fails
-    row = dict.fromkeys(COLUMNS)
+    settings = {**dataclasses.asdict(job), "contents": contents}
+    if (stored := read_completed(run / "suite.json", settings)) is not None:
+        display.note("  done already")
+        done: dict[str, Any] = stored["row"]
+        return done
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row["teacher"] = name
     try:
         summary = distill(job, display=display).summary
@@ -113,7 +110,7 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
         (run / "error.txt").write_text(traceback.format_exc())
         return {**row, "status": "failed", "reason": f"{type(error).__name__}: {_first_and_last_line(str(error))}"}
     row = row_of(name, summary)
-    write_json(done, {"settings": key, "row": row})
+    write_completed(run / "suite.json", settings, row=row)
     return row
 
 
