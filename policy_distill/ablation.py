@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import json
 import math
 import multiprocessing
 import traceback
@@ -15,17 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from policy_distill.completed import AGAIN, read_completed, write_completed
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.distill import distill
-from policy_distill.files import write_atomically
-from policy_distill.untrusted import read_json, read_yaml, refuse_damage
+from policy_distill.statistics.intervals import RESAMPLES, percentile_ends
+from policy_distill.untrusted import read_yaml, refuse_damage
 
 Key = tuple[str, str, str, int]
 """Of a run: group, variant, agent, seed."""
 DEFAULT = "default"
 STEP_TIMEOUT = 60.0
 """Seconds for a step or a reset of an environment, unless a setting says otherwise."""
-RESAMPLES, MAX_RUNS = 10_000, 100_000
+MAX_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,10 @@ def run_study(study: Study, output: Path, *, jobs: int, note: Callable[[str], ob
 def run_one(settings: Mapping[str, Any], folder: Path) -> Outcome:
     """What one run came to, read from its folder if it was completed there with the same settings."""
     done = folder / "ablation.json"
-    stamp = json.dumps(dict(settings), sort_keys=True)
-    if done.is_file():
-        with refuse_damage(done, "remove it, and the run is made again"):
-            stored = read_json(done, "remove it, and the run is made again")
-            if stored["settings"] == stamp:
-                retention = math.nan if stored["retention"] is None else float(stored["retention"])
-                return Outcome(retention, tuple(stored.get("generations", ())))
+    with refuse_damage(done, AGAIN):
+        if (stored := read_completed(done, settings)) is not None:
+            retention = math.nan if stored["retention"] is None else float(stored["retention"])
+            return Outcome(retention, tuple(stored.get("generations", ())))
     try:
         result = distill(with_settings(DistillConfig(output=str(folder), workers=0, step_timeout=STEP_TIMEOUT), settings))
     except Exception:  # one that fails must not end the study
@@ -136,9 +133,7 @@ def run_one(settings: Mapping[str, Any], folder: Path) -> Outcome:
         (folder / "error.txt").write_text(traceback.format_exc())
         return Outcome(math.nan)
     found = Outcome(result.retention.estimate, tuple(generation["kept"] for generation in result.summary["self_distillation"]))
-    value = None if math.isnan(found.retention) else found.retention
-    record = {"settings": stamp, "retention": value, "generations": found.generations}
-    write_atomically(done, lambda target: target.write_text(json.dumps(record)))
+    write_completed(done, settings, retention=found.retention, generations=found.generations)
     return found
 
 
@@ -154,9 +149,7 @@ def interval(strata: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[fl
     """
     draws = np.random.default_rng(0)
     means = [values[draws.integers(len(values), size=(RESAMPLES, len(values)))].mean(1) for values in strata]
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(np.mean(means, axis=0), [tail, 100 - tail])
-    return float(np.mean([values.mean() for values in strata])), float(low), float(high)
+    return float(np.mean([values.mean() for values in strata])), *percentile_ends(np.mean(means, axis=0), confidence)
 
 
 def markdown(study: Study, outcomes: Mapping[Key, Outcome], command: str) -> str:

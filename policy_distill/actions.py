@@ -147,10 +147,6 @@ class Categorical:
             return self.mode(parameters)
         return _draw(parameters["logits"], generator) + self.start
 
-    def temper(self, parameters: Parameters, temperature: float) -> Parameters:
-        """Divide the logits by ``temperature``."""
-        return {name: value / temperature for name, value in parameters.items()}
-
 
 @dataclass(frozen=True)
 class MultiCategorical:
@@ -167,10 +163,6 @@ class MultiCategorical:
 
     def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
         return torch.stack([_draw(part, generator) for part in parameters["logits"].split(self.nvec, dim=-1)], dim=-1)
-
-    def temper(self, parameters: Parameters, temperature: float) -> Parameters:
-        """Divide the logits by ``temperature``."""
-        return {"logits": parameters["logits"] / temperature}
 
 
 @dataclass(frozen=True)
@@ -189,10 +181,6 @@ class Bernoulli:
     def sample(self, parameters: Parameters, generator: torch.Generator) -> Tensor:
         probabilities = parameters["logits"].sigmoid()
         return (torch.rand(probabilities.shape, generator=generator, device=probabilities.device) < probabilities).long()
-
-    def temper(self, parameters: Parameters, temperature: float) -> Parameters:
-        """Divide the logits by ``temperature``."""
-        return {"logits": parameters["logits"] / temperature}
 
 
 @dataclass(frozen=True)
@@ -218,10 +206,6 @@ class DiagGaussian:
         mean, log_std = parameters["mean"], parameters["log_std"]
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return self._to_environment(mean + log_std.exp() * noise)
-
-    def temper(self, parameters: Parameters, temperature: float) -> Parameters:
-        """Divide the log-density by ``temperature``: the mean stays, the variance is multiplied by it."""
-        return {"mean": parameters["mean"], "log_std": parameters["log_std"] + 0.5 * float(np.log(temperature))}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from policy_distill.actions import ActionTargets
+from policy_distill.actions import LAYER, ActionTargets
 from policy_distill.dataset import Dataset
 from policy_distill.objective import Objective
 from policy_distill.spaces import encode_observations
@@ -15,6 +15,9 @@ from policy_distill.stack import StudentStack
 
 CHUNK_STEPS, CHUNK_BYTES = 32, 2**22
 """Batches that are drawn at once: so many at most, and of so many bytes, which the last-level cache holds."""
+LAYER_BYTES = 2**24
+"""Of the teacher's layers among them: wide as they are, what ``CHUNK_BYTES`` holds of them would be one batch, and drawing it alone would
+take as long as they do."""
 
 
 class Batches:
@@ -46,16 +49,21 @@ class Batches:
     ) -> None:
         self._dataset, self._batch_size, self._generators = dataset, batch_size, generators
         self._space, self._mean, self._scale = stack.architecture.observation_space, stack.mean[:, None], stack.scale[:, None]
-        self._names, self._reads_actions = objective.reads, objective.reads_actions
-        _, like = self._take(torch.zeros(1, dtype=torch.int64, device=dataset.device))
+        self._layers = {name: objective.samples_read(name, batch_size) for name in objective.reads if name.startswith(LAYER)}
+        self._names, self._reads_actions = objective.reads - set(self._layers), objective.reads_actions
+        first = torch.zeros(1, dtype=torch.int64, device=dataset.device)
+        _, like = self._take(first)
         widths = [len(stack.mean), *(value.shape[-1] for value in like.parameters.values()), like.actions[0].numel()]
         members = len(generators)
-        fits = CHUNK_BYTES // (4 * sum(widths) * batch_size * members)
+        layers = {name: (samples, dataset.take_target(name, first)) for name, samples in self._layers.items()}
+        of_layers = sum(samples * value.numel() for samples, value in layers.values())
+        fits = min(CHUNK_BYTES // (4 * sum(widths) * batch_size * members), LAYER_BYTES // max(4 * of_layers * members, 1))
         # With sampled targets each member's generator draws a batch and then the actions on it.
         self.chunk_steps = 1 if objective.kind == "nll" else max(1, min(CHUNK_STEPS, fits, num_steps))
         room = (self.chunk_steps, members)
         self._inputs = stack.flat.new_ones(*room, widths[0] + 1, batch_size)
         self._parameters = {name: value.new_empty(*room, value.shape[-1], batch_size) for name, value in like.parameters.items()}
+        self._rows = {name: value.new_empty(*room, samples, value.shape[-1]) for name, (samples, value) in layers.items()}
         self._actions = like.actions.new_empty(*room, like.actions[0].numel(), batch_size)
 
     def draw(self, num_steps: int) -> tuple[Tensor, ActionTargets]:
@@ -63,7 +71,8 @@ class Batches:
 
         Returns:
             Inputs ``[S, K, inputs + 1, B]``, normalised and the last row ones, as ``StudentStack.forward`` reads them; and those targets
-            that the objective reads, ``[S, K, B, ...]``, views of tensors that lie feature after feature.
+            that the objective reads, ``[S, K, B, ...]``, views of tensors that lie feature after feature. The teacher's layers lie sample
+            after sample, and of one that relations alone read there are only the samples that they compare.
 
         Raises:
             ValueError: if there is no room for so many.
@@ -82,6 +91,8 @@ class Batches:
         parameters = {
             name: self._parameters[name][:num_steps].copy_(turned(value)).transpose(2, 3) for name, value in targets.parameters.items()
         }
+        for name, samples in self._layers.items():
+            parameters[name] = self._dataset.take_target(name, drawn[:, :, :samples], out=self._rows[name][:num_steps])
         actions = self._actions[:num_steps].copy_(turned(targets.actions)).transpose(2, 3)
         return inputs, ActionTargets(parameters, actions.view(*drawn.shape, *targets.actions.shape[1:]))
 

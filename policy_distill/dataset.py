@@ -158,6 +158,16 @@ class Dataset:
         """
         return self._gather(slice(self._first_train, self._num_train), drawn, parameters, actions)
 
+    def take_target(self, name: str, drawn: Tensor, out: Tensor | None = None) -> Tensor:
+        """One of the targets' parameters of what ``draw`` drew, ``[*drawn.shape, width]``; written into ``out`` where that is given."""
+        _, targets = self._view(slice(self._first_train, self._num_train))
+        source = targets.parameters[name]
+        if out is None or source.device != out.device:
+            rows = self._take(source, drawn)
+            return rows if out is None else out.copy_(rows)
+        torch.index_select(source, 0, drawn.flatten(), out=out.view(-1, *source.shape[1:]))
+        return out
+
     def held_out(self, limit: int) -> tuple[Tensor, ActionTargets] | None:
         """At most ``limit`` held-out rows, evenly over all of them; None as long as no held-out episode was seen."""
         if self._num_held == 0:
@@ -201,14 +211,13 @@ class Dataset:
     ) -> tuple[Tensor, ActionTargets]:
         """The rows ``index`` of a part of the arrays."""
         observations, targets = self._view(part)
-        rows = index.flatten().to(observations.device)
+        parameters = {name: self._take(value, index) for name, value in targets.parameters.items() if names is None or name in names}
+        actions = self._take(targets.actions, index) if with_actions else torch.empty(*index.shape, 0, device=self.device)
+        return self._take(observations, index), ActionTargets(parameters, actions)
 
-        def take(source: Tensor) -> Tensor:
-            return _take_rows(source, rows).to(self.device).unflatten(0, index.shape)
-
-        parameters = {name: take(value) for name, value in targets.parameters.items() if names is None or name in names}
-        actions = take(targets.actions) if with_actions else torch.empty(*index.shape, 0, device=self.device)
-        return take(observations), ActionTargets(parameters, actions)
+    def _take(self, source: Tensor, index: Tensor) -> Tensor:
+        """Rows of an array, ``[*index.shape, ...]``, on the device of the batches."""
+        return _take_rows(source, index.flatten().to(source.device)).to(self.device).unflatten(0, index.shape)
 
     def _allocate_targets(self, like: ActionTargets) -> ActionTargets:
         return ActionTargets({name: self._allocate(value) for name, value in like.parameters.items()}, self._allocate(like.actions))

@@ -21,7 +21,7 @@ from policy_distill.dataset import Dataset
 from policy_distill.imitation import new_trainer
 from policy_distill.mixtures import mix_parameters, weighted_mean
 from policy_distill.objective import Objective
-from policy_distill.rounds import track_generation
+from policy_distill.rounds import reports_to, track_generation
 from policy_distill.run import Kept, Run
 from policy_distill.students import Student
 
@@ -79,16 +79,17 @@ def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
     config, job = run.job.config.self_distill, run.job
     num_members = job.config.train.members_of(job.architecture.params)
     lineage, forebears = Lineage(kept), [kept.student]
+    steps = config.gradient_steps or job.config.train.gradient_steps
     if config.generations:
-        run.display.start("self-distillation", config.generations)
+        run.display.start("self-distillation", config.generations * steps, "gradient steps")
     for number in range(1, config.generations + 1):
         run.display.stage(f"generation {number}")
         mentors = forebears if config.ensemble else forebears[-1:]
         with run.watch.measure("train"):
             mixed = dataset.relabelled(functools.partial(mix_targets, job.objective, mentors, config.teacher_weight))
-            steps = config.gradient_steps or job.config.train.gradient_steps
             trainer = new_trainer(job, mixed, steps, generation=number, members=num_members)
-            losses = trainer.run(mixed, steps)
+            report = reports_to(run.tracker, run.display, "self_distill_steps", f"generation {number}: training", run.gradient_steps)
+            losses = trainer.run(mixed, steps, report)
             siblings = trainer.students(dataset)
         with run.watch.measure("evaluate"):
             best, played = run.choose(siblings, [episodes.returns for episodes in run.validate(siblings)])
@@ -101,7 +102,7 @@ def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
         mean, share = float(returns.mean()), run.retention(returns)
         error = run.retention_standard_error(returns)
         lineage.generations.append(Generation(number, steps, losses, held_out, mean, share, difference, difference >= 0, error))
-        run.display.advance(lineage.generations[-1].figures())
+        run.display.note(lineage.generations[-1].figures())
         track_generation(run.tracker, number, losses, mean, share, difference)
         if difference < 0:
             break

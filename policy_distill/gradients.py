@@ -1,14 +1,15 @@
-"""Losses whose gradient with respect to the students' outputs is written out: the default ones, without autograd.
+"""Gradients of losses with respect to what the students compute: outputs, and the layers that hints and relations read.
 
-A chunk of gradient steps is prepared at once: what depends on the teacher alone is computed there, and each term's value is taken there
-when its steps are done. What remains in a step are four to six operations. Tensors lie feature after feature, ``[..., width, B]``.
+Those of the default losses on actions are written out. A chunk of gradient steps is prepared at once: what depends on the teacher alone is
+computed there, and each term's value is taken there when its steps are done. What remains in a step are four to six operations. Tensors
+lie feature after feature, ``[..., width, B]``.
 
-Everything else that ``Objective`` knows goes through autograd; both ways end at the same numbers.
+Every other loss on actions, hints and relations go through autograd, each through itself alone; both ways end at the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -17,26 +18,33 @@ from torch import Tensor
 from policy_distill.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
 from policy_distill.losses import HUBER_DELTA
 from policy_distill.objective import REGRESSIONS, Objective
+from policy_distill.relations import Projection
 
 BOUNDLESS = 1e38
 """Times the smallest distance that a float32 can tell, it still exceeds any error."""
-Gradient: TypeAlias = "ChoiceGradient | GaussianGradient | RegressionGradient"
+Gradient: TypeAlias = "ChoiceGradient | GaussianGradient | RegressionGradient | AutogradGradient"
 
 
 def written_out(objective: Objective) -> bool:
-    """Whether the gradient is written out for this loss: forward KL, or regression, and neither hints nor relations."""
+    """Whether the gradient of the loss on actions is written out: forward KL, or regression."""
     config = objective.config
     plain = objective.kind == "kl" and config.divergence == "forward_kl" and not config.standardize_logits
-    return not (config.features.weight or config.relations.weight) and (plain or objective.kind == "regression")
+    return plain or objective.kind == "regression"
 
 
-def gradient_of(objective: Objective, inputs: Tensor, log_std: Tensor) -> Gradient:
-    """The gradient of a loss for which ``written_out`` is true, with room for chunks of the shape of ``inputs``, ``[S, K, inputs, B]``.
+def gradient_of(objective: Objective, inputs: Tensor, log_std: Tensor, generators: Sequence[torch.Generator] = ()) -> Gradient:
+    """The gradient of the loss on actions, with room for chunks of the shape of ``inputs``, ``[S, K, inputs, B]``.
 
-    ``log_std`` ``[K, 1, action_dim]`` is the students', a leaf of autograd's; a loss that reads it writes its gradient there.
+    Args:
+        objective: the loss.
+        inputs: only its shape, type and device are read.
+        log_std: ``[K, 1, action_dim]``, the students', a leaf of autograd's; a loss that reads it writes its gradient there.
+        generators: one a member, for a loss that draws the teacher's actions.
     """
     steps, members, _, batch = inputs.shape
     like = inputs.new_zeros(steps, members, objective.family.width, batch)
+    if not written_out(objective):
+        return AutogradGradient(objective, like, log_std, generators)
     if objective.kind == "regression":
         return RegressionGradient(objective, like)
     return GaussianGradient(objective, like, log_std) if isinstance(objective.family, DiagGaussian) else ChoiceGradient(objective, like)
@@ -65,8 +73,7 @@ class ChoiceGradient:
         self._alpha = _each(objective.hard_weight, like)
         self.num_steps, self._members, _, self._samples = like.shape
         self.divisor = float(self._samples)
-        self._temperatures = like.new_ones(self.num_steps, 1, 1, 1)
-        self._shares = (1 - self._alpha) * self._temperatures
+        self._temperatures, self._shares = _schedules(objective, [1.0] * self.num_steps, like)
         self._outputs = torch.empty_like(like)
         self.outputs = self._outputs.unbind(0)
         self._logits = like.new_zeros(*like.shape[:2], sum(self._sizes), like.shape[-1])
@@ -85,8 +92,7 @@ class ChoiceGradient:
         """
         logits = self._pair(self._objective.logits_of(targets.parameters).transpose(-1, -2), self._logits)
         if self._softens:
-            self._temperatures = _temperatures(self._objective, progress, logits)
-            self._shares = (1 - self._alpha) * self._temperatures
+            self._temperatures, self._shares = _schedules(self._objective, progress, logits)
             logits = torch.div(logits, self._temperatures, out=self._logits)
         _over_choices(torch.log_softmax, logits, self._sizes, self._teacher_log_probs)
         torch.exp(self._teacher_log_probs, out=self._teacher)
@@ -168,7 +174,7 @@ class GaussianGradient:
             targets: with leading ``[S, K, B]``.
             progress: ``[S]``, share of the training that is done at each step.
         """
-        self._temperatures = _temperatures(self._objective, progress, self._mean)
+        self._temperatures, self._shares = _schedules(self._objective, progress, self._mean)
         self._mean.copy_(targets.parameters["mean"].transpose(-1, -2))
         log_std = targets.parameters["log_std"].transpose(-1, -2)
         torch.mean(log_std, -1, keepdim=True, out=self._teacher_log_std)
@@ -177,15 +183,15 @@ class GaussianGradient:
     @torch.no_grad()
     def write(self, step: int, slope: Tensor) -> None:
         """Write the gradient of the mean over the batch with respect to ``outputs[step]``, times ``divisor``, into ``slope``."""
-        temperature = self._temperatures[step]
+        temperature, share = self._temperatures[step], self._shares[step]
         mean, variance, error, log_std = self._steps[step]
         log_std.copy_(self._log_std.transpose(1, 2))
         precision = (-2 * log_std).exp_()  # [K, action_dim, 1]
         torch.sub(self.outputs[step], mean, out=error)
-        torch.mul(error, precision * temperature, out=slope)
+        torch.mul(error, precision * share, out=slope)
         torch.mul(error, error, out=self._squared)
         distance = variance + self._squared.mean(-1, keepdim=True) / temperature
-        self._log_std.grad = (1 - distance * precision).mul_(self._samples * temperature.square()).transpose(1, 2)
+        self._log_std.grad = (1 - distance * precision).mul_(self._samples * share * temperature).transpose(1, 2)
 
     def values(self) -> dict[str, Tensor]:
         """The term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
@@ -255,6 +261,102 @@ class RegressionGradient:
         return {self._name: REGRESSIONS[self._kind](error.transpose(-1, -2)).mean() * self.num_steps}
 
 
+class AutogradGradient:
+    """Any other loss on actions: autograd goes through the loss alone, from the output.
+
+    Args:
+        objective: the loss.
+        like: ``[S, K, width, B]``.
+        log_std: ``[K, 1, action_dim]``, the students' as it is at each step; its gradient is written to it.
+        generators: one a member, for a loss that draws the teacher's actions.
+
+    Attributes:
+        outputs: of each step ``[K, width, B]``, where the students' outputs belong before ``write``; they are left as they are.
+        divisor: what ``write`` writes is the gradient times this number.
+    """
+
+    def __init__(self, objective: Objective, like: Tensor, log_std: Tensor, generators: Sequence[torch.Generator]) -> None:
+        self._objective, self._log_std, self._generators = objective, log_std, generators
+        self.num_steps, self.divisor = len(like), 1.0
+        self.outputs = torch.empty_like(like).unbind(0)
+
+    def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
+        """Take in what the next steps' teacher says.
+
+        Args:
+            targets: with leading ``[S, K, B]``.
+            progress: ``[S]``, share of the training that is done at each step.
+        """
+        self._targets, self._progress = targets, progress
+        self._values: dict[str, Tensor] = {}
+
+    @torch.inference_mode(False)
+    def write(self, step: int, slope: Tensor) -> None:
+        """Write the gradient of the mean over the batch with respect to ``outputs[step]`` into ``slope``."""
+        objective, progress = self._objective, self._progress[step]
+        output = self.outputs[step].transpose(1, 2).detach().requires_grad_()
+        draws = self._draws(output) if objective.kind == "nll" else None
+        terms = objective.terms(output, self._log_std, _at(step, self._targets), progress=progress, draws=draws)
+        # Members do not share parameters: the sum over them keeps their gradients apart.
+        objective.total(terms, progress=progress).mean(-1).sum().backward()
+        assert output.grad is not None, "every loss reads the output"
+        slope.copy_(output.grad.transpose(1, 2))
+        _add(self._values, terms)
+
+    def values(self) -> dict[str, Tensor]:
+        """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
+        return self._values
+
+    def _draws(self, output: Tensor) -> Tensor:
+        """Uniform numbers in (0, 1), ``[K, B, width]``, each member's from its own generator."""
+        draws = [torch.rand(output.shape[1:], generator=generator, device=output.device) for generator in self._generators]
+        return torch.stack(draws).clamp(1e-7, 1 - 1e-7)
+
+
+class LayerGradient:
+    """Hints and relations: autograd goes through these terms alone, from the students' layers and the projections.
+
+    Args:
+        objective: the loss.
+        projections: see ``Objective.terms``; leaves of autograd's, to which their gradients are written.
+        divisor: what ``write`` writes is the gradient times this number.
+    """
+
+    def __init__(self, objective: Objective, projections: Sequence[Projection], divisor: float) -> None:
+        self._objective, self._projections, self._divisor = objective, projections, divisor
+
+    def load(self, targets: ActionTargets) -> None:
+        """Take in the teacher's layers at the next steps, with leading ``[S, K, B]``."""
+        self._targets = targets
+        self._values: dict[str, Tensor] = {}
+
+    @torch.inference_mode(False)
+    def write(self, step: int, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gradient of the mean over the batch, ``[K, width, B]``, with respect to each of ``layers`` ``[K, B, width]`` that is read."""
+        objective = self._objective
+        read = {name: layer.detach().requires_grad_() for name, layer in layers.items() if name in objective.layers_read}
+        terms = objective.layer_terms(read, _at(step, self._targets), self._projections)
+        (objective.total(terms).mean(-1).sum() * self._divisor).backward()
+        _add(self._values, terms)
+        return {name: layer.grad.transpose(1, 2) for name, layer in read.items() if layer.grad is not None}
+
+    def values(self) -> dict[str, Tensor]:
+        """Each term's sum over the steps of its mean over members and samples; once for each ``load``."""
+        return self._values
+
+
+def _at(step: int, targets: ActionTargets) -> ActionTargets:
+    """The targets of one step of a chunk."""
+    return ActionTargets({name: value[step] for name, value in targets.parameters.items()}, targets.actions[step])
+
+
+def _add(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
+    """Add each term's mean to its sum."""
+    for name, value in terms.items():
+        mean = value.detach().mean()
+        sums[name] = sums[name] + mean if name in sums else mean
+
+
 def _sizes(objective: Objective) -> tuple[int, ...]:
     """The number of choices of each component; a switch has two."""
     match objective.family:
@@ -267,10 +369,17 @@ def _sizes(objective: Objective) -> tuple[int, ...]:
     raise AssertionError(f"{objective.family} does not choose")
 
 
-def _temperatures(objective: Objective, progress: Sequence[float], like: Tensor) -> Tensor:
-    """At each step, of all members or of each: ``[S, 1 or K, 1, 1]``."""
-    start, end = (_each(objective.temperature(share), like) for share in (0.0, 1.0))
-    return torch.lerp(start, end, like.new_tensor(progress).view(-1, 1, 1, 1))
+def _schedules(objective: Objective, progress: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:
+    """At each step, of all members or of each, ``[S, 1 or K, 1, 1]``: the temperature, and the soft term's weight divided by it.
+
+    The latter is what remains of the weight in the gradient with respect to an output that is divided by the temperature.
+    """
+    shares = like.new_tensor(progress).view(-1, 1, 1)
+    temperature, weight = (
+        torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(progress), -1, 1)[..., None]
+        for value in (objective.temperature(shares), objective.soft_weight(shares))
+    )
+    return temperature, weight / temperature
 
 
 def _each(value: float | Tensor, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from policy_distill.config import DistillConfig
 from policy_distill.dataset import Dataset
 from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.job import Job
-from policy_distill.rounds import Round, track_round, track_validation
+from policy_distill.rounds import Round, reports_to, track_round, track_validation
 from policy_distill.run import Kept, Run, as_finalist, kept_enough
 from policy_distill.seeds import derived_seed
 from policy_distill.spaces import encode_observations
@@ -79,11 +79,11 @@ def imitate(run: Run) -> Imitation:
         error = run.retention_standard_error(answers[best].returns)
         record = rounds[-1].validated(answers[best].returns, *run.validation_reference)
         rounds[-1] = record = dataclasses.replace(record, validation_retention_standard_error=error)
-        display.advance(record.figures())
+        display.note(record.figures())
         track_validation(tracker, record.env_steps, record.validation_return_mean, record.validation_retention, run.validation_reference)
         return best
 
-    display.start("measuring the teacher", config.collect.rounds)
+    display.start("measuring the teacher", config.train.gradient_steps, "gradient steps")
     for index in range(config.collect.rounds):
         last = index + 1 == config.collect.rounds or kept_enough(shares, config.collect.enough)
         display.stage(f"round {index + 1}: collecting")
@@ -115,7 +115,8 @@ def imitate(run: Run) -> Imitation:
             gradient_steps = part_of(config.train.gradient_steps, config.collect.rounds, index)
             if last and index + 1 < config.collect.rounds:
                 trainer.finish_in(gradient_steps)
-            losses = trainer.run(dataset, gradient_steps)
+            report = reports_to(tracker, display, "train_steps", f"round {index + 1}: training")
+            losses = trainer.run(dataset, gradient_steps, report)
             trained = trainer.students(dataset)
             held_out = trainer.validate(dataset, trained[0])
         with watch.measure("evaluate"):
@@ -127,7 +128,7 @@ def imitate(run: Run) -> Imitation:
             driver = note_validation(answers)
         else:
             run.teacher_returns, run.random_returns = answers[0].returns, answers[1].returns
-            display.advance(f"teacher {run.teacher_returns.mean():.1f}, random policy {run.random_returns.mean():.1f}", 0)
+            display.note(f"teacher {run.teacher_returns.mean():.1f}, random policy {run.random_returns.mean():.1f}")
         members = trained
         candidates += trained
         run.env_steps, run.gradient_steps = len(dataset) - job.num_extra_states, trainer.gradient_steps

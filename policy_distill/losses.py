@@ -33,7 +33,7 @@ def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: T
     Raises:
         ValueError: if the shapes differ or ``temperature <= 0``.
     """
-    _check_same_shape(teacher_logits, student_logits)
+    check_same_shape(teacher_logits, student_logits)
     scale = _check_temperature(temperature, student_logits)
     teacher_log_probs = F.log_softmax(teacher_logits / scale, dim=-1)
     student_log_probs = F.log_softmax(student_logits / scale, dim=-1)
@@ -56,7 +56,7 @@ def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: T
     Raises:
         ValueError: if the shapes differ or ``temperature <= 0``.
     """
-    _check_same_shape(teacher_logits, student_logits)
+    check_same_shape(teacher_logits, student_logits)
     return forward_kl(student_logits, teacher_logits, temperature=temperature)
 
 
@@ -79,7 +79,7 @@ def jensen_shannon(teacher_logits: Tensor, student_logits: Tensor, *, beta: floa
     Raises:
         ValueError: if the shapes differ, ``temperature <= 0`` or beta is outside (0, 1).
     """
-    _check_same_shape(teacher_logits, student_logits)
+    check_same_shape(teacher_logits, student_logits)
     if not 0 < beta < 1:
         raise ValueError(f"beta is {beta}; it must be in (0, 1)")
     scale = _check_temperature(temperature, student_logits)
@@ -120,7 +120,7 @@ def gaussian_forward_kl(
     Raises:
         ValueError: if the means' shapes differ or ``temperature <= 0``.
     """
-    _check_same_shape(teacher_mean, student_mean)
+    check_same_shape(teacher_mean, student_mean)
     scale = _check_temperature(temperature, student_mean)
     log_ratio = student_log_std - teacher_log_std
     distance = (teacher_mean - student_mean).square() / scale
@@ -183,7 +183,7 @@ def bounded_error(
     Raises:
         ValueError: if the shapes differ.
     """
-    _check_same_shape(target, prediction)
+    check_same_shape(target, prediction)
     low, high = limits
     lower = torch.where(target <= near_bound * low, 0.0, -torch.inf)
     upper = torch.where(target >= near_bound * high, 0.0, torch.inf)
@@ -249,7 +249,12 @@ def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(allowed, log_p, -torch.inf).exp().mul(difference).sum(-1)
 
 
-def _check_same_shape(first: Tensor, second: Tensor) -> None:
+def check_same_shape(first: Tensor, second: Tensor) -> None:
+    """Refuse tensors of different shapes.
+
+    Raises:
+        ValueError: if they differ.
+    """
     if first.shape != second.shape:
         raise ValueError(f"shapes differ: {tuple(first.shape)} and {tuple(second.shape)}")
 

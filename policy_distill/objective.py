@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ from policy_distill.losses import (
     reverse_kl,
     standardize_logits,
 )
-from policy_distill.relations import RELATIONS, cosine_distance, normalized_squared_error
+from policy_distill.relations import RELATIONS, Projection, cosine_distance, normalized_squared_error, samples_compared
 
 CALIBRATION_ROWS = 65_536
 """Rows that are looked at, evenly over all of them, for what depends on the data."""
@@ -47,7 +46,6 @@ OUTPUT = "output"
 """Name of a network's own output among its layers: logits, Q-values or means."""
 REGRESSIONS = {"squared": mean_squared, "absolute": mean_absolute, "huber": huber}
 _LAYER_DISTANCES = {"mse": normalized_squared_error, "cosine": cosine_distance}
-Projection: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Objective:
@@ -59,7 +57,7 @@ class Objective:
 
     Attributes:
         kind: ``kl``, ``nll`` or ``regression``.
-        soft_name: of the term that is divided by the temperature; it is multiplied by ``temperature**2`` in ``total``, and nowhere else.
+        soft_name: of the term that is divided by the temperature; ``soft_weight`` multiplies it by ``temperature**2``, and nothing else.
 
     Raises:
         RequestError: if the loss does not suit the teacher.
@@ -138,22 +136,50 @@ class Objective:
         return self.kind == "regression" or self.has_hard_labels or OUTPUT in self._hinted
 
     @property
+    def layers_read(self) -> set[str]:
+        """Names of the students' layers that hints and relations read."""
+        return {ours for pairs in self._pairs for ours in pairs.values()}
+
+    def samples_read(self, name: str, batch_size: int) -> int:
+        """How many samples of a batch, its first ones, the terms read the target ``name`` of: all but where relations alone read it."""
+        hints, _ = self._pairs
+        layer = name.removeprefix(LAYER)
+        alone = name.startswith(LAYER) and layer not in hints
+        return min(batch_size, samples_compared(self.config.relations.kind)) if alone else batch_size
+
+    @property
     def _hinted(self) -> list[str]:
         """The teacher's layers that hints and relations read."""
+        return [theirs for pairs in self._pairs for theirs in pairs]
+
+    @property
+    def _pairs(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Teacher's layer -> student's layer, of hints and of relations."""
         features, relations = self.config.features, self.config.relations
-        return [*(features.layers or () if features.weight else ()), *(relations.layers or () if relations.weight else ())]
+        return (features.layers or {}) if features.weight else {}, (relations.layers or {}) if relations.weight else {}
 
     def calibrate(self, targets: ActionTargets) -> None:
         """Take what depends on the data: the gaps between the best two Q-values, and how much the teacher's layers vary."""
         if "q_values" in targets.parameters:
             self.q_gap = self.config.q_gap_fraction * median_action_gap(_some(targets.parameters["q_values"]))
-        for name in self.config.features.layers or {} if self.config.features.weight else ():
+        for name in self._pairs[0]:
             self._layer_variance[name] = max(float(_some(teacher_layer(targets, name)).var(0).mean()), 1e-12)
 
-    def temperature(self, progress: float) -> float | Tensor:
-        """At ``progress`` in [0, 1] of the training: along a line from ``temperature`` to ``temperature_end``; ``[K, 1]`` of members."""
+    def temperature(self, progress: float | Tensor) -> float | Tensor:
+        """At ``progress`` in [0, 1] of the training: along a line from ``temperature`` to ``temperature_end``.
+
+        Args:
+            progress: a number, or ``[S, 1, 1]``.
+
+        Returns:
+            Of that shape; of members ``[K, 1]``, or ``[S, K, 1]``.
+        """
         start, end = self._temperatures
         return start + (end - start) * progress
+
+    def soft_weight(self, progress: float | Tensor) -> float | Tensor:
+        """Of the term named ``soft_name``: ``(1 - alpha) * T**2`` of a divergence; of the shape of ``temperature``."""
+        return (1 - self.hard_weight) * (self.temperature(progress) ** 2 if self.kind == "kl" else 1.0)
 
     def terms(
         self,
@@ -179,7 +205,7 @@ class Objective:
         """
         found = self._action_terms(outputs, log_std, targets, self.temperature(progress), draws)
         if layers is not None:
-            found |= self._layer_terms(layers, targets, projections)
+            found |= self.layer_terms(layers, targets, projections)
         return found
 
     def total(self, terms: Mapping[str, Tensor], *, progress: float = 1.0) -> Tensor:
@@ -188,7 +214,7 @@ class Objective:
         weights: dict[str, float | Tensor] = {
             name: loss.features.weight if name.startswith("feature") else loss.relations.weight for name in terms
         }
-        weights[self.soft_name] = (1 - self.hard_weight) * (self.temperature(progress) ** 2 if self.kind == "kl" else 1.0)
+        weights[self.soft_name] = self.soft_weight(progress)
         weights["hard_cross_entropy_nats"] = self.hard_weight
         return sum_of(weights[name] * value for name, value in terms.items())
 
@@ -248,17 +274,15 @@ class Objective:
                 return jensen_shannon(teacher, student, beta=self.config.jensen_shannon_beta, temperature=temperature)
         return forward_kl(teacher, student, temperature=temperature)
 
-    def _layer_terms(self, layers: Mapping[str, Tensor], targets: ActionTargets, projections: Sequence[Projection]) -> dict[str, Tensor]:
-        features, relations = self.config.features, self.config.relations
-        found: dict[str, Tensor] = {}
-        if features.weight:
-            for (theirs, ours), (weight, bias) in zip((features.layers or {}).items(), projections, strict=True):
-                target, projected = teacher_layer(targets, theirs), torch.baddbmm(bias, layers[ours], weight)
-                distance = _LAYER_DISTANCES[features.distance]
-                found[f"feature_{features.distance}_{theirs}"] = distance(target, projected, self._layer_variance.get(theirs, 1.0))
-        if relations.weight:
-            for theirs, ours in (relations.layers or {}).items():
-                found[f"relation_{relations.kind}_{theirs}"] = RELATIONS[relations.kind](teacher_layer(targets, theirs), layers[ours])
+    def layer_terms(self, layers: Mapping[str, Tensor], targets: ActionTargets, projections: Sequence[Projection]) -> dict[str, Tensor]:
+        """Hints and relations, each term's value per sample ``[K, B]``, unweighted; arguments as in ``terms``."""
+        (hints, related), found = self._pairs, {}
+        distance, relation = self.config.features.distance, self.config.relations.kind
+        for (theirs, ours), projection in zip(hints.items(), projections, strict=True):
+            target, variance = teacher_layer(targets, theirs), self._layer_variance.get(theirs, 1.0)
+            found[f"feature_{distance}_{theirs}"] = _LAYER_DISTANCES[distance](target, layers[ours], variance, projection)
+        for theirs, ours in related.items():
+            found[f"relation_{relation}_{theirs}"] = RELATIONS[relation](teacher_layer(targets, theirs), layers[ours])
         return found
 
 

@@ -28,12 +28,12 @@ class Display:
         if not self.quiet:
             self.console.print(message)
 
-    def start(self, description: str, total: int) -> None:
-        """Begin a bar of ``total`` parts; one that is still there goes."""
+    def start(self, description: str, total: int, unit: str = "") -> None:
+        """Begin a bar of ``total`` parts, each a ``unit``; one that is still there goes."""
         self.stop()
         if self.quiet or not self.console.is_terminal:
             return
-        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
         self._bar = Progress(*columns, console=self.console, transient=True)
         self._bar.start()
         self._task = self._bar.add_task(description, total=total)
@@ -41,6 +41,10 @@ class Display:
     def advance(self, figures: str, amount: int = 1) -> None:
         """Say the figures of what was done, and move the bar beneath them on."""
         self.note(figures)
+        self.move(amount)
+
+    def move(self, amount: int) -> None:
+        """Move the bar on, without a word."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=amount)
 

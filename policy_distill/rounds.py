@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from policy_distill.progress import Display
 from policy_distill.tracking import Tracker
+from policy_distill.train import TrainingReport
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,25 @@ def track_round(tracker: Tracker, record: Round, reward_mean: float, learning_ra
         "gradient_steps_per_second": record.gradient_steps / max(seconds["train"], 1e-9),
     }
     tracker.scalars("time", {**{f"{stage}_seconds": value for stage, value in seconds.items()}, **rates}, steps)
+
+
+def reports_to(tracker: Tracker, display: Display, stage: str, title: str, begun: int = 0) -> Callable[[TrainingReport], None]:
+    """What a trainer reports goes to TensorBoard, over gradient steps, and moves a bar of gradient steps on.
+
+    Args:
+        tracker, display: where to.
+        stage: the tags are ``stage/`` and the names of the losses, and ``stage/learning_rate``.
+        title: of the stage, beside the bar.
+        begun: gradient steps that were taken before this trainer's.
+    """
+
+    def report(now: TrainingReport) -> None:
+        tracker.scalars(stage, {**now.losses, "learning_rate": now.learning_rate}, begun + now.gradient_steps)
+        name, loss = next(iter(now.losses.items()))
+        display.stage(f"{title}, {name.removesuffix('_nats')} {loss:.3g}")
+        display.move(now.num_steps)
+
+    return report
 
 
 def track_validation(tracker: Tracker, env_steps: int, return_mean: float, retention: float, reference: tuple[float, float]) -> None:

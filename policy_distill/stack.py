@@ -61,9 +61,13 @@ class Activations:
         """Logits or means ``[K, outputs, B]``."""
         return self.before[-1]
 
-    def named(self) -> dict[str, Tensor]:
-        """``hidden.0``, ``hidden.1``, ..., ``output`` as losses read them: views ``[K, B, width]``."""
-        layers = [*self.hidden, self.output]
+    def named(self, output: Tensor | None = None) -> dict[str, Tensor]:
+        """``hidden.0``, ``hidden.1``, ..., ``output`` as losses read them: views ``[K, B, width]``.
+
+        Args:
+            output: ``[K, outputs, B]``, where ``forward`` was told to write it elsewhere.
+        """
+        layers = [*self.hidden, self.output if output is None else output]
         return {name: layer.transpose(1, 2) for name, layer in zip(layer_names(len(self.after)), layers, strict=True)}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import math
 import traceback
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from policy_distill.certify import sha256
+from policy_distill.completed import read_completed, write_completed
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.distill import distill
 from policy_distill.files import write_atomically
@@ -96,16 +96,13 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
     timeout = STEP_TIMEOUT if config.step_timeout is None else config.step_timeout
     job = dataclasses.replace(config, teacher=str(folder), output=str(run), step_timeout=timeout)
     contents = {path.name: sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    key = json.dumps({**dataclasses.asdict(job), "contents": contents}, sort_keys=True)
-    done = run / "suite.json"
-    if done.is_file():
-        stored = read_json(done, "remove it, and the teacher is distilled again")
-        if stored.get("settings") == key and isinstance(stored.get("row"), dict) and set(stored["row"]) == set(COLUMNS):
-            display.note("  done already")
-            row: dict[str, Any] = stored["row"]
-            return row
-        done.unlink()  # what is about to be overwritten must not count as done if this run fails
-    row = dict.fromkeys(COLUMNS)
+    settings = {**dataclasses.asdict(job), "contents": contents}
+    stored = read_completed(run / "suite.json", settings)
+    if stored is not None and isinstance(stored.get("row"), dict) and set(stored["row"]) == set(COLUMNS):
+        display.note("  done already")
+        done: dict[str, Any] = stored["row"]
+        return done
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row["teacher"] = name
     try:
         summary = distill(job, display=display).summary
@@ -118,7 +115,7 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
         (run / "error.txt").write_text(traceback.format_exc())
         return {**row, "status": "failed", "reason": f"{type(error).__name__}: {_first_and_last_line(str(error))}"}
     row = row_of(name, summary)
-    write_json(done, {"settings": key, "row": row})
+    write_completed(run / "suite.json", settings, row=row)
     return row
 
 

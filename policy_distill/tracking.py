@@ -21,14 +21,15 @@ class Tracker:
     """What TensorBoard shows of one run: scalars, pictures, texts, and the settings beside the final figures; a context manager.
 
     Tags begin with the stage (``collect/ train/ eval/ time/``) and end with the unit where there is one. The horizontal axis is the
-    number of environment steps that the student's training has taken.
+    number of environment steps that the student's training has taken; that of ``train_steps/`` and ``self_distill_steps/``, the losses
+    and the learning rate within a round or a generation, is the number of gradient steps, and ``self_distill/`` counts generations.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self._writer = SummaryWriter(str(folder), flush_secs=10)
 
     def scalars(self, stage: str, values: Mapping[str, float], env_steps: int) -> None:
-        """Write ``stage/name`` for each finite value."""
+        """Write ``stage/name`` for each finite value; ``env_steps`` is where it lies on the stage's axis."""
         for name, value in values.items():
             if math.isfinite(value):
                 self._writer.add_scalar(f"{stage}/{name}", value, env_steps)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,15 +14,34 @@ from policy_distill.actions import ActionTargets, DiagGaussian
 from policy_distill.batches import Batches
 from policy_distill.config import LossConfig, MemberConfig, TrainConfig, TrainingFault
 from policy_distill.dataset import Dataset
-from policy_distill.gradients import Gradient, gradient_of, written_out
+from policy_distill.gradients import Gradient, LayerGradient, gradient_of
 from policy_distill.losses import bounded_error
 from policy_distill.objective import Objective
 from policy_distill.stack import StudentStack
-from policy_distill.students import Student
+from policy_distill.students import Student, layer_names
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 HELD_OUT_ROWS = 8192
 """Rows that validation losses are taken on."""
+REPORTS = 20
+"""How often a call of ``Trainer.run`` reports; less often where it takes fewer chunks of steps."""
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """How training goes, at one point of it.
+
+    Attributes:
+        gradient_steps: of this trainer so far.
+        num_steps: since the last report.
+        losses: each term's mean over the members and these steps.
+        learning_rate: of the next step.
+    """
+
+    gradient_steps: int
+    num_steps: int
+    losses: dict[str, float]
+    learning_rate: float
 
 
 class Trainer:
@@ -72,30 +92,40 @@ class Trainer:
         """Let what is left of the schedules of learning rate and temperature pass in ``num_steps`` more steps."""
         self._stretch = (self.gradient_steps, self.progress, max(num_steps, 1))
 
-    def run(self, dataset: Dataset, num_steps: int) -> dict[str, float]:
+    def run(self, dataset: Dataset, num_steps: int, report: Callable[[TrainingReport], object] | None = None) -> dict[str, float]:
         """Take ``num_steps`` gradient steps and return each term's mean over the members and steps.
+
+        Args:
+            dataset: what is learnt.
+            num_steps: more of them.
+            report: is told about ``REPORTS`` times on the way, the end included, how it goes.
 
         Raises:
             TrainingFault: if a loss or a weight is no longer finite.
         """
         self.objective.calibrate(dataset.training_rows()[1])
         batches = Batches(dataset, self.stack, self.objective, self.config.batch_size, self.generators, num_steps)
+        totals: dict[str, float] = {}
         sums: dict[str, Tensor] = {}
+        told = 0
         gradient: Gradient | None = None
         for first in range(0, num_steps, batches.chunk_steps):
             count = min(batches.chunk_steps, num_steps - first)
             inputs, targets = batches.draw(count)
-            if not written_out(self.objective):
-                found = self._take_by_autograd(inputs, targets)
-            else:
-                if gradient is None or gradient.num_steps != count:
-                    gradient = gradient_of(self.objective, inputs, self.stack.log_std)
-                found = self._take(inputs, targets, gradient)
-            for name, value in found.items():
+            if gradient is None or gradient.num_steps != count:
+                gradient = gradient_of(self.objective, inputs, self.stack.log_std, self.generators)
+            for name, value in self._take(inputs, targets, gradient).items():
                 sums[name] = sums[name] + value if name in sums else value
-        losses = {name: float(value) / num_steps for name, value in sums.items()}
-        self._check_finite(losses, num_steps)
-        return losses
+            done = first + count
+            if done * REPORTS // num_steps > told * REPORTS // num_steps:
+                read = {name: float(value) for name, value in sums.items()}  # the only time that the device is waited for
+                self._check_finite(read, done - told)
+                totals = {name: totals.get(name, 0.0) + value for name, value in read.items()}
+                if report is not None:
+                    losses = {name: value / (done - told) for name, value in read.items()}
+                    report(TrainingReport(self.gradient_steps, done - told, losses, self.learning_rate))
+                sums, told = {}, done
+        return {name: value / num_steps for name, value in totals.items()}
 
     def _check_finite(self, losses: Mapping[str, float], num_steps: int) -> None:
         wrong = [f"the loss {name} became {value}" for name, value in losses.items() if not math.isfinite(value)]
@@ -114,55 +144,25 @@ class Trainer:
         Args:
             inputs: ``[S, K, inputs + 1, B]``.
             targets: with leading ``[S, K, B]``.
-            gradient: of the loss, written out.
+            gradient: of the loss on actions.
         """
         stack, activations = self.stack, self._activations
         gradient.load(targets, [self._progress_after(step) for step in range(len(inputs))])
+        of_layers = LayerGradient(self.objective, stack.projections, gradient.divisor) if self.objective.layers_read else None
+        if of_layers:
+            of_layers.load(targets)
         for step, batch in enumerate(inputs.unbind(0)):
             stack.forward(batch, activations, gradient.outputs[step])
             gradient.write(step, activations.slopes[-1])
-            stack.backward(batch, activations)
+            hints: list[Tensor | None] = []
+            if of_layers:
+                found = of_layers.write(step, activations.named(gradient.outputs[step]))
+                *hints, own = map(found.get, layer_names(len(activations.hidden)))
+                if own is not None:
+                    activations.slopes[-1].add_(own)
+            stack.backward(batch, activations, hints)
             self._update(gradient.divisor)
-        return gradient.values()
-
-    def _take_by_autograd(self, inputs: Tensor, targets: ActionTargets) -> dict[str, Tensor]:
-        """The same for any loss."""
-        sums: dict[str, Tensor] = {}
-        for step, batch in enumerate(inputs.unbind(0)):
-            now = ActionTargets({name: value[step] for name, value in targets.parameters.items()}, targets.actions[step])
-            for name, value in self._step_by_autograd(batch, now).items():
-                sums[name] = sums[name] + value if name in sums else value
-        return sums
-
-    def _step_by_autograd(self, inputs: Tensor, targets: ActionTargets) -> dict[str, Tensor]:
-        """One gradient step on any loss: autograd goes through the loss alone, from the output and from the layers that it reads."""
-        stack, objective, activations = self.stack, self.objective, self._activations
-        stack.forward(inputs, activations)
-        reads_layers = bool(stack.projections) or objective.config.relations.weight > 0
-        layers = {name: layer.detach().requires_grad_() for name, layer in activations.named().items()}
-        terms = objective.terms(
-            layers["output"],
-            stack.log_std,
-            targets,
-            progress=self.progress,
-            draws=self._draws(targets) if objective.kind == "nll" else None,
-            layers=layers if reads_layers else None,
-            projections=stack.projections,
-        )
-        # Members do not share parameters: the sum over them keeps their gradients apart.
-        objective.total(terms, progress=self.progress).mean(-1).sum().backward()
-        *hints, slope = [None if layer.grad is None else layer.grad.transpose(1, 2) for layer in layers.values()]
-        assert slope is not None, "every loss reads the output"
-        activations.slopes[-1].copy_(slope)
-        stack.backward(inputs, activations, hints)
-        self._update()
-        return {name: value.detach().mean() for name, value in terms.items()}
-
-    def _draws(self, targets: ActionTargets) -> Tensor:
-        """Uniform numbers in (0, 1), ``[K, B, width]``, each member's from its own generator."""
-        first = next(iter(targets.parameters.values()))
-        draws = [torch.rand(first.shape[1:], generator=generator, device=first.device) for generator in self.generators]
-        return torch.stack(draws).clamp(1e-7, 1 - 1e-7)
+        return {**gradient.values(), **(of_layers.values() if of_layers else {})}
 
     def _update(self, divisor: float = 1.0) -> None:
         """Adam (Kingma & Ba 2015, algorithm 1) on the flat tensors, then the moving average.

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from policy_distill import batches
+from policy_distill import batches, relations
 from policy_distill.actions import ActionTargets, family_of
 from policy_distill.batches import CHUNK_STEPS, Batches
-from policy_distill.config import FeatureConfig, LossConfig
+from policy_distill.config import FeatureConfig, LossConfig, RelationConfig
 from policy_distill.dataset import Dataset
 from policy_distill.objective import Objective
 from policy_distill.spaces import encode_observations
@@ -75,6 +75,22 @@ def test_batches_are_what_the_dataset_draws(seen, acted, loss, parameters):
                 assert targets.actions.dtype == told.actions.dtype
 
 
+def test_of_a_layer_that_relations_alone_read_there_are_the_samples_that_they_compare(monkeypatch):
+    """And of one that a hint reads too, all of them."""
+    monkeypatch.setattr(relations, "PAIR_SAMPLES", 4)
+    related = RelationConfig(weight=1.0, layers={"body": "hidden.0", "neck": "hidden.0"})
+    loss = LossConfig(relations=related, features=FeatureConfig(weight=1.0, layers={"neck": "hidden.0"}))
+    dataset, stack, objective = world(SEEN, CHOICE, loss, **{"logits": 4, "layer:body": 7, "layer:neck": 3})
+    _, targets = batches_of(dataset, stack, objective).draw(2)
+    draws = [generator(7), generator(8)]
+    for step in range(2):
+        _, told = dataset.take(dataset.draw(1, 6, draws)[0])
+        assert torch.equal(targets.parameters["layer:body"][step], told.parameters["layer:body"][:, :4])
+        assert torch.equal(targets.parameters["layer:neck"][step], told.parameters["layer:neck"])
+    few = Batches(dataset, stack, objective, 3, [generator(7), generator(8)], 1).draw(1)[1]
+    assert few.parameters["layer:body"].shape == (1, 2, 3, 7)  # a batch that is smaller than that
+
+
 def test_inputs_by_hand():
     dataset = Dataset(1, holdout=0.0, device=torch.device("cpu"))
     dataset.append(
@@ -107,6 +123,14 @@ def test_a_chunk_is_of_some_steps(kind, steps, monkeypatch):
     assert batches_of(dataset, stack, objective).chunk_steps == min(steps, 5)
     monkeypatch.setattr(batches, "CHUNK_BYTES", 1)
     assert batches_of(dataset, stack, objective).chunk_steps == 1
+
+
+def test_layers_have_room_of_their_own(monkeypatch):
+    loss = LossConfig(features=FeatureConfig(weight=1.0, layers={"body": "hidden.0"}))
+    dataset, stack, objective = world(SEEN, CHOICE, loss, **{"logits": 4, "layer:body": 7})
+    assert batches_of(dataset, stack, objective).chunk_steps == CHUNK_STEPS
+    monkeypatch.setattr(batches, "LAYER_BYTES", 7 * 4 * 12 * 5 + 1)  # a row of the layer is 7 floats, a step 2 members times 6 of them
+    assert batches_of(dataset, stack, objective).chunk_steps == 5
 
 
 def test_what_is_not_read_is_left_out():

@@ -171,8 +171,8 @@ def test_the_targets_are_left_as_they_were():
         (Categorical(4), LossConfig(divergence="jensen_shannon"), False),
         (Categorical(4), LossConfig(standardize_logits=True), False),
         (Categorical(4), LossConfig(kind="nll"), False),
-        (Categorical(4), LossConfig(features=FeatureConfig(weight=1.0)), False),
-        (Categorical(4), LossConfig(relations=RelationConfig(weight=1.0)), False),
+        (Categorical(4), LossConfig(features=FeatureConfig(weight=1.0)), True),
+        (Categorical(4), LossConfig(relations=RelationConfig(weight=1.0)), True),
         (DiagGaussian(BOX), LossConfig(), True),
         (DiagGaussian(BOX), LossConfig(kind="regression", divergence="reverse_kl"), True),  # a regression does not read it
         (DiagGaussian(BOX), LossConfig(kind="kl", divergence="reverse_kl"), False),

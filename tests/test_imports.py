@@ -20,7 +20,7 @@ TIERS = [
     {"summary"},
     {"imitation", "generations", "polish"},
     {"run", "rounds", "action_units"},
-    {"job", "check", "report", "certify", "known_returns"},
+    {"job", "check", "report", "certify", "known_returns", "completed"},
     {"workers"},
     {
         "collect",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 
 import pytest
 
@@ -57,6 +58,17 @@ def test_in_a_terminal_there_is_a_bar_with_the_figures():
     assert "round 1" in shown.getvalue()
     assert "1/2" in shown.getvalue()
     assert "return 2.0" in shown.getvalue()
+
+
+def test_a_bar_moves_without_a_word_and_names_its_unit():
+    display, shown = in_a_terminal()
+    with display:
+        display.start("round 1: training", 32, "gradient steps")
+        display.move(8)
+        display.move(16)
+    assert "24/32 gradient steps" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue())
+    quiet = Display(quiet=True)
+    quiet.move(8)  # there is no bar to move
 
 
 def test_a_second_bar_takes_the_place_of_the_first():

@@ -17,6 +17,7 @@ from policy_distill.relations import (
     cosine_distance,
     distance_relation,
     normalized_squared_error,
+    samples_compared,
     similarity_relation,
 )
 from tests.small_worlds import generator
@@ -113,6 +114,101 @@ def test_equal_samples_and_a_batch_of_one_have_finite_values_and_gradients(name)
         assert value.isfinite().all()
         assert student.grad is not None
         assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+def test_of_a_large_batch_the_first_samples_are_compared_and_the_others_need_no_teacher(name):
+    count = samples_compared(name)
+    teacher, student = normal(2, count + 7, 3), normal(2, count + 7, 2, seed=1)
+    few, whole = RELATIONS[name](teacher[:, :count], student[:, :count]), RELATIONS[name](teacher, student)
+    torch.testing.assert_close(whole[:, :count], few)
+    torch.testing.assert_close(whole.mean(-1), few.mean(-1))
+    assert torch.equal(RELATIONS[name](teacher[:, :count], student), whole)
+    with pytest.raises(ValueError, match="batches differ"):
+        RELATIONS[name](teacher[:, : count - 1], student)
+
+
+def exact_distances(layer: Tensor) -> Tensor:
+    """From the differences themselves, pair by pair, in float64."""
+    distances = (layer.double().unsqueeze(-2) - layer.double().unsqueeze(-3)).square().sum(-1).sqrt()
+    return distances / (distances.sum() / (distances > 0).sum())
+
+
+def exact_angles(layer: Tensor) -> Tensor:
+    """From the differences themselves, triplet by triplet, in float64."""
+    ways = F.normalize(layer.double().unsqueeze(-3) - layer.double().unsqueeze(-2), dim=-1)
+    return ways @ ways.mT
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize("apart", [1.0, 1e-3])
+@pytest.mark.parametrize(("name", "exact"), [("distance", exact_distances), ("angle", exact_angles)])
+def test_near_samples_far_from_the_origin_are_as_exact_as_float32_can_be(name, exact, apart, offset):
+    """|x|^2 + |y|^2 - 2 x y in float32 gives two samples 1e-3 apart a distance that is wrong by a tenth of itself."""
+    centres = normal(5, 8).repeat_interleave(4, 0)  # five groups of four samples each
+    teacher = (centres + apart * normal(20, 8, seed=1) + offset).float()
+    student = (centres[:, :3] + 1.1 * apart * normal(20, 3, seed=2) + offset).float().requires_grad_()
+    found = RELATIONS[name](teacher, student)
+    many = 19 if name == "distance" else 400
+
+    def oracle(layer: Tensor) -> Tensor:
+        return F.huber_loss(exact(layer), exact(teacher), reduction="none").flatten(1).sum(-1) / many
+
+    torch.testing.assert_close(found.double(), oracle(student.detach()), rtol=1e-5, atol=1e-9)
+    found.mean().backward()
+    assert student.grad is not None
+    step = 1e-6 * normal(20, 3, seed=4)
+    ahead, behind = (float(oracle(student.detach().double() + sign * step).mean()) for sign in (1, -1))
+    assert float((student.grad.double() * step).sum()) == pytest.approx((ahead - behind) / 2, rel=1e-4)
+
+
+def projected_pair(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """A teacher's layer, a student's, weight and bias of its projection, of two members."""
+    shapes = ((2, 6, 5), (2, 6, 3), (2, 3, 5), (2, 1, 5))
+    return tuple(normal(*shape, seed=seed).to(dtype) for seed, shape in enumerate(shapes))
+
+
+@pytest.mark.parametrize("distance", [normalized_squared_error, cosine_distance])
+def test_a_projected_layer_s_hint_is_the_hint_of_the_projected_layer(distance):
+    teacher, layer, weight, bias = projected_pair()
+    plain, fused = ([leaf.clone().requires_grad_() for leaf in (layer, weight, bias)] for _ in range(2))
+    expected = distance(teacher, torch.baddbmm(plain[2], plain[0], plain[1]), 3.0)
+    found = distance(teacher, fused[0], 3.0, (fused[1], fused[2]))
+    torch.testing.assert_close(found, expected)
+    shares = normal(2, 6, seed=9)  # each sample with a weight of its own
+    (expected * shares).sum().backward()
+    (found * shares).sum().backward()
+    for mine, theirs in zip(fused, plain, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("distance", [normalized_squared_error, cosine_distance])
+def test_a_hint_in_float32_is_that_of_float64(distance):
+    shapes = ((2, 512, 256), (2, 512, 8), (2, 8, 256), (2, 1, 256))
+    wide = [normal(*shape, seed=seed).float().double() for seed, shape in enumerate(shapes)]
+    teacher, layer, weight, bias = wide
+    narrow = [tensor.float().requires_grad_(index > 0) for index, tensor in enumerate(wide)]
+    found = distance(narrow[0], narrow[1], 1.0, (narrow[2], narrow[3]))
+    leaves = [tensor.requires_grad_() for tensor in (layer, weight, bias)]
+    expected = distance(teacher, torch.baddbmm(leaves[2], leaves[0], leaves[1]))
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=2e-7)
+    found.mean().backward()
+    expected.mean().backward()
+    for mine, theirs in zip(narrow[1:], leaves, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert (mine.grad.double() - theirs.grad).abs().max() < 1e-5 * theirs.grad.abs().max()
+
+
+@pytest.mark.parametrize("distance", [normalized_squared_error, cosine_distance])
+def test_a_projected_layer_of_zeros_has_finite_values(distance):
+    teacher, layer, weight, bias = projected_pair()
+    layer = torch.zeros_like(layer).requires_grad_()
+    found = distance(teacher, layer, 1.0, (weight, torch.zeros_like(bias)))
+    found.sum().backward()
+    torch.testing.assert_close(found, teacher.square().mean(-1) if distance is normalized_squared_error else torch.ones_like(found))
+    assert layer.grad is not None
+    assert layer.grad.isfinite().all()
 
 
 def test_layers_that_do_not_fit_are_refused():

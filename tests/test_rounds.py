@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from policy_distill.rounds import track_round, track_validation
+from policy_distill.rounds import reports_to, track_round, track_validation
+from policy_distill.train import TrainingReport
 from tests.stand_ins import Recorder, record
 
 
@@ -47,6 +49,31 @@ def test_what_a_round_writes_to_tensorboard():
     assert seen["time/env_steps_per_second"] == 500.0  # 2000 in 4 s
     assert math.isfinite(seen["time/gradient_steps_per_second"])
     assert seen["time/collect_seconds"] == 4.0
+
+
+def test_what_a_trainer_reports_is_shown_and_written_over_gradient_steps():
+    class Shown:
+        stages: ClassVar[list[str]] = []
+        moved = 0
+
+        def stage(self, description: str) -> None:
+            self.stages.append(description)
+
+        def move(self, amount: int) -> None:
+            self.moved += amount
+
+    recorder, shown = Recorder(), Shown()
+    report = reports_to(recorder, shown, "train_steps", "round 2: training", begun=1000)  # type: ignore[arg-type]
+    report(TrainingReport(200, 200, {"forward_kl_nats": 0.5, "relation_angle_body": 0.25}, 1e-3))
+    assert recorder.seen == {
+        "train_steps/forward_kl_nats": (0.5, 1200),
+        "train_steps/relation_angle_body": (0.25, 1200),
+        "train_steps/learning_rate": (1e-3, 1200),
+    }
+    report(TrainingReport(300, 100, {"forward_kl_nats": 0.125}, 5e-4))
+    assert recorder.seen["train_steps/forward_kl_nats"] == (0.125, 1300)
+    assert shown.stages == ["round 2: training, forward_kl 0.5", "round 2: training, forward_kl 0.125"]
+    assert shown.moved == 300
 
 
 def test_what_validation_writes_to_tensorboard():

@@ -21,7 +21,7 @@ from policy_distill.dataset import Dataset
 from policy_distill.objective import Objective
 from policy_distill.stack import StudentStack
 from policy_distill.students import Architecture, Student
-from policy_distill.train import Trainer
+from policy_distill.train import Trainer, TrainingReport
 from tests.small_worlds import generator, labelled, random_transitions, rows_of
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_training_is_torch_s_adam_on_the_same_batches(loss, objective, monkeypat
     dataset, trainer = dataset_of(space), trainer_of(space, config, LossConfig(kind=loss, regression="squared"))
     trainer.objective.__class__ = objective
     if objective is Scaled:  # the written-out gradients know the usual units alone
-        monkeypatch.setattr("policy_distill.train.written_out", lambda objective: False)
+        monkeypatch.setattr("policy_distill.gradients.written_out", lambda objective: False)
     oracle = trainer.stack.member(0).requires_grad_()
     adam = torch.optim.Adam(oracle.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.5 * (1 + math.cos(math.pi * step / 30)))
@@ -203,6 +203,31 @@ def test_the_reported_losses_are_means_over_the_steps():
     dataset, trainer, again = dataset_of(ACTED[0]), *(trainer_of(ACTED[0], TrainConfig(gradient_steps=10, batch_size=8)) for _ in range(2))
     singles = [again.run(dataset, 1)["forward_kl_nats"] for _ in range(10)]
     assert trainer.run(dataset, 10) == {"forward_kl_nats": pytest.approx(np.mean(singles), rel=1e-5)}
+
+
+def test_how_training_goes_is_reported_on_the_way_and_changes_nothing():
+    config = TrainConfig(gradient_steps=80 * CHUNK_STEPS, batch_size=4)
+    dataset, trainer, silent, again = dataset_of(ACTED[0]), *(trainer_of(ACTED[0], config) for _ in range(3))
+    told: list[TrainingReport] = []
+    whole = [trainer.run(dataset, 40 * CHUNK_STEPS, told.append) for _ in range(2)]
+    assert [silent.run(dataset, 40 * CHUNK_STEPS) for _ in range(2)] == whole
+    assert torch.equal(trainer.stack.flat, silent.stack.flat)
+    # twenty in each run, every second chunk
+    assert [report.gradient_steps for report in told] == [2 * CHUNK_STEPS * (number + 1) for number in range(40)]
+    assert {report.num_steps for report in told} == {2 * CHUNK_STEPS}
+    for report in told:
+        assert again.run(dataset, 2 * CHUNK_STEPS) == {"forward_kl_nats": pytest.approx(report.losses["forward_kl_nats"], rel=1e-5)}
+        assert report.learning_rate == again.learning_rate
+    for first, losses_of_run in zip((0, 20), whole, strict=True):
+        mean = np.mean([report.losses["forward_kl_nats"] for report in told[first : first + 20]])
+        assert losses_of_run == {"forward_kl_nats": pytest.approx(mean, rel=1e-6)}
+
+
+def test_a_run_of_few_chunks_reports_after_each_and_at_its_end():
+    trainer = trainer_of(ACTED[0], TrainConfig(gradient_steps=1000, batch_size=4))
+    told: list[TrainingReport] = []
+    trainer.run(dataset_of(ACTED[0]), CHUNK_STEPS + 5, told.append)
+    assert [(report.gradient_steps, report.num_steps) for report in told] == [(CHUNK_STEPS, CHUNK_STEPS), (CHUNK_STEPS + 5, 5)]
 
 
 @pytest.mark.parametrize("space", ACTED, ids=str)
@@ -466,7 +491,23 @@ def test_the_gradient_of_hints_and_relations_is_autograd_s():
     trainer.objective.total(terms).mean().backward()
     pieces: list[Any] = [piece for layer in oracle.linears for piece in (layer.weight.grad.T.reshape(-1), layer.bias.grad)]  # type: ignore[union-attr]
     expected = torch.cat([*pieces, weight.grad.flatten(), bias.grad.flatten()])  # type: ignore[union-attr]
-    torch.testing.assert_close(trainer.stack.gradient[0], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(trainer.stack.gradient[0] / 16, expected, rtol=1e-4, atol=1e-6)  # the sum over the batch
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
+def test_a_relation_beside_any_divergence_moves_the_hidden_layer_alone_and_keeps_the_term(divergence):
+    relations = RelationConfig(weight=1.0, kind="similarity", layers={"body.1": "hidden.0"})
+    gradients = []
+    for loss in (LossConfig(divergence=divergence), LossConfig(divergence=divergence, relations=relations)):
+        trainer = hinted_trainer(loss)
+        found = trainer.run(hinted_dataset(), 1)
+        divisor = 32 if divergence == "forward_kl" else 1  # the written-out gradient is the sum over the batch
+        gradients.append((trainer.stack.gradient[0].clone() / divisor, found))
+    (plain, alone), (related, both) = gradients
+    assert both[f"{divergence}_nats"] == pytest.approx(alone[f"{divergence}_nats"], rel=1e-6)
+    hidden = 4 * 8  # weights and biases of the first layer; the output layer's gradient does not see the relation
+    assert not torch.allclose(plain[:hidden], related[:hidden], atol=1e-4)
+    torch.testing.assert_close(plain[hidden:], related[hidden:])
 
 
 def test_sampled_targets_lead_where_the_divergence_leads():

@@ -33,6 +33,7 @@ class Result:
         microseconds: ours, a unit, the median over the turns.
         limit_microseconds: what the same unit takes without anything that could be left out; None where that is not known.
         note: what the unit is, and whatever else must be known to read the figures.
+        times_default: of a loss, the seconds of a step divided by those with the default loss, in the same turns; else None.
     """
 
     stage: str
@@ -42,6 +43,7 @@ class Result:
     microseconds: float
     limit_microseconds: float | None
     note: str = ""
+    times_default: Ratio | None = None
 
     @property
     def share_of_limit(self) -> float | None:

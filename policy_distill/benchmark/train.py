@@ -1,7 +1,8 @@
 """A gradient step on one student, beside the loops a user would write: a DataLoader, and random indices with torch's own Adam.
 
 Both sides see the same rows and take the same loss; ours also draws its batches, lays its rows out, keeps a moving average of the
-weights, lets the learning rate fall and reports the mean loss.
+weights, lets the learning rate fall and reports the mean loss. And a step of a default job's stack with each other loss, beside that with
+the default loss.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from policy_distill.actions import ActionTargets, family_of
+from policy_distill.actions import LAYER, ActionTargets, Parameters, family_of
 from policy_distill.benchmark.interleave import Ratio, interleave
 from policy_distill.benchmark.result import Result
-from policy_distill.config import LossConfig, TrainConfig
+from policy_distill.config import FeatureConfig, LossConfig, RelationConfig, TrainConfig
 from policy_distill.dataset import Dataset, Transitions
 from policy_distill.objective import Objective
 from policy_distill.stack import StudentStack
@@ -33,6 +34,12 @@ NAIVE_STEPS = 300
 ROWS = 100_000
 MATRIX = 768
 """Rows and columns of the product that says how fast a core multiplies."""
+LOSS_STEPS = 1000
+"""Gradient steps of each loss in a turn."""
+LAYER_WIDTH = 256
+"""Of the teacher's layer that hints and relations read."""
+BOUND = 15
+"""A step with any loss takes at most so many times as long as one with the default loss."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,55 @@ class Task:
 
 
 CASES = (Task(8, 4, True, (64, 64), 256), Task(17, 6, False, (64, 64), 256))
+LAYERS = {"body": "hidden.1"}
+CHOOSING = {
+    "default": LossConfig(),
+    "temperature and hard labels": LossConfig(temperature=2.0, hard_weight=0.3),
+    "reverse_kl": LossConfig(divergence="reverse_kl"),
+    "jensen_shannon": LossConfig(divergence="jensen_shannon"),
+    "standardize_logits": LossConfig(standardize_logits=True),
+    "nll": LossConfig(kind="nll"),
+    "hints, mse": LossConfig(features=FeatureConfig(weight=0.1, layers=LAYERS)),
+    "hints, cosine": LossConfig(features=FeatureConfig(weight=0.1, layers=LAYERS, distance="cosine")),
+    "relations, distance": LossConfig(relations=RelationConfig(weight=0.1, layers=LAYERS, kind="distance")),
+    "relations, angle": LossConfig(relations=RelationConfig(weight=0.1, layers=LAYERS, kind="angle")),
+    "relations, similarity": LossConfig(relations=RelationConfig(weight=0.1, layers=LAYERS, kind="similarity")),
+}
+"""Losses of a student that chooses among three actions, as DQN's does."""
+PUSHING = {
+    "forward_kl of Gaussians": LossConfig(kind="kl"),
+    "reverse_kl of Gaussians": LossConfig(kind="kl", divergence="reverse_kl"),
+    "nll of Gaussians": LossConfig(kind="nll"),
+    "regression, huber": LossConfig(kind="regression"),
+    "regression, squared": LossConfig(kind="regression", regression="squared"),
+    "regression, absolute": LossConfig(kind="regression", regression="absolute"),
+}
+"""Losses of one with three continuous actions."""
+STACK = (4, (8, 8), 512)
+"""Members, widths and batch size of the students on which losses are compared."""
 
 
 def run(turns: int) -> list[Result]:
-    """Time a step of one student, CPU time of one core."""
-    return [result for task in CASES for result in one_student(task, turns)]
+    """Time a step of one student, CPU time of one core, and a step of a stack with each loss."""
+    return [*(result for task in CASES for result in one_student(task, turns)), *each_loss(turns)]
+
+
+def each_loss(turns: int) -> list[Result]:
+    """A step of a stack with each loss, beside one with the default loss."""
+    members, widths, batch_size = STACK
+    variants: dict[str, Callable[[], int]] = {}
+    for discrete, group in ((True, CHOOSING), (False, PUSHING)):
+        task = Task(2, 3, discrete, widths, batch_size)
+        rows = task.rows()
+        variants |= {name: ours(task, *rows, members=members, steps=LOSS_STEPS, loss=loss) for name, loss in group.items()}
+    spent = {name: timing.cpu_seconds for name, timing in interleave(variants, turns=turns).items()}
+    results = []
+    for name, seconds in spent.items():
+        times = Ratio.between(seconds, spent["default"])
+        within = "within" if times.median <= BOUND else "ABOVE"
+        note = f"{times.median:.1f} times the default loss's step ({times.low:.1f}-{times.high:.1f}), {within} the bound of {BOUND}"
+        results.append(Result("train", f"loss: {name}", "", None, float(np.median(seconds)) * 1e6, None, note, times))
+    return results
 
 
 def one_student(task: Task, turns: int) -> list[Result]:
@@ -119,10 +170,23 @@ def one_student(task: Task, turns: int) -> list[Result]:
     ]
 
 
-def ours(task: Task, observations: Tensor, said: Tensor, *, members: int, steps: int) -> Callable[[], int]:
-    """Training ``members`` students as one stack; a unit is a step of all of them."""
+def ours(task: Task, observations: Tensor, said: Tensor, *, members: int, steps: int, loss: LossConfig | None = None) -> Callable[[], int]:
+    """Training ``members`` students as one stack; a unit is a step of all of them.
+
+    Args:
+        task: what is learnt.
+        observations, said: its rows.
+        members: K.
+        steps: in each call of what is returned.
+        loss: if left out, that of the task; hints and relations are to a teacher's layer named "body".
+    """
+    loss = loss or LossConfig(kind="kl" if task.discrete else "regression")
     dataset = Dataset(len(observations), holdout=0.0, device=observations.device)
-    targets = ActionTargets({"logits": said}, said.argmax(-1)) if task.discrete else ActionTargets({}, said)
+    parameters: Parameters = {"logits": said} if task.discrete else {"mean": said, "log_std": torch.zeros_like(said)}
+    if loss.features.weight or loss.relations.weight:
+        weights = torch.randn(task.inputs, LAYER_WIDTH, generator=torch.Generator().manual_seed(1))
+        parameters[f"{LAYER}body"] = (observations @ weights).relu()
+    targets = ActionTargets(parameters, said.argmax(-1) if task.discrete else said)
     zeros = torch.zeros(len(observations))
     dataset.append(Transitions(observations, targets, zeros, zeros > 0, zeros > 0, zeros.long(), zeros > 0))
     architecture = task.architecture
@@ -131,8 +195,9 @@ def ours(task: Task, observations: Tensor, said: Tensor, *, members: int, steps:
         generators=[torch.Generator().manual_seed(member) for member in range(members)],
         mean=observations.mean(0),
         scale=observations.std(0),
+        projections=[(task.hidden_sizes[-1], LAYER_WIDTH)] if loss.features.weight else [],
     )
-    objective = Objective(LossConfig(kind="kl" if task.discrete else "regression"), family_of(architecture.action_space))
+    objective = Objective(loss, family_of(architecture.action_space))
     config = TrainConfig(gradient_steps=1_000_000, batch_size=task.batch_size, learning_rate=1e-3)
     trainer = Trainer(stack, objective, config, [torch.Generator().manual_seed(member) for member in range(members)])
 

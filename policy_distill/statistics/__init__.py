@@ -1,15 +1,6 @@
 """What returns show: pure functions of arrays. docs/statistics.md says how often they err, by simulation."""
 
-from policy_distill.statistics.aggregates import (
-    Interval,
-    geometric_mean,
-    interquartile_mean,
-    optimality_gap,
-    performance_profile,
-    probability_of_improvement,
-    stratified_bootstrap,
-    two_level_bootstrap,
-)
+from policy_distill.statistics.aggregates import geometric_mean, interquartile_mean, optimality_gap
 from policy_distill.statistics.intervals import Retention, retention
 from policy_distill.statistics.means import contrast, episodes_to_show, shows_positive_mean
 from policy_distill.statistics.sequential import Decision, Plan, decide, look_schedule, spending_boundaries
@@ -18,7 +9,6 @@ from policy_distill.statistics.suites import Aggregate, suite_aggregates
 __all__ = [
     "Aggregate",
     "Decision",
-    "Interval",
     "Plan",
     "Retention",
     "contrast",
@@ -28,12 +18,8 @@ __all__ = [
     "interquartile_mean",
     "look_schedule",
     "optimality_gap",
-    "performance_profile",
-    "probability_of_improvement",
     "retention",
     "shows_positive_mean",
     "spending_boundaries",
-    "stratified_bootstrap",
     "suite_aggregates",
-    "two_level_bootstrap",
 ]

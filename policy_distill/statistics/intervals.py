@@ -140,13 +140,18 @@ def _test_ends(rows: np.ndarray, confidence: float) -> tuple[float, float] | Non
 
 
 def _bootstrap_ends(rows: np.ndarray, confidence: float, seed: int, resamples: int) -> tuple[float, float] | None:
-    tail = 100 * (1 - confidence) / 2
     student_means, teacher_means, random_means = bootstrap_means(rows, np.random.default_rng(seed), resamples)
     gaps = teacher_means - random_means
-    if np.percentile(gaps, tail) <= 0:
+    if percentile_ends(gaps, confidence)[0] <= 0:
         return None
     above = gaps > 0  # the few samples whose teacher is not above the random policy have no retention
-    low, high = np.percentile((student_means - random_means)[above] / gaps[above], [tail, 100 - tail])
+    return percentile_ends((student_means - random_means)[above] / gaps[above], confidence)
+
+
+def percentile_ends(resampled: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Ends of the two-sided percentile interval of bootstrap samples ``[resamples]`` (Efron & Tibshirani 1993, ch. 13)."""
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(resampled, [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import stdtrit
 
-from policy_distill.statistics.intervals import bootstrap_means, interval_statistic
+from policy_distill.statistics.intervals import bootstrap_means, interval_statistic, percentile_ends
 from policy_distill.statistics.means import contrast
 from policy_distill.statistics.sequential import Plan, outcomes
 from policy_distill.statistics.suites import OF_RETENTIONS, basic_ends, resampled_retentions
@@ -142,11 +142,10 @@ def bootstrap_coverage(
     """As ``coverage``, of the percentile bootstrap (``method="bootstrap"``) where every sample has a retention."""
     draws = np.random.default_rng(seed)
     returns = np.stack(population(draws, (replicates, episodes), truth), axis=1)
-    tail = 100 * (1 - confidence) / 2
     below = above = 0
     for rows in returns:
         student, teacher, random = bootstrap_means(rows, draws, resamples)
-        low, high = np.percentile((student - random) / (teacher - random), [tail, 100 - tail])
+        low, high = percentile_ends((student - random) / (teacher - random), confidence)
         below, above = below + (truth < low), above + (truth > high)
     return below / replicates, above / replicates
 
@@ -182,7 +181,7 @@ def suite_coverage(
         again = np.stack([resampled_retentions(rows, draws, resamples) for rows in zip(student, teacher, random, strict=True)])
         for name, (aggregate, limits) in OF_RETENTIONS.items():
             resampled = np.array([aggregate(sample) for sample in again.T])
-            for method, (low, high) in enumerate((basic_ends(aggregate(kept), resampled, limits), np.percentile(resampled, [2.5, 97.5]))):
+            for method, (low, high) in enumerate((basic_ends(aggregate(kept), resampled, limits), percentile_ends(resampled))):
                 hits[name][method] += low <= aggregate(truths) <= high
     return {name: (counts[0] / replicates, counts[1] / replicates) for name, counts in hits.items()}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy_distill.statistics.aggregates import geometric_mean, interquartile_mean, optimality_gap, wins
-from policy_distill.statistics.intervals import bootstrap_means
+from policy_distill.statistics.intervals import bootstrap_means, percentile_ends
 
 Returns = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Of one teacher: returns ``[E]`` of student, teacher and random policy on the same seeds."""
@@ -79,8 +79,7 @@ def basic_ends(estimate: float, resampled: np.ndarray, limits: Ends, *, confiden
     Noise in a student's retention can only add to the optimality gap, and resampling adds as much again: the percentiles themselves lie
     beside the truth (docs/statistics.md).
     """
-    tail = 100 * (1 - confidence) / 2
-    near, far = np.percentile(resampled, [tail, 100 - tail])
+    near, far = percentile_ends(resampled, confidence)
     low, high = np.clip([2 * estimate - far, 2 * estimate - near], *limits)
     return float(low), float(high)
 

@@ -190,10 +190,16 @@ def test_the_saved_student_is_the_one_returned(run):
 def test_the_curves_have_a_point_for_each_round(run):
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
     tags = events.Tags()["scalars"]
-    assert {tag.split("/")[0] for tag in tags} == {"collect", "train", "eval", "final", "time"}
+    assert {tag.split("/")[0] for tag in tags} == {"collect", "train", "train_steps", "eval", "final", "time"}
     assert [event.step for event in events.Scalars("train/forward_kl_nats")] == [300, 600, 900, 1200]
     assert [event.step for event in events.Scalars("eval/validation_return_mean")] == [300, 600, 900, 1200]
     assert events.Scalars("train/learning_rate")[-1].value == 0.0
+    within = [event.step for event in events.Scalars("train_steps/forward_kl_nats")]
+    assert within == [event.step for event in events.Scalars("train_steps/learning_rate")]
+    per_round = [event.value for event in events.Scalars("train/gradient_steps")]
+    assert set(per_round) < set(within)  # each round's end, and points between
+    assert len(within) > 2 * len(per_round)
+    assert within == sorted(within)
 
 
 def test_the_report_tells_the_figures_of_the_result(run):

@@ -1,4 +1,4 @@
-"""Aggregates by hand and against scipy; intervals against their coverage."""
+"""Aggregates by hand and against scipy."""
 
 from __future__ import annotations
 
@@ -9,16 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from policy_distill.statistics import (
-    geometric_mean,
-    interquartile_mean,
-    optimality_gap,
-    performance_profile,
-    probability_of_improvement,
-    retention,
-    stratified_bootstrap,
-    two_level_bootstrap,
-)
+from policy_distill.statistics import geometric_mean, interquartile_mean, optimality_gap
+from policy_distill.statistics.aggregates import wins
 
 SCORES = [np.array([0.5, 1.0, 1.5]), np.array([0.8, 0.9, 1.0])]
 
@@ -56,82 +48,7 @@ def test_the_optimality_gap_by_hand():
     assert optimality_gap(np.array([3.0]), target=4.0) == 1
 
 
-def test_the_performance_profile_by_hand():
-    # above 0.85: two of three, two of three; above 1: one of three, none; each task counts alike though one has two runs more
-    np.testing.assert_allclose(performance_profile(SCORES, np.array([0.0, 0.85, 1.0, 2.0])), [1, 2 / 3, 1 / 6, 0])
-    np.testing.assert_allclose(performance_profile([np.array([1.0, 1, 1, 0]), np.array([0.0, 0])], np.array([0.5])), [3 / 8])
-
-
 @given(*[arrays.arrays(np.float64, st.integers(1, 6), elements=st.integers(-2, 2))] * 2)
-def test_the_probability_of_improvement_is_mann_whitney_s(first, second):
+def test_the_share_of_wins_is_mann_whitney_s(first, second):
     expected = stats.mannwhitneyu(first, second).statistic / (len(first) * len(second)) if len({*first, *second}) > 1 else 0.5
-    assert probability_of_improvement([first], [second]) == pytest.approx(expected)
-    assert probability_of_improvement([first, first], [second, first]) == pytest.approx((expected + 0.5) / 2)
-
-
-def test_the_stratified_bootstrap_resamples_each_task_by_itself():
-    """Runs within a task are alike: whatever is drawn, half of the scores are 0 and half are 1."""
-    found = stratified_bootstrap([np.zeros(3), np.ones(3)], lambda values: float(values.mean()))
-    assert (found.low, found.estimate, found.high) == (0.5, 0.5, 0.5)
-    spread = stratified_bootstrap(SCORES, interquartile_mean, confidence=0.9)
-    assert spread.low < spread.estimate == interquartile_mean(np.concatenate(SCORES)) < spread.high
-    assert spread.confidence == 0.9
-    assert spread == stratified_bootstrap(SCORES, interquartile_mean, confidence=0.9)
-    many = [np.random.default_rng(0).normal(size=10)] * 2
-    assert stratified_bootstrap(many, interquartile_mean, seed=1).low != stratified_bootstrap(many, interquartile_mean).low
-
-
-def test_the_stratified_bootstrap_covers_the_mean():
-    draws = np.random.default_rng(0)
-    truth, hits = 0.9, []
-    for seed in range(200):
-        scores = [mean + draws.normal(0, 0.1, 20) for mean in (0.8, 0.9, 1.0)]
-        found = stratified_bootstrap(scores, lambda values: float(values.mean()), confidence=0.9, seed=seed, resamples=400)
-        hits.append(found.low <= truth <= found.high)
-    assert 0.83 < np.mean(hits) < 0.96  # standard error 0.021
-
-
-def test_one_run_of_a_task_says_nothing_of_others():
-    with pytest.raises(ValueError, match="at least two runs"):
-        stratified_bootstrap([np.ones(2), np.ones(1)], interquartile_mean)
-    with pytest.raises(ValueError, match="at least two runs"):
-        stratified_bootstrap([], interquartile_mean)
-
-
-def method(draws: np.random.Generator, *, seeds: int, episodes: int, between: float) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Students of one method: each keeps 0.9 plus what its training seed makes of it."""
-    runs = []
-    for _ in range(seeds):
-        kept = 0.9 + draws.normal(0, between)
-        runs.append((kept + draws.normal(0, 0.1, episodes), 1 + draws.normal(0, 0.1, episodes), draws.normal(0, 0.1, episodes)))
-    return runs
-
-
-def test_a_claim_about_a_method_covers_its_mean_though_each_student_is_known_well():
-    """Intervals that know of episodes alone hold the method's mean a third of the time."""
-    draws = np.random.default_rng(1)
-    nested, flat = [], []
-    for seed in range(60):
-        runs = method(draws, seeds=5, episodes=100, between=0.05)
-        found = two_level_bootstrap(runs, seed=seed, resamples=500)
-        nested.append(found.low <= 0.9 <= found.high)
-        one = retention(*runs[0])
-        flat.append(one.low <= 0.9 <= one.high)
-    assert np.mean(nested) > 0.85
-    assert np.mean(flat) < 0.65
-
-
-def test_the_estimate_of_a_method_is_the_mean_over_its_students():
-    runs = method(np.random.default_rng(2), seeds=3, episodes=50, between=0.1)
-    found = two_level_bootstrap(runs)
-    assert found.estimate == pytest.approx(np.mean([retention(*returns).estimate for returns in runs]))
-    assert found.low < found.estimate < found.high
-
-
-def test_a_method_needs_two_training_seeds_and_teachers_that_do_something():
-    runs = method(np.random.default_rng(3), seeds=2, episodes=10, between=0.0)
-    with pytest.raises(ValueError, match="at least two training seeds, got 1"):
-        two_level_bootstrap(runs[:1])
-    student, teacher, random = runs[0]
-    with pytest.raises(ValueError, match="no more than its random policy"):
-        two_level_bootstrap([runs[1], (student, random, teacher)])
+    assert wins(first, second).mean() == pytest.approx(expected)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from policy_distill.statistics import retention
-from policy_distill.statistics.intervals import interval_statistic, share_where
+from policy_distill.statistics.intervals import interval_statistic, percentile_ends, share_where
 from policy_distill.statistics.simulation import POPULATIONS
 
 
@@ -178,3 +178,9 @@ def test_a_teacher_that_is_the_random_policy_is_refused():
 def test_arrays_that_do_not_pair_are_refused(shapes):
     with pytest.raises(ValueError, match="need three arrays of the same E >= 2 returns"):
         retention(*(np.zeros(shape) for shape in shapes))
+
+
+def test_percentile_ends_by_hand():
+    # 0, 1, ..., 100: the percentiles are the values themselves
+    assert percentile_ends(np.arange(101.0), 0.9) == (pytest.approx(5), pytest.approx(95))
+    assert percentile_ends(np.arange(101.0)) == (pytest.approx(2.5), pytest.approx(97.5))
