@@ -65,7 +65,8 @@ def test_continuous_actions_are_drawn_within_their_bounds():
 
 def test_a_teacher_draws_too(tmp_path):
     teacher = Teacher.load(save_ppo(walk_expert(), tmp_path / "ppo.zip"))
-    drawn, greedy = evaluate(Drawing(teacher), WALK, SEEDS).returns, evaluate(teacher, WALK, SEEDS).returns
+    seeds = list(range(60))  # 12 episodes of four steps may well pass without a stray step
+    drawn, greedy = evaluate(Drawing(teacher), WALK, seeds).returns, evaluate(teacher, WALK, seeds).returns
     assert drawn.mean() < greedy.mean()  # logits of 5 and 2: it strays in one step of twenty
 
 
