@@ -194,7 +194,12 @@ def npy(descr: str, shape: str, content: bytes = b"\x00" * 24) -> bytes:
 
 
 def test_arrays_are_read_as_numpy_reads_them(tmp_path):
-    arrays: dict[str, Any] = {"a": np.arange(6.0).reshape(2, 3).T, "b": np.array(3), "c": np.array("text"), "d": np.zeros((0, 4), np.float32)}
+    arrays: dict[str, Any] = {
+        "a": np.arange(6.0).reshape(2, 3).T,
+        "b": np.array(3),
+        "c": np.array("text"),
+        "d": np.zeros((0, 4), np.float32),
+    }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "file.npz", **arrays)
         found = read_npz(tmp_path / "file.npz", list(arrays), 10_000)

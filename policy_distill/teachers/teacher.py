@@ -274,7 +274,7 @@ class Teacher(nn.Module):
             "policy_params": sum(tensor.numel() for tensor in archive.state_dict.values()),
             "sb3_version": archive.sb3_version,
             "num_timesteps": archive.num_timesteps,
-            "gamma": archive.data.get("gamma"),
+            "gamma": gamma if isinstance(gamma := archive.data.get("gamma"), int | float) else None,
         }
         return cls(
             networks.acting, archive.observation_space, archive.action_space, algo=networks.algo, notes=tuple(notes), facts=facts,
