@@ -36,6 +36,8 @@ NOT_HERE = {
 }
 """Families of ids that agents in the RL Zoo were trained on and that cannot be had -> why not."""
 
+DEEPEST = 20
+
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
@@ -53,6 +55,10 @@ class EnvironmentSpec:
     """The extra of this package that installs what the environment needs (box2d, mujoco)."""
     imports: bool = field(default=False, compare=False, kw_only=True)
     """Whether the module before the colon may be imported, which runs its code: only what the user typed says so, never a file."""
+
+    def __post_init__(self) -> None:
+        if not _is_shallow([self.kwargs, [kwargs for _, kwargs in self.wrappers]], DEEPEST):
+            raise RequestError(f"the arguments of {self.id} are nested more than {DEEPEST} deep, which no environment takes")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -384,6 +390,13 @@ def _read_entry(path: Path) -> Entry:
     spec = EnvironmentSpec(data["id"], data.get("kwargs", {}), effective(wrappers), evaluation.get("max_episode_steps"), data.get("extra"))
     replaces, episodes = data.get("replaces", {}), evaluation.get("episodes", 100)
     return Entry(spec, data.get("observation_dim"), replaces, episodes, evaluation.get("solved_return"))
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    """Whether containers lie in each other ``levels`` deep at most: what is deeper can be read, but neither printed nor copied."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return not isinstance(value, list | tuple) or (levels > 0 and all(_is_shallow(item, levels - 1) for item in value))
 
 
 def _only_known_keys(where: str, data: Mapping[str, Any], known: list[str]) -> None:

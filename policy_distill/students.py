@@ -183,11 +183,11 @@ class Student(nn.Module):
         """
         path = Path(folder)
         description = read_description(path)
-        if description.get("format") != FORMAT:
-            raise RequestError(
-                f"{path} is of format {description.get('format')}, this version reads {FORMAT}: install the one that wrote it"
-            )
         with refuse_damage(path, "it holds no readable student; write it again"):
+            if description.get("format") != FORMAT:
+                raise RequestError(
+                    f"{path} is of format {description.get('format')}, this version reads {FORMAT}: install the one that wrote it"
+                )
             architecture = Architecture(
                 space_from_dict(description["observation_space"]),
                 space_from_dict(description["action_space"]),

@@ -156,7 +156,7 @@ def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:
     count = 1
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
-            raise ValueError(f"a shape holds {one_line(repr(size), 40)}")
+            raise ValueError(f"a shape holds a {type(size).__name__}, or less than 0")  # to print tuples inside tuples may take for ever
         count *= int(size)
         if count > limit or size > max(limit, MAX_ELEMENTS):
             raise ValueError(f"a shape of more than {limit:,} elements")

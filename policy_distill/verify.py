@@ -196,7 +196,8 @@ def read_certificate(path: str | Path) -> dict[str, Any]:
     if "format" not in data or "claim" not in data:
         raise RequestError(f"{path} is no certificate: name a certificate.json that evaluate_policy --certify or distill_policy wrote")
     if data["format"] != FORMAT:
-        raise RequestError(f"{path} is of format {data['format']}, this version reads {FORMAT}: install the one that wrote it")
+        with refuse_damage(path, "name a certificate.json"):
+            raise RequestError(f"{path} is of format {data['format']}, this version reads {FORMAT}: install the one that wrote it")
     if lost := _misfit(data, LAYOUT):
         raise RequestError(f"{path} lacks {lost!r}, or holds something else there: it was cut or changed; write it again")
     if not 1 <= data["max_episodes"] <= MAX_EPISODES or len(data["seeds"]) > MAX_EPISODES:

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -515,3 +516,13 @@ def test_an_argument_that_may_be_a_file_is_named():
 def test_data_that_are_no_environment_are_refused(data):
     with pytest.raises(RequestError):
         EnvironmentSpec.from_dict(data)
+
+
+def test_arguments_that_are_nested_too_deep_are_refused():
+    nested: Any = 1
+    for _ in range(900):
+        nested = [nested]
+    with pytest.raises(RequestError, match="nested more than 20 deep"):
+        EnvironmentSpec.from_dict({"id": "CartPole-v1", "kwargs": {"a": nested}})
+    with pytest.raises(RequestError, match="nested more than 20 deep"):
+        EnvironmentSpec("CartPole-v1", wrappers=(("TimeFeatureWrapper", {"a": nested}),))

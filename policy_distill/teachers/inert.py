@@ -149,6 +149,7 @@ def plain_array(value: object) -> np.ndarray:
         dtype, content = value.args
     elif function == "_frombuffer":
         content, dtype, shape, order = value.args
+        order = "F" if order == "F" else "C"
     else:
         _, shape, dtype, fortran, content = value.state
         order = "F" if fortran else "C"

@@ -137,7 +137,7 @@ def archive_facts(archive: Archive) -> dict[str, Any]:
         "policy_params": sum(tensor.numel() for tensor in archive.state_dict.values()),
         "sb3_version": archive.sb3_version,
         "num_timesteps": archive.num_timesteps,
-        "gamma": archive.data.get("gamma"),
+        "gamma": gamma if isinstance(gamma := archive.data.get("gamma"), int | float) else None,
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ TYPES = {
 """Kind of storage -> type of its elements."""
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
+Plain = TypeVar("Plain", int, str)
 Record = Callable[[str, int], bytes]
 """Returns the bytes of a storage, at most so many."""
 
@@ -62,9 +63,9 @@ def _from_pickles(content: bytes) -> dict[str, Tensor]:
     magic, protocol, _, saved, keys = (load_next(file, len(content)) for _ in range(5))
     if (magic, protocol) != (LEGACY_MAGIC, LEGACY_PROTOCOL):
         raise ValueError("it was not written by torch.save")
-    sizes = {_plain(found.args[2], str): _type_of(found.args[1]).itemsize for found in _storages(saved)}
+    sizes = {_name(found.args[2]): _type_of(found.args[1]).itemsize for found in _storages(saved)}
     records = {}
-    for key in keys:
+    for key in map(_name, keys):
         count = int.from_bytes(file.read(8), "little")
         records[key] = file.read(element_count((count,), len(content)) * sizes[key])
     return _tensors(saved, lambda key, limit: records[key])
@@ -109,7 +110,7 @@ def _tensors(saved: Any, record: Record) -> dict[str, Tensor]:
     for name, value in _items(saved).items():
         view = _view(value)
         storage, offset, shape, strides = view.args[:4]
-        key = _plain(storage.args[2], str)
+        key = _name(storage.args[2])
         if key not in storages:
             content = record(key, left_bytes)
             left_bytes -= len(content)
@@ -125,7 +126,12 @@ def _tensors(saved: Any, record: Record) -> dict[str, Tensor]:
     return tensors
 
 
-def _plain(value: Any, kind: type) -> Any:
+def _name(value: Any) -> str:
+    """A text and nothing else: to hash or print tuples inside tuples may take for ever."""
+    return _plain(value, str)
+
+
+def _plain(value: Any, kind: type[Plain]) -> Plain:
     if type(value) is not kind:
         raise ValueError("a tensor is described by something else than plain values")
     return value

@@ -88,6 +88,7 @@ HOSTILE = {
     "a call": zip_of({"archive/data.pkl": pickle.dumps({"weight": Calls(print, "run")}, 2)}),
     "ten billion bytes": zip_of({"archive/data.pkl": pickle.dumps({"weight": Calls(bytearray, 10**10)}, 2)}),
     "a call in place of a storage": edited(PLAIN, (b"ctorch\nFloatStorage\n", b"cos\nsystem\n")),
+    "a shape of tuples inside tuples": edited(PLAIN, (b"KdK\x02\x86", b"N" + b"2\x86" * 80)),
     "no dict": saved([torch.ones(3)]),
     "no tensors": saved({"weight": 3}),
     "a nested dict": saved({"weight": {"inner": torch.ones(1)}}),
