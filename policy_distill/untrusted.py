@@ -22,11 +22,11 @@ import yaml
 from policy_distill.config import RequestError
 from policy_distill.printable import one_line
 
-MAX_JSON_BYTES = 16 << 20
-"""Parsed, a list of empty lists takes thirty times what its text takes."""
+MAX_JSON_BYTES = 8 << 20
+"""Parsed, lists in lists take fifty times what their text takes."""
 MAX_YAML_BYTES = 32 << 10
 """PyYAML takes a second for as much; settings of a run have some hundred bytes."""
-MAX_YAML_ALIASES = 20
+MAX_YAML_ALIASES = 10
 """A few lines of nested aliases would otherwise stand for billions of entries."""
 MAX_ELEMENTS = 1 << 20
 """Of a space, an observation as one vector, or a wrapper's output: larger ones are no policy's input."""
@@ -133,15 +133,19 @@ def read_yaml(path: str | Path, mend: str) -> Any:
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """Plain YAML with few aliases."""
+    """Plain YAML with few aliases, none of which stands inside what it names: such a list would hold itself."""
 
     aliases = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self.aliases += self.check_event(yaml.AliasEvent)
+        is_alias = self.check_event(yaml.AliasEvent)
+        self.aliases += is_alias
         if self.aliases > MAX_YAML_ALIASES:
             raise yaml.YAMLError("too many aliases")
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if is_alias and node is not None and node.end_mark is None:  # it has not ended yet
+            raise yaml.YAMLError("an alias inside what it names")
+        return node
 
 
 def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import Namespace
 
 from policy_distill.config import RequestError
-from policy_distill.untrusted import read_yaml
+from policy_distill.untrusted import read_yaml, refuse_damage
 
 
 def check_config_files(arguments: Sequence[str], groups: Iterable[type[Any]]) -> None:
@@ -36,9 +36,10 @@ def check_config_files(arguments: Sequence[str], groups: Iterable[type[Any]]) ->
             raise RequestError(f"{path} holds no settings: it must be YAML such as the config.yaml of a run")
         if "config" in data:
             raise RequestError(f"{path} names another config file: give --config for one file that holds all settings")
-        _refuse_classes(path, data)
-        for group in groups:
-            _check_groups(path, "", data, group)
+        with refuse_damage(path, "it must be YAML such as the config.yaml of a run"):
+            _refuse_classes(path, data)
+            for group in groups:
+                _check_groups(path, "", data, group)
 
 
 def check_what_only_a_user_says(arguments: Sequence[str], options: Namespace) -> None:
