@@ -166,6 +166,13 @@ def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:
     return count
 
 
+def is_shallow(value: Any, levels: int) -> bool:
+    """Whether containers lie in each other ``levels`` deep at most: what is deeper can be read, but neither printed nor copied."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return not isinstance(value, list | tuple) or (levels > 0 and all(is_shallow(item, levels - 1) for item in value))
+
+
 def number_type(name: object) -> np.dtype:
     """The numeric dtype of this name, such as ``float32``.
 
