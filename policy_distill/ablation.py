@@ -59,8 +59,8 @@ class Study:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(data, dict) or set(data) != names:
             raise RequestError(f"{path} must hold exactly {', '.join(sorted(names))}")
-        title, introduction = (" ".join(str(data[name]).split()) for name in ("title", "introduction"))
         with refuse_damage(path, "it must be YAML such as docs/ablation.yaml"):
+            title, introduction = (" ".join(str(data[name]).split()) for name in ("title", "introduction"))
             base, agents, groups = (dict(data[name] or {}) for name in ("base", "agents", "groups"))
             study = cls(title, introduction, base, agents, groups, tuple(data["seeds"]))
             variants = 1 + sum(len(content["variants"]) for content in groups.values())

@@ -22,7 +22,7 @@ from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
 from policy_distill.known_wrappers import PADDING, STACK, asked_name, check_wrappers, effective, saved_name, wrap
 from policy_distill.quiet import quiet_known_warnings, quiet_mujoco
-from policy_distill.untrusted import read_yaml, refuse_damage
+from policy_distill.untrusted import is_shallow, read_yaml, refuse_damage
 from policy_distill.wrappers import FreshWorld
 
 NOT_HERE = {
@@ -57,7 +57,7 @@ class EnvironmentSpec:
     """Whether the module before the colon may be imported, which runs its code: only what the user typed says so, never a file."""
 
     def __post_init__(self) -> None:
-        if not _is_shallow([self.kwargs, [kwargs for _, kwargs in self.wrappers]], DEEPEST):
+        if not is_shallow([self.kwargs, [kwargs for _, kwargs in self.wrappers]], DEEPEST):
             raise RequestError(f"the arguments of {self.id} are nested more than {DEEPEST} deep, which no environment takes")
 
     @property
@@ -372,7 +372,11 @@ def _read_folder(folder: Path) -> Mapping[str, Entry]:
 
 
 def _read_entry(path: Path) -> Entry:
-    data = read_yaml(path, "it must be YAML like the files of envs/")
+    with refuse_damage(path, "it must be YAML like the files of envs/"):
+        return _entry(path, read_yaml(path, "it must be YAML like the files of envs/"))
+
+
+def _entry(path: Path, data: Any) -> Entry:
     if not isinstance(data, dict) or not isinstance(data.get("id"), str):
         raise RequestError(f"{path}: id is missing; it must name a Gymnasium id")
     _only_known_keys(str(path), data, ["id", "kwargs", "wrappers", "extra", "observation_dim", "replaces", "evaluation"])
@@ -392,15 +396,8 @@ def _read_entry(path: Path) -> Entry:
     return Entry(spec, data.get("observation_dim"), replaces, episodes, evaluation.get("solved_return"))
 
 
-def _is_shallow(value: Any, levels: int) -> bool:
-    """Whether containers lie in each other ``levels`` deep at most: what is deeper can be read, but neither printed nor copied."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return not isinstance(value, list | tuple) or (levels > 0 and all(_is_shallow(item, levels - 1) for item in value))
-
-
 def _only_known_keys(where: str, data: Mapping[str, Any], known: list[str]) -> None:
-    unknown = sorted(set(data) - set(known))
+    unknown = [key for key in data if key not in known]
     if unknown:
         raise RequestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
 

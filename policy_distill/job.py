@@ -24,6 +24,7 @@ from policy_distill.objective import OUTPUT, Objective
 from policy_distill.probe import probe
 from policy_distill.students import ACTIVATIONS, Architecture, hidden_sizes_for, layer_names
 from policy_distill.teachers import Teacher
+from policy_distill.untrusted import reason
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,8 @@ def writable_folder(path: Path) -> Path:
         probe = path / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise RequestError(f"the output folder {path} cannot be written ({error.strerror}): choose another with --output") from None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"the output folder {path} cannot be written ({reason(error)}): choose another with --output") from None
     return path
 
 

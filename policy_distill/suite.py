@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import math
+import os
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def find_teachers(folder: Path) -> list[Path]:
     Raises:
         RequestError: if there are none.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise RequestError(f"no such folder: {folder}; name the one that holds ALGO/ENV_RUN/ENV.zip")
     found = sorted({path.parent for path in folder.rglob("*.zip")})
     if not found:

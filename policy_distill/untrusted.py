@@ -22,16 +22,15 @@ import yaml
 from policy_distill.config import RequestError
 from policy_distill.printable import one_line
 
-MAX_JSON_BYTES = 16 << 20
-"""Parsed, a list of empty lists takes thirty times what its text takes."""
+MAX_JSON_BYTES = 8 << 20
+"""Parsed, lists in lists take fifty times what their text takes."""
 MAX_YAML_BYTES = 32 << 10
 """PyYAML takes a second for as much; settings of a run have some hundred bytes."""
-MAX_YAML_ALIASES = 20
+MAX_YAML_ALIASES = 10
 """A few lines of nested aliases would otherwise stand for billions of entries."""
 MAX_ELEMENTS = 1 << 20
 """Of a space, an observation as one vector, or a wrapper's output: larger ones are no policy's input."""
 MAX_DIMENSIONS = 32
-MAX_ZIP_BYTES = 4 << 30
 MAX_DIRECTORY_BYTES = 4 << 20
 """Of a zip's directory: 46 bytes and a name for each member."""
 
@@ -133,15 +132,19 @@ def read_yaml(path: str | Path, mend: str) -> Any:
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """Plain YAML with few aliases."""
+    """Plain YAML with few aliases, none of which stands inside what it names: such a list would hold itself."""
 
     aliases = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self.aliases += self.check_event(yaml.AliasEvent)
+        is_alias = self.check_event(yaml.AliasEvent)
+        self.aliases += is_alias
         if self.aliases > MAX_YAML_ALIASES:
             raise yaml.YAMLError("too many aliases")
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if is_alias and node is not None and node.end_mark is None:  # it has not ended yet
+            raise yaml.YAMLError("an alias inside what it names")
+        return node
 
 
 def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:
@@ -161,6 +164,13 @@ def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:
         if count > limit or size > max(limit, MAX_ELEMENTS):
             raise ValueError(f"a shape of more than {limit:,} elements")
     return count
+
+
+def is_shallow(value: Any, levels: int) -> bool:
+    """Whether containers lie in each other ``levels`` deep at most: what is deeper can be read, but neither printed nor copied."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return not isinstance(value, list | tuple) or (levels > 0 and all(is_shallow(item, levels - 1) for item in value))
 
 
 def number_type(name: object) -> np.dtype:

@@ -183,7 +183,7 @@ def verify(
 
 def place_of(path: str) -> Path:
     """The file, where a folder that holds one may be named."""
-    return Path(path, "certificate.json") if Path(path).is_dir() else Path(path)
+    return Path(path, "certificate.json") if os.path.isdir(path) else Path(path)
 
 
 def read_certificate(path: str | Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from policy_distill.cli import main
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.measure import load_policy
@@ -190,3 +191,24 @@ def test_a_pipe_in_a_file_s_place_does_not_wait(corpus, tmp_path):
     os.mkfifo(folder / "student.json")
     with pytest.raises(RequestError, match="no regular file"):
         Student.load(folder)
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "nul\x00", "\udcff", "/dev/zero"], ids=["long", "nul", "surrogate", "device"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check_teacher", "--teacher"], ["evaluate_policy", "--policy"], ["render_policy", "--policy"],
+        ["verify_certificate", "--certificate"],
+        ["compare_policies", "--teacher", "ppo/LunarLander-v3", "--policy"], ["run_suite", "--teachers"],
+        ["run_ablation", "--study"],
+        ["distill_policy", "--config"], ["distill_policy", "--teacher", "ppo/LunarLander-v3", "--env"],
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[-1]}",
+)  # fmt: skip
+def test_each_command_refuses_a_path_that_cannot_be(arguments, path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, path]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("policy-distill: ")
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()

@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import wrapper_options
-from policy_distill.untrusted import read_yaml
+from policy_distill.untrusted import read_yaml, refuse_damage
 
 
 def check_config_files(arguments: Sequence[str], groups: Iterable[type[Any]]) -> None:
@@ -38,9 +38,10 @@ def check_config_files(arguments: Sequence[str], groups: Iterable[type[Any]]) ->
             raise RequestError(f"{path} holds no settings: it must be YAML such as the config.yaml of a run")
         if "config" in data:
             raise RequestError(f"{path} names another config file: give --config for one file that holds all settings")
-        _refuse_classes(path, data)
-        for group in groups:
-            _check_groups(path, "", data, group)
+        with refuse_damage(path, "it must be YAML such as the config.yaml of a run"):
+            _refuse_classes(path, data)
+            for group in groups:
+                _check_groups(path, "", data, group)
 
 
 def check_what_only_a_user_says(arguments: Sequence[str], options: Namespace) -> None:

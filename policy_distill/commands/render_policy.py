@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def render_policy(arguments: Sequence[str]) -> int:
     from policy_distill.report.write import read_result
     from policy_distill.tracking import Tracker
 
-    run = Path(options.policy) if (Path(options.policy) / "result.json").is_file() else None
+    run = Path(options.policy) if os.path.isfile(Path(options.policy) / "result.json") else None
     output = Path(options.output) if options.output else (run or Path()) / VIDEO
     if not output.parent.is_dir():
         raise RequestError(f"the folder {output.parent} of --output is not there: make it first")

@@ -17,6 +17,9 @@ from policy_distill.report.rows import AGGREGATE_COLUMNS, AGGREGATE_NOTE, aggreg
 from policy_distill.report.verdict import KEEPS
 from policy_distill.untrusted import read_json, refuse_damage
 
+MAX_ROWS = 2000
+"""Teachers that are drawn."""
+
 
 def write_suite_report(folder: str | Path) -> Path:
     """Write ``suite.html`` into a suite's folder, from its ``suite.json``.
@@ -30,6 +33,8 @@ def write_suite_report(folder: str | Path) -> Path:
         raise RequestError(f"{folder} holds no suite.json: name the folder of a suite")
     suite = read_json(path, "run the suite again")
     with refuse_damage(path, "it is not of this version; run the suite again"):
+        if len(suite["rows"]) > MAX_ROWS:
+            raise ValueError(f"more than {MAX_ROWS:,} teachers")
         page = suite_page(suite, folder)
     return write_atomically(folder / "suite.html", lambda target: target.write_text(page, encoding="utf-8"))
 

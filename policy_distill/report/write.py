@@ -13,8 +13,8 @@ from policy_distill.report.run_page import run_page
 from policy_distill.tracking import write_json
 from policy_distill.untrusted import read_json, refuse_damage
 
-MAX_BYTES = 16 << 20
-"""Of result.json."""
+MAX_RECORDS, MAX_EPISODES, MAX_TERMS = 2000, 100_000, 50
+"""Rounds, episodes and losses that are drawn; a page of more takes minutes."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -30,11 +30,23 @@ def write_report(folder: str | Path) -> Path:
     summary = read_result(folder)
     damaged = "it is damaged or of another version; run the job again"
     with refuse_damage(folder / "result.json", damaged):
+        _check_sizes(summary)
         text = run_markdown(summary)
     write_atomically(folder / "report.md", lambda target: target.write_text(text, encoding="utf-8"))
     with refuse_damage(folder / "result.json", damaged):
         page = run_page(summary, folder)  # names the files that are there
     return write_atomically(folder / "report.html", lambda target: target.write_text(page, encoding="utf-8"))
+
+
+def _check_sizes(summary: dict[str, Any]) -> None:
+    polish = (summary["polish"] or {"records": []})["records"]
+    sizes = {
+        "rounds": max(map(len, (summary["rounds"], summary["self_distillation"], polish))) / MAX_RECORDS,
+        "episodes": max(map(len, summary["returns"].values())) / MAX_EPISODES,
+        "losses": len(summary["rounds"][0]["train"]) / MAX_TERMS,
+    }
+    if large := [name for name, size in sizes.items() if size > 1]:
+        raise ValueError(f"more {large[0]} than are drawn")
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:
@@ -46,7 +58,7 @@ def read_result(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "result.json"
     if not os.path.isfile(path):
         raise RequestError(f"{folder} holds no result.json: name the folder of a run that was completed")
-    return read_json(path, "run the job again", MAX_BYTES)
+    return read_json(path, "run the job again")
 
 
 def add_to_report(folder: str | Path, **found: Any) -> Path:

@@ -17,8 +17,8 @@ from torch import Tensor
 from policy_distill.teachers.inert import PERSISTENT, Inert, load_inert, load_next
 from policy_distill.untrusted import element_count, open_zip, read_member
 
-MAX_WEIGHT_BYTES = 192 << 20
-"""Of a policy's weights, also as float32: 50 million. The file and the tensors are in memory at once."""
+MAX_WEIGHT_BYTES = 160 << 20
+"""Of a policy's weights, also as float32: 42 million. The file and the tensors are in memory at once."""
 MAX_PICKLE_BYTES = 16 << 20
 MAX_TENSORS = 2000
 TYPES = {

@@ -45,6 +45,7 @@ def parse(folder, text, *arguments, kind=DistillConfig):
         ("[" * 5000, "cannot be read"),
         ("x" * 40_000, "larger than"),
         ("seed: " + "9" * 5000, "cannot be read"),
+        ("hyperparams: &a [*a]", "an alias inside what it names"),
         ("loss: {temperature: null}", "no value that can be used"),
         ("\n".join(["b0: &b0 [1]", *(f"b{i}: &b{i} [*b{i - 1}, *b{i - 1}]" for i in range(1, 30))]), "too many aliases"),
     ],

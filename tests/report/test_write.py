@@ -42,7 +42,16 @@ def test_what_is_found_later_is_noted_and_shown(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", "[" * 10**5, json.dumps({**SUMMARY, "rounds": 3}), json.dumps({**SUMMARY, "retention": {"estimate": "x"}})]
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        "[" * 10**5,
+        json.dumps({**SUMMARY, "rounds": 3}),
+        json.dumps({**SUMMARY, "rounds": SUMMARY["rounds"] * 1001}),
+        json.dumps({**SUMMARY, "retention": {"estimate": "x"}}),
+    ],
 )
 def test_a_damaged_result_is_refused_in_one_line(text, tmp_path):
     (tmp_path / "result.json").write_text(text)
