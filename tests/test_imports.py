@@ -40,7 +40,7 @@ TIERS = [
         "sampling",
     },
     {"batches", "backends"},
-    {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients"},
+    {"teachers", "students", "environments", "wrappers", "dataset", "objective", "stack", "gradients", "autograd_gradients"},
     {"actions", "losses", "mixtures", "relations", "statistics", "spaces", "files", "layers", "processes", "seeds"},
     {"config"},
 ]
