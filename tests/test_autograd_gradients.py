@@ -49,9 +49,9 @@ def test_the_slope_is_that_of_the_mean_and_the_values_are_sums_over_the_steps():
 def test_members_draw_from_their_own_generators_and_only_for_drawn_actions():
     outputs = normal(1, MEMBERS, ACTIONS, BATCH, seed=3)
     one = ActionTargets({"logits": targets().parameters["logits"][:1]}, targets().actions[:1])
-    for kind, draws in (("nll", True), ("kl", False)):
+    for loss, draws in ((LossConfig(kind="nll"), True), (LossConfig(divergence="reverse_kl"), False)):
         generators = [generator(4), generator(5)]
-        objective = Objective(LossConfig(kind=kind, divergence="reverse_kl"), Categorical(ACTIONS))
+        objective = Objective(loss, Categorical(ACTIONS))
         gradient = AutogradGradient(objective, outputs, torch.zeros(MEMBERS, 1, 0), generators)
         gradient.load(one, [0.0])
         gradient.outputs[0].copy_(outputs[0])
