@@ -41,7 +41,9 @@ from policy_distill.losses import (
 from policy_distill.relations import RELATIONS, Projection, cosine_distance, normalized_squared_error, samples_compared
 
 CALIBRATION_ROWS = 65_536
-"""Rows that are looked at, evenly over all of them, for what depends on the data."""
+"""Rows that are looked at, evenly over all of them, for the gaps between Q-values."""
+LAYER_ROWS = 8192
+"""The same for how much a layer varies, which takes a hundred times as many numbers a row and is known as well from fewer."""
 OUTPUT = "output"
 """Name of a network's own output among its layers: logits, Q-values or means."""
 REGRESSIONS = {"squared": mean_squared, "absolute": mean_absolute, "huber": huber}
@@ -161,9 +163,9 @@ class Objective:
     def calibrate(self, targets: ActionTargets) -> None:
         """Take what depends on the data: the gaps between the best two Q-values, and how much the teacher's layers vary."""
         if "q_values" in targets.parameters:
-            self.q_gap = self.config.q_gap_fraction * median_action_gap(_some(targets.parameters["q_values"]))
+            self.q_gap = self.config.q_gap_fraction * median_action_gap(_some(targets.parameters["q_values"], CALIBRATION_ROWS))
         for name in self._pairs[0]:
-            self._layer_variance[name] = max(float(_some(teacher_layer(targets, name)).var(0).mean()), 1e-12)
+            self._layer_variance[name] = max(float(_some(teacher_layer(targets, name), LAYER_ROWS).var(0).mean()), 1e-12)
 
     def temperature(self, progress: float | Tensor) -> float | Tensor:
         """At ``progress`` in [0, 1] of the training: along a line from ``temperature`` to ``temperature_end``.
@@ -299,8 +301,8 @@ def _ends_of(config: LossConfig) -> tuple[float, float]:
     return config.temperature, config.temperature if config.temperature_end is None else config.temperature_end
 
 
-def _some(rows: Tensor) -> Tensor:
-    return rows[evenly(len(rows), CALIBRATION_ROWS, rows.device)]
+def _some(rows: Tensor, limit: int) -> Tensor:
+    return rows[evenly(len(rows), limit, rows.device)]
 
 
 def choices(family: Family, logits: Tensor) -> list[Tensor]:

@@ -152,6 +152,7 @@ def test_generations_are_kept_until_one_earns_less(tmp_path, monkeypatch):
     assert "refused" in lineage.generations[2].figures()
     assert "kept" in lineage.generations[0].figures()
     assert run.tracker.seen["self_distill/paired_difference"] == (-0.25, 3)  # type: ignore[attr-defined]
+    assert run.tracker.seen["self_distill_steps/learning_rate"] == (0.0, 36)  # type: ignore[attr-defined]
     assert [entry["kept"] for entry in lineage.summary()] == [True, True, False]
 
 

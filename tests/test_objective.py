@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_alpha_and_temperature_weigh_the_total_by_hand():
         "hard_cross_entropy_nats": pytest.approx(math.log(5 / 4), abs=1e-6),
     }
     assert objective.total(terms).item() == pytest.approx(0.25 * math.log(5 / 4) + 0.75 * 4 * kl, abs=1e-6)
+
+
+def test_the_schedule_of_the_temperature_and_the_weight_that_follows_it_by_hand():
+    # from 3 to 1: 2 in the middle; (1 - 0.25) * T^2
+    config = LossConfig(temperature=3.0, temperature_end=1.0, hard_weight=0.25)
+    objective = Objective(config, Categorical(2))
+    assert [objective.temperature(progress) for progress in (0.0, 0.5, 1.0)] == [3.0, 2.0, 1.0]
+    assert [objective.soft_weight(progress) for progress in (0.0, 0.5, 1.0)] == [6.75, 3.0, 0.75]
+    steps = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)
+    assert objective.temperature(steps).tolist() == [[[3.0]], [[2.0]], [[1.0]]]  # type: ignore[union-attr]
+    members = objective.for_members([config, dataclasses.replace(config, temperature=5.0, hard_weight=0.0)], torch.device("cpu"))
+    assert members.temperature(steps).tolist() == [[[3.0], [5.0]], [[2.0], [3.0]], [[1.0], [1.0]]]  # type: ignore[union-attr]
+    assert members.soft_weight(steps)[1].tolist() == [[3.0], [9.0]]  # type: ignore[index]
+    assert Objective(LossConfig(), NAMED).soft_weight(0.5) == 1.0  # a regression has no temperature
 
 
 def test_without_alpha_the_total_is_the_squared_temperature_times_the_kl():
@@ -211,7 +226,8 @@ def test_each_way_from_q_values_to_logits_by_hand(config, expected):
 
 
 def test_calibration_looks_at_so_many_rows_evenly_over_all_of_them(monkeypatch):
-    monkeypatch.setattr("policy_distill.objective.CALIBRATION_ROWS", 3)
+    for name in ("CALIBRATION_ROWS", "LAYER_ROWS"):
+        monkeypatch.setattr(f"policy_distill.objective.{name}", 3)
     objective = Objective(LossConfig(q_gap_fraction=1.0, features=FeatureConfig(weight=1.0, layers={"a": "hidden.0"})), Categorical(2))
     numbers = torch.arange(101.0)[:, None]  # the first, the middle and the last are seen: 0, 50 and 100
     q_values = torch.cat([numbers, torch.zeros_like(numbers)], dim=1)

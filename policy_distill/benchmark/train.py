@@ -50,6 +50,7 @@ class Task:
         inputs, outputs: components of an observation; actions to choose among, or components of a continuous action.
         discrete: forward KL between choices, else Huber's error.
         hidden_sizes, batch_size: of each student.
+        activation: between its layers.
     """
 
     inputs: int
@@ -57,6 +58,7 @@ class Task:
     discrete: bool
     hidden_sizes: tuple[int, ...]
     batch_size: int
+    activation: str = "tanh"
 
     @property
     def name(self) -> str:
@@ -67,7 +69,7 @@ class Task:
     def architecture(self) -> Architecture:
         seen = gym.spaces.Box(-np.inf, np.inf, (self.inputs,))
         acted = gym.spaces.Discrete(self.outputs) if self.discrete else gym.spaces.Box(-1.0, 1.0, (self.outputs,))
-        return Architecture(seen, acted, self.hidden_sizes, "tanh")
+        return Architecture(seen, acted, self.hidden_sizes, self.activation)
 
     @property
     def flops(self) -> int:
@@ -92,7 +94,7 @@ class Task:
         """A student as a user would write it."""
         layers: list[nn.Module] = []
         for width_in, width_out in itertools.pairwise(self.architecture.widths):
-            layers += [nn.Linear(width_in, width_out), ACTIVATIONS["tanh"]()]
+            layers += [nn.Linear(width_in, width_out), ACTIVATIONS[self.activation]()]
         return nn.Sequential(*layers[:-1])
 
 
@@ -135,7 +137,7 @@ def each_loss(turns: int) -> list[Result]:
     members, widths, batch_size = STACK
     variants: dict[str, Callable[[], int]] = {}
     for discrete, group in ((True, CHOOSING), (False, PUSHING)):
-        task = Task(2, 3, discrete, widths, batch_size)
+        task = Task(2, 3, discrete, widths, batch_size, "relu")
         rows = task.rows()
         variants |= {name: ours(task, *rows, members=members, steps=LOSS_STEPS, loss=loss) for name, loss in group.items()}
     spent = {name: timing.cpu_seconds for name, timing in interleave(variants, turns=turns).items()}

@@ -34,7 +34,8 @@ class RelationConfig:
     weight: float = 0.0
     """Beside the loss on actions; 0: no relations."""
     kind: Literal["distance", "angle", "similarity"] = "distance"
-    """Distances between pairs, angles between triplets (both Park et al. 2019), or similarities (Tung & Mori 2019)."""
+    """Distances between pairs, angles between triplets (both Park et al. 2019), or similarities (Tung & Mori 2019): among the first 48
+    samples of each batch, for angles the first 20."""
     layers: dict[str, str] | None = None
     """Teacher's layer -> student's layer, as in ``features.layers``; ``output`` is a layer too."""
 
