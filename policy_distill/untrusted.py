@@ -30,7 +30,7 @@ MAX_YAML_ALIASES = 10
 """A few lines of nested aliases would otherwise stand for billions of entries."""
 MAX_ELEMENTS = 1 << 20
 """Of a space, an observation as one vector, or a wrapper's output: larger ones are no policy's input."""
-MAX_DIMENSIONS = 32
+MAX_DIMENSIONS, MAX_BITS = 32, 1024
 MAX_DIRECTORY_BYTES = 4 << 20
 """Of a zip's directory: 46 bytes and a name for each member."""
 
@@ -145,6 +145,17 @@ class BoundedLoader(yaml.SafeLoader):
         if is_alias and node is not None and node.end_mark is None:  # it has not ended yet
             raise yaml.YAMLError("an alias inside what it names")
         return node
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """A whole number; Python reads hexadecimal ones of any length, and then refuses to print them."""
+    number = yaml.SafeLoader.construct_yaml_int(loader, node)
+    if number.bit_length() > MAX_BITS:
+        raise ValueError(f"a number of more than {MAX_BITS} bits")
+    return number
+
+
+BoundedLoader.add_constructor("tag:yaml.org,2002:int", _number)
 
 
 def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:

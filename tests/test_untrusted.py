@@ -99,6 +99,7 @@ def test_json_that_is_none(text, tmp_path):
     "text",
     [
         b"a: !!python/object/apply:os.system [echo]", b"[" * 5000, b"a: &a [*a",
+        b"a: 0x" + b"f" * 9000, b"a: " + b"1:" * 3000 + b"1",
         b"a: &a [1, {b: *a}]",  b"\xff", b"a: 2001-99-99", b"? [a]\n: b", b"x" * 40_000,
         "\n".join(["b0: &b0 [1]", *(f"b{i}: &b{i} [*b{i - 1}, *b{i - 1}]" for i in range(1, 30))]).encode(),
     ],

@@ -75,11 +75,11 @@ class Parser(ArgumentParser):
         """Build the dataclass whose fields are among the options."""
         try:
             built = self.instantiate(options)
+            return kind(**{field.name: built[field.name] for field in dataclasses.fields(kind) if field.name in built})
         except RequestError:
             raise
         except Exception as error:  # a value that jsonargparse lets through, such as null where a number belongs
             raise RequestError(f"a setting has no value that can be used: {self._explain(str(error))}") from error
-        return kind(**{field.name: built[field.name] for field in dataclasses.fields(kind) if field.name in built})
 
     def _explain(self, message: str) -> str:
         """Make jsonargparse's message one line, and name the nearest option of one that does not exist."""
