@@ -81,7 +81,7 @@ def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
     lineage, forebears = Lineage(kept), [kept.student]
     steps = config.gradient_steps or job.config.train.gradient_steps
     if config.generations:
-        run.display.start("self-distillation", config.generations * steps, "gradient steps")
+        run.display.start("self-distillation", config.generations * steps, "steps")
     for number in range(1, config.generations + 1):
         run.display.stage(f"generation {number}")
         mentors = forebears if config.ensemble else forebears[-1:]

@@ -83,7 +83,7 @@ def imitate(run: Run) -> Imitation:
         track_validation(tracker, record.env_steps, record.validation_return_mean, record.validation_retention, run.validation_reference)
         return best
 
-    display.start("measuring the teacher", config.train.gradient_steps, "gradient steps")
+    display.start("measuring the teacher", config.train.gradient_steps, "steps")
     for index in range(config.collect.rounds):
         last = index + 1 == config.collect.rounds or kept_enough(shares, config.collect.enough)
         display.stage(f"round {index + 1}: collecting")
