@@ -17,7 +17,16 @@ from policy_distill.acting import actor
 from policy_distill.action_units import in_units, settle_action_units
 from policy_distill.actions import ActionTargets, Box, Deterministic, DiagGaussian, units_of_actions
 from policy_distill.collect import Exploration
-from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, LossConfig, PolishConfig, StudentConfig, TrainConfig
+from policy_distill.config import (
+    CollectConfig,
+    DistillConfig,
+    EvaluateConfig,
+    LossConfig,
+    PolishConfig,
+    RequestError,
+    StudentConfig,
+    TrainConfig,
+)
 from policy_distill.distill import distill
 from policy_distill.evaluate import alike
 from policy_distill.export.sb3 import save_ppo
@@ -223,3 +232,20 @@ def test_polishing_acts_in_the_units(tmp_path: Path):
     loose = LossConfig(kind="regression")
     settings = dataclasses.replace(config(1e4, tmp_path, loss=loose), polish=PolishConfig(below=2.0, env_steps=4096, hopeless=0))
     assert distill(settings, teacher=wide_teacher(1e4)).retention.estimate > 0.97
+
+
+@pytest.mark.parametrize(
+    "units",
+    [
+        [[1.0, float("nan")], [0.0, 0.0]], [[1.0, 1.0], [0.0, float("inf")]], [[1.0, 0.0], [0.0, 0.0]], [[1.0, -1.0], [0.0, 0.0]],
+        [[1.0, 1e300], [0.0, 0.0]], [[1.0, 1e-300], [0.0, 0.0]], [[1.0], [0.0]], [[1.0, 1.0]], [1.0, 0.0], "12", {}, [[[1.0]], [[0.0]]],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_units_of_a_file_that_are_none_are_refused(units: object, tmp_path: Path):
+    student = Student(Architecture(Wide.observation_space, Wide().action_space, (), action_units=((1.0, 2.0), (0.0, -1.0))))
+    assert Student.load(student.save(tmp_path)).architecture == student.architecture
+    path = tmp_path / "student.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "action_units": units}))
+    with pytest.raises(RequestError, match="holds no readable student"):
+        Student.load(tmp_path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec, make
@@ -127,6 +128,7 @@ def test_spaces_of_any_size_are_refused(name, role, corpus, tmp_path):
         {"teacher": "ppo"},
         {"environment": {"id": "CartPole-v1", "max_episode_steps": "9"}}, {"environment": {"id": "CartPole-v1", "wrappers": [["a"]]}},
         {"environment": {"id": "CartPole-v1", "imports": True}}, {"teacher": {"path": 3}},
+        {"teacher": {"path": "a", "reading": 3}}, {"action_units": 3}, {"action_units": [[1.0]]}, {"action_units": [[1.0], [0.0]]},
     ],
     ids=str,
 )  # fmt: skip
@@ -138,10 +140,12 @@ def test_students_that_cannot_be_are_refused(changes, corpus, tmp_path):
 
 
 def test_a_student_whose_weights_are_no_numbers_is_refused(corpus, tmp_path):
-    student = Student.load(corpus / "run/student")
-    student.scale[0] = float("nan")
+    folder = Path(shutil.copytree(corpus / "run/student", tmp_path / "student"))
+    weights = load_file(folder / "student.safetensors")
+    weights["scale"][0] = float("nan")
+    save_file(weights, folder / "student.safetensors")
     with pytest.raises(RequestError, match="scale holds NaN or infinity"):
-        Student.load(student.save(tmp_path))
+        Student.load(folder)
 
 
 @needs_proc
