@@ -210,7 +210,7 @@ def _open(
         for agent in agents:
             notices += call_apart(step_timeout, functools.partial(check.screen_states, skip=skip_check), agent, spec)
     if reference is not None:  # what counts as agreement is 5 % of the actions' size, not of bounds that are far wider
-        reference, _ = call_apart(step_timeout, suited, reference, spec)
+        reference, _ = suited(reference, spec, step_timeout)
     for notice in dict.fromkeys(notices):
         (display or Display(quiet=True)).note(f"note: {notice}")
     return acting, reference, spec, probed, notices

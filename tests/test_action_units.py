@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 from stable_baselines3 import PPO
 
 from policy_distill.acting import actor
-from policy_distill.action_units import in_units, settle_action_units
+from policy_distill.action_units import in_units, settle_action_units, suited
 from policy_distill.actions import ActionTargets, Box, Deterministic, DiagGaussian, units_of_actions
 from policy_distill.collect import Exploration
 from policy_distill.config import (
     CollectConfig,
     DistillConfig,
+    EnvironmentFault,
     EvaluateConfig,
     LossConfig,
     PolishConfig,
@@ -28,6 +30,7 @@ from policy_distill.config import (
     TrainConfig,
 )
 from policy_distill.distill import distill
+from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import alike
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.job import prepare
@@ -61,6 +64,12 @@ class Wide(gym.Env):
         return np.array([self.x, self.push], np.float32), -(self.x**2), False, self.left == 0, {}
 
 
+class Hanging(Wide):
+    def step(self, action: Any) -> Any:
+        time.sleep(600)
+
+
+gym.register("tests/HangingWide-v0", "tests.test_action_units:Hanging", kwargs={"bound": 1e4}, max_episode_steps=10)
 for bound in (5.0, 1e4, LARGEST, np.inf):
     gym.register(f"tests/Wide{bound:.0e}-v0".replace("+", ""), "tests.test_action_units:Wide", kwargs={"bound": bound})
 
@@ -117,6 +126,11 @@ def test_wide_bounds_that_the_teacher_uses_stay_the_units(tmp_path: Path):
     assert job.architecture.action_units is None
     assert job.teacher.family.box.units is None  # type: ignore[union-attr]
     assert played == 40
+
+
+def test_an_environment_that_hangs_is_given_up_while_units_are_looked_for():
+    with pytest.raises(EnvironmentFault, match=r"tests/HangingWide-v0, .*step has not returned for more than 0\.3 s"):
+        suited(wide_teacher(1e4), EnvironmentSpec("tests/HangingWide-v0"), step_timeout=0.3)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
             notices += call_apart(options.step_timeout, functools.partial(check.screen_states, skip=skip), agent, spec)
         for notice in dict.fromkeys(notices):
             Display(quiet=options.json).note(f"note: {notice}")
-        teacher, _ = call_apart(options.step_timeout, suited, teacher, spec)
+        teacher, _ = suited(teacher, spec, options.step_timeout)
         seeds = evaluation_seeds("comparison", options.episodes)
         found = call_apart(options.step_timeout, disagreements.find, student, teacher, spec, seeds)
     run = Path(options.policy)
