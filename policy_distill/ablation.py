@@ -16,6 +16,7 @@ import numpy as np
 
 from policy_distill.completed import AGAIN, read_completed, write_completed
 from policy_distill.config import DistillConfig, RequestError
+from policy_distill.config.code import settings_that_run_code
 from policy_distill.distill import distill
 from policy_distill.statistics.intervals import RESAMPLES, percentile_ends
 from policy_distill.untrusted import read_yaml, refuse_damage
@@ -67,8 +68,8 @@ class Study:
             if (runs := len(agents) * len(study.seeds) * variants) > MAX_RUNS:
                 raise ValueError(f"it asks for {runs:,} runs")
             for settings in study.runs().values():
-                if settings.get("trust") or ":" in str(settings.get("env") or ""):
-                    raise ValueError("a study neither trusts an agent's files nor imports a module for an environment")
+                for found in settings_that_run_code(settings):
+                    raise ValueError(f"it {found.what}, and a study runs none: distil that agent with distill_policy")
         return study
 
     def runs(self) -> dict[Key, dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from typing import Any
 
 import gymnasium as gym
@@ -20,18 +21,19 @@ from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import evaluation_seeds
 from policy_distill.job import Job
 from policy_distill.objective import Objective
+from policy_distill.processes import call_apart
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.ensemble import Ensemble
 from policy_distill.teachers.networks import ActionBounds
 from policy_distill.trajectories import play
 
 EPISODES, STEPS = 4, 500
-"""What is looked at, and at most so many steps of each episode."""
+"""Episodes that are played, and the most steps of each."""
 
 
 def settle_action_units(job: Job) -> tuple[Job, int]:
     """The job in units that suit the teacher's actions, and the environment steps that it took to see them; see ``suited``."""
-    teacher, env_steps = suited(job.teacher, job.spec)
+    teacher, env_steps = suited(job.teacher, job.spec, job.config.step_timeout)
     if teacher is job.teacher:
         return job, env_steps
     assert isinstance(teacher.family, DiagGaussian | Deterministic)
@@ -53,15 +55,21 @@ def settle_action_units(job: Job) -> tuple[Job, int]:
     return settled, env_steps
 
 
-def suited(teacher: Teacher, spec: EnvironmentSpec) -> tuple[Teacher, int]:
+def suited(teacher: Teacher, spec: EnvironmentSpec, step_timeout: float | None = None) -> tuple[Teacher, int]:
     """The teacher in units that suit what it does in a few episodes, and their environment steps.
 
     It is returned as it is, and nothing is played, where all bounds are finite and no further apart than ``actions.WIDE``.
+
+    Args:
+        teacher: the agent.
+        spec: the environment.
+        step_timeout: seconds that a step or a reset may take; None or 0: any.
     """
     space = teacher.action_space
     if not isinstance(space, gym.spaces.Box) or not (box := Box.from_space(space)).may_be_wide.any():
         return teacher, 0
-    played = play(teacher, spec, evaluation_seeds("check", EPISODES), max_steps=STEPS)
+    seeds = evaluation_seeds("check", EPISODES)
+    played = call_apart(step_timeout, functools.partial(play, max_steps=STEPS), teacher, spec, seeds)
     observations = np.concatenate([episode.observations for episode in played])
     with torch.inference_mode():
         targets = teacher.targets(torch.from_numpy(observations).to(teacher.anchor.device))

@@ -160,7 +160,7 @@ def files_of_student(folder: str | Path) -> dict[str, Any]:
 
 
 def files_of_teacher(teacher: Teacher, name: str | None) -> dict[str, Any]:
-    """Which agent it is: what it was called, and the hashes of its zip and its statistics.
+    """Which agent it is: what it was called, and the hashes of its zip, its statistics and its extractor's source.
 
     Args:
         teacher: the agent; of an ensemble the files of all members are hashed, of a live model there are none.

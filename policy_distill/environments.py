@@ -20,7 +20,7 @@ from gymnasium.envs.registration import EnvSpec
 from policy_distill.border import Border
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.known_wrappers import PADDING, STACK, asked_name, check_wrappers, effective, saved_name, wrap
+from policy_distill.known_wrappers import PADDING, STACK, asked_name, check_wrappers, effective, saved_name, trusting, wrap
 from policy_distill.quiet import quiet_known_warnings, quiet_mujoco
 from policy_distill.untrusted import is_shallow, read_yaml, refuse_damage
 from policy_distill.wrappers import FreshWorld
@@ -157,17 +157,26 @@ def for_worker(spec: EnvironmentSpec) -> EnvironmentSpec:
 def named(asked: EnvironmentOptions) -> EnvironmentSpec:
     """The environment that a user names with ``env``, with the arguments, wrappers, stack and length that the user asks for, and no others.
 
+    A wrapper ``module:Class`` that a YAML file names is imported where the user names it too; its arguments are then the file's.
+
     Raises:
-        RequestError: as ``resolve``; if a wrapper's name stands for none.
+        RequestError: as ``resolve``; if a wrapper's name stands for none; if a file names one that the user does not.
     """
     assert asked.env is not None
     spec = resolve(asked.env)
     own = effective((asked_name(name), kwargs) for name, kwargs in asked.wrappers or ())
+    inner = trusting(spec.wrappers, own)
+    for name, _ in inner:
+        if "." in name and ":" not in name:
+            typed = wrapper_options([(asked_name(name), {})])
+            raise RequestError(f"{asked.env} names the wrapper {name}, and importing it runs its code: give {typed} if you trust it")
+    allowed = {name for name, _ in inner if ":" in name}
+    own = tuple(wrapper for wrapper in own if wrapper[0] not in allowed)
     stack = ((STACK, {"n_stack": asked.frame_stack}),) if (asked.frame_stack or 1) > 1 else ()
     return replace(
         spec,
         kwargs={**spec.kwargs, **asked.env_kwargs},
-        wrappers=(*spec.wrappers, *own, *stack),
+        wrappers=(*inner, *own, *stack),
         max_episode_steps=asked.max_episode_steps or spec.max_episode_steps,
     )
 
@@ -390,7 +399,8 @@ def _entry(path: Path, data: Any) -> Entry:
         name, kwargs = next(iter(wrapper.items())) if isinstance(wrapper, dict) and len(wrapper) == 1 else (wrapper, {})
         if not isinstance(name, str) or not isinstance(kwargs, dict):
             raise RequestError(f"{path}: a wrapper is {wrapper!r}; it must be NAME or {{NAME: {{argument: value}}}}")
-        wrappers.append((asked_name(name), kwargs))
+        asked_name(name)  # refuses what cannot be made
+        wrappers.append((saved_name(name), kwargs))
     spec = EnvironmentSpec(data["id"], data.get("kwargs", {}), effective(wrappers), evaluation.get("max_episode_steps"), data.get("extra"))
     replaces, episodes = data.get("replaces", {}), evaluation.get("episodes", 100)
     return Entry(spec, data.get("observation_dim"), replaces, episodes, evaluation.get("solved_return"))

@@ -129,6 +129,8 @@ def _teacher(teacher: Teacher) -> dict[str, Any] | None:
     network = teacher.network
     if teacher.path is None or type(network) not in (DiscreteNetwork, DeterministicNetwork, GaussianNetwork):
         return None
+    if teacher.reading.extractor is not None:  # code, which may import more than its own file
+        return None
     try:
         files = files_of_teacher(teacher, None)
     except (RequestError, OSError):  # they are gone

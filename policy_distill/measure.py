@@ -197,23 +197,43 @@ def _open(
     acting, saved = load_policy(policy, reading)
     reference = Teacher.load(teacher, **teacher_reading.arguments()) if teacher else None
     spec, notices = common_environment(policy, acting, saved, reference, env)
-    agents = agents_among(acting, reference)
-    for agent in agents:
-        notices += check.screen_files(agent, spec, skip=skip_check)
-    probed = probe(spec, step_timeout)
-    notices += probed.notices
-    players: dict[str, Student | Teacher | None] = {"the agent": acting, "a random policy": None}
-    if reference is not None:
-        players["the teacher"] = reference
-    call_apart(step_timeout, check_ends, spec, players)
-    with one_torch_thread():
-        for agent in agents:
-            notices += call_apart(step_timeout, functools.partial(check.screen_states, skip=skip_check), agent, spec)
+    probed, found = try_out(spec, acting, reference, skip=skip_check, step_timeout=step_timeout)
+    notices += found
     if reference is not None:  # what counts as agreement is 5 % of the actions' size, not of bounds that are far wider
-        reference, _ = call_apart(step_timeout, suited, reference, spec)
+        reference, _ = suited(reference, spec, step_timeout)
     for notice in dict.fromkeys(notices):
         (display or Display(quiet=True)).note(f"note: {notice}")
     return acting, reference, spec, probed, notices
+
+
+def try_out(
+    spec: EnvironmentSpec,
+    acting: Student | Teacher,
+    reference: Teacher | None = None,
+    *,
+    skip: bool = False,
+    step_timeout: float | None = None,
+) -> tuple[Probe, tuple[str, ...]]:
+    """Try the environment and who acts there before anything is measured.
+
+    Returns:
+        What was found of the environment, and what must be said beside the figures.
+
+    Raises:
+        RequestError: for what makes a figure meaningless; with ``skip``, for an environment that cannot be run alone.
+    """
+    agents = agents_among(acting, reference)
+    notices: tuple[str, ...] = ()
+    for agent in agents:
+        notices += check.screen_files(agent, spec, skip=skip)
+    probed = probe(spec, step_timeout)
+    notices += probed.notices
+    with one_torch_thread():
+        if isinstance(acting, Student) and not skip:  # agents are looked at below
+            call_apart(step_timeout, check_ends, spec, {"the student": acting, "a random policy": None})
+        for agent in agents:
+            notices += call_apart(step_timeout, functools.partial(check.screen_states, skip=skip), agent, spec)
+    return probed, notices
 
 
 def common_environment(

@@ -11,12 +11,12 @@ import torch
 
 from policy_distill.border import NEVER_ENDING, Border, not_finite, own_random_state
 from policy_distill.config import EnvironmentFault, RequestError
-from policy_distill.environments import EnvironmentSpec, make
+from policy_distill.environments import LONG_EPISODE, EnvironmentSpec, make
 from policy_distill.evaluate import evaluation_seeds, random_actions
 from policy_distill.processes import call_apart
 
 EPISODES, STEPS = 8, 10
-"""So many episodes are begun twice, and so many steps of each are compared."""
+"""Episodes that are begun twice, and the steps of each that are compared."""
 LONG = 1000
 """Steps within which an episode of a random policy should end where there is no time limit."""
 FIX = "let it draw all random numbers from self.np_random, which reset(seed) seeds"
@@ -49,8 +49,8 @@ class Probe:
             )
         if self.endless:
             found.append(
-                f"{self.name} has no time limit, and an episode at random did not end within {LONG:,} steps; one that goes on for "
-                f"{NEVER_ENDING:,} steps ends the work: --max-episode-steps gives it a limit"
+                f"{self.name} has no time limit, and an episode at random did not end within {LONG:,} steps; the work stops at one that "
+                f"goes on for {LONG_EPISODE:,} steps while it is tried, or {NEVER_ENDING:,} later: --max-episode-steps gives it a limit"
             )
         return tuple(found)
 

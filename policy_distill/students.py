@@ -188,12 +188,13 @@ class Student(nn.Module):
                 raise RequestError(
                     f"{path} is of format {description.get('format')}, this version reads {FORMAT}: install the one that wrote it"
                 )
+            action_space = space_from_dict(description["action_space"])
             architecture = Architecture(
                 space_from_dict(description["observation_space"]),
-                space_from_dict(description["action_space"]),
+                action_space,
                 tuple(description["hidden_sizes"]),
                 description["activation"],
-                _units(description.get("action_units")),
+                _read_units(description.get("action_units"), action_space),
             )
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)
@@ -203,8 +204,20 @@ class Student(nn.Module):
         return student.eval().requires_grad_(False)
 
 
-def _units(saved: list[list[float]] | None) -> Units | None:
-    return None if saved is None else (tuple(map(float, saved[0])), tuple(map(float, saved[1])))
+def _read_units(saved: Any, space: gym.Space) -> Units | None:
+    """``action_units`` of student.json, ``[2, action_dim]``.
+
+    Raises:
+        ValueError: if they are no units of actions in ``space``: scales must be positive and all numbers finite as float32.
+    """
+    if saved is None:
+        return None
+    units = np.array(saved, np.float32)
+    if not isinstance(space, gym.spaces.Box) or units.shape != (2, math.prod(space.shape)):
+        raise ValueError(f"action_units of shape {units.shape} are not those of {space}")
+    if not (np.isfinite(units).all() and (units[0] > 0).all()):
+        raise ValueError("action_units must be finite, and their scales positive")
+    return tuple(map(float, saved[0])), tuple(map(float, saved[1]))
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -217,9 +230,10 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise RequestError(f"{folder} holds no student.json: name the folder that a student was saved in")
     description = read_json(path, "write the student again")
-    noted = description.get("environment"), description.get("teacher")
-    named = (noted[1] or {}).get("path") if isinstance(noted[1], dict | None) else 0
-    if not isinstance(noted[0], dict | None) or not isinstance(named, str | None):
+    environment, teacher = description.get("environment"), description.get("teacher")
+    noted = teacher if isinstance(teacher, dict) else {}
+    as_written = isinstance(environment, dict | None) and isinstance(teacher, dict | None)
+    if not as_written or not isinstance(noted.get("path"), str | None) or not isinstance(noted.get("reading"), dict | None):
         raise RequestError(f"{path}: environment or teacher are not as they were written: write the student again")
     return description
 

@@ -200,6 +200,9 @@ def read_certificate(path: str | Path) -> dict[str, Any]:
             raise RequestError(f"{path} is of format {data['format']}, this version reads {FORMAT}: install the one that wrote it")
     if lost := _misfit(data, LAYOUT):
         raise RequestError(f"{path} lacks {lost!r}, or holds something else there: it was cut or changed; write it again")
+    for role in ("student", "teacher"):
+        if not isinstance(data[role].get("reading"), dict | None):
+            raise RequestError(f"{path}: how the {role} was read is not as it was written; write the certificate again")
     if not 1 <= data["max_episodes"] <= MAX_EPISODES or len(data["seeds"]) > MAX_EPISODES:
         raise RequestError(f"{path} is about more than {MAX_EPISODES:,} episodes, or none: such certificates are not written")
     return data
@@ -234,7 +237,8 @@ def _place(recorded: str | None, folder: Path, role: str) -> str | None:
 def _reading(data: dict[str, Any], role: str, path: str | Path) -> dict[str, Any]:
     """How an agent's files were read, the place of its statistics as seen from the certificate's folder."""
     recorded = dict(data[role].get("reading") or {})
-    if (statistics := recorded.get("normalization")) and (beside := Path(path).parent / statistics).is_file():
+    statistics = recorded.get("normalization")
+    if isinstance(statistics, str) and os.path.isfile(beside := Path(path).parent / statistics):
         recorded["normalization"] = str(beside)
     return recorded
 

@@ -133,3 +133,18 @@ def test_the_page_tells_how_many_generations_were_kept():
     page = markdown(STUDY, outcomes, "the command")
     assert "| kept, generation after generation | one | two |" in page
     assert "| T = 2 | 2 of 2, 1 of 2 | 0 of 1 |" in page
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trust": True}, {"env": "my_module:Env-v0"}, {"extractor": "networks.py:Mine"}, {"wrapper": ["my_module:Shaped"]},
+        {"wrapper": [{"my_module.Shaped": {"by": 2}}]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_study_that_would_run_code_is_refused(settings, tmp_path):
+    page = {"title": "t", "introduction": "i", "base": BASE, "groups": {}, "seeds": [0]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**page, "agents": {"one": {"teacher": "a", **settings}}}))
+    with pytest.raises(RequestError, match=r"study.yaml cannot be read .*a study runs none"):
+        Study.load(tmp_path / "study.yaml")

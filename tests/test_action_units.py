@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,22 @@ import torch
 from stable_baselines3 import PPO
 
 from policy_distill.acting import actor
-from policy_distill.action_units import in_units, settle_action_units
+from policy_distill.action_units import in_units, settle_action_units, suited
 from policy_distill.actions import ActionTargets, Box, Deterministic, DiagGaussian, units_of_actions
 from policy_distill.collect import Exploration
-from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, LossConfig, PolishConfig, StudentConfig, TrainConfig
+from policy_distill.config import (
+    CollectConfig,
+    DistillConfig,
+    EnvironmentFault,
+    EvaluateConfig,
+    LossConfig,
+    PolishConfig,
+    RequestError,
+    StudentConfig,
+    TrainConfig,
+)
 from policy_distill.distill import distill
+from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import alike
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.job import prepare
@@ -52,6 +64,12 @@ class Wide(gym.Env):
         return np.array([self.x, self.push], np.float32), -(self.x**2), False, self.left == 0, {}
 
 
+class Hanging(Wide):
+    def step(self, action: Any) -> Any:
+        time.sleep(600)
+
+
+gym.register("tests/HangingWide-v0", "tests.test_action_units:Hanging", kwargs={"bound": 1e4}, max_episode_steps=10)
 for bound in (5.0, 1e4, LARGEST, np.inf):
     gym.register(f"tests/Wide{bound:.0e}-v0".replace("+", ""), "tests.test_action_units:Wide", kwargs={"bound": bound})
 
@@ -108,6 +126,11 @@ def test_wide_bounds_that_the_teacher_uses_stay_the_units(tmp_path: Path):
     assert job.architecture.action_units is None
     assert job.teacher.family.box.units is None  # type: ignore[union-attr]
     assert played == 40
+
+
+def test_an_environment_that_hangs_is_given_up_while_units_are_looked_for():
+    with pytest.raises(EnvironmentFault, match=r"tests/HangingWide-v0, .*step has not returned for more than 0\.3 s"):
+        suited(wide_teacher(1e4), EnvironmentSpec("tests/HangingWide-v0"), step_timeout=0.3)
 
 
 @pytest.fixture
@@ -223,3 +246,20 @@ def test_polishing_acts_in_the_units(tmp_path: Path):
     loose = LossConfig(kind="regression")
     settings = dataclasses.replace(config(1e4, tmp_path, loss=loose), polish=PolishConfig(below=2.0, env_steps=4096, hopeless=0))
     assert distill(settings, teacher=wide_teacher(1e4)).retention.estimate > 0.97
+
+
+@pytest.mark.parametrize(
+    "units",
+    [
+        [[1.0, float("nan")], [0.0, 0.0]], [[1.0, 1.0], [0.0, float("inf")]], [[1.0, 0.0], [0.0, 0.0]], [[1.0, -1.0], [0.0, 0.0]],
+        [[1.0, 1e300], [0.0, 0.0]], [[1.0, 1e-300], [0.0, 0.0]], [[1.0], [0.0]], [[1.0, 1.0]], [1.0, 0.0], "12", {}, [[[1.0]], [[0.0]]],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_units_of_a_file_that_are_none_are_refused(units: object, tmp_path: Path):
+    student = Student(Architecture(Wide.observation_space, Wide().action_space, (), action_units=((1.0, 2.0), (0.0, -1.0))))
+    assert Student.load(student.save(tmp_path)).architecture == student.architecture
+    path = tmp_path / "student.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "action_units": units}))
+    with pytest.raises(RequestError, match="holds no readable student"):
+        Student.load(tmp_path)

@@ -29,6 +29,7 @@ from policy_distill.environments import (
     for_worker,
     make,
     modernize,
+    named,
     named_again,
     resolve,
     wrapper_that_fits,
@@ -378,6 +379,23 @@ def test_a_faulty_file_is_named(tmp_path, text, says):
     assert says in str(refusal.value)
     assert "mine.yaml" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_file_s_own_wrapper_is_imported_where_the_user_names_it_too(tmp_path, monkeypatch):
+    (tmp_path / "canary_of_a_file.py").write_text(
+        "import gymnasium as gym\n\n\nclass Mine(gym.Wrapper):\n"
+        "    def __init__(self, env, by):\n        super().__init__(env)\n        self.by = by\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = entry_file(tmp_path, "id: Pendulum-v1\nwrappers: ['canary_of_a_file:Mine': {by: 3}]\n")
+    with pytest.raises(RequestError, match=r"mine.yaml names the wrapper .*: give --wrapper canary_of_a_file:Mine if you trust it"):
+        named(EnvironmentOptions(path))
+    with pytest.raises(RequestError, match="nothing that a file names is imported"):
+        make(resolve(path))
+    assert "canary_of_a_file" not in sys.modules
+    spec = named(EnvironmentOptions(path, wrapper=("canary_of_a_file:Mine", "TimeFeatureWrapper")))
+    assert spec.wrappers == (("canary_of_a_file:Mine", {"by": 3}), ("TimeFeatureWrapper", {}))
+    assert make(spec).get_wrapper_attr("by") == 3
 
 
 def test_data_are_found_in_a_checkout_and_in_an_installed_package(tmp_path, monkeypatch):

@@ -129,6 +129,7 @@ def test_spaces_of_any_size_are_refused(name, role, corpus, tmp_path):
         {"teacher": "ppo"},
         {"environment": {"id": "CartPole-v1", "max_episode_steps": "9"}}, {"environment": {"id": "CartPole-v1", "wrappers": [["a"]]}},
         {"environment": {"id": "CartPole-v1", "imports": True}}, {"teacher": {"path": 3}},
+        {"teacher": {"path": "a", "reading": 3}}, {"action_units": 3}, {"action_units": [[1.0]]}, {"action_units": [[1.0], [0.0]]},
     ],
     ids=str,
 )  # fmt: skip

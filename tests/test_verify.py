@@ -255,6 +255,10 @@ def test_what_is_no_certificate_is_refused(folder, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(RequestError, match="is no certificate"):
         read_certificate(tmp_path / "other.json")
+    change(folder, lambda data: data["teacher"].update(reading=["ppo"]))
+    with pytest.raises(RequestError, match="how the teacher was read is not as it was written"):
+        verified(folder)
+    change(folder, lambda data: data["teacher"].pop("reading"))
     change(folder, lambda data: data.pop("returns"))
     with pytest.raises(RequestError, match="lacks 'returns'"):
         verified(folder)

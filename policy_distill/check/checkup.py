@@ -117,7 +117,7 @@ def check_teacher(
     raw = record.returns_are_raw
     found += [below, against_training(own.returns, random.returns, trained, normalization_missing=missing, returns_are_raw=raw)]
     if below and claim:
-        found.append(look_elsewhere(teacher, spec, own.returns, claim, seeds))
+        found.append(call_apart(step_timeout, look_elsewhere, teacher, spec, own.returns, claim, seeds))
     drawn = None
     if has_distribution(teacher):
         drawing = DrawingEpisode(teacher, torch.Generator().manual_seed(0))  # one generator for all: they are played side by side

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,31 +40,24 @@ def compare_policies(arguments: Sequence[str]) -> int:
     DistillConfig(step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))  # checks them
     if options.worst < 0:
         raise RequestError(f"worst is {options.worst}; it must be >= 0")
-    from policy_distill import check, disagreements
+    from policy_distill import disagreements
     from policy_distill.action_units import suited
     from policy_distill.evaluate import evaluation_seeds
     from policy_distill.job import one_torch_thread, writable_folder
-    from policy_distill.measure import agents_among, common_environment, load_policy, teacher_of
-    from policy_distill.probe import probe
+    from policy_distill.measure import common_environment, load_policy, teacher_of, try_out
     from policy_distill.processes import call_apart
     from policy_distill.report import add_to_report
-    from policy_distill.trajectories import check_ends
 
     student, saved = load_policy(options.policy, reading_of(options))
     teacher = teacher_of(options.policy, options.teacher, reading_of(options, "teacher_"))
     if teacher is None:
         raise RequestError(f"{options.policy} does not say which teacher it was distilled from: give --teacher FOLDER_OR_ZIP")
     spec, notices = common_environment(options.policy, student, saved, teacher, parser.config(options, EnvironmentOptions))
-    notices += probe(spec, options.step_timeout).notices
-    call_apart(options.step_timeout, check_ends, spec, {"the student": student, "the teacher": teacher})
-    agents, skip = agents_among(student, teacher), options.check.skip
+    notices += try_out(spec, student, teacher, skip=options.check.skip, step_timeout=options.step_timeout)[1]
+    for notice in dict.fromkeys(notices):
+        Display(quiet=options.json).note(f"note: {notice}")
     with one_torch_thread():
-        for agent in agents:
-            notices += check.screen_files(agent, spec, skip=skip)
-            notices += call_apart(options.step_timeout, functools.partial(check.screen_states, skip=skip), agent, spec)
-        for notice in dict.fromkeys(notices):
-            Display(quiet=options.json).note(f"note: {notice}")
-        teacher, _ = call_apart(options.step_timeout, suited, teacher, spec)
+        teacher, _ = suited(teacher, spec, options.step_timeout)
         seeds = evaluation_seeds("comparison", options.episodes)
         found = call_apart(options.step_timeout, disagreements.find, student, teacher, spec, seeds)
     run = Path(options.policy)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args, get_type_hints
 
 from jsonargparse import Namespace
 
-from policy_distill.config import EnvironmentOptions, RequestError
-from policy_distill.config.environment import wrapper_options
+from policy_distill.config import RequestError
+from policy_distill.config.code import settings_that_run_code
 from policy_distill.untrusted import read_yaml, refuse_damage
 
 
@@ -55,21 +54,9 @@ def check_what_only_a_user_says(arguments: Sequence[str], options: Namespace) ->
         RequestError: with the option that says it.
     """
     typed = {argument.partition("=")[0] for argument in arguments}
-    if options.get("trust") and "--trust" not in typed:
-        raise RequestError("the config file says trust: true, which runs code from an agent's files: give --trust if you trust them")
-    env = options.get("env")
-    module = env.rpartition(":")[0] if isinstance(env, str) else ""
-    if module and "--env" not in typed:
-        raise RequestError(f"the config file names the environment {env}, and importing {module} runs its code: give --env {env}")
-    own = [wrapper for wrapper in EnvironmentOptions(wrapper=options.get("wrapper")).wrappers or () if re.search("[:.]", wrapper[0])]
-    if own and "--wrapper" not in typed:
-        asked = wrapper_options(own)
-        raise RequestError(f"the config file names wrappers of its own, and importing them runs their code: give {asked}")
-    for name in ("extractor", "teacher_extractor"):
-        if options.get(name) and f"--{name}" not in typed:
-            raise RequestError(
-                f"the config file names the features extractor {options[name]}, which is code: give --{name} {options[name]}"
-            )
+    for found in settings_that_run_code(vars(options)):
+        if f"--{found.name}" not in typed:
+            raise RequestError(f"the config file {found.what}: give {found.typed}")
 
 
 def _refuse_classes(path: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +26,16 @@ def render_policy(arguments: Sequence[str]) -> int:
     parser.add_argument("--frames_per_second", type=float, default=20.0, help="at most")
     parser.add_argument("--output", type=str | None, default=None, help="default: episode.gif in the run's folder, or here")
     add_reading_arguments(parser, agent="the policy, if it is an SB3 agent", teacher=True)
+    parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    for name, least in (("seed", 0), ("max_steps", 1), ("width", 16), ("frames_per_second", 0.1)):
-        if getattr(options, name) < least:
-            raise RequestError(f"{name} is {getattr(options, name)}; it must be >= {least}")
+    for name, least in (("seed", 0), ("max_steps", 1), ("width", 16), ("frames_per_second", 0.1), ("step_timeout", 0)):
+        if (value := getattr(options, name)) is not None and value < least:
+            raise RequestError(f"{name} is {value}; it must be >= {least}")
     from policy_distill import check
     from policy_distill.job import one_torch_thread
     from policy_distill.measure import agents_among, common_environment, load_policy, teacher_of
+    from policy_distill.processes import call_apart
     from policy_distill.render import film, side_by_side, write_gif
     from policy_distill.report import VIDEO, write_report
     from policy_distill.report.write import read_result
@@ -52,7 +55,8 @@ def render_policy(arguments: Sequence[str]) -> int:
         display.note(f"note: {notice}")
     actors: list[tuple[str, Any]] = [("teacher", teacher)] if teacher else []
     with one_torch_thread():
-        films = [film(name, actor, spec, options.seed, max_steps=options.max_steps) for name, actor in [*actors, ("student", acting)]]
+        take = functools.partial(film, spec=spec, seed=options.seed, max_steps=options.max_steps)
+        films = [call_apart(options.step_timeout, take, name, actor) for name, actor in [*actors, ("student", acting)]]
     pictures, seconds = side_by_side(films, width=options.width, frames_per_second=options.frames_per_second)
     write_gif(output, pictures, seconds)
     if run is not None and output == run / VIDEO:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import hashlib
 import importlib.util
 import pickle
 import sys
@@ -88,7 +89,7 @@ def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any
     name, colon, attribute = text.rpartition(":")
     if not colon or not name or not attribute.isidentifier():
         raise RequestError(f"extractor is {text!r}; name the file and the class in it, as in networks.py:MyExtractor")
-    path = Path(name).expanduser()
+    path = file_of(text)
     if not path.is_file():
         raise RequestError(f"extractor names {path}, which does not exist; name the file that defines {attribute}")
     made = getattr(_run_file(path), attribute, None)
@@ -97,20 +98,26 @@ def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any
     return ExtractorMaker(text, made, space, _arguments(policy_kwargs.get("features_extractor_kwargs"), text, source))
 
 
+def file_of(text: str) -> Path:
+    """The file in ``file.py:Class``."""
+    return Path(text.rpartition(":")[0]).expanduser()
+
+
 def _unpickled(text: str, module: bytes, shape: tuple[int, ...]) -> CustomExtractor:
-    path = Path(text.rpartition(":")[0]).expanduser()
-    if _module_name(path) not in sys.modules:
-        _run_file(path)
+    _run_file(file_of(text))
     return CustomExtractor(pickle.loads(module), shape, text)
 
 
-def _module_name(path: Path) -> str:
-    return f"policy_distill_extractor_{path.stem}"
-
-
 def _run_file(path: Path) -> Any:
-    """Run the user's file as a module; it may import what lies beside it."""
-    name = _module_name(path)
+    """Run the user's file as a module, once in a process; it may import what lies beside it.
+
+    The module's name tells files of the same name apart, and a file from what it was before. Pickle finds a class by this name, so two
+    agents with the same file must share the module.
+    """
+    digest = hashlib.sha256(bytes(path.resolve()) + b"\0" + path.read_bytes()).hexdigest()
+    name = f"policy_distill_extractor_{path.stem}_{digest[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise RequestError(f"{path} is no Python file; name the .py file that defines the features extractor")
@@ -120,6 +127,9 @@ def _run_file(path: Path) -> Any:
     try:
         with _failure_in_one_line(f"{path} cannot be run"):
             spec.loader.exec_module(module)
+    except RequestError:
+        del sys.modules[name]
+        raise
     finally:
         sys.path.remove(str(path.resolve().parent))
     return module

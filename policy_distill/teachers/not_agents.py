@@ -6,6 +6,9 @@ import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
+from policy_distill.config import RequestError
+from policy_distill.untrusted import open_regular, open_zip, refuse_damage
+
 AGENT = ("data", "policy.pth")
 """Members of an agent's zip."""
 _PREFIX = 1 << 16
@@ -15,9 +18,9 @@ _PREFIX = 1 << 16
 def holds_agent(path: Path) -> bool:
     """Whether the file is a zip with an agent's members."""
     try:
-        with zipfile.ZipFile(path) as file:
-            return set(AGENT) <= set(file.namelist())
-    except (OSError, zipfile.BadZipFile):
+        with refuse_damage(path, "it is passed over"), open_regular(path) as file, open_zip(file) as archive:
+            return set(AGENT) <= set(archive.namelist())
+    except RequestError:
         return False
 
 
@@ -57,8 +60,12 @@ def what_the_zip_is(path: Path, file: zipfile.ZipFile) -> str | None:
 
 
 def what_the_file_is(path: Path) -> str:
-    """Why a file that is no zip is no agent."""
-    with path.open("rb") as stream:
+    """Why a regular file that is no zip is no agent.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with open_regular(path) as stream:
         start = stream.read(64)
     if not start:
         return f"{path} is empty; copy or download it again"

@@ -19,6 +19,7 @@ from policy_distill.spaces import encode_observations, observation_width
 from policy_distill.teachers.archive import read_archive
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.errors import NotPlainError
+from policy_distill.teachers.extractor import file_of
 from policy_distill.teachers.folder import find_agent
 from policy_distill.teachers.live import CallableNetwork
 from policy_distill.teachers.normalization import ObservationNormalization
@@ -211,8 +212,12 @@ class Teacher(nn.Module):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that decide how it acts: zips and statistics; empty for agents from memory."""
-        return tuple(Path(path) for one in self.members for path in (one.path, one.statistics) if path is not None)
+        """The files that decide how it acts: zips, statistics and extractors' sources; empty for agents from memory."""
+        found: list[Path] = []
+        for one in self.members:
+            source = one.reading.extractor and file_of(one.reading.extractor)
+            found += [Path(path) for path in (one.path, one.statistics, source) if path is not None]
+        return tuple(found)
 
     def layers(self) -> dict[str, int]:
         """Name and width of each layer that can be recorded, in the order in which they are computed."""

@@ -77,12 +77,21 @@ def test_a_student_alone_and_another_output(run, tmp_path, capsys):
     assert set(named["steps"]) == {"teacher", "student"}
 
 
+def test_a_film_is_the_same_where_a_hanging_environment_would_be_ended(run, capsys):
+    arguments = ("--policy", str(run), "--seed", "5")
+    free = rendered(capsys, *arguments)
+    film = (run / VIDEO).read_bytes()
+    assert rendered(capsys, *arguments, "--step_timeout", "60") == free
+    assert (run / VIDEO).read_bytes() == film
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--width", "2"), "width is 2; it must be >= 16"),
         (("--max_steps", "0"), "max_steps is 0"),
         (("--seed=-1",), "seed is -1"),
+        (("--step-timeout=-1",), "step_timeout is -1"),
         (("--output", "/nowhere/x.gif"), "the folder /nowhere of --output is not there"),
         (("--env", WALK.id, "--policy", "WALKER"), "rgb_array is needed"),
         (("--policy", "ZIP"), "does not say which environment it acts in"),

@@ -74,7 +74,7 @@ def test_the_file_that_a_run_leaves_runs_it_again(paths, tmp_path, capsys):
     """A wrapper of the user's own is code, so that it is named again."""
     _, run = paths
     again = ["distill_policy", "--config", str(run / "config.yaml"), "--output", str(tmp_path / "again")]
-    asked = re.search(r"importing them runs their code: give (.*)$", refused(capsys, *again))
+    asked = re.fullmatch(r".*names wrappers of its own, and importing them runs their code: give (.*)", refused(capsys, *again))
     assert asked is not None
     printed(capsys, *again, *shlex.split(asked[1]))
     one, other = ((folder / "student" / "student.safetensors").read_bytes() for folder in (run, tmp_path / "again"))
@@ -130,10 +130,10 @@ class Endless(gym.Env):
 
 
 def test_an_environment_without_an_end_needs_a_limit(tmp_path, capsys):
-    gym.register("tests/NoLimit-v0", Endless)  # type: ignore[arg-type]
+    gym.register("tests/WithoutEnd-v0", Endless)  # type: ignore[arg-type]
     try:
         policy = save_ppo(random_student(Endless.observation_space, Endless.action_space), tmp_path / "agent.zip")
-        evaluate = ["evaluate_policy", "--policy", str(policy), "--env", "tests/NoLimit-v0", "--episodes", "2", "--workers", "0"]
+        evaluate = ["evaluate_policy", "--policy", str(policy), "--env", "tests/WithoutEnd-v0", "--episodes", "2", "--workers", "0"]
         missing = refused(capsys, *evaluate)
         assert "cannot be made without its argument 'start': give --env-kwargs '{\"start\": \"...\"}'" in missing
         evaluate += ["--env-kwargs", "start:0.5"]
@@ -143,7 +143,7 @@ def test_an_environment_without_an_end_needs_a_limit(tmp_path, capsys):
             options = [command, "--teacher", str(policy), *evaluate[3:5], *evaluate[7:], "--max-episode-steps", "7"]
             assert "no time limit" not in refused(capsys, *options) if command == "distill_policy" else printed(capsys, *options)
     finally:
-        del gym.registry["tests/NoLimit-v0"]
+        del gym.registry["tests/WithoutEnd-v0"]
 
 
 def test_arguments_that_an_environment_does_not_take_are_named(paths, capsys):

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from policy_distill.certify import files_of_teacher
 from policy_distill.config import RequestError
+from policy_distill.environments import EnvironmentSpec
+from policy_distill.known_returns import known_returns
 from policy_distill.teachers import Teacher
 from tests.teachers import extractors
 from tests.teachers.conftest import THREE, build
@@ -106,6 +109,34 @@ def test_a_process_of_its_own_runs_the_file_for_its_classes(path, tmp_path):
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=SOURCE.parents[2])
     assert np.array_equal(np.load(tmp_path / "acted.npy"), teacher.act(OBSERVATIONS))
+
+
+def test_agents_share_the_classes_of_one_file_and_not_those_of_another_of_its_name(save, tmp_path):
+    source = (
+        "import torch\n\n\nclass Mine(torch.nn.Module):\n    def __init__(self, space):\n        super().__init__()\n\n"
+        "    def forward(self, x):\n        return x / {}\n"
+    )
+    sources = []
+    for factor in (10, 2):
+        (tmp_path / str(factor)).mkdir()
+        sources.append(tmp_path / str(factor) / "networks.py")
+        sources[-1].write_text(source.format(factor))
+    path = save(agent(name="Tenth"))
+    teachers = [Teacher.load(path, extractor=f"{source}:Mine") for source in (*sources, sources[0])]
+    acted = [pickle.loads(pickle.dumps(teacher)).targets(torch.tensor(OBSERVATIONS)).parameters["logits"] for teacher in teachers]
+    assert torch.equal(acted[0], acted[2])
+    assert not torch.equal(acted[0], acted[1])
+
+
+def test_the_source_decides_how_the_agent_acts(path, tmp_path):
+    source = tmp_path / "networks.py"
+    source.write_text(SOURCE.read_text())
+    teacher = Teacher.load(path, extractor=f"{source}:Layers")
+    assert set(teacher.files) == {Path(path), source}
+    before = files_of_teacher(teacher, str(path))["sha256"]
+    source.write_text(SOURCE.read_text() + "# changed\n")
+    assert [name for name, digest in files_of_teacher(teacher, str(path))["sha256"].items() if before[name] != digest] == ["networks.py"]
+    assert "teacher" not in known_returns(teacher, EnvironmentSpec("CartPole-v1"))
 
 
 def test_its_layers_are_recorded_as_others_are(path):

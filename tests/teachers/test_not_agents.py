@@ -12,6 +12,7 @@ import torch
 
 from policy_distill.config import RequestError
 from policy_distill.teachers import Teacher
+from policy_distill.teachers.not_agents import holds_agent
 from tests.teachers.conftest import build
 
 
@@ -78,3 +79,14 @@ def test_a_folder_without_agents_names_those_below_it(save, tmp_path):
     save(build("PPO")).rename(tmp_path / "runs" / "one" / "agent.zip")
     with pytest.raises(RequestError, match=r"without an agent's \.zip \(agents in it: one/agent\.zip\)"):
         Teacher.load(tmp_path / "runs")
+
+
+def test_a_zip_with_an_endless_directory_is_passed_over(tmp_path, monkeypatch):
+    """An agent beside it is found; the directory of the other one is not read into memory."""
+    monkeypatch.setattr("policy_distill.untrusted._Zip.limit", 1000)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as other:
+        for index in range(100):
+            other.writestr(f"member {index}", b"")
+    assert not holds_agent(tmp_path / "other.zip")
+    build("PPO").save(tmp_path / "agent.zip")
+    assert holds_agent(tmp_path / "agent.zip")
