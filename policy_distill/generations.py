@@ -18,6 +18,7 @@ from torch import Tensor
 
 from policy_distill.actions import ActionTargets, Deterministic, DiagGaussian, Parameters
 from policy_distill.dataset import Dataset
+from policy_distill.figures import return_text
 from policy_distill.imitation import new_trainer
 from policy_distill.mixtures import mix_parameters, weighted_mean
 from policy_distill.objective import Objective
@@ -57,7 +58,7 @@ class Generation:
         """One line for a person who watches."""
         verdict = "kept" if self.kept else "refused"
         return (
-            f"generation {self.generation}  return {self.validation_return_mean:.1f}  retention {self.validation_retention:.3f}  "
+            f"generation {self.generation}  return {return_text(self.validation_return_mean)}  retention {self.validation_retention:.3f}  "
             f"{self.paired_difference:+.2f} a pair against the last: {verdict}"
         )
 

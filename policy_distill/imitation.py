@@ -14,6 +14,7 @@ from policy_distill.collect import Exploration, label_states
 from policy_distill.config import DistillConfig
 from policy_distill.dataset import Dataset
 from policy_distill.evaluate import Episodes, evaluation_seeds
+from policy_distill.figures import return_text
 from policy_distill.job import Job
 from policy_distill.rounds import Round, reports_to, track_round, track_validation
 from policy_distill.run import Kept, Run, as_finalist, kept_enough
@@ -128,7 +129,7 @@ def imitate(run: Run) -> Imitation:
             driver = note_validation(answers)
         else:
             run.teacher_returns, run.random_returns = answers[0].returns, answers[1].returns
-            display.note(f"teacher {run.teacher_returns.mean():.1f}, random policy {run.random_returns.mean():.1f}")
+            display.note(f"teacher {return_text(run.teacher_returns.mean())}, random policy {return_text(run.random_returns.mean())}")
         members = trained
         candidates += trained
         run.env_steps, run.gradient_steps = len(dataset) - job.num_extra_states, trainer.gradient_steps

@@ -16,6 +16,7 @@ from policy_distill.config import EnvironmentOptions, Reading, RequestError
 from policy_distill.environment_choice import choose_environment, fill_stack
 from policy_distill.environments import EnvironmentSpec, check_fits
 from policy_distill.evaluate import Episodes, evaluation_seeds
+from policy_distill.figures import spread_text
 from policy_distill.job import one_torch_thread, writable_folder
 from policy_distill.probe import Probe, probe
 from policy_distill.processes import call_apart
@@ -320,4 +321,4 @@ def _noted_teacher(path: str) -> dict[str, Any]:
 
 
 def _mean_and_std(episodes: Episodes) -> str:
-    return f"{episodes.returns.mean():.1f} ± {episodes.returns.std(ddof=1):.1f}"
+    return spread_text(episodes.returns.mean(), episodes.returns.std(ddof=1))

@@ -13,6 +13,7 @@ from torch import nn
 
 from policy_distill.evaluate import Episodes
 from policy_distill.export.sb3 import why_not_ppo
+from policy_distill.figures import return_text
 from policy_distill.rounds import track_validation
 from policy_distill.run import Kept, Run, as_finalist, kept_enough
 from policy_distill.seeds import derived_seed
@@ -45,8 +46,8 @@ class PolishRecord:
         """One line for a person who watches."""
         train = self.metrics.get("train_return_mean", float("nan"))
         return (
-            f"polish    {self.env_steps:>7,} steps  sampled return {train:.1f}  return {self.validation_return_mean:.1f}  "
-            f"retention {self.validation_retention:.3f}"
+            f"polish    {self.env_steps:>7,} steps  sampled return {return_text(train)}  "
+            f"return {return_text(self.validation_return_mean)}  retention {self.validation_retention:.3f}"
         )
 
 

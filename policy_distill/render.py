@@ -16,6 +16,7 @@ from policy_distill.border import not_finite, own_random_state
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec, make
 from policy_distill.evaluate import Policy
+from policy_distill.figures import return_text
 from policy_distill.files import write_atomically
 
 BANNER = 22
@@ -127,7 +128,7 @@ def _captioned(one: Film, step: int, width: int) -> Image.Image:
     framed = Image.new("RGB", (width, picture.height + BANNER), GROUND)
     framed.paste(picture, (0, BANNER))
     over = "  over" if step == len(one.rewards) else ""
-    line = f"{one.name}   return {one.rewards[:step].sum():.1f}   step {step}{over}"
+    line = f"{one.name}   return {return_text(one.rewards[:step].sum())}   step {step}{over}"
     ImageDraw.Draw(framed).text((6, 4), line, INK, ImageFont.load_default(12))
     return framed
 

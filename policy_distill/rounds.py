@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policy_distill.figures import return_text
 from policy_distill.progress import Display
 from policy_distill.tracking import Tracker
 from policy_distill.train import TrainingReport
@@ -58,7 +59,7 @@ class Round:
         name, loss = next(iter(self.train.items()))
         return (
             f"round {self.round + 1:>2}  {self.env_steps:>7,} steps  {name.removesuffix('_nats')} {loss:.3g}  "
-            f"return {self.validation_return_mean:.1f}  retention {self.validation_retention:.3f}"
+            f"return {return_text(self.validation_return_mean)}  retention {self.validation_retention:.3f}"
         )
 
 

@@ -19,6 +19,7 @@ from policy_distill.certify import sha256
 from policy_distill.completed import read_completed, write_completed
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.distill import distill
+from policy_distill.figures import return_text
 from policy_distill.files import write_atomically
 from policy_distill.progress import Display
 from policy_distill.report import AGGREGATE_COLUMNS, AGGREGATE_NOTE, aggregate_rows, write_suite_report
@@ -177,8 +178,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], aggregates: Mapping[str, Mapping
         kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         lines.append(
             f"| {plain(row['teacher'])} | {plain(row['env'])} | {row['params']:,} | {row['student']} "
-            f"| {row['compression'] or math.nan:.1f}x | {row['teacher_return']:.1f} | {row['student_return']:.1f} | {kept} "
-            f"| {row['seconds']:.0f} |"
+            f"| {row['compression'] or math.nan:.1f}x | {return_text(row['teacher_return'])} | {return_text(row['student_return'])} "
+            f"| {kept} | {row['seconds']:.0f} |"
         )
     if aggregates:
         lines += [

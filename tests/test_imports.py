@@ -73,7 +73,7 @@ TIERS = [
     },
     {"untrusted", "terminal"},
     {"config"},
-    {"printable"},
+    {"printable", "figures"},
 ]
 KNOWS_SB3 = tuple(f"policy_distill.{name}" for name in ("teachers", "export.sb3", "kickstart", "ppo", "stepping", "benchmark"))
 

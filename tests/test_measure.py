@@ -74,7 +74,7 @@ def test_the_rows_and_the_data_have_the_same_figures(run, expert):
     found = measured(run.folder, teacher=expert, confidence=0.9)
     rows, data = dict(found.rows()), found.summary()
     returns = run.student_episodes.returns
-    assert rows["return"] == f"{returns.mean():.1f} ± {returns.std(ddof=1):.1f}"
+    assert rows["return"] == f"{returns.mean():.2f} ± {returns.std(ddof=1):.2f}"
     assert rows["policy"] == f"{run.folder}, 27 parameters"
     assert rows["retention [90% interval]"].startswith(f"{run.retention.estimate:.3f} [")
     assert rows["episodes"] == "12"

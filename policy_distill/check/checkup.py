@@ -19,6 +19,7 @@ from policy_distill.check.returns import against_claim, against_drawn, against_t
 from policy_distill.check.versions import look_elsewhere
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import SIDE_BY_SIDE, Episodes, evaluate, evaluation_seeds
+from policy_distill.figures import return_text
 from policy_distill.processes import call_apart
 from policy_distill.sampling import DrawingEpisode
 from policy_distill.teachers import Teacher
@@ -67,7 +68,7 @@ class Checkup:
         if abs(mean - self.claim.mean) <= 3 * spread + 1e-9:
             return f"agrees with {self.claim.source} within noise"
         word = "below" if mean < self.claim.mean else "above"
-        return f"{word} what {self.claim.source} says by {abs(mean - self.claim.mean):.1f}, which is more than noise"
+        return f"{word} what {self.claim.source} says by {return_text(abs(mean - self.claim.mean))}, which is more than noise"
 
     def summary(self) -> dict[str, Any]:
         """Findings and what they rest on, as data."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from policy_distill.config import RequestError
+from policy_distill.figures import spread_text
 from policy_distill.teachers.training_record import TrainingRecord
 from policy_distill.untrusted import parse_json_object, read_bytes, read_npz, refuse_damage
 
@@ -39,7 +40,7 @@ class Claim:
 
     def text(self) -> str:
         """For a person: the figures and where they stand."""
-        return f"{self.mean:.1f} ± {self.std:.1f} ({self.source})"
+        return f"{spread_text(self.mean, self.std)} ({self.source})"
 
 
 def find_claim(zip_path: Path) -> Claim | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from policy_distill.check.claims import Claim
 from policy_distill.check.findings import Finding
+from policy_distill.figures import return_text
 from policy_distill.statistics import shows_positive_mean
 
 SETTLING_EPISODES = 200
@@ -35,7 +36,7 @@ class Standing:
 
     def finding(self) -> Finding | None:
         """Of a teacher that was not shown to be better."""
-        figures = f"{self.own.mean():.1f} against {self.random.mean():.1f} over {len(self.own)} episodes"
+        figures = f"{return_text(self.own.mean())} against {return_text(self.random.mean())} over {len(self.own)} episodes"
         if self.word == "no better":
             mend = "look for another environment version, missing normalisation or wrappers; else it is untrained"
             return Finding("stop", "no_better_than_random", f"the agent earns no more here than a random policy, {figures}", mend)
@@ -74,7 +75,7 @@ def against_claim(own: np.ndarray, claim: Claim | None) -> Finding | None:
     lost = claim.mean - own.mean()
     if lost <= 3 * np.hypot(error, claim.error) + 1e-9:
         return None
-    what = f"the agent earns {own.mean():.1f} here, {lost:.1f} less than {claim.source} says"
+    what = f"the agent earns {return_text(own.mean())} here, {return_text(lost)} less than {claim.source} says"
     mend = "look for another environment version (--env), missing normalisation or wrappers"
     return Finding("warn", "return_below_claim", what, mend)
 
@@ -95,7 +96,9 @@ def against_training(
     missing = random.mean() + FAR_BELOW * (trained.mean - random.mean()) - own
     if not shows_positive_mean(missing, 0.999):
         return None
-    what = f"the agent earns {own.mean():.1f} here, but {trained.mean:.1f} in its last {trained.episodes} training episodes"
+    what = (
+        f"the agent earns {return_text(own.mean())} here, but {return_text(trained.mean)} in its last {trained.episodes} training episodes"
+    )
     if not returns_are_raw:
         what += " (in normalised rewards, if VecMonitor stood outside VecNormalize, and then the two are not comparable)"
     if normalization_missing:
@@ -110,7 +113,7 @@ def against_drawn(own: np.ndarray, drawn: np.ndarray, random: np.ndarray) -> Fin
     gain = drawn - own
     if not shows_positive_mean(gain, 0.99) or gain.mean() < 0.05 * abs(drawn.mean() - random.mean()):
         return None
-    what = f"the agent earns {own.mean():.1f} with its best actions, but {drawn.mean():.1f} when it draws them"
+    what = f"the agent earns {return_text(own.mean())} with its best actions, but {return_text(drawn.mean())} when it draws them"
     mend = "a student takes the best action and inherits the loss; train the agent until its best actions are as good"
     return Finding("warn", "best_action_worse", what, mend)
 
@@ -125,12 +128,15 @@ def against_idle(own: np.ndarray, idle: np.ndarray, random: np.ndarray) -> Findi
     """
     apart = 0.1 * abs(idle.mean() - random.mean())
     little = min(0.1 * float(idle.std()), apart)
-    what = f"the agent hardly reacts to what it sees and earns {own.mean():.1f} here, {idle.mean():.1f} is what doing nothing earns"
+    what = (
+        f"the agent hardly reacts to what it sees and earns {return_text(own.mean())} here, "
+        f"{return_text(idle.mean())} is what doing nothing earns"
+    )
     mend = "look whether it was trained, and for missing normalisation"
     if not shows_positive_mean(own - idle - little, 0.975):
         return Finding("stop", "no_better_than_idle", what, mend)
     if not shows_positive_mean(own - idle - apart, 0.975):
-        return Finding("warn", "hardly_better_than_idle", f"{what}, {random.mean():.1f} what acting at random earns", mend)
+        return Finding("warn", "hardly_better_than_idle", f"{what}, {return_text(random.mean())} what acting at random earns", mend)
     return None
 
 

@@ -14,6 +14,7 @@ from policy_distill.check.findings import Finding
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec, check_fits
 from policy_distill.evaluate import evaluate
+from policy_distill.figures import return_text
 from policy_distill.statistics import shows_positive_mean
 from policy_distill.teachers import Teacher
 
@@ -65,5 +66,5 @@ def look_elsewhere(teacher: Teacher, spec: EnvironmentSpec, own: np.ndarray, cla
     count = min(len(returns), len(own))
     if not shows_positive_mean(returns[:count] - own[:count], 0.95):
         return None
-    what = f"in {other.id} the agent earns {returns.mean():.1f} over {len(returns)} episodes, nearer to what {claim.source} says"
+    what = f"in {other.id} the agent earns {return_text(returns.mean())} over {len(returns)} episodes, nearer to what {claim.source} says"
     return Finding("warn", "other_version_fits_better", what, f"give --env {other.id}")

@@ -12,6 +12,7 @@ from rich.table import Table
 from policy_distill.commands.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish, mean_and_std, plain
 from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
+from policy_distill.figures import return_text
 from policy_distill.progress import Display
 from policy_distill.terminal import Terminal
 
@@ -120,7 +121,7 @@ def show(found: Disagreements, worst: int) -> None:
     for index in found.worst_episodes()[:worst]:
         figures = (found.teacher_returns[index], found.student_returns[index], found.losses[index])
         steps = (found.first_steps[index], found.parting_steps[index])
-        texts = [f"{figure:.1f}" for figure in figures] + [f"{found.student_lengths[index]}"] + [_step(step) for step in steps]
+        texts = [return_text(figure) for figure in figures] + [f"{found.student_lengths[index]}"] + [_step(step) for step in steps]
         episodes.add_row(str(found.episode_seeds[index]), *texts)
     states = _table("seed", "step", "cost", "teacher does", "student does")
     for row in range(min(worst, len(found.costs))):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from policy_distill.figures import return_text, spread_text
 from policy_distill.terminal import Terminal
 
 DONE = 0
@@ -58,4 +59,4 @@ def mean_and_std(returns: np.ndarray) -> str:
     """``281.8 ± 21.5``, as far as there are episodes enough."""
     if not len(returns):
         return "not measured"
-    return f"{returns.mean():.1f} ± {returns.std(ddof=1):.1f}" if len(returns) > 1 else f"{returns.mean():.1f}"
+    return spread_text(returns.mean(), returns.std(ddof=1)) if len(returns) > 1 else return_text(returns.mean())

@@ -11,6 +11,7 @@ from typing import Any
 from policy_distill.commands.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import EnvironmentOptions, RequestError
+from policy_distill.figures import return_text
 from policy_distill.progress import Display
 
 
@@ -71,6 +72,6 @@ def render_policy(arguments: Sequence[str]) -> int:
         "returns": {one.name: float(one.rewards.sum()) for one in films},
         "steps": {one.name: len(one.rewards) for one in films},
     }
-    rows = [(f"{one.name}'s return", f"{one.rewards.sum():.1f} in {len(one.rewards)} steps") for one in films]
+    rows = [(f"{one.name}'s return", f"{return_text(one.rewards.sum())} in {len(one.rewards)} steps") for one in films]
     finish(options.json, summary, [*rows, ("pictures", f"{len(pictures)}, {output.stat().st_size / 1e6:.1f} MB")], str(output))
     return DONE

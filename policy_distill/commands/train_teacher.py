@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from policy_distill.commands.parser import Parser
 from policy_distill.commands.printing import DONE, finish, plain
+from policy_distill.figures import spread_text
 from policy_distill.progress import Display
 
 
@@ -21,7 +22,7 @@ def train_teacher(arguments: Sequence[str]) -> int:
     trained = train_teacher(parser.config(options, TrainTeacherConfig), Display(quiet=options.json).note)
     rows = [
         ("agent", str(trained.path)),
-        ("return", f"{trained.mean:.1f} ± {trained.std:.1f} over {trained.episodes} episodes"),
+        ("return", f"{spread_text(trained.mean, trained.std)} over {trained.episodes} episodes"),
         ("environment steps", f"{trained.steps:,}"),
     ]
     finish(options.json, {name: plain(value) for name, value in dataclasses.asdict(trained).items()}, rows, str(trained.path))

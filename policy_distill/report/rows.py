@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from policy_distill.environments import EnvironmentSpec
+from policy_distill.figures import spread_text
 from policy_distill.printable import one_line
 
 RETENTION = "Retention is (student - random) / (teacher - random) of the mean returns."
@@ -55,7 +56,7 @@ def certificate_text(found: Mapping[str, Any]) -> str:
 
 def mean_and_std(figures: Mapping[str, Any]) -> str:
     """``282.1 ± 21.6``: mean and standard deviation of the returns."""
-    return f"{figures['return_mean']:.1f} ± {figures['return_std']:.1f}"
+    return spread_text(figures["return_mean"], figures["return_std"])
 
 
 def times(compression: float | None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from policy_distill.figures import return_text
 from policy_distill.report import page, plots
 from policy_distill.report.candidates import STAGES, Candidate, candidates
 from policy_distill.report.drawing import to_svg
@@ -105,7 +106,7 @@ def _returns(summary: Mapping[str, Any]) -> str:
     rows = []
     for name, label in {"teacher": "teacher", "student": "student", "random": "random policy"}.items():
         figures = min(returns[name]), median(returns[name]), max(returns[name])
-        rows.append((label, *(f"{figure:.1f}" for figure in figures), mean_and_std(summary[name])))
+        rows.append((label, *(return_text(figure) for figure in figures), mean_and_std(summary[name])))
     return page.section(
         "Return",
         page.paragraph(
@@ -213,7 +214,7 @@ def _disagreements(found: Mapping[str, Any] | None) -> str:
     lost = sorted(found["episodes"], key=lambda episode: episode["student_return"] - episode["teacher_return"])
     episodes = [
         (
-            f"{episode['seed']}", f"{episode['teacher_return']:.1f}", f"{episode['student_return']:.1f}",
+            f"{episode['seed']}", return_text(episode["teacher_return"]), return_text(episode["student_return"]),
             _step(episode["first_step"]), _step(episode["parting_step"]),
         )
         for episode in lost[:WORST]

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from policy_distill.config import RequestError
+from policy_distill.figures import return_text
 from policy_distill.files import write_atomically
 from policy_distill.report import page, plots
 from policy_distill.report.drawing import to_svg
@@ -124,8 +125,8 @@ def _table(done: Sequence[Mapping[str, Any]], folder: Path) -> str:
                 times(row["compression"]),
                 row["student"],
                 f"{row['params']:,}" if row["params"] else "unknown",
-                f"{row['teacher_return']:.1f}",
-                f"{row['student_return']:.1f}",
+                return_text(row["teacher_return"]),
+                return_text(row["student_return"]),
                 f"{row['seconds']:.0f}",
                 row["env"],
             )

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from policy_distill.environments import EnvironmentSpec, registered
+from policy_distill.figures import spread_text
 
 SCHEDULES = ("clip_range", "clip_range_vf", "learning_rate")
 """Hyper-parameters that may fall over the training: saved as their first value, since a schedule is code."""
@@ -102,7 +103,7 @@ def write_card(folder: Path, card: Mapping[str, Any], package: str) -> None:
 
 | | |
 |---|---|
-| return | {card["return_mean"]:.1f} ± {card["return_std"]:.1f} (mean and standard deviation) |
+| return | {spread_text(card["return_mean"], card["return_std"])} (mean and standard deviation) |
 | measured on | {card["episodes"]} deterministic episodes, seeds {card["first_seed"]} to {last_seed}, none of them used in training |
 | trained for | {card["env_steps"]:,} environment steps; kept is step {card["kept_at_env_step"]:,}, the best on validation seeds |
 | versions | {", ".join(f"{name} {version}" for name, version in versions.items())} |

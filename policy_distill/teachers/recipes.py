@@ -22,6 +22,7 @@ from policy_distill import environments
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Arguments, WrapperRequest
 from policy_distill.environments import EnvironmentSpec
+from policy_distill.figures import return_text, spread_text
 from policy_distill.teachers.publish import SCHEDULES, next_folder, write_agent, write_card
 
 ALGORITHMS = {
@@ -268,7 +269,7 @@ def _keep_best(config: TrainTeacherConfig, spec: EnvironmentSpec, run_folder: Pa
                 self.model.save(run_folder / "best.zip")
                 if statistics is not None:
                     statistics.save(str(run_folder / "best.pkl"))
-            note(f"{self.num_timesteps:,} of {n_timesteps:,} steps: return {mean:.1f} ± {std:.1f}, best {self.best_mean:.1f}")
+            note(f"{self.num_timesteps:,} of {n_timesteps:,} steps: return {spread_text(mean, std)}, best {return_text(self.best_mean)}")
 
     return KeepBest()
 

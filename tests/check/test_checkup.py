@@ -54,8 +54,8 @@ def test_chance_is_beaten_by_more_than_two_standard_errors(own, random, beats):
         # here 10 with a standard error of 1, claimed with 4 / sqrt(16) = 1: noise reaches to 3 * sqrt(2) = 4.24
         (14.2, "agrees with card.json within noise"),
         (5.8, "agrees with card.json within noise"),
-        (14.3, "below what card.json says by 4.3, which is more than noise"),
-        (5.7, "above what card.json says by 4.3, which is more than noise"),
+        (14.3, "below what card.json says by 4.30, which is more than noise"),
+        (5.7, "above what card.json says by 4.30, which is more than noise"),
     ],
 )
 def test_a_claim_is_compared_within_three_standard_errors(claimed, verdict):

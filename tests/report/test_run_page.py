@@ -73,8 +73,8 @@ def test_the_returns_of_each():
     rows = cells(section(page_of(), "Return"))
     assert rows[1:] == [
         ["teacher", "500.0", "500.0", "500.0", "500.0 ± 0.0"],
-        ["student", "9.0", "490.0", "501.0", "490.0 ± 12.4"],
-        ["random policy", "9.0", "22.0", "35.0", "22.0 ± 11.0"],
+        ["student", "9.00", "490.0", "501.0", "490.0 ± 12.4"],
+        ["random policy", "9.00", "22.0", "35.0", "22.0 ± 11.0"],
     ]
 
 

@@ -14,6 +14,7 @@ import yaml
 from policy_distill import environments
 from policy_distill.config import RequestError
 from policy_distill.environments import EnvironmentSpec
+from policy_distill.figures import spread_text
 from policy_distill.teachers import Teacher, recipes
 from policy_distill.teachers.archive import read_archive
 from policy_distill.teachers.recipes import ALGORITHMS, TrainTeacherConfig, evaluate_model, read_recipe, train_teacher
@@ -84,7 +85,7 @@ def test_the_card_says_what_the_agent_earns(trained):
     assert 0 < card["kept_at_env_step"] <= 200
     assert {"python", "torch", "stable_baselines3"} <= set(card["versions"])
     readme = (agent.path / "README.md").read_text()
-    assert f"{agent.mean:.1f} ± {agent.std:.1f}" in readme
+    assert f"{spread_text(agent.mean, agent.std)}" in readme
     assert card["command"] in readme
 
 
