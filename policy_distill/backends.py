@@ -17,7 +17,8 @@ from gymnasium.vector import AutoresetMode
 
 from policy_distill.border import not_finite, seed_global_generators
 from policy_distill.config import EnvironmentFault, RequestError
-from policy_distill.environments import EnvironmentSpec, first_difference, make, registered
+from policy_distill.environments import EnvironmentSpec, make, registered
+from policy_distill.fitting import first_difference
 from policy_distill.quiet import quiet_known_warnings
 
 Backend: TypeAlias = Literal["gymnasium", "vector", "envpool"]

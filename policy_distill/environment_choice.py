@@ -13,7 +13,8 @@ import numpy as np
 
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments import EnvironmentSpec, first_difference, make, modernize, named, named_again
+from policy_distill.environments import EnvironmentSpec, make, modernize, named, named_again
+from policy_distill.fitting import first_difference
 from policy_distill.known_wrappers import PADDING, STACK, WRAPPERS, asked_name, check_wrappers, effective, wrap
 from policy_distill.quiet import quiet_known_warnings
 from policy_distill.spaces import observation_width

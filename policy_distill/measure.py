@@ -14,8 +14,9 @@ from policy_distill.action_units import suited
 from policy_distill.certify import Certified, certificate, files_of, play, write_certificate
 from policy_distill.config import EnvironmentOptions, Reading, RequestError
 from policy_distill.environment_choice import choose_environment, fill_stack
-from policy_distill.environments import EnvironmentSpec, check_fits
+from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import Episodes, evaluation_seeds
+from policy_distill.fitting import check_fits
 from policy_distill.job import one_torch_thread, writable_folder
 from policy_distill.probe import Probe, probe
 from policy_distill.processes import call_apart

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from policy_distill.actions import ActionTargets, DiagGaussian
+from policy_distill.autograd_gradients import LayerGradient
 from policy_distill.batches import Batches
 from policy_distill.config import LossConfig, MemberConfig, TrainConfig, TrainingFault
 from policy_distill.dataset import Dataset
-from policy_distill.gradients import Gradient, LayerGradient, gradient_of
+from policy_distill.gradients import Gradient, gradient_of
 from policy_distill.losses import bounded_error
 from policy_distill.objective import Objective
 from policy_distill.stack import StudentStack

@@ -16,8 +16,9 @@ from policy_distill import check
 from policy_distill.certify import FORMAT, ROLES, files_of, versions
 from policy_distill.config import Reading, RequestError
 from policy_distill.config.environment import Wrapper
-from policy_distill.environments import EnvironmentSpec, check_fits, named_again
+from policy_distill.environments import EnvironmentSpec, named_again
 from policy_distill.evaluate import evaluation_seeds
+from policy_distill.fitting import check_fits
 from policy_distill.job import one_torch_thread
 from policy_distill.known_wrappers import trusting
 from policy_distill.measure import AS_FOUND, agents_among, load_policy

@@ -525,7 +525,7 @@ def test_training_that_diverges_stops_and_names_loss_and_setting():
     )
     with pytest.raises(
         TrainingFault,
-        match=r"diverged: the loss action_error became (nan|inf) in gradient steps 0 to 40; lower train\.learning_rate .*1e\+30",
+        match=r"diverged: the loss action_error became (nan|inf) in gradient steps 0 to 32; lower train\.learning_rate .*1e\+30",
     ):
         trainer.run(dataset_of(BOX), 40)
 
