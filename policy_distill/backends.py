@@ -64,7 +64,7 @@ class Group(Protocol):
     first: np.ndarray
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        """Execute ``actions`` ``[N, ...]``; write what came of it into the other arrays, all ``[N]``.
+        """Execute ``actions`` ``[N, ...]``; write the results into the other arrays, all ``[N]``.
 
         Raises:
             EnvironmentFault: if an environment fails.
@@ -82,7 +82,7 @@ class Separate:
     Args:
         spec: the environment.
         indices: which of the run's environments these are.
-        num_envs: of the whole run; an environment's next episode has a number larger by so many.
+        num_envs: of the whole run; an environment's next episode has a number larger by this.
         seed: of the run.
     """
 

@@ -49,7 +49,7 @@ class EnvironmentSpec:
     wrappers: tuple[Wrapper, ...] = ()
     """Names and keyword arguments of the wrappers around it, innermost first: known ones, and ``module:Class`` where a user named it."""
     max_episode_steps: int | None = None
-    """After so many steps an episode is truncated. Left out: as the id is registered."""
+    """Steps after which an episode is truncated. Left out: as the id is registered."""
     extra: str | None = None
     """The extra of this package that installs what the environment needs (box2d, mujoco)."""
     imports: bool = field(default=False, compare=False, kw_only=True)
@@ -237,8 +237,8 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
             # Its wrapper that watches the order of calls costs a step of CartPole 7 %; here they are always in order.
             env = gym.make(known, disable_env_checker=True, **options, **spec.arguments)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        mend = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
-        raise RequestError(f"{spec.id} needs a package that is not installed: {mend}") from error
+        fix = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
+        raise RequestError(f"{spec.id} needs a package that is not installed: {fix}") from error
     except Exception as error:  # whatever its constructor raises
         text = " ".join(str(error).split()).partition(" was raised from the environment creator")[0]
         if isinstance(error, TypeError) and (
@@ -276,7 +276,7 @@ def time_limit(spec: EnvironmentSpec) -> int | None:
 
 
 def endless(spec: EnvironmentSpec, who: str, steps: int) -> tuple[str, str]:
-    """What is wrong with an environment in which an episode of ``who`` did not end in so many steps, and how to go on."""
+    """What is wrong with an environment in which an episode of ``who`` did not end in ``steps`` steps, and how to go on."""
     what = f"{spec.id} has no time limit, and an episode of {who} went on for {steps:,} steps without an end"
     return what, "give --max-episode-steps 1000, or how many the task takes"
 

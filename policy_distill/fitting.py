@@ -32,15 +32,15 @@ def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Sp
     """
     if difference := first_difference((observation_space, action_space), (env.observation_space, env.action_space)):
         role, mine, theirs = difference
-        mend = "name the environment it was trained in with --env"
+        fix = "name the environment it was trained in with --env"
         bounds = _rescaling_that_fits(action_space, env.action_space)
         fitting = wrapper_that_fits(observation_space, env.observation_space) if role == "observations" else None
         wrapper = ("RescaleAction", bounds) if role == "actions" and bounds else fitting
         if wrapper is not None:
             inner = [(name, kwargs) for name, kwargs in spec.wrappers if name not in (STACK, PADDING)]
             option = f"--frame-stack {wrapper[1]['n_stack']}" if wrapper[0] == STACK else wrapper_options([*inner, wrapper])
-            mend += f", or give {option} if it was trained with {wrapper[0]}"
-        raise RequestError(f"the agent's {role} are {mine}, those of {spec.id} are {theirs}; {mend}")
+            fix += f", or give {option} if it was trained with {wrapper[0]}"
+        raise RequestError(f"the agent's {role} are {mine}, those of {spec.id} are {theirs}; {fix}")
 
 
 def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[str, Any]] | None:

@@ -54,7 +54,7 @@ class Generation:
     validation_retention_standard_error: float = float("nan")
 
     def figures(self) -> str:
-        """One line for a person who watches."""
+        """One line for the display."""
         verdict = "kept" if self.kept else "refused"
         return (
             f"generation {self.generation}  return {self.validation_return_mean:.1f}  retention {self.validation_retention:.3f}  "

@@ -55,7 +55,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     """Check the whole request before any work is done.
 
     Raises:
-        RequestError: one line that says what is wrong and how to mend it.
+        RequestError: one line that says what is wrong and how to fix it.
     """
     if teacher is None:
         if not config.teacher:

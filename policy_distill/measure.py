@@ -112,7 +112,7 @@ def measure(
     Args:
         env: where it is measured, as ``choose_environment`` understands it; an id alone will do.
         reading, teacher_reading: how the files of policy and teacher are read.
-        skip_check: tell what would make the figure meaningless, and go on all the same.
+        skip_check: tell what would make the figure meaningless, and go on anyway.
         stochastic: the policy draws its actions from its own distribution; its teacher acts as always.
         step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
 

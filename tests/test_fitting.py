@@ -44,7 +44,7 @@ def test_check_matches_ignores_bounds_and_element_types_of_observations():
         ("Pendulum-v1", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,)), "[-1, 1], those of Pendulum-v1 are 1 numbers in [-2, 2]"),
     ],
 )
-def test_check_matches_names_both_and_the_mend(gym_id, observation_space, action_space, says):
+def test_check_matches_names_both_and_the_fix(gym_id, observation_space, action_space, says):
     spec = EnvironmentSpec(gym_id)
     with pytest.raises(RequestError) as refusal:
         check_matches(spec, make(spec), observation_space, action_space)

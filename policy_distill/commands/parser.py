@@ -198,7 +198,7 @@ def add_reading_arguments(parser: Parser, *, agent: str = "the agent", teacher: 
         "--trust", type=bool, default=False, help="let SB3 unpickle an agent that plain data do not describe; runs code from its file"
     )
     if skip:
-        parser.add_argument("--check.skip", type=bool, default=False, help="tell what would stop the command, and go on all the same")
+        parser.add_argument("--check.skip", type=bool, default=False, help="tell what would stop the command, and go on anyway")
 
 
 def reading_of(options: Namespace, prefix: str = "") -> Reading:
