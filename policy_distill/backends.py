@@ -223,7 +223,7 @@ def make_vector(spec: EnvironmentSpec, num_envs: int) -> Any:
         raise RequestError(f"{spec.id} is registered without one")
     options: dict[str, Any] = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
     with quiet_known_warnings():
-        return gym.make_vec(registered(spec.id), num_envs=num_envs, vectorization_mode="vector_entry_point", **options, **spec.arguments)
+        return gym.make_vec(registered(spec.id), num_envs=num_envs, vectorization_mode="vector_entry_point", **options, **spec.kwargs)
 
 
 def make_envpool(spec: EnvironmentSpec, seeds: list[int]) -> Any:

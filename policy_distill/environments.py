@@ -45,7 +45,7 @@ class EnvironmentSpec:
     id: str
     """Gymnasium id; ``module:id`` names the module that registers it, see ``imports``."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of ``gymnasium.make``."""
+    """Keyword arguments of ``gymnasium.make``; ``render_mode`` is left out."""
     wrappers: tuple[Wrapper, ...] = ()
     """Names and keyword arguments of the wrappers around it, innermost first: known ones, and ``module:Class`` where a user named it."""
     max_episode_steps: int | None = None
@@ -58,11 +58,8 @@ class EnvironmentSpec:
     def __post_init__(self) -> None:
         if not _is_shallow([self.kwargs, [kwargs for _, kwargs in self.wrappers]], DEEPEST):
             raise RequestError(f"the arguments of {self.id} are nested more than {DEEPEST} deep, which no environment takes")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """``kwargs`` without ``render_mode``: what an agent's files say must not open a window."""
-        return {name: value for name, value in self.kwargs.items() if name != "render_mode"}
+        if isinstance(self.kwargs, Mapping) and "render_mode" in self.kwargs:  # what an agent's files say must not open a window
+            object.__setattr__(self, "kwargs", {name: value for name, value in self.kwargs.items() if name != "render_mode"})
 
     def text(self) -> str:
         """What a person reads: ``Pendulum-v1 (g=5), TimeFeatureWrapper``."""
@@ -235,7 +232,7 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
     try:
         with quiet_known_warnings(), quiet_mujoco(extra == "mujoco"):
             # Its wrapper that watches the order of calls costs a step of CartPole 7 %; here they are always in order.
-            env = gym.make(known, disable_env_checker=True, **options, **spec.arguments)
+            env = gym.make(known, disable_env_checker=True, **options, **spec.kwargs)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         fix = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
         raise RequestError(f"{spec.id} needs a package that is not installed: {fix}") from error
@@ -246,8 +243,8 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
         ):
             example = json.dumps(dict.fromkeys(re.findall(r"'(\w+)'", missing[1]), "..."))
             raise RequestError(f"{spec.id} cannot be made without its argument {missing[1]}: give --env-kwargs '{example}'") from error
-        if isinstance(error, TypeError | AssertionError) and spec.arguments:
-            raise RequestError(f"{spec.id} does not take the arguments {spec.arguments} (see --env-kwargs): {text}") from error
+        if isinstance(error, TypeError | AssertionError) and spec.kwargs:
+            raise RequestError(f"{spec.id} does not take the arguments {spec.kwargs} (see --env-kwargs): {text}") from error
         raise RequestError(f"{spec.id} cannot be made: its constructor raised {type(error).__name__}: {text}") from error
     if entry_point.startswith("gymnasium.envs.box2d.bipedal_walker:"):
         env = FreshWorld(env)
