@@ -31,7 +31,6 @@ MAX_YAML_ALIASES = 20
 MAX_ELEMENTS = 1 << 20
 """Of a space, an observation as one vector, or a wrapper's output: larger ones are no policy's input."""
 MAX_DIMENSIONS = 32
-MAX_ZIP_BYTES = 4 << 30
 MAX_DIRECTORY_BYTES = 4 << 20
 """Of a zip's directory: 46 bytes and a name for each member."""
 
