@@ -34,7 +34,7 @@ Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
 """The parameters and actions of ``ActionTargets`` as arrays; the next question may overwrite them."""
 Label: TypeAlias = Callable[[np.ndarray], Labels]
 WHOLE_BLOCKS = 64
-"""Of so many elements: a multiple of what torch's loops compute at once, on every processor."""
+"""Elements: a multiple of what torch's loops compute at once, on every processor."""
 
 
 def labeller(teacher: Teacher, rows: int) -> Label:
@@ -62,8 +62,8 @@ def labeller(teacher: Teacher, rows: int) -> Label:
 def actor(policy: Any, rows: int) -> Function:
     """``policy.act`` for batches of exactly ``rows`` raw observations.
 
-    Anything but a teacher or a student is asked about one observation at a time: of code that is not known here nobody can say whether
-    its answer depends on what else is in the batch.
+    Anything but a teacher or a student is asked about one observation at a time: whether the answer of unknown code depends on
+    what else is in the batch cannot be known.
     """
     if isinstance(policy, Teacher) and policy.anchor.device.type == "cpu":
         return _teacher_actor(policy, rows)

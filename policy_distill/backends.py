@@ -17,7 +17,8 @@ from gymnasium.vector import AutoresetMode
 
 from policy_distill.border import not_finite, seed_global_generators
 from policy_distill.config import EnvironmentFault, RequestError
-from policy_distill.environments import EnvironmentSpec, first_difference, make, registered
+from policy_distill.environments import EnvironmentSpec, make, registered
+from policy_distill.fitting import first_difference
 from policy_distill.quiet import quiet_known_warnings
 
 Backend: TypeAlias = Literal["gymnasium", "vector", "envpool"]
@@ -63,7 +64,7 @@ class Group(Protocol):
     first: np.ndarray
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        """Execute ``actions`` ``[N, ...]``; write what came of it into the other arrays, all ``[N]``.
+        """Execute ``actions`` ``[N, ...]``; write the results into the other arrays, all ``[N]``.
 
         Raises:
             EnvironmentFault: if an environment fails.
@@ -81,7 +82,7 @@ class Separate:
     Args:
         spec: the environment.
         indices: which of the run's environments these are.
-        num_envs: of the whole run; an environment's next episode has a number larger by so many.
+        num_envs: of the whole run; an environment's next episode has a number larger by this.
         seed: of the run.
     """
 
@@ -222,7 +223,7 @@ def make_vector(spec: EnvironmentSpec, num_envs: int) -> Any:
         raise RequestError(f"{spec.id} is registered without one")
     options: dict[str, Any] = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
     with quiet_known_warnings():
-        return gym.make_vec(registered(spec.id), num_envs=num_envs, vectorization_mode="vector_entry_point", **options, **spec.arguments)
+        return gym.make_vec(registered(spec.id), num_envs=num_envs, vectorization_mode="vector_entry_point", **options, **spec.kwargs)
 
 
 def make_envpool(spec: EnvironmentSpec, seeds: list[int]) -> Any:

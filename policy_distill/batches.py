@@ -14,7 +14,7 @@ from policy_distill.spaces import encode_observations
 from policy_distill.stack import StudentStack
 
 CHUNK_STEPS, CHUNK_BYTES = 32, 2**22
-"""Batches that are drawn at once: so many at most, and of so many bytes, which the last-level cache holds."""
+"""Batches that are drawn at once at most, and their bytes, which the last-level cache holds."""
 LAYER_BYTES = 2**24
 """Of the teacher's layers among them: wide as they are, what ``CHUNK_BYTES`` holds of them would be one batch, and drawing it alone would
 take as long as they do."""
@@ -75,7 +75,7 @@ class Batches:
             after sample, and of one that relations alone read there are only the samples that they compare.
 
         Raises:
-            ValueError: if there is no room for so many.
+            ValueError: if there is not enough room.
         """
         if num_steps > self.chunk_steps:
             raise ValueError(f"{num_steps} steps do not fit: {self.chunk_steps} may be drawn at once")

@@ -212,7 +212,7 @@ def own_random_state() -> Iterator[None]:
 
 
 class _TakesLess(gym.Wrapper):
-    """Around an environment whose ``reset`` does not take both a seed and options: its own generator is seeded all the same."""
+    """Around an environment whose ``reset`` does not take both a seed and options: its own generator is seeded nevertheless."""
 
     def __init__(self, env: gym.Env, takes: frozenset[str]) -> None:
         super().__init__(env)

@@ -39,7 +39,7 @@ class Certified:
 
     Attributes:
         plan: what was fixed before the first episode.
-        decision: what came of it.
+        decision: its outcome.
         student, teacher, random: the episodes, on the same seeds.
     """
 

@@ -123,7 +123,7 @@ class Collector:
             student: acts where the teacher does not; None lets the teacher act always.
             teacher_action_prob: DAgger's beta, drawn anew for each step and environment.
             round_index: of the run; who acts is drawn from a stream of its own for each round and environment.
-            exploration: disturbs what is executed, whoever acts.
+            exploration: disturbs what is executed, by teacher and student.
 
         Returns:
             ``T * N`` rows, step after step; float64 observations are labelled as they are and kept as float32, unless the

@@ -171,10 +171,10 @@ def read_worst_states(path: str | Path, space: gym.Space, count: int) -> tuple[n
     Raises:
         RequestError: in one line, if it is not there, is damaged, holds no state, or states of another observation space.
     """
-    mend = "name the disagreements.npz that compare_policies writes"
+    fix = "name the disagreements.npz that compare_policies writes"
     if not os.path.isfile(path):
-        raise RequestError(f"there is no file {path}: {mend}")
-    with refuse_damage(path, f"{mend}, with fewer --episodes if it is too large"):
+        raise RequestError(f"there is no file {path}: {fix}")
+    with refuse_damage(path, f"{fix}, with fewer --episodes if it is too large"):
         found = Disagreements.load(path)
         states = worst_states(found, count)
     if not len(states):

@@ -13,7 +13,8 @@ import numpy as np
 
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments import EnvironmentSpec, first_difference, make, modernize, named, named_again
+from policy_distill.environments import EnvironmentSpec, make, modernize, named, named_again
+from policy_distill.fitting import first_difference
 from policy_distill.known_wrappers import PADDING, STACK, WRAPPERS, asked_name, check_wrappers, effective, wrap
 from policy_distill.quiet import quiet_known_warnings
 from policy_distill.spaces import observation_width
@@ -149,7 +150,7 @@ def _merged(saved: Sequence[Wrapper], own: tuple[Wrapper, ...] | None, frame_sta
 
 
 def _stack(saved: Sequence[Wrapper], frame_stack: int | None) -> tuple[Wrapper, ...]:
-    """The saved stack, or one of so many frames; of as many it is the saved one, with what fills it."""
+    """The saved stack, or one of ``frame_stack`` frames; if the saved one has as many, it is kept with its padding."""
     known = tuple(wrapper for wrapper in saved if wrapper[0] == STACK)
     if frame_stack is None or (len(known) == 1 and known[0][1].get("n_stack") == frame_stack):
         return known

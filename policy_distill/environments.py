@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from policy_distill.border import Border
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.known_wrappers import PADDING, STACK, asked_name, check_wrappers, effective, saved_name, trusting, wrap
+from policy_distill.known_wrappers import STACK, asked_name, check_wrappers, effective, saved_name, trusting, wrap
 from policy_distill.quiet import quiet_known_warnings, quiet_mujoco
 from policy_distill.untrusted import is_shallow, read_yaml, refuse_damage
 from policy_distill.wrappers import FreshWorld
@@ -46,11 +45,11 @@ class EnvironmentSpec:
     id: str
     """Gymnasium id; ``module:id`` names the module that registers it, see ``imports``."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of ``gymnasium.make``."""
+    """Keyword arguments of ``gymnasium.make``; ``render_mode`` is left out."""
     wrappers: tuple[Wrapper, ...] = ()
     """Names and keyword arguments of the wrappers around it, innermost first: known ones, and ``module:Class`` where a user named it."""
     max_episode_steps: int | None = None
-    """After so many steps an episode is truncated. Left out: as the id is registered."""
+    """Steps after which an episode is truncated. Left out: as the id is registered."""
     extra: str | None = None
     """The extra of this package that installs what the environment needs (box2d, mujoco)."""
     imports: bool = field(default=False, compare=False, kw_only=True)
@@ -59,11 +58,8 @@ class EnvironmentSpec:
     def __post_init__(self) -> None:
         if not is_shallow([self.kwargs, [kwargs for _, kwargs in self.wrappers]], DEEPEST):
             raise RequestError(f"the arguments of {self.id} are nested more than {DEEPEST} deep, which no environment takes")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """``kwargs`` without ``render_mode``: what an agent's files say must not open a window."""
-        return {name: value for name, value in self.kwargs.items() if name != "render_mode"}
+        if isinstance(self.kwargs, Mapping) and "render_mode" in self.kwargs:  # what an agent's files say must not open a window
+            object.__setattr__(self, "kwargs", {name: value for name, value in self.kwargs.items() if name != "render_mode"})
 
     def text(self) -> str:
         """What a person reads: ``Pendulum-v1 (g=5), TimeFeatureWrapper``."""
@@ -236,10 +232,10 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
     try:
         with quiet_known_warnings(), quiet_mujoco(extra == "mujoco"):
             # Its wrapper that watches the order of calls costs a step of CartPole 7 %; here they are always in order.
-            env = gym.make(known, disable_env_checker=True, **options, **spec.arguments)
+            env = gym.make(known, disable_env_checker=True, **options, **spec.kwargs)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        mend = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
-        raise RequestError(f"{spec.id} needs a package that is not installed: {mend}") from error
+        fix = f'pip install "policy-distill[{extra}]"' if extra else " ".join(str(error).split())
+        raise RequestError(f"{spec.id} needs a package that is not installed: {fix}") from error
     except Exception as error:  # whatever its constructor raises
         text = " ".join(str(error).split()).partition(" was raised from the environment creator")[0]
         if isinstance(error, TypeError) and (
@@ -247,8 +243,8 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
         ):
             example = json.dumps(dict.fromkeys(re.findall(r"'(\w+)'", missing[1]), "..."))
             raise RequestError(f"{spec.id} cannot be made without its argument {missing[1]}: give --env-kwargs '{example}'") from error
-        if isinstance(error, TypeError | AssertionError) and spec.arguments:
-            raise RequestError(f"{spec.id} does not take the arguments {spec.arguments} (see --env-kwargs): {text}") from error
+        if isinstance(error, TypeError | AssertionError) and spec.kwargs:
+            raise RequestError(f"{spec.id} does not take the arguments {spec.kwargs} (see --env-kwargs): {text}") from error
         raise RequestError(f"{spec.id} cannot be made: its constructor raised {type(error).__name__}: {text}") from error
     if entry_point.startswith("gymnasium.envs.box2d.bipedal_walker:"):
         env = FreshWorld(env)
@@ -277,75 +273,9 @@ def time_limit(spec: EnvironmentSpec) -> int | None:
 
 
 def endless(spec: EnvironmentSpec, who: str, steps: int) -> tuple[str, str]:
-    """What is wrong with an environment in which an episode of ``who`` did not end in so many steps, and how to go on."""
+    """What is wrong with an environment in which an episode of ``who`` did not end in ``steps`` steps, and how to go on."""
     what = f"{spec.id} has no time limit, and an episode of {who} went on for {steps:,} steps without an end"
     return what, "give --max-episode-steps 1000, or how many the task takes"
-
-
-def check_fits(spec: EnvironmentSpec, *spaces: tuple[gym.Space, gym.Space]) -> None:
-    """Make the environment once and refuse each pair of observation and action space that is not its own; see ``check_matches``."""
-    env = make(spec)
-    try:
-        for observation_space, action_space in spaces:
-            check_matches(spec, env, observation_space, action_space)
-    finally:
-        env.close()
-
-
-def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Space, action_space: gym.Space) -> None:
-    """Refuse an agent whose spaces are not the environment's. Element types, and bounds of observations, may differ.
-
-    Raises:
-        RequestError: in one line, naming both.
-    """
-    if difference := first_difference((observation_space, action_space), (env.observation_space, env.action_space)):
-        role, mine, theirs = difference
-        mend = "name the environment it was trained in with --env"
-        bounds = _rescaling_that_fits(action_space, env.action_space)
-        fitting = wrapper_that_fits(observation_space, env.observation_space) if role == "observations" else None
-        wrapper = ("RescaleAction", bounds) if role == "actions" and bounds else fitting
-        if wrapper is not None:
-            inner = [(name, kwargs) for name, kwargs in spec.wrappers if name not in (STACK, PADDING)]
-            option = f"--frame-stack {wrapper[1]['n_stack']}" if wrapper[0] == STACK else wrapper_options([*inner, wrapper])
-            mend += f", or give {option} if it was trained with {wrapper[0]}"
-        raise RequestError(f"the agent's {role} are {mine}, those of {spec.id} are {theirs}; {mend}")
-
-
-def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[str, Any]] | None:
-    """Name a wrapper, and its arguments, that makes of the observations ``theirs`` vectors as long as ``mine``; None if none would."""
-    if not isinstance(mine, gym.spaces.Box) or len(mine.shape) != 1:
-        return None
-    length, here = mine.shape[0], theirs.shape
-    if not isinstance(theirs, gym.spaces.Box) or here is None or len(here) != 1:
-        flat = theirs.is_np_flattenable and gym.spaces.flatdim(theirs) == length
-        return ("FlattenObservation", {}) if flat else None
-    if length == here[0] + 1:
-        return "TimeFeatureWrapper", {}
-    if here[0] and length % here[0] == 0 and length > here[0]:
-        return STACK, {"n_stack": length // here[0]}
-    return None
-
-
-def _rescaling_that_fits(mine: gym.Space, theirs: gym.Space) -> Mapping[str, Any] | None:
-    """The bounds of ``mine``, where they alone differ from those of ``theirs``, as RescaleAction takes them."""
-    if not (isinstance(mine, gym.spaces.Box) and isinstance(theirs, gym.spaces.Box) and mine.shape == theirs.shape):
-        return None
-    if not (mine.is_bounded() and theirs.is_bounded()):
-        return None
-    bounds = {"min_action": mine.low, "max_action": mine.high}
-    return {name: float(value.flat[0]) if (value == value.flat[0]).all() else value.tolist() for name, value in bounds.items()}
-
-
-def first_difference(mine: tuple[gym.Space, gym.Space], theirs: tuple[gym.Space, gym.Space]) -> tuple[str, str, str] | None:
-    """Compare two pairs of observation and action space: ``observations`` or ``actions`` and what they are here and there, in words.
-
-    Returns:
-        None if who acts in the one pair can act in the other. Element types, and bounds of observations, may differ.
-    """
-    for role, one, other in zip(("observations", "actions"), mine, theirs, strict=True):
-        if _kind(one, role) != _kind(other, role):
-            return role, _words(one, role), _words(other, role)
-    return None
 
 
 def _stand_in(old_id: str) -> Entry | None:
@@ -410,28 +340,3 @@ def _only_known_keys(where: str, data: Mapping[str, Any], known: list[str]) -> N
     unknown = [key for key in data if key not in known]
     if unknown:
         raise RequestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-
-
-def _kind(space: gym.Space, role: str) -> object:
-    """What must be the same for an agent to act."""
-    match space:
-        case gym.spaces.Box() if role == "actions":
-            low, high = (bound.astype(np.float64).round(4).tolist() for bound in (space.low, space.high))
-            return space.shape, low, high
-        case gym.spaces.Box():
-            return space.shape
-        case gym.spaces.Discrete():
-            return int(space.n), int(space.start)
-        case gym.spaces.MultiDiscrete():
-            return space.nvec.tolist(), np.asarray(space.start).tolist()
-    return str(space)
-
-
-def _words(space: gym.Space, role: str) -> str:
-    match space:
-        case gym.spaces.Box():
-            numbers = f"{'x'.join(map(str, space.shape))} numbers"
-            return numbers if role == "observations" else f"{numbers} in [{space.low.min():g}, {space.high.max():g}]"
-        case gym.spaces.Discrete():
-            return f"one of {space.n} choices"
-    return str(space)

@@ -16,7 +16,7 @@ from policy_distill.border import Finite, not_finite, own_random_state
 from policy_distill.environments import EnvironmentSpec, make, resolve
 
 SIDE_BY_SIDE = 16
-"""Episodes that run side by side where nobody says otherwise; results do not depend on it."""
+"""Episodes that run side by side by default; results do not depend on it."""
 
 _DRAWS = 64
 """Random actions that are drawn at once; another number would give other actions."""

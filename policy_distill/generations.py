@@ -55,7 +55,7 @@ class Generation:
     validation_retention_standard_error: float = float("nan")
 
     def figures(self) -> str:
-        """One line for a person who watches."""
+        """One line for the display."""
         verdict = "kept" if self.kept else "refused"
         return (
             f"generation {self.generation}  return {return_text(self.validation_return_mean)}  retention {self.validation_retention:.3f}  "

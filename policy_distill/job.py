@@ -17,9 +17,10 @@ from policy_distill.backends import Backend, choose_backend
 from policy_distill.config import CollectConfig, DistillConfig, LossConfig, Reading, RequestError, StudentConfig
 from policy_distill.disagreements import read_worst_states
 from policy_distill.environment_choice import environment_for
-from policy_distill.environments import EnvironmentSpec, check_fits
+from policy_distill.environments import EnvironmentSpec
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.files import write_atomically
+from policy_distill.fitting import check_fits
 from policy_distill.objective import OUTPUT, Objective
 from policy_distill.probe import probe
 from policy_distill.students import ACTIVATIONS, Architecture, hidden_sizes_for, layer_names
@@ -55,7 +56,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     """Check the whole request before any work is done.
 
     Raises:
-        RequestError: one line that says what is wrong and how to mend it.
+        RequestError: one line that says what is wrong and how to fix it.
     """
     if teacher is None:
         if not config.teacher:

@@ -88,7 +88,7 @@ class KnownReturns:
 
 
 def known_returns(teacher: Teacher, spec: EnvironmentSpec) -> dict[str, KnownReturns]:
-    """What is known of "teacher" and of "random" in an environment; whoever cannot be identified is left out."""
+    """What is known of "teacher" and of "random" in an environment; who cannot be identified is left out."""
     environment, base = _environment(spec), folder()
     if environment is None or base is None:
         return {}

@@ -14,9 +14,10 @@ from policy_distill.action_units import suited
 from policy_distill.certify import Certified, certificate, files_of, play, write_certificate
 from policy_distill.config import EnvironmentOptions, Reading, RequestError
 from policy_distill.environment_choice import choose_environment, fill_stack
-from policy_distill.environments import EnvironmentSpec, check_fits
+from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import Episodes, evaluation_seeds
 from policy_distill.figures import spread_text
+from policy_distill.fitting import check_fits
 from policy_distill.job import one_torch_thread, writable_folder
 from policy_distill.probe import Probe, probe
 from policy_distill.processes import call_apart
@@ -112,7 +113,7 @@ def measure(
     Args:
         env: where it is measured, as ``choose_environment`` understands it; an id alone will do.
         reading, teacher_reading: how the files of policy and teacher are read.
-        skip_check: tell what would make the figure meaningless, and go on all the same.
+        skip_check: tell what would make the figure meaningless, and go on anyway.
         stochastic: the policy draws its actions from its own distribution; its teacher acts as always.
         step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
 

@@ -43,7 +43,7 @@ class PolishRecord:
     finalist_episodes: int | None = None
 
     def figures(self) -> str:
-        """One line for a person who watches."""
+        """One line for the display."""
         train = self.metrics.get("train_return_mean", float("nan"))
         return (
             f"polish    {self.env_steps:>7,} steps  sampled return {return_text(train)}  "

@@ -80,7 +80,7 @@ class LeanPolicy(ActorCriticPolicy):
         return torch.cat([normalized, normalized.new_ones(len(normalized), 1)], dim=1)
 
     def rooms(self, batch_size: int) -> tuple[Activations, Activations]:
-        """The actor's and the critic's buffers for a pass over so many samples."""
+        """The actor's and the critic's buffers for a pass over this number of samples."""
         if batch_size not in self._rooms:
             self._rooms[batch_size] = self.actor.buffers(batch_size), self.critic.buffers(batch_size)
         return self._rooms[batch_size]

@@ -58,7 +58,7 @@ class Probe:
         """Raise ``RequestError`` where a certificate could not be repeated."""
         if self.ignores_seed:
             raise RequestError(
-                f"{self.name} does not follow its seed ({self.ignores_seed}), so that nobody could repeat a certificate's episodes; {FIX}"
+                f"{self.name} does not follow its seed ({self.ignores_seed}), so a certificate's episodes could not be repeated; {FIX}"
             )
 
 

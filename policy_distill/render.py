@@ -23,7 +23,7 @@ BANNER = 22
 """Height in pixels of the line above each picture."""
 INK, GROUND = (28, 35, 48), (244, 246, 249)
 LAST_SECONDS = 1.5
-"""So long the last picture stands before the film begins again."""
+"""Seconds that the last picture is shown before the film begins again."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Round:
         )
 
     def figures(self) -> str:
-        """One line for a person who watches."""
+        """One line for the display."""
         name, loss = next(iter(self.train.items()))
         return (
             f"round {self.round + 1:>2}  {self.env_steps:>7,} steps  {name.removesuffix('_nats')} {loss:.3g}  "

@@ -52,7 +52,7 @@ class Kept:
     Attributes:
         student: itself.
         returns: ``[E]`` on all validation seeds.
-        origin: where it comes from, for a person: ``round 7``, ``polish, 102,400 steps``.
+        origin: where it comes from, in words: ``round 7``, ``polish, 102,400 steps``.
     """
 
     student: Student
@@ -65,7 +65,7 @@ class Run:
 
     Args:
         job, rollouts, tracker, display: what the stages work with.
-        known: where returns of "teacher" and "random" are kept from job to job; whoever is left out plays each time.
+        known: where returns of "teacher" and "random" are kept from job to job; who is left out plays each time.
 
     Attributes:
         teacher_returns, random_returns: ``[E]`` on all validation seeds: those of every round first, then those of the finalists.
@@ -132,7 +132,7 @@ class Run:
         return [answer() for answer in [self.begin_validation(student) for student in students]]
 
     def play_on(self, kept: Kept, episodes: int) -> Kept:
-        """Measure a student that has played all validation seeds, and with it teacher and random policy, on so many more of them."""
+        """Measure a student that has played all validation seeds, and with it teacher and random policy, on this many more of them."""
         known = len(self.seeds)
         self.seeds = evaluation_seeds("validation", known + episodes)
         waiting = [self.begin(who, self.seeds[known:]) for who in ("teacher", "random", kept.student)]

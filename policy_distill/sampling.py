@@ -1,4 +1,4 @@
-"""A policy that draws its actions from its own distribution, the same ones in the same episode whoever plays beside it."""
+"""A policy that draws its actions from its own distribution, the same ones in the same episode whatever is played beside it."""
 
 from __future__ import annotations
 

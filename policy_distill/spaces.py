@@ -14,7 +14,7 @@ from torch import Tensor
 from policy_distill.untrusted import MAX_ELEMENTS, element_count, number_type
 
 FAR_FROM_ZERO = 1e4
-"""Observations that lie further from 0 than so many standard deviations lose a thousandth of one when they are rounded to float32."""
+"""Standard deviations from 0 beyond which rounding an observation to float32 loses a thousandth of a standard deviation."""
 
 
 def observation_width(space: gym.Space) -> int:

@@ -204,7 +204,7 @@ class _Group:
         family, num_steps, count = student.family, len(self._rewards), len(self._envs)
         outputs, std = outputs_of(student, count), student.log_std.exp().numpy()
         executable = _executable(self._envs[0].action_space, family)
-        # An environment has the same draws whoever shares its process.
+        # An environment's draws do not depend on what shares its process.
         noise = np.stack([noise_of(family, stream, num_steps) for stream in self._streams], axis=1)
         all_finite = Finite(self._observations[0])
         for step in range(num_steps):

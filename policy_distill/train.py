@@ -169,7 +169,7 @@ class Trainer:
         """Adam (Kingma & Ba 2015, algorithm 1) on the flat tensors, then the moving average.
 
         Args:
-            divisor: the stack's gradient is so many times that of the loss, in each step of this trainer's. Adam's step does not depend on
+            divisor: ratio of the stack's gradient to that of the loss, in each step of this trainer's. Adam's step does not depend on
                 the gradient's unit as long as its epsilon is in the same one.
         """
         stack, learning_rate = self.stack, self.learning_rate

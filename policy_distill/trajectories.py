@@ -56,7 +56,7 @@ def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, 
         policy: acts; None acts uniformly at random, as in ``evaluate``.
         spec: the environment.
         seeds: one for each episode.
-        max_steps: an episode is cut off after so many; None: only the environment ends it.
+        max_steps: steps after which an episode is cut off; None: only the environment ends it.
 
     Returns:
         the episodes in the order of ``seeds``.

@@ -36,7 +36,7 @@ MAX_DIRECTORY_BYTES = 4 << 20
 
 
 @contextmanager
-def refuse_damage(source: str | Path, mend: str, kind: type[RequestError] = RequestError) -> Iterator[None]:
+def refuse_damage(source: str | Path, fix: str, kind: type[RequestError] = RequestError) -> Iterator[None]:
     """Turn whatever goes wrong while a file is read into a ``RequestError`` that names it.
 
     A damaged or hostile file decides what is raised: ``OSError``, ``RecursionError``, ``OverflowError``, ``MemoryError``, or what a
@@ -44,7 +44,7 @@ def refuse_damage(source: str | Path, mend: str, kind: type[RequestError] = Requ
 
     Args:
         source: the file.
-        mend: what to do, in a few words.
+        fix: what to do, in a few words.
         kind: of the error.
     """
     try:
@@ -54,7 +54,7 @@ def refuse_damage(source: str | Path, mend: str, kind: type[RequestError] = Requ
     except RequestError:
         raise
     except Exception as error:
-        raise kind(f"{source} cannot be read ({reason(error)}): {mend}") from error
+        raise kind(f"{source} cannot be read ({reason(error)}): {fix}") from error
 
 
 def reason(error: Exception) -> str:
@@ -99,13 +99,13 @@ def read_text(path: str | Path, limit: int) -> str:
     return read_bytes(path, limit).decode("utf-8")
 
 
-def read_json(path: str | Path, mend: str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json(path: str | Path, fix: str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
         RequestError: if the file is missing, damaged, too large, or holds something else.
     """
-    with refuse_damage(path, mend):
+    with refuse_damage(path, fix):
         return parse_json_object(read_bytes(path, limit))
 
 
@@ -121,13 +121,13 @@ def parse_json_object(content: bytes) -> dict[str, Any]:
     return data
 
 
-def read_yaml(path: str | Path, mend: str) -> Any:
+def read_yaml(path: str | Path, fix: str) -> Any:
     """What a YAML file holds as plain data; tags of Python are refused.
 
     Raises:
         RequestError: if the file is missing, damaged or too large.
     """
-    with refuse_damage(path, mend):
+    with refuse_damage(path, fix):
         return yaml.load(read_text(path, MAX_YAML_BYTES), Loader=BoundedLoader)
 
 

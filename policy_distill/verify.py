@@ -16,8 +16,9 @@ from policy_distill import check
 from policy_distill.certify import FORMAT, ROLES, files_of, versions
 from policy_distill.config import Reading, RequestError
 from policy_distill.config.environment import Wrapper
-from policy_distill.environments import EnvironmentSpec, check_fits, named_again
+from policy_distill.environments import EnvironmentSpec, named_again
 from policy_distill.evaluate import evaluation_seeds
+from policy_distill.fitting import check_fits
 from policy_distill.job import one_torch_thread
 from policy_distill.known_wrappers import trusting
 from policy_distill.measure import AS_FOUND, agents_among, load_policy
@@ -82,10 +83,10 @@ class Verification:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """The same as data."""
+        """The same as data; ``notices`` are the ``notes``, by the name that they have in the other commands."""
         return {
             "certificate": self.path, "claim": self.claim, "verdict": self.verdict, "holds": self.holds, "objections": self.objections,
-            "notes": self.notes, "replayed": self.replayed,
+            "notes": self.notes, "notices": self.notes, "replayed": self.replayed,
         }  # fmt: skip
 
 
@@ -111,11 +112,11 @@ def verify(
         path: of certificate.json.
         policy, teacher: where they lie now, if not where the certificate says; their hashes must be the same.
         env: the certificate's environment once more, where it is ``module:ID`` and the module may be imported.
-        episodes: play so many of the episodes, from the first; None: all of them, 0: none.
+        episodes: number of episodes to play, from the first; None: all of them, 0: none.
         num_envs: episodes side by side; the returns do not depend on it.
         workers: processes; None: one a core.
         reading, teacher_reading: how the files of student and teacher are read; what is left open is as the certificate says.
-        skip_check: tell what would make a figure meaningless, and go on all the same.
+        skip_check: tell what would make a figure meaningless, and go on anyway.
         step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
         wrappers: ``module:Class`` of those in the certificate that may be imported.
         display: told what is being done.

@@ -13,7 +13,7 @@ from policy_distill.border import Border
 from policy_distill.config import EnvironmentFault
 
 BLOCKED_SECONDS = 10.0
-"""A watchdog that has not run for so long beyond the limit stands still itself: code in C holds the interpreter."""
+"""Seconds beyond the limit after which a watchdog that has not run is blocked itself: code in C holds the interpreter."""
 
 
 class Pulse:
@@ -29,7 +29,7 @@ class Pulse:
             self._where.value = where.encode()[:255]
 
     def stopped(self, seconds: float) -> EnvironmentFault | None:
-        """What to raise if there was no beat for so long; None if there was."""
+        """What to raise if there was no beat for ``seconds`` and ``BLOCKED_SECONDS`` more; None if there was."""
         if time.monotonic() - self._time[0] <= seconds + BLOCKED_SECONDS:
             return None
         where = self._where.value.decode(errors="ignore") or "an environment"

@@ -64,7 +64,7 @@ class Rollouts:
 
     @property
     def backend(self) -> str:
-        """Where the environments are stepped, for a person."""
+        """Where the environments are stepped, in words."""
         what = f"{self.num_envs} {WORDS[self._backend]}"
         if not self._workers:
             return f"{what} in this process"
@@ -138,7 +138,7 @@ def split(indices: range, parts: int) -> list[range]:
 
 
 def shares_of(num_envs: int, parts: int, group: int) -> list[range]:
-    """Share ``num_envs`` environments out in whole groups of ``group``, to at most so many; nobody goes empty."""
+    """Share ``num_envs`` environments out in whole groups of ``group``, to at most ``parts`` workers; none is left without."""
     shares = split(range(-(-num_envs // group)), parts)
     return [range(share.start * group, min(share.stop * group, num_envs)) for share in shares if len(share)]
 

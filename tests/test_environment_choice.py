@@ -15,7 +15,8 @@ from policy_distill.commands.parser import Parser, add_environment_arguments
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper
 from policy_distill.environment_choice import choose_environment, environment_for
-from policy_distill.environments import EnvironmentSpec, check_fits, resolve
+from policy_distill.environments import EnvironmentSpec, resolve
+from policy_distill.fitting import check_fits
 from policy_distill.teachers import Teacher
 
 TIME: Wrapper = ("TimeFeatureWrapper", {})

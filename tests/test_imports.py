@@ -45,6 +45,7 @@ TIERS = [
         "teachers",
         "students",
         "environments",
+        "fitting",
         "known_wrappers",
         "wrappers",
         "zoo_wrappers",

@@ -56,6 +56,7 @@ def test_an_honest_one_holds(folder):
     assert found.replayed == len(read_certificate(folder / "certificate.json")["seeds"])
     assert dict(found.rows())["holds"] == "yes"
     assert found.summary()["holds"] is True
+    assert found.summary()["notices"] == found.summary()["notes"] == []
 
 
 def test_a_part_of_the_episodes_may_do(folder):

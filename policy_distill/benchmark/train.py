@@ -39,7 +39,7 @@ LOSS_STEPS = 1000
 LAYER_WIDTH = 256
 """Of the teacher's layer that hints and relations read."""
 BOUND = 15
-"""A step with any loss takes at most so many times as long as one with the default loss."""
+"""Greatest ratio between the time of a step with any loss and one with the default loss."""
 
 
 @dataclass(frozen=True)

@@ -156,8 +156,8 @@ def judge(seen: Behaviour) -> list[Finding]:
                 f"the observations here do not fit the normalisation statistics: {seen.beyond_clip:.1%} of the normalised components are "
                 f"clipped, their centre is {center:.2g} (0 is usual), their spread {spread:.2g} (1 is usual)"
             )
-            mend = "look whether the statistics are this agent's (--normalization PATH), and the environment the one it was trained in"
-            found.append(Finding("warn", "normalization_does_not_fit", what, mend))
+            fix = "look whether the statistics are this agent's (--normalization PATH), and the environment the one it was trained in"
+            found.append(Finding("warn", "normalization_does_not_fit", what, fix))
     if seen.entropy is not None and seen.entropy > 0.95:
         what = f"the policy is nearly uniform: {seen.entropy:.0%} of the greatest entropy"
         found.append(Finding("warn", "near_uniform", what, "its best action is hardly better than the others to it: train it longer"))
@@ -168,8 +168,8 @@ def judge(seen: Behaviour) -> list[Finding]:
         )
     if seen.q_gap is not None and seen.q_size is not None:
         what = f"the best two Q-values are {seen.q_gap:.3g} apart (median) at a size of {seen.q_size:.3g}"
-        mend = f"that is a temperature of {0.1 * seen.q_gap:.2g}, which distill_policy takes by itself (loss.q_gap_fraction)"
-        found.append(Finding("note", "q_gap", what, mend))
+        fix = f"that is a temperature of {0.1 * seen.q_gap:.2g}, which distill_policy takes by itself (loss.q_gap_fraction)"
+        found.append(Finding("note", "q_gap", what, fix))
     if seen.clipped is not None and seen.clipped > 0.5:
         what = f"{seen.clipped:.0%} of the action components lie on a bound"
         found.append(

@@ -26,7 +26,7 @@ from policy_distill.teachers import Teacher
 from policy_distill.workers import Rollouts
 
 LOOK_EPISODES = SIDE_BY_SIDE
-"""So many at most are kept step by step, and so many are played with drawn actions."""
+"""Episodes that are kept step by step at most, and episodes that are played with drawn actions."""
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,10 @@ def has_masks(spec: EnvironmentSpec) -> bool:
 
 def _masks_not_applied(spec: EnvironmentSpec | None) -> Finding:
     what = "the agent was trained with action masks (MaskablePPO), which are not applied here: it would take actions that are not allowed"
-    mend = "masks are not supported: name an agent that was trained without them"
+    fix = "masks are not supported: name an agent that was trained without them"
     if spec is not None and not has_masks(spec):
         what = (
             f"the agent was trained with action masks (MaskablePPO), and {spec.id} has no action_masks(): it is not the environment of "
             "training, or ActionMasker stood around it there"
         )
-    return Finding("stop", "masks_not_applied", what, mend)
+    return Finding("stop", "masks_not_applied", what, fix)

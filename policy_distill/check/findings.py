@@ -47,7 +47,7 @@ def settle(findings: Iterable[Finding], *, skip: bool = False) -> tuple[str, ...
     told = []
     for finding in findings:
         if finding.severity == "stop" and not skip:
-            raise RequestError(f"{finding.line()}; to go on all the same: --check.skip true")
+            raise RequestError(f"{finding.line()}; to go on anyway: --check.skip true")
         if finding.severity != "note":
             told.append(finding.line())
     return tuple(told)

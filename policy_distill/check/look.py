@@ -75,8 +75,8 @@ def judge_lengths(lengths: np.ndarray) -> list[Finding]:
     """Episodes ``[E]`` that are over at once."""
     if not (lengths == 1).all():
         return []
-    mend = "unless the task is a bandit, look whether the environment, its version and its wrappers are those of training"
-    return [Finding("warn", "one_step_episodes", f"each of {len(lengths)} episodes was over after one step", mend)]
+    fix = "unless the task is a bandit, look whether the environment, its version and its wrappers are those of training"
+    return [Finding("warn", "one_step_episodes", f"each of {len(lengths)} episodes was over after one step", fix)]
 
 
 def _behaviour(teacher: Teacher, played: list[Trajectory]) -> Behaviour:

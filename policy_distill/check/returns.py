@@ -15,7 +15,7 @@ from policy_distill.figures import return_text
 from policy_distill.statistics import shows_positive_mean
 
 SETTLING_EPISODES = 200
-"""So many are played, in all, where fewer do not show that a teacher is better than chance."""
+"""Episodes in all, where fewer do not show that a teacher is better than chance."""
 GIVE_STATISTICS = "put vecnormalize.pkl beside the zip or give --normalization PATH; --normalization none if rewards alone were normalised"
 FAR_BELOW = 0.5
 """Share of what an agent added over chance in training."""
@@ -38,8 +38,8 @@ class Standing:
         """Of a teacher that was not shown to be better."""
         figures = f"{return_text(self.own.mean())} against {return_text(self.random.mean())} over {len(self.own)} episodes"
         if self.word == "no better":
-            mend = "look for another environment version, missing normalisation or wrappers; else it is untrained"
-            return Finding("stop", "no_better_than_random", f"the agent earns no more here than a random policy, {figures}", mend)
+            fix = "look for another environment version, missing normalisation or wrappers; else it is untrained"
+            return Finding("stop", "no_better_than_random", f"the agent earns no more here than a random policy, {figures}", fix)
         if self.word == "unclear":
             what = f"whether the agent earns more here than a random policy is unclear, {figures}"
             return Finding("warn", "hardly_better_than_random", what, "what a student keeps of so little cannot be shown: train it longer")
@@ -49,12 +49,12 @@ class Standing:
 def stand(own: np.ndarray, random: np.ndarray, more: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Standing:
     """Compare a teacher with a random policy; play on only where a few episodes leave it open.
 
-    A weak teacher must not be refused: whoever is 0.3 standard deviations of the paired difference better is called ``no better``
+    A weak teacher must not be refused: one that is 0.3 standard deviations of the paired difference better is called ``no better``
     in 1 case of 1000 (t is about 4.2, the limit 0.84); where success is rare but real, at 5 % of the episodes, in fewer.
 
     Args:
         own, random: ``[E]`` returns on the same seeds.
-        more: plays so many further episodes and returns both returns.
+        more: plays a number of further episodes and returns both returns.
     """
     if shows_positive_mean(own - random, 0.975):
         return Standing("better", own, random)
@@ -76,8 +76,8 @@ def against_claim(own: np.ndarray, claim: Claim | None) -> Finding | None:
     if lost <= 3 * np.hypot(error, claim.error) + 1e-9:
         return None
     what = f"the agent earns {return_text(own.mean())} here, {return_text(lost)} less than {claim.source} says"
-    mend = "look for another environment version (--env), missing normalisation or wrappers"
-    return Finding("warn", "return_below_claim", what, mend)
+    fix = "look for another environment version (--env), missing normalisation or wrappers"
+    return Finding("warn", "return_below_claim", what, fix)
 
 
 def against_training(
@@ -104,8 +104,8 @@ def against_training(
     if normalization_missing:
         what += ", which it read through a VecNormalize that is missing here"
         return Finding("stop" if returns_are_raw else "warn", "normalization_missing", what, GIVE_STATISTICS)
-    mend = "look for another environment version (--env), missing normalisation or wrappers"
-    return Finding("warn", "return_below_training", what, mend)
+    fix = "look for another environment version (--env), missing normalisation or wrappers"
+    return Finding("warn", "return_below_training", what, fix)
 
 
 def against_drawn(own: np.ndarray, drawn: np.ndarray, random: np.ndarray) -> Finding | None:
@@ -114,8 +114,8 @@ def against_drawn(own: np.ndarray, drawn: np.ndarray, random: np.ndarray) -> Fin
     if not shows_positive_mean(gain, 0.99) or gain.mean() < 0.05 * abs(drawn.mean() - random.mean()):
         return None
     what = f"the agent earns {return_text(own.mean())} with its best actions, but {return_text(drawn.mean())} when it draws them"
-    mend = "a student takes the best action and inherits the loss; train the agent until its best actions are as good"
-    return Finding("warn", "best_action_worse", what, mend)
+    fix = "a student takes the best action and inherits the loss; train the agent until its best actions are as good"
+    return Finding("warn", "best_action_worse", what, fix)
 
 
 def against_idle(own: np.ndarray, idle: np.ndarray, random: np.ndarray) -> Finding | None:
@@ -132,11 +132,11 @@ def against_idle(own: np.ndarray, idle: np.ndarray, random: np.ndarray) -> Findi
         f"the agent hardly reacts to what it sees and earns {return_text(own.mean())} here, "
         f"{return_text(idle.mean())} is what doing nothing earns"
     )
-    mend = "look whether it was trained, and for missing normalisation"
+    fix = "look whether it was trained, and for missing normalisation"
     if not shows_positive_mean(own - idle - little, 0.975):
-        return Finding("stop", "no_better_than_idle", what, mend)
+        return Finding("stop", "no_better_than_idle", what, fix)
     if not shows_positive_mean(own - idle - apart, 0.975):
-        return Finding("warn", "hardly_better_than_idle", f"{what}, {return_text(random.mean())} what acting at random earns", mend)
+        return Finding("warn", "hardly_better_than_idle", f"{what}, {return_text(random.mean())} what acting at random earns", fix)
     return None
 
 

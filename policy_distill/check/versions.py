@@ -12,9 +12,10 @@ import numpy as np
 from policy_distill.check.claims import Claim
 from policy_distill.check.findings import Finding
 from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec, check_fits
+from policy_distill.environments import EnvironmentSpec
 from policy_distill.evaluate import evaluate
 from policy_distill.figures import return_text
+from policy_distill.fitting import check_fits
 from policy_distill.statistics import shows_positive_mean
 from policy_distill.teachers import Teacher
 

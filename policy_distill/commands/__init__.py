@@ -1,1 +1,1 @@
-"""The commands, one module each: read the options, call what does the work, print what came of it."""
+"""The commands, one module each: read the options, call what does the work, print the result."""

@@ -36,7 +36,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
         DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))
     from policy_distill import check
     from policy_distill.environment_choice import environment_for
-    from policy_distill.environments import check_fits
+    from policy_distill.fitting import check_fits
     from policy_distill.job import one_torch_thread
     from policy_distill.probe import probe
     from policy_distill.teachers import Teacher

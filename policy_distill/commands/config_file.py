@@ -7,7 +7,6 @@ file's name. Both are refused before it sees the file.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args, get_type_hints
@@ -19,18 +18,31 @@ from policy_distill.config.code import settings_that_run_code
 from policy_distill.untrusted import read_yaml, refuse_damage
 
 
+def config_files_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with ``--config FILE`` before all others: a later one counts, so that no file replaces what the user typed."""
+    files: list[str] = []
+    typed: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--config" and rest:
+            files.append(f"--config={rest.pop(0)}")
+        else:
+            (files if argument.startswith("--config=") else typed).append(argument)
+    return [*files, *typed]
+
+
 def check_config_files(arguments: Sequence[str], groups: Iterable[type[Any]]) -> None:
     """Read each ``--config`` file among the arguments as plain data, bounded in size, and look at its form.
 
     Args:
-        arguments: of the command line.
+        arguments: of the command line, as ``config_files_first`` returns them.
         groups: dataclasses whose fields are options.
 
     Raises:
         RequestError: if it is no plain settings.
     """
-    paths = [after for before, after in itertools.pairwise(arguments) if before == "--config"]
-    paths += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    paths = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
     for path in filter(os.path.exists, paths):  # jsonargparse says it of those that are not there
         data = read_yaml(path, "it must be YAML such as the config.yaml of a run")
         if not isinstance(data, dict):

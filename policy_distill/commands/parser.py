@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from policy_distill.commands.config_file import check_config_files, check_what_only_a_user_says
+from policy_distill.commands.config_file import check_config_files, check_what_only_a_user_says, config_files_first
 from policy_distill.config import DistillConfig, EnvironmentOptions, Reading, RequestError
 from policy_distill.printable import one_line
 
@@ -53,7 +53,7 @@ class Parser(ArgumentParser):
         return super().add_class_arguments(theclass, *arguments, **settings)
 
     def parse(self, arguments: Sequence[str]) -> Namespace:
-        arguments = spelled_out(arguments)
+        arguments = config_files_first(spelled_out(arguments))
         check_config_files(arguments, self._groups)
         try:
             options = self.parse_args(arguments)
@@ -198,7 +198,7 @@ def add_reading_arguments(parser: Parser, *, agent: str = "the agent", teacher: 
         "--trust", type=bool, default=False, help="let SB3 unpickle an agent that plain data do not describe; runs code from its file"
     )
     if skip:
-        parser.add_argument("--check.skip", type=bool, default=False, help="tell what would stop the command, and go on all the same")
+        parser.add_argument("--check.skip", type=bool, default=False, help="tell what would stop the command, and go on anyway")
 
 
 def reading_of(options: Namespace, prefix: str = "") -> Reading:

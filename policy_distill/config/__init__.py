@@ -64,7 +64,7 @@ class CheckConfig:
     """A look at the teacher before the work: a few episodes, and more only if it looks no better than a random policy."""
 
     skip: bool = False
-    """Do the work whatever the teacher is worth; what its files alone tell is told all the same."""
+    """Do the work whatever the teacher is worth; what its files tell is still printed."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ class DistillConfig:
     """Wrappers around the environment, innermost first, in place of those the agent was saved with: a known name (TimeFeatureWrapper) or
     module:Class, which is imported; '{"NAME": {"argument": 1}}' with arguments; none for no wrapper. May be given several times."""
     frame_stack: int | None = None
-    """Stack so many observations, as Stable-Baselines3's VecFrameStack does, outside the wrappers; 1: none."""
+    """Stack this many observations, as Stable-Baselines3's VecFrameStack does, outside the wrappers; 1: none."""
     max_episode_steps: int | None = None
-    """Truncate an episode after so many steps, instead of after those that the environment is registered with."""
+    """Truncate an episode after this many steps, instead of after those that the environment is registered with."""
     algo: str | None = None
     """Algorithm of ``teacher`` (ppo, sac, ...), where file and folder do not tell it or tell it wrong."""
     normalization: str | None = None

@@ -8,7 +8,7 @@ from policy_distill.printable import one_line
 
 
 class RequestError(ValueError):
-    """The request was wrong. The message is one line for the person who made it: what is wrong and how to mend it (exit code 2).
+    """The request was wrong. The message is one line for its user: what is wrong and how to fix it (exit code 2).
 
     Messages quote files and their names: the line is cut to a readable length, and control characters in it are escaped.
     """

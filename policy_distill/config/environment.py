@@ -34,9 +34,9 @@ class EnvironmentOptions:
     """Wrappers around the environment, innermost first, in place of those the agent was saved with: a known name (TimeFeatureWrapper) or
     module:Class, which is imported; '{"NAME": {"argument": 1}}' with arguments; none for no wrapper. May be given several times."""
     frame_stack: int | None = None
-    """Stack so many observations, as Stable-Baselines3's VecFrameStack does, outside the wrappers; 1: none."""
+    """Stack this many observations, as Stable-Baselines3's VecFrameStack does, outside the wrappers; 1: none."""
     max_episode_steps: int | None = None
-    """Truncate an episode after so many steps, instead of after those that the environment is registered with."""
+    """Truncate an episode after this many steps, instead of after those that the environment is registered with."""
 
     def __post_init__(self) -> None:
         require(self.frame_stack is None or self.frame_stack >= 1, "frame_stack", self.frame_stack, ">= 1 (1: no stack)")

@@ -36,13 +36,13 @@ class CollectConfig:
     action_noise: float = 0.0
     """Standard deviation of Gaussian noise on continuous actions, in units of half the action range."""
     window: int | None = None
-    """Train on the last so many rounds alone. Left out: on everything collected (aggregation)."""
+    """Train on the last N rounds alone. Left out: on everything collected (aggregation)."""
     extra_states: str | None = None
     """A ``disagreements.npz`` of compare_policies: states in which an earlier student parted from its teacher. The teacher labels them
     once, and they join the first round's data. They come from seeds of their own: what is trained on them may be chosen, measured and
     certified as any other student."""
     max_extra_states: int = 10_000
-    """At most so many of them, each state once, the costliest first."""
+    """Most of these states that are used, each once, the costliest first."""
     storage: Literal["memory", "disk"] = "memory"
     """Where the labelled observations lie: in memory, or in files in the run's folder, which are gone when it ends; the student is the
     same."""
@@ -133,7 +133,7 @@ class SelfDistillConfig:
     """Students that teach students of the same architecture, after the rounds."""
 
     generations: int = 0
-    """At most so many; the first that earns less than the one before it is refused and ends the series."""
+    """Greatest number of generations; the first that earns less than the one before it is refused and ends the series."""
     teacher_weight: float = 0.5
     """The original teacher's share of the targets; the rest is the last generation's."""
     ensemble: bool = False
@@ -156,13 +156,13 @@ class PolishConfig:
     confidence: float = 0.8
     """Of that. It is no certificate, only whether another half of the work is likely to be for nothing."""
     further_episodes: int = 200
-    """Before that, up to so many more validation episodes, where they are likely to show it: they cost less than polishing."""
+    """Most validation episodes that are added before that, where they are likely to show it: they cost less than polishing."""
     env_steps: int = 290_000
     """Environment steps, besides those of imitation; rounded up to whole rollouts."""
     enough: float = 1.0
     """Stop before that when three looks in a row keep this much of the return on the validation seeds."""
     patience: int = 3
-    """Give up when so many looks in a row are hopeless."""
+    """Give up after this many hopeless looks in a row."""
     hopeless: float = 0.9
     """A look is hopeless that keeps less than this share of what the stage began with; 0: none is."""
     teacher_weight: float = 0.0
@@ -195,7 +195,7 @@ class PolishConfig:
     average_decay: float = 0.9
     """The student is the exponential moving average of the weights with this decay an update; 0 turns it off."""
     snapshots: int = 10
-    """At most so many times on the way the student is measured on the validation seeds; the best one is kept, if it beats the start."""
+    """Times that the student is measured on the validation seeds on the way, at most; the best one is kept, if it beats the start."""
 
     def __post_init__(self) -> None:
         require(self.below >= 0, "polish.below", self.below, ">= 0")

@@ -1,4 +1,4 @@
-"""What a run, or a suite of runs, found, for a person: Markdown, a page, and the plots on it. Every figure is read from result.json."""
+"""Human-readable reports of a run or a suite: Markdown, a page, and the plots on it. Every figure is read from result.json."""
 
 from policy_distill.report.rows import (
     AGGREGATE_COLUMNS,

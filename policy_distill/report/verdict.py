@@ -9,9 +9,9 @@ from typing import Any, Literal
 from policy_distill.report.rows import known
 
 KEEPS = 0.95
-"""Retention that the verdict asks for. The figures are there for whoever asks for another."""
+"""Retention that the verdict asks for. The figures are there for another choice."""
 FEW_EPISODES = 50
-"""Below so many, a bootstrap interval is narrower than what it stands for."""
+"""Number below which a bootstrap interval is too narrow."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from policy_distill.statistics.means import contrast, guarded_statistic, skewnes
 FIRST_LOOK = 50
 """Episodes before the first look: fewer say little about a mean of returns, however alike they are."""
 GROWTH = 1.5
-"""Each look is at so many times the episodes of the one before it."""
+"""Factor between the episodes of one look and the next."""
 NODES = 200
 """Of the quadrature over the continuation region; with half as many the boundaries agree to 1e-8."""
 

@@ -100,14 +100,14 @@ def read_archive(path: str | Path) -> Archive:
     )
 
 
-def read_data(path: str | Path) -> dict[str, Any]:
-    """Read the member ``data`` alone, without its pickles.
+def read_data(path: str | Path, *, with_pickles: bool = False) -> dict[str, Any]:
+    """Read the member ``data`` alone, without its pickles, or with them as the text that they are.
 
     Raises:
         RequestError: if the file is no agent.
     """
-    members = _read_members(Path(path), only=("data",))
-    return {key: _without_pickle(value) for key, value in parse_data(members["data"], Path(path)).items()}
+    data = parse_data(_read_members(Path(path), only=("data",))["data"], Path(path))
+    return data if with_pickles else {key: _without_pickle(value) for key, value in data.items()}
 
 
 LIMITS = {"data": MAX_JSON_BYTES, "policy.pth": MAX_WEIGHT_BYTES, "_stable_baselines3_version": 1 << 16, "system_info.txt": 1 << 16}

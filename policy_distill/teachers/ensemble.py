@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from policy_distill.actions import ActionTargets, Box, Deterministic, DiagGaussian, Family, Parameters
 from policy_distill.config import RequestError
-from policy_distill.environments import first_difference
+from policy_distill.fitting import first_difference
 from policy_distill.losses import Q_TEMPERATURES, standardize_logits
 from policy_distill.mixtures import mix_parameters, weighted_mean
 from policy_distill.teachers.networks import ActionBounds

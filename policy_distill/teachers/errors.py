@@ -1,4 +1,4 @@
-"""The one kind of refusal that trust can mend."""
+"""The one kind of refusal that ``--trust`` can resolve."""
 
 from __future__ import annotations
 

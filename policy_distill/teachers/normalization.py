@@ -161,9 +161,9 @@ def _read_state(path: Path) -> dict[str, Any]:
 @contextmanager
 def _damage_in_one_line(path: Path) -> Iterator[None]:
     """Name the file in whatever goes wrong with what it holds."""
-    mend = "it is no readable VecNormalize pickle; save it again with VecNormalize.save, do not trust the file"
+    fix = "it is no readable VecNormalize pickle; save it again with VecNormalize.save, do not trust the file"
     try:
-        with refuse_damage(path, mend):
+        with refuse_damage(path, fix):
             yield
     except RequestError as error:
         raise error if str(path) in str(error) else RequestError(f"{path}: {error}") from error

@@ -9,9 +9,9 @@ import gymnasium as gym
 import numpy as np
 from torch import nn
 
-from policy_distill.config import RequestError
+from policy_distill.config import Reading, RequestError
 from policy_distill.spaces import observation_width
-from policy_distill.teachers.archive import COMPILED, Archive, class_name, read_data
+from policy_distill.teachers.archive import COMPILED, Archive, class_name, read_archive, read_data
 from policy_distill.teachers.counting import acting_family, check_start
 from policy_distill.teachers.critics import live_critic, rebuild_critic
 from policy_distill.teachers.errors import NotPlainError
@@ -31,7 +31,8 @@ from policy_distill.teachers.rebuild import (
 from policy_distill.teachers.saved_algorithm import algorithm_of_fields
 from policy_distill.teachers.saved_spaces import is_image
 from policy_distill.teachers.training_record import read_training_record
-from policy_distill.teachers.trusted import SB3_PACKAGES, algorithm_of
+from policy_distill.teachers.trusted import SB3_PACKAGES, algorithm_of, load_model
+from policy_distill.untrusted import refuse_damage
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,30 @@ class Networks:
     acting: nn.Module
     critic: nn.Module | None
     algo: str
+
+
+def networks_of_files(
+    files: AgentFiles, reading: Reading, notes: list[str]
+) -> tuple[Networks, tuple[gym.Space, gym.Space], dict[str, Any]]:
+    """An agent's networks, its observation and action space, and plain facts; what a user should know is added to ``notes``.
+
+    They are rebuilt from plain data; with ``reading.trust`` Stable-Baselines3 unpickles what cannot be, which runs code from the file.
+
+    Raises:
+        RequestError: if the agent is not supported; ``NotPlainError`` where ``--trust`` might help.
+    """
+    archive = None
+    try:
+        archive = read_archive(files.zip_path)
+        with refuse_damage(files.zip_path, "its settings and weights do not go together; save the agent again"):
+            networks = networks_of_archive(archive, files, reading.algo, notes, reading.extractor)
+    except NotPlainError as error:
+        if not reading.trust:
+            raise
+        model = load_model(files.zip_path, algorithm_to_trust(files, reading.algo), spaces_of(archive))
+        notes.append(f"unpickled, because: {error}")
+        return networks_of_model(model), (model.observation_space, model.action_space), model_facts(model)
+    return networks, (archive.observation_space, archive.action_space), archive_facts(archive)
 
 
 def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, notes: list[str], extractor: str | None = None) -> Networks:

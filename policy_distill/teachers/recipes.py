@@ -54,9 +54,9 @@ class TrainTeacherConfig:
     wrapper: tuple[WrapperRequest, ...] | None = None
     """Wrappers around the environment, innermost first: a known name or module:Class; '{"NAME": {"argument": 1}}' with arguments."""
     frame_stack: int | None = None
-    """Stack so many observations, outside the wrappers and inside the normalisation."""
+    """Stack this many observations, outside the wrappers and inside the normalisation."""
     max_episode_steps: int | None = None
-    """Truncate an episode after so many steps, instead of after those that the environment is registered with."""
+    """Truncate an episode after this many steps, instead of after those that the environment is registered with."""
     output: str = "agents"
     """Where the agent's folder ALGO/ENV_RUN is made."""
     seed: int = 0
@@ -72,7 +72,7 @@ class TrainTeacherConfig:
     validation_episodes: int = 50
     """Episodes, on other seeds, behind each figure that decides which policy is kept."""
     eval_freq: int = 25_000
-    """Environment steps between these figures; a short training has twenty of them all the same."""
+    """Environment steps between these figures; a short training has twenty of them at least."""
     device: str = "cpu"
     """Where the networks are trained: cpu, cuda, auto. Small ones are fastest on the CPU."""
     run_folder: str | None = None

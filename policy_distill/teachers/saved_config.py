@@ -120,10 +120,7 @@ def _normalizes(what: str, config: Mapping[str, Any], source: Path) -> bool:
 def environment_kwargs(
     config: Mapping[str, Any], arguments: Mapping[str, Any], source: Path, uploaded: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Keyword arguments of the environment; those of the command line (``args.yml``) win, then those that the zoo ``uploaded``.
-
-    ``render_mode`` is left out: it says how the environment was drawn.
-    """
+    """Keyword arguments of the environment; those of the command line (``args.yml``) win, then those that the zoo ``uploaded``."""
     merged: dict[str, Any] = {}
     for settings in (config, arguments, uploaded or {}):
         try:
@@ -131,7 +128,7 @@ def environment_kwargs(
         except ValueError as error:
             raise RequestError(f"{source}: env_kwargs is {_short(settings['env_kwargs'])}; it must be a dict of plain values") from error
         if isinstance(kwargs, dict):
-            merged.update({str(key): value for key, value in kwargs.items() if key != "render_mode"})
+            merged.update({str(key): value for key, value in kwargs.items()})
     return merged
 
 

@@ -16,28 +16,21 @@ from policy_distill.actions import LAYER, ActionTargets, Family
 from policy_distill.config import Reading, RequestError
 from policy_distill.environments import EnvironmentSpec
 from policy_distill.spaces import encode_observations, observation_width
-from policy_distill.teachers.archive import read_archive
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
-from policy_distill.teachers.errors import NotPlainError
 from policy_distill.teachers.extractor import file_of
 from policy_distill.teachers.folder import find_agent
 from policy_distill.teachers.live import CallableNetwork
 from policy_distill.teachers.normalization import ObservationNormalization
 from policy_distill.teachers.reading import (
-    algorithm_to_trust,
-    archive_facts,
     around,
     check_observation_space,
     inside,
     model_facts,
-    networks_of_archive,
+    networks_of_files,
     networks_of_model,
     normalization_notes,
-    spaces_of,
 )
 from policy_distill.teachers.recording import layers_inside, record_layers
-from policy_distill.teachers.trusted import load_model
-from policy_distill.untrusted import refuse_damage
 
 
 class Teacher(nn.Module):
@@ -308,25 +301,15 @@ class Teacher(nn.Module):
         Raises:
             RequestError: in one line, if there is no such agent or it is not supported.
         """
+        reading = Reading(algo, normalization, extractor, trust)
         files = find_agent(path_or_name, normalization=normalization)
-        notes, archive = list(files.notes), None
-        try:
-            archive = read_archive(files.zip_path)
-            with refuse_damage(files.zip_path, "its settings and weights do not go together; save the agent again"):
-                networks = networks_of_archive(archive, files, algo, notes, extractor)
-        except NotPlainError as error:
-            if not trust:
-                raise
-            model = load_model(files.zip_path, algorithm_to_trust(files, algo), spaces_of(archive))
-            networks, facts, spaces = networks_of_model(model), model_facts(model), (model.observation_space, model.action_space)
-            notes.append(f"unpickled, because: {error}")
-        else:
-            facts, spaces = archive_facts(archive), (archive.observation_space, archive.action_space)
+        notes = list(files.notes)
+        networks, spaces, facts = networks_of_files(files, reading, notes)
         surroundings = around(files)
         notes += normalization_notes(files, surroundings["normalization"])
         return cls(
-            networks.acting, *spaces, algo=networks.algo, notes=tuple(notes), facts=facts, critic=networks.critic,
-            reading=Reading(algo, normalization, extractor, trust), **surroundings,
+            networks.acting, *spaces, algo=networks.algo, notes=tuple(notes), facts=facts, critic=networks.critic, reading=reading,
+            **surroundings,
         )  # fmt: skip
 
     @classmethod

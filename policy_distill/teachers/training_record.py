@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from policy_distill.config import RequestError
+from policy_distill.teachers.archive import read_data
 from policy_distill.teachers.inert import Inert, load_inert, plain_array
-from policy_distill.untrusted import MAX_JSON_BYTES, open_regular, open_zip, parse_json_object, read_member, refuse_damage
 
 MAX_PICKLE_BYTES = 1 << 20
 """Of either pickle; a hundred episodes take some kilobytes."""
@@ -40,8 +40,7 @@ class TrainingRecord:
 def read_training_record(zip_path: str | Path) -> TrainingRecord:
     """Read what is there; whatever is missing, damaged or of another form counts as not told, for acting does not need it."""
     try:
-        with refuse_damage(zip_path, "it is read as far as it can be"), open_regular(zip_path) as file, open_zip(file) as archive:
-            data = parse_json_object(read_member(archive, "data", MAX_JSON_BYTES))
+        data = read_data(zip_path, with_pickles=True)
     except RequestError:
         return TrainingRecord(None, None)
     returns, inside = _returns(data), _inside_vec_normalize(data)

@@ -31,7 +31,7 @@ LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 Plain = TypeVar("Plain", int, str)
 Record = Callable[[str, int], bytes]
-"""Returns the bytes of a storage, at most so many."""
+"""Returns the bytes of a storage, up to a limit."""
 
 
 def read_weights(content: bytes) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def test_who_offers_masks():
 @pytest.mark.parametrize(("spec", "what"), [(DECK, "would take actions that are not allowed"), (UNMASKED, r"v0 has no action_masks\(\)")])
 def test_masks_that_are_not_applied_stop_unless_skipped(spec, what, masked):
     teacher = Teacher.load(masked)
-    with pytest.raises(RequestError, match=f"{what}.*to go on all the same: --check.skip true"):
+    with pytest.raises(RequestError, match=f"{what}.*to go on anyway: --check.skip true"):
         screen_files(teacher, spec)
     told = screen_files(teacher, spec, skip=True)
     assert any("MaskablePPO" in line for line in told)

@@ -85,3 +85,15 @@ def test_a_module_is_imported_for_what_was_typed_alone(canary):
     assert parse(canary, f"env: {CANARY}:Env-v0", "--env", f"{CANARY}:Env-v0").env == f"{CANARY}:Env-v0"
     assert parse(canary, f"env: {CANARY}:Env-v0", "--env=CartPole-v1").env == "CartPole-v1"
     assert parse(canary, "env: CartPole-v1").env == "CartPole-v1"
+
+
+@pytest.mark.parametrize("form", [["--config", "FILE"], ["--config=FILE"]])
+def test_what_is_typed_counts_wherever_it_stands(form, canary):
+    """A file after them would replace what was typed by a module, and the option's name would seem to allow it."""
+    path = canary / "config.yaml"
+    path.write_text(f"env: {CANARY}:Env-v0\ntrust: true\nwrapper: ['{CANARY}:Thing']\nextractor: mine.py:Mine\nseed: 3\n")
+    parser = Parser("distill_policy")
+    parser.add_class_arguments(DistillConfig)
+    typed = ["--env", "CartPole-v1", "--trust", "false", "--wrapper", "none", "--extractor", "null"]
+    config = parser.config(parser.parse([*typed, *(part.replace("FILE", str(path)) for part in form)]), DistillConfig)
+    assert (config.env, config.trust, config.wrapper, config.extractor, config.seed) == ("CartPole-v1", False, ("none",), None, 3)

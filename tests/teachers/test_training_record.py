@@ -31,9 +31,10 @@ def trained(path: Path, *, normalized: bool) -> tuple[PPO, Path]:
 
 
 def edited(path: Path, **changes: object) -> Path:
-    """A zip that holds ``data`` alone, with some members replaced."""
+    """A zip that holds these entries of ``data``, and no weights."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("data", json.dumps(changes))
+        file.writestr("policy.pth", b"")
     return path
 
 
@@ -87,6 +88,7 @@ def test_what_is_no_agent_tells_nothing(tmp_path):
         assert read_training_record(tmp_path / name) == NOTHING
     with zipfile.ZipFile(tmp_path / "list.zip", "w") as file:
         file.writestr("data", "[1]")
+        file.writestr("policy.pth", b"")
     assert read_training_record(tmp_path / "list.zip") == NOTHING
 
 

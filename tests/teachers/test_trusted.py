@@ -95,7 +95,7 @@ def test_a_compiled_policy_is_read_without_trust(save):
 
 
 def test_trust_is_not_used_where_it_is_not_needed(save, monkeypatch):
-    monkeypatch.setattr("policy_distill.teachers.teacher.load_model", lambda *_: pytest.fail("unpickled"))
+    monkeypatch.setattr("policy_distill.teachers.reading.load_model", lambda *_: pytest.fail("unpickled"))
     assert Teacher.load(save(build("PPO")), trust=True).notes == ()
 
 
