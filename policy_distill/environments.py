@@ -66,9 +66,11 @@ class EnvironmentSpec:
         return {name: value for name, value in self.kwargs.items() if name != "render_mode"}
 
     def text(self) -> str:
-        """What a person reads: ``Pendulum-v1 (g=5), TimeFeatureWrapper``."""
-        kwargs = f" ({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})" if self.kwargs else ""
-        return ", ".join([f"{self.id}{kwargs}", *(name for name, _ in self.wrappers)])
+        """All that figures depend on: ``Pendulum-v1 (g=5), RescaleAction (min_action=-1, max_action=1), episodes of 50 steps at most``."""
+        registered = gym.registry.get(self.id.rpartition(":")[2])
+        usual = registered.max_episode_steps if registered else None
+        limit = [f"episodes of {self.max_episode_steps:,} steps at most"] if self.max_episode_steps not in (None, usual) else []
+        return ", ".join([*(_call(name, kwargs) for name, kwargs in ((self.id, self.kwargs), *self.wrappers)), *limit])
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-able data, without ``imports``."""
@@ -405,6 +407,10 @@ def _only_known_keys(where: str, data: Mapping[str, Any], known: list[str]) -> N
         raise RequestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
 
 
+def _call(name: str, kwargs: Mapping[str, Any]) -> str:
+    return f"{name} ({', '.join(f'{key}={value!r}' for key, value in kwargs.items())})" if kwargs else name
+
+
 def _kind(space: gym.Space, role: str) -> object:
     """What must be the same for an agent to act."""
     match space:
@@ -423,7 +429,7 @@ def _kind(space: gym.Space, role: str) -> object:
 def _words(space: gym.Space, role: str) -> str:
     match space:
         case gym.spaces.Box():
-            numbers = f"{'x'.join(map(str, space.shape))} numbers"
+            numbers = "1 number" if space.shape == (1,) else f"{'x'.join(map(str, space.shape))} numbers"
             return numbers if role == "observations" else f"{numbers} in [{space.low.min():g}, {space.high.max():g}]"
         case gym.spaces.Discrete():
             return f"one of {space.n} choices"

@@ -103,6 +103,14 @@ def test_every_entry_agrees_with_gymnasium():
         assert entry.episodes >= 100
 
 
+def test_the_text_names_all_that_figures_depend_on():
+    assert EnvironmentSpec("CartPole-v1", max_episode_steps=500).text() == "CartPole-v1"
+    assert EnvironmentSpec("CartPole-v1", max_episode_steps=5000).text() == "CartPole-v1, episodes of 5,000 steps at most"
+    spec = EnvironmentSpec("Pendulum-v1", {"g": 5}, (("RescaleAction", {"min_action": -1, "max_action": 1}), ("my:Shaped", {})), 50)
+    assert spec.text() == "Pendulum-v1 (g=5), RescaleAction (min_action=-1, max_action=1), my:Shaped, episodes of 50 steps at most"
+    assert EnvironmentSpec("Unknown-v0", max_episode_steps=9).text() == "Unknown-v0, episodes of 9 steps at most"
+
+
 def test_every_entry_gives_the_observations_it_promises():
     for name, entry in entries().items():
         if entry.spec.extra == "mujoco" and not HAS_MUJOCO:
@@ -322,8 +330,8 @@ def test_check_matches_ignores_bounds_and_element_types_of_observations():
             gym.spaces.Discrete(3),
             "actions are one of 3 choices, those of CartPole-v1 are one of 2",
         ),
-        ("CartPole-v1", gym.spaces.Box(-1, 1, (4,)), gym.spaces.Box(-1, 1, (1,)), "actions are 1 numbers in [-1, 1]"),
-        ("Pendulum-v1", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,)), "[-1, 1], those of Pendulum-v1 are 1 numbers in [-2, 2]"),
+        ("CartPole-v1", gym.spaces.Box(-1, 1, (4,)), gym.spaces.Box(-1, 1, (1,)), "actions are 1 number in [-1, 1]"),
+        ("Pendulum-v1", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,)), "[-1, 1], those of Pendulum-v1 are 1 number in [-2, 2]"),
     ],
 )
 def test_check_matches_names_both_and_the_mend(gym_id, observation_space, action_space, says):
