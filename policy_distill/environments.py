@@ -206,6 +206,12 @@ def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tupl
     return modern, (f"trained on {spec.id}; run here on {modern.id}, {entry.replaces[spec.id]}; override with --env", *paths_among(spec))
 
 
+def substitution(name: str) -> tuple[str, ...]:
+    """A notice if ``resolve`` answers this id, which Gymnasium does not have any more, with another environment."""
+    entry = None if name in entries() else _stand_in(name)
+    return () if entry is None else (f"{name} is run as {entry.spec.id} here, {entry.replaces[name]}",)
+
+
 def paths_among(spec: EnvironmentSpec) -> tuple[str, ...]:
     """A notice for each argument that looks like a file's name: the environment may open what an agent's files name."""
     texts = {name: value for name, value in spec.kwargs.items() if isinstance(value, str) and re.search(r"[/\\]|\.\w+$", value)}
