@@ -13,7 +13,7 @@ import numpy as np
 
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments import EnvironmentSpec, make, modernize, named, named_again
+from policy_distill.environments import EnvironmentSpec, make, modernize, named, named_again, substitution
 from policy_distill.fitting import first_difference
 from policy_distill.known_wrappers import PADDING, STACK, WRAPPERS, asked_name, check_wrappers, effective, wrap
 from policy_distill.quiet import quiet_known_warnings
@@ -107,9 +107,10 @@ def _paddings(teacher: Teacher) -> list[np.ndarray]:
 
 def _named(agent: Agent, saved: EnvironmentSpec | None, asked: EnvironmentOptions) -> tuple[EnvironmentSpec, tuple[str, ...]]:
     """The environment of ``asked.env``."""
-    spec, notices = named(asked), []
+    assert asked.env is not None
+    spec, notices = named(asked), list(substitution(asked.env))
     if saved is None:
-        return spec, ()
+        return spec, tuple(notices)
     if any(name not in spec.kwargs for name in saved.kwargs):
         given = shlex.quote(json.dumps(dict(saved.kwargs)))
         notices.append(f"--env names the environment without the arguments that the agent was saved with; --env-kwargs {given} gives them")

@@ -62,9 +62,11 @@ class EnvironmentSpec:
             object.__setattr__(self, "kwargs", {name: value for name, value in self.kwargs.items() if name != "render_mode"})
 
     def text(self) -> str:
-        """What a person reads: ``Pendulum-v1 (g=5), TimeFeatureWrapper``."""
-        kwargs = f" ({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})" if self.kwargs else ""
-        return ", ".join([f"{self.id}{kwargs}", *(name for name, _ in self.wrappers)])
+        """All that figures depend on: ``Pendulum-v1 (g=5), RescaleAction (min_action=-1, max_action=1), episodes of 50 steps at most``."""
+        registered = gym.registry.get(self.id.rpartition(":")[2])
+        usual = registered.max_episode_steps if registered else None
+        limit = [f"episodes of {self.max_episode_steps:,} steps at most"] if self.max_episode_steps not in (None, usual) else []
+        return ", ".join([*(_call(name, kwargs) for name, kwargs in ((self.id, self.kwargs), *self.wrappers)), *limit])
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-able data, without ``imports``."""
@@ -209,6 +211,12 @@ def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tupl
     return modern, (f"trained on {spec.id}; run here on {modern.id}, {entry.replaces[spec.id]}; override with --env", *paths_among(spec))
 
 
+def substitution(name: str) -> tuple[str, ...]:
+    """A notice if ``resolve`` answers this id, which Gymnasium does not have any more, with another environment."""
+    entry = None if name in entries() else _stand_in(name)
+    return () if entry is None else (f"{name} is run as {entry.spec.id} here, {entry.replaces[name]}",)
+
+
 def paths_among(spec: EnvironmentSpec) -> tuple[str, ...]:
     """A notice for each argument that looks like a file's name: the environment may open what an agent's files name."""
     texts = {name: value for name, value in spec.kwargs.items() if isinstance(value, str) and re.search(r"[/\\]|\.\w+$", value)}
@@ -340,3 +348,7 @@ def _only_known_keys(where: str, data: Mapping[str, Any], known: list[str]) -> N
     unknown = [key for key in data if key not in known]
     if unknown:
         raise RequestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+
+
+def _call(name: str, kwargs: Mapping[str, Any]) -> str:
+    return f"{name} ({', '.join(f'{key}={value!r}' for key, value in kwargs.items())})" if kwargs else name

@@ -98,7 +98,7 @@ def _kind(space: gym.Space, role: str) -> object:
 def _words(space: gym.Space, role: str) -> str:
     match space:
         case gym.spaces.Box():
-            numbers = f"{'x'.join(map(str, space.shape))} numbers"
+            numbers = "1 number" if space.shape == (1,) else f"{'x'.join(map(str, space.shape))} numbers"
             return numbers if role == "observations" else f"{numbers} in [{space.low.min():g}, {space.high.max():g}]"
         case gym.spaces.Discrete():
             return f"one of {space.n} choices"

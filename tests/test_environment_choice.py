@@ -164,3 +164,10 @@ def test_wrappers_of_a_file_stay(tmp_path):
 def test_an_agent_that_does_not_tell_needs_an_environment():
     with pytest.raises(RequestError, match="give --env"):
         choose_environment(agent(3), None, EnvironmentOptions(frame_stack=2))
+
+
+def test_an_id_that_stands_for_another_environment_is_said():
+    spec, notices = choose_environment(agent(8), None, EnvironmentOptions(env="LunarLander-v2"))
+    assert spec.id == "LunarLander-v3"
+    assert any(notice.startswith("LunarLander-v2 is run as LunarLander-v3 here, which draws fresh wind") for notice in notices)
+    assert choose_environment(agent(8), None, EnvironmentOptions(env="LunarLander-v3"))[1] == ()

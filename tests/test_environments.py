@@ -96,6 +96,14 @@ def test_every_entry_agrees_with_gymnasium():
         assert entry.episodes >= 100
 
 
+def test_the_text_names_all_that_figures_depend_on():
+    assert EnvironmentSpec("CartPole-v1", max_episode_steps=500).text() == "CartPole-v1"
+    assert EnvironmentSpec("CartPole-v1", max_episode_steps=5000).text() == "CartPole-v1, episodes of 5,000 steps at most"
+    spec = EnvironmentSpec("Pendulum-v1", {"g": 5}, (("RescaleAction", {"min_action": -1, "max_action": 1}), ("my:Shaped", {})), 50)
+    assert spec.text() == "Pendulum-v1 (g=5), RescaleAction (min_action=-1, max_action=1), my:Shaped, episodes of 50 steps at most"
+    assert EnvironmentSpec("Unknown-v0", max_episode_steps=9).text() == "Unknown-v0, episodes of 9 steps at most"
+
+
 def test_every_entry_gives_the_observations_it_promises():
     for name, entry in entries().items():
         if entry.spec.extra == "mujoco" and not HAS_MUJOCO:

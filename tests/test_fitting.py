@@ -40,8 +40,8 @@ def test_check_matches_ignores_bounds_and_element_types_of_observations():
             gym.spaces.Discrete(3),
             "actions are one of 3 choices, those of CartPole-v1 are one of 2",
         ),
-        ("CartPole-v1", gym.spaces.Box(-1, 1, (4,)), gym.spaces.Box(-1, 1, (1,)), "actions are 1 numbers in [-1, 1]"),
-        ("Pendulum-v1", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,)), "[-1, 1], those of Pendulum-v1 are 1 numbers in [-2, 2]"),
+        ("CartPole-v1", gym.spaces.Box(-1, 1, (4,)), gym.spaces.Box(-1, 1, (1,)), "actions are 1 number in [-1, 1]"),
+        ("Pendulum-v1", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,)), "[-1, 1], those of Pendulum-v1 are 1 number in [-2, 2]"),
     ],
 )
 def test_check_matches_names_both_and_the_fix(gym_id, observation_space, action_space, says):

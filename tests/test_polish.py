@@ -43,6 +43,7 @@ class Kickstart:
     ) -> None:
         self.arguments, self.seed = arguments, seed
         assert workers == Table.num_workers, "as many as the run has"
+        assert step_timeout is None, "as the configuration says"
         self.calls += 1
         for index, student in enumerate(self.students):
             with torch.no_grad():  # the value network goes on changing
@@ -285,7 +286,7 @@ def test_what_result_json_holds(tmp_path, monkeypatch):
 
 def test_a_look_s_line():
     record = PolishRecord(12_345, {"train_return_mean": 1.26}, 12.34, 0.5)
-    assert record.figures() == "polish     12,345 steps  sampled return 1.3  return 12.3  retention 0.500"
+    assert record.figures() == "polish     12,345 steps  sampled return 1.26  return 12.3  retention 0.500"
     assert "sampled return nan" in PolishRecord(1, {}, 0.0, 0.0).figures()
 
 

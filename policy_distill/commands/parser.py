@@ -96,6 +96,7 @@ class Parser(ArgumentParser):
             kind = re.sub(
                 r"<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal", lambda match: match[1].lower() if match[1] else "one of ", wrong[2]
             )
+            kind = """'{"NAME": VALUE}' or NAME:VALUE""" if wrong[1] == "env_kwargs" else kind
             return f"{wrong[1]} is {wrong[3]!r}; it must be {kind}"
         if message.startswith('Parser key "wrapper": '):
             return f"wrapper is {message.rpartition('Given value: ')[2]!r}; in a file it must be a list: [NAME, NAME: {{argument: value}}]"

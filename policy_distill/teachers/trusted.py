@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,11 +47,14 @@ def load_model(path: Path, algo: str | None, spaces: dict[str, Any]) -> Any:
     replaced: dict[str, Any] = dict.fromkeys(schedules, _zero)
     replaced |= {"learning_rate": 0.0, "buffer_size": 1, "clip_range_vf": None, "action_noise": None, "_last_obs": None} | spaces
     try:
-        with _gym_as_gymnasium():
+        with _gym_as_gymnasium(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Could not deserialize object")  # it does not act, but for
+            warnings.filterwarnings("error", r"Could not deserialize object policy_kwargs")  # without which a default network is built
             return model_class.load(path, device="cpu", custom_objects=replaced)
     except Exception as error:  # the file decides what is raised
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise RequestError(f"Stable-Baselines3 cannot load {path} as {algo} ({reason}); load it yourself for Teacher.from_sb3") from error
+        way = "name its features extractor with --extractor if it has one of its own, or load it yourself for Teacher.from_sb3"
+        raise RequestError(f"Stable-Baselines3 cannot load {path} as {algo} ({reason}); {way}") from error
 
 
 def algorithm_of(model: Any) -> str | None:

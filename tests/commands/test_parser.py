@@ -57,8 +57,8 @@ def test_hyphens_are_underscores_in_names_alone():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--env_kwargs", "nonsense"], "env_kwargs is 'nonsense'; it must be mapping"),
-        (["--env_kwargs"], "env_kwargs is ''; it must be mapping"),
+        (["--env_kwargs", "nonsense"], "env_kwargs is 'nonsense'; it must be '{\"NAME\": VALUE}' or NAME:VALUE"),
+        (["--env_kwargs"], "env_kwargs is ''; it must be '{\"NAME\": VALUE}' or NAME:VALUE"),
         (["--wrapper"], "wrapper is left empty"),
         (["--wrapper", "{a"], "cannot be read as YAML"),
         (["--wrapper", '{"A": 3}'], "wrapper is "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import zipfile
@@ -111,3 +112,13 @@ def test_what_stable_baselines_cannot_load_is_refused_in_one_line(save, tmp_path
     with pytest.raises(RequestError, match="the algorithm is not told by the file"):
         Teacher.load(untold, trust=True)
     assert "gym" not in sys.modules
+
+
+def test_network_arguments_that_do_not_unpickle_are_no_default_network(save, tmp_path):
+    """Stable-Baselines3 warns and builds its default network, which takes the weights and acts otherwise (Tanh, here, for ReLU)."""
+    path = save(build("PPO", policy=Negated, policy_kwargs={"activation_fn": torch.nn.ReLU, "net_arch": [64, 64]}))  # type: ignore[arg-type]
+    gone = base64.b64encode(b"cmath\nwhat_was_renamed\n.").decode()
+    broken = edited(path, tmp_path / "broken.zip", policy_kwargs=lambda entry: {**entry, ":serialized:": gone})
+    with pytest.raises(RequestError, match=r"Could not deserialize object policy_kwargs.*--extractor") as caught:
+        Teacher.load(broken, trust=True)
+    assert "\n" not in str(caught.value)
