@@ -38,7 +38,9 @@ class Kickstart:
         self.calls = 0
         self.critic = [nn.Linear(2, 1)]
 
-    def __call__(self, *arguments: Any, seed: int, on_snapshot: Callable[[Snapshot], bool], workers: int) -> None:
+    def __call__(
+        self, *arguments: Any, seed: int, on_snapshot: Callable[[Snapshot], bool], workers: int, step_timeout: float | None
+    ) -> None:
         self.arguments, self.seed = arguments, seed
         assert workers == Table.num_workers, "as many as the run has"
         self.calls += 1

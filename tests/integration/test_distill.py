@@ -526,11 +526,11 @@ def test_held_out_episodes_are_never_trained_on(expert_zip, tmp_path, monkeypatc
             drawn.update((part.start + index.flatten()).tolist())
         return gather(self, part, index, *rest)
 
-    def run(self: Trainer, dataset: Dataset, num_steps: int) -> Any:
+    def run(self: Trainer, dataset: Dataset, num_steps: int, *report: Any) -> Any:
         datasets[:] = [dataset]
         dataset._in_training = True  # type: ignore[attr-defined]
         try:
-            return run_steps(self, dataset, num_steps)
+            return run_steps(self, dataset, num_steps, *report)
         finally:
             dataset._in_training = False  # type: ignore[attr-defined]
 
@@ -550,9 +550,9 @@ def test_with_a_window_the_last_rounds_alone_are_trained_on(tmp_path, monkeypatc
     seen: list[tuple[int, int]] = []
     run_steps = Trainer.run
 
-    def run(self: Trainer, dataset: Dataset, num_steps: int) -> Any:
+    def run(self: Trainer, dataset: Dataset, num_steps: int, *report: Any) -> Any:
         seen.append((dataset.num_train, dataset.num_drawn_from))
-        return run_steps(self, dataset, num_steps)
+        return run_steps(self, dataset, num_steps, *report)
 
     monkeypatch.setattr(Trainer, "run", run)
     distill(tiny(tmp_path, collect=CollectConfig(env_steps=ENV_STEPS, rounds=4, num_envs=4, window=2)), teacher=walk_teacher())
