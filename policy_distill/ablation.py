@@ -20,12 +20,11 @@ from policy_distill.config.code import settings_that_run_code
 from policy_distill.distill import distill
 from policy_distill.statistics.intervals import RESAMPLES, percentile_ends
 from policy_distill.untrusted import read_yaml, refuse_damage
+from policy_distill.watchdog import STEP_TIMEOUT
 
 Key = tuple[str, str, str, int]
 """Of a run: group, variant, agent, seed."""
 DEFAULT = "default"
-STEP_TIMEOUT = 60.0
-"""Seconds for a step or a reset of an environment, unless a setting says otherwise."""
 MAX_RUNS = 100_000
 
 

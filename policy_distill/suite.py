@@ -28,9 +28,8 @@ from policy_distill.statistics import suite_aggregates
 from policy_distill.statistics.suites import Returns
 from policy_distill.tracking import write_json
 from policy_distill.untrusted import read_json, refuse_damage
+from policy_distill.watchdog import STEP_TIMEOUT
 
-STEP_TIMEOUT = 60.0
-"""Seconds for a step or a reset, where none are given: an environment that hangs must not end the suite."""
 WORTH_COMPRESSING = 4000
 """Parameters from which on a teacher counts in the aggregate: below, there is little to compress."""
 COLUMNS = ("teacher", "status", "env", "params", "student", "student_params", "compression", "teacher_return", "student_return",

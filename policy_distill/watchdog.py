@@ -12,6 +12,8 @@ from typing import Any
 from policy_distill.border import Border
 from policy_distill.config import EnvironmentFault
 
+STEP_TIMEOUT = 60.0
+"""Seconds for a step or a reset in commands of many jobs, where none are given: one that hangs must not stop the others."""
 BLOCKED_SECONDS = 10.0
 """Seconds beyond the limit after which a watchdog that has not run is blocked itself: code in C holds the interpreter."""
 

@@ -348,6 +348,6 @@ def test_an_environment_that_ignores_its_seed_is_a_notice_and_gets_no_certificat
     kind = rude.DrawsGloballyInSteps
     teacher = Teacher.from_callable(lambda seen: np.ones(len(seen), np.int64), kind.observation_space, kind.action_space)
     certified = EvaluateConfig(certify=0.9)
-    assert "nobody could repeat" in refused(tmp_path, teacher, env=rude.spec_of(kind).id, evaluate=certified)
+    assert "could not be repeated" in refused(tmp_path, teacher, env=rude.spec_of(kind).id, evaluate=certified)
     found = prepare(request(tmp_path, env=rude.spec_of(kind).id), teacher)
     assert any("does not follow its seed" in notice for notice in found.notices)
