@@ -235,6 +235,7 @@ def test_a_time_limit_among_the_wrappers_is_known():
     assert steps[-1][0][-1] == 0
 
 
-def test_a_file_of_the_user_s_own_may_name_a_class(tmp_path: Path):
+def test_a_class_that_a_file_names_is_not_imported(tmp_path: Path):
+    """Its name has no colon any more, which stands for what the user typed."""
     (tmp_path / "env.yaml").write_text("id: CartPole-v1\nwrappers: [gymnasium.wrappers.FlattenObservation, Monitor, mine:Shaped]\n")
-    assert [name for name, _ in resolve(str(tmp_path / "env.yaml")).wrappers] == ["FlattenObservation", "mine:Shaped"]
+    assert [name for name, _ in resolve(str(tmp_path / "env.yaml")).wrappers] == ["FlattenObservation", "mine.Shaped"]

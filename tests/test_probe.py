@@ -32,7 +32,7 @@ def test_one_that_ignores_its_seed_is_told_and_gets_no_certificate(kind, where):
     assert found.ignores_seed == f"seed 3000000 twice, {where}: another observation"
     (notice,) = found.notices
     assert "cannot be repeated" in notice
-    with pytest.raises(RequestError, match=r"does not follow its seed .* nobody could repeat a certificate's episodes"):
+    with pytest.raises(RequestError, match=r"does not follow its seed .* so a certificate's episodes could not be repeated"):
         found.require_repeatable()
 
 
