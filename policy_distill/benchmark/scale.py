@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
+import gc
 import itertools
 import resource
 import sys
@@ -183,6 +186,7 @@ def memory_growth() -> Iterator[dict[str, int]]:
     together, and ``file`` is left out.
     """
     growth: dict[str, int] = {}
+    _give_back_free_memory()
     start = _resident()
     peak = dict(start)
     done = threading.Event()
@@ -200,6 +204,13 @@ def memory_growth() -> Iterator[dict[str, int]]:
         done.set()
         watcher.join()
         growth.update({name: peak[name] - before for name, before in start.items()})
+
+
+def _give_back_free_memory() -> None:
+    """Let the C library return its free memory to the system: what is filled of it later would not show as growth."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # there is no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident() -> dict[str, int]:

@@ -78,7 +78,7 @@ def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
         if values is None:
             values = np.full(math.prod(shape), _limit(dtype, sign))
         with np.errstate(all="ignore"):  # what does not fit becomes a bound that is none, or infinite
-            bounds.append(values.astype(dtype).reshape(shape))
+            bounds.append(_cast(values, dtype).reshape(shape))
     low, high = bounds
     if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
         raise RequestError(f"{fail} has bounds that are no bounds (low above high, or NaN); save the agent again")
@@ -92,6 +92,15 @@ def is_image(space: gym.Space) -> bool:
     """Whether Stable-Baselines3 reads such observations as images, which it scales and turns: uint8 ``[H, W, C]`` from 0 to 255."""
     three = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
     return three and bool((space.low == 0).all() and (space.high == 255).all())  # type: ignore[attr-defined]
+
+
+def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Numbers as ``dtype``; those beyond an integer type become its last value, since C does not define what a cast makes of them."""
+    if dtype.kind not in "iu":
+        return values.astype(dtype)
+    info = np.iinfo(dtype)
+    inside = (values > info.min) & (values < info.max)
+    return np.where(inside, np.where(inside, values, 0).astype(dtype), np.where(values <= info.min, info.min, info.max).astype(dtype))
 
 
 def _limit(dtype: np.dtype, sign: int) -> float:
