@@ -247,3 +247,15 @@ def test_class_names():
     assert class_name("<class '__main__.Net'>") == "Net"
     assert class_name("<function f at 0x1>") is None
     assert class_name(None) is None
+
+
+def test_bounds_beyond_an_integer_type_are_its_last_values(save, tmp_path):
+    path = save(build("PPO", gym.spaces.Box(-100, 100, (4,), np.int64), THREE))
+
+    def widened(text: dict) -> dict:
+        return text | {"dtype": "uint8", "low": "[-1 0 3 -inf]", "high": "[inf 255 1e30 9]"}
+
+    space = read_archive(edited(path, tmp_path / "edited.zip", observation_space=widened)).observation_space
+    assert isinstance(space, gym.spaces.Box)
+    assert space.low.tolist() == [0, 0, 3, 0]
+    assert space.high.tolist() == [255, 255, 255, 9]
