@@ -9,10 +9,10 @@ from policy_distill.config import (
     StudentConfig,
     TrainConfig,
 )
-from policy_distill.distill import DistillResult, distill
-from policy_distill.evaluate import Episodes, evaluate
-from policy_distill.statistics import Retention, retention
-from policy_distill.students import Student
+from policy_distill.evaluation.statistics import Retention, retention
+from policy_distill.pipeline.distill import DistillResult, distill
+from policy_distill.policies.student import Student
+from policy_distill.rollouts.episodes import Episodes, evaluate
 from policy_distill.teachers import Teacher
 
 __all__ = [

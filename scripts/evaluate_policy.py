@@ -2,7 +2,7 @@
 
 import sys
 
-from policy_distill.cli import main
+from policy_distill.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["evaluate_policy", *sys.argv[1:]]))

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from policy_distill.environments import EnvironmentSpec
+from policy_distill.environments.specs import EnvironmentSpec
 
 LENGTH = 20
 

@@ -8,11 +8,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from policy_distill.actions import ActionTargets, family_of
-from policy_distill.dataset import Dataset, Transitions
-from policy_distill.environments import EnvironmentSpec
-from policy_distill.students import Architecture, Student
+from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.policies.actions import ActionTargets, family_of
+from policy_distill.policies.student import Architecture, Student
+from policy_distill.rollouts.transitions import Transitions
 from policy_distill.teachers import Teacher
+from policy_distill.training.dataset import Dataset
 
 WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Bandit-v0"), EnvironmentSpec("tests/Push-v0")
 DIALS, SWITCHES = EnvironmentSpec("tests/Echo-v0", {"sizes": (2, 3)}), EnvironmentSpec("tests/Echo-v0", {"sizes": 3})

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from policy_distill.config import DistillConfig, EvaluateConfig, StudentConfig
-from policy_distill.evaluate import Episodes, evaluation_seeds
-from policy_distill.job import prepare
-from policy_distill.progress import Display
-from policy_distill.rounds import Round
-from policy_distill.run import Run
+from policy_distill.pipeline.context import Run
+from policy_distill.pipeline.prepare import prepare
+from policy_distill.pipeline.records import Round
+from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
+from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
 from tests.small_worlds import WALK, walk_teacher
 

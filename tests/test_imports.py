@@ -1,82 +1,246 @@
-"""Imports point down: each module knows only what lies below it, and one corner alone knows stable-baselines3."""
+"""Imports point down: one order between folders and one inside each folder; a few folders alone know stable-baselines3."""
 
 from __future__ import annotations
 
 import ast
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "policy_distill"
-TIERS = [
-    {"scripts"},
-    {"cli"},
-    {"commands"},
-    {"verify"},
-    {"suite", "measure", "render", "ablation", "benchmark"},
-    {"distill", "search"},
-    {"summary"},
-    {"imitation", "generations", "polish"},
-    {"run", "rounds", "action_units"},
-    {"job", "check", "report", "certify", "known_returns", "completed"},
-    {"workers"},
-    {
-        "collect",
-        "evaluate",
-        "trajectories",
-        "disagreements",
-        "train",
-        "values",
+ORDERS: dict[str, tuple[str, ...]] = {
+    "policy_distill": (
+        "commands",
+        "studies",
+        "pipeline",
+        "evaluation",
+        "training",
+        "rollouts",
         "export",
-        "kickstart",
-        "checkpoint",
-        "tracking",
-        "progress",
-        "ppo",
-        "stepping",
-        "acting",
-        "sampling",
-        "probe",
-    },
-    {"batches", "backends", "environment_choice"},
-    {
-        "teachers",
-        "students",
-        "environments",
-        "fitting",
-        "known_wrappers",
-        "wrappers",
-        "zoo_wrappers",
-        "dataset",
-        "objective",
-        "stack",
-        "gradients",
-        "autograd_gradients",
-    },
-    {
-        "actions",
+        "report",
         "losses",
-        "mixtures",
-        "relations",
-        "statistics",
-        "spaces",
-        "files",
-        "layers",
-        "rowwise",
-        "rounding",
-        "processes",
-        "seeds",
-        "border",
+        "teachers",
+        "policies",
+        "environments",
+        "support",
+        "config",
+    ),
+    "policy_distill.commands": (
+        "cli",
+        "compare_policies",
+        "verify_certificate",
+        "evaluate_policy",
+        "render_policy",
+        "run_suite",
+        "simulate_statistics",
+        "distill_policy",
+        "run_ablation",
+        "check_teacher",
+        "train_teacher",
+        "benchmark",
+        "options",
+        "printing",
+    ),
+    "policy_distill.commands.options": (
+        "parser",
+        "config_file",
+    ),
+    "policy_distill.config": (
+        "code",
+        "loss",
+        "reading",
+        "environment",
+        "stages",
+        "checks",
+        "printable",
+    ),
+    "policy_distill.environments": (
+        "vector",
+        "matching",
+        "specs",
+        "known_wrappers",
         "quiet",
+        "border",
+        "zoo_wrappers",
+        "wrappers",
+    ),
+    "policy_distill.evaluation": (
+        "verify",
+        "measure",
+        "return_cache",
+        "teacher_check",
+        "certify",
+        "action_units",
+        "disagreements",
+        "render",
+        "statistics",
+        "probe",
+        "rounding",
+    ),
+    "policy_distill.evaluation.statistics": (
+        "simulation",
+        "sequential",
+        "suites",
+        "intervals",
+        "aggregates",
+        "means",
+    ),
+    "policy_distill.evaluation.teacher_check": (
+        "preflight",
+        "checkup",
+        "screen",
+        "files",
+        "look",
+        "versions",
+        "returns",
+        "behaviour",
+        "claims",
+        "findings",
+    ),
+    "policy_distill.export": ("sb3",),
+    "policy_distill.losses": (
+        "analytic_gradients",
+        "autograd_gradients",
+        "objective",
+        "relations",
+        "divergences",
+    ),
+    "policy_distill.pipeline": (
+        "distill",
+        "summary",
+        "self_distillation",
+        "polish",
+        "imitation",
+        "context",
+        "prepare",
+        "records",
+    ),
+    "policy_distill.policies": (
+        "student",
+        "mixtures",
+        "q_values",
+        "rowwise",
+        "fast_forward",
+        "actions",
+        "observations",
+    ),
+    "policy_distill.report": (
+        "write",
+        "run_page",
+        "suite_page",
+        "markdown",
+        "plots",
+        "verdict",
+        "candidates",
+        "page",
+        "tensorboard",
+        "rows",
+        "drawing",
+    ),
+    "policy_distill.rollouts": (
+        "workers",
+        "trajectories",
+        "ppo_rollouts",
+        "collect",
+        "episodes",
+        "processes",
+        "numpy_policies",
+        "transitions",
+        "stochastic",
         "watchdog",
-    },
-    {"untrusted", "terminal"},
-    {"config"},
-    {"printable", "figures"},
-]
-KNOWS_SB3 = tuple(f"policy_distill.{name}" for name in ("teachers", "export.sb3", "kickstart", "ppo", "stepping", "benchmark"))
+    ),
+    "policy_distill.studies": (
+        "suite",
+        "ablation",
+        "train_teacher",
+        "benchmark",
+        "completed",
+    ),
+    "policy_distill.studies.benchmark": (
+        "stack",
+        "scale",
+        "train",
+        "job",
+        "infer",
+        "evaluate",
+        "collect",
+        "result",
+        "agents",
+        "interleave",
+        "limits",
+    ),
+    "policy_distill.studies.train_teacher": (
+        "recipes",
+        "publish",
+    ),
+    "policy_distill.support": (
+        "files",
+        "progress",
+        "figures",
+        "seeds",
+        "untrusted",
+        "sampling",
+        "threads",
+        "terminal",
+    ),
+    "policy_distill.teachers": (
+        "action_values",
+        "environment",
+        "teacher",
+        "reading",
+        "ensemble",
+        "networks",
+        "files",
+    ),
+    "policy_distill.teachers.files": (
+        "folder",
+        "statistics_files",
+        "training_record",
+        "archive",
+        "normalization",
+        "weights",
+        "saved_spaces",
+        "trusted",
+        "saved_config",
+        "saved_algorithm",
+        "not_agents",
+        "inert",
+        "errors",
+    ),
+    "policy_distill.teachers.networks": (
+        "critics",
+        "live",
+        "rebuild",
+        "recording",
+        "acting",
+        "counting",
+        "extractor",
+    ),
+    "policy_distill.training": (
+        "value_network",
+        "trainer",
+        "kickstart",
+        "batches",
+        "ppo",
+        "stack",
+        "dataset",
+    ),
+}
+"""Folder -> what lies in it, from top to bottom: each may import what stands after it."""
+KNOWS_SB3 = tuple(
+    f"policy_distill.{name}"
+    for name in (
+        "teachers",
+        "export.sb3",
+        "training.kickstart",
+        "training.ppo",
+        "rollouts.ppo_rollouts",
+        "studies.benchmark",
+        "studies.train_teacher",
+    )
+)
+MOST_ENTRIES = 15
 
 
 def modules() -> dict[str, Path]:
@@ -106,46 +270,59 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def ours(name: str) -> set[str]:
-    return {other for other in imported(MODULES[name]) if other.split(".")[0] == "policy_distill"}
+def wrong_direction(importer: str, other: str) -> str | None:
+    """Why ``importer`` may not import ``other``, two dotted names of the package; None if it may."""
+    mine, theirs = importer.split("."), other.split(".")
+    depth = next((i for i, (one, two) in enumerate(zip(mine, theirs, strict=False)) if one != two), min(len(mine), len(theirs)))
+    if depth == len(mine):  # a package's own __init__ gathers what lies inside
+        return None
+    folder = ".".join(mine[:depth])
+    if depth == len(theirs):
+        return f"{importer} imports the package {folder} that it lies in"
+    order = ORDERS[folder]
+    if order.index(mine[depth]) < order.index(theirs[depth]):
+        return None
+    return f"in {folder}, {mine[depth]} stands below {theirs[depth]}"
 
 
-def part(name: str) -> str:
-    """``policy_distill.teachers.archive`` -> ``teachers``."""
-    pieces = name.split(".")
-    return pieces[0] if pieces[0] != "policy_distill" or len(pieces) == 1 else pieces[1]
+@pytest.mark.parametrize(
+    "folder", sorted({str(path.parent.relative_to(ROOT)).replace("/", ".") for path in MODULES.values()} - {"scripts"})
+)
+def test_the_order_names_what_is_in_the_folder(folder):
+    inside = {name.split(".")[len(folder.split("."))] for name in MODULES if name.startswith(f"{folder}.")}
+    assert set(ORDERS.get(folder, ())) == inside
 
 
-def tier(name: str) -> int:
-    levels = [level for level, parts in enumerate(TIERS) if part(name) in parts]
-    assert levels, f"{name} is in no tier: give it its place in TIERS"
-    return levels[0]
-
-
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "policy_distill"])
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("scripts.") and name != "policy_distill"])
 def test_imports_point_down(name):
-    wrong = {other for other in ours(name) if other != "policy_distill" and tier(other) < tier(name)}
-    assert not wrong, f"{name} imports {sorted(wrong)} from above"
+    wrong = [
+        wrong_direction(name, other)
+        for other in imported(MODULES[name])
+        if other.split(".")[0] == "policy_distill" and other != "policy_distill"
+    ]
+    assert not [reason for reason in wrong if reason]
+    assert not {other for other in imported(MODULES[name]) if other.split(".")[0] == "scripts"}
 
 
-def test_no_module_imports_itself_by_a_detour():
-    graph = {name: {other for other in ours(name) if other in MODULES and other != name} for name in MODULES}
-    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
-    for name in graph:  # a package's own __init__ gathers what lies inside
-        graph[name] -= {package for package in packages if name.startswith(f"{package}.")}
-    list(TopologicalSorter(graph).static_order())  # raises CycleError
-
-
-def test_parts_of_the_package_do_not_import_each_other_in_a_circle():
-    graph: dict[str, set[str]] = {}
+def test_a_script_knows_the_command_line_alone():
     for name in MODULES:
-        graph.setdefault(part(name), set()).update(part(other) for other in ours(name) if part(other) != part(name))
-    list(TopologicalSorter(graph).static_order())
+        if name.startswith("scripts."):
+            assert {other for other in imported(MODULES[name]) if other.startswith("policy_distill")} <= {"policy_distill.commands.cli"}, (
+                name
+            )
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith(KNOWS_SB3)])
-def test_stable_baselines3_is_known_to_one_corner_alone(name):
+def test_stable_baselines3_is_known_to_few(name):
     assert not {other for other in imported(MODULES[name]) if other.split(".")[0] in ("stable_baselines3", "sb3_contrib")}
+
+
+def test_no_folder_is_crowded_and_no_module_is_long():
+    for folder in {path.parent for path in MODULES.values()}:
+        entries = [path for path in folder.iterdir() if path.name not in ("__pycache__", "_data")]
+        assert len(entries) <= MOST_ENTRIES, folder
+    for name, path in MODULES.items():
+        assert len(path.read_text().splitlines()) <= 400, name
 
 
 def test_nothing_outside_the_scripts_is_a_second_program():

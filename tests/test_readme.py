@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from policy_distill import cli
-from policy_distill.commands.parser import Parser
+from policy_distill.commands import cli
+from policy_distill.commands.options.parser import Parser
 from policy_distill.config import DistillConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from policy_distill.cli import main
+from policy_distill.commands.cli import main
 from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.measure import load_policy
-from policy_distill.students import Student
+from policy_distill.environments.specs import EnvironmentSpec, make
+from policy_distill.evaluation.measure import load_policy
+from policy_distill.policies.student import Student
 from policy_distill.teachers import Teacher
 from tests.fuzz.corpus import KINDS, folder_of, make_corpus, replace_member
 from tests.fuzz.run import answers, faults_of

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.options.parser import Parser
 from policy_distill.commands.printing import DONE, plain
 from policy_distill.config import RequestError
 
@@ -38,10 +38,10 @@ def benchmark(arguments: Sequence[str]) -> int:
         raise RequestError(f"the stage {options.stage} is not timed with agents: leave --teachers out, or time {', '.join(OF_AGENTS)}")
     if options.sizes is not None and options.stage != "scale":
         raise RequestError(f"the stage {options.stage} has no sizes: leave --sizes out, or time scale")
-    from policy_distill.benchmark.result import describe_machine, machine, table
-    from policy_distill.job import one_torch_thread
+    from policy_distill.studies.benchmark.result import describe_machine, machine, table
+    from policy_distill.support.threads import one_torch_thread
 
-    stage = importlib.import_module(f"policy_distill.benchmark.{options.stage}")
+    stage = importlib.import_module(f"policy_distill.studies.benchmark.{options.stage}")
     chosen: dict[str, Any] = {"teachers": Path(options.teachers)} if options.teachers is not None else {}
     if options.sizes is not None:
         chosen["sizes"] = options.sizes

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from policy_distill.commands.parser import (
+from policy_distill.commands.options.parser import (
     Parser,
     add_environment_arguments,
     add_reading_arguments,
@@ -16,7 +16,7 @@ from policy_distill.commands.parser import (
 )
 from policy_distill.commands.printing import DONE, finish, mean_and_std, text_of
 from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig
-from policy_distill.progress import Display
+from policy_distill.support.progress import Display
 
 
 def check_teacher(arguments: Sequence[str]) -> int:
@@ -34,12 +34,12 @@ def check_teacher(arguments: Sequence[str]) -> int:
     if options.episodes:
         # checks them
         DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))
-    from policy_distill import check
-    from policy_distill.environment_choice import environment_for
-    from policy_distill.fitting import check_fits
-    from policy_distill.job import one_torch_thread
-    from policy_distill.probe import probe
+    from policy_distill.environments.matching import check_fits
+    from policy_distill.evaluation import teacher_check as check
+    from policy_distill.evaluation.probe import probe
+    from policy_distill.support.threads import one_torch_thread
     from policy_distill.teachers import Teacher
+    from policy_distill.teachers.environment import environment_for
 
     environment = parser.config(options, EnvironmentOptions)
     place = zoo_path(options.teacher, options.folder, options.algo, options.env)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from policy_distill.commands.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
+from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish, mean_and_std, plain
 from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
-from policy_distill.figures import return_text
-from policy_distill.progress import Display
-from policy_distill.terminal import Terminal
+from policy_distill.support.figures import return_text
+from policy_distill.support.progress import Display
+from policy_distill.support.terminal import Terminal
 
 if TYPE_CHECKING:
-    from policy_distill.disagreements import Disagreements
+    from policy_distill.evaluation.disagreements import Disagreements
 
 
 def compare_policies(arguments: Sequence[str]) -> int:
@@ -41,13 +41,14 @@ def compare_policies(arguments: Sequence[str]) -> int:
     DistillConfig(step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))  # checks them
     if options.worst < 0:
         raise RequestError(f"worst is {options.worst}; it must be >= 0")
-    from policy_distill import disagreements
-    from policy_distill.action_units import suited
-    from policy_distill.evaluate import evaluation_seeds
-    from policy_distill.job import one_torch_thread, writable_folder
-    from policy_distill.measure import common_environment, load_policy, teacher_of, try_out
-    from policy_distill.processes import call_apart
+    from policy_distill.evaluation import disagreements
+    from policy_distill.evaluation.action_units import suited
+    from policy_distill.evaluation.measure import common_environment, load_policy, teacher_of, try_out
     from policy_distill.report import add_to_report
+    from policy_distill.rollouts.episodes import evaluation_seeds
+    from policy_distill.rollouts.processes import call_apart
+    from policy_distill.support.files import writable_folder
+    from policy_distill.support.threads import one_torch_thread
 
     student, saved = load_policy(options.policy, reading_of(options))
     teacher = teacher_of(options.policy, options.teacher, reading_of(options, "teacher_"))
@@ -102,7 +103,7 @@ def summarize(found: Disagreements, worst: int) -> dict[str, Any]:
 
 def rows(found: Disagreements) -> list[tuple[str, str]]:
     """The figures of the whole comparison."""
-    from policy_distill.disagreements import COSTS
+    from policy_distill.evaluation.disagreements import COSTS
 
     fell = found.worst_episodes()
     return [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from policy_distill.commands.parser import Parser, add_zoo_folder, with_zoo_teacher
+from policy_distill.commands.options.parser import Parser, add_zoo_folder, with_zoo_teacher
 from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import DistillConfig
-from policy_distill.progress import Display
+from policy_distill.support.progress import Display
 
 
 def distill_policy(arguments: Sequence[str]) -> int:
@@ -18,7 +18,7 @@ def distill_policy(arguments: Sequence[str]) -> int:
     parser.add_display_arguments()
     options = parser.parse(arguments)
     config = with_zoo_teacher(parser.config(options, DistillConfig), options.folder)
-    from policy_distill.distill import distill
+    from policy_distill.pipeline.distill import distill
     from policy_distill.report import summary_rows
 
     result = distill(config, display=Display(quiet=options.json))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from policy_distill.commands.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
+from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
-from policy_distill.progress import Display
+from policy_distill.support.progress import Display
 
 
 def evaluate_policy(arguments: Sequence[str]) -> int:
@@ -38,8 +38,8 @@ def evaluate_policy(arguments: Sequence[str]) -> int:
         max_episodes=options.max_episodes,
     )
     DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=protocol)  # checks them
-    from policy_distill.certify import plan_of
-    from policy_distill.measure import certify, measure
+    from policy_distill.evaluation.certify import plan_of
+    from policy_distill.evaluation.measure import certify, measure
 
     common = {name: getattr(options, name) for name in ("num_envs", "workers", "stochastic", "step_timeout")}
     common["env"] = parser.config(options, EnvironmentOptions)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from policy_distill.figures import return_text, spread_text
-from policy_distill.terminal import Terminal
+from policy_distill.support.figures import return_text, spread_text
+from policy_distill.support.terminal import Terminal
 
 DONE = 0
 """The exit code."""

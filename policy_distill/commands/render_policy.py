@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from policy_distill.commands.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
+from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import EnvironmentOptions, RequestError
-from policy_distill.figures import return_text
-from policy_distill.progress import Display
+from policy_distill.support.figures import return_text
+from policy_distill.support.progress import Display
 
 
 def render_policy(arguments: Sequence[str]) -> int:
@@ -33,14 +33,14 @@ def render_policy(arguments: Sequence[str]) -> int:
     for name, least in (("seed", 0), ("max_steps", 1), ("width", 16), ("frames_per_second", 0.1), ("step_timeout", 0)):
         if (value := getattr(options, name)) is not None and value < least:
             raise RequestError(f"{name} is {value}; it must be >= {least}")
-    from policy_distill import check
-    from policy_distill.job import one_torch_thread
-    from policy_distill.measure import agents_among, common_environment, load_policy, teacher_of
-    from policy_distill.processes import call_apart
-    from policy_distill.render import film, side_by_side, write_gif
+    from policy_distill.evaluation import teacher_check as check
+    from policy_distill.evaluation.measure import agents_among, common_environment, load_policy, teacher_of
+    from policy_distill.evaluation.render import film, side_by_side, write_gif
     from policy_distill.report import VIDEO, write_report
+    from policy_distill.report.tensorboard import Tracker
     from policy_distill.report.write import read_result
-    from policy_distill.tracking import Tracker
+    from policy_distill.rollouts.processes import call_apart
+    from policy_distill.support.threads import one_torch_thread
 
     run = Path(options.policy) if os.path.isfile(Path(options.policy) / "result.json") else None
     output = Path(options.output) if options.output else (run or Path()) / VIDEO

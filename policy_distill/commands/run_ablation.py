@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.options.parser import Parser
 from policy_distill.commands.printing import DONE, plain
-from policy_distill.progress import Display
+from policy_distill.support.progress import Display
 
 
 def run_ablation(arguments: Sequence[str]) -> int:
@@ -20,10 +20,9 @@ def run_ablation(arguments: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int | None, default=None, help="runs side by side; default: one a core")
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    from policy_distill import ablation
-    from policy_distill.files import write_atomically
-    from policy_distill.job import writable_folder
-    from policy_distill.processes import available_cores
+    from policy_distill.rollouts.processes import available_cores
+    from policy_distill.studies import ablation
+    from policy_distill.support.files import writable_folder, write_atomically
 
     study = ablation.Study.load(Path(options.study))
     output = writable_folder(Path(options.output))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.options.parser import Parser
 from policy_distill.commands.printing import DONE
 from policy_distill.config import DistillConfig, RequestError
-from policy_distill.progress import Display
-from policy_distill.terminal import Terminal
+from policy_distill.support.progress import Display
+from policy_distill.support.terminal import Terminal
 
 
 def run_suite(arguments: Sequence[str]) -> int:
@@ -27,10 +27,10 @@ def run_suite(arguments: Sequence[str]) -> int:
     for name in ("normalization", "extractor"):
         if getattr(config, name) not in (None, "none"):
             raise RequestError(f"{name} is one agent's: leave it out of a suite, and distil that agent with distill_policy")
-    from policy_distill import suite
-    from policy_distill.job import writable_folder
     from policy_distill.report import aggregate_rows
     from policy_distill.report.rows import times
+    from policy_distill.studies import suite
+    from policy_distill.support.files import writable_folder
 
     output = writable_folder(Path(options.output))
     result = suite.run_suite(Path(options.teachers), config, output=output, display=Display(quiet=options.json))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.options.parser import Parser
 from policy_distill.commands.printing import DONE
 from policy_distill.config import RequestError
 
@@ -18,7 +18,7 @@ def simulate_statistics(arguments: Sequence[str]) -> int:
     options = parser.parse(arguments)
     if options.replicates < 16:
         raise RequestError(f"replicates is {options.replicates}; it must be >= 16")
-    from policy_distill.statistics.simulation import tables
+    from policy_distill.evaluation.statistics.simulation import tables
 
     text = tables(options.replicates, (lambda line: None) if options.json else (lambda line: print(line, flush=True)))
     if options.json:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.options.parser import Parser
 from policy_distill.commands.printing import DONE, finish, plain
-from policy_distill.figures import spread_text
-from policy_distill.progress import Display
+from policy_distill.support.figures import spread_text
+from policy_distill.support.progress import Display
 
 
 def train_teacher(arguments: Sequence[str]) -> int:
     """Train a teacher with Stable-Baselines3 from the recipes in agents/ALGO.yml."""
-    from policy_distill.teachers.recipes import TrainTeacherConfig, train_teacher
+    from policy_distill.studies.train_teacher.recipes import TrainTeacherConfig, train_teacher
 
     parser = Parser("train_teacher", "Train a teacher with Stable-Baselines3 from the recipes in agents/ALGO.yml.")
     parser.add_class_arguments(TrainTeacherConfig)

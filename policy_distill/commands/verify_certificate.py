@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from policy_distill.commands.parser import Parser, add_reading_arguments, reading_of
+from policy_distill.commands.options.parser import Parser, add_reading_arguments, reading_of
 from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import EnvironmentOptions, RequestError
-from policy_distill.progress import Display
+from policy_distill.support.progress import Display
 
 DOES_NOT_HOLD = 1
 """The exit code."""
@@ -34,7 +34,7 @@ def verify_certificate(arguments: Sequence[str]) -> int:
         value = getattr(options, name)
         if value is not None and value < least:
             raise RequestError(f"{name} is {value}; it must be >= {least}")
-    from policy_distill.verify import place_of, verify
+    from policy_distill.evaluation.verify import place_of, verify
 
     found = verify(
         place_of(options.certificate),

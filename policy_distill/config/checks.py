@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args, get_type_hints
 
-from policy_distill.printable import one_line
+from policy_distill.config.printable import one_line
 
 
 class RequestError(ValueError):

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_distill.actions import DiagGaussian
-from policy_distill.files import write_atomically
-from policy_distill.spaces import FAR_FROM_ZERO
-from policy_distill.students import ACTIVATIONS, Student
+from policy_distill.policies.actions import DiagGaussian
+from policy_distill.policies.observations import FAR_FROM_ZERO
+from policy_distill.policies.student import ACTIVATIONS, Student
+from policy_distill.support.files import write_atomically
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO

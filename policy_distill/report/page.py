@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policy_distill.printable import printable
+from policy_distill.config.printable import printable
 from policy_distill.report.drawing import COLOURS
 
 _VARIABLES = ["".join(f"--{name}:{pair[mode]};" for name, pair in COLOURS.items()) for mode in (0, 1)]

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from policy_distill.environments import EnvironmentSpec
-from policy_distill.figures import spread_text
-from policy_distill.printable import one_line
+from policy_distill.config.printable import one_line
+from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.support.figures import spread_text
 
 RETENTION = "Retention is (student - random) / (teacher - random) of the mean returns."
 

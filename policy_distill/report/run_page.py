@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from policy_distill.figures import return_text
 from policy_distill.report import page, plots
 from policy_distill.report.candidates import STAGES, Candidate, candidates
 from policy_distill.report.drawing import to_svg
 from policy_distill.report.page import Cell, Markup, link
 from policy_distill.report.rows import RETENTION, finalist_text, known, mean_and_std, number, summary_rows, tally_text, times
 from policy_distill.report.verdict import verdict
+from policy_distill.support.figures import return_text
 
 VIDEO = "episode.gif"
 """Where a run's folder holds it, the page shows it; ``policy-distill render_policy`` makes it."""

@@ -9,14 +9,14 @@ from statistics import median
 from typing import Any
 
 from policy_distill.config import RequestError
-from policy_distill.figures import return_text
-from policy_distill.files import write_atomically
 from policy_distill.report import page, plots
 from policy_distill.report.drawing import to_svg
 from policy_distill.report.page import Cell, link
 from policy_distill.report.rows import AGGREGATE_COLUMNS, AGGREGATE_NOTE, aggregate_rows, known, number, retention_text, times
 from policy_distill.report.verdict import KEEPS
-from policy_distill.untrusted import read_json, refuse_damage
+from policy_distill.support.figures import return_text
+from policy_distill.support.files import write_atomically
+from policy_distill.support.untrusted import read_json, refuse_damage
 
 MAX_ROWS = 2000
 """Teachers that are drawn."""

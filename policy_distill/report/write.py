@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from policy_distill.config import RequestError
-from policy_distill.files import write_atomically
 from policy_distill.report.markdown import run_markdown
 from policy_distill.report.run_page import run_page
-from policy_distill.tracking import write_json
-from policy_distill.untrusted import read_json, refuse_damage
+from policy_distill.support.files import write_atomically, write_json
+from policy_distill.support.untrusted import read_json, refuse_damage
 
 MAX_RECORDS, MAX_EPISODES, MAX_TERMS = 2000, 100_000, 50
 """Rounds, episodes and losses that are drawn; a page of more takes minutes."""

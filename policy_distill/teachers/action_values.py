@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from policy_distill.teachers.critics import ActionValue
+from policy_distill.teachers.networks.critics import ActionValue
 from policy_distill.teachers.teacher import Teacher
 
 

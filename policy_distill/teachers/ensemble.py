@@ -10,12 +10,12 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from policy_distill.actions import ActionTargets, Box, Deterministic, DiagGaussian, Family, Parameters
 from policy_distill.config import RequestError
-from policy_distill.fitting import first_difference
-from policy_distill.losses import Q_TEMPERATURES, standardize_logits
-from policy_distill.mixtures import mix_parameters, weighted_mean
-from policy_distill.teachers.networks import ActionBounds
+from policy_distill.environments.matching import first_difference
+from policy_distill.policies.actions import ActionTargets, Box, Deterministic, DiagGaussian, Family, Parameters
+from policy_distill.policies.mixtures import mix_parameters, weighted_mean
+from policy_distill.policies.q_values import Q_TEMPERATURES, standardize_logits
+from policy_distill.teachers.networks.acting import ActionBounds
 
 
 class Member(Protocol):

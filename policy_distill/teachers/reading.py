@@ -10,16 +10,21 @@ import numpy as np
 from torch import nn
 
 from policy_distill.config import Reading, RequestError
-from policy_distill.spaces import observation_width
-from policy_distill.teachers.archive import COMPILED, Archive, class_name, read_archive, read_data
-from policy_distill.teachers.counting import acting_family, check_start
-from policy_distill.teachers.critics import live_critic, rebuild_critic
-from policy_distill.teachers.errors import NotPlainError
-from policy_distill.teachers.extractor import ExtractorMaker, extractor_maker
-from policy_distill.teachers.folder import AgentFiles
-from policy_distill.teachers.live import LivePolicy
-from policy_distill.teachers.normalization import ObservationNormalization, read_normalization, read_reward_scale, reward_scale_of
-from policy_distill.teachers.rebuild import (
+from policy_distill.policies.observations import observation_width
+from policy_distill.support.untrusted import refuse_damage
+from policy_distill.teachers.files.archive import COMPILED, Archive, class_name, read_archive, read_data
+from policy_distill.teachers.files.errors import NotPlainError
+from policy_distill.teachers.files.folder import AgentFiles
+from policy_distill.teachers.files.normalization import ObservationNormalization, read_normalization, read_reward_scale, reward_scale_of
+from policy_distill.teachers.files.saved_algorithm import algorithm_of_fields
+from policy_distill.teachers.files.saved_spaces import is_image
+from policy_distill.teachers.files.training_record import read_training_record
+from policy_distill.teachers.files.trusted import SB3_PACKAGES, algorithm_of, load_model
+from policy_distill.teachers.networks.counting import acting_family, check_start
+from policy_distill.teachers.networks.critics import live_critic, rebuild_critic
+from policy_distill.teachers.networks.extractor import ExtractorMaker, extractor_maker
+from policy_distill.teachers.networks.live import LivePolicy
+from policy_distill.teachers.networks.rebuild import (
     HAS_MEMORY,
     KINDS,
     check_supported,
@@ -28,11 +33,6 @@ from policy_distill.teachers.rebuild import (
     recognise_algorithm,
     recognise_kind,
 )
-from policy_distill.teachers.saved_algorithm import algorithm_of_fields
-from policy_distill.teachers.saved_spaces import is_image
-from policy_distill.teachers.training_record import read_training_record
-from policy_distill.teachers.trusted import SB3_PACKAGES, algorithm_of, load_model
-from policy_distill.untrusted import refuse_damage
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policy_distill.actions import LAYER, ActionTargets, Family
 from policy_distill.config import Reading, RequestError
-from policy_distill.environments import EnvironmentSpec
-from policy_distill.spaces import encode_observations, observation_width
+from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.policies.actions import LAYER, ActionTargets, Family
+from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
-from policy_distill.teachers.extractor import file_of
-from policy_distill.teachers.folder import find_agent
-from policy_distill.teachers.live import CallableNetwork
-from policy_distill.teachers.normalization import ObservationNormalization
+from policy_distill.teachers.files.folder import find_agent
+from policy_distill.teachers.files.normalization import ObservationNormalization
+from policy_distill.teachers.networks.extractor import file_of
+from policy_distill.teachers.networks.live import CallableNetwork
+from policy_distill.teachers.networks.recording import layers_inside, record_layers
 from policy_distill.teachers.reading import (
     around,
     check_observation_space,
@@ -30,7 +31,6 @@ from policy_distill.teachers.reading import (
     networks_of_model,
     normalization_notes,
 )
-from policy_distill.teachers.recording import layers_inside, record_layers
 
 
 class Teacher(nn.Module):

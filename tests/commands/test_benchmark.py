@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from policy_distill.cli import main
+from policy_distill.commands.cli import main
 
 
 def test_sizes_are_those_that_are_asked_for(capsys, monkeypatch):
-    monkeypatch.setattr("policy_distill.benchmark.scale.STEPS", 3)
+    monkeypatch.setattr("policy_distill.studies.benchmark.scale.STEPS", 3)
     assert main(["benchmark", "scale", "--sizes", "[300, 500]", "--turns", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [(one["transitions"], one["storage"]) for one in found["results"]] == [
@@ -20,7 +20,7 @@ def test_sizes_are_those_that_are_asked_for(capsys, monkeypatch):
 
 
 def test_a_stage_about_more_than_speed_prints_its_own_table(capsys, monkeypatch):
-    monkeypatch.setattr("policy_distill.benchmark.scale.STEPS", 3)
+    monkeypatch.setattr("policy_distill.studies.benchmark.scale.STEPS", 3)
     assert main(["benchmark", "scale", "--sizes", "[300]", "--turns", "1"]) == 0
     printed = capsys.readouterr().out
     assert "transitions  storage" in printed

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from policy_distill.cli import main
+from policy_distill.commands.cli import main
 from policy_distill.export.sb3 import save_ppo
 from tests.small_worlds import WALK, random_student, walk_expert
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policy_distill.cli import main
-from policy_distill.disagreements import Disagreements
+from policy_distill.commands.cli import main
+from policy_distill.evaluation.disagreements import Disagreements
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.students import Student
+from policy_distill.policies.student import Student
 from tests.report.example import SUMMARY
 from tests.small_worlds import WALK, random_student, walk_expert
 

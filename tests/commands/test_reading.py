@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from policy_distill.cli import main
+from policy_distill.commands.cli import main
 from policy_distill.config import Reading, RequestError
 from policy_distill.export.sb3 import save_ppo
 from tests.small_worlds import WALK, Walk, walk_expert

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from policy_distill.cli import main
-from policy_distill.environments import EnvironmentSpec
+from policy_distill.commands.cli import main
+from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.export.sb3 import save_ppo
+from policy_distill.policies.student import Architecture, Student
 from policy_distill.report import VIDEO
-from policy_distill.students import Architecture, Student
 from tests.report.example import SUMMARY
 from tests.small_worlds import WALK, walk_expert
 

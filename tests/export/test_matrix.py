@@ -12,11 +12,11 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from stable_baselines3 import PPO
 
-from policy_distill.acting import actor
 from policy_distill.export.sb3 import save_ppo, why_not_exported
-from policy_distill.imitation import normalization_of
-from policy_distill.spaces import encode_observations
-from policy_distill.students import Architecture, Student
+from policy_distill.pipeline.imitation import normalization_of
+from policy_distill.policies.observations import encode_observations
+from policy_distill.policies.student import Architecture, Student
+from policy_distill.rollouts.numpy_policies import actor
 
 ROWS = 64
 f32 = np.float32

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from policy_distill import environments
 from policy_distill.config import RequestError
-from policy_distill.measure import load_policy
-from policy_distill.verify import verify
+from policy_distill.environments import specs as environments
+from policy_distill.evaluation.measure import load_policy
+from policy_distill.evaluation.verify import verify
 from tests.fuzz.corpus import CANARY, KINDS, Kind, folder_of, replace_member, zip_of
 
 CALL = f"c{CANARY}\nfire\n(S'x'\ntR".encode()

@@ -17,22 +17,22 @@ import numpy as np
 import torch
 import yaml
 
-from policy_distill.ablation import Study
-from policy_distill.check import find_claim
-from policy_distill.commands.parser import Parser
+from policy_distill.commands.options.parser import Parser
 from policy_distill.config import DistillConfig
-from policy_distill.disagreements import Disagreements, read_worst_states
-from policy_distill.environments import resolve
-from policy_distill.evaluate import Episodes
-from policy_distill.job import environment_for
-from policy_distill.known_returns import KnownReturns
-from policy_distill.measure import certify, load_policy, teacher_of
+from policy_distill.environments.specs import resolve
+from policy_distill.evaluation.disagreements import Disagreements, read_worst_states
+from policy_distill.evaluation.measure import certify, load_policy, teacher_of
+from policy_distill.evaluation.return_cache import KnownReturns
+from policy_distill.evaluation.statistics import Plan
+from policy_distill.evaluation.teacher_check import find_claim
+from policy_distill.evaluation.verify import verify
+from policy_distill.pipeline.prepare import environment_for
 from policy_distill.report.suite_page import write_suite_report
 from policy_distill.report.write import write_report
-from policy_distill.statistics import Plan
+from policy_distill.rollouts.episodes import Episodes
+from policy_distill.studies.ablation import Study
 from policy_distill.teachers import Teacher
-from policy_distill.teachers.training_record import read_training_record
-from policy_distill.verify import verify
+from policy_distill.teachers.files.training_record import read_training_record
 from tests.report.example import SUMMARY
 from tests.small_worlds import WALK, walk_expert
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from policy_distill.cli import main
-from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import evaluate, evaluation_seeds
-from policy_distill.statistics import retention
-from policy_distill.students import Student, read_description
+from policy_distill.commands.cli import main
+from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.evaluation.statistics import retention
+from policy_distill.policies.student import Student, read_description
+from policy_distill.rollouts.episodes import evaluate, evaluation_seeds
 from policy_distill.teachers import Teacher
 
 FOLDER = Path(os.environ.get("POLICY_DISTILL_TEACHERS", Path(__file__).resolve().parents[3] / "shared" / "teachers"))

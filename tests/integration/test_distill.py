@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from policy_distill.cli import main
+from policy_distill.commands.cli import main
 from policy_distill.config import (
     CollectConfig,
     DistillConfig,
@@ -31,17 +31,17 @@ from policy_distill.config import (
     StudentConfig,
     TrainConfig,
 )
-from policy_distill.dataset import Dataset
-from policy_distill.disagreements import read_worst_states
-from policy_distill.distill import DistillResult, distill
-from policy_distill.evaluate import evaluate, evaluation_seeds
+from policy_distill.evaluation.disagreements import read_worst_states
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.generations import self_distill
-from policy_distill.polish import Polished, polish_if_needed
-from policy_distill.progress import Display
-from policy_distill.students import Student
+from policy_distill.pipeline.distill import DistillResult, distill
+from policy_distill.pipeline.polish import Polished, polish_if_needed
+from policy_distill.pipeline.self_distillation import self_distill
+from policy_distill.policies.student import Student
+from policy_distill.rollouts.episodes import evaluate, evaluation_seeds
+from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
-from policy_distill.train import Trainer
+from policy_distill.training.dataset import Dataset
+from policy_distill.training.trainer import Trainer
 from tests.small_worlds import (
     BANDIT,
     PUSH,
@@ -286,14 +286,14 @@ def test_states_in_which_a_student_parted_teach_the_next_one(expert_zip, tmp_pat
     assert main(["compare_policies", "--policy", str(tmp_path / "earlier"), "--episodes", "60", "--output", str(file)]) == 0
     wrong, _ = read_worst_states(file, walk_teacher().observation_space, 10_000)
     datasets: list[Dataset] = []
-    imitate = sys.modules["policy_distill.distill"].imitate
+    imitate = sys.modules["policy_distill.pipeline.distill"].imitate
 
     def remember(run: Any) -> Any:
         found = imitate(run)
         datasets.append(found.dataset)
         return found
 
-    monkeypatch.setattr(sys.modules["policy_distill.distill"], "imitate", remember)
+    monkeypatch.setattr(sys.modules["policy_distill.pipeline.distill"], "imitate", remember)
     config = hasty(tmp_path / "second", expert_zip, extra_states=str(file))
     second = distill(config, display=Display())
     (dataset,) = datasets
@@ -339,7 +339,7 @@ def polished(tmp_path_factory, expert_zip) -> tuple[DistillResult, Polished]:
         return stages[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["policy_distill.distill"], "polish_if_needed", remember)
+        patch.setattr(sys.modules["policy_distill.pipeline.distill"], "polish_if_needed", remember)
         result = distill(hardly_imitating(tmp_path_factory.mktemp("runs") / "polished", teacher=str(expert_zip)))
     return result, stages[0]
 
@@ -435,7 +435,7 @@ def still_mapped(folder: Path) -> bool:
 @pytest.mark.parametrize(("env", "teacher"), [(WALK, walk_teacher), (PUSH, push_teacher), (BANDIT, bandit_teacher)])
 def test_a_dataset_on_the_disk_makes_the_same_student_and_is_gone_with_the_run(env, teacher, tmp_path, monkeypatch):
     """Bit for bit, with a window, generations, and rounds and rows that come in several blocks."""
-    for module in ("dataset", "workers"):
+    for module in ("training.dataset", "rollouts.workers"):
         monkeypatch.setattr(f"policy_distill.{module}.BLOCK_BYTES", 1000)
     mapped: list[bool] = []
 
@@ -443,7 +443,7 @@ def test_a_dataset_on_the_disk_makes_the_same_student_and_is_gone_with_the_run(e
         mapped.append(still_mapped(tmp_path))
         return self_distill(*stage)
 
-    monkeypatch.setattr(sys.modules["policy_distill.distill"], "self_distill", look)
+    monkeypatch.setattr(sys.modules["policy_distill.pipeline.distill"], "self_distill", look)
     found = []
     for storage in ("memory", "disk"):
         collect = CollectConfig(env_steps=ENV_STEPS, rounds=4, num_envs=4, window=3, epsilon=0.1, storage=storage)
@@ -469,7 +469,7 @@ def test_a_run_that_fails_leaves_no_dataset_behind(tmp_path, monkeypatch):
         mapped.append(still_mapped(tmp_path))
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["policy_distill.distill"], "self_distill", fail)
+    monkeypatch.setattr(sys.modules["policy_distill.pipeline.distill"], "self_distill", fail)
     collect = CollectConfig(env_steps=ENV_STEPS, rounds=4, num_envs=4, storage="disk")
     with pytest.raises(ZeroDivisionError) as caught:
         distill(tiny(tmp_path, collect=collect), teacher=walk_teacher())
@@ -489,7 +489,7 @@ def test_the_global_random_state_decides_nothing_and_the_seed_does(run, expert_z
 
 
 def test_the_written_configuration_runs_again_to_the_same_student(run, tmp_path):
-    from policy_distill.cli import main
+    from policy_distill.commands.cli import main
 
     written = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert set(written) == {field.name for field in dataclasses.fields(DistillConfig)}
@@ -644,7 +644,7 @@ def test_what_imitation_made_is_there_even_if_polishing_fails(tmp_path, expert_z
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["policy_distill.distill"], "polish_if_needed", fail)  # the package has a function of that name
+    monkeypatch.setattr(sys.modules["policy_distill.pipeline.distill"], "polish_if_needed", fail)  # the package has a function of that name
     with pytest.raises(ZeroDivisionError):
         distill(tiny(tmp_path, teacher=str(expert_zip)))
     student = Student.load(tmp_path / "student")

@@ -9,11 +9,11 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-from policy_distill.cli import main
+from policy_distill.commands.cli import main
 from policy_distill.config import CheckConfig, EnsembleConfig
-from policy_distill.distill import distill
-from policy_distill.evaluate import evaluate, evaluation_seeds
 from policy_distill.export.sb3 import save_ppo
+from policy_distill.pipeline.distill import distill
+from policy_distill.rollouts.episodes import evaluate, evaluation_seeds
 from tests.integration.test_distill import assert_same_student, tiny
 from tests.small_worlds import WALK, Walk, random_student, walk_expert, walk_teacher
 

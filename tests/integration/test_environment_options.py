@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import yaml
 
-from policy_distill.cli import main
-from policy_distill.environments import EnvironmentSpec, make
+from policy_distill.commands.cli import main
+from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.export.sb3 import save_ppo
 from tests.small_worlds import WALK, random_student, walk_expert
 

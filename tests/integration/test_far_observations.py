@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from policy_distill.actions import Categorical
 from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, PolishConfig, StudentConfig, TrainConfig
-from policy_distill.distill import distill
-from policy_distill.evaluate import evaluate
-from policy_distill.students import Student
+from policy_distill.pipeline.distill import distill
+from policy_distill.policies.actions import Categorical
+from policy_distill.policies.student import Student
+from policy_distill.rollouts.episodes import evaluate
 from policy_distill.teachers import ObservationNormalization, Teacher
-from policy_distill.teachers.networks import DiscreteNetwork
+from policy_distill.teachers.networks.acting import DiscreteNetwork
 
 ORIGIN, SPAN = 1.7e9, 10.0
 

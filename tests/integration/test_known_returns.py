@@ -11,16 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policy_distill.cli import main
-from policy_distill.config import CheckConfig, CollectConfig, DistillConfig, EvaluateConfig, PolishConfig, StudentConfig, TrainConfig
-from policy_distill.distill import DistillResult, distill
-from policy_distill.evaluate import evaluate, evaluation_seeds
-from policy_distill.known_returns import folder, known_returns
-from policy_distill.progress import Display
+from policy_distill.commands.cli import main
+from policy_distill.config import (
+    CheckConfig,
+    CollectConfig,
+    DistillConfig,
+    EvaluateConfig,
+    PolishConfig,
+    StudentConfig,
+    TrainConfig,
+)
+from policy_distill.evaluation.return_cache import folder, known_returns
+from policy_distill.evaluation.verify import verify
+from policy_distill.pipeline.distill import DistillResult, distill
+from policy_distill.rollouts.episodes import evaluate, evaluation_seeds
+from policy_distill.rollouts.workers import Rollouts
+from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
-from policy_distill.verify import verify
-from policy_distill.workers import Rollouts
-from tests.test_known_returns import CARTPOLE, agent, episodes
+from tests.evaluation.test_return_cache import CARTPOLE, agent, episodes
 
 
 @pytest.fixture

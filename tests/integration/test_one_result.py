@@ -16,24 +16,24 @@ import numpy as np
 import pytest
 import torch
 
-from policy_distill.acting import actor, labeller, outputs_of
-from policy_distill.certify import certificate, play
-from policy_distill.collect import Collector, concatenate
-from policy_distill.dataset import Transitions
-from policy_distill.environments import EnvironmentSpec
-from policy_distill.evaluate import evaluate
-from policy_distill.sampling import Drawing
-from policy_distill.statistics import Plan
-from policy_distill.stepping import RolloutEnv
-from policy_distill.students import Student
+from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.evaluation.certify import certificate, play
+from policy_distill.evaluation.statistics import Plan
+from policy_distill.policies.student import Student
+from policy_distill.rollouts.collect import Collector, concatenate
+from policy_distill.rollouts.episodes import evaluate
+from policy_distill.rollouts.numpy_policies import actor, labeller, outputs_of
+from policy_distill.rollouts.ppo_rollouts import RolloutEnv
+from policy_distill.rollouts.stochastic import Drawing
+from policy_distill.rollouts.trajectories import play as play_step_by_step
+from policy_distill.rollouts.transitions import Transitions
+from policy_distill.rollouts.workers import Rollouts
 from policy_distill.teachers import Teacher
-from policy_distill.trajectories import play as play_step_by_step
-from policy_distill.workers import Rollouts
 from tests.kernels import KERNELS, run_on
+from tests.policies.test_rowwise import depends_on_more_than_its_row
+from tests.rollouts.test_numpy_policies import KINDS, teacher_of
 from tests.small_worlds import ACTED, SEEN, random_student
 from tests.teachers.conftest import build
-from tests.test_acting import KINDS, teacher_of
-from tests.test_rowwise import depends_on_more_than_its_row
 
 SPEC = EnvironmentSpec("tests/Chaos-v0")
 SEEDS = list(range(20))

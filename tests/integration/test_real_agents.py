@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policy_distill.check import check_teacher
-from policy_distill.environment_choice import environment_for
+from policy_distill.evaluation.teacher_check import check_teacher
 from policy_distill.teachers import Teacher
+from policy_distill.teachers.environment import environment_for
 
 FOLDER = Path(os.environ.get("POLICY_DISTILL_TEACHERS", Path(__file__).resolve().parents[3] / "shared" / "teachers"))
 

@@ -65,5 +65,5 @@ def test_nobody_else_s_plots_are_touched():
 
 def test_matplotlib_is_imported_by_what_draws_alone():
     """It takes a second, which nobody pays who only trains or reads help."""
-    program = "import sys, policy_distill.distill; assert 'matplotlib' not in sys.modules"
+    program = "import sys, policy_distill.pipeline.distill; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

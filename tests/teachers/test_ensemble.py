@@ -14,9 +14,9 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
-from policy_distill.actions import Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
 from policy_distill.config import RequestError
-from policy_distill.environments import EnvironmentSpec
+from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.policies.actions import Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
 from policy_distill.teachers import Teacher
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build, scrambled
 from tests.teachers.test_teacher import batch

@@ -14,12 +14,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from policy_distill.acting import _encoder, actor
 from policy_distill.config import EnvironmentOptions, RequestError
-from policy_distill.environment_choice import environment_for, fill_stack
-from policy_distill.environments import EnvironmentSpec, make
-from policy_distill.evaluate import SIDE_BY_SIDE, evaluate
+from policy_distill.environments.specs import EnvironmentSpec, make
+from policy_distill.rollouts.episodes import SIDE_BY_SIDE, evaluate
+from policy_distill.rollouts.numpy_policies import _encoder, actor
 from policy_distill.teachers import Teacher
+from policy_distill.teachers.environment import environment_for, fill_stack
 from tests.small_worlds import PUSH
 
 STACKED = EnvironmentOptions(PUSH.id, frame_stack=3)
@@ -182,7 +182,7 @@ def test_the_frames_of_a_float64_environment_are_padded_exactly():
     env = gym.make("Acrobot-v1")
     assert env.observation_space.dtype == np.float32  # if this changes, drop the cast below
     space = gym.spaces.Box(-1, 1, (4,), np.float64)
-    from policy_distill.teachers.normalization import ObservationNormalization
+    from policy_distill.teachers.files.normalization import ObservationNormalization
 
     statistics = ObservationNormalization(np.array([1 / 3, 0.1]), np.ones(2), 1e-8, 10.0).for_observations(space.shape, "agent")
     assert statistics.is_padding(torch.tensor([[1 / 3, 0.1, 0.2, 0.1]], dtype=torch.float64)).tolist() == [[True, True, False, False]]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from policy_distill.acting import actor
-from policy_distill.actions import Deterministic
 from policy_distill.config import RequestError
+from policy_distill.policies.actions import Deterministic
+from policy_distill.rollouts.numpy_policies import actor
 from policy_distill.teachers import Teacher
 from tests.teachers.conftest import TinyEnv, rewrite
 from tests.teachers.kinds import KINDS, LOPSIDED, VECTOR, Kind

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from policy_distill.actions import Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
 from policy_distill.config import RequestError
+from policy_distill.policies.actions import Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
 from policy_distill.teachers import Teacher
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build
 
@@ -228,7 +228,7 @@ def test_statistics_of_another_agent_are_refused(save, tmp_path):
 
 def test_shared_layers_of_old_versions():
     # Until SB3 1.8 mlp_extractor.shared_net came before policy_net, an activation after each of its layers.
-    from policy_distill.teachers.rebuild import rebuild_network
+    from policy_distill.teachers.networks.rebuild import rebuild_network
 
     generator = torch.Generator().manual_seed(0)
     shapes = {"mlp_extractor.shared_net.0": (6, 3), "mlp_extractor.policy_net.0": (5, 6), "action_net": (3, 5), "value_net": (1, 6)}
@@ -248,7 +248,7 @@ def test_shared_layers_of_old_versions():
 
 def test_noise_with_a_latent_of_its_own():
     # sde_net_arch of versions before 2.0: an empty one means the observations themselves.
-    from policy_distill.teachers.rebuild import rebuild_network
+    from policy_distill.teachers.networks.rebuild import rebuild_network
 
     generator = torch.Generator().manual_seed(0)
     weights = {
@@ -326,7 +326,7 @@ def test_real_agents_are_read_whole(real_teachers):
 )  # fmt: skip
 def test_real_agents_act_as_in_stable_baselines(name, real_teachers):
     from policy_distill.teachers import read_archive
-    from policy_distill.teachers.trusted import load_model
+    from policy_distill.teachers.files.trusted import load_model
 
     pytest.importorskip("sb3_contrib")
     teacher = Teacher.load(real_teachers / name)

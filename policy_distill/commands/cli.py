@@ -1,0 +1,73 @@
+"""The commands. ``policy-distill COMMAND`` and ``python scripts/COMMAND.py`` are the same."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from policy_distill.commands.benchmark import benchmark
+from policy_distill.commands.check_teacher import check_teacher
+from policy_distill.commands.compare_policies import compare_policies
+from policy_distill.commands.distill_policy import distill_policy
+from policy_distill.commands.evaluate_policy import evaluate_policy
+from policy_distill.commands.options.parser import nearest
+from policy_distill.commands.printing import DONE
+from policy_distill.commands.render_policy import render_policy
+from policy_distill.commands.run_ablation import run_ablation
+from policy_distill.commands.run_suite import run_suite
+from policy_distill.commands.simulate_statistics import simulate_statistics
+from policy_distill.commands.train_teacher import train_teacher
+from policy_distill.commands.verify_certificate import verify_certificate
+from policy_distill.config import Fault, RequestError
+from policy_distill.config.printable import one_line, printable
+
+FAILED, WRONG_REQUEST = 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 the request was wrong."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_commands()
+        return DONE if arguments else WRONG_REQUEST
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            raise RequestError(f"no command {name!r}{nearest(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")
+        return COMMANDS[name](rest)
+    except RequestError as error:
+        print(f"policy-distill: {error}", file=sys.stderr)
+        return WRONG_REQUEST
+    except Fault as error:  # of the environment, say: where this code stood is no help
+        print(f"policy-distill: {name} failed: {one_line(str(error))}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("policy-distill: interrupted", file=sys.stderr)
+        return FAILED
+    except Exception as error:  # a failure of ours: the whole story, then one line
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
+        print(f"policy-distill: {name} failed: {one_line(error) or type(error).__name__}", file=sys.stderr)
+        return FAILED
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "distill_policy": distill_policy,
+    "train_teacher": train_teacher,
+    "evaluate_policy": evaluate_policy,
+    "compare_policies": compare_policies,
+    "verify_certificate": verify_certificate,
+    "check_teacher": check_teacher,
+    "render_policy": render_policy,
+    "run_suite": run_suite,
+    "run_ablation": run_ablation,
+    "benchmark": benchmark,
+    "simulate_statistics": simulate_statistics,
+}
+
+
+def _print_commands() -> None:
+    print("usage: policy-distill COMMAND [options]\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<20} {(command.__doc__ or '').splitlines()[0]}")
+    print("\npolicy-distill COMMAND --help shows a command's options.")

@@ -1,0 +1,238 @@
+"""Reading a command's options: jsonargparse with errors of one line, and the RL Zoo's way of naming an agent."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from policy_distill.commands.options.config_file import check_config_files, check_what_only_a_user_says, config_files_first
+from policy_distill.config import DistillConfig, EnvironmentOptions, Reading, RequestError
+from policy_distill.config.printable import one_line
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Parser(ArgumentParser):
+    """jsonargparse, with errors of one line.
+
+    Args:
+        command: whose options; left out, as jsonargparse does for the items of a list, there is no ``--config`` among them.
+        description: for ``--help``.
+        settings: of jsonargparse's own parser.
+    """
+
+    def __init__(self, command: str = "", description: str | None = None, **settings: Any) -> None:
+        super().__init__(
+            **{"prog": f"policy-distill {command}", "description": description, "exit_on_error": False, "allow_abbrev": False, **settings}
+        )
+        self._groups: list[type[Any]] = []
+        if command:
+            self.add_argument("--config", action="config", help="YAML file with any of the options below")
+
+    def add_display_arguments(self) -> None:
+        self.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
+        self.add_argument(
+            "-P", "--progress", action="store_true", help="accepted for the RL Zoo's sake; progress is always shown in a terminal"
+        )
+
+    def add_step_timeout(self) -> None:
+        what = "seconds that a step or a reset of the environment may take before the command ends; default: any"
+        self.add_argument("--step_timeout", "--step-timeout", type=float | None, default=None, help=what)
+
+    def add_class_arguments(self, theclass: type[Any], *arguments: Any, **settings: Any) -> Any:
+        self._groups.append(theclass)
+        return super().add_class_arguments(theclass, *arguments, **settings)
+
+    def parse(self, arguments: Sequence[str]) -> Namespace:
+        arguments = config_files_first(spelled_out(arguments))
+        check_config_files(arguments, self._groups)
+        try:
+            options = self.parse_args(arguments)
+        except SystemExit as end:  # --help and --print_config end here
+            if end.code in (0, None):
+                raise
+            raise RequestError("the command line could not be read: see --help") from None
+        except RequestError:
+            raise
+        except Exception as error:  # jsonargparse raises several kinds; all mean that the request was wrong
+            raise RequestError(self._explain(str(error))) from None
+        check_what_only_a_user_says(arguments, options)
+        return options
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise RequestError(self._explain(message)) from ex
+
+    def config(self, options: Namespace, kind: type[Any]) -> Any:
+        """Build the dataclass whose fields are among the options."""
+        try:
+            built = self.instantiate(options)
+            return kind(**{field.name: built[field.name] for field in dataclasses.fields(kind) if field.name in built})
+        except RequestError:
+            raise
+        except Exception as error:  # a value that jsonargparse lets through, such as null where a number belongs
+            raise RequestError(f"a setting has no value that can be used: {self._explain(str(error))}") from error
+
+    def _explain(self, message: str) -> str:
+        """Make jsonargparse's message one line, and name the nearest option of one that does not exist."""
+        message = one_line(message)
+        known = [action.dest for action in self._actions]
+        unknown = re.search(r"unrecognized arguments?: '?(?:--)?([\w.]+)|[Oo]ption '([\w.]+)' is not accepted|Key '([\w.]+)'", message)
+        nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        if unknown or nested:
+            key = ".".join(nested.groups()) if nested else next(group for group in unknown.groups() if group)  # type: ignore[union-attr]
+            if key not in known:
+                return f"no option {key!r}{nearest(key, known)}; see --help"
+        wrong = re.search(r"[Kk]ey \"([\w.]+)\": Expected an? (.*)\. Got value: ?(.*)", message)
+        if wrong:
+            kind = re.sub(
+                r"<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal", lambda match: match[1].lower() if match[1] else "one of ", wrong[2]
+            )
+            kind = """'{"NAME": VALUE}' or NAME:VALUE""" if wrong[1] == "env_kwargs" else kind
+            return f"{wrong[1]} is {wrong[3]!r}; it must be {kind}"
+        if message.startswith('Parser key "wrapper": '):
+            return f"wrapper is {message.rpartition('Given value: ')[2]!r}; in a file it must be a list: [NAME, NAME: {{argument: value}}]"
+        return message
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """Options in the one form that jsonargparse reads.
+
+    - Hyphens in an option's name are underscores.
+    - ``--trust``, ``--stochastic`` and ``--check.skip`` alone mean ``true``, and ``--student same`` means ``--student.same true``.
+    - ``--env_kwargs a:1 b:True``, the RL Zoo's form, is one mapping; values are Python literals, or else texts. Nothing is evaluated.
+    - ``--wrapper``, given once or several times, is one list.
+    """
+    spelled: list[str] = []
+    wrappers: list[Any] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        if name in ("--trust", "--stochastic", "--check.skip") and not equals and (not rest or rest[0] not in ("true", "false")):
+            spelled.append(f"{name}=true")
+        elif name == "--student" and (value == "same" or (rest and not equals and rest[0] == "same")):
+            spelled.append("--student.same=true")
+            if not equals:
+                rest.pop(0)
+        elif name == "--env_kwargs":
+            values = [value] if equals else _values(rest)
+            pairs = [_PAIR.fullmatch(text) for text in values]
+            together = json.dumps({pair[1]: _literal(pair[2]) for pair in pairs if pair}) if values and all(pairs) else " ".join(values)
+            spelled.append(f"{name}={together}")
+        elif name == "--wrapper":
+            values = [value] if equals else _values(rest)
+            if not values:
+                raise RequestError("wrapper is left empty; it must be a known name, module:Class, or none")
+            wrappers += [_wrapper(text) for text in values]
+        else:
+            spelled.append(name + equals + value)
+    if wrappers:
+        flat = [one for item in wrappers for one in (item if isinstance(item, list) else [item])]
+        spelled.append(f"--wrapper={json.dumps(flat)}")
+    return spelled
+
+
+_PAIR = re.compile(r"([^\W\d]\w*):(.*)", re.DOTALL)
+
+
+def _values(rest: list[str]) -> list[str]:
+    """Take the values of an option off the front of what follows it."""
+    count = next((index for index, text in enumerate(rest) if re.match(r"--?[^\W\d]", text)), len(rest))
+    taken = rest[:count]
+    del rest[:count]
+    return taken
+
+
+def _literal(text: str) -> Any:
+    """``1``, ``True``, ``[1, 2]`` and ``'text'`` as Python writes them; anything else is a text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _wrapper(text: str) -> Any:
+    """A wrapper's name, or the mapping or list that the text is in YAML."""
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"wrapper is {text!r}, which cannot be read as YAML: {one_line(str(error))}") from None
+
+
+def add_environment_arguments(parser: Parser) -> None:
+    """``--env`` and what goes with it; ``parser.config(options, EnvironmentOptions)`` reads them."""
+    parser.add_class_arguments(EnvironmentOptions)
+
+
+def add_reading_arguments(parser: Parser, *, agent: str = "the agent", teacher: bool = False, skip: bool = True) -> None:
+    """How an agent's files are read; ``reading_of`` collects what was said.
+
+    Args:
+        parser: of the command.
+        agent: who the options are about, for ``--help``.
+        teacher: the command takes a second agent, by ``--teacher``, whose options are called ``--teacher_...``.
+        skip: whether findings that stop the command can be told instead.
+    """
+    for prefix, who in (("", agent), *((("teacher_", "the teacher"),) if teacher else ())):
+        parser.add_argument(f"--{prefix}algo", type=str | None, default=None, help=f"of {who}, where its files do not tell it")
+        parser.add_argument(
+            f"--{prefix}normalization", type=str | None, default=None, metavar="PATH",
+            help=f"file of VecNormalize statistics of {who}, or none; default: looked for beside the zip and in its settings' folder",
+        )  # fmt: skip
+        parser.add_argument(
+            f"--{prefix}extractor", type=str | None, default=None, metavar="FILE.py:CLASS", help=f"features extractor of {who}"
+        )
+    parser.add_argument(
+        "--trust", type=bool, default=False, help="let SB3 unpickle an agent that plain data do not describe; runs code from its file"
+    )
+    if skip:
+        parser.add_argument("--check.skip", type=bool, default=False, help="tell what would stop the command, and go on anyway")
+
+
+def reading_of(options: Namespace, prefix: str = "") -> Reading:
+    """What the user said about the agent whose options begin with ``prefix``."""
+    algo, normalization, extractor = (getattr(options, f"{prefix}{name}") for name in ("algo", "normalization", "extractor"))
+    return Reading(algo, normalization, extractor, options.trust)
+
+
+def add_zoo_folder(parser: Parser) -> None:
+    parser.add_argument("-f", "--folder", type=str | None, default=None, help="with --algo and --env: the RL Zoo's folder of agents")
+
+
+def with_zoo_teacher(config: DistillConfig, folder: str | None) -> DistillConfig:
+    """``--algo ppo --env LunarLander-v3 -f FOLDER`` names the teacher as the RL Zoo's commands do."""
+    path = zoo_path(config.teacher, folder, config.algo, config.env)
+    if path == config.teacher:
+        return config
+    return dataclasses.replace(config, teacher=path, env=None)
+
+
+def zoo_path(teacher: str, folder: str | None, algo: str | None, env: str | None) -> str:
+    if teacher:
+        return teacher
+    if not (algo and env):
+        raise RequestError("no teacher was named: give --teacher PATH_OR_NAME, or --algo and --env (and -f FOLDER) as for the RL Zoo")
+    if folder is None:
+        return f"{algo}/{env}"
+    runs = sorted(Path(folder, algo).glob(f"{env}_*"), key=lambda path: (len(path.name), path.name))
+    if not runs:
+        raise RequestError(f"no run {algo}/{env}_N in {folder}: look at what the folder holds")
+    return str(runs[-1])
+
+
+def nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,1 @@
+"""Environments as data, their wrappers, and what steps many of them."""

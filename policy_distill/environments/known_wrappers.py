@@ -1,0 +1,169 @@
+"""Wrappers by name: those that are known here, and those that a user names as module:Class."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from policy_distill.config import RequestError
+from policy_distill.config.environment import Wrapper, wrapper_options
+from policy_distill.environments import wrappers as ours
+from policy_distill.environments import zoo_wrappers as zoo
+
+STACK, PADDING = "VecFrameStack", "PadObservation"
+
+
+def _gymnasiums(name: str) -> Any:
+    """Gymnasium's wrapper; lists, which is all that YAML has, as the bounds or tuples that it takes."""
+
+    def wrap(env: gym.Env, **kwargs: Any) -> gym.Env:
+        kind: Any = (lambda values: np.array(values, np.float64)) if re.match("Rescale|ClipReward", name) else tuple
+        return getattr(gym.wrappers, name)(env, **{key: kind(value) if isinstance(value, list) else value for key, value in kwargs.items()})
+
+    return wrap
+
+
+def _old_frame_stack(env: gym.Env, num_stack: int, lz4_compress: bool = False) -> gym.Env:
+    """What ``FrameStack`` was called and took until Gymnasium 0.29."""
+    return gym.wrappers.FrameStackObservation(env, num_stack)
+
+
+def _dtype_observation(env: gym.Env, dtype: Any) -> gym.Env:
+    """A file names the element type as a text."""
+    return gym.wrappers.DtypeObservation(env, np.dtype(dtype).type)
+
+
+WRAPPERS: Mapping[str, Any] = {
+    STACK: ours.FrameStack,
+    PADDING: ours.PadObservation,
+    "TimeFeatureWrapper": ours.TimeFeatureWrapper,
+    **{kind.__name__: kind for kind in (zoo.HistoryWrapper, zoo.ActionNoiseWrapper, zoo.ActionSmoothingWrapper, zoo.DelayedRewardWrapper,
+                                        zoo.FrameSkip, zoo.MaskVelocityWrapper)},
+    "FrameStack": _old_frame_stack,
+    "DtypeObservation": _dtype_observation,
+    **{name: _gymnasiums(name) for name in ("ClipAction", "ClipReward", "DelayObservation", "DiscretizeAction", "FilterObservation",
+                                            "FlattenObservation", "FrameStackObservation", "MaxAndSkipObservation", "RepeatAction",
+                                            "RescaleAction", "RescaleObservation", "ReshapeObservation", "StickyAction",
+                                            "TimeAwareObservation", "TimeLimit")},
+}  # fmt: skip
+"""Name, as agents are saved with it -> what makes it around an environment."""
+
+WITHOUT_EFFECT = (
+    "AutoResetWrapper", "Autoreset", "EnvCompatibility", "HumanRendering", "Monitor", "OrderEnforcing", "PassiveEnvChecker",
+    "PlotActionWrapper", "RecordEpisodeStatistics", "RecordVideo", "RenderCollection", "StepAPICompatibility", "VecMonitor",
+)  # fmt: skip
+"""They change neither what an agent sees, nor what it does, nor what it earns: left out."""
+
+LOST = {
+    "NormalizeObservation": "its running statistics are not among the agent's files",
+    "NormalizeReward": "its running statistics are not among the agent's files",
+    "TransformAction": "its function is not among the agent's files",
+    "TransformObservation": "its function is not among the agent's files",
+    "TransformReward": "its function is not among the agent's files",
+    "VecNormalize": "its statistics belong into vecnormalize.pkl",
+}
+"""Known, but not to be had from a name and arguments -> why not."""
+
+PACKAGES = ("gym", "gymnasium", "policy_distill", "rl_zoo3", "sb3_contrib", "stable_baselines3", "utils")
+"""Whose wrappers these are; ``utils`` was the RL Zoo's own name for its modules. A class of the same name elsewhere is another."""
+
+
+def saved_name(name: str) -> str:
+    """The name of a wrapper that a file tells: a known one's last part, else the dotted path, which is never imported."""
+    path = re.split("[.:]", name)
+    known = path[-1] in WRAPPERS or path[-1] in WITHOUT_EFFECT or path[-1] in LOST
+    return path[-1] if known and (len(path) == 1 or path[0] in PACKAGES) else ".".join(path)
+
+
+def asked_name(name: str) -> str:
+    """The name of a wrapper that a user gives: a known one's last part, else ``module:Class``, which is imported.
+
+    Raises:
+        RequestError: if there is no module in it, or it is not known how to make it.
+    """
+    if ":" in name:
+        return name
+    short = saved_name(name)
+    if short in LOST:
+        raise RequestError(f"the wrapper {name} cannot be made: {LOST[short]}; name your own as module:Class")
+    if short in WRAPPERS or short in WITHOUT_EFFECT:
+        return short
+    module, _, own = name.rpartition(".")
+    if not module:
+        near = difflib.get_close_matches(name, WRAPPERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(WRAPPERS))};"
+        raise RequestError(f"the wrapper {name} is not known here: {hint} name your own as module:Class")
+    return f"{module}:{own}"
+
+
+def effective(wrappers: Iterable[Wrapper]) -> tuple[Wrapper, ...]:
+    """Without those that have no effect."""
+    return tuple((name, kwargs) for name, kwargs in wrappers if name not in WITHOUT_EFFECT)
+
+
+def trusting(wrappers: Iterable[Wrapper], named: Iterable[Wrapper]) -> tuple[Wrapper, ...]:
+    """Wrappers of a file, those that a user names as ``module:Class`` as such: they are imported."""
+    own = {name.replace(":", "."): name for name, _ in named if ":" in name}
+    return tuple((own.get(name, name), kwargs) for name, kwargs in wrappers)
+
+
+def check_wrappers(wrappers: Iterable[Wrapper]) -> None:
+    """Refuse wrappers that an agent was saved with and that cannot be made.
+
+    Raises:
+        RequestError: in one line that says how to go on with them and without.
+    """
+    wrappers = tuple(wrappers)
+    for name, _ in wrappers:
+        if ":" in name or name in WRAPPERS or name in WITHOUT_EFFECT:
+            continue
+        others = [(other, kwargs) for other, kwargs in wrappers if other not in (STACK, PADDING)]
+        without = wrapper_options((other, kwargs) for other, kwargs in others if other != name)
+        if name in LOST:
+            raise RequestError(f"the wrapper {name}, which the agent was saved with, cannot be made: {LOST[name]}; {without} leaves it out")
+        module, _, own = name.rpartition(".")
+        typed = f"{module or 'MODULE'}:{own}"
+        naming = wrapper_options((typed if other == name else other, kwargs) for other, kwargs in others)
+        raise RequestError(
+            f"the wrapper {name}, which the agent was saved with, is not known here, and nothing that a file names is imported: give "
+            f"{naming} if you trust it, or {without} to leave it out"
+        )
+
+
+def wrap(env: gym.Env, name: str, kwargs: Mapping[str, Any]) -> gym.Env:
+    """Put a wrapper around an environment; one named as ``module:Class`` is imported.
+
+    Raises:
+        RequestError: if there is no such wrapper, or it does not take the environment or the arguments.
+    """
+    if name in WITHOUT_EFFECT:
+        return env
+    check_wrappers([(name, kwargs)])
+    kind = WRAPPERS[name] if name in WRAPPERS else _imported(name)
+    try:
+        wrapped = kind(env, **kwargs)
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        given = f"the arguments {dict(kwargs)}" if kwargs else "this environment without arguments"
+        raise RequestError(f"the wrapper {name} does not take {given}: {' '.join(str(error).split())}") from error
+    if not isinstance(wrapped, gym.Env):
+        raise RequestError(f"the wrapper {name} makes no Gymnasium environment of one, but a {type(wrapped).__name__}")
+    return wrapped
+
+
+@functools.cache
+def _imported(name: str) -> Any:
+    module, _, own = name.partition(":")
+    try:
+        kind = functools.reduce(getattr, own.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise RequestError(f"the wrapper {name} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    if not callable(kind):
+        raise RequestError(f"the wrapper {name} is no class or function that takes an environment")
+    return kind

@@ -1,0 +1,105 @@
+"""Do an agent and an environment go together, and which wrapper would make them?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from policy_distill.config import RequestError
+from policy_distill.config.environment import wrapper_options
+from policy_distill.environments.known_wrappers import PADDING, STACK
+from policy_distill.environments.specs import EnvironmentSpec, make
+
+
+def check_fits(spec: EnvironmentSpec, *spaces: tuple[gym.Space, gym.Space]) -> None:
+    """Make the environment once and refuse each pair of observation and action space that is not its own; see ``check_matches``."""
+    env = make(spec)
+    try:
+        for observation_space, action_space in spaces:
+            check_matches(spec, env, observation_space, action_space)
+    finally:
+        env.close()
+
+
+def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Refuse an agent whose spaces are not the environment's. Element types, and bounds of observations, may differ.
+
+    Raises:
+        RequestError: in one line, naming both.
+    """
+    if difference := first_difference((observation_space, action_space), (env.observation_space, env.action_space)):
+        role, mine, theirs = difference
+        fix = "name the environment it was trained in with --env"
+        bounds = _rescaling_that_fits(action_space, env.action_space)
+        fitting = wrapper_that_fits(observation_space, env.observation_space) if role == "observations" else None
+        wrapper = ("RescaleAction", bounds) if role == "actions" and bounds else fitting
+        if wrapper is not None:
+            inner = [(name, kwargs) for name, kwargs in spec.wrappers if name not in (STACK, PADDING)]
+            option = f"--frame-stack {wrapper[1]['n_stack']}" if wrapper[0] == STACK else wrapper_options([*inner, wrapper])
+            fix += f", or give {option} if it was trained with {wrapper[0]}"
+        raise RequestError(f"the agent's {role} are {mine}, those of {spec.id} are {theirs}; {fix}")
+
+
+def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[str, Any]] | None:
+    """Name a wrapper, and its arguments, that makes of the observations ``theirs`` vectors as long as ``mine``; None if none would."""
+    if not isinstance(mine, gym.spaces.Box) or len(mine.shape) != 1:
+        return None
+    length, here = mine.shape[0], theirs.shape
+    if not isinstance(theirs, gym.spaces.Box) or here is None or len(here) != 1:
+        flat = theirs.is_np_flattenable and gym.spaces.flatdim(theirs) == length
+        return ("FlattenObservation", {}) if flat else None
+    if length == here[0] + 1:
+        return "TimeFeatureWrapper", {}
+    if here[0] and length % here[0] == 0 and length > here[0]:
+        return STACK, {"n_stack": length // here[0]}
+    return None
+
+
+def _rescaling_that_fits(mine: gym.Space, theirs: gym.Space) -> Mapping[str, Any] | None:
+    """The bounds of ``mine``, where they alone differ from those of ``theirs``, as RescaleAction takes them."""
+    if not (isinstance(mine, gym.spaces.Box) and isinstance(theirs, gym.spaces.Box) and mine.shape == theirs.shape):
+        return None
+    if not (mine.is_bounded() and theirs.is_bounded()):
+        return None
+    bounds = {"min_action": mine.low, "max_action": mine.high}
+    return {name: float(value.flat[0]) if (value == value.flat[0]).all() else value.tolist() for name, value in bounds.items()}
+
+
+def first_difference(mine: tuple[gym.Space, gym.Space], theirs: tuple[gym.Space, gym.Space]) -> tuple[str, str, str] | None:
+    """Compare two pairs of observation and action space: ``observations`` or ``actions`` and what they are here and there, in words.
+
+    Returns:
+        None if who acts in the one pair can act in the other. Element types, and bounds of observations, may differ.
+    """
+    for role, one, other in zip(("observations", "actions"), mine, theirs, strict=True):
+        if _kind(one, role) != _kind(other, role):
+            return role, _words(one, role), _words(other, role)
+    return None
+
+
+def _kind(space: gym.Space, role: str) -> object:
+    """What must be the same for an agent to act."""
+    match space:
+        case gym.spaces.Box() if role == "actions":
+            low, high = (bound.astype(np.float64).round(4).tolist() for bound in (space.low, space.high))
+            return space.shape, low, high
+        case gym.spaces.Box():
+            return space.shape
+        case gym.spaces.Discrete():
+            return int(space.n), int(space.start)
+        case gym.spaces.MultiDiscrete():
+            return space.nvec.tolist(), np.asarray(space.start).tolist()
+    return str(space)
+
+
+def _words(space: gym.Space, role: str) -> str:
+    match space:
+        case gym.spaces.Box():
+            numbers = "1 number" if space.shape == (1,) else f"{'x'.join(map(str, space.shape))} numbers"
+            return numbers if role == "observations" else f"{numbers} in [{space.low.min():g}, {space.high.max():g}]"
+        case gym.spaces.Discrete():
+            return f"one of {space.n} choices"
+    return str(space)

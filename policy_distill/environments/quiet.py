@@ -1,0 +1,35 @@
+"""Warnings of the simulators that tell a user nothing new."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_known_warnings() -> Iterator[None]:
+    """Say nothing that is not new: that an older version is meant, and (where warnings are errors, a crash) how Box2D was compiled; of
+    environments that come together that bounds become float32, and that they do not say how they reset, which ``vector`` sees itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*precision lowered by casting to float32", UserWarning)
+        warnings.filterwarnings("ignore", r".*missing AutoresetMode metadata", UserWarning)
+        warnings.filterwarnings("ignore", r".*The environment \S+ is out of date", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"builtin type \w+ has no __module__ attribute", DeprecationWarning)
+        yield
+
+
+@contextlib.contextmanager
+def quiet_mujoco(needed: bool) -> Iterator[None]:
+    """MuJoCo writes to the terminal and to a file in the current folder that Gymnasium's own models use a deprecated attribute."""
+    if not needed or importlib.util.find_spec("mujoco") is None:
+        yield
+        return
+    mujoco = importlib.import_module("mujoco")
+    mujoco.set_mju_user_warning(lambda message: None if "is deprecated" in str(message) else warnings.warn(str(message), stacklevel=2))
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(None)

@@ -1,0 +1,126 @@
+"""Wrappers around an environment that Gymnasium does not have: sb3-contrib's, Stable-Baselines3's, and our own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from policy_distill.config import RequestError
+from policy_distill.support.untrusted import MAX_ELEMENTS
+
+
+class FreshWorld(gym.Wrapper):
+    """Begin each episode of Gymnasium's BipedalWalker in a new world of Box2D, as its LunarLander does.
+
+    It keeps one world for all episodes, and what contacts and broad phase remember of the last one moves the next: the same seed earned up
+    to 2.0 more or less, so that a return depended on which episodes were played before.
+    """
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        from Box2D import b2World
+
+        walker: Any = self.unwrapped
+        walker._destroy()
+        walker.terrain, walker.world = [], b2World()  # bodies of the old world are none of the new one's
+        return super().reset(**kwargs)
+
+
+class TimeFeatureWrapper(gym.ObservationWrapper):
+    """Append the share of the episode that remains, 1 to 0 (Pardo et al. 2018, arXiv 1712.00378), as sb3-contrib's wrapper does.
+
+    Args:
+        env: with a vector as observation.
+        max_steps: length of an episode, where the environment's registration tells none.
+        test_mode: append 1 always.
+    """
+
+    def __init__(self, env: gym.Env, max_steps: int = 1000, test_mode: bool = False) -> None:
+        super().__init__(env)
+        space = _vector_space(env, "TimeFeatureWrapper")
+        low, high = np.append(space.low, 0.0), np.append(space.high, 1.0)
+        self.observation_space = gym.spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
+        self._max_steps = (env.spec.max_episode_steps if env.spec else None) or max_steps
+        self._test_mode = test_mode
+        self._step = 0
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self._step = 0
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._step += 1
+        return super().step(action)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        remaining = 1.0 if self._test_mode else 1 - self._step / self._max_steps
+        return np.append(observation, np.array(remaining, self.observation_space.dtype))
+
+
+class PadObservation(gym.ObservationWrapper):
+    """The first ``keep`` numbers, then zeros up to ``size``: for what an agent read in an older version as zeros throughout.
+
+    Args:
+        env: with a vector as observation.
+        size: length of the padded vector.
+        keep: how many numbers are passed on; left out, all.
+    """
+
+    def __init__(self, env: gym.Env, size: int, keep: int | None = None) -> None:
+        super().__init__(env)
+        space = _vector_space(env, "PadObservation")
+        _check_size("PadObservation", size, 1)
+        self._keep = space.shape[0] if keep is None else keep
+        if not 0 <= self._keep <= min(size, space.shape[0]):
+            raise RequestError(f"the wrapper PadObservation cannot keep {self._keep} of {space.shape[0]} numbers in {size}")
+        self._zeros = np.zeros(size - self._keep, space.dtype)
+        low, high = np.append(space.low[: self._keep], self._zeros - np.inf), np.append(space.high[: self._keep], self._zeros + np.inf)
+        self.observation_space = gym.spaces.Box(low, high, dtype=space.dtype)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return np.append(observation[: self._keep], self._zeros)
+
+
+class FrameStack(gym.ObservationWrapper):
+    """The last ``n_stack`` vectors end to end, the newest last: as Stable-Baselines3's VecFrameStack.
+
+    Args:
+        env: with a vector as observation.
+        n_stack: how many vectors.
+        padding: the vector that fills the places before an episode's first; left out, zeros. For an agent that normalised each frame before
+            they were stacked it is the mean, which is zero once it is normalised.
+        channels_order: of images; vectors have only one.
+    """
+
+    def __init__(self, env: gym.Env, n_stack: int, padding: Sequence[float] | None = None, channels_order: str | None = None) -> None:
+        super().__init__(env)
+        space = _vector_space(env, "VecFrameStack")
+        _check_size("VecFrameStack", n_stack, space.shape[0])
+        if padding is not None and len(padding) != space.shape[0]:
+            raise RequestError(f"the wrapper VecFrameStack has a padding of {len(padding)} numbers for vectors of {space.shape[0]}")
+        self.observation_space = gym.spaces.Box(np.tile(space.low, n_stack), np.tile(space.high, n_stack), dtype=space.dtype)
+        self._empty = np.tile(np.zeros(space.shape, space.dtype) if padding is None else np.array(padding, space.dtype), n_stack)
+        self._frames = self._empty
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self._frames = self._empty
+        return super().reset(**kwargs)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        self._frames = np.append(self._frames[len(observation) :], observation)
+        return self._frames
+
+
+def _vector_space(env: gym.Env, wrapper: str) -> gym.spaces.Box:
+    space = env.observation_space
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        raise RequestError(f"the wrapper {wrapper} needs a vector as observation, not {space}")
+    return space
+
+
+def _check_size(wrapper: str, number: int, size: int) -> None:
+    """Refuse what a file may ask for and no memory would hold."""
+    if type(number) is not int or not 1 <= number * size <= MAX_ELEMENTS:
+        raise RequestError(f"the wrapper {wrapper} cannot make {number} times {size} numbers: between 1 and {MAX_ELEMENTS:,} are supported")

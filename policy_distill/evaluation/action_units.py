@@ -1,0 +1,75 @@
+"""In which units continuous actions are learnt where their bounds say nothing about their size.
+
+Environments without natural bounds are often given wide ones, ``Box(-100, 100)`` or the largest float32, and agents act around 1 in them.
+An error of a hundredth of the range is then the whole action. What the teacher does in a few episodes says in which units to measure.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import nn
+
+from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.policies.actions import Box, Deterministic, DiagGaussian, units_of_actions
+from policy_distill.rollouts.episodes import evaluation_seeds
+from policy_distill.rollouts.processes import call_apart
+from policy_distill.rollouts.trajectories import play
+from policy_distill.teachers import Teacher
+from policy_distill.teachers.ensemble import Ensemble
+from policy_distill.teachers.networks.acting import ActionBounds
+
+EPISODES, STEPS = 4, 500
+"""Episodes that are played, and the most steps of each."""
+
+
+def suited(teacher: Teacher, spec: EnvironmentSpec, step_timeout: float | None = None) -> tuple[Teacher, int]:
+    """The teacher in units that suit what it does in a few episodes, and their environment steps.
+
+    It is returned as it is, and nothing is played, where all bounds are finite and no further apart than ``actions.WIDE``.
+
+    Args:
+        teacher: the agent.
+        spec: the environment.
+        step_timeout: seconds that a step or a reset may take; None or 0: any.
+    """
+    space = teacher.action_space
+    if not isinstance(space, gym.spaces.Box) or not (box := Box.from_space(space)).may_be_wide.any():
+        return teacher, 0
+    seeds = evaluation_seeds("check", EPISODES)
+    played = call_apart(step_timeout, functools.partial(play, max_steps=STEPS), teacher, spec, seeds)
+    observations = np.concatenate([episode.observations for episode in played])
+    with torch.inference_mode():
+        targets = teacher.targets(torch.from_numpy(observations).to(teacher.anchor.device))
+    units = units_of_actions(teacher.family, targets)
+    return teacher if units is None else in_units(teacher, dataclasses.replace(box, units=units)), len(observations)
+
+
+def in_units(teacher: Teacher, box: Box) -> Teacher:
+    """The same teacher, which shares its weights, with a distribution in the units of ``box``; its actions stay what they are."""
+    twin = _shallow(teacher)
+    network = teacher.network
+    if isinstance(network, Ensemble):
+        weights = network.weights if network.combine == "mean" else None
+        twin.network = Ensemble([in_units(member, box) for member in network.members], weights, network.combine)  # type: ignore[arg-type]
+        return twin
+    twin.network = _shallow(network)
+    family: Any = network.family
+    assert isinstance(family, DiagGaussian | Deterministic)
+    twin.network.family = dataclasses.replace(family, box=box)
+    twin.network.bounds = ActionBounds(box).to(teacher.anchor.device)
+    return twin
+
+
+def _shallow(module: Any) -> Any:
+    """A copy with a list of parts of its own; the parts are shared."""
+    twin = copy.copy(module)
+    assert isinstance(twin, nn.Module)
+    twin._modules = dict(twin._modules)
+    return twin

@@ -1,0 +1,214 @@
+"""A certificate: that a student keeps a share of its teacher's return, or that it does not, with all that is needed to repeat it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from policy_distill.config import EvaluateConfig
+from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.evaluation.rounding import kernels, rounding
+from policy_distill.evaluation.statistics import Decision, Plan, decide, retention
+from policy_distill.policies.student import Student
+from policy_distill.rollouts.episodes import Episodes, EpisodicPolicy, Policy, evaluation_seeds, merge
+from policy_distill.rollouts.workers import Rollouts
+from policy_distill.support.files import write_json
+from policy_distill.support.progress import Display
+from policy_distill.teachers import Teacher
+
+FORMAT = 1
+"""Of certificate.json."""
+ROLES = ("student", "teacher", "random")
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A test that was carried out.
+
+    Attributes:
+        plan: what was fixed before the first episode.
+        decision: its outcome.
+        student, teacher, random: the episodes, on the same seeds.
+    """
+
+    plan: Plan
+    decision: Decision
+    student: Episodes
+    teacher: Episodes
+    random: Episodes
+
+    @property
+    def returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.student.returns, self.teacher.returns, self.random.returns
+
+    def summary(self) -> dict[str, Any]:
+        """The verdict in figures, for result.json."""
+        decision = self.decision
+        return {
+            "verdict": decision.verdict,
+            "reason": decision.reason,
+            "share": self.plan.share,
+            "confidence": self.plan.confidence,
+            "max_episodes": self.plan.looks[-1],
+            "episodes": decision.episodes,
+            "low": decision.low,
+            "high": decision.high,
+        }
+
+
+def play(
+    rollouts: Rollouts, student: Policy | EpisodicPolicy, plan: Plan, *, num_envs: int = 16, display: Display | None = None
+) -> Certified:
+    """Play the certificate's seeds from look to look, student, teacher and random policy alike, until they decide.
+
+    Nobody has been chosen or trained on these seeds. The verdict does not depend on how many episodes run side by side: all up to a look
+    are played, whichever ends first.
+
+    Args:
+        rollouts: the environments and the teacher.
+        student: what is judged.
+        plan: fixed beforehand.
+        num_envs: episodes side by side.
+        display: told each look.
+    """
+    seeds = evaluation_seeds("certificate", plan.looks[-1])
+    parts: dict[str, list[Episodes]] = {role: [] for role in ROLES}
+    played = 0
+    for look in plan.looks:
+        players: Sequence[Policy | EpisodicPolicy | str] = (student, "teacher", "random")
+        answers = [rollouts.begin_evaluation(player, seeds[played:look], num_envs=num_envs) for player in players]
+        for role, answer in zip(ROLES, answers, strict=True):
+            parts[role].append(answer())
+        played = look
+        episodes = [merge(parts[role]) for role in ROLES]
+        decision = decide(*(part.returns for part in episodes), plan=plan)
+        if display is not None:
+            seen = decision.looks[-1]
+            figures = f"keeps {plan.share:g}: {seen.keeps:.2f}  does not: {seen.loses:.2f}  needed: {seen.critical:.2f}"
+            display.note(f"certify   {look:>5,} episodes  {figures}")
+        if decision.final:
+            break
+    return Certified(plan, decision, *episodes)
+
+
+def plan_of(config: EvaluateConfig) -> Plan | None:
+    """The test that ``evaluate.certify`` asks for; None if it asks for none."""
+    return None if config.certify is None else Plan.of(config.certify, config.confidence, config.max_episodes)
+
+
+def certificate(
+    found: Certified, *, spec: EnvironmentSpec, student: Mapping[str, Any], teacher: Mapping[str, Any], stochastic: bool = False
+) -> dict[str, Any]:
+    """Everything that is needed to repeat ``found``, as JSON-able data.
+
+    Args:
+        found: the test.
+        spec: the environment.
+        student, teacher: which files they are; see ``files_of_student`` and ``files_of_teacher``.
+        stochastic: whether the student drew its actions.
+    """
+    plan, decision = found.plan, found.decision
+    return {
+        "format": FORMAT,
+        "claim": f"the student keeps at least {plan.share:g} of what its teacher adds over a uniformly random policy",
+        **found.summary(),
+        "retention": dataclasses.asdict(retention(*found.returns, confidence=plan.confidence)),
+        "environment": spec.to_dict(),
+        "student": {**student, "stochastic": stochastic},
+        "teacher": dict(teacher),
+        "test": {
+            "spending": "Lan-DeMets, O'Brien-Fleming type, one-sided on each side",
+            "looks": list(plan.looks),
+            "boundaries": list(plan.boundaries),
+            "seen": [dataclasses.asdict(look) for look in decision.looks],
+        },
+        "versions": versions(spec),
+        "kernels": kernels(),
+        "seeds": found.student.seeds.tolist(),
+        "returns": {role: values.tolist() for role, values in zip(ROLES, found.returns, strict=True)},
+    }
+
+
+def write_certificate(path: str | Path, data: Mapping[str, Any]) -> Path:
+    """Write the certificate, its agents' places relative to its own folder, so that the folder can be moved as a whole."""
+    folder = Path(path).parent
+    places = {}
+    for role in ("student", "teacher"):
+        reading = dict(data[role].get("reading", {}))
+        if "normalization" in reading:
+            reading["normalization"] = _relative(reading["normalization"], folder)
+        places[role] = {**data[role], "path": _relative(data[role]["path"], folder), **({"reading": reading} if reading else {})}
+    return write_json(path, {**data, **places})
+
+
+def files_of_student(folder: str | Path) -> dict[str, Any]:
+    """Which student it is: where it lies, and the hashes of its weights and its description."""
+    names = ("student.safetensors", "student.json")
+    return {"path": str(folder), "sha256": {name: sha256(Path(folder) / name) for name in names}}
+
+
+def files_of_teacher(teacher: Teacher, name: str | None) -> dict[str, Any]:
+    """Which agent it is: what it was called, and the hashes of its zip, its statistics and its extractor's source.
+
+    Args:
+        teacher: the agent; of an ensemble the files of all members are hashed, of a live model there are none.
+        name: what the user called it; None if it cannot be loaded again by a name.
+    """
+    alone = len(teacher.members) == 1
+    again = name if alone and teacher.path else None
+    # Two members may be called alike in different folders.
+    hashes = {path.name if alone else str(path): sha256(path) for path in teacher.files}
+    reading = teacher.reading.recorded()
+    return {"path": again, "algo": teacher.algo, **({"reading": reading} if reading else {}), "sha256": hashes}
+
+
+def files_of(policy: Student | Teacher, path: str) -> dict[str, Any]:
+    """Which policy it is that ``measure.load_policy`` opened."""
+    if isinstance(policy, Teacher):
+        return files_of_teacher(policy, path)
+    folder = Path(path)
+    return files_of_student(folder if (folder / "student.json").is_file() else folder / "student")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's contents, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions(spec: EnvironmentSpec) -> dict[str, str]:
+    """Of everything that a return depends on, the processor's rounding among it."""
+    found = {
+        "policy-distill": importlib.metadata.version("policy-distill"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "gymnasium": gym.__version__,
+        "machine": f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "rounding": rounding(),
+    }
+    registered = gym.registry.get(spec.id.rpartition(":")[2])
+    simulator = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", str(registered.entry_point if registered else ""))
+    if name := spec.extra or (simulator[1] if simulator else None):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _relative(place: str | None, folder: Path) -> str | None:
+    """A path as seen from ``folder``; the name of an agent that ships with the project stays one."""
+    return os.path.relpath(place, folder) if place and Path(place).exists() else place

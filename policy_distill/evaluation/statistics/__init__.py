@@ -1,0 +1,25 @@
+"""What returns show: pure functions of arrays. docs/statistics.md says how often they err, by simulation."""
+
+from policy_distill.evaluation.statistics.aggregates import geometric_mean, interquartile_mean, optimality_gap
+from policy_distill.evaluation.statistics.intervals import Retention, retention
+from policy_distill.evaluation.statistics.means import contrast, episodes_to_show, shows_positive_mean
+from policy_distill.evaluation.statistics.sequential import Decision, Plan, decide, look_schedule, spending_boundaries
+from policy_distill.evaluation.statistics.suites import Aggregate, suite_aggregates
+
+__all__ = [
+    "Aggregate",
+    "Decision",
+    "Plan",
+    "Retention",
+    "contrast",
+    "decide",
+    "episodes_to_show",
+    "geometric_mean",
+    "interquartile_mean",
+    "look_schedule",
+    "optimality_gap",
+    "retention",
+    "shows_positive_mean",
+    "spending_boundaries",
+    "suite_aggregates",
+]

@@ -1,0 +1,178 @@
+"""How a teacher acts in the states that it visits: figures first, then what they mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy_distill.evaluation.teacher_check.findings import Finding
+from policy_distill.policies.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
+from policy_distill.policies.q_values import median_action_gap
+from policy_distill.teachers import Teacher
+
+ROWS = 4096
+"""States that are looked at in one forward pass."""
+NOT_FINITE = Finding("stop", "not_finite", "the agent answers with NaN or infinity", "take an earlier checkpoint: training diverged")
+SQUASHED = 0.99
+"""Beyond this a squashed action counts as one on its bound."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Figures over the visited states; None where they mean nothing for this teacher.
+
+    Attributes:
+        states: how many.
+        finite: whether everything that it says is a number.
+        constant: whether it does the same in all of them.
+        reaction: greatest standard deviation of a component of the deterministic action over the states, in units of what it is large
+            beside: half of its range or, where a Gaussian policy has one that is smaller, its own mean standard deviation: 0 never reacts.
+            Bounds alone say little: people write [-1e6, 1e6] around actions of the order of 1.
+        clipped: share of the components of its deterministic action that lie on or beyond a bound.
+        entropy: mean entropy of its distribution, as a share of the greatest possible: 0 is certain, 1 uniform.
+        q_gap: median gap between the best two Q-values.
+        q_size: median of the best Q-value's absolute value.
+        beyond_clip: share of the normalised components that VecNormalize clips.
+        normalized_center: median over the components of the normalised observation of its absolute mean; about 0 where training was.
+        normalized_spread: the same of the root of its mean square; about 1 where training was.
+    """
+
+    states: int
+    finite: bool
+    constant: bool
+    reaction: float | None = None
+    clipped: float | None = None
+    entropy: float | None = None
+    q_gap: float | None = None
+    q_size: float | None = None
+    beyond_clip: float | None = None
+    normalized_center: float | None = None
+    normalized_spread: float | None = None
+
+
+@torch.inference_mode()
+def targets_of(teacher: Teacher, observations: np.ndarray) -> ActionTargets:
+    """What ``teacher`` says about ``observations`` ``[B, ...]``, a few thousand at a time."""
+    parts = [teacher.targets(torch.from_numpy(observations[start : start + ROWS])) for start in range(0, len(observations), ROWS)]
+    names = parts[0].parameters
+    return ActionTargets({name: torch.cat([part.parameters[name] for part in parts]) for name in names},
+                         torch.cat([part.actions for part in parts]))  # fmt: skip
+
+
+def observe(teacher: Teacher, observations: np.ndarray, targets: ActionTargets) -> Behaviour:
+    """Work out the figures of what ``teacher`` said, ``targets``, about raw ``observations`` ``[B, ...]``."""
+    said = [targets.actions, *targets.parameters.values()]
+    finite = not any(bool(value.isnan().any()) for value in said) and bool(targets.actions.isfinite().all())
+    constant = len(observations) > 1 and bool((targets.actions == targets.actions[:1]).all())
+    figures: dict[str, float] = {}
+    if finite:
+        figures |= _of_actions(teacher, targets)
+    if teacher.normalization is not None:
+        figures |= _of_normalization(teacher, observations)
+    return Behaviour(len(observations), finite, constant, **figures)
+
+
+def _of_actions(teacher: Teacher, targets: ActionTargets) -> dict[str, float]:
+    parameters, family = targets.parameters, teacher.family
+    if "q_values" in parameters:
+        q_values = parameters["q_values"]
+        if q_values.shape[1] < 2:
+            return {}
+        return {"q_gap": median_action_gap(q_values), "q_size": float(q_values.amax(-1).abs().median())}
+    if "logits" in parameters and has_distribution(teacher):
+        return {"entropy": float(_entropy_share(family, parameters["logits"]).mean())}
+    if not _is_bounded(teacher.action_space):
+        return {}
+    assert isinstance(family, DiagGaussian | Deterministic)
+    reaction = family.box.to_box(targets.actions.double()).std(0, correction=0)
+    if isinstance(family, DiagGaussian) and not family.squashed:
+        reaction = reaction / parameters["log_std"].double().exp().mean(0).clamp(max=1.0)
+    figures = {"reaction": float(reaction.max())}
+    if isinstance(family, DiagGaussian):
+        mean = parameters["mean"]
+        outside = mean.tanh().abs() >= SQUASHED if family.squashed else mean.abs() >= 1
+        figures["clipped"] = float(outside.float().mean())
+    return figures
+
+
+def has_distribution(teacher: Teacher) -> bool:
+    """Whether the teacher's distribution is its own: a Gaussian or logits; not Q-values, and not what stands for a function's actions."""
+    if isinstance(teacher.family, DiagGaussian):
+        return True
+    if isinstance(teacher.family, Categorical | MultiCategorical | Bernoulli):
+        return getattr(teacher.network, "scores", "logits") == "logits" and getattr(teacher.network, "outputs", "logits") == "logits"
+    return False
+
+
+def _entropy_share(family: object, logits: Tensor) -> Tensor:
+    """Entropy over its greatest value, ``[B]``."""
+    match family:
+        case MultiCategorical():
+            parts, sizes = list(logits.split(family.nvec, dim=-1)), family.nvec
+        case Bernoulli():
+            parts, sizes = [torch.stack([bit, torch.zeros_like(bit)], -1) for bit in logits.unbind(-1)], (2,) * family.num_bits
+        case _:
+            parts, sizes = [logits], (logits.shape[1],)
+    total = sum(torch.distributions.Categorical(logits=part, validate_args=False).entropy() for part in parts)
+    greatest = sum(math.log(size) for size in sizes)
+    return total / greatest if greatest else torch.zeros(len(logits))
+
+
+def _is_bounded(space: gym.Space) -> bool:
+    return isinstance(space, gym.spaces.Box) and space.is_bounded()
+
+
+def _of_normalization(teacher: Teacher, observations: np.ndarray) -> dict[str, float]:
+    statistics = teacher.normalization
+    assert statistics is not None
+    z = (observations - statistics.mean) / np.sqrt(statistics.var + statistics.epsilon)
+    z = z.reshape(len(z), -1)
+    return {
+        "beyond_clip": float((np.abs(z) >= statistics.clip).mean()),
+        "normalized_center": float(np.median(np.abs(z.mean(0)))),
+        "normalized_spread": float(np.median(np.sqrt((z**2).mean(0)))),
+    }
+
+
+def judge(seen: Behaviour) -> list[Finding]:
+    """What the figures mean. The limits lie well outside what 18 agents of the RL Zoo show where they were trained."""
+    found: list[Finding] = []
+    if not seen.finite:
+        found.append(NOT_FINITE)
+    if seen.constant:
+        what = f"the agent does the same in all {seen.states:,} states that it visited"
+        found.append(
+            Finding("warn", "constant_action", what, "look whether it was trained, and whether its observations are what it read then")
+        )
+    if seen.beyond_clip is not None:
+        center, spread = seen.normalized_center or 0.0, seen.normalized_spread or 0.0
+        if seen.beyond_clip > 0.01 or center > 3 or not 0.1 < spread < 4:
+            what = (
+                f"the observations here do not fit the normalisation statistics: {seen.beyond_clip:.1%} of the normalised components are "
+                f"clipped, their centre is {center:.2g} (0 is usual), their spread {spread:.2g} (1 is usual)"
+            )
+            fix = "look whether the statistics are this agent's (--normalization PATH), and the environment the one it was trained in"
+            found.append(Finding("warn", "normalization_does_not_fit", what, fix))
+    if seen.entropy is not None and seen.entropy > 0.95:
+        what = f"the policy is nearly uniform: {seen.entropy:.0%} of the greatest entropy"
+        found.append(Finding("warn", "near_uniform", what, "its best action is hardly better than the others to it: train it longer"))
+    if seen.entropy is not None and seen.entropy < 0.02:
+        what = f"the policy is nearly deterministic: {seen.entropy:.1%} of the greatest entropy"
+        found.append(
+            Finding("note", "near_deterministic", what, "its distribution tells a student little; --loss.temperature 2 softens it")
+        )
+    if seen.q_gap is not None and seen.q_size is not None:
+        what = f"the best two Q-values are {seen.q_gap:.3g} apart (median) at a size of {seen.q_size:.3g}"
+        fix = f"that is a temperature of {0.1 * seen.q_gap:.2g}, which distill_policy takes by itself (loss.q_gap_fraction)"
+        found.append(Finding("note", "q_gap", what, fix))
+    if seen.clipped is not None and seen.clipped > 0.5:
+        what = f"{seen.clipped:.0%} of the action components lie on a bound"
+        found.append(
+            Finding("note", "clipped_actions", what, "nothing: what the environment receives is learned, not the mean beyond the bound")
+        )
+    return found

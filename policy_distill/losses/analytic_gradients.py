@@ -1,0 +1,306 @@
+"""Losses on actions whose gradient with respect to the students' outputs is written out: the default ones, without autograd.
+
+A chunk of gradient steps is prepared at once: what depends on the teacher alone is computed there, and each term's value is taken there
+when its steps are done. What remains in a step are four to six operations. Tensors lie feature after feature, ``[..., width, B]``.
+
+Everything else that ``Objective`` knows goes through autograd (``autograd_gradients``); both ways end at the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from policy_distill.losses.autograd_gradients import AutogradGradient
+from policy_distill.losses.divergences import HUBER_DELTA
+from policy_distill.losses.objective import REGRESSIONS, Objective
+from policy_distill.policies.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
+
+BOUNDLESS = 1e38
+"""Times the smallest distance that a float32 can tell, it still exceeds any error."""
+Gradient: TypeAlias = "ChoiceGradient | GaussianGradient | RegressionGradient | AutogradGradient"
+
+
+def written_out(objective: Objective) -> bool:
+    """Whether the gradient of the loss on actions is written out: forward KL, or regression."""
+    config = objective.config
+    plain = objective.kind == "kl" and config.divergence == "forward_kl" and not config.standardize_logits
+    return plain or objective.kind == "regression"
+
+
+def gradient_of(objective: Objective, inputs: Tensor, log_std: Tensor, generators: Sequence[torch.Generator] = ()) -> Gradient:
+    """The gradient of the loss on actions, with room for chunks of the shape of ``inputs``, ``[S, K, inputs, B]``.
+
+    Args:
+        objective: the loss.
+        inputs: only its shape, type and device are read.
+        log_std: ``[K, 1, action_dim]``, the students', a leaf of autograd's; a loss that reads it writes its gradient there.
+        generators: one a member, for a loss that draws the teacher's actions.
+    """
+    steps, members, _, batch = inputs.shape
+    like = inputs.new_zeros(steps, members, objective.family.width, batch)
+    if not written_out(objective):
+        return AutogradGradient(objective, like, log_std, generators)
+    if objective.kind == "regression":
+        return RegressionGradient(objective, like)
+    return GaussianGradient(objective, like, log_std) if isinstance(objective.family, DiagGaussian) else ChoiceGradient(objective, like)
+
+
+class ChoiceGradient:
+    """``(1 - alpha) * T**2 * KL(teacher || student)`` of choices softened by T, and ``alpha`` times the cross-entropy of the greedy action.
+
+    With p and q the softened teacher and student and y the greedy action as ones and zeros, the gradient with respect to the logits is
+    ``(1 - alpha) * T * (q - p) + alpha * (q at T = 1 - y)``, over the batch size.
+
+    Args:
+        objective: the loss.
+        like: ``[S, K, width, B]``.
+
+    Attributes:
+        outputs: of each step ``[K, width, B]``, where the students' outputs belong before ``write``; they are left as they are.
+        divisor: what ``write`` writes is the gradient times this number.
+    """
+
+    def __init__(self, objective: Objective, like: Tensor) -> None:
+        self._objective = objective
+        self._switches = isinstance(objective.family, Bernoulli)
+        self._sizes = _sizes(objective)
+        self._softens, self._labelled = objective.softens, objective.has_hard_labels
+        self._alpha = _each(objective.hard_weight, like)
+        self.num_steps, self._members, _, self._samples = like.shape
+        self.divisor = float(self._samples)
+        self._temperatures, self._shares = _schedules(objective, [1.0] * self.num_steps, like)
+        self._outputs = torch.empty_like(like)
+        self.outputs = self._outputs.unbind(0)
+        self._logits = like.new_zeros(*like.shape[:2], sum(self._sizes), like.shape[-1])
+        self._teacher_log_probs, self._teacher, self._log_probs = (torch.empty_like(self._logits) for _ in range(3))
+        self._padded, self._scaled, self._difference = (torch.zeros_like(self._logits[0]) for _ in range(3))
+        self._teachers = self._teacher.unbind(0)
+        if self._labelled:
+            self._labels = torch.empty_like(self._logits)
+
+    def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
+        """Take in what the next steps' teacher says.
+
+        Args:
+            targets: with leading ``[S, K, B]``.
+            progress: ``[S]``, share of the training that is done at each step.
+        """
+        logits = self._pair(self._objective.logits_of(targets.parameters).transpose(-1, -2), self._logits)
+        if self._softens:
+            self._temperatures, self._shares = _schedules(self._objective, progress, logits)
+            logits = torch.div(logits, self._temperatures, out=self._logits)
+        _over_choices(torch.log_softmax, logits, self._sizes, self._teacher_log_probs)
+        torch.exp(self._teacher_log_probs, out=self._teacher)
+        if self._labelled:
+            indices, family = targets.actions, self._objective.family
+            indices = indices[..., None] - family.start if isinstance(family, Categorical) else indices
+            first = indices.new_tensor([sum(self._sizes[:component]) for component in range(len(self._sizes))])
+            self._labels.zero_().scatter_(-2, (indices + first).transpose(-1, -2).long(), 1.0)
+
+    def write(self, step: int, slope: Tensor) -> None:
+        """Write the gradient of the mean over the batch with respect to ``outputs[step]``, times ``divisor``, into ``slope``."""
+        logits = self._pair(self.outputs[step], self._padded) if self._switches else self.outputs[step]
+        scaled = torch.div(logits, self._temperatures[step], out=self._scaled) if self._softens else logits
+        found = self._difference if self._switches else slope
+        _over_choices(torch.softmax, scaled, self._sizes, found)
+        found.sub_(self._teachers[step])
+        if self._softens or self._labelled:
+            found.mul_(self._shares[step])
+        if self._labelled:
+            _over_choices(torch.softmax, logits, self._sizes, self._scaled)
+            found.add_(self._scaled.sub_(self._labels[step]).mul_(self._alpha))
+        if self._switches:
+            slope.copy_(found[:, 1::2])
+
+    def values(self) -> dict[str, Tensor]:
+        """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
+        share = self._samples * self._members
+        logits = self._pair(self._outputs, self._logits)
+        found = {}
+        if self._labelled:
+            _over_choices(torch.log_softmax, logits, self._sizes, self._log_probs)
+            found["hard_cross_entropy_nats"] = -_dot(self._labels, self._log_probs) / share
+        if self._softens:
+            logits = torch.div(logits, self._temperatures, out=self._logits)
+        _over_choices(torch.log_softmax, logits, self._sizes, self._log_probs)
+        # 0 * -inf is no number: what the teacher forbids contributes zero
+        difference = self._teacher_log_probs.clamp_min_(torch.finfo(self._teacher.dtype).min).sub_(self._log_probs)
+        return {self._objective.soft_name: _dot(self._teacher, difference) / share} | found
+
+    def _pair(self, logits: Tensor, room: Tensor) -> Tensor:
+        """Logits ``[..., width, B]``; of switches with the logit 0 of "off" before each, ``[..., 2 * width, B]``, in ``room``."""
+        if not self._switches:
+            return logits
+        room[..., ::2, :] = 0.0
+        room[..., 1::2, :] = logits
+        return room
+
+
+class GaussianGradient:
+    """``T**2 * KL(teacher || student)`` of diagonal Gaussians softened by T, which multiplies the variances.
+
+    With means m and standard deviations s, and the teacher's in capitals, the gradient with respect to m is ``T * (m - M) / s**2``, and
+    with respect to log s ``T**2 * (1 - (S**2 + (M - m)**2 / T) / s**2)``, the former over the batch size.
+
+    Args:
+        objective: the loss.
+        like: ``[S, K, action_dim, B]``.
+        log_std: ``[K, 1, action_dim]``, the students' as it is at each step; its gradient is written to it.
+
+    Attributes:
+        outputs: of each step ``[K, width, B]``, where the students' outputs belong before ``write``; they are left as they are.
+        divisor: what ``write`` writes is the gradient times this number.
+    """
+
+    def __init__(self, objective: Objective, like: Tensor, log_std: Tensor) -> None:
+        self._objective, self._log_std = objective, log_std
+        self.num_steps, self._members, _, self._samples = like.shape
+        self.divisor = float(self._samples)
+        self.outputs = torch.empty_like(like).unbind(0)
+        self._mean, self._error, self._squared = torch.empty_like(like), torch.empty_like(like), torch.empty_like(like[0])
+        # The teacher's variance and log standard deviation, means over the batch, and the students' log standard deviations at each step.
+        self._variance, self._teacher_log_std, self._log_stds = (like.new_empty(*like.shape[:3], 1) for _ in range(3))
+        self._steps = list(zip(*(part.unbind(0) for part in (self._mean, self._variance, self._error, self._log_stds)), strict=True))
+
+    def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
+        """Take in what the next steps' teacher says.
+
+        Args:
+            targets: with leading ``[S, K, B]``.
+            progress: ``[S]``, share of the training that is done at each step.
+        """
+        self._temperatures, self._shares = _schedules(self._objective, progress, self._mean)
+        self._mean.copy_(targets.parameters["mean"].transpose(-1, -2))
+        log_std = targets.parameters["log_std"].transpose(-1, -2)
+        torch.mean(log_std, -1, keepdim=True, out=self._teacher_log_std)
+        torch.mean((2 * log_std).exp_(), -1, keepdim=True, out=self._variance)
+
+    @torch.no_grad()
+    def write(self, step: int, slope: Tensor) -> None:
+        """Write the gradient of the mean over the batch with respect to ``outputs[step]``, times ``divisor``, into ``slope``."""
+        temperature, share = self._temperatures[step], self._shares[step]
+        mean, variance, error, log_std = self._steps[step]
+        log_std.copy_(self._log_std.transpose(1, 2))
+        precision = (-2 * log_std).exp_()  # [K, action_dim, 1]
+        torch.sub(self.outputs[step], mean, out=error)
+        torch.mul(error, precision * share, out=slope)
+        torch.mul(error, error, out=self._squared)
+        distance = variance + self._squared.mean(-1, keepdim=True) / temperature
+        self._log_std.grad = (1 - distance * precision).mul_(self._samples * share * temperature).transpose(1, 2)
+
+    def values(self) -> dict[str, Tensor]:
+        """The term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
+        precision = (-2 * self._log_stds).exp()
+        log_ratio = self._log_stds - self._teacher_log_std
+        distance = self._variance + self._error.square_().mean(-1, keepdim=True) / self._temperatures
+        terms = log_ratio + (distance * precision - 1) / 2  # [S, K, action_dim, 1]
+        return {self._objective.soft_name: terms.sum() / self._members}
+
+
+class RegressionGradient:
+    """Squared, absolute or Huber's error in box units, mean over the components; see ``divergences.bounded_error``.
+
+    The gradient with respect to the prediction is the error between bounds: those of the target (``divergences.bounded_error``), and for
+    Huber's loss those where the square turns into a line.
+
+    Args:
+        objective: the loss.
+        like: ``[S, K, action_dim, B]``.
+
+    Attributes:
+        outputs: of each step ``[K, width, B]``, where the students' outputs belong before ``write``; they are left as they are.
+        divisor: what ``write`` writes is the gradient times this number.
+    """
+
+    def __init__(self, objective: Objective, like: Tensor) -> None:
+        assert isinstance(objective.family, (DiagGaussian, Deterministic))
+        self._box, self._name, self._kind = objective.family.box, objective.soft_name, objective.config.regression
+        low, high = (limit[:, None] if isinstance(limit, Tensor) else limit for limit in self._box.limits(like))
+        self._limits, self._near = (low, high), (objective.config.near_bound * low, objective.config.near_bound * high)
+        self.num_steps, _, components, samples = like.shape
+        self._target, self._lower, self._upper, self._error = (torch.empty_like(like) for _ in range(4))
+        self._least, self._most = self._lower, self._upper
+        if self._kind == "huber":
+            self._least, self._most = torch.empty_like(like), torch.empty_like(like)
+        self.divisor = components * samples * {"huber": HUBER_DELTA, "squared": 0.5, "absolute": 1.0}[self._kind]
+        self.outputs = torch.empty_like(like).unbind(0)
+        parts = (self._target, self._least, self._most, self._error)
+        self._steps = list(zip(*(part.unbind(0) for part in parts), strict=True))
+
+    def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
+        """Take in what the next steps' teacher says.
+
+        Args:
+            targets: with leading ``[S, K, B]``.
+            progress: ``[S]``; a regression does not change on the way.
+        """
+        actions = self._box.to_box(targets.actions).transpose(-1, -2)
+        target = torch.clamp(actions, *self._limits, out=self._target)  # type: ignore[arg-type]
+        # Zero where the target is near the bound, else beyond any error; ``torch.where`` takes thirty times as long.
+        torch.sub(target, self._near[0], out=self._lower).clamp_min_(0).mul_(-BOUNDLESS)
+        torch.sub(self._near[1], target, out=self._upper).clamp_min_(0).mul_(BOUNDLESS)
+        if self._kind == "huber":
+            torch.clamp_min(self._lower, -HUBER_DELTA, out=self._least)
+            torch.clamp_max(self._upper, HUBER_DELTA, out=self._most)
+
+    def write(self, step: int, slope: Tensor) -> None:
+        """Write the gradient of the mean over the batch with respect to ``outputs[step]``, times ``divisor``, into ``slope``."""
+        target, least, most, error = self._steps[step]
+        torch.clamp(torch.sub(self.outputs[step], target, out=error), least, most, out=slope)
+        if self._kind == "absolute":
+            slope.sign_()
+
+    def values(self) -> dict[str, Tensor]:
+        """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
+        error = torch.clamp(self._error, self._lower, self._upper, out=self._error)
+        return {self._name: REGRESSIONS[self._kind](error.transpose(-1, -2)).mean() * self.num_steps}
+
+
+def _sizes(objective: Objective) -> tuple[int, ...]:
+    """The number of choices of each component; a switch has two."""
+    match objective.family:
+        case Categorical(num_actions=count):
+            return (count,)
+        case MultiCategorical(nvec=nvec):
+            return nvec
+        case Bernoulli(num_bits=bits):
+            return (2,) * bits
+    raise AssertionError(f"{objective.family} does not choose")
+
+
+def _schedules(objective: Objective, progress: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:
+    """At each step, of all members or of each, ``[S, 1 or K, 1, 1]``: the temperature, and the soft term's weight divided by it.
+
+    The latter is what remains of the weight in the gradient with respect to an output that is divided by the temperature.
+    """
+    shares = like.new_tensor(progress).view(-1, 1, 1)
+    temperature, weight = (
+        torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(progress), -1, 1)[..., None]
+        for value in (objective.temperature(shares), objective.soft_weight(shares))
+    )
+    return temperature, weight / temperature
+
+
+def _each(value: float | Tensor, like: Tensor) -> Tensor:
+    """One number for all members, or ``[K, 1]``, as ``[1 or K, 1, 1]``."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+
+def _over_choices(function: Callable[..., Tensor], logits: Tensor, sizes: tuple[int, ...], out: Tensor) -> None:
+    """Softmax or log-softmax over each component of ``[..., width, B]``."""
+    if len(sizes) == 1:
+        function(logits, -2, out=out)
+    elif len(set(sizes)) == 1:  # one operation for all of them
+        shape = (len(sizes), sizes[0])
+        function(logits.unflatten(-2, shape), -2, out=out.unflatten(-2, shape))
+    else:
+        for part, room in zip(logits.split(sizes, -2), out.split(sizes, -2), strict=True):
+            room.copy_(function(part, -2))
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    return torch.dot(first.flatten(), second.flatten())

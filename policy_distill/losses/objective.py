@@ -1,0 +1,362 @@
+"""Which loss terms a student of this teacher has, and with which weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from policy_distill.config import LossConfig, RequestError
+from policy_distill.losses.divergences import (
+    bounded_error,
+    forward_kl,
+    gaussian_forward_kl,
+    gaussian_negative_log_likelihood,
+    gaussian_reverse_kl,
+    hard_label_cross_entropy,
+    huber,
+    jensen_shannon,
+    mean_absolute,
+    mean_squared,
+    reverse_kl,
+)
+from policy_distill.losses.relations import RELATIONS, Projection, cosine_distance, normalized_squared_error, samples_compared
+from policy_distill.policies.actions import (
+    LAYER,
+    ActionTargets,
+    Bernoulli,
+    Categorical,
+    Deterministic,
+    DiagGaussian,
+    Family,
+    MultiCategorical,
+    Parameters,
+)
+from policy_distill.policies.q_values import Q_TEMPERATURES, median_action_gap, q_values_to_logits, standardize_logits
+from policy_distill.support.sampling import evenly
+
+CALIBRATION_ROWS = 65_536
+"""Rows that are looked at, evenly over all of them, for the gaps between Q-values."""
+LAYER_ROWS = 8192
+"""The same for how much a layer varies, which takes a hundred times as many numbers a row and is known as well from fewer."""
+OUTPUT = "output"
+"""Name of a network's own output among its layers: logits, Q-values or means."""
+REGRESSIONS = {"squared": mean_squared, "absolute": mean_absolute, "huber": huber}
+_LAYER_DISTANCES = {"mse": normalized_squared_error, "cosine": cosine_distance}
+
+
+class Objective:
+    """A loss with weights.
+
+    Args:
+        config: as asked for, with the layers named.
+        family: of the teacher.
+
+    Attributes:
+        kind: ``kl``, ``nll`` or ``regression``.
+        soft_name: of the term that is divided by the temperature; ``soft_weight`` multiplies it by ``temperature**2``, and nothing else.
+
+    Raises:
+        RequestError: if the loss does not suit the teacher.
+    """
+
+    def __init__(self, config: LossConfig, family: Family) -> None:
+        self.config, self.family = config, family
+        self.kind = resolve_kind(config, family)
+        self.soft_name = {"kl": f"{config.divergence}_nats", "nll": "negative_log_likelihood_nats", "regression": "action_error"}[self.kind]
+        self._serve_one(config)
+        # What ``calibrate`` takes from the data, shared with the same loss for several members.
+        self._measured = {"q_gap": 1.0}
+        self._layer_variance: dict[str, float] = {}
+
+    def _serve_one(self, config: LossConfig) -> None:
+        self._members: Sequence[LossConfig] = (config,)
+        self.hard_weight: float | Tensor = config.hard_weight
+        self._temperatures: tuple[float | Tensor, float | Tensor] = _ends_of(config)
+
+    def for_members(self, configs: Sequence[LossConfig], device: torch.device) -> Objective:
+        """The same loss with a temperature and an alpha of its own for each of K members; nothing else of ``configs`` is read.
+
+        Raises:
+            RequestError: if one of them does not suit the teacher.
+        """
+        for config in configs:
+            resolve_kind(config, self.family)
+        twin = copy.copy(self)
+        twin._members = configs
+
+        def column(values: Iterable[float]) -> Tensor:
+            return torch.tensor(list(values), device=device)[:, None]
+
+        twin.hard_weight = column(config.hard_weight for config in configs)
+        starts, ends = zip(*map(_ends_of, configs), strict=True)
+        twin._temperatures = column(starts), column(ends)
+        return twin
+
+    def of_member(self, index: int) -> Objective:
+        """The loss of one member alone."""
+        twin = copy.copy(self)
+        twin._serve_one(self._members[index % len(self._members)])
+        return twin
+
+    @property
+    def q_gap(self) -> float:
+        """Difference in Q that becomes one nat; ``calibrate`` sets it from the data."""
+        return self._measured["q_gap"]
+
+    @q_gap.setter
+    def q_gap(self, value: float) -> None:
+        self._measured["q_gap"] = value
+
+    @property
+    def has_hard_labels(self) -> bool:
+        """Whether there is a cross-entropy of the teacher's greedy action."""
+        return any(config.hard_weight > 0 for config in self._members)
+
+    @property
+    def softens(self) -> bool:
+        """Whether a temperature is ever other than 1."""
+        return any(end != 1 for config in self._members for end in _ends_of(config))
+
+    @property
+    def reads(self) -> set[str]:
+        """Names of the targets' parameters that the terms read; a regression reads the action alone."""
+        own = set() if self.kind == "regression" else {"logits", "q_values", "mean", "log_std"}
+        hinted = self._hinted
+        return (
+            own | {f"{LAYER}{name}" for name in hinted if name != OUTPUT} | ({"logits", "q_values", "mean"} if OUTPUT in hinted else set())
+        )
+
+    @property
+    def reads_actions(self) -> bool:
+        """Whether the terms read the teacher's deterministic action."""
+        return self.kind == "regression" or self.has_hard_labels or OUTPUT in self._hinted
+
+    @property
+    def layers_read(self) -> set[str]:
+        """Names of the students' layers that hints and relations read."""
+        return {ours for pairs in self._pairs for ours in pairs.values()}
+
+    def samples_read(self, name: str, batch_size: int) -> int:
+        """How many samples of a batch, its first ones, the terms read the target ``name`` of: all but where relations alone read it."""
+        hints, _ = self._pairs
+        layer = name.removeprefix(LAYER)
+        alone = name.startswith(LAYER) and layer not in hints
+        return min(batch_size, samples_compared(self.config.relations.kind)) if alone else batch_size
+
+    @property
+    def _hinted(self) -> list[str]:
+        """The teacher's layers that hints and relations read."""
+        return [theirs for pairs in self._pairs for theirs in pairs]
+
+    @property
+    def _pairs(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Teacher's layer -> student's layer, of hints and of relations."""
+        features, relations = self.config.features, self.config.relations
+        return (features.layers or {}) if features.weight else {}, (relations.layers or {}) if relations.weight else {}
+
+    def calibrate(self, targets: ActionTargets) -> None:
+        """Take what depends on the data: the gaps between the best two Q-values, and how much the teacher's layers vary."""
+        if "q_values" in targets.parameters:
+            self.q_gap = self.config.q_gap_fraction * median_action_gap(_some(targets.parameters["q_values"], CALIBRATION_ROWS))
+        for name in self._pairs[0]:
+            self._layer_variance[name] = max(float(_some(teacher_layer(targets, name), LAYER_ROWS).var(0).mean()), 1e-12)
+
+    def temperature(self, progress: float | Tensor) -> float | Tensor:
+        """At ``progress`` in [0, 1] of the training: along a line from ``temperature`` to ``temperature_end``.
+
+        Args:
+            progress: a number, or ``[S, 1, 1]``.
+
+        Returns:
+            Of that shape; of members ``[K, 1]``, or ``[S, K, 1]``.
+        """
+        start, end = self._temperatures
+        return start + (end - start) * progress
+
+    def soft_weight(self, progress: float | Tensor) -> float | Tensor:
+        """Of the term named ``soft_name``: ``(1 - alpha) * T**2`` of a divergence; of the shape of ``temperature``."""
+        return (1 - self.hard_weight) * (self.temperature(progress) ** 2 if self.kind == "kl" else 1.0)
+
+    def terms(
+        self,
+        outputs: Tensor,
+        log_std: Tensor,
+        targets: ActionTargets,
+        *,
+        progress: float = 1.0,
+        draws: Tensor | None = None,
+        layers: Mapping[str, Tensor] | None = None,
+        projections: Sequence[Projection] = (),
+    ) -> dict[str, Tensor]:
+        """Each term's value per sample ``[K, B]``, unweighted; units are in the names.
+
+        Args:
+            outputs: the students' logits or means ``[K, B, outputs]``.
+            log_std: ``[K, 1, action_dim]``, read for Gaussians alone.
+            targets: with leading ``[K, B]``.
+            progress: share of the training that is done, for the temperature.
+            draws: uniform numbers in (0, 1) of the teacher's parameters' shape, read for ``nll`` alone.
+            layers: the students' hidden layers and output by name, ``[K, B, width]``; left out, no hints and relations are returned.
+            projections: for each pair of hinted layers a weight ``[K, student's width, teacher's width]`` and a bias ``[K, 1, ...]``.
+        """
+        found = self._action_terms(outputs, log_std, targets, self.temperature(progress), draws)
+        if layers is not None:
+            found |= self.layer_terms(layers, targets, projections)
+        return found
+
+    def total(self, terms: Mapping[str, Tensor], *, progress: float = 1.0) -> Tensor:
+        """The weighted sum ``[K, B]``: ``alpha * CE + (1 - alpha) * T**2 * KL`` (Hinton et al. 2015, sec. 2), hints and relations added."""
+        loss = self.config
+        weights: dict[str, float | Tensor] = {
+            name: loss.features.weight if name.startswith("feature") else loss.relations.weight for name in terms
+        }
+        weights[self.soft_name] = self.soft_weight(progress)
+        weights["hard_cross_entropy_nats"] = self.hard_weight
+        return sum_of(weights[name] * value for name, value in terms.items())
+
+    def _action_terms(
+        self, outputs: Tensor, log_std: Tensor, targets: ActionTargets, temperature: float | Tensor, draws: Tensor | None
+    ) -> dict[str, Tensor]:
+        parameters, family = targets.parameters, self.family
+        if self.kind == "regression":
+            assert isinstance(family, (DiagGaussian, Deterministic))
+            target = family.box.to_box(targets.actions)
+            error = bounded_error(target, outputs, near_bound=self.config.near_bound, limits=family.box.limits(target))
+            return {self.soft_name: REGRESSIONS[self.config.regression](error)}
+        if isinstance(family, DiagGaussian):
+            mean, spread = parameters["mean"], parameters["log_std"]
+            if self.kind == "nll":
+                assert draws is not None, "sampled targets need random numbers"
+                sampled = mean + spread.exp() * torch.special.ndtri(draws)
+                return {self.soft_name: gaussian_negative_log_likelihood(sampled, outputs, log_std)}
+            divergence = gaussian_reverse_kl if self.config.divergence == "reverse_kl" else gaussian_forward_kl
+            return {self.soft_name: divergence(mean, spread, outputs, log_std, temperature=temperature)}
+        teacher = choices(family, self.logits_of(parameters))
+        student = choices(family, outputs)
+        if self.kind == "nll":
+            assert draws is not None, "sampled targets need random numbers"
+            gumbel = choices(family, -(-draws.log()).log())
+            drawn = [(part + noise).argmax(-1) for part, noise in zip(teacher, gumbel, strict=True)]
+            return {self.soft_name: sum_of(_over_choices(family, map(hard_label_cross_entropy, drawn, student)))}
+        if isinstance(family, Bernoulli) and isinstance(temperature, Tensor):
+            temperature = temperature[..., None]  # of every switch of a sample
+        found = {
+            self.soft_name: sum_of(
+                _over_choices(family, (self._divergence(*pair, temperature) for pair in zip(teacher, student, strict=True)))
+            )
+        }
+        if self.has_hard_labels:
+            labels = _labels(family, targets.actions)
+            found["hard_cross_entropy_nats"] = sum_of(_over_choices(family, map(hard_label_cross_entropy, labels, student)))
+        return found
+
+    def logits_of(self, parameters: Parameters) -> Tensor:
+        """The teacher's logits ``[..., width]``: its own, or made from its Q-values."""
+        if "q_values" not in parameters:
+            return parameters["logits"]
+        values, config = parameters["q_values"], self.config
+        if config.q_logits == "gap":
+            return q_values_to_logits(values, self.q_gap)
+        scale = config.q_temperature or Q_TEMPERATURES[config.q_logits]
+        return (standardize_logits(values) if config.q_logits == "z_score" else values) / scale
+
+    def _divergence(self, teacher: Tensor, student: Tensor, temperature: float | Tensor) -> Tensor:
+        if self.config.standardize_logits:
+            teacher, student = standardize_logits(teacher), standardize_logits(student)
+        match self.config.divergence:
+            case "reverse_kl":
+                return reverse_kl(teacher, student, temperature=temperature)
+            case "jensen_shannon":
+                return jensen_shannon(teacher, student, beta=self.config.jensen_shannon_beta, temperature=temperature)
+        return forward_kl(teacher, student, temperature=temperature)
+
+    def layer_terms(self, layers: Mapping[str, Tensor], targets: ActionTargets, projections: Sequence[Projection]) -> dict[str, Tensor]:
+        """Hints and relations, each term's value per sample ``[K, B]``, unweighted; arguments as in ``terms``."""
+        (hints, related), found = self._pairs, {}
+        distance, relation = self.config.features.distance, self.config.relations.kind
+        for (theirs, ours), projection in zip(hints.items(), projections, strict=True):
+            target, variance = teacher_layer(targets, theirs), self._layer_variance.get(theirs, 1.0)
+            found[f"feature_{distance}_{theirs}"] = _LAYER_DISTANCES[distance](target, layers[ours], variance, projection)
+        for theirs, ours in related.items():
+            found[f"relation_{relation}_{theirs}"] = RELATIONS[relation](teacher_layer(targets, theirs), layers[ours])
+        return found
+
+
+def teacher_layer(targets: ActionTargets, name: str) -> Tensor:
+    """A layer of the teacher ``[..., width]`` by name; its output is the first of its distribution's parameters, or else its action."""
+    if name != OUTPUT:
+        return targets.parameters[f"{LAYER}{name}"]
+    known = [targets.parameters[key] for key in ("logits", "q_values", "mean") if key in targets.parameters]
+    return known[0] if known else targets.actions
+
+
+def _ends_of(config: LossConfig) -> tuple[float, float]:
+    """Temperatures at the beginning and at the end."""
+    return config.temperature, config.temperature if config.temperature_end is None else config.temperature_end
+
+
+def _some(rows: Tensor, limit: int) -> Tensor:
+    return rows[evenly(len(rows), limit, rows.device)]
+
+
+def choices(family: Family, logits: Tensor) -> list[Tensor]:
+    """The logits of each independent choice, ``[..., number of choices]``; switches are choices between off (logit 0) and on."""
+    match family:
+        case MultiCategorical(nvec=nvec):
+            return list(logits.split(nvec, -1))
+        case Bernoulli():
+            return [torch.stack([torch.zeros_like(logits), logits], dim=-1)]
+    return [logits]
+
+
+def _labels(family: Family, actions: Tensor) -> list[Tensor]:
+    match family:
+        case Categorical(start=start):
+            return [actions - start]
+        case MultiCategorical():
+            return list(actions.unbind(-1))
+    return [actions]
+
+
+def _over_choices(family: Family, values: Iterable[Tensor]) -> list[Tensor]:
+    """Switches come as one tensor with a trailing axis over which they are summed."""
+    return [value.sum(-1) if isinstance(family, Bernoulli) else value for value in values]
+
+
+def sum_of(values: Iterable[Tensor]) -> Tensor:
+    """Sum tensors of one shape."""
+    first, *rest = values
+    for value in rest:
+        first = first + value
+    return first
+
+
+def resolve_kind(config: LossConfig, family: Family) -> str:
+    """What ``auto`` means for this teacher.
+
+    Raises:
+        RequestError: if the loss does not suit the teacher.
+    """
+    discrete = isinstance(family, (Categorical, MultiCategorical, Bernoulli))
+    only_acts = isinstance(family, Deterministic) or (isinstance(family, DiagGaussian) and family.squashed)
+    kind = ("regression" if only_acts else "kl") if config.kind == "auto" else config.kind
+    if kind == "regression" and discrete:
+        raise RequestError("loss.kind is 'regression', but the teacher's actions are discrete: use 'kl'")
+    if kind != "regression" and only_acts:
+        raise RequestError(
+            f"loss.kind is {kind!r}, but this teacher's actions have no density a clipped Gaussian could match: use 'regression'"
+        )
+    if config.hard_weight and (kind != "kl" or not discrete):
+        raise RequestError(
+            f"loss.hard_weight is {config.hard_weight}, but hard labels go with the divergence of discrete actions alone: set it to 0"
+        )
+    if config.divergence == "jensen_shannon" and kind == "kl" and not discrete:
+        raise RequestError(
+            "loss.divergence is 'jensen_shannon', which has no closed form between Gaussians: use 'forward_kl' or 'reverse_kl'"
+        )
+    if config.standardize_logits and not isinstance(family, (Categorical, MultiCategorical)):
+        raise RequestError("loss.standardize_logits is true, but this teacher has no logits over several actions: set it to false")
+    return kind

@@ -1,0 +1,1 @@
+"""One job: its preparation, its stages, and what becomes result.json."""

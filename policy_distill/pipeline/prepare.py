@@ -1,0 +1,233 @@
+"""A request, checked: everything is there, fits together and can be written, before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from policy_distill.config import CollectConfig, DistillConfig, LossConfig, Reading, RequestError, StudentConfig
+from policy_distill.environments.matching import check_fits
+from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.environments.vector import Backend, choose_backend
+from policy_distill.evaluation.action_units import suited
+from policy_distill.evaluation.disagreements import read_worst_states
+from policy_distill.evaluation.probe import probe
+from policy_distill.export.sb3 import why_not_ppo
+from policy_distill.losses.objective import OUTPUT, Objective
+from policy_distill.policies.actions import Box, Deterministic, DiagGaussian
+from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, layer_names
+from policy_distill.support.files import writable_folder, write_atomically
+from policy_distill.teachers import Teacher
+from policy_distill.teachers.environment import environment_for
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that was checked: everything is there, fits together and can be written."""
+
+    config: DistillConfig
+    teacher: Teacher
+    spec: EnvironmentSpec
+    architecture: Architecture
+    objective: Objective
+    projections: tuple[tuple[int, int], ...]
+    """Student's and teacher's width of each hinted pair of layers."""
+    device: torch.device
+    folder: Path
+    notices: tuple[str, ...]
+    backend: Backend = "gymnasium"
+    """What steps the environments while transitions are collected."""
+    extra_states: np.ndarray | None = None
+    """Raw observations ``[B, ...]`` that join the first round's data."""
+
+    @property
+    def num_extra_states(self) -> int:
+        return 0 if self.extra_states is None else len(self.extra_states)
+
+
+def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
+    """Check the whole request before any work is done.
+
+    Raises:
+        RequestError: one line that says what is wrong and how to fix it.
+    """
+    if teacher is None:
+        if not config.teacher:
+            raise RequestError("no teacher was named: give --teacher FOLDER_OR_ZIP, or the name of an agent that ships with the project")
+        reading = Reading(config.algo, config.normalization, config.extractor, config.trust)
+        teacher = Teacher.load(config.teacher, **reading.arguments())
+    if config.ensemble.teachers:
+        others = [Teacher.load(name, trust=config.trust) for name in config.ensemble.teachers]
+        teacher = Teacher.ensemble([teacher, *others], weights=config.ensemble.weights, combine=config.ensemble.combine)
+    spec, notices = environment_for(teacher, config.environment)
+    check_fits(spec, (teacher.observation_space, teacher.action_space))
+    probed = probe(spec, config.step_timeout)
+    if config.evaluate.certify is not None:
+        probed.require_repeatable()
+    notices += probed.notices
+    backend = choose_backend(spec, config.collect.backend)
+    try:
+        architecture = choose_architecture(config.student, teacher)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    loss, projections = settle_layers(config.loss, teacher, architecture)
+    objective = Objective(loss, teacher.family)
+    hinted = [
+        *(loss.features.layers or () if loss.features.weight else ()),
+        *(loss.relations.layers or () if loss.relations.weight else ()),
+    ]
+    teacher = teacher.recording(name for name in hinted if name != OUTPUT)
+    if teacher.params and architecture.params >= teacher.params:
+        notices += (
+            f"the student's {architecture.params:,} parameters are no fewer than the teacher's {teacher.params:,}: "
+            "nothing is gained in size; choose smaller student.hidden_sizes",
+        )
+    if reason := why_not_ppo(teacher.observation_space, teacher.action_space):
+        notices += (f"no student.zip is written: {reason}",)
+    if config.value.hidden_sizes is not None and (reason := teacher.why_no_values()):
+        raise RequestError(f"value.hidden_sizes asks for a network that learns the teacher's values: {reason}")
+    extra_states, found = read_extra_states(config.collect, teacher, spec)
+    notices += found
+    device = choose_device(config.device)
+    folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
+    return Job(
+        config, teacher, spec, architecture, objective, projections, device, folder, (*teacher.notes, *notices), backend, extra_states
+    )
+
+
+def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture:
+    """Settle the student's widths."""
+    linear = Architecture(teacher.observation_space, teacher.action_space, (), choose_activation(config.activation, teacher))
+    sizes = config.hidden_sizes
+    if config.same:
+        layers = teacher.describe()["layers"]
+        if not layers:
+            raise RequestError("student.same asks for the teacher's architecture, which is not known: give student.hidden_sizes")
+        sizes = tuple(layers[1:-1])
+    if sizes is None:
+        if not teacher.params:
+            raise RequestError("the teacher's parameters cannot be counted, so compression means nothing: give student.hidden_sizes")
+        sizes = hidden_sizes_for(config.compression or 10.0, teacher.params, linear.widths[0], linear.widths[-1])
+        if teacher.params <= linear.params:
+            sizes = ()  # a linear teacher needs no more than a linear student
+    return dataclasses.replace(linear, hidden_sizes=tuple(sizes))
+
+
+def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architecture) -> tuple[LossConfig, tuple[tuple[int, int], ...]]:
+    """Name the layers that were left out, and return the widths of each hinted pair, student's first.
+
+    Raises:
+        RequestError: if a layer does not exist.
+    """
+    ours = dict(zip(layer_names(len(architecture.hidden_sizes)), architecture.widths[1:], strict=True))
+    settled = {}
+    for name in ("features", "relations"):
+        section = getattr(config, name)
+        if not section.weight:
+            continue
+        layers = section.layers
+        if layers is None:
+            hidden = teacher.last_hidden_layer()
+            if hidden is None or len(ours) < 2:
+                who = "teacher" if hidden is None else "student"
+                raise RequestError(
+                    f"loss.{name}.layers was left out, but the {who} has no one last hidden layer: name the layers, or set the weight to 0"
+                )
+            layers = {hidden: list(ours)[-2]}
+        for layer in layers.values():
+            if layer not in ours:
+                raise RequestError(f"loss.{name}.layers names {layer!r}, which the student does not have; it has {', '.join(ours)}")
+        settled[name] = dataclasses.replace(section, layers=layers)
+    loss = dataclasses.replace(config, **settled)
+    if not loss.features.weight:
+        return loss, ()
+    pairs = loss.features.layers or {}
+    known = teacher.recording(name for name in pairs if name != OUTPUT).layers()  # refuses what is not there
+    widths = {**known, OUTPUT: teacher.family.width}
+    return loss, tuple((ours[student], widths[layer]) for layer, student in pairs.items())
+
+
+def read_extra_states(config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """States that an earlier comparison left, if any are asked for, and what is to be said about them.
+
+    Raises:
+        RequestError: if the file cannot be read, or holds none of the teacher's observations.
+    """
+    if config.extra_states is None:
+        return None, ()
+    states, environment = read_worst_states(config.extra_states, teacher.observation_space, config.max_extra_states)
+    notices = [f"{len(states):,} states of {config.extra_states} join the first round's data; they are no environment steps"]
+    if environment != spec.id:
+        notices.append(f"these states were found in {environment}, not in {spec.id}")
+    return states, tuple(notices)
+
+
+def choose_activation(name: str, teacher: Teacher) -> str:
+    """``auto`` is the teacher's own: a student fits functions of its own kind better (docs/defaults.md)."""
+    if name != "auto":
+        return name
+    own = str(teacher.describe()["activation"]).lower()
+    return own if own in ACTIVATIONS else "relu"
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA when there.
+
+    Raises:
+        RequestError: if the device is not known or not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RequestError(f"device is {name!r}; it must be auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RequestError("device is 'cuda', but torch finds no CUDA device here: use --device cpu or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise RequestError(f"device is {name!r}; it must be auto, cpu or cuda")
+    return device
+
+
+def complete_config(job: Job) -> dict[str, Any]:
+    """The configuration as data, with what was left to the job (folder, student's sizes and activation) filled in."""
+    data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
+    settled = {"hidden_sizes": list(job.architecture.hidden_sizes), "compression": None, "same": False}
+    data["student"] = {**data["student"], **settled, "activation": job.architecture.activation}
+    return data
+
+
+def write_config(job: Job) -> None:
+    """Write the whole configuration, so that ``--config config.yaml`` runs it again."""
+    text = yaml.safe_dump(complete_config(job), sort_keys=False)
+    write_atomically(job.folder / "config.yaml", lambda target: target.write_text(text))
+
+
+def settle_action_units(job: Job) -> tuple[Job, int]:
+    """The job in units that suit the teacher's actions, and the environment steps that it took to see them; see ``suited``."""
+    teacher, env_steps = suited(job.teacher, job.spec, job.config.step_timeout)
+    if teacher is job.teacher:
+        return job, env_steps
+    assert isinstance(teacher.family, DiagGaussian | Deterministic)
+    units = teacher.family.box.units
+    assert units is not None
+    natural = Box.from_space(job.teacher.action_space).affine()[0]  # type: ignore[arg-type]
+    wide = [index for index, (own, theirs) in enumerate(zip(units[0], natural, strict=True)) if own != theirs]
+    notice = (
+        f"the bounds of the action's components {wide} are far wider than what the teacher does: "
+        "errors, agreement and noise are measured in units of its own actions"
+    )
+    settled = dataclasses.replace(
+        job,
+        teacher=teacher,
+        architecture=dataclasses.replace(job.architecture, action_units=units),
+        objective=Objective(job.objective.config, teacher.family),
+        notices=(*job.notices, notice),
+    )
+    return settled, env_steps

@@ -1,0 +1,163 @@
+"""What a run found, as result.json holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from policy_distill.evaluation.certify import Certified
+from policy_distill.evaluation.statistics import Plan, Retention, decide
+from policy_distill.evaluation.statistics.sequential import FIRST_LOOK
+from policy_distill.pipeline.context import Run
+from policy_distill.pipeline.imitation import Imitation
+from policy_distill.pipeline.polish import Polished
+from policy_distill.pipeline.prepare import complete_config
+from policy_distill.pipeline.self_distillation import Lineage
+from policy_distill.report import plots, summary_table
+from policy_distill.report.candidates import candidates
+from policy_distill.report.drawing import to_pixels
+from policy_distill.report.tensorboard import Tracker
+from policy_distill.rollouts.episodes import Episodes
+from policy_distill.training.value_network import DistilledValues
+
+VERSION = importlib.metadata.version("policy-distill")
+PACKAGES = ("policy-distill", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "box2d")
+"""Whose versions a result names, where they are installed."""
+
+
+USUAL_SHARE = 0.95
+"""Of the retention: what the final episodes are asked for where no certificate names another."""
+
+
+def track_final(tracker: Tracker, summary: Mapping[str, Any]) -> None:
+    """Write the final figures beside the settings they came from, the closing table as a text, and the plots of the report."""
+    kept, steps = summary["retention"], summary["env_steps"]
+    figures = {
+        "retention": kept["estimate"],
+        "retention_low": kept["low"],
+        "retention_high": kept["high"],
+        "agreement": summary["agreement"],
+        "compression": summary["compression"],
+    }
+    final = {name: value for name, value in figures.items() if value is not None}
+    tracker.scalars("final", final, steps)
+    tracker.settings(summary["config"], [f"final/{name}" for name in final])
+    tracker.text("result", summary_table(summary))
+    tracker.picture("final/paired_returns", to_pixels(plots.paired_returns(summary["returns"])), steps)
+    tracker.picture("final/return_distribution", to_pixels(plots.return_distribution(summary["returns"])), steps)
+    tracker.picture("eval/retention_of_each_student", to_pixels(plots.retention_path(candidates(summary), kept)), steps)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result may depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def summarize(
+    run: Run,
+    imitation: Imitation,
+    lineage: Lineage,
+    polished: Polished | None,
+    origin: str,
+    figure: Retention,
+    student: Episodes,
+    teacher: Episodes,
+    random: Episodes,
+    certified: Certified | None = None,
+    values: DistilledValues | None = None,
+) -> dict[str, Any]:
+    """The contract of result.json.
+
+    Args:
+        run: its counters are read.
+        imitation, lineage, polished: what the stages left.
+        origin: of the student that was kept.
+        figure: its retention.
+        student, teacher, random: the final episodes.
+        certified: what a certificate found, if one was asked for.
+        values: the value network, if one was asked for.
+    """
+    job = run.job
+    share = job.config.evaluate.certify or USUAL_SHARE
+
+    def figures(episodes: Episodes) -> dict[str, float]:
+        return {"return_mean": float(episodes.returns.mean()), "return_std": float(episodes.returns.std(ddof=1))}
+
+    return {
+        "version": VERSION,
+        "versions": versions(),
+        "config": complete_config(job),
+        "seed": job.config.seed,
+        "device": job.device.type,
+        "env": job.spec.id,
+        "environment": job.spec.to_dict(),
+        "backend": job.backend,
+        "teacher": {
+            "path": job.teacher.path,
+            "algo": job.teacher.algo,
+            "params": job.teacher.params,
+            "normalization": job.teacher.normalization_source,
+            "reading": job.teacher.reading.recorded(),
+            **({"members": job.teacher.facts["members"]} if "members" in job.teacher.facts else {}),
+            **figures(teacher),
+        },
+        "student": {
+            "hidden_sizes": list(job.architecture.hidden_sizes),
+            "activation": job.architecture.activation,
+            "params": job.architecture.params,
+            **figures(student),
+        },
+        "random": figures(random),
+        "compression": job.teacher.params / job.architecture.params if job.teacher.params else None,
+        "retention": dataclasses.asdict(figure),
+        "final_test": final_test(student, teacher, random, share, job.config.evaluate.confidence),
+        "certificate": certified.summary() if certified else None,
+        "agreement": student.agreement,
+        "env_steps": run.env_steps,
+        "evaluation_env_steps": run.evaluation_env_steps,
+        "extra_states": job.num_extra_states,
+        "reused_episodes": run.reused_episodes,
+        "gradient_steps": run.gradient_steps,
+        "kept": origin,
+        "chosen_round": imitation.chosen,
+        "validation": {
+            "episodes": run.num_first,
+            "teacher_return_mean": float(run.teacher_returns[: run.num_first].mean()),
+            "random_return_mean": float(run.random_returns[: run.num_first].mean()),
+        },
+        "rounds": [dataclasses.asdict(record) for record in imitation.rounds],
+        "self_distillation": lineage.summary(),
+        "polish": polished.summary() if polished else None,
+        "value": {"explained_variance": values.explained_variance} if values else None,
+        "notices": list(job.notices),
+        "returns": {
+            "seeds": student.seeds.tolist(),
+            "student": student.returns.tolist(),
+            "teacher": teacher.returns.tolist(),
+            "random": random.returns.tolist(),
+        },
+        "seconds": run.watch.read(),
+    }
+
+
+def final_test(student: Episodes, teacher: Episodes, random: Episodes, share: float, confidence: float) -> dict[str, Any] | None:
+    """Whether the final episodes alone show that the student keeps ``share`` or does not; one look, at the whole level.
+
+    Returns:
+        a certificate's summary; None where they are too few, or show neither.
+    """
+    count = len(student.returns)
+    if count < FIRST_LOOK:
+        return None
+    plan = Plan.at((count,), share, confidence)
+    found = Certified(plan, decide(student.returns, teacher.returns, random.returns, plan=plan), student, teacher, random)
+    return found.summary() if found.decision.verdict != "undecided" else None

@@ -1,0 +1,97 @@
+"""Observation and action spaces as plain data, and observations as the flat vector that a network reads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from policy_distill.support.untrusted import MAX_ELEMENTS, element_count, number_type
+
+FAR_FROM_ZERO = 1e4
+"""Standard deviations from 0 beyond which rounding an observation to float32 loses a thousandth of a standard deviation."""
+
+
+def observation_width(space: gym.Space) -> int:
+    """Length of the vector that ``encode_observations`` makes.
+
+    Raises:
+        ValueError: for a space that no vector is made of (Dict, Tuple, ...).
+    """
+    match space:
+        case gym.spaces.Box():
+            return math.prod(space.shape)
+        case gym.spaces.Discrete():
+            return int(space.n)
+        case gym.spaces.MultiDiscrete():
+            return sum(map(int, space.nvec.ravel()))
+        case gym.spaces.MultiBinary():
+            return math.prod(map(int, space.shape))
+    raise ValueError(f"observation space {space} is not supported: Box, Discrete, MultiDiscrete and MultiBinary are")
+
+
+def encode_observations(space: gym.Space, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Raw observations ``[B, ...]`` as ``[B, width]``: boxes flattened, discrete ones one-hot, as Stable-Baselines3 does."""
+    match space:
+        case gym.spaces.Discrete():
+            return F.one_hot(observations.long().reshape(-1) - int(space.start), int(space.n)).to(dtype)
+        case gym.spaces.MultiDiscrete():
+            start = torch.as_tensor(space.start.ravel(), device=observations.device)
+            columns = (observations.long().reshape(len(observations), -1) - start).unbind(-1)
+            return torch.cat([F.one_hot(column, int(n)).to(dtype) for column, n in zip(columns, space.nvec.ravel(), strict=True)], dim=-1)
+        case _:
+            return observations.reshape(len(observations), -1).to(dtype)
+
+
+def space_to_dict(space: gym.Space) -> dict[str, Any]:
+    """A space as JSON-able data; the inverse of ``space_from_dict``."""
+    match space:
+        case gym.spaces.Box():
+            bounds = {name: [_number(value) for value in getattr(space, name).ravel()] for name in ("low", "high")}
+            return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
+        case gym.spaces.Discrete():
+            return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+        case gym.spaces.MultiDiscrete():
+            return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        case gym.spaces.MultiBinary():
+            return {"type": "MultiBinary", "n": [int(size) for size in space.shape]}
+    raise ValueError(f"space {space} is not supported")
+
+
+def space_from_dict(data: dict[str, Any]) -> gym.Space:
+    """Build the space that ``space_to_dict`` described.
+
+    Raises:
+        ValueError, KeyError, ...: for a type that is not known, a damaged description, or more than ``MAX_ELEMENTS`` components.
+    """
+    space = _space(data)
+    if (width := observation_width(space)) > MAX_ELEMENTS:
+        raise ValueError(f"a space of {width:,} components, at most {MAX_ELEMENTS:,} are supported")
+    return space
+
+
+def _space(data: dict[str, Any]) -> gym.Space:
+    match data["type"]:
+        case "Box":
+            dtype = number_type(data["dtype"])
+            if not len(data["low"]) == len(data["high"]) == element_count(data["shape"]):
+                raise ValueError("a box's bounds do not fit its shape")
+            low, high = (np.array([float(value) for value in data[name]], dtype).reshape(data["shape"]) for name in ("low", "high"))
+            return gym.spaces.Box(low, high, dtype=dtype.type)
+        case "Discrete":
+            return gym.spaces.Discrete(int(data["n"]), start=int(data["start"]))
+        case "MultiDiscrete":
+            return gym.spaces.MultiDiscrete(data["nvec"], start=data["start"])
+        case "MultiBinary":
+            return gym.spaces.MultiBinary(data["n"] if len(data["n"]) > 1 else data["n"][0])
+    raise ValueError(f"space type {data['type']!r} is not known")
+
+
+def _number(value: float) -> float | str:
+    """JSON has no infinity; ``float`` reads the word back."""
+    return float(value) if math.isfinite(value) else str(float(value))

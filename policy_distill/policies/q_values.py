@@ -1,0 +1,49 @@
+"""Q-values as logits: what a softmax over them means follows from the gaps between actions."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+Q_TEMPERATURES = {"raw": 0.01, "z_score": 0.5}
+"""What Q-values are divided by unless a temperature is named: Rusu et al. 2016 (https://arxiv.org/abs/1511.06295), and ours."""
+
+
+def standardize_logits(logits: Tensor) -> Tensor:
+    """Shift and scale logits to mean 0 and standard deviation 1 over the actions: only their shape remains (Sun et al. 2024, 2403.01427).
+
+    Args:
+        logits: ``[..., num_actions]``, finite.
+
+    Returns:
+        ``[..., num_actions]``; zeros where all logits are equal.
+    """
+    centred = logits - logits.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + 1e-6)
+
+
+def q_values_to_logits(q_values: Tensor, gap: float) -> Tensor:
+    """Turn action values into logits ``(Q - max Q) / gap``: Q-values are no logits, their scale is the reward's.
+
+    Args:
+        q_values: ``[..., num_actions]``.
+        gap: ``> 0``, the difference in value that becomes one nat.
+
+    Returns:
+        ``[..., num_actions]``, ``<= 0``.
+
+    Raises:
+        ValueError: if ``gap <= 0`` or not finite.
+    """
+    if not (gap > 0 and math.isfinite(gap)):
+        raise ValueError(f"gap is {gap}; it must be > 0")
+    return (q_values - q_values.amax(-1, keepdim=True)) / gap
+
+
+def median_action_gap(q_values: Tensor) -> float:
+    """Median over ``[B, num_actions]`` of the difference between the best and the second-best action's value; 1 with a single action."""
+    if q_values.shape[-1] < 2:
+        return 1.0
+    best = q_values.topk(2, dim=-1).values
+    return max(float((best[..., 0] - best[..., 1]).median()), 1e-12)

@@ -1,0 +1,272 @@
+"""Small networks that carry their own normalisation: raw observations in, actions out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from policy_distill.config import RequestError, TrainingFault
+from policy_distill.policies.actions import DiagGaussian, Family, Parameters, Units, family_of
+from policy_distill.policies.fast_forward import lay_out, run
+from policy_distill.policies.observations import encode_observations, observation_width, space_from_dict, space_to_dict
+from policy_distill.support.files import write_atomically
+from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
+FORMAT = 1
+"""Of student.json and student.safetensors."""
+MAX_BYTES, MAX_HEADER_BYTES, MAX_LAYERS = 128 << 20, 1 << 20, 100
+"""Of student.safetensors, its header, and hidden layers: larger students are not read."""
+SMALLEST_WIDTH = 4
+"""No hidden layer is chosen narrower than this: a bottleneck of one or two units loses the policy and saves nothing."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a student looks like, apart from its weights."""
+
+    observation_space: gym.Space
+    action_space: gym.Space
+    hidden_sizes: tuple[int, ...]
+    activation: str = "relu"
+    action_units: Units | None = None
+    """Of continuous outputs, where they are not those of the action space's bounds."""
+
+    @property
+    def family(self) -> Family:
+        family = family_of(self.action_space)
+        if self.action_units is None or not isinstance(family, DiagGaussian):
+            return family
+        return dataclasses.replace(family, box=dataclasses.replace(family.box, units=self.action_units))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Input, hidden and output widths."""
+        return (observation_width(self.observation_space), *self.hidden_sizes, self.family.width)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the acting network; the normalisation folds into the first layer and adds none."""
+        return count_parameters(self.widths)
+
+
+def count_parameters(widths: tuple[int, ...]) -> int:
+    """Weights and biases of fully connected layers between ``widths``."""
+    return sum((width_in + 1) * width_out for width_in, width_out in itertools.pairwise(widths))
+
+
+def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outputs: int) -> tuple[int, int]:
+    """Two equal hidden layers, as wide as ``teacher_params / compression`` parameters allow, and ``SMALLEST_WIDTH`` at least."""
+    budget = teacher_params / compression
+    linear_term = inputs + outputs + 2
+    width = math.floor((-linear_term + math.sqrt(max(linear_term**2 + 4 * (budget - outputs), 0.0))) / 2)
+    width = max(width, SMALLEST_WIDTH)
+    return (width, width)
+
+
+class Student(nn.Module):
+    """One trained or training policy. Continuous outputs are means in box units; ``log_std`` completes them to a distribution.
+
+    Attributes:
+        network: fully connected layers on normalised observations.
+        mean, scale: ``[inputs]``; a raw observation is normalised as ``(observation - mean) / scale``, without clipping. Where they are
+            float64, so is this arithmetic: rounding to float32 before would lose what the observations say.
+        log_std: ``[action_dim]`` in box units for continuous actions, else empty.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    log_std: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.family = architecture.family
+        widths = architecture.widths
+        layers: list[nn.Module] = []
+        for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
+            if index:
+                layers.append(ACTIVATIONS[architecture.activation]())
+            layers.append(lay_out(nn.Linear(width_in, width_out)))
+        self.network = nn.Sequential(*layers)
+        self.register_buffer("mean", torch.zeros(widths[0]))
+        self.register_buffer("scale", torch.ones(widths[0]))
+        self.register_buffer("log_std", torch.zeros(widths[-1] if isinstance(self.family, DiagGaussian) else 0))
+
+    @property
+    def observation_space(self) -> gym.Space:
+        return self.architecture.observation_space
+
+    @property
+    def action_space(self) -> gym.Space:
+        return self.architecture.action_space
+
+    @property
+    def params(self) -> int:
+        return self.architecture.params
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.network if isinstance(layer, nn.Linear)]
+
+    def normalize_by(self, mean: Tensor, scale: Tensor) -> None:
+        """Take over the normalisation, and whether it is computed in float32 or in float64."""
+        self.mean, self.scale = (tensor.detach().to(self.mean.device, copy=True) for tensor in (mean, scale))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``."""
+        encoded = encode_observations(self.observation_space, observations, self.mean.dtype)
+        return run(self.network, ((encoded - self.mean) / self.scale).float())
+
+    def parameters_of(self, observations: Tensor) -> Parameters:
+        """The parameters of the student's action distribution."""
+        output = self(observations)
+        if isinstance(self.family, DiagGaussian):
+            return {"mean": output, "log_std": self.log_std.expand_as(output)}
+        return {"logits": output}
+
+    @torch.inference_mode()
+    def act(self, observations: np.ndarray, *, generator: torch.Generator | None = None) -> np.ndarray:
+        """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given."""
+        parameters = self.parameters_of(torch.as_tensor(observations))
+        actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)  # type: ignore[union-attr]
+        array = actions.numpy()
+        return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
+
+    def not_finite(self) -> str | None:
+        """The first tensor that holds NaN or infinity; None if all are finite."""
+        return next((name for name, tensor in self.state_dict().items() if not torch.isfinite(tensor).all()), None)
+
+    def save(self, folder: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
+        """Write ``student.safetensors`` and ``student.json`` into ``folder``; ``extra`` (the environment, say) goes into the JSON.
+
+        Raises:
+            TrainingFault: if the student holds NaN or infinity: nothing is written.
+        """
+        path = Path(folder)
+        if wrong := self.not_finite():
+            raise TrainingFault(f"the student's {wrong} holds NaN or infinity, and it is not saved: train it with a lower learning rate")
+        path.mkdir(parents=True, exist_ok=True)
+        description = {
+            "format": FORMAT,
+            "hidden_sizes": list(self.architecture.hidden_sizes),
+            "activation": self.architecture.activation,
+            "params": self.params,
+            "observation_space": space_to_dict(self.observation_space),
+            "action_space": space_to_dict(self.action_space),
+            **({} if self.architecture.action_units is None else {"action_units": self.architecture.action_units}),
+            **(extra or {}),
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_atomically(path / "student.safetensors", lambda target: save_file(tensors, target))
+        write_atomically(path / "student.json", lambda target: target.write_text(json.dumps(description, indent=2) + "\n"))
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Student:
+        """Read what ``save`` wrote.
+
+        Raises:
+            RequestError: if the folder holds no student or the files do not fit together.
+        """
+        path = Path(folder)
+        description = read_description(path)
+        with refuse_damage(path, "it holds no readable student; write it again"):
+            if description.get("format") != FORMAT:
+                raise RequestError(
+                    f"{path} is of format {description.get('format')}, this version reads {FORMAT}: install the one that wrote it"
+                )
+            action_space = space_from_dict(description["action_space"])
+            architecture = Architecture(
+                space_from_dict(description["observation_space"]),
+                action_space,
+                tuple(description["hidden_sizes"]),
+                description["activation"],
+                _read_units(description.get("action_units"), action_space),
+            )
+            weights = _read_weights(path / "student.safetensors")
+            _check_weights(architecture, weights)
+            student = cls(architecture)
+            student.normalize_by(weights["mean"], weights["scale"])
+            student.load_state_dict(weights)
+        return student.eval().requires_grad_(False)
+
+
+def _read_units(saved: Any, space: gym.Space) -> Units | None:
+    """``action_units`` of student.json, ``[2, action_dim]``.
+
+    Raises:
+        ValueError: if they are no units of actions in ``space``: scales must be positive and all numbers finite as float32.
+    """
+    if saved is None:
+        return None
+    units = np.array(saved, np.float32)
+    if not isinstance(space, gym.spaces.Box) or units.shape != (2, math.prod(space.shape)):
+        raise ValueError(f"action_units of shape {units.shape} are not those of {space}")
+    if not (np.isfinite(units).all() and (units[0] > 0).all()):
+        raise ValueError("action_units must be finite, and their scales positive")
+    return tuple(map(float, saved[0])), tuple(map(float, saved[1]))
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Return the contents of ``student.json``.
+
+    Raises:
+        RequestError: if it is not there or not JSON, or what it notes of environment and teacher is not of their form.
+    """
+    path = Path(folder) / "student.json"
+    if not os.path.lexists(path):
+        raise RequestError(f"{folder} holds no student.json: name the folder that a student was saved in")
+    description = read_json(path, "write the student again")
+    environment, teacher = description.get("environment"), description.get("teacher")
+    noted = teacher if isinstance(teacher, dict) else {}
+    as_written = isinstance(environment, dict | None) and isinstance(teacher, dict | None)
+    if not as_written or not isinstance(noted.get("path"), str | None) or not isinstance(noted.get("reading"), dict | None):
+        raise RequestError(f"{path}: environment or teacher are not as they were written: write the student again")
+    return description
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    content = read_bytes(path, MAX_BYTES)
+    if int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES:
+        raise ValueError("the header of student.safetensors is too long")
+    return load(content)
+
+
+def _check_weights(architecture: Architecture, weights: dict[str, Tensor]) -> None:
+    """Compare sizes before anything of these sizes is allocated.
+
+    Raises:
+        ValueError: if the weights are not those of this architecture, or are no numbers.
+    """
+    if len(architecture.hidden_sizes) > MAX_LAYERS or any(type(size) is not int or size < 1 for size in architecture.hidden_sizes):
+        raise ValueError(f"hidden_sizes are {architecture.hidden_sizes}")
+    widths = architecture.widths
+    outputs = widths[-1] if isinstance(architecture.family, DiagGaussian) else 0
+    expected: dict[str, tuple[int, ...]] = {"mean": widths[:1], "scale": widths[:1], "log_std": (outputs,)}
+    for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
+        expected |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if shapes != expected:
+        wrong = next(name for name in {**expected, **shapes} if shapes.get(name) != expected.get(name))
+        raise ValueError(f"the tensor {wrong} is {shapes.get(wrong, 'missing')}, it must be {expected.get(wrong, 'left out')}")
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"the tensor {name} holds NaN or infinity")
+
+
+def layer_names(num_hidden: int) -> list[str]:
+    """Names of a student's layers, as hints and relations call them."""
+    return [*(f"hidden.{index}" for index in range(num_hidden)), "output"]

@@ -1,0 +1,1 @@
+"""Stepping environments: whole episodes and streams of transitions, here and in worker processes."""

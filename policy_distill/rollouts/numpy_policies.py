@@ -1,0 +1,266 @@
+"""Teachers and students as a few numpy operations, for the loops that step environments.
+
+Between two steps of an environment the caches are cold, and a tensor operation costs several times what it does in a loop of its own;
+numpy's are a third of that. Values agree with those of the torch modules to rounding. What is said about an observation depends on that
+observation alone, bit for bit: networks are run by ``rowwise``, and whatever else acts is asked about one observation at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from policy_distill.policies.actions import LAYER, ActionTargets, Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.policies.observations import encode_observations
+from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
+from policy_distill.policies.student import Student
+from policy_distill.teachers import Teacher
+from policy_distill.teachers.ensemble import Ensemble
+from policy_distill.teachers.networks.acting import (
+    ActionBounds,
+    ConstantSpread,
+    DeterministicNetwork,
+    DiscreteNetwork,
+    GaussianNetwork,
+    LinearSpread,
+    StateDependentSpread,
+)
+
+Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
+"""The parameters and actions of ``ActionTargets`` as arrays; the next question may overwrite them."""
+Label: TypeAlias = Callable[[np.ndarray], Labels]
+WHOLE_BLOCKS = 64
+"""Elements: a multiple of what torch's loops compute at once, on every processor."""
+
+
+def labeller(teacher: Teacher, rows: int) -> Label:
+    """``teacher.targets`` for batches of exactly ``rows`` raw observations, one forward pass a question.
+
+    Networks that are not plain stacks of layers are asked as they are, about one observation at a time.
+
+    Raises:
+        ValueError: when asked, if the teacher is not on the CPU.
+    """
+    if teacher.anchor.device.type != "cpu":
+        return _refuse_device
+    match teacher.network:
+        case DiscreteNetwork():
+            return _discrete(teacher, teacher.network, rows)
+        case DeterministicNetwork():
+            return _deterministic(teacher, teacher.network, rows)
+        case GaussianNetwork():
+            return _gaussian(teacher, teacher.network, rows)
+        case Ensemble(combine="mean") if not teacher.recorded:
+            return _mixture(teacher.network, rows)
+    return lambda observations: _label_one_by_one(teacher, observations)
+
+
+def actor(policy: Any, rows: int) -> Function:
+    """``policy.act`` for batches of exactly ``rows`` raw observations.
+
+    Anything but a teacher or a student is asked about one observation at a time: whether the answer of unknown code depends on
+    what else is in the batch cannot be known.
+    """
+    if isinstance(policy, Teacher) and policy.anchor.device.type == "cpu":
+        return _teacher_actor(policy, rows)
+    if isinstance(policy, Student):
+        return _student_actor(policy, rows)
+    return lambda observations: one_by_one(policy.act, observations)
+
+
+def outputs_of(student: Student, rows: int) -> Function:
+    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
+
+    The next question may overwrite them.
+    """
+    layers, space = Layers(student.network, rows), student.observation_space
+    mean, scale = student.mean.numpy(), student.scale.numpy()
+    encoded, is_box = np.empty((rows, len(mean)), np.float32), isinstance(space, gym.spaces.Box)
+
+    def outputs(observations: np.ndarray) -> np.ndarray:
+        vectors = observations.reshape(rows, -1) if is_box else encode_observations(space, torch.from_numpy(observations)).numpy()
+        np.subtract(vectors, mean, out=encoded, casting="same_kind")
+        return layers(np.divide(encoded, scale, out=encoded))
+
+    return outputs
+
+
+def to_environment(box: Box, shape: tuple[int, ...]) -> Function:
+    """From means or draws in box units ``[B, dim]`` to fresh actions ``[B, *shape]`` in the environment's units.
+
+    They are clipped last: rounding takes none of them past the bounds.
+    """
+    unit, offset = (values.astype(np.float32) for values in box.affine())
+    low, high = (np.array(bounds, np.float32) for bounds in (box.low, box.high))
+    return lambda values: (values * unit + offset).clip(low, high).reshape(-1, *shape)
+
+
+def _refuse_device(observations: np.ndarray) -> Labels:
+    raise ValueError("the teacher is not on the CPU, where environments are stepped: move it there")
+
+
+@torch.inference_mode()
+def _label_one_by_one(teacher: Teacher, observations: np.ndarray) -> Labels:
+    told = [teacher.targets(torch.tensor(observations[row : row + 1])) for row in range(len(observations))]
+    parameters = {name: torch.cat([targets.parameters[name] for targets in told]).numpy() for name in told[0].parameters}
+    return parameters, torch.cat([targets.actions for targets in told]).numpy()
+
+
+def _teacher_actor(teacher: Teacher, rows: int) -> Function:
+    label, space = labeller(teacher, rows), teacher.action_space
+    if not isinstance(space, gym.spaces.Box):
+        return lambda observations: label(observations)[1]
+    shape, dtype = (rows, *space.shape), space.dtype if space.dtype.kind == "f" else np.dtype(np.float32)
+    return lambda observations: label(observations)[1].reshape(shape).astype(dtype, copy=False)
+
+
+def _student_actor(student: Student, rows: int) -> Function:
+    outputs, family = outputs_of(student, rows), student.family
+    if isinstance(family, DiagGaussian):
+        finish = to_environment(family.box, student.action_space.shape or ())
+        return lambda observations: finish(outputs(observations))
+    choose = _choice(family, "logits")
+    return lambda observations: choose(outputs(observations))
+
+
+def _choice(family: Family, scores: str) -> Function:
+    """From scores ``[B, width]`` to the best actions."""
+    match family:
+        case Categorical(start=start):
+            return lambda values: values.argmax(-1) + start
+        case MultiCategorical() | Bernoulli():
+            return lambda values: family.mode({scores: torch.from_numpy(values)}).numpy()
+    raise TypeError(f"{type(family).__name__} has no scores")
+
+
+def _encoder(teacher: Teacher, rows: int) -> Function:
+    """Raw observations as ``[B, inputs]`` float32, normalised in float64 and rounded once, as VecNormalize does."""
+    known = teacher.normalization
+    if not isinstance(teacher.observation_space, gym.spaces.Box):
+        return lambda observations: teacher.encode(torch.from_numpy(observations)).numpy()
+    if known is None:
+        return lambda observations: observations.reshape(rows, -1).astype(np.float32)
+    mean, scale, clip = teacher.mean.numpy().ravel(), teacher.scale.numpy().ravel(), known.clip
+    exact = np.empty((rows, teacher.obs_dim), np.float64)
+
+    def encode(observations: np.ndarray) -> np.ndarray:
+        np.subtract(observations.reshape(rows, -1), mean, out=exact)
+        np.divide(exact, scale, out=exact)
+        return exact.clip(-clip, clip, out=exact).astype(np.float32)
+
+    padding = known.padding
+    if padding is None:
+        return encode
+
+    def encode_frames(observations: np.ndarray) -> np.ndarray:
+        """The frames before an episode's first are exactly zero."""
+        frames = observations.reshape(rows, known.frames, -1)
+        encoded = encode(observations)
+        encoded.reshape(frames.shape)[(frames == padding.astype(frames.dtype)).all(-1)] = 0.0
+        return encoded
+
+    return encode_frames
+
+
+def _recorded(teacher: Teacher) -> dict[str, str]:
+    return {name: f"{LAYER}{name}" for name in teacher.recorded}
+
+
+def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
+    encode, choose = _encoder(teacher, rows), _choice(network.family, network.scores)
+    body = Layers(network.body, rows, name="body", recorded=_recorded(teacher))
+    name, quantiles = network.scores, network.num_quantiles
+
+    def ask(observations: np.ndarray) -> Labels:
+        scores = body(encode(observations))
+        if quantiles > 1:
+            scores = scores.reshape(rows, quantiles, -1).mean(1)
+        return {name: scores, **body.seen}, choose(scores)
+
+    return ask
+
+
+def _deterministic(teacher: Teacher, network: DeterministicNetwork, rows: int) -> Label:
+    encode, finish = _encoder(teacher, rows), _to_environment(network.bounds, squashed=network.squashed)
+    body = Layers(network.body, rows, name="body", recorded=_recorded(teacher))
+
+    def ask(observations: np.ndarray) -> Labels:
+        actions = finish(body(encode(observations)))
+        return {**body.seen}, actions
+
+    return ask
+
+
+def _gaussian(teacher: Teacher, network: GaussianNetwork, rows: int) -> Label:
+    encode, spread = _encoder(teacher, rows), _spread(network, rows)
+    latent, head = (
+        Layers(part, rows, name=name, recorded=_recorded(teacher)) for name, part in (("latent", network.latent), ("mean", network.mean))
+    )
+    bounds, finish = network.bounds, _to_environment(network.bounds, squashed=network.squashed)
+    scale, offset = bounds.scale.numpy(), bounds.offset.numpy()
+
+    def ask(observations: np.ndarray) -> Labels:
+        features = encode(observations)
+        hidden = latent(features)
+        mean = head(hidden)
+        actions = finish(mean)
+        if not network.squashed:
+            mean = (mean - offset) / scale
+        return {"mean": mean, "log_std": spread(hidden, features), **latent.seen, **head.seen}, actions
+
+    return ask
+
+
+def _spread(network: GaussianNetwork, rows: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The log standard deviation of the last hidden layer and the features, in box units where the family's is."""
+    shift = np.zeros(1, np.float32) if network.squashed else network.bounds.log_scale.numpy()
+    match network.spread:
+        case ConstantSpread(log_std=log_std):
+            constant = np.broadcast_to(log_std.detach().numpy() - shift, (rows, network.family.width))
+            return lambda hidden, features: constant
+        case LinearSpread(head=head):
+            layers = Layers(head, rows)
+            return lambda hidden, features: layers(hidden).clip(-20.0, 2.0) - shift
+        case StateDependentSpread(variance=variance, features=own):
+            multiply, latent = product(variance, None, rows), None if own is None else Layers(own, rows)
+
+            def log_std_of(hidden: np.ndarray, features: np.ndarray) -> np.ndarray:
+                seen = hidden if latent is None else latent(features)
+                return 0.5 * np.log(multiply(np.square(seen)) + np.float32(1e-6)) - shift
+
+            return log_std_of
+    raise TypeError(f"{type(network.spread).__name__} is no spread")
+
+
+def _mixture(network: Ensemble, rows: int) -> Label:
+    """The members one after the other, and what they say mixed by torch.
+
+    torch computes whole blocks of elements in one way and what is left over in another: without a rest, a row's place cannot matter.
+    """
+    labels = [labeller(member, rows) for member in network.members]  # type: ignore[arg-type]
+    filling = np.zeros(-rows % WHOLE_BLOCKS, np.int64)
+    chosen = np.concatenate([np.arange(rows), filling])
+
+    @torch.inference_mode()
+    def ask(observations: np.ndarray) -> Labels:
+        told = []
+        for label in labels:
+            parameters, actions = label(observations)
+            filled = {name: torch.from_numpy(values[chosen]) for name, values in parameters.items()}
+            told.append(ActionTargets(filled, torch.from_numpy(actions[chosen])))
+        mixed = network.mixed(told)
+        return {name: values[:rows].numpy() for name, values in mixed.parameters.items()}, mixed.actions[:rows].numpy()
+
+    return ask
+
+
+def _to_environment(bounds: ActionBounds, *, squashed: bool) -> Function:
+    low, high = bounds.low.numpy(), bounds.high.numpy()
+    if not squashed:
+        return lambda raw: raw.clip(low, high)
+    span, half = high - low, np.float32(0.5)
+    return lambda raw: low + half * (np.tanh(raw) + 1.0) * span

@@ -1,0 +1,276 @@
+"""Whole rollouts for Stable-Baselines3's PPO, taken in this process or in several; what comes of it is the same.
+
+A step of an environment takes less than two processes need to agree on it. Each process therefore has a copy of the policy, and takes all
+steps of a rollout with its share of the environments before it answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import RawArray
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from policy_distill.environments.border import Border, Finite, not_finite, own_random_state
+from policy_distill.policies.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.policies.student import Student
+from policy_distill.rollouts.numpy_policies import outputs_of, to_environment
+from policy_distill.rollouts.processes import Remote, answers_of
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An episode that ended within a rollout.
+
+    Attributes:
+        step, index: when, and in which environment.
+        truncated: by time alone.
+        observation: the last one, after which the environment was reset.
+        episode_return, length: of the whole episode.
+    """
+
+    step: int
+    index: int
+    truncated: bool
+    observation: np.ndarray
+    episode_return: float
+    length: int
+
+
+class SharedArray:
+    """Zeros that processes which are started with it see alike."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self._shape, self._dtype = shape, np.dtype(dtype)
+        self._memory = RawArray("b", math.prod(shape) * self._dtype.itemsize)
+
+    def view(self) -> np.ndarray:
+        """The array itself."""
+        return np.frombuffer(self._memory, self._dtype).reshape(self._shape)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The arrays of one rollout of T steps in N environments, shared with the processes that write them.
+
+    Attributes:
+        observations: ``[T + 1, N, ...]``; the last one is where the next rollout begins.
+        starts: ``[T + 1, N]``, whether an episode begins with this observation.
+        actions: ``[T, N, components]`` as drawn: in box units and not clipped where continuous.
+        rewards: ``[T, N]``.
+    """
+
+    observations: SharedArray
+    starts: SharedArray
+    actions: SharedArray
+    rewards: SharedArray
+
+    def views(self, columns: slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The arrays in this order, of some environments."""
+        observations, starts, actions, rewards = (
+            array.view()[:, columns] for array in (self.observations, self.starts, self.actions, self.rewards)
+        )
+        return observations, starts, actions, rewards
+
+
+class RolloutEnv(VecEnv):
+    """Environments in which a student with noise takes whole rollouts. Continuous actions are in box units, and clipped to the bounds.
+
+    Args:
+        env_fns: make one environment each.
+        num_steps: T, of each environment in a rollout.
+        seed: of the actions' noise; each environment has a stream of its own.
+        workers: processes that share the environments; 0: all of them are stepped here.
+        step_timeout: seconds that a step or a reset may take; there is one worker at least then. None or 0: any.
+
+    Attributes:
+        observations, starts, actions, rewards: what the last rollout wrote, see ``Steps``; the next one overwrites it.
+    """
+
+    def __init__(
+        self,
+        env_fns: Sequence[Callable[[], gym.Env]],
+        num_steps: int,
+        *,
+        seed: int = 0,
+        workers: int = 0,
+        step_timeout: float | None = None,
+    ) -> None:
+        example = env_fns[0]()
+        space, inner = example.observation_space, example.action_space
+        outer = gym.spaces.Box(-1.0, 1.0, inner.shape) if isinstance(inner, gym.spaces.Box) else inner
+        super().__init__(len(env_fns), space, outer)
+        example.close()
+        components, count = math.prod(inner.shape or ()), min(max(workers, 1) if step_timeout else workers, self.num_envs)
+        steps = Steps(
+            SharedArray((num_steps + 1, self.num_envs, *(space.shape or ())), space.dtype),
+            SharedArray((num_steps + 1, self.num_envs), bool),
+            SharedArray((num_steps, self.num_envs, components), np.float32 if isinstance(inner, gym.spaces.Box) else np.int64),
+            SharedArray((num_steps, self.num_envs), np.float64),
+        )
+        self.observations, self.starts, self.actions, self.rewards = steps.views()
+        self._here = None if count else _Group(env_fns, 0, seed, steps)
+        shares = np.array_split(np.arange(self.num_envs), count) if count else []
+        arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), seed, steps) for share in shares]
+        self._workers = [Remote(_Group, *each, step_timeout=step_timeout) for each in arguments]
+
+    def reset(self) -> Any:
+        self._all("reset", self._seeds)
+        self._reset_seeds()
+        return self.observations[-1].copy()
+
+    def rollout(self, student: Student) -> list[Ended]:
+        """Let ``student`` take T steps in each environment, with noise of its own standard deviation or entropy.
+
+        Returns:
+            The episodes that ended, in the order of their ends.
+        """
+        ended = [episode for part in self._all("rollout", student) for episode in part]
+        return sorted(ended, key=lambda episode: (episode.step, episode.index))
+
+    def _all(self, method: str, argument: Any) -> list[Any]:
+        if self._here is not None:
+            return [getattr(self._here, method)(argument)]
+        for worker in self._workers:
+            worker.send(method, (argument,))
+        return answers_of(self._workers)
+
+    def close(self) -> None:
+        if self._here is not None:
+            self._here.close()
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+
+    # What VecEnv asks for and nobody here does.
+
+    def step_async(self, actions: np.ndarray) -> NoReturn:
+        raise NotImplementedError("only whole rollouts are taken")
+
+    def step_wait(self) -> NoReturn:
+        raise NotImplementedError("only whole rollouts are taken")
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        if attr_name == "render_mode":
+            return [None] * self.num_envs
+        raise AttributeError(attr_name)
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise NotImplementedError
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        raise NotImplementedError
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
+        return [False] * self.num_envs
+
+
+class _Group:
+    """Environments stepped one after the other, which write their columns of arrays that hold those of all.
+
+    Args:
+        env_fns: make one environment each.
+        first: column of the first of them.
+        seed: of the noise.
+        steps: what is written to.
+    """
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], first: int, seed: int, steps: Steps) -> None:
+        made = [make() for make in env_fns]
+        self._envs = [env if isinstance(env, Border) else Border(env, str(env)) for env in made]
+        self._columns = range(first, first + len(self._envs))
+        self._streams = [np.random.default_rng([seed, 6, column]) for column in self._columns]
+        self._observations, self._starts, self._actions, self._rewards = steps.views(slice(first, first + len(self._envs)))
+        self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
+
+    @own_random_state()
+    def reset(self, seeds: Sequence[int | None]) -> None:
+        self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
+        self._starts[-1] = True
+        for row, env in enumerate(self._envs):
+            self._observations[-1, row], _ = env.reset(seed=seeds[self._columns[row]])
+
+    @own_random_state()
+    def rollout(self, student: Student) -> list[Ended]:
+        """T steps in each environment."""
+        ended: list[Ended] = []
+        self._observations[0], self._starts[0] = self._observations[-1], self._starts[-1]
+        family, num_steps, count = student.family, len(self._rewards), len(self._envs)
+        outputs, std = outputs_of(student, count), student.log_std.exp().numpy()
+        executable = _executable(self._envs[0].action_space, family)
+        # An environment's draws do not depend on what shares its process.
+        noise = np.stack([noise_of(family, stream, num_steps) for stream in self._streams], axis=1)
+        all_finite = Finite(self._observations[0])
+        for step in range(num_steps):
+            if not all_finite(self._observations[step]):
+                row = all_finite.first_wrong()
+                raise not_finite(self._envs[row], self._observations[step][row])
+            self._actions[step] = drawn(family, outputs(self._observations[step]), std, noise[step])
+            actions = executable(self._actions[step])
+            for row, env in enumerate(self._envs):
+                observation, reward, terminated, truncated, _ = env.step(actions[row])
+                self._rewards[step, row] = reward
+                self._returns[row] += float(reward)
+                self._lengths[row] += 1
+                over = terminated or truncated
+                if over:
+                    last = np.array(observation)  # the environment may write the next one into the same array
+                    by_time = truncated and not terminated
+                    if by_time and not np.isfinite(last).all():  # its value is asked for
+                        raise not_finite(env, last)
+                    ended.append(Ended(step, self._columns[row], by_time, last, self._returns[row], self._lengths[row]))
+                    self._returns[row], self._lengths[row] = 0.0, 0
+                    observation, _ = env.reset()
+                self._observations[step + 1, row], self._starts[step + 1, row] = observation, over
+        return ended
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+
+def _executable(space: gym.Space, family: Family) -> Callable[[np.ndarray], np.ndarray]:
+    """From actions ``[B, components]`` as they are drawn to a fresh ``[B, ...]`` that ``env.step`` accepts row by row."""
+    shape = space.shape or ()
+    if not isinstance(space, gym.spaces.Box):
+        return lambda actions: actions.reshape(-1, *shape).astype(space.dtype)
+    assert isinstance(family, DiagGaussian)
+    finish = to_environment(dataclasses.replace(Box.from_space(space), units=family.box.units), shape)
+    return lambda actions: finish(actions).astype(space.dtype, copy=False)
+
+
+def noise_of(family: Family, generator: np.random.Generator, num_steps: int) -> np.ndarray:
+    """What decides between actions, float32 ``[T, width]``: normal for Gaussians, Gumbel for choices, logistic for switches."""
+    shape = (num_steps, family.width)
+    match family:
+        case DiagGaussian():
+            return generator.standard_normal(shape, np.float32)
+        case Categorical() | MultiCategorical():
+            return generator.gumbel(size=shape).astype(np.float32)
+        case Bernoulli():
+            return generator.logistic(size=shape).astype(np.float32)
+    raise ValueError(f"{family} has no density to draw from")
+
+
+def drawn(family: Family, outputs: np.ndarray, std: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The action ``[B, components]`` that ``noise`` draws from the distribution with these logits or means ``[B, width]``.
+
+    The greatest of logits plus Gumbel noise is a draw from their softmax (Maddison et al. 2014, https://arxiv.org/abs/1411.0030).
+    """
+    match family:
+        case DiagGaussian():
+            return outputs + std * noise
+        case Categorical():
+            return (outputs + noise).argmax(-1)[:, None]
+        case MultiCategorical(nvec=nvec):
+            parts = np.split(outputs + noise, np.cumsum(nvec)[:-1], axis=-1)
+            return np.stack([part.argmax(-1) for part in parts], axis=-1)
+        case Bernoulli():
+            return outputs + noise > 0
+    raise ValueError(f"{family} has no density to draw from")

@@ -1,0 +1,81 @@
+"""Watches, from a thread beside it, whether an environment still answers; a step costs nothing more for that."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.sharedctypes import RawArray
+from typing import Any
+
+from policy_distill.config import EnvironmentFault
+from policy_distill.environments.border import Border
+
+STEP_TIMEOUT = 60.0
+"""Seconds for a step or a reset in commands of many jobs, where none are given: one that hangs must not stop the others."""
+BLOCKED_SECONDS = 10.0
+"""Seconds beyond the limit after which a watchdog that has not run is blocked itself: code in C holds the interpreter."""
+
+
+class Pulse:
+    """A sign of life of a watchdog, and where it last saw an environment at work; seen by the process that started the watched one."""
+
+    def __init__(self) -> None:
+        self._time = RawArray("d", [time.monotonic()])
+        self._where = RawArray("c", 256)
+
+    def beat(self, where: str = "") -> None:
+        self._time[0] = time.monotonic()
+        if where:
+            self._where.value = where.encode()[:255]
+
+    def stopped(self, seconds: float) -> EnvironmentFault | None:
+        """What to raise if there was no beat for ``seconds`` and ``BLOCKED_SECONDS`` more; None if there was."""
+        if time.monotonic() - self._time[0] <= seconds + BLOCKED_SECONDS:
+            return None
+        where = self._where.value.decode(errors="ignore") or "an environment"
+        return EnvironmentFault(f"{where} or soon after: no answer for more than {seconds:g} s, and the interpreter is blocked; {FIX}")
+
+
+FIX = "correct the environment, or give it longer with --step_timeout"
+
+
+class Watchdog(threading.Thread):
+    """Calls ``on_hang`` once, if the main thread stays in the same ``step`` or ``reset`` of a ``Border`` for more than ``seconds``.
+
+    Args:
+        seconds: for one step or reset.
+        pulse: told in short intervals that the watchdog runs.
+        on_hang: takes what is to be raised.
+    """
+
+    def __init__(self, seconds: float, pulse: Pulse, on_hang: Callable[[EnvironmentFault], object]) -> None:
+        super().__init__(daemon=True)
+        self._seconds, self._pulse, self._on_hang = seconds, pulse, on_hang
+
+    def run(self) -> None:
+        seen: tuple[int, int, int] | None = None
+        since = time.monotonic()
+        while True:
+            time.sleep(min(self._seconds / 10, 0.5))
+            border = at_work()
+            self._pulse.beat(border.where() if border else "")
+            now = None if border is None else (id(border), border.episodes, border.steps)
+            if now is None or now != seen:
+                seen, since = now, time.monotonic()
+            elif border is not None and time.monotonic() - since > self._seconds:
+                what = "step" if border.steps else "reset"
+                self._on_hang(border.fault(f"{what} has not returned for more than {self._seconds:g} s; {FIX}"))
+                return
+
+
+def at_work() -> Border | None:
+    """The environment whose ``step`` or ``reset`` the main thread is in; None if it is elsewhere."""
+    frame: Any = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if frame.f_code in (Border.step.__code__, Border.reset.__code__):
+            found = frame.f_locals.get("self")
+            return found if isinstance(found, Border) else None
+        frame = frame.f_back
+    return None

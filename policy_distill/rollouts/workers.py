@@ -1,0 +1,169 @@
+"""Collecting and evaluating in worker processes, one torch thread each; the results do not depend on how many there are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from policy_distill.environments.specs import EnvironmentSpec, for_worker
+from policy_distill.environments.vector import WORDS, Backend, group_size
+from policy_distill.policies.student import Student
+from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
+from policy_distill.rollouts.episodes import Episodes, EpisodicPolicy, Policy, evaluate, merge
+from policy_distill.rollouts.processes import Remote, answers_of, available_cores
+from policy_distill.rollouts.transitions import Transitions
+from policy_distill.teachers import Teacher
+
+BLOCK_BYTES = 2**23
+"""Of the observations that are collected before they are handed over: a round need not fit into memory beside the dataset."""
+
+
+class Rollouts:
+    """The environments of a run, shared out among worker processes; a context manager.
+
+    Args:
+        spec: the environment.
+        teacher: labels and acts; each worker has a copy.
+        num_envs: environments that transitions are collected from, over all workers.
+        seed: of the run.
+        workers: processes; None: one a core, 0: none, everything happens here.
+        backend: what steps the environments that transitions are collected from; see ``environments.vector``. Returns are always
+            measured in Gymnasium's.
+        step_timeout: seconds that a step or a reset may take; there is one worker at least then, which is ended. None or 0: any.
+    """
+
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        teacher: Teacher | None,
+        *,
+        num_envs: int,
+        seed: int,
+        workers: int | None = None,
+        backend: Backend = "gymnasium",
+        step_timeout: float | None = None,
+    ) -> None:
+        self.num_envs, self._teacher, self._backend = num_envs, teacher, backend
+        count = min(available_cores() if workers is None else workers, num_envs)
+        count = max(count, 1) if step_timeout else count
+        shares = shares_of(num_envs, max(count, 1), group_size(backend))
+        self._collecting = len(shares)
+        shares += [range(0)] * (count - len(shares))  # these only measure
+        self._here = _Shard(spec, teacher, shares[0], num_envs, seed, backend) if count == 0 else None
+        arguments = [(for_worker(spec), teacher, share, num_envs, seed, backend) for share in shares] if count else []
+        self._workers = [Remote(_Shard, *each, step_timeout=step_timeout) for each in arguments]
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._workers)
+
+    @property
+    def backend(self) -> str:
+        """Where the environments are stepped, in words."""
+        what = f"{self.num_envs} {WORDS[self._backend]}"
+        if not self._workers:
+            return f"{what} in this process"
+        return f"{what} in {self._collecting} worker process{'es' if self._collecting > 1 else ''}"
+
+    def collect(
+        self,
+        num_steps: int,
+        student: Student | None,
+        teacher_action_prob: float,
+        round_index: int,
+        exploration: Exploration = NO_EXPLORATION,
+    ) -> Iterator[Transitions]:
+        """Take ``num_steps`` steps in each environment and yield them a block at a time; see ``Collector.collect``."""
+        for first in range(0, num_steps, self._block_steps):
+            steps = min(self._block_steps, num_steps - first)
+            arguments = (steps, student, teacher_action_prob, round_index, exploration)
+            if self._here is not None:
+                yield executed(self._here.collect(*arguments))
+            else:
+                yield executed(concatenate(self._begin("collect", [arguments] * self._collecting)(), steps))
+
+    @property
+    def _block_steps(self) -> int:
+        """Steps of all environments that fill a block."""
+        assert self._teacher is not None, "there is no teacher that could label"
+        space = self._teacher.observation_space
+        return max(1, BLOCK_BYTES // (self.num_envs * math.prod(space.shape or ()) * np.dtype(space.dtype).itemsize))
+
+    def evaluate(
+        self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
+    ) -> Episodes:
+        """One episode a seed of ``policy``, or of "teacher" or "random"; see ``policy_distill.rollouts.episodes.evaluate``."""
+        return self.begin_evaluation(policy, seeds, num_envs=num_envs, with_agreement=with_agreement)()
+
+    def begin_evaluation(
+        self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
+    ) -> Callable[[], Episodes]:
+        """Start ``evaluate`` in the workers and return what waits for its answer; ask for answers in the order of the questions."""
+        if self._here is not None:
+            episodes = merge([self._here.evaluate(policy, seeds, num_envs, with_agreement)])
+            return lambda: episodes
+        shares = [share for share in (seeds[index :: self.num_workers] for index in range(self.num_workers)) if len(share)]
+        answers = self._begin("evaluate", [(policy, share, num_envs, with_agreement) for share in shares])
+        return lambda: merge(answers())
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+
+    def __enter__(self) -> Rollouts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Callable[[], list[Any]]:
+        """Put one call to each worker and return what waits for all answers. A worker takes its calls one after the other."""
+        asked = [worker for worker, _ in zip(self._workers, arguments, strict=False)]
+        for worker, arguments_of in zip(asked, arguments, strict=True):
+            worker.send(method, arguments_of)
+        return lambda: answers_of(asked)
+
+
+def split(indices: range, parts: int) -> list[range]:
+    """Cut ``indices`` into ``parts`` contiguous ranges whose lengths differ by one at most."""
+    edges = [len(indices) * part // parts for part in range(parts + 1)]
+    return [indices[start:stop] for start, stop in itertools.pairwise(edges)]
+
+
+def shares_of(num_envs: int, parts: int, group: int) -> list[range]:
+    """Share ``num_envs`` environments out in whole groups of ``group``, to at most ``parts`` workers; none is left without."""
+    shares = split(range(-(-num_envs // group)), parts)
+    return [range(share.start * group, min(share.stop * group, num_envs)) for share in shares if len(share)]
+
+
+class _Shard:
+    """What one worker does; the same code runs in this process when there are no workers."""
+
+    def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, indices: range, num_envs: int, seed: int, backend: Backend) -> None:
+        self._spec, self._teacher = spec, teacher
+        self._collector: Collector | None = None
+        self._evaluation_envs: list[gym.Env] = []
+        self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed, backend=backend)
+
+    def collect(
+        self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int, exploration: Exploration
+    ) -> Transitions:
+        assert self._teacher is not None, "there is no teacher that could label"
+        if self._collector is None:
+            self._collector = self._make_collector()
+        return self._collector.collect(
+            num_steps, self._teacher, student, teacher_action_prob, round_index=round_index, exploration=exploration
+        )
+
+    def evaluate(self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], num_envs: int, with_agreement: bool) -> Episodes:
+        known: dict[str, Policy | EpisodicPolicy | None] = {"teacher": self._teacher, "random": None}
+        who = known[policy] if isinstance(policy, str) else policy
+        reference = self._teacher if with_agreement else None
+        return evaluate(who, self._spec, seeds, num_envs=num_envs, reference=reference, envs=self._evaluation_envs)

@@ -1,0 +1,1 @@
+"""Many jobs: suites, ablations, benchmarks, and the training of teachers."""

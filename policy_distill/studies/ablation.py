@@ -1,0 +1,240 @@
+"""Each default against its alternatives: the same job with one setting changed, over agents and seeds, as one page."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import math
+import multiprocessing
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_distill.config import DistillConfig, RequestError
+from policy_distill.config.code import settings_that_run_code
+from policy_distill.evaluation.statistics.intervals import RESAMPLES, percentile_ends
+from policy_distill.pipeline.distill import distill
+from policy_distill.rollouts.watchdog import STEP_TIMEOUT
+from policy_distill.studies.completed import AGAIN, read_completed, write_completed
+from policy_distill.support.untrusted import read_yaml, refuse_damage
+
+Key = tuple[str, str, str, int]
+"""Of a run: group, variant, agent, seed."""
+DEFAULT = "default"
+MAX_RUNS = 100_000
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+        title: of the page.
+        introduction: its first paragraph.
+        base: settings of every run, dotted names.
+        agents: name -> settings of each agent; teacher and size of the student at least.
+        groups: title -> ``{"variants": {name -> settings}, "learned": text, "agents": names or left out for all}``.
+        seeds: of the training.
+    """
+
+    title: str
+    introduction: str
+    base: dict[str, Any]
+    agents: dict[str, dict[str, Any]]
+    groups: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Read a study from YAML.
+
+        Raises:
+            RequestError: if a key is missing or unknown.
+        """
+        data = read_yaml(path, "it must be YAML such as docs/ablation.yaml")
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(data, dict) or set(data) != names:
+            raise RequestError(f"{path} must hold exactly {', '.join(sorted(names))}")
+        with refuse_damage(path, "it must be YAML such as docs/ablation.yaml"):
+            title, introduction = (" ".join(str(data[name]).split()) for name in ("title", "introduction"))
+            base, agents, groups = (dict(data[name] or {}) for name in ("base", "agents", "groups"))
+            study = cls(title, introduction, base, agents, groups, tuple(data["seeds"]))
+            variants = 1 + sum(len(content["variants"]) for content in groups.values())
+            if (runs := len(agents) * len(study.seeds) * variants) > MAX_RUNS:
+                raise ValueError(f"it asks for {runs:,} runs")
+            for settings in study.runs().values():
+                for found in settings_that_run_code(settings):
+                    raise ValueError(f"it {found.what}, and a study runs none: distil that agent with distill_policy")
+        return study
+
+    def runs(self) -> dict[Key, dict[str, Any]]:
+        """(group, variant, agent, seed) -> settings; the default is run once for each agent, in the group ``default``."""
+        found: dict[Key, dict[str, Any]] = {}
+        for agent, own in self.agents.items():
+            for seed in self.seeds:
+                shared = {**self.base, **own, "seed": seed}
+                found[DEFAULT, DEFAULT, agent, seed] = shared
+                for group, content in self.groups.items():
+                    if agent in content.get("agents", self.agents):
+                        found |= {(group, name, agent, seed): {**shared, **changes} for name, changes in content["variants"].items()}
+        return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        retention: nan of a run that failed.
+        generations: of self-distillation: whether each was kept.
+    """
+
+    retention: float
+    generations: tuple[bool, ...] = ()
+
+
+def run_study(study: Study, output: Path, *, jobs: int, note: Callable[[str], object]) -> dict[Key, Outcome]:
+    """Run what has not been run yet, ``jobs`` at a time, each in one process of one thread.
+
+    Returns:
+        what each run came to; the reason of one that failed is written into its folder.
+    """
+    kept: dict[Key, Outcome] = {}
+    waiting = {}
+    settings_of = study.runs()
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        # Seed after seed, so that a study that was interrupted has all its variants on some seeds.
+        for key, settings in sorted(settings_of.items(), key=lambda item: item[0][3]):
+            folder = output.joinpath(*(part.replace("/", "-").replace(" ", "_") for part in map(str, key)))
+            waiting[pool.submit(run_one, settings, folder)] = key
+        for future in concurrent.futures.as_completed(waiting):
+            key = waiting[future]
+            kept[key] = future.result()
+            note(f"[{len(kept)}/{len(settings_of)}] {', '.join(map(str, key))}: {kept[key].retention:.3f}")
+    return kept
+
+
+def run_one(settings: Mapping[str, Any], folder: Path) -> Outcome:
+    """What one run came to, read from its folder if it was completed there with the same settings."""
+    done = folder / "ablation.json"
+    with refuse_damage(done, AGAIN):
+        if (stored := read_completed(done, settings)) is not None:
+            retention = math.nan if stored["retention"] is None else float(stored["retention"])
+            return Outcome(retention, tuple(stored.get("generations", ())))
+    try:
+        result = distill(with_settings(DistillConfig(output=str(folder), workers=0, step_timeout=STEP_TIMEOUT), settings))
+    except Exception:  # one that fails must not end the study
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(traceback.format_exc())
+        return Outcome(math.nan)
+    found = Outcome(result.retention.estimate, tuple(generation["kept"] for generation in result.summary["self_distillation"]))
+    write_completed(done, settings, retention=found.retention, generations=found.generations)
+    return found
+
+
+def interval(strata: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of the strata's means with a percentile bootstrap in which each stratum is resampled for itself (Agarwal et al. 2021).
+
+    Args:
+        strata: one array ``[seeds]`` for each agent.
+        confidence: of the interval.
+
+    Returns:
+        mean, low, high.
+    """
+    draws = np.random.default_rng(0)
+    means = [values[draws.integers(len(values), size=(RESAMPLES, len(values)))].mean(1) for values in strata]
+    return float(np.mean([values.mean() for values in strata])), *percentile_ends(np.mean(means, axis=0), confidence)
+
+
+def markdown(study: Study, outcomes: Mapping[Key, Outcome], command: str) -> str:
+    """The page: a table for each group, every variant beside the default on the same agents and seeds."""
+    kept = {key: outcome.retention for key, outcome in outcomes.items()}
+    lines = [f"# {study.title}", "", study.introduction, "", "```", command, "```", ""]
+    lines += ["makes this page again from the run folders, and runs what is missing.", ""]
+    if study.base:
+        lines += [f"Settings of every run: {_text_of(study.base)}.", ""]
+    seeds = " | ".join(f"seed {seed}" for seed in study.seeds)
+    lines += [f"| with the defaults | settings | {seeds} | mean |", f"|---|---|{'---:|' * (len(study.seeds) + 1)}"]
+    for agent, own in study.agents.items():
+        values = [kept.get((DEFAULT, DEFAULT, agent, seed), math.nan) for seed in study.seeds]
+        known = [value for value in values if not math.isnan(value)]
+        cells = ["" if math.isnan(value) else f"{value:.3f}" for value in [*values, float(np.mean(known)) if known else math.nan]]
+        lines.append(f"| {agent} | {_text_of(own)} | {' | '.join(cells)} |")
+    lines.append("")
+    if study.groups:
+        lines += [
+            "Below, one setting is changed at a time. A cell is the mean retention over the seeds and its standard deviation. The last "
+            "column is the mean difference to the default over agents, same seeds, with a 95 % interval from a bootstrap that resamples "
+            "the seeds of each agent.",
+            "",
+        ]
+    for group, content in study.groups.items():
+        agents = [agent for agent in study.agents if agent in content.get("agents", study.agents)]
+        lines += [f"## {group}", "", f"| | {' | '.join(agents)} | difference |", f"|---|{'---:|' * len(agents)}---:|"]
+        for name in (DEFAULT, *content["variants"]):
+            where = DEFAULT if name == DEFAULT else group
+            lines.append(_row(name, where, agents, study.seeds, kept))
+        lines += ["", *_gate_lines(group, content["variants"], agents, outcomes), " ".join(str(content.get("learned", "")).split()), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _gate_lines(group: str, variants: Mapping[str, Any], agents: Sequence[str], outcomes: Mapping[Key, Outcome]) -> list[str]:
+    """How many generations of self-distillation were kept, where there were any."""
+    rows = []
+    for name in variants:
+        cells = []
+        for agent in agents:
+            series = [found.generations for (*where, _), found in outcomes.items() if where == [group, name, agent] and found.generations]
+            reached = [[gates[number] for gates in series if len(gates) > number] for number in range(max(map(len, series), default=0))]
+            cells.append(", ".join(f"{sum(gates)} of {len(gates)}" for gates in reached))
+        if any(cells):
+            rows.append(f"| {name} | {' | '.join(cells)} |")
+    if not rows:
+        return []
+    head = [f"| kept, generation after generation | {' | '.join(agents)} |", f"|---|{'---|' * len(agents)}"]
+    return [*head, *rows, ""]
+
+
+def _text_of(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}` {value}" for name, value in settings.items())
+
+
+def _row(name: str, group: str, agents: Sequence[str], seeds: Sequence[int], kept: Mapping[Key, float]) -> str:
+    cells, differences = [], []
+    for agent in agents:
+        pairs = [(kept.get((group, name, agent, seed), math.nan), kept.get((DEFAULT, DEFAULT, agent, seed), math.nan)) for seed in seeds]
+        values = np.array([pair for pair in pairs if not any(map(math.isnan, pair))]).reshape(-1, 2)
+        if not len(values):
+            cells.append("")
+            continue
+        missing = f" ({len(values)} seeds)" if len(values) < len(seeds) else ""
+        cells.append(f"{values[:, 0].mean():.3f} ± {values[:, 0].std(ddof=1) if len(values) > 1 else 0:.3f}{missing}")
+        differences.append(values[:, 0] - values[:, 1])
+    if name == DEFAULT or not differences:
+        return f"| {name} | {' | '.join(cells)} | |"
+    mean, low, high = interval(differences)
+    return f"| {name} | {' | '.join(cells)} | {mean:+.3f} [{low:+.3f}, {high:+.3f}] |"
+
+
+def with_settings(config: DistillConfig, settings: Mapping[str, Any]) -> DistillConfig:
+    """``config`` with settings by their dotted names: ``{"loss.temperature": 2.0}``.
+
+    Raises:
+        RequestError: for a name that does not exist or a value that is not allowed.
+    """
+    for name, value in settings.items():
+        config = _replace(config, name, name.split("."), tuple(value) if isinstance(value, list) else value)
+    return config
+
+
+def _replace(section: Any, name: str, path: list[str], value: object) -> Any:
+    head, *rest = path
+    if not dataclasses.is_dataclass(section) or head not in {field.name for field in dataclasses.fields(section)}:
+        raise RequestError(f"there is no setting {name!r}: see policy-distill distill_policy --help")
+    return dataclasses.replace(section, **{head: _replace(getattr(section, head), name, rest, value) if rest else value})  # type: ignore[type-var]

@@ -1,0 +1,55 @@
+"""One decision on one observation: ours, Stable-Baselines3's ``predict``, and plain numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policy_distill.policies.student import Architecture, Student
+from policy_distill.rollouts.numpy_policies import actor
+from policy_distill.studies.benchmark.agents import Agent, load_agents
+from policy_distill.studies.benchmark.interleave import Ratio, interleave
+from policy_distill.studies.benchmark.result import Result
+
+DECISIONS = 2000
+
+
+def run(turns: int, teachers: Path | None = None) -> list[Result]:
+    """Time a student of each agent's own layers, so that all three do the same arithmetic."""
+    return [one_observation(agent, turns) for agent in load_agents(teachers)]
+
+
+def one_observation(agent: Agent, turns: int) -> Result:
+    """CPU time of one decision."""
+    teacher = agent.teacher
+    told = teacher.describe()
+    layers = tuple(told["layers"][1:-1])
+    student = Student(Architecture(teacher.observation_space, teacher.action_space, layers, told["activation"].lower()))
+    student.eval().requires_grad_(False)
+    plain = actor(student, 1)
+    observation = np.zeros((1, *(teacher.observation_space.shape or ())), np.float32)
+
+    def times(decide: Any) -> Any:
+        def work() -> int:
+            for _ in range(DECISIONS):
+                decide(observation)
+            return DECISIONS
+
+        return work
+
+    seconds = interleave(
+        {
+            "ours": times(student.act),
+            "naive": times(lambda seen: agent.model.predict(seen, deterministic=True)),
+            "limit": times(plain),
+        },
+        turns=turns,
+    )
+    ours, theirs, least = (seconds[name].cpu_seconds for name in ("ours", "naive", "limit"))
+    sizes = "x".join(map(str, layers))
+    return Result(
+        "infer", f"{agent.name}, {sizes}", "predict of the same layers", Ratio.between(theirs, ours),
+        float(np.median(ours)) * 1e6, float(np.median(least)) * 1e6, "CPU time of Student.act on one observation; limit: numpy",
+    )  # fmt: skip

@@ -1,0 +1,231 @@
+"""Memory and time against the number of transitions: each dataset in a process of its own, in memory and on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import itertools
+import resource
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from policy_distill.config import LossConfig, RequestError, TrainConfig
+from policy_distill.losses.objective import Objective
+from policy_distill.pipeline.imitation import normalization_of
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.rollouts.processes import Remote, answers_of
+from policy_distill.rollouts.transitions import Transitions
+from policy_distill.studies.benchmark.result import WIDTH
+from policy_distill.studies.benchmark.train import Task
+from policy_distill.training.dataset import Dataset
+from policy_distill.training.stack import StudentStack
+from policy_distill.training.trainer import Trainer
+
+SIZES = (100_000, 1_000_000)
+STORAGES = ("memory", "disk")
+TASK = Task(8, 4, True, (64, 64), 256)
+"""LunarLander's observations and actions."""
+STEPS = 300
+"""Gradient steps in a turn."""
+APPENDED = 65_536
+"""Rows that are appended at once."""
+EPISODE = 200
+"""Rows of an episode, some of which are held out."""
+FEW = 1_000
+"""Rows of the dataset that warms a process up."""
+STATUS = Path("/proc/self/status")
+LOOK_SECONDS = 0.002
+"""Between two looks at the memory."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a dataset of one size takes.
+
+    Attributes:
+        transitions: of the dataset, which is full.
+        storage: ``memory`` or ``disk``.
+        array_bytes: of observations, logits and actions, by arithmetic.
+        anonymous_bytes: the most that the process's own memory grew while the dataset was filled, its observations' mean and spread were
+            taken and the first steps were made. Where the system does not tell the two apart, file-backed pages are among it.
+        file_bytes: the same of pages that are backed by files, which the system takes back when it needs the room; None where it does not
+            tell.
+        fill_seconds: of appending all transitions, without making them up.
+        step_cpu_microseconds, step_wall_microseconds: of a gradient step, the median over the turns.
+    """
+
+    transitions: int
+    storage: str
+    array_bytes: int
+    anonymous_bytes: int
+    file_bytes: int | None
+    fill_seconds: float
+    step_cpu_microseconds: float
+    step_wall_microseconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"stage": "scale", **dataclasses.asdict(self)}
+
+
+def run(turns: int, sizes: Sequence[int] = SIZES) -> list[Scale]:
+    """Fill one dataset after the other, then take gradient steps on all of them in turns.
+
+    Args:
+        turns: R, of ``STEPS`` steps each; the order is reversed in every second one, so that none profits from its place.
+        sizes: numbers of transitions; all datasets are there at once.
+
+    Raises:
+        RequestError: for a size of less than one transition.
+    """
+    if wrong := [size for size in sizes if size < 1]:
+        raise RequestError(f"sizes has {wrong[0]}; each must be >= 1")
+    cases = list(itertools.product(sizes, STORAGES))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        subjects, measured = [], []
+        for rows, storage in cases:
+            subjects.append(Remote(Subject, rows, Path(folder) if storage == "disk" else None))
+            stack.callback(subjects[-1].close)
+            measured.append(_ask(subjects[-1], "measure"))
+        seconds: list[list[tuple[float, float]]] = [[] for _ in subjects]
+        for turn in range(turns):
+            pairs = list(zip(subjects, seconds, strict=True))
+            for subject, spent in pairs if turn % 2 == 0 else reversed(pairs):
+                spent.append(_ask(subject, "step"))
+    medians = 1e6 * np.median(seconds, axis=1)
+    return [Scale(*case, *figures, *map(float, microseconds)) for case, figures, microseconds in zip(cases, measured, medians, strict=True)]
+
+
+def table(results: Sequence[Scale]) -> str:
+    """The results as text of at most ``WIDTH`` columns, with what they mean beneath."""
+    lines = [
+        f"{'transitions':>12}  {'storage':<8}{'arrays':>9}{'own':>9}{'file':>9}{'fill':>9}{'step CPU':>11}{'wall':>9}",
+        f"{'':>12}  {'':<8}{'MB':>9}{'MB':>9}{'MB':>9}{'s':>9}{'us':>11}{'us':>9}",
+    ]
+    for one in results:
+        arrays, own = (f"{count / 1e6:.1f}" for count in (one.array_bytes, one.anonymous_bytes))
+        file = "" if one.file_bytes is None else f"{one.file_bytes / 1e6:.1f}"
+        lines.append(
+            f"{one.transitions:>12,}  {one.storage:<8}{arrays:>9}{own:>9}{file:>9}{one.fill_seconds:>9.2f}"
+            f"{one.step_cpu_microseconds:>11.0f}{one.step_wall_microseconds:>9.0f}"
+        )
+    about = f"arrays: what the transitions need; own, file: growth of the process's memory at its peak; step: {TASK.name}, {STEPS} a turn"
+    return "\n".join([*lines, "", *textwrap.wrap(about, WIDTH)])
+
+
+class Subject:
+    """A dataset of made-up transitions and a student that is trained on it, in the process that is looked at.
+
+    Args:
+        rows: of the dataset.
+        folder: where they lie; None: in memory.
+    """
+
+    def __init__(self, rows: int, folder: Path | None) -> None:
+        self._rows, self._folder = rows, folder
+        self._fill(FEW, folder)  # what is loaded when it is first used counts for no dataset
+
+    def measure(self) -> tuple[int, int, int | None, float]:
+        """Do what a job does before and in its first steps; return ``Scale``'s figures from ``array_bytes`` to ``fill_seconds``."""
+        with memory_growth() as growth:
+            seconds = self._fill(self._rows, self._folder)
+        observations, targets = self._dataset.take(torch.zeros(1, dtype=torch.int64))
+        row_bytes = sum(tensor.nbytes for tensor in (observations, targets.actions, *targets.parameters.values()))
+        return self._rows * row_bytes, growth["anonymous"], growth.get("file"), seconds
+
+    def step(self) -> tuple[float, float]:
+        """Take ``STEPS`` gradient steps; return CPU and wall seconds of one."""
+        began, spent = time.perf_counter(), time.process_time()
+        self._trainer.run(self._dataset, STEPS)
+        return (time.process_time() - spent) / STEPS, (time.perf_counter() - began) / STEPS
+
+    def _fill(self, rows: int, folder: Path | None) -> float:
+        """Fill a dataset, take the mean and the spread of its observations and make the first steps; return the seconds of the first."""
+        seconds = 0.0
+        self._dataset = Dataset(rows, holdout=TrainConfig().holdout, device=torch.device("cpu"), folder=folder)
+        for first in range(0, rows, APPENDED):
+            made = transitions(first, min(APPENDED, rows - first))
+            began = time.perf_counter()
+            self._dataset.append(made)
+            seconds += time.perf_counter() - began
+        mean, scale = normalization_of(observations for observations, _ in self._dataset.blocks())
+        stack = StudentStack(TASK.architecture, generators=[torch.Generator().manual_seed(0)], mean=mean, scale=scale)
+        config = TrainConfig(gradient_steps=1_000_000, batch_size=TASK.batch_size, learning_rate=1e-3)
+        objective = Objective(LossConfig(), TASK.architecture.family)
+        self._trainer = Trainer(stack, objective, config, [torch.Generator().manual_seed(0)])
+        self.step()
+        return seconds
+
+
+def transitions(first: int, count: int) -> Transitions:
+    """Made-up rows ``first`` to ``first + count``, in episodes of ``EPISODE`` rows."""
+    draws = torch.Generator().manual_seed(first)
+    observations = torch.randn(count, TASK.inputs, generator=draws)
+    logits = observations @ torch.randn(TASK.inputs, TASK.outputs, generator=torch.Generator().manual_seed(0))
+    no = torch.zeros(count, dtype=torch.bool)
+    episodes = torch.arange(first, first + count) // EPISODE
+    return Transitions(observations, ActionTargets({"logits": logits}, logits.argmax(-1)), torch.zeros(count), no, no, episodes, no)
+
+
+@contextmanager
+def memory_growth() -> Iterator[dict[str, int]]:
+    """The most that this process's memory grows inside, in bytes: ``anonymous`` and ``file``, filled in at the end.
+
+    Linux keeps no peak of either, so a thread looks every ``LOOK_SECONDS``. Elsewhere ``anonymous`` is the growth of the peak of both
+    together, and ``file`` is left out.
+    """
+    growth: dict[str, int] = {}
+    _give_back_free_memory()
+    start = _resident()
+    peak = dict(start)
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(LOOK_SECONDS):
+            for name, value in _resident().items():
+                peak[name] = max(peak[name], value)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield growth
+    finally:
+        done.set()
+        watcher.join()
+        growth.update({name: peak[name] - before for name, before in start.items()})
+
+
+def _give_back_free_memory() -> None:
+    """Let the C library return its free memory to the system: what is filled of it later would not show as growth."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # there is no glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident() -> dict[str, int]:
+    """Bytes of this process in memory, or the most that there ever were where the system does not say what they are."""
+    if not STATUS.is_file():
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {"anonymous": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    told = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return {
+        "anonymous": 1024 * int(told["RssAnon"].split()[0]),
+        "file": 1024 * sum(int(told[name].split()[0]) for name in ("RssFile", "RssShmem")),
+    }
+
+
+def _ask(subject: Remote, method: str) -> Any:
+    subject.send(method)
+    return answers_of([subject])[0]

@@ -1,0 +1,1 @@
+"""Training a teacher with Stable-Baselines3 and publishing it."""

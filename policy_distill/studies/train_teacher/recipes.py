@@ -1,0 +1,346 @@
+"""Training a teacher with Stable-Baselines3 from a recipe in agents/ALGO.yml, into a folder in the RL Zoo's layout."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import yaml
+
+from policy_distill.config import EnvironmentOptions, RequestError
+from policy_distill.config.environment import Arguments, WrapperRequest
+from policy_distill.environments import specs as environments
+from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.studies.train_teacher.publish import SCHEDULES, next_folder, write_agent, write_card
+from policy_distill.support.figures import return_text, spread_text
+
+ALGORITHMS = {
+    **dict.fromkeys(("a2c", "ddpg", "dqn", "ppo", "sac", "td3"), "stable_baselines3"),
+    **dict.fromkeys(("ars", "qrdqn", "tqc", "trpo"), "sb3_contrib"),
+}
+"""Algorithm -> the package that trains it; its class bears the same name in capitals."""
+
+ACTIVATIONS = {"elu": "ELU", "gelu": "GELU", "leaky_relu": "LeakyReLU", "relu": "ReLU", "silu": "SiLU", "tanh": "Tanh"}
+"""Name in a recipe -> class of ``torch.nn``."""
+
+RECIPE_KEYS = ("n_envs", "n_timesteps", "noise_std", "noise_type", "normalize", "policy", "policy_kwargs")
+"""What a recipe may hold besides the arguments of the algorithm's class."""
+
+FINAL_SEED, VALIDATION_SEED = 1_000_000, 2_000_000
+"""First seeds of the final and of the periodic evaluation, far from those of training: the run's own and the next few."""
+
+
+@dataclass(frozen=True)
+class TrainTeacherConfig:
+    """One training of a teacher."""
+
+    algo: str = ""
+    """a2c, ars, ddpg, dqn, ppo, qrdqn, sac, td3, tqc or trpo."""
+    env: str = ""
+    """A Gymnasium id or an entry of envs/."""
+    env_kwargs: Arguments = field(default_factory=dict)
+    """Keyword arguments of the environment."""
+    wrapper: tuple[WrapperRequest, ...] | None = None
+    """Wrappers around the environment, innermost first: a known name or module:Class; '{"NAME": {"argument": 1}}' with arguments."""
+    frame_stack: int | None = None
+    """Stack this many observations, outside the wrappers and inside the normalisation."""
+    max_episode_steps: int | None = None
+    """Truncate an episode after this many steps, instead of after those that the environment is registered with."""
+    output: str = "agents"
+    """Where the agent's folder ALGO/ENV_RUN is made."""
+    seed: int = 0
+    """Of the networks, the environments and the exploration."""
+    n_timesteps: int | None = None
+    """Environment steps. Left out: the recipe's."""
+    n_envs: int | None = None
+    """Environments stepped side by side. Left out: the recipe's."""
+    hyperparams: Mapping[str, Any] = field(default_factory=dict)
+    """Replace or add to the recipe's hyper-parameters."""
+    eval_episodes: int = 100
+    """Episodes behind the return that is published on the agent's card, on seeds of their own."""
+    validation_episodes: int = 50
+    """Episodes, on other seeds, behind each figure that decides which policy is kept."""
+    eval_freq: int = 25_000
+    """Environment steps between these figures; a short training has twenty of them at least."""
+    device: str = "cpu"
+    """Where the networks are trained: cpu, cuda, auto. Small ones are fastest on the CPU."""
+    run_folder: str | None = None
+    """Working files: TensorBoard's log and the best policy so far. Left out: runs/train_teacher/ALGO-ENV-SEED."""
+    tensorboard: bool = True
+    """Write TensorBoard's log."""
+
+    def __post_init__(self) -> None:
+        if self.algo not in ALGORITHMS:
+            raise RequestError(f"algo is {self.algo!r}; it must be one of {', '.join(sorted(ALGORITHMS))}{_nearest(self.algo, ALGORITHMS)}")
+        if not self.env:
+            raise RequestError("env is ''; it must be a Gymnasium id or an entry of envs/")
+        if self.device not in ("cpu", "cuda", "auto"):
+            raise RequestError(f"device is {self.device!r}; it must be cpu, cuda or auto")
+        lowest = {"seed": 0, "n_timesteps": 1, "n_envs": 1, "eval_episodes": 2, "validation_episodes": 1, "eval_freq": 1}
+        for name, limit in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < limit:
+                raise RequestError(f"{name} is {value!r}; it must be >= {limit}")
+        _ = self.environment  # checks it
+
+    @property
+    def environment(self) -> EnvironmentOptions:
+        """What is said of the environment."""
+        return EnvironmentOptions(self.env, self.env_kwargs, self.wrapper, self.frame_stack, self.max_episode_steps)
+
+    def command(self) -> str:
+        """The command that trains this agent again."""
+        names = ("n_timesteps", "n_envs", "eval_episodes", "validation_episodes", "eval_freq")
+        default = TrainTeacherConfig(algo=self.algo, env=self.env)
+        changed = [f"--{name} {getattr(self, name)}" for name in names if getattr(self, name) != getattr(default, name)]
+        if options := self.environment.options():
+            changed.append(options)
+        if self.hyperparams:
+            changed.append(f"--hyperparams {shlex.quote(json.dumps(dict(self.hyperparams)))}")
+        return " ".join([f"python scripts/train_teacher.py --algo {self.algo} --env {self.env} --seed {self.seed}", *changed])
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """An agent's folder and what the agent earned."""
+
+    path: Path
+    """Folder ALGO/ENV_RUN."""
+    mean: float
+    """Of the return over ``episodes`` deterministic episodes, one seed each."""
+    std: float
+    """Of the same returns."""
+    episodes: int
+    """How many there were."""
+    steps: int
+    """Environment steps of the whole training; the policy that is kept may be an earlier one."""
+
+
+def train_teacher(
+    config: TrainTeacherConfig, note: Callable[[str], object] = lambda line: None, *, progress: bool | None = None
+) -> TrainedTeacher:
+    """Train an agent, keep its best policy, measure it on fresh seeds and write its folder with a card.
+
+    Args:
+        config: what to train.
+        note: is called with a line for each figure of the periodic evaluation.
+        progress: show a progress bar; None: where the output is a terminal.
+
+    Raises:
+        RequestError: in one line, if the environment, the algorithm or a hyper-parameter cannot be used.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on networks of this size more threads only wait for each other
+    try:
+        return _train(config, note, sys.stderr.isatty() if progress is None else progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def read_recipe(algo: str, env: str) -> dict[str, Any]:
+    """Hyper-parameters for ``env`` in ``agents/ALGO.yml``, else those of its entry ``default``, else none."""
+    path = environments.data_dir("agents") / f"{algo}.yml"
+    recipes = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(recipes.get(env) or recipes.get("default") or {})
+
+
+def evaluate_model(model: Any, spec: EnvironmentSpec, seeds: Sequence[int], statistics: Any = None) -> np.ndarray:
+    """Returns ``[len(seeds)]`` of a Stable-Baselines3 model's deterministic policy, one episode a seed.
+
+    Args:
+        model: anything with ``predict``.
+        spec: the environment.
+        seeds: of the episodes.
+        statistics: the ``VecNormalize`` that the model was trained behind, if any.
+    """
+    returns = np.zeros(len(seeds))
+    waiting = list(reversed(range(len(seeds))))
+    envs = [environments.make(spec) for _ in range(min(16, len(seeds)))]
+    episodes = [waiting.pop() for _ in envs]
+    observations = [env.reset(seed=seeds[episode])[0] for env, episode in zip(envs, episodes, strict=True)]
+    while envs:
+        batch = np.stack(observations)
+        actions, _ = model.predict(batch if statistics is None else statistics.normalize_obs(batch), deterministic=True)
+        for slot in reversed(range(len(envs))):
+            observations[slot], reward, terminated, truncated, _ = envs[slot].step(actions[slot])
+            returns[episodes[slot]] += float(reward)
+            if (terminated or truncated) and waiting:
+                episodes[slot] = waiting.pop()
+                observations[slot], _ = envs[slot].reset(seed=seeds[episodes[slot]])
+            elif terminated or truncated:
+                envs.pop(slot).close()
+                del episodes[slot], observations[slot]
+    return returns
+
+
+def _train(config: TrainTeacherConfig, note: Callable[[str], object], progress: bool) -> TrainedTeacher:
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    spec = environments.named(config.environment)
+    name = (config.env if config.env in environments.entries() else spec.id).replace("/", "-").replace(":", "-")
+    algorithm = _algorithm(config.algo)
+    given = {"n_envs": config.n_envs, "n_timesteps": config.n_timesteps}
+    recipe = {"policy": "MlpPolicy", **read_recipe(config.algo, name), **config.hyperparams}
+    recipe.update({key: value for key, value in given.items() if value is not None})
+    _check_recipe(config.algo, name, algorithm, recipe)
+    run_folder = Path(config.run_folder or f"runs/train_teacher/{config.algo}-{name}-{config.seed}")
+    run_folder.mkdir(parents=True, exist_ok=True)
+
+    vec_env = _vector_environment(spec, int(recipe.get("n_envs", 1)))
+    if normalize := recipe.get("normalize"):
+        settings = dict(normalize) if isinstance(normalize, Mapping) else {}
+        vec_env = VecNormalize(vec_env, **{"gamma": recipe.get("gamma", 0.99), **settings})
+    arguments = _arguments(recipe, vec_env.action_space)
+    log = str(run_folder / "tensorboard") if config.tensorboard else None
+    try:
+        model = algorithm(env=vec_env, seed=config.seed, device=config.device, tensorboard_log=log, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise RequestError(f"{config.algo} cannot be trained on {name} with this recipe: {' '.join(str(error).split())}") from error
+    keep_best = _keep_best(config, spec, run_folder, int(recipe["n_timesteps"]), note)
+    model.learn(int(recipe["n_timesteps"]), callback=keep_best, progress_bar=progress, tb_log_name="run")
+    vec_env.close()
+
+    off_policy = "buffer_size" in inspect.signature(algorithm.__init__).parameters
+    best = algorithm.load(run_folder / "best.zip", device=config.device, **({"buffer_size": 1} if off_policy else {}))
+    if off_policy:
+        best.buffer_size = model.buffer_size
+    statistics = VecNormalize.load(str(run_folder / "best.pkl"), _vector_environment(spec, 1)) if normalize else None
+    returns = evaluate_model(best, spec, range(FINAL_SEED, FINAL_SEED + config.eval_episodes), statistics)
+    folder = next_folder(Path(config.output) / config.algo, name)
+    trained = TrainedTeacher(folder, float(returns.mean()), float(returns.std()), len(returns), model.num_timesteps)
+    run = {key: getattr(config, key) for key in ("algo", "seed", "eval_freq", "eval_episodes", "validation_episodes")}
+    write_agent(folder, best, statistics, spec, recipe, run)
+    card = {
+        "algo": config.algo,
+        "env": spec.id,
+        "return_mean": round(trained.mean, 3),
+        "return_std": round(trained.std, 3),
+        "episodes": trained.episodes,
+        "first_seed": FINAL_SEED,
+        "env_steps": trained.steps,
+        "kept_at_env_step": keep_best.best_steps,
+        "command": config.command(),
+    }
+    write_card(folder, card, ALGORITHMS[config.algo])
+    return trained
+
+
+def _keep_best(config: TrainTeacherConfig, spec: EnvironmentSpec, run_folder: Path, n_timesteps: int, note: Callable[[str], object]) -> Any:
+    """A callback that measures the policy now and then, always on the same episodes, and keeps the best."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    every = max(1, min(config.eval_freq, n_timesteps // 20))
+    seeds = range(VALIDATION_SEED, VALIDATION_SEED + config.validation_episodes)
+
+    class KeepBest(BaseCallback):
+        best_mean = -np.inf
+        best_steps = 0
+        next_at = every
+
+        def _on_step(self) -> bool:
+            if self.num_timesteps >= self.next_at:
+                self.next_at += every
+                self._measure()
+            return True
+
+        def _on_training_end(self) -> None:
+            self._measure()
+
+        def _measure(self) -> None:
+            statistics = self.model.get_vec_normalize_env()
+            returns = evaluate_model(self.model, spec, seeds, statistics)
+            mean, std = float(returns.mean()), float(returns.std())
+            self.logger.record("eval/mean_return", mean)
+            self.logger.record("eval/std_return", std)
+            self.logger.dump(self.num_timesteps)
+            if mean >= self.best_mean:
+                self.best_mean, self.best_steps = mean, self.num_timesteps
+                self.model.save(run_folder / "best.zip")
+                if statistics is not None:
+                    statistics.save(str(run_folder / "best.pkl"))
+            note(f"{self.num_timesteps:,} of {n_timesteps:,} steps: return {spread_text(mean, std)}, best {return_text(self.best_mean)}")
+
+    return KeepBest()
+
+
+def _algorithm(algo: str) -> Any:
+    try:
+        return getattr(importlib.import_module(ALGORITHMS[algo]), algo.upper())
+    except ModuleNotFoundError as error:
+        raise RequestError(f'{algo} needs sb3-contrib: pip install "policy-distill[contrib]"') from error
+
+
+def _check_recipe(algo: str, env: str, algorithm: Any, recipe: Mapping[str, Any]) -> None:
+    ours = {"self", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
+    allowed = sorted({*inspect.signature(algorithm.__init__).parameters, *RECIPE_KEYS} - ours)
+    for name in recipe:
+        if name not in allowed:
+            raise RequestError(f"{name!r} is no hyper-parameter of {algo}{_nearest(name, allowed) or '; known: ' + ', '.join(allowed)}")
+    for name in ("n_timesteps", "n_envs"):
+        value = recipe.get(name, 1 if name == "n_envs" else None)
+        if value is None:
+            raise RequestError(f"agents/{algo}.yml has no recipe for {env} and no default; pass n_timesteps, and hyperparams if need be")
+        if not isinstance(value, (int, float)) or value < 1 or value != int(value):
+            raise RequestError(f"{name} is {value!r}; it must be a whole number >= 1")
+
+
+def _arguments(recipe: Mapping[str, Any], action_space: gym.Space) -> dict[str, Any]:
+    """What the algorithm's class takes: the recipe with its names and schedules turned into objects."""
+    arguments = {name: value for name, value in recipe.items() if name not in RECIPE_KEYS}
+    for name in SCHEDULES:
+        if isinstance(arguments.get(name), str):
+            arguments[name] = _schedule(name, arguments[name])
+    if isinstance(arguments.get("train_freq"), list):
+        arguments["train_freq"] = tuple(arguments["train_freq"])
+    if "noise_type" in recipe:
+        arguments["action_noise"] = _noise(recipe["noise_type"], float(recipe.get("noise_std", 0.1)), action_space)
+    policy_kwargs = recipe.get("policy_kwargs") or {}
+    if not isinstance(policy_kwargs, Mapping):
+        raise RequestError(f"policy_kwargs is {policy_kwargs!r}; it must be plain data such as {{net_arch: [64, 64], activation_fn: relu}}")
+    if "activation_fn" in policy_kwargs:
+        if policy_kwargs["activation_fn"] not in ACTIVATIONS:
+            raise RequestError(
+                f"policy_kwargs.activation_fn is {policy_kwargs['activation_fn']!r}; it must be one of {', '.join(ACTIVATIONS)}"
+            )
+        policy_kwargs = {**policy_kwargs, "activation_fn": getattr(torch.nn, ACTIVATIONS[policy_kwargs["activation_fn"]])}
+    return {**arguments, "policy": recipe.get("policy", "MlpPolicy"), "policy_kwargs": dict(policy_kwargs)}
+
+
+def _schedule(name: str, text: str) -> Callable[[float], float]:
+    try:
+        start = float(text.removeprefix("lin_"))
+    except ValueError as error:
+        raise RequestError(f"{name} is {text!r}; it must be a number, or lin_NUMBER (falls along a line to zero)") from error
+    return (lambda progress_remaining: start * progress_remaining) if text.startswith("lin_") else (lambda progress_remaining: start)
+
+
+def _noise(kind: str, std: float, action_space: gym.Space) -> Any:
+    from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+
+    kinds = {"normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise}
+    if kind not in kinds:
+        raise RequestError(f"noise_type is {kind!r}; it must be one of {', '.join(kinds)}")
+    return kinds[kind](mean=np.zeros(action_space.shape or ()), sigma=np.full(action_space.shape or (), std))
+
+
+def _vector_environment(spec: EnvironmentSpec, num_envs: int) -> Any:
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    return DummyVecEnv([lambda: Monitor(environments.make(spec))] * num_envs)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,1 @@
+"""Files, processes, seeds and progress: what every part needs and nothing of the field."""

@@ -1,0 +1,97 @@
+"""Writing a file so that a reader, or a crash, never sees half of it; and tensors that lie in files."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policy_distill.config import RequestError
+from policy_distill.support.untrusted import reason
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Let ``write`` fill a temporary file beside ``path``, flush it to the disk and rename it into place."""
+    target = Path(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def mapped_tensor(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros that lie in a file in ``folder``: the system keeps as much of it in memory as there is room for.
+
+    The file has no name, so that nobody has to remove it: its room is free again when the tensor is gone, or the process, however it ended.
+
+    Raises:
+        RequestError: if the disk has no room for it; to find that out when a row is written would end the process without a word.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
+            raise RequestError(
+                f"there is no room for {size / 1e6:,.0f} MB in {folder} ({error.strerror}): choose another folder with --output"
+            ) from None
+        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | Path, data: Mapping[str, Any]) -> Path:
+    """Write ``data`` as indented JSON, atomically; nan and infinities become null, which every reader accepts."""
+    text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
+    return write_atomically(path, lambda target: target.write_text(text))
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
+
+
+def writable_folder(path: Path) -> Path:
+    """Make the folder and check that files can be written into it.
+
+    Raises:
+        RequestError: if not.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"the output folder {path} cannot be written ({reason(error)}): choose another with --output") from None
+    return path

@@ -1,0 +1,283 @@
+"""The border to files from outside: what is read is bounded, and every kind of damage becomes one ``RequestError``.
+
+Sizes are bounded by what is read, never by what a file declares. Only regular files are opened: a pipe or a device would never end.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import yaml
+
+from policy_distill.config import RequestError
+from policy_distill.config.printable import one_line
+
+MAX_JSON_BYTES = 8 << 20
+"""Parsed, lists in lists take fifty times what their text takes."""
+MAX_YAML_BYTES = 32 << 10
+"""PyYAML takes a second for as much; settings of a run have some hundred bytes."""
+MAX_YAML_ALIASES = 10
+"""A few lines of nested aliases would otherwise stand for billions of entries."""
+MAX_ELEMENTS = 1 << 20
+"""Of a space, an observation as one vector, or a wrapper's output: larger ones are no policy's input."""
+MAX_DIMENSIONS, MAX_BITS = 32, 1024
+MAX_DIRECTORY_BYTES = 4 << 20
+"""Of a zip's directory: 46 bytes and a name for each member."""
+
+
+@contextmanager
+def refuse_damage(source: str | Path, fix: str, kind: type[RequestError] = RequestError) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read into a ``RequestError`` that names it.
+
+    A damaged or hostile file decides what is raised: ``OSError``, ``RecursionError``, ``OverflowError``, ``MemoryError``, or what a
+    parser raises. The block holds the reading alone, so that no fault of the rest of the program is taken for damage.
+
+    Args:
+        source: the file.
+        fix: what to do, in a few words.
+        kind: of the error.
+    """
+    try:
+        with warnings.catch_warnings():  # of parsers, which would print lines of the file
+            warnings.simplefilter("ignore")
+            yield
+    except RequestError:
+        raise
+    except Exception as error:
+        raise kind(f"{source} cannot be read ({reason(error)}): {fix}") from error
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, in one short line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return one_line(error, 160) or type(error).__name__
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading, if it is a regular one.
+
+    Raises:
+        OSError: if it is a folder, a pipe or a device, or cannot be opened.
+        ValueError: if the path holds a NUL byte.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))  # a pipe would wait for a writer
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is no regular file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """The contents of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        OSError, ValueError: if it is no such file, or larger.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it is larger than the {limit:,} bytes that are read")
+    return content
+
+
+def read_text(path: str | Path, limit: int) -> str:
+    """The same as UTF-8."""
+    return read_bytes(path, limit).decode("utf-8")
+
+
+def read_json(path: str | Path, fix: str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        RequestError: if the file is missing, damaged, too large, or holds something else.
+    """
+    with refuse_damage(path, fix):
+        return parse_json_object(read_bytes(path, limit))
+
+
+def parse_json_object(content: bytes) -> dict[str, Any]:
+    """The object that JSON text holds.
+
+    Raises:
+        ValueError, RecursionError: if it is none.
+    """
+    data = json.loads(content)
+    if not isinstance(data, dict):
+        raise ValueError("it is no JSON object")
+    return data
+
+
+def read_yaml(path: str | Path, fix: str) -> Any:
+    """What a YAML file holds as plain data; tags of Python are refused.
+
+    Raises:
+        RequestError: if the file is missing, damaged or too large.
+    """
+    with refuse_damage(path, fix):
+        return yaml.load(read_text(path, MAX_YAML_BYTES), Loader=BoundedLoader)
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """Plain YAML with few aliases, none of which stands inside what it names: such a list would hold itself."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        self.aliases += is_alias
+        if self.aliases > MAX_YAML_ALIASES:
+            raise yaml.YAMLError("too many aliases")
+        node = super().compose_node(parent, index)
+        if is_alias and node is not None and node.end_mark is None:  # it has not ended yet
+            raise yaml.YAMLError("an alias inside what it names")
+        return node
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """A whole number; Python reads hexadecimal ones of any length, and then refuses to print them."""
+    number = yaml.SafeLoader.construct_yaml_int(loader, node)
+    if number.bit_length() > MAX_BITS:
+        raise ValueError(f"a number of more than {MAX_BITS} bits")
+    return number
+
+
+BoundedLoader.add_constructor("tag:yaml.org,2002:int", _number)
+
+
+def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:
+    """Number of elements of an array of this shape, counted before anything is allocated.
+
+    Raises:
+        ValueError: if it is no shape, or has more than ``limit`` elements.
+    """
+    sizes = list(shape)
+    if len(sizes) > MAX_DIMENSIONS:
+        raise ValueError(f"a shape of {len(sizes)} dimensions")
+    count = 1
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
+            raise ValueError(f"a shape holds a {type(size).__name__}, or less than 0")  # to print tuples inside tuples may take for ever
+        count *= int(size)
+        if count > limit or size > max(limit, MAX_ELEMENTS):
+            raise ValueError(f"a shape of more than {limit:,} elements")
+    return count
+
+
+def is_shallow(value: Any, levels: int) -> bool:
+    """Whether containers lie in each other ``levels`` deep at most: what is deeper can be read, but neither printed nor copied."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return not isinstance(value, list | tuple) or (levels > 0 and all(is_shallow(item, levels - 1) for item in value))
+
+
+def number_type(name: object) -> np.dtype:
+    """The numeric dtype of this name, such as ``float32``.
+
+    Raises:
+        ValueError: for any other name; numpy's own reading of names is a small language.
+    """
+    if name not in _NUMBER_TYPES:
+        raise ValueError(f"{one_line(repr(name), 40)} is no type of numbers")
+    return np.dtype(str(name))
+
+
+_NUMBER_TYPES = frozenset(
+    ["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
+)
+
+
+class _Zip(io.BufferedReader):
+    """A file whose single reads are bounded, as long as ``limit`` is set: ``zipfile`` reads a directory as a whole, however long."""
+
+    limit: int | None = MAX_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.limit is None:
+            return super().read(size)
+        if size is not None and size > self.limit:
+            raise zipfile.BadZipFile("its directory is too long")
+        return super().read(self.limit if size is None or size < 0 else size)
+
+
+@contextmanager
+def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    """A zip whose directory is of bounded length.
+
+    Raises:
+        zipfile.BadZipFile, OSError, ValueError: if it is none.
+    """
+    bounded = _Zip(file)  # type: ignore[arg-type]
+    try:
+        with zipfile.ZipFile(bounded) as archive:
+            bounded.limit = None
+            yield archive
+    finally:
+        bounded.detach()
+
+
+def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A member of a zip, unpacked to at most ``limit`` bytes whatever its size is said to be.
+
+    Raises:
+        ValueError: if it unpacks to more, is encrypted or is packed otherwise than by deflate.
+        zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, NotImplementedError: if it is damaged or missing.
+    """
+    info = archive.getinfo(name)
+    if info.flag_bits & 1:
+        raise ValueError(f"the member {name!r} is encrypted")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"the member {name!r} is packed by a method that is not read: store and deflate are")
+    if info.file_size > limit:
+        raise ValueError(f"the member {name!r} unpacks to {info.file_size:,} bytes, more than the {limit:,} that are read")
+    with archive.open(info) as stream:
+        content = stream.read(limit + 1)
+    if len(content) != info.file_size:
+        raise ValueError(f"the member {name!r} is not as long as the zip says")
+    return content
+
+
+def read_npz(path: str | Path, names: Sequence[str], limit: int) -> Mapping[str, np.ndarray]:
+    """Arrays of an ``.npz``, as many bytes of them as ``limit`` together; they cannot be written to.
+
+    Raises:
+        ValueError, OSError, ...: what the file makes the parsers raise; see ``refuse_damage``.
+    """
+    arrays = {}
+    with open_regular(path) as file, open_zip(file) as archive:
+        for name in names:
+            content = read_member(archive, f"{name}.npy", limit)
+            limit -= len(content)
+            arrays[name] = _array(content)
+    return arrays
+
+
+def _array(content: bytes) -> np.ndarray:
+    """The array of a ``.npy``; numpy's own reader reserves whatever size the header claims."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"arrays of version {version} are not read")
+    if dtype.kind not in "biufU" or not dtype.itemsize:
+        raise ValueError(f"an array of {dtype}, which are no numbers")
+    start = file.tell()
+    if element_count(shape, len(content)) * dtype.itemsize != len(content) - start:
+        raise ValueError("an array's bytes do not fit its shape")
+    return np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran else "C")

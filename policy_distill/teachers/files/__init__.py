@@ -1,0 +1,1 @@
+"""The files of a trained agent, read as plain data."""

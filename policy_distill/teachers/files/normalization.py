@@ -1,0 +1,169 @@
+"""VecNormalize statistics, read from their pickle without executing it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy_distill.config import RequestError
+from policy_distill.support.untrusted import read_bytes, refuse_damage
+from policy_distill.teachers.files.inert import Inert, load_inert, plain_array
+
+MAX_BYTES = 64 << 20
+FEW_DEVIATIONS = 1000
+"""A component that lies more standard deviations than this from zero has few float32 values within one of them."""
+
+
+@dataclass(frozen=True)
+class ObservationNormalization:
+    """``clip((observation - mean) / sqrt(var + epsilon), -clip, clip)``, what the agent saw in training.
+
+    Where frames were normalised before they were stacked (``VecFrameStack`` around ``VecNormalize``, the RL Zoo's order) the statistics are
+    those of one frame, repeated. The frames before an episode's first were zero after normalisation: raw observations have ``padding``
+    there, which is normalised to exactly zero.
+    """
+
+    mean: np.ndarray
+    """float64, of the observation's shape."""
+    var: np.ndarray
+    epsilon: float
+    clip: float
+    frames: int = 1
+    """How many frames one after the other share these statistics."""
+
+    def __post_init__(self) -> None:
+        if self.mean.shape != self.var.shape or not (np.isfinite(self.mean).all() and np.isfinite(self.var).all()):
+            raise RequestError("the observation statistics are not finite or their shapes differ; save VecNormalize again")
+        if not (math.isfinite(self.epsilon) and self.clip > 0 and (self.var + self.epsilon > 0).all()):
+            raise RequestError("the observation statistics have a variance, epsilon or clip that is not positive; save VecNormalize again")
+
+    def for_observations(self, shape: tuple[int, ...] | None, source: str, file: Path | None = None) -> ObservationNormalization:
+        """The same for observations of this shape: itself, or repeated for as many frames as they hold.
+
+        Raises:
+            RequestError: if they are neither of the statistics' shape nor a whole number of such vectors.
+        """
+        if self.mean.shape == shape:
+            return self
+        if shape is not None and len(shape) == self.mean.ndim == 1 and self.mean.size and shape[0] % self.mean.size == 0:
+            frames = shape[0] // self.mean.size
+            return replace(self, mean=np.tile(self.mean, frames), var=np.tile(self.var, frames), frames=frames)
+        raise RequestError(
+            f"{source}: the normalisation statistics are of shape {self.mean.shape}, its observations of {shape}; "
+            f"{file or 'the vecnormalize.pkl'} is another agent's"
+        )
+
+    @property
+    def padding(self) -> np.ndarray | None:
+        """The raw frame ``[size]`` that stands before an episode's first; None where frames are not normalised one by one."""
+        return self.mean[: self.mean.size // self.frames] if self.frames > 1 else None
+
+    def is_padding(self, observations: Tensor) -> Tensor:
+        """Which of the numbers ``[B, size]`` of raw observations lie in frames before an episode's first: bool ``[B, size]``."""
+        frames = observations.reshape(len(observations), self.frames, -1)
+        padding = torch.as_tensor(self.mean, device=frames.device).to(frames.dtype).reshape(self.frames, -1)
+        return (frames == padding).all(-1, keepdim=True).expand_as(frames).reshape(len(frames), -1)
+
+    @property
+    def is_far_from_zero(self) -> bool:
+        """Whether float32 may be too coarse for some component: its steps are above 0.004 there, and it varies little for its size.
+
+        The variance is no exact measure: VecNormalize's first estimate, around 0, widens it by ``mean**2 * 1e-4 / steps``.
+        """
+        distance = np.abs(self.mean)
+        return bool(((distance > 2**16) & (distance > FEW_DEVIATIONS * np.sqrt(self.var + self.epsilon))).any())
+
+
+def read_normalization(path: str | Path) -> ObservationNormalization | None:
+    """Read ``vecnormalize.pkl`` as saved by ``VecNormalize.save``, of any Stable-Baselines3 version.
+
+    Every class and function that the pickle names becomes an inert record of its arguments; arrays are then made of the recorded bytes.
+
+    Returns:
+        None if the file says that observations are not normalised (``norm_obs=False``).
+
+    Raises:
+        RequestError: if the file is missing, damaged, no VecNormalize, or one of Dict observations.
+    """
+    path = Path(path)
+    state = _read_state(path)
+    if not state["norm_obs"]:
+        return None
+    statistics = state.get("obs_rms")
+    if isinstance(statistics, dict) or (isinstance(statistics, Inert) and statistics.name == "collections.OrderedDict"):
+        raise RequestError(f"{path} normalises Dict observations, which are not supported: agents on one flat vector are")
+    with _damage_in_one_line(path):
+        fields = statistics.state  # type: ignore[union-attr]
+        return ObservationNormalization(
+            mean=plain_array(fields["mean"]),
+            var=plain_array(fields["var"]),
+            epsilon=float(plain_array(state["epsilon"])),
+            clip=float(plain_array(state["clip_obs"])),
+        )
+
+
+def read_reward_scale(path: str | Path, *, normalized: bool | None = None) -> float | None:
+    """Read from a file as saved by ``VecNormalize.save`` what rewards were divided by in training: ``sqrt(ret_rms.var + epsilon)``.
+
+    Args:
+        path: of the file.
+        normalized: whether rewards were normalised in training, where the run's settings tell; None: the file's own word counts.
+
+    Returns:
+        ``> 0``; 1 if rewards were not normalised; None if nothing tells: where the file says ``norm_reward=False`` and ``training=False``,
+        as both are set for evaluation.
+
+    Raises:
+        RequestError: if the file is missing, damaged, no VecNormalize, or its variance is not finite and positive.
+    """
+    path = Path(path)
+    state = _read_state(path)
+    if normalized is None and state.get("norm_reward") is False:
+        return None if state.get("training") is False else 1.0
+    if normalized is False:
+        return 1.0
+    with _damage_in_one_line(path):
+        return reward_scale_of(float(plain_array(state["ret_rms"].state["var"])), float(plain_array(state["epsilon"])))
+
+
+def reward_scale_of(variance: float, epsilon: float) -> float:
+    """What VecNormalize divides rewards by, ``sqrt(variance + epsilon)``.
+
+    Raises:
+        RequestError: if it is not finite and positive.
+    """
+    if not (math.isfinite(variance + epsilon) and variance + epsilon > 0):
+        raise RequestError("the reward statistics have a variance that is not finite and positive; save VecNormalize again")
+    return math.sqrt(variance + epsilon)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The attributes of the saved VecNormalize, as plain values and inert records."""
+    if not os.path.isfile(path):
+        raise RequestError(f"{path} does not exist; name the vecnormalize.pkl that was saved with the agent")
+    with _damage_in_one_line(path):
+        saved = load_inert(read_bytes(path, MAX_BYTES))
+        state = saved.state if isinstance(saved, Inert) else None
+        if not isinstance(state, dict) or not isinstance(state.get("norm_obs"), bool):
+            raise ValueError("it holds something else")
+    return state
+
+
+@contextmanager
+def _damage_in_one_line(path: Path) -> Iterator[None]:
+    """Name the file in whatever goes wrong with what it holds."""
+    fix = "it is no readable VecNormalize pickle; save it again with VecNormalize.save, do not trust the file"
+    try:
+        with refuse_damage(path, fix):
+            yield
+    except RequestError as error:
+        raise error if str(path) in str(error) else RequestError(f"{path}: {error}") from error

@@ -1,0 +1,1 @@
+"""The networks of a trained agent, rebuilt from plain weights or copied from a live model."""

@@ -1,0 +1,40 @@
+"""Stable-Baselines3 counts discrete values from 0, wherever their space starts: what that means for an agent's spaces."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+
+from policy_distill.config import RequestError
+from policy_distill.policies.actions import Family, family_of
+
+
+def check_start(observation_space: gym.Space, action_space: gym.Space, source: str) -> None:
+    """Refuse discrete spaces that do not start at 0.
+
+    Stable-Baselines3 makes a one-hot vector of an observation itself, without subtracting the start, and fails where it is none of 0 to
+    n - 1; it acts from 0 to n - 1, which is outside the space.
+
+    Raises:
+        RequestError: for a Discrete or MultiDiscrete space with a start other than 0.
+    """
+    for role, space, fault in (
+        ("observations", observation_space, "counts from 0 and fails at some of them"),
+        ("actions", action_space, "acts from 0 on"),
+    ):
+        start = getattr(space, "start", 0)
+        if np.any(start):
+            first = int(start) if np.ndim(start) == 0 else np.asarray(start).tolist()
+            raise RequestError(f"{source}: its {role} begin at {first}, but Stable-Baselines3 {fault}; retrain with {role} that begin at 0")
+
+
+def acting_family(action_space: gym.Space, source: str) -> Family:
+    """The family of an agent that acts in ``action_space``.
+
+    Raises:
+        RequestError: for a space that is not supported.
+    """
+    try:
+        return family_of(action_space)
+    except ValueError as error:
+        raise RequestError(f"{source}: {error}") from error

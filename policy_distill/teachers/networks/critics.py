@@ -1,0 +1,129 @@
+"""What a teacher's own critic says about a state, rebuilt from its weights as plain torch modules.
+
+Each maps preprocessed observations (float32 ``[B, width]``, as the acting network reads them) and that network to values ``[B]`` of the
+deterministic action, in the rewards that the agent was trained on. The formulas are those of Stable-Baselines3's
+``common/policies.py`` and of sb3-contrib's ``tqc/policies.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import count, takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from policy_distill.teachers.files.errors import NotPlainError
+from policy_distill.teachers.networks.extractor import ExtractorMaker
+from policy_distill.teachers.networks.live import LivePolicy
+from policy_distill.teachers.networks.rebuild import KINDS, Layers, activation_of
+
+
+class StateValue(nn.Module):
+    """V(s) of a2c, ppo and trpo."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, features: Tensor, network: nn.Module) -> Tensor:
+        return self.body(features).squeeze(-1)
+
+
+class ActionValue(nn.Module):
+    """Q(s, a) of the action that the network names: the least of the critics (sac, td3, ddpg), or the mean of all quantiles (tqc)."""
+
+    def __init__(self, critics: Iterable[nn.Module], *, quantiles: bool, extractor: Iterable[nn.Module] = ()) -> None:
+        super().__init__()
+        self.critics = nn.ModuleList(critics)
+        self.quantiles = quantiles
+        self.extractor = nn.Sequential(*extractor)
+
+    def forward(self, features: Tensor, network: nn.Module) -> Tensor:
+        return self.of(features, network(features).actions, network)
+
+    def of(self, features: Tensor, actions: Tensor, network: nn.Module) -> Tensor:
+        """Q(s, a) ``[B]`` of any actions ``[B, action_dim]`` in the environment's units."""
+        inputs = torch.cat([self.extractor(features), network.bounds.to_unit(actions)], dim=-1)  # type: ignore[operator, union-attr]
+        values = torch.cat([critic(inputs) for critic in self.critics], dim=-1)  # [B, critics * quantiles]
+        return values.mean(-1) if self.quantiles else values.amin(-1)
+
+
+class GreedyValue(nn.Module):
+    """The greatest Q-value of the acting network: dqn, qrdqn."""
+
+    def forward(self, features: Tensor, network: nn.Module) -> Tensor:
+        return network(features).parameters["q_values"].amax(-1)
+
+
+class LiveValue(nn.Module):
+    """Whatever critic a copied Stable-Baselines3 policy has, called as it is; ``features`` are raw observations."""
+
+    def forward(self, features: Tensor, network: nn.Module) -> Tensor:
+        assert isinstance(network, LivePolicy)
+        if hasattr(network.policy, "predict_values"):
+            return network.policy.predict_values(features).squeeze(-1)
+        targets = network(features)
+        if "q_values" in targets.parameters:
+            return targets.parameters["q_values"].amax(-1)
+        assert network.bounds is not None
+        values = network.policy.critic(features, network.bounds.to_unit(targets.actions))
+        return torch.cat(values, dim=-1).amin(-1) if isinstance(values, tuple) else values.flatten(1).mean(-1)
+
+
+def rebuild_critic(
+    state_dict: Mapping[str, Tensor],
+    algo: str,
+    network: nn.Module,
+    policy_kwargs: Mapping[str, Any],
+    width: int,
+    source: str,
+    extractor: ExtractorMaker | None = None,
+) -> nn.Module | None:
+    """Build the critic of an agent.
+
+    Args:
+        state_dict: of the whole policy.
+        algo: a key of ``KINDS``.
+        network: that acts, rebuilt.
+        policy_kwargs: the user's settings, classes as printed text.
+        width: of the observation as one flat vector.
+        source: the file, for messages.
+        extractor: what makes the agent's own features extractor.
+
+    Returns:
+        None for an algorithm without one (ars), and where its weights are missing or do not form one: acting needs none.
+    """
+    kind = KINDS[algo]
+    if kind in ("dqn", "qrdqn"):
+        return GreedyValue()
+    layers = Layers(state_dict, activation_of(policy_kwargs, kind, source), source, extractor)
+    critic: nn.Module
+    try:
+        if kind == "on_policy":
+            shared = layers.stack("mlp_extractor.shared_net", final_activation=True)  # until SB3 1.8
+            own = layers.stack("mlp_extractor.value_net", final_activation=True)
+            features = layers.features("vf_features_extractor", "features_extractor")
+            critic = StateValue(nn.Sequential(*features, *shared, *own, *layers.stack("value_net")))
+        else:
+            critics = [layers.stack(name) for name in takewhile(layers.indices, (f"critic.qf{index}" for index in count()))]
+            if not critics:
+                return None
+            features = layers.features("critic.features_extractor")
+            critic = ActionValue(critics, quantiles=algo == "tqc" or _outputs(critics[0]) > 1, extractor=features)
+        with torch.no_grad():
+            fits = critic(torch.zeros(1, width), network).shape == (1,)
+    except (NotPlainError, RuntimeError):  # a matrix of another width
+        return None
+    return critic if fits else None
+
+
+def live_critic(network: LivePolicy) -> nn.Module | None:
+    """The critic of a policy that is called as it is; None where it has none that is known."""
+    has_scores = any(hasattr(network.policy, name) for name in ("predict_values", "q_net", "quantile_net"))
+    return LiveValue() if has_scores or (network.bounds is not None and hasattr(network.policy, "critic")) else None
+
+
+def _outputs(body: nn.Sequential) -> int:
+    return int(body[-1].out_features)  # type: ignore[arg-type]

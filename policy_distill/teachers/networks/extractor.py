@@ -1,0 +1,171 @@
+"""A features extractor of the user's own, built from its source file and the weights in the zip; the zip stays data."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import importlib.util
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from policy_distill.config import RequestError
+from policy_distill.policies.observations import observation_width
+
+
+class CustomExtractor(nn.Module):
+    """Reads flat vectors ``[B, width]`` and gives them to ``module`` in the shape that Stable-Baselines3 gives it; ``[B, features]``."""
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...], text: str) -> None:
+        super().__init__()
+        self.module = module
+        self.shape = shape
+        self.text = text
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CustomExtractor:
+        return CustomExtractor(copy.deepcopy(self.module, memo), self.shape, self.text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the module's attributes; a process that did not run the user's file runs it for the classes."""
+        return _unpickled, (self.text, pickle.dumps(self.module), self.shape)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.module(observations.reshape(len(observations), *self.shape))
+
+
+@dataclass(frozen=True)
+class ExtractorMaker:
+    """Makes the extractors of one agent: the actor and the critic may each have their own weights."""
+
+    text: str
+    """``file.py:Class``, as the user named it."""
+    make: Callable[..., nn.Module]
+    space: gym.Space
+    kwargs: Mapping[str, Any]
+
+    def build(self, weights: Mapping[str, Tensor], prefix: str, source: str) -> CustomExtractor:
+        """Build the extractor whose weights lie below ``prefix``.
+
+        Raises:
+            RequestError: if the class cannot be made, its weights do not fit, or it does not return ``[B, features]``.
+        """
+        own = {key.removeprefix(f"{prefix}."): tensor for key, tensor in weights.items() if key.startswith(f"{prefix}.")}
+        with _failure_in_one_line(f"{self.text} cannot be made with {_call(self.kwargs)}"), torch.random.fork_rng(devices=[]):
+            module = self.make(self.space, **self.kwargs)
+        if not isinstance(module, nn.Module):
+            raise RequestError(f"{self.text} makes a {type(module).__name__}, which is no torch.nn.Module; name a features extractor")
+        with _failure_in_one_line(f"the weights in {source} are not those of {self.text}"):
+            module.load_state_dict(own)
+        extractor = CustomExtractor(module.eval(), _shape_read(self.space), self.text).requires_grad_(False)
+        with _failure_in_one_line(f"{self.text} does not read {self.space}"), torch.no_grad():
+            features = extractor(torch.zeros(2, observation_width(self.space)))
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
+            found = f"the shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+            raise RequestError(f"{self.text} returns {found} for 2 observations; (2, features) is expected")
+        return extractor
+
+
+def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any], source: str) -> ExtractorMaker:
+    """Load the class that ``text`` names. This runs the user's file.
+
+    Args:
+        text: ``file.py:Class``; the class is made as ``Class(observation_space, **features_extractor_kwargs)``.
+        space: of the observations.
+        policy_kwargs: the agent's settings as plain data; ``features_extractor_kwargs`` are taken from it.
+        source: the zip, for messages.
+
+    Raises:
+        RequestError: if the file or the class is missing, or the arguments cannot be read in the zip.
+    """
+    name, colon, attribute = text.rpartition(":")
+    if not colon or not name or not attribute.isidentifier():
+        raise RequestError(f"extractor is {text!r}; name the file and the class in it, as in networks.py:MyExtractor")
+    path = file_of(text)
+    if not path.is_file():
+        raise RequestError(f"extractor names {path}, which does not exist; name the file that defines {attribute}")
+    made = getattr(_run_file(path), attribute, None)
+    if not callable(made):
+        raise RequestError(f"{path} defines no class {attribute!r}; name the agent's features extractor in it")
+    return ExtractorMaker(text, made, space, _arguments(policy_kwargs.get("features_extractor_kwargs"), text, source))
+
+
+def file_of(text: str) -> Path:
+    """The file in ``file.py:Class``."""
+    return Path(text.rpartition(":")[0]).expanduser()
+
+
+def _unpickled(text: str, module: bytes, shape: tuple[int, ...]) -> CustomExtractor:
+    _run_file(file_of(text))
+    return CustomExtractor(pickle.loads(module), shape, text)
+
+
+def _run_file(path: Path) -> Any:
+    """Run the user's file as a module, once in a process; it may import what lies beside it.
+
+    The module's name tells files of the same name apart, and a file from what it was before. Pickle finds a class by this name, so two
+    agents with the same file must share the module.
+    """
+    digest = hashlib.sha256(bytes(path.resolve()) + b"\0" + path.read_bytes()).hexdigest()
+    name = f"policy_distill_extractor_{path.stem}_{digest[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise RequestError(f"{path} is no Python file; name the .py file that defines the features extractor")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look for a class where it says that it is defined
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        with _failure_in_one_line(f"{path} cannot be run"):
+            spec.loader.exec_module(module)
+    except RequestError:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def _arguments(found: object, text: str, source: str) -> dict[str, Any]:
+    """The agent's ``features_extractor_kwargs``; the zip holds them as JSON, or as Python printed them."""
+    if isinstance(found, str):
+        try:
+            found = ast.literal_eval(found)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found = str(found)[:100]
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise RequestError(
+            f"{source} holds arguments of its features extractor that are no plain values ({' '.join(str(found).split())}); "
+            f"make them defaults in {text}, and save the agent without features_extractor_kwargs"
+        )
+    return found
+
+
+def _shape_read(space: gym.Space) -> tuple[int, ...]:
+    """Of one observation after Stable-Baselines3's preprocessing, which makes discrete ones one-hot vectors."""
+    discrete = isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
+    return (observation_width(space),) if discrete else tuple(space.shape or ())
+
+
+def _call(kwargs: Mapping[str, Any]) -> str:
+    return ", ".join(["observation_space", *(f"{key}={value!r}" for key, value in kwargs.items())])
+
+
+@contextmanager
+def _failure_in_one_line(problem: str) -> Iterator[None]:
+    """Whatever the user's code raises, in one line."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # a script may end itself
+        raise RequestError(f"{problem} ({' '.join(f'{type(error).__name__}: {error}'.split())[:300]})") from error

@@ -1,0 +1,303 @@
+"""K students of one architecture as rows of one flat tensor, with a forward and a backward pass that allocate nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from policy_distill.policies.actions import DiagGaussian
+from policy_distill.policies.student import Architecture, Student, layer_names
+
+NARROW = 10
+"""Rows up to which MKL multiplies over a long batch with its fast kernel; one row more takes up to ten times as long."""
+SPLIT = 40
+"""Rows up to which parts of ``NARROW`` rows are faster than the whole product."""
+Factors: TypeAlias = tuple[Tensor, Tensor]
+"""``[K, rows, B]`` and ``[K, B, columns]``."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a stack computes for batches of one size: buffers, overwritten by each pass.
+
+    They lie feature after feature, not sample after sample: softmax, activations and sums then run along the batch, and the last row of
+    ones makes the bias one more weight.
+
+    Attributes:
+        before: of each layer ``[K, width, B]``, before its activation; the last one is the output, which has none.
+        after: of each hidden layer ``[K, width + 1, B]``, after its activation; the last row is ones.
+        hidden: of each hidden layer ``[K, width, B]``, ``after`` without the ones.
+        slopes: of each layer ``[K, width, B]``, the loss's gradient with respect to ``before``.
+        upwards: what ``forward`` goes through, a hidden layer each: its weights turned, its ``before``, ``hidden`` and ``after``.
+        downwards: what ``backward`` goes through, from the last hidden layer to the first: its index, the weights above it, the slope
+            above it, its own slope, ``before`` and ``hidden``.
+        multiplied: two factors and where their product goes, of the gradients of all weights but the first layer's, whose input changes.
+        first_turned: the first layer's slope ``[K, B, width]``.
+        first_products: where the products of its weights' gradient go.
+        copies: windows of the stack's gradient, and those products that are not such windows themselves.
+    """
+
+    before: list[Tensor]
+    after: list[Tensor]
+    hidden: list[Tensor]
+    slopes: list[Tensor]
+    upwards: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+    downwards: list[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]]
+    multiplied: list[tuple[Tensor, Tensor, Tensor]]
+    first_turned: Tensor
+    first_products: list[Tensor]
+    copies: list[tuple[Tensor, Tensor]]
+
+    @property
+    def output(self) -> Tensor:
+        """Logits or means ``[K, outputs, B]``."""
+        return self.before[-1]
+
+    def named(self, output: Tensor | None = None) -> dict[str, Tensor]:
+        """``hidden.0``, ``hidden.1``, ..., ``output`` as losses read them: views ``[K, B, width]``.
+
+        Args:
+            output: ``[K, outputs, B]``, where ``forward`` was told to write it elsewhere.
+        """
+        layers = [*self.hidden, self.output if output is None else output]
+        return {name: layer.transpose(1, 2) for name, layer in zip(layer_names(len(self.after)), layers, strict=True)}
+
+
+class StudentStack:
+    """K students of one architecture whose parameters are rows of one flat tensor, so that one step trains all of them.
+
+    The backward pass is written out: for networks this small autograd's bookkeeping costs more than its arithmetic.
+
+    Args:
+        architecture: of each member.
+        generators: one a member, for its first weights.
+        mean, scale: ``[inputs]`` of the normalisation, on the training device; its arithmetic is in their precision.
+        projections: for each hint the student's and the teacher's width; learned with the rest and left behind by ``member``.
+        hidden_sizes: of each member, where they are narrower than ``architecture``'s. Weights from and to the units that a member does
+            not have begin at zero and stay there: all activations are zero at zero, and so is every gradient.
+
+    Attributes:
+        flat: ``[K, P]``: weights and biases layer after layer, then ``log_std`` for continuous actions, then the projections.
+        gradient: ``[K, P]``; ``backward`` writes here through views.
+        weights: of each layer ``[K, width in + 1, width out]``, views into ``flat``; the last row is the bias.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        generators: list[torch.Generator],
+        mean: Tensor,
+        scale: Tensor,
+        projections: Sequence[tuple[int, int]] = (),
+        hidden_sizes: Sequence[tuple[int, ...]] | None = None,
+    ) -> None:
+        self.architecture = architecture
+        self.num_members = len(generators)
+        own = hidden_sizes or [architecture.hidden_sizes] * self.num_members
+        self._architectures = [dataclasses.replace(architecture, hidden_sizes=sizes) for sizes in own]
+        for member in self._architectures:
+            if len(member.widths) != len(architecture.widths) or any(map(operator.gt, member.widths, architecture.widths)):
+                raise ValueError(f"hidden_sizes {member.hidden_sizes} do not fit into {architecture.hidden_sizes}")
+        if hidden_sizes and projections:
+            raise ValueError("members of different widths have no hints in common")
+        self.mean, self.scale = mean, scale
+        self._activate, self._derive = _FUNCTIONS[architecture.activation]
+        widths = architecture.widths
+        spread = widths[-1] if isinstance(architecture.family, DiagGaussian) else 0
+        size = architecture.params + spread + sum((ours + 1) * theirs for ours, theirs in projections)
+        self.flat = torch.zeros(self.num_members, size, device=mean.device)
+        self.gradient = torch.zeros_like(self.flat)
+        self._offset = 0
+        self._leaves: list[tuple[Tensor, Tensor]] = []
+        layers = [self._windows(width_in + 1, width_out) for width_in, width_out in itertools.pairwise(widths)]
+        self.weights = [window for window, _ in layers]
+        self._sinks = [window.transpose(1, 2) for window in self.weights]
+        self._sources = [window[:, :-1] for window in self.weights]
+        self._parts = [_parts(gradient) for _, gradient in layers]
+        self.log_std = self._leaf(1, spread)
+        self.projections = [(self._leaf(ours, theirs), self._leaf(1, theirs)) for ours, theirs in projections]
+        self._initialize(generators)
+
+    def _windows(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """The next ``[K, rows, columns]`` of ``flat`` and of ``gradient``."""
+        window = slice(self._offset, self._offset + rows * columns)
+        self._offset = window.stop
+        return self.flat[:, window].unflatten(1, (rows, columns)), self.gradient[:, window].unflatten(1, (rows, columns))
+
+    def _leaf(self, rows: int, columns: int) -> Tensor:
+        """The next window as a leaf of autograd's; ``backward`` takes its gradient over."""
+        window, gradient = self._windows(rows, columns)
+        leaf = window.detach().requires_grad_()
+        self._leaves.append((leaf, gradient))
+        return leaf
+
+    @torch.no_grad()
+    def _initialize(self, generators: list[torch.Generator]) -> None:
+        """Orthogonal weights (gain sqrt 2 in hidden layers, 0.1 at the output), zero biases, a standard deviation of exp(-1)."""
+        gains = [math.sqrt(2)] * (len(self.weights) - 1) + [0.1] + [1.0] * len(self.projections)
+        own = [weight[:, :-1] for weight in self.weights]
+        shapes = [list(itertools.pairwise(member.widths)) for member in self._architectures]
+        for layer, (weight, gain) in enumerate(zip([*own, *(weight for weight, _ in self.projections)], gains, strict=True)):
+            for member, generator in enumerate(generators):
+                fresh = torch.empty(shapes[member][layer]) if layer < len(own) else torch.empty(weight.shape[1:])
+                nn.init.orthogonal_(fresh, gain, generator=generator)
+                weight[member, : fresh.shape[0], : fresh.shape[1]].copy_(fresh)
+        self.log_std.fill_(-1.0)
+
+    def buffers(self, batch_size: int) -> Activations:
+        """Room for one pass over ``batch_size`` samples a member."""
+        widths = self.architecture.widths
+
+        def room(width: int) -> Tensor:
+            return self.flat.new_empty(self.num_members, width, batch_size)
+
+        before, slopes = [room(width) for width in widths[1:]], [room(width) for width in widths[1:]]
+        after = [torch.ones_like(room(width + 1)) for width in widths[1:-1]]
+        hidden = [layer[:, :-1] for layer in after]
+        # A product goes where it belongs if that is one piece of memory, as it is in a stack of one; else it is copied there.
+        products = [[part if part.is_contiguous() else torch.empty_like(part.contiguous()) for part in layer] for layer in self._parts]
+        copies = [
+            (part, product)
+            for parts, layer in zip(self._parts, products, strict=True)
+            for part, product in zip(parts, layer, strict=True)
+            if part is not product
+        ]
+        multiplied = [
+            (left, right, product)
+            for below, slope, layer in zip(after, slopes[1:], products[1:], strict=True)
+            for (left, right), product in zip(_factors(below, slope, slope.transpose(1, 2)), layer, strict=True)
+        ]
+        return Activations(
+            before,
+            after,
+            hidden,
+            slopes,
+            upwards=list(zip(self._sinks[:-1], before[:-1], hidden, after, strict=True)),
+            downwards=[
+                (index, self._sources[index + 1], slopes[index + 1], slopes[index], before[index], hidden[index])
+                for index in reversed(range(len(hidden)))
+            ],
+            multiplied=multiplied,
+            first_turned=slopes[0].transpose(1, 2),
+            first_products=products[0],
+            copies=copies,
+        )
+
+    def forward(self, inputs: Tensor, activations: Activations, output: Tensor | None = None) -> Tensor:
+        """Fill ``activations`` and return the output ``[K, outputs, B]``.
+
+        Args:
+            inputs: normalised observations ``[K, inputs + 1, B]``, the last row ones.
+            activations: of this batch size.
+            output: where the output is written instead of its place in ``activations``.
+        """
+        below = inputs
+        for sink, before, hidden, after in activations.upwards:
+            torch.bmm(sink, below, out=before)
+            self._activate(before, hidden)
+            below = after
+        output = activations.output if output is None else output
+        return torch.bmm(self._sinks[-1], below, out=output)
+
+    def backward(self, inputs: Tensor, activations: Activations, hints: Sequence[Tensor | None] = ()) -> None:
+        """Write the loss's gradient with respect to all parameters into ``gradient``.
+
+        Args:
+            inputs: what ``forward`` was given.
+            activations: what it filled; the last of its ``slopes`` holds the loss's gradient with respect to the output.
+            hints: with respect to each hidden layer after its activation, ``[K, width, B]``; None where the loss does not read it.
+        """
+        for leaf, window in self._leaves:
+            if leaf.grad is None:
+                window.zero_()
+            else:
+                window.copy_(leaf.grad)
+                leaf.grad = None
+        for index, source, above, slope, before, hidden in activations.downwards:
+            torch.bmm(source, above, out=slope)
+            if hints and (hint := hints[index]) is not None:
+                slope += hint
+            self._derive(slope, before, hidden)
+        for left, right, product in activations.multiplied:
+            torch.bmm(left, right, out=product)
+        factors = _factors(inputs, activations.slopes[0], activations.first_turned)
+        for (left, right), product in zip(factors, activations.first_products, strict=True):
+            torch.bmm(left, right, out=product)
+        for part, product in activations.copies:
+            part.copy_(product)
+
+    @torch.no_grad()
+    def member(self, index: int, flat: Tensor | None = None) -> Student:
+        """Copy member ``index`` out as a ``Student`` on the CPU; from ``flat`` ``[K, P]`` if given (averaged weights)."""
+        source = (self.flat if flat is None else flat)[index].cpu()
+        student = Student(self._architectures[index])
+        offset = 0
+        for layer, (width_in, width_out) in zip(student.linears, itertools.pairwise(self.architecture.widths), strict=True):
+            count = (width_in + 1) * width_out
+            window = source[offset : offset + count].view(width_in + 1, width_out)
+            layer.weight.copy_(window[: layer.in_features, : layer.out_features].T)
+            layer.bias.copy_(window[-1, : layer.out_features])
+            offset += count
+        student.normalize_by(self.mean, self.scale)
+        student.log_std.copy_(source[offset : offset + len(student.log_std)])
+        return student.eval().requires_grad_(False)
+
+
+def _cuts(rows: int, columns: int, device: torch.device) -> int:
+    """Into how many parts the rows of a weights' gradient are cut; 0 stands for its transpose. Measured; none off the CPU."""
+    if device.type != "cpu" or rows <= NARROW:
+        return 1
+    if columns <= NARROW:
+        return 0
+    return math.ceil(rows / NARROW) if rows <= SPLIT else 1
+
+
+def _factors(below: Tensor, slope: Tensor, right: Tensor) -> list[Factors]:
+    """What is multiplied to a weights' gradient ``[K, rows, columns]``, part by part.
+
+    Args:
+        below: ``[K, rows, B]``.
+        slope, right: ``[K, columns, B]`` and its transpose.
+    """
+    cuts = _cuts(below.shape[1], slope.shape[1], slope.device)
+    if cuts == 0:
+        return [(slope, below.transpose(1, 2))]
+    return [(left, right) for left in (below.tensor_split(cuts, 1) if cuts > 1 else (below,))]
+
+
+def _parts(gradient: Tensor) -> Sequence[Tensor]:
+    """Where the products of ``_factors`` belong in ``[K, rows, columns]``."""
+    cuts = _cuts(gradient.shape[1], gradient.shape[2], gradient.device)
+    return gradient.tensor_split(cuts, 1) if cuts else (gradient.transpose(1, 2),)
+
+
+_aten = torch.ops.aten
+Derive: TypeAlias = Callable[[Tensor, Tensor, Tensor], object]
+_FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], object], Derive]] = {
+    "relu": (
+        lambda before, after: torch.clamp_min(before, 0, out=after),
+        lambda slope, before, after: _aten.threshold_backward.grad_input(slope, after, 0, grad_input=slope),
+    ),
+    "tanh": (
+        lambda before, after: torch.tanh(before, out=after),
+        lambda slope, before, after: _aten.tanh_backward.grad_input(slope, after, grad_input=slope),
+    ),
+    "elu": (
+        lambda before, after: _aten.elu.out(before, out=after),
+        lambda slope, before, after: _aten.elu_backward.grad_input(slope, 1.0, 1.0, 1.0, True, after, grad_input=slope),
+    ),
+    "silu": (
+        lambda before, after: _aten.silu.out(before, out=after),
+        lambda slope, before, after: _aten.silu_backward.grad_input(slope, before, grad_input=slope),
+    ),
+}
+"""Each activation, from before it to after it, and its derivative, from the gradient after it to that before it, in place."""

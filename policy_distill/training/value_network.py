@@ -1,0 +1,85 @@
+"""What the teacher's own critic expects, learnt by a small value network: a start for those who train student.zip on by reward."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from policy_distill.config import LossConfig, TrainConfig, ValueConfig
+from policy_distill.losses.objective import Objective
+from policy_distill.policies.actions import ActionTargets, Box, Deterministic
+from policy_distill.policies.student import Architecture, Student
+from policy_distill.teachers import Teacher
+from policy_distill.training.dataset import Dataset
+from policy_distill.training.stack import StudentStack
+from policy_distill.training.trainer import HELD_OUT_ROWS, Trainer
+
+CHUNK = 8192
+"""Observations that the critic is asked about at once."""
+MARGIN = 0.05
+"""So much of their range the values' bounds lie outside of it: past a bound, a prediction would be no error."""
+
+
+@dataclass(frozen=True)
+class DistilledValues:
+    """A value network.
+
+    Attributes:
+        layers: linear layers on the student's normalised observations, with its activation between them; they give the discounted return
+            in the environment's rewards.
+        explained_variance: of the critic's values on held-out rows, on training rows as long as none were held out; 1 is all of it.
+    """
+
+    layers: list[nn.Linear]
+    explained_variance: float
+
+
+def fit_values(
+    teacher: Teacher, dataset: Dataset, student: Student, config: ValueConfig, train: TrainConfig, *, seed: int
+) -> DistilledValues:
+    """Fit a network to ``teacher.values`` in the states of ``dataset``: a student whose one action is the value, by squared error.
+
+    Args:
+        teacher: has a critic; see ``Teacher.has_values``.
+        dataset: what was collected.
+        student: whose normalisation and activation the network shares.
+        config: its size and its gradient steps.
+        train: the other settings of its training.
+        seed: of the first weights and of the batches.
+    """
+    assert config.hidden_sizes is not None
+    valued = dataset.relabelled(lambda observations, _: ActionTargets({}, _values(teacher, observations)))
+    low, high = (float(end) for end in valued.training_rows()[1].actions.aminmax())
+    margin = MARGIN * (high - low) + 1e-3
+    space = gym.spaces.Box(low - margin, high + margin, (1,))
+    box = Box.from_space(space)
+    stack = StudentStack(
+        Architecture(student.observation_space, space, config.hidden_sizes, student.architecture.activation),
+        generators=[torch.Generator().manual_seed(seed)],
+        mean=student.mean.to(dataset.device),
+        scale=student.scale.to(dataset.device),
+    )
+    objective = Objective(LossConfig(kind="regression", regression="squared", near_bound=1.0), Deterministic(box))
+    settings = dataclasses.replace(train, gradient_steps=config.gradient_steps, vary=())
+    trainer = Trainer(stack, objective, settings, [torch.Generator(dataset.device).manual_seed(seed)])
+    trainer.run(valued, config.gradient_steps)
+    network = trainer.student()
+    observations, targets = valued.held_out(HELD_OUT_ROWS) or valued.spread(HELD_OUT_ROWS)
+    expected = box.to_box(targets.actions.cpu())
+    residual = expected - network(observations.cpu())
+    scale, offset = box.affine()
+    with torch.no_grad():
+        network.linears[-1].weight.mul_(float(scale[0]))
+        network.linears[-1].bias.mul_(float(scale[0])).add_(float(offset[0]))
+    return DistilledValues(network.linears, 1 - float(residual.var() / expected.var().clamp_min(1e-12)))
+
+
+@torch.no_grad()
+def _values(teacher: Teacher, observations: Tensor) -> Tensor:
+    """``[B, 1]``."""
+    values = [teacher.values(rows.cpu()) for rows in observations.split(CHUNK)]
+    return torch.cat(values)[:, None].to(observations.device)

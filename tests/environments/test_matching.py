@@ -1,0 +1,99 @@
+"""Agents and environments that go together, and what is asked for where they do not."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from policy_distill.commands.options.parser import Parser, add_environment_arguments
+from policy_distill.config import EnvironmentOptions, RequestError
+from policy_distill.environments.matching import check_fits, check_matches, wrapper_that_fits
+from policy_distill.environments.specs import EnvironmentSpec, make
+from policy_distill.teachers import Teacher
+from policy_distill.teachers.environment import choose_environment
+
+
+def test_check_matches_ignores_bounds_and_element_types_of_observations():
+    spec = EnvironmentSpec("CartPole-v1")
+    env = make(spec)
+    check_matches(spec, env, gym.spaces.Box(-np.inf, np.inf, (4,), np.float64), gym.spaces.Discrete(2))
+
+
+@pytest.mark.parametrize(
+    ("gym_id", "observation_space", "action_space", "says"),
+    [
+        (
+            "CartPole-v1",
+            gym.spaces.Box(-1, 1, (5,)),
+            gym.spaces.Discrete(2),
+            "observations are 5 numbers, those of CartPole-v1 are 4 numbers",
+        ),
+        ("CartPole-v1", gym.spaces.Box(-1, 1, (5,)), gym.spaces.Discrete(2), "TimeFeatureWrapper"),
+        ("CartPole-v1", gym.spaces.Discrete(4), gym.spaces.Discrete(2), "observations are one of 4 choices"),
+        (
+            "CartPole-v1",
+            gym.spaces.Box(-1, 1, (4,)),
+            gym.spaces.Discrete(3),
+            "actions are one of 3 choices, those of CartPole-v1 are one of 2",
+        ),
+        ("CartPole-v1", gym.spaces.Box(-1, 1, (4,)), gym.spaces.Box(-1, 1, (1,)), "actions are 1 number in [-1, 1]"),
+        ("Pendulum-v1", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,)), "[-1, 1], those of Pendulum-v1 are 1 number in [-2, 2]"),
+    ],
+)
+def test_check_matches_names_both_and_the_fix(gym_id, observation_space, action_space, says):
+    spec = EnvironmentSpec(gym_id)
+    with pytest.raises(RequestError) as refusal:
+        check_matches(spec, make(spec), observation_space, action_space)
+    assert says in str(refusal.value)
+    assert "--env" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("length", "here", "wrapper"),
+    [
+        (5, (4,), ("TimeFeatureWrapper", {})),
+        (8, (4,), ("VecFrameStack", {"n_stack": 2})),
+        (12, (4,), ("VecFrameStack", {"n_stack": 3})),
+        (4, (2, 2), ("FlattenObservation", {})),
+        (2, (1,), ("TimeFeatureWrapper", {})),  # two frames would fit too
+        (4, (4,), None),
+        (3, (4,), None),
+        (7, (4,), None),
+        (5, (2, 2), None),
+    ],
+)
+def test_the_wrapper_that_would_fit_is_named(length, here, wrapper):
+    assert wrapper_that_fits(gym.spaces.Box(-1, 1, (length,)), gym.spaces.Box(-1, 1, here)) == wrapper
+
+
+@pytest.mark.parametrize(
+    ("gym_id", "seen", "acted"),
+    [
+        ("CartPole-v1", gym.spaces.Box(-1, 1, (5,)), gym.spaces.Discrete(2)),
+        ("CartPole-v1", gym.spaces.Box(-1, 1, (8,)), gym.spaces.Discrete(2)),
+        ("Blackjack-v1", gym.spaces.Box(0, 1, (45,)), gym.spaces.Discrete(2)),
+        ("Pendulum-v1", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,))),
+    ],
+)
+def test_the_option_that_a_refusal_asks_for_makes_the_agent_fit(gym_id, seen, acted):
+    spec = EnvironmentSpec(gym_id)
+    with pytest.raises(RequestError) as refusal:
+        check_matches(spec, make(spec), seen, acted)
+    asked = re.search(r"or give (.+) if it was trained with", str(refusal.value))
+    assert asked is not None
+    parser = Parser("test")
+    add_environment_arguments(parser)
+    options = parser.config(parser.parse(["--env", gym_id, *shlex.split(asked[1])]), EnvironmentOptions)
+    teacher = Teacher.from_callable(lambda observations: np.zeros(len(observations)), seen, acted)
+    check_fits(choose_environment(teacher, None, options)[0], (seen, acted))
+
+
+def test_an_option_that_is_asked_for_keeps_the_wrappers_that_are_there():
+    spec = EnvironmentSpec("Pendulum-v1", wrappers=(("mine:Shaped", {}), ("VecFrameStack", {"n_stack": 2})))
+    with pytest.raises(RequestError, match=r"or give --wrapper mine:Shaped --wrapper '{\"RescaleAction\": "):
+        check_matches(spec, make(EnvironmentSpec("Pendulum-v1")), gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,)))

@@ -1,0 +1,325 @@
+"""When training goes on by reward, what is kept of it, and what is written down. PPO itself is stood in for."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from policy_distill.config import PolishConfig
+from policy_distill.pipeline.context import Kept, Run
+from policy_distill.pipeline.polish import PolishRecord, polish_if_needed
+from policy_distill.policies.student import Student
+from policy_distill.teachers import Teacher
+from policy_distill.training import kickstart as kickstart_module
+from policy_distill.training.kickstart import Snapshot
+from tests.small_worlds import Walk, walk_best, walk_expert
+from tests.stand_ins import FIRST_SEED, STEPS, Recorder, Table, run_of
+
+TEACHER, RANDOM = [8.0, 6.0, 9.0, 9.0], [0.0, -2.0, -1.0, -1.0]
+"""On the validation seeds: 8 and -1 on average, 7 and -1 over the first two."""
+
+
+class Kickstart:
+    """Stands in for PPO: hands out the students that it was given, after 100, 200, ... steps, and says how it was called."""
+
+    def __init__(self, students: Sequence[Student], between: Callable[[], None] = lambda: None) -> None:
+        self.students, self.between = students, between
+        self.arguments: tuple[Any, ...] = ()
+        self.seed = -1
+        self.calls = 0
+        self.critic = [nn.Linear(2, 1)]
+
+    def __call__(
+        self, *arguments: Any, seed: int, on_snapshot: Callable[[Snapshot], bool], workers: int, step_timeout: float | None
+    ) -> None:
+        self.arguments, self.seed = arguments, seed
+        assert workers == Table.num_workers, "as many as the run has"
+        assert step_timeout is None, "as the configuration says"
+        self.calls += 1
+        for index, student in enumerate(self.students):
+            with torch.no_grad():  # the value network goes on changing
+                self.critic[0].weight.fill_(index)
+            if on_snapshot(Snapshot(100 * (index + 1), 30 * (index + 1), student, self.critic, {"train_return_mean": 0.5 * index})):
+                break
+            self.between()
+        with torch.no_grad():
+            self.critic[0].weight.fill_(-1)
+
+
+def polished(folder: Path, monkeypatch: pytest.MonkeyPatch, start: list[float], *candidates: list[float], **changes: Any) -> Any:
+    """The run, what it began with, what stood in for PPO and what came of it; of each student the returns on the validation seeds."""
+    students = [walk_expert() for _ in candidates]
+    table = Table(dict(zip(students, candidates, strict=True)))
+    ppo = Kickstart(students)
+    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    run = started(run_of(folder, table, **changes))
+    kept = Kept(walk_expert(), np.array(start), "round 2")
+    return run, kept, ppo, polish_if_needed(run, kept)
+
+
+def started(run: Run) -> Run:
+    """As imitation leaves it."""
+    run.teacher_returns, run.random_returns, run.env_steps, run.gradient_steps = np.array(TEACHER), np.array(RANDOM), 1000, 70
+    return run
+
+
+# Whether.
+
+
+SHOWN = [
+    # above 3/4 of what the teacher adds, seed by seed; Student's t of four values at 95 %: 2.353
+    ([1, 2, 3, 2], True),  # mean 2, standard deviation 0.82: t = 4.90
+    ([-1, 5, 0, 4], False),  # mean 2, standard deviation 2.94: t = 1.36
+    ([-3, -3, 10, 12], False),  # t = 0.96, although it keeps more than all of the return
+    ([1, 1, 1, 1], True),
+    ([0, 0, 0, 0], False),
+    ([-1, -2, -3, -2], False),
+]
+"""What a student earns above three quarters of the way from random policy to teacher, and whether that shows that it keeps as much."""
+
+
+@pytest.mark.parametrize(("above", "shown"), SHOWN)
+@pytest.mark.parametrize("first", [[], [-50.0, -50.0], [50.0, 50.0]])
+def test_a_student_is_left_alone_where_the_further_seeds_show_that_it_keeps_enough(first, above, shown, tmp_path, monkeypatch):
+    """The first seeds, by which it was picked, do not count; without further ones, all do."""
+    student = walk_expert()
+    ppo = Kickstart([student])
+    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    table = Table({student: [0.0] * 6})
+    lengths: dict[str, Any] = {"first": 2, "further": 4} if first else {"first": 4, "further": 0}
+    run = started(run_of(tmp_path, table, polish=PolishConfig(below=0.75, confidence=0.95, further_episodes=0), **lengths))
+    run.teacher_returns, run.random_returns = np.array([9.0, 9.0][: len(first)] + TEACHER), np.array([0.0, 0.0][: len(first)] + RANDOM)
+    # 3/4 of 8 and 1/4 of 0, ...
+    returns = np.array(first + (np.array([6.0, 4.0, 6.5, 6.5]) + above).tolist())
+    assert (polish_if_needed(run, Kept(walk_expert(), returns, "round 2")) is None) == shown
+    assert ppo.calls == (not shown)
+    if shown:
+        assert (run.env_steps, run.evaluation_env_steps, table.asked, run.tracker.seen) == (1000, 0, [], {})  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("confidence", "shown"), [(0.9, False), (0.8, True)])
+def test_how_sure_it_must_be(confidence, shown, tmp_path, monkeypatch):
+    # t = 1.36; Student's t of four values at 90 %: 1.638, at 80 %: 0.978
+    returns = [5.0, 9.0, 6.5, 10.5]  # 3/4 of the way, and -1, 5, 0, 4
+    changes = {"polish": PolishConfig(below=0.75, confidence=confidence, further_episodes=0), "first": 4, "further": 0}
+    *_, found = polished(tmp_path, monkeypatch, returns, [0.0] * 4, **changes)
+    assert (found is None) == shown
+
+
+def undecided(folder: Path, monkeypatch: pytest.MonkeyPatch, further: list[float], allowed: int) -> Any:
+    """A student whose contrasts with 3/4 of the return are -1, 5, 0 and 4: by these, it takes 14 to show that their mean is above zero."""
+    student, ppo = walk_expert(), Kickstart([polished_student := walk_expert()])
+    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    returns = [5.0, 11.0, 6.0, 10.0, *further]
+    of_teacher, of_random = [8.0] * 14, [0.0] * 14
+    table = Table({"teacher": of_teacher, "random": of_random, student: returns, polished_student: [-9.0] * 4})
+    run = run_of(folder, table, first=4, further=0, polish=PolishConfig(below=0.75, confidence=0.95, further_episodes=allowed))
+    run.teacher_returns, run.random_returns = np.array(of_teacher[:4]), np.array(of_random[:4])
+    return run, ppo, table, polish_if_needed(run, Kept(student, np.array(returns[:4]), "round 2"))
+
+
+def test_a_student_that_is_likely_to_show_it_plays_on_instead(tmp_path, monkeypatch):
+    run, ppo, table, found = undecided(tmp_path, monkeypatch, [7.0, 8.0] * 5, 10)
+    assert found is None
+    assert ppo.calls == 0
+    assert [seeds for _, seeds, _ in table.asked] == [list(range(FIRST_SEED + 4, FIRST_SEED + 14))] * 3
+    assert len(run.teacher_returns) == len(run.random_returns) == len(run.seeds) == 14
+
+
+def test_what_further_episodes_do_not_show_is_polished_and_its_start_is_all_that_was_played(tmp_path, monkeypatch):
+    _, ppo, _, found = undecided(tmp_path, monkeypatch, [5.0] * 10, 10)
+    assert ppo.calls == 1
+    assert len(found.kept.returns) == 14  # nothing beat it
+
+
+def test_no_episode_is_played_where_as_many_as_are_allowed_are_not_likely_to_show_it(tmp_path, monkeypatch):
+    _, ppo, table, _ = undecided(tmp_path, monkeypatch, [], 9)
+    assert ppo.calls == 1
+    assert len(table.asked) == 1  # about the polished student
+
+
+def test_nothing_is_polished_where_retention_is_undefined(tmp_path, monkeypatch):
+    ppo = Kickstart([])
+    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    run = started(run_of(tmp_path, polish=PolishConfig(below=1e9)))
+    run.random_returns = run.teacher_returns
+    assert polish_if_needed(run, Kept(walk_expert(), np.zeros(4), "round 2")) is None
+    assert ppo.calls == 0
+
+
+@pytest.mark.parametrize("start", [-1.0, -5.0])
+def test_zero_turns_polishing_off_even_for_a_student_that_is_worse_than_chance(start, tmp_path, monkeypatch):
+    """0 promises never; a negative retention is less than 0."""
+    _, _, ppo, found = polished(tmp_path, monkeypatch, [start] * 4, [9.0] * 4, polish=PolishConfig(below=0.0))
+    assert found is None
+    assert ppo.calls == 0
+
+
+def test_spaces_that_ppo_miscounts_are_not_polished_and_that_is_said(tmp_path, monkeypatch, capsys):
+    space = gym.spaces.Discrete(3, start=1)
+    gym.register("tests/FromOne-v0", entry_point=lambda: gym.wrappers.TransformAction(Walk(), lambda action: action - 1, space))  # type: ignore[arg-type]
+    try:
+        teacher = Teacher.from_callable(lambda seen: walk_best(seen) + 1, Walk.observation_space, space)
+        run = started(run_of(tmp_path, teacher=teacher, env="tests/FromOne-v0"))
+    finally:
+        del gym.registry["tests/FromOne-v0"]
+    run.display.quiet = False
+    ppo = Kickstart([])
+    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    assert polish_if_needed(run, Kept(walk_expert(), np.zeros(4), "round 2")) is None
+    assert ppo.calls == 0
+    assert "not polished: Stable-Baselines3 does not support" in capsys.readouterr().err
+
+
+# What is kept.
+
+
+def test_the_best_over_all_seeds_is_kept_with_its_own_critic(tmp_path, monkeypatch):
+    # over the first seeds 6, 5.5, 4 and 5; of the two finalists the second keeps more over all: 3.5 and 5
+    _, _, ppo, found = polished(tmp_path, monkeypatch, [2.0] * 4, [6, 6, 1, 1], [5, 6, 5, 4], [4, 4, 9, 9], [5, 5, 4, 4])
+    assert found.chosen == 1
+    assert found.kept.student is ppo.students[1]
+    assert found.kept.returns.tolist() == [5, 6, 5, 4]
+    assert found.kept.origin == "polish, 200 steps"
+    assert found.critic[0].weight.tolist() == [[1.0, 1.0]]  # as it was at that moment
+    assert found.start == pytest.approx((2 + 1) / (8 + 1))
+    assert [record.finalist_return_mean for record in found.records] == [3.5, 5.0, None, None]
+    assert [record.validation_return_mean for record in found.records] == [6, 5.5, 4, 5]
+    assert [record.validation_retention for record in found.records] == [(mean + 1) / 8 for mean in (6, 5.5, 4, 5)]
+    assert [record.env_steps for record in found.records] == [100, 200, 300, 400]
+    assert [record.metrics["train_return_mean"] for record in found.records] == [0.0, 0.5, 1.0, 1.5]
+
+
+@pytest.mark.parametrize("best", [[6.0, 6.0, -2.0, -2.0], [2.0, 2.0, 2.0, 2.0]])
+def test_the_start_is_kept_where_nothing_beats_it_on_all_seeds(best, tmp_path, monkeypatch):
+    run, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, [0.0] * 4, best)
+    assert found.kept is kept
+    assert found.chosen is found.critic is None
+    assert [record.finalist_return_mean for record in found.records] == [None, 2.0]  # the first kept less than the start at once
+    assert run.env_steps == 1200  # the steps were taken all the same
+
+
+def test_looks_that_all_keep_less_than_the_start_play_no_further_episodes(tmp_path, monkeypatch):
+    run, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, [1.0] * 4, [0.0] * 4)
+    assert found.kept is kept
+    assert [record.finalist_episodes for record in found.records] == [None, None]
+    assert run.evaluation_env_steps == (2 + 2) * STEPS
+
+
+# How it is called, and what is written down.
+
+
+def test_ppo_gets_the_kept_student_and_the_run_s_own_settings(tmp_path, monkeypatch):
+    run, kept, ppo, _ = polished(tmp_path, monkeypatch, [2.0] * 4, [3.0] * 4)
+    job = run.job
+    assert ppo.calls == 1
+    for given, own in zip(ppo.arguments, (kept.student, job.teacher, job.spec, job.objective, job.config.polish), strict=True):
+        assert given is own
+
+
+def test_its_seed_follows_from_the_run_s_and_is_another(tmp_path, monkeypatch):
+    seeds = [polished(tmp_path, monkeypatch, [2.0] * 4, [3.0] * 4, seed=seed)[2].seed for seed in (5, 5, 6)]
+    assert seeds[0] == seeds[1]
+    assert len({*seeds, 5, 6}) == 4
+    assert all(0 <= seed < 2**32 for seed in seeds)  # numpy takes no other
+
+
+def test_steps_are_counted_apart_and_the_curves_go_on_where_imitation_ended(tmp_path, monkeypatch):
+    run, _, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, [3, 5, 0, 0], [1.0] * 4)
+    assert (run.env_steps, found.records[-1].env_steps) == (1200, 200)
+    assert run.evaluation_env_steps == (2 + 2 + 2) * STEPS  # the second kept less than the start on the first two seeds
+    assert isinstance(run.tracker, Recorder)
+    # the last point written of each curve is the second student's
+    assert run.tracker.seen == {
+        "polish/train_return_mean": (0.5, 1200),
+        "eval/validation_return_mean": (1.0, 1200),
+        "eval/validation_retention": (0.25, 1200),
+        "eval/validation_return_mean_teacher": (7.0, 1200),
+        "eval/validation_return_mean_random": (-1.0, 1200),
+    }
+
+
+def test_a_student_is_measured_while_ppo_goes_on(tmp_path, monkeypatch):
+    students = [walk_expert() for _ in range(3)]
+    table = Table({student: [3.0] * 4 for student in students})
+    run, progress = started(run_of(tmp_path, table)), []
+    monkeypatch.setattr(kickstart_module, "kickstart", Kickstart(students, lambda: progress.append((len(table.asked), table.answered))))
+    found = polish_if_needed(run, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
+    assert progress == [(1, 0), (2, 1), (3, 2)]  # questions, answers
+    assert found is not None
+    assert len(found.records) == 3
+
+
+def test_the_time_of_polishing_and_that_of_the_final_choice_are_told_apart(tmp_path, monkeypatch):
+    run, _, _, _ = polished(tmp_path, monkeypatch, [2.0] * 4, [3.0] * 4)
+    assert run.watch.seconds["polish"] > 0
+    assert run.watch.seconds["evaluate"] > 0
+    assert run.watch.seconds["train"] == 0
+
+
+def test_what_result_json_holds(tmp_path, monkeypatch):
+    *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, [3.0, 5.0, 4.0, 4.0])
+    expected = {
+        "start": "round 2", "start_retention": pytest.approx(1 / 3),
+        "chosen": 0,
+        "records": [
+            {
+                "env_steps": 100, "metrics": {"train_return_mean": 0.0}, "validation_return_mean": 4.0,
+                "validation_retention": 0.625, "finalist_return_mean": 4.0, "finalist_episodes": 4,
+                # contrasts at 0.625: 3 - 5 - 0 = -2 and 5 - 3.75 + 0.75 = 2; their mean's error is 2, and the gap 8
+                "validation_retention_standard_error": pytest.approx(0.25),
+            }
+        ],
+    }  # fmt: skip
+    assert found.summary() == expected
+    assert json.loads(json.dumps(found.summary())) == expected
+
+
+def test_a_look_s_line():
+    record = PolishRecord(12_345, {"train_return_mean": 1.26}, 12.34, 0.5)
+    assert record.figures() == "polish     12,345 steps  sampled return 1.26  return 12.3  retention 0.500"
+    assert "sampled return nan" in PolishRecord(1, {}, 0.0, 0.0).figures()
+
+
+def test_the_student_that_it_began_with_is_not_touched(tmp_path, monkeypatch):
+    before = copy.deepcopy(walk_expert().state_dict())
+    _, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, [3.0] * 4)
+    assert found.kept is not kept
+    assert (kept.origin, kept.returns.tolist()) == ("round 2", [2.0] * 4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in kept.student.state_dict().items())
+
+
+def test_three_looks_in_a_row_that_keep_enough_end_the_stage(tmp_path, monkeypatch):
+    good, bad = [9.0] * 4, [3.0] * 4
+    # the verdict on a look is known when the next one is taken: looks 3 to 5 are good, look 6 is the last
+    run, _, ppo, found = polished(tmp_path, monkeypatch, [2.0] * 4, good, bad, good, good, good, bad, good, polish=PolishConfig(enough=0.9))
+    assert [record.env_steps for record in found.records] == [100, 200, 300, 400, 500, 600]
+    assert run.env_steps == 1600  # the stages before took 1000
+    assert found.kept.student is not ppo.students[1]
+    *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, good, bad, good, good, good, bad, good, polish=PolishConfig(enough=5.0))
+    assert len(found.records) == 7
+
+
+def test_hopeless_looks_again_and_again_end_the_stage(tmp_path, monkeypatch):
+    # the start keeps 1/3 of the return; 0.25 is hopeless, 0.325 is less than the start and yet not hopeless
+    hopeless, worse, better = [1.0] * 4, [1.6] * 4, [3.0] * 4
+    looks = [hopeless, hopeless, worse, hopeless, hopeless, hopeless, better, better]
+    # three in a row are known when the seventh look is taken
+    _, kept, ppo, found = polished(tmp_path, monkeypatch, [2.0] * 4, *looks, polish=PolishConfig(patience=3))
+    assert [record.env_steps for record in found.records] == [100, 200, 300, 400, 500, 600, 700]
+    assert found.kept.student is ppo.students[6]
+    _, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[hopeless] * 5, polish=PolishConfig(patience=1))
+    assert len(found.records) == 2
+    assert found.kept is kept
+    for never in (PolishConfig(patience=6), PolishConfig(hopeless=0.1)):
+        *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[hopeless] * 5, polish=never)
+        assert len(found.records) == 5

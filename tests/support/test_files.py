@@ -1,0 +1,126 @@
+"""Writing: all of it or none of it, and nothing left behind; tensors in files that nobody has to remove."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from policy_distill.config import RequestError
+from policy_distill.support.files import mapped_tensor, write_atomically
+
+
+def test_what_is_written_is_there_and_nothing_else(tmp_path):
+    path = write_atomically(tmp_path / "a.txt", lambda target: target.write_text("new"))
+    assert path == tmp_path / "a.txt"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_failure_leaves_the_old_file_and_no_temporary_one(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+
+    def fail(target: Path) -> None:
+        target.write_text("half")
+        raise RuntimeError("full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        write_atomically(tmp_path / "a.txt", fail)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+
+    def look(target: Path) -> None:
+        target.write_text("new")
+        assert (tmp_path / "a.txt").read_text() == "old"
+
+    write_atomically(tmp_path / "a.txt", look)
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_the_temporary_file_is_beside_its_target_and_ends_alike(tmp_path):
+    """In the same folder a rename is atomic; savers that add a suffix where there is none find theirs."""
+    seen: list[Path] = []
+    write_atomically(str(tmp_path / "a.zip"), lambda target: seen.append(target))
+    assert seen[0].parent == tmp_path
+    assert seen[0].suffix == ".zip"
+
+
+def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((tmp_path / "a.txt").exists()))
+    write_atomically(tmp_path / "a.txt", lambda target: target.write_text("new"))
+    assert synced == [False]
+
+
+def test_files_have_the_permissions_that_the_user_s_files_have(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = write_atomically(tmp_path / "a.txt", lambda target: target.write_text("new"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+# Tensors in files.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 4)])
+def test_a_mapped_tensor_is_zeros_that_can_be_written(dtype, shape, tmp_path):
+    tensor = mapped_tensor(tmp_path, shape, dtype)
+    assert tensor.shape == shape
+    assert tensor.dtype == dtype
+    assert not tensor.any()
+    tensor[1:] = 1
+    assert tensor[1:].all()
+    assert not tensor[0].any()
+
+
+def test_a_mapped_tensor_is_a_file_of_the_folder_s_that_has_no_name(tmp_path, monkeypatch):
+    """Its inode is on the folder's device, of the tensor's size, shared with the tensor, and no directory entry leads to it."""
+    seen: list[os.stat_result] = []
+    mapped = mmap.mmap
+
+    def spy(descriptor: int, size: int) -> mmap.mmap:
+        seen.append(os.fstat(descriptor))
+        return mapped(descriptor, size)
+
+    monkeypatch.setattr(mmap, "mmap", spy)
+    mapped_tensor(tmp_path, (1000, 3), torch.float32)
+    assert seen[0].st_size == 12_000
+    assert seen[0].st_blocks * 512 >= 12_000  # there is room on the disk before a row is written
+    assert seen[0].st_dev == tmp_path.stat().st_dev
+    assert seen[0].st_nlink == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_process_that_is_killed_leaves_nothing_behind(tmp_path):
+    code = f"""
+import os, pathlib, signal, torch
+from policy_distill.support.files import mapped_tensor
+tensor = mapped_tensor(pathlib.Path({str(tmp_path)!r}), (1000, 3), torch.float32).fill_(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    def full(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(RequestError, match=r"no room for 40 MB in .*No space left on device.*--output"):
+        mapped_tensor(tmp_path, (10_000_000,), torch.float32)
+    assert os.listdir(tmp_path) == []
