@@ -37,8 +37,11 @@ class Trajectory:
 
     @property
     def episode_return(self) -> float:
-        """Sum of the rewards, added one after the other as ``evaluate`` does: in another order the last bit would be another."""
-        return sum(self.rewards.tolist())
+        """Sum of the rewards, added one after the other as ``evaluate`` does: in another order the last bit would be another.
+
+        ``sum`` will not do: from Python 3.12 on it carries what rounding loses.
+        """
+        return float(np.cumsum(self.rewards)[-1]) if len(self.rewards) else 0.0
 
     @property
     def ended(self) -> bool:
