@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import inspect
 import os
 import platform
 import re
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from policy_distill.config import EvaluateConfig
-from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, retention
 from policy_distill.policies.student import Student
@@ -136,6 +137,7 @@ def certificate(
         },
         "versions": versions(spec),
         "kernels": kernels(),
+        "sources": environment_sources(spec),
         "seeds": found.student.seeds.tolist(),
         "returns": {role: values.tolist() for role, values in zip(ROLES, found.returns, strict=True)},
     }
@@ -207,6 +209,30 @@ def versions(spec: EnvironmentSpec) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+def environment_sources(spec: EnvironmentSpec) -> dict[str, str]:
+    """Hashes of the files that define the environment and its wrappers, by module; ``unknown`` where there is no file.
+
+    Gymnasium's own and this package's are left out: their versions say what they are.
+    """
+    found = {}
+    env: gym.Env = make(spec)
+    try:
+        layer = env
+        while True:
+            kind = type(layer)
+            if kind.__module__.partition(".")[0] not in ("gymnasium", "policy_distill"):
+                try:
+                    file = inspect.getsourcefile(kind)
+                except TypeError:  # it was not defined in a file
+                    file = None
+                found[kind.__module__] = sha256(Path(file)) if file and os.path.isfile(file) else "unknown"
+            if not isinstance(layer, gym.Wrapper):
+                return found
+            layer = layer.env
+    finally:
+        env.close()
 
 
 def _relative(place: str | None, folder: Path) -> str | None:

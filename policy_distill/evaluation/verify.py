@@ -18,7 +18,7 @@ from policy_distill.environments.known_wrappers import trusting
 from policy_distill.environments.matching import check_fits
 from policy_distill.environments.specs import EnvironmentSpec, named_again
 from policy_distill.evaluation import teacher_check as check
-from policy_distill.evaluation.certify import FORMAT, ROLES, files_of, versions
+from policy_distill.evaluation.certify import FORMAT, ROLES, environment_sources, files_of, versions
 from policy_distill.evaluation.measure import AS_FOUND, agents_among, load_policy
 from policy_distill.evaluation.probe import probe
 from policy_distill.evaluation.rounding import kernels
@@ -161,6 +161,9 @@ def verify(
         return found  # what plays would not be what was certified
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference)))
     probe(spec, step_timeout).require_repeatable()
+    if other := _other_sources(data, spec):
+        found.notes.append(f"the environment's code is not the one that was certified: {', '.join(other)} changed")
+        changed += other
     for agent in agents_among(acting, reference):
         found.notes += check.screen_files(agent, spec, skip=skip_check)
     player = Drawing(acting) if data["student"].get("stochastic") else acting
@@ -307,6 +310,14 @@ def _other_versions(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:
         for name in dict.fromkeys([*data["versions"], *here])
         if data["versions"].get(name) != here.get(name)
     ]
+
+
+def _other_sources(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:
+    """Modules of the environment whose code was another when the certificate was written; older certificates do not say."""
+    recorded, here = data.get("sources"), environment_sources(spec)
+    if not isinstance(recorded, dict):
+        return []
+    return sorted(name for name in {*recorded, *here} if recorded.get(name) != here.get(name))
 
 
 def _rounds_differently(data: dict[str, Any], spec: EnvironmentSpec) -> bool:

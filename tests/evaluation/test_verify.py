@@ -389,3 +389,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(edit, folder):
     with pytest.raises(RequestError) as caught:
         verified(folder, episodes=2)
     assert str(caught.value).isprintable()
+
+
+def test_another_code_of_the_environment_is_named(folder):
+    """Its returns are compared as those of another version: by their means."""
+    assert set(read_certificate(folder / "certificate.json")["sources"]) == {"tests.small_worlds"}
+    assert not any("the environment's code" in note for note in verified(folder, episodes=6).notes)
+    change(folder, lambda data: data["sources"].update({"tests.small_worlds": "0" * 64}))
+    found = verified(folder, episodes=6)
+    assert found.holds, found.objections
+    assert "the environment's code is not the one that was certified: tests.small_worlds changed" in found.notes
