@@ -21,7 +21,7 @@ from policy_distill.evaluation import teacher_check as check
 from policy_distill.evaluation.certify import FORMAT, ROLES, environment_sources, files_of, versions
 from policy_distill.evaluation.measure import AS_FOUND, agents_among, load_policy
 from policy_distill.evaluation.probe import probe
-from policy_distill.evaluation.rounding import kernels
+from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, shows_positive_mean
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.stochastic import Drawing
@@ -135,7 +135,7 @@ def verify(
     changed = _other_versions(data, spec)
     if changed:
         found.notes.append(f"written with other versions: {', '.join(changed)}")
-    if _rounds_differently(data, spec):
+    if _rounds_differently(data):
         found.notes.append(f"written where numbers are rounded differently, on {_named(data.get('kernels'))}; here on {_named(kernels())}")
     _check_test(data, found)
     total = len(data["seeds"])
@@ -320,9 +320,9 @@ def _other_sources(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:
     return sorted(name for name in {*recorded, *here} if recorded.get(name) != here.get(name))
 
 
-def _rounds_differently(data: dict[str, Any], spec: EnvironmentSpec) -> bool:
-    """Known to; older certificates do not say."""
-    return data["versions"].get("rounding", here := versions(spec)["rounding"]) != here
+def _rounds_differently(data: dict[str, Any]) -> bool:
+    """Whether the certificate says so; older ones do not say."""
+    return data["versions"].get("rounding", rounding()) != rounding()
 
 
 def _named(kernels: Any) -> str:
