@@ -183,6 +183,8 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "sampling",
         "threads",
         "terminal",
+        "trees",
+        "pending",
     ),
     "policy_distill.teachers": (
         "action_values",

@@ -1,0 +1,38 @@
+"""An answer that is asked for now and read later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+Answer = TypeVar("Answer")
+Other = TypeVar("Other")
+
+
+class Pending(Generic[Answer]):
+    """What a worker was asked for. ``result`` waits for it, once; later calls return the same answer.
+
+    Args:
+        wait: waits for the answer and returns it; is called once.
+    """
+
+    def __init__(self, wait: Callable[[], Answer]) -> None:
+        self._wait: Callable[[], Answer] | None = wait
+        self._answer: Any = None
+
+    @classmethod
+    def known(cls, answer: Answer) -> Pending[Answer]:
+        """An answer that nobody has to be asked for."""
+        return cls(lambda: answer)
+
+    def result(self) -> Answer:
+        """The answer; raises what its computation raised."""
+        if self._wait is not None:
+            wait, self._wait = self._wait, None
+            self._answer = wait()
+        answer: Answer = self._answer
+        return answer
+
+    def then(self, function: Callable[[Answer], Other]) -> Pending[Other]:
+        """What ``function`` makes of the answer, when it is read."""
+        return Pending(lambda: function(self.result()))
