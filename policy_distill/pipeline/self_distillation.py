@@ -26,8 +26,8 @@ from policy_distill.policies.student import Student
 from policy_distill.support.figures import return_text
 from policy_distill.training.dataset import Dataset
 
-CHUNK = 16_384
-"""Rows that a student is asked about at once."""
+CHUNK, CHUNK_NUMBERS = 16_384, 2**26
+"""Rows that a student is asked about at once, and numbers in these observations."""
 
 
 @dataclass(frozen=True)
@@ -144,5 +144,5 @@ def mix_targets(
 
 def _ask(mentor: Student, observations: Tensor, device: torch.device) -> Parameters:
     """The parameters of a student's distribution for all rows."""
-    parts = [mentor.parameters_of(rows) for rows in observations.split(CHUNK)]
+    parts = [mentor.parameters_of(rows) for rows in observations.split(min(CHUNK, 1 + CHUNK_NUMBERS // observations[0].numel()))]
     return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from policy_distill.policies.actions import LAYER, ActionTargets, Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.policies.encoders import Vectors
 from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student
+from policy_distill.support.trees import Tree, to_tensors
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.ensemble import Ensemble
 from policy_distill.teachers.networks.acting import (
@@ -75,8 +77,11 @@ def actor(policy: Any, rows: int) -> Function:
 def outputs_of(student: Student, rows: int) -> Function:
     """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
 
-    The next question may overwrite them.
+    The next question may overwrite them. Convolutions round a row differently in another batch: a student of images is asked about one
+    observation at a time.
     """
+    if not isinstance(student.encoder, Vectors):
+        return lambda observations: one_by_one(lambda row: _forward(student, row), observations)
     layers, space = Layers(student.network, rows), student.observation_space
     mean, scale = student.mean.numpy(), student.scale.numpy()
     encoded, is_box = np.empty((rows, len(mean)), np.float32), isinstance(space, gym.spaces.Box)
@@ -97,6 +102,11 @@ def to_environment(box: Box, shape: tuple[int, ...]) -> Function:
     unit, offset = (values.astype(np.float32) for values in box.affine())
     low, high = (np.array(bounds, np.float32) for bounds in (box.low, box.high))
     return lambda values: (values * unit + offset).clip(low, high).reshape(-1, *shape)
+
+
+@torch.inference_mode()
+def _forward(student: Student, observations: Tree) -> np.ndarray:
+    return student(to_tensors(observations)).numpy()
 
 
 def _refuse_device(observations: np.ndarray) -> Labels:

@@ -127,6 +127,10 @@ def networks_of_model(model: Any) -> Networks:
     source = f"the {type(model).__name__} model"
     if name is None or name == "ppo_lstm":
         raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms without memory are")
+    if is_image(model.observation_space):
+        raise RequestError(
+            f"{source} reads images {model.observation_space.shape}, which are not supported: agents on vector observations are"
+        )
     check_observation_space(model.observation_space, source)
     check_start(model.observation_space, model.action_space, source)
     policy = getattr(model.policy, COMPILED.rstrip("."), model.policy)
@@ -230,10 +234,8 @@ def check_observation_space(space: gym.Space, source: str) -> None:
     """Refuse spaces that no student reads.
 
     Raises:
-        RequestError: for Dict, Tuple and images.
+        RequestError: for Dict and Tuple.
     """
-    if is_image(space):
-        raise RequestError(f"{source} reads images {space.shape}, which are not supported: agents on vector observations are")
     try:
         observation_width(space)
     except ValueError as error:
