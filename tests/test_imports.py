@@ -124,6 +124,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "fast_forward",
         "actions",
         "observations",
+        "policy",
     ),
     "policy_distill.report": (
         "write",
@@ -144,10 +145,13 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "ppo_rollouts",
         "collect",
         "episodes",
+        "play",
+        "acting",
         "processes",
         "numpy_policies",
         "transitions",
         "stochastic",
+        "random_policy",
         "watchdog",
     ),
     "policy_distill.studies": (
