@@ -118,6 +118,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.policies": (
         "student",
+        "encoders",
         "mixtures",
         "q_values",
         "rowwise",
@@ -228,8 +229,11 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "trainer",
         "kickstart",
         "batches",
+        "stacks",
+        "autograd_stack",
         "ppo",
         "stack",
+        "flat",
         "dataset",
     ),
 }
@@ -239,9 +243,6 @@ KNOWS_SB3 = tuple(
     for name in (
         "teachers",
         "export.sb3",
-        "training.kickstart",
-        "training.ppo",
-        "rollouts.ppo_rollouts",
         "studies.benchmark",
         "studies.train_teacher",
     )
