@@ -104,7 +104,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "autograd_gradients",
         "objective",
         "relations",
-        "divergences",
     ),
     "policy_distill.pipeline": (
         "distill",
@@ -118,12 +117,22 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.policies": (
         "student",
-        "mixtures",
+        "families",
+        "divergences",
         "q_values",
         "rowwise",
         "fast_forward",
         "actions",
         "observations",
+    ),
+    "policy_distill.policies.families": (
+        "categorical",
+        "multi_categorical",
+        "bernoulli",
+        "choices",
+        "gaussian",
+        "deterministic",
+        "family",
     ),
     "policy_distill.report": (
         "write",
@@ -194,6 +203,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "ensemble",
         "networks",
         "files",
+        "algorithms",
     ),
     "policy_distill.teachers.files": (
         "folder",
@@ -205,7 +215,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "saved_spaces",
         "trusted",
         "saved_config",
-        "saved_algorithm",
         "not_agents",
         "inert",
         "errors",

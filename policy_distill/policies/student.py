@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -18,7 +17,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
-from policy_distill.policies.actions import DiagGaussian, Family, Parameters, Units, family_of
+from policy_distill.policies.actions import Parameters, Units
+from policy_distill.policies.families import Family, family_of
 from policy_distill.policies.fast_forward import lay_out, run
 from policy_distill.policies.observations import encode_observations, observation_width, space_from_dict, space_to_dict
 from policy_distill.support.files import write_atomically
@@ -47,9 +47,7 @@ class Architecture:
     @property
     def family(self) -> Family:
         family = family_of(self.action_space)
-        if self.action_units is None or not isinstance(family, DiagGaussian):
-            return family
-        return dataclasses.replace(family, box=dataclasses.replace(family.box, units=self.action_units))
+        return family if self.action_units is None else family.in_units(self.action_units)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -103,7 +101,7 @@ class Student(nn.Module):
         self.network = nn.Sequential(*layers)
         self.register_buffer("mean", torch.zeros(widths[0]))
         self.register_buffer("scale", torch.ones(widths[0]))
-        self.register_buffer("log_std", torch.zeros(widths[-1] if isinstance(self.family, DiagGaussian) else 0))
+        self.register_buffer("log_std", torch.zeros(self.family.spread))
 
     @property
     def observation_space(self) -> gym.Space:
@@ -133,15 +131,13 @@ class Student(nn.Module):
     def parameters_of(self, observations: Tensor) -> Parameters:
         """The parameters of the student's action distribution."""
         output = self(observations)
-        if isinstance(self.family, DiagGaussian):
-            return {"mean": output, "log_std": self.log_std.expand_as(output)}
-        return {"logits": output}
+        return self.family.parameters_of(output, self.log_std.expand(*output.shape[:-1], -1))
 
     @torch.inference_mode()
     def act(self, observations: np.ndarray, *, generator: torch.Generator | None = None) -> np.ndarray:
         """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given."""
         parameters = self.parameters_of(torch.as_tensor(observations))
-        actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)  # type: ignore[union-attr]
+        actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)
         array = actions.numpy()
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
 
@@ -254,8 +250,7 @@ def _check_weights(architecture: Architecture, weights: dict[str, Tensor]) -> No
     if len(architecture.hidden_sizes) > MAX_LAYERS or any(type(size) is not int or size < 1 for size in architecture.hidden_sizes):
         raise ValueError(f"hidden_sizes are {architecture.hidden_sizes}")
     widths = architecture.widths
-    outputs = widths[-1] if isinstance(architecture.family, DiagGaussian) else 0
-    expected: dict[str, tuple[int, ...]] = {"mean": widths[:1], "scale": widths[:1], "log_std": (outputs,)}
+    expected: dict[str, tuple[int, ...]] = {"mean": widths[:1], "scale": widths[:1], "log_std": (architecture.family.spread,)}
     for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
         expected |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}

@@ -27,7 +27,7 @@ from policy_distill.config import PolishConfig, TrainingFault
 from policy_distill.environments.border import own_random_state
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import ActionTargets, DiagGaussian
+from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.student import ACTIVATIONS, Architecture, Student
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.teachers import Teacher
@@ -151,7 +151,7 @@ def _build(
         for layer, source in zip(actor_layers(policy), student.linears, strict=True):
             layer.weight.copy_(source.weight)
             layer.bias.copy_(source.bias)
-        if isinstance(student.family, DiagGaussian):
+        if student.family.spread:
             policy.log_std.copy_(student.log_std)
     value = Architecture(student.observation_space, gym.spaces.Box(-np.inf, np.inf, (1,)), CRITIC_SIZES, architecture.activation)
     actor, critic = (

@@ -22,7 +22,7 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor, nn
 
-from policy_distill.policies.actions import Bernoulli, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.policies.families import Bernoulli, Categorical, DiagGaussian, Family, MultiCategorical
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.training.stack import Activations, StudentStack
 

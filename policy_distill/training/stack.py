@@ -13,7 +13,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from policy_distill.policies.actions import DiagGaussian
 from policy_distill.policies.student import Architecture, Student, layer_names
 
 NARROW = 10
@@ -112,7 +111,7 @@ class StudentStack:
         self.mean, self.scale = mean, scale
         self._activate, self._derive = _FUNCTIONS[architecture.activation]
         widths = architecture.widths
-        spread = widths[-1] if isinstance(architecture.family, DiagGaussian) else 0
+        spread = architecture.family.spread
         size = architecture.params + spread + sum((ours + 1) * theirs for ours, theirs in projections)
         self.flat = torch.zeros(self.num_members, size, device=mean.device)
         self.gradient = torch.zeros_like(self.flat)

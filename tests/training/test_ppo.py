@@ -21,7 +21,8 @@ from policy_distill.config import LossConfig, PolishConfig
 from policy_distill.environments.border import own_random_state
 from policy_distill.environments.specs import make
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import Box, Deterministic, family_of
+from policy_distill.policies.actions import Box
+from policy_distill.policies.families import Deterministic, family_of
 from policy_distill.training import kickstart as kickstart_module
 from policy_distill.training.ppo import LeanPPO, log_prob_and_score
 from policy_distill.training.stack import StudentStack
