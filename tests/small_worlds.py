@@ -13,6 +13,7 @@ from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.families import family_of
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.rollouts.transitions import Transitions
+from policy_distill.support import trees
 from policy_distill.teachers import Teacher
 from policy_distill.training.dataset import Dataset
 
@@ -174,14 +175,14 @@ def walk_expert() -> Student:
     return student.eval().requires_grad_(False)
 
 
-def random_observations(space: gym.Space, count: int, *, seed: int = 0) -> np.ndarray:
+def random_observations(space: gym.Space, count: int, *, seed: int = 0) -> trees.Tree:
     space.seed(seed)
-    return np.stack([np.asarray(space.sample()) for _ in range(count)])
+    return trees.stack([space.sample() for _ in range(count)])
 
 
-def labelled(observations: torch.Tensor, targets: ActionTargets, *, episodes: torch.Tensor | None = None) -> Transitions:
+def labelled(observations: trees.Tree, targets: ActionTargets, *, episodes: torch.Tensor | None = None) -> Transitions:
     """Transitions of which only observations, targets and episodes matter."""
-    count = len(observations)
+    count = trees.length(observations)
     no = torch.zeros(count, dtype=torch.bool)
     ids = torch.zeros(count, dtype=torch.int64) if episodes is None else episodes
     return Transitions(observations, targets, torch.zeros(count), no, no, ids, ~no)

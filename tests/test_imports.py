@@ -117,6 +117,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.policies": (
         "student",
+        "encoders",
         "families",
         "divergences",
         "q_values",
@@ -233,8 +234,11 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "trainer",
         "kickstart",
         "batches",
+        "stacks",
+        "autograd_stack",
         "ppo",
         "stack",
+        "flat",
         "dataset",
     ),
 }
@@ -244,9 +248,6 @@ KNOWS_SB3 = tuple(
     for name in (
         "teachers",
         "export.sb3",
-        "training.kickstart",
-        "training.ppo",
-        "rollouts.ppo_rollouts",
         "studies.benchmark",
         "studies.train_teacher",
     )

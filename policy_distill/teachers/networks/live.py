@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from policy_distill.policies.actions import ActionTargets, Box, Parameters
 from policy_distill.policies.families import Family, family_of
+from policy_distill.support.trees import Tree, leaves, length, map_leaves
 from policy_distill.teachers.networks.acting import ActionBounds, SwitchLogits, count, scores_both
 
 
@@ -40,9 +41,9 @@ class LivePolicy(nn.Module):
         spared = [name for name, _ in self.policy.named_parameters() if "value_net" in name or "vf_" in name or name == "log_std"]
         return sum(parameter.numel() for name, parameter in self.policy.named_parameters() if name not in spared)
 
-    def forward(self, observations: Tensor) -> ActionTargets:
-        actions, _ = self.policy.predict(observations.cpu().numpy(), deterministic=True)
-        named = torch.as_tensor(np.array(actions), device=observations.device).reshape(len(observations), -1)
+    def forward(self, observations: Tree) -> ActionTargets:
+        actions, _ = self.policy.predict(_on_cpu(observations), deterministic=True)
+        named = torch.as_tensor(np.array(actions), device=leaves(observations)[0].device).reshape(length(observations), -1)
         if self.bounds is not None:
             return ActionTargets(self._gaussian(observations), named.float())
         named = named.reshape(-1, *self.family.action_shape).long()
@@ -51,7 +52,7 @@ class LivePolicy(nn.Module):
     def _has_distribution(self) -> bool:
         return hasattr(self.policy, "get_distribution") or hasattr(getattr(self.policy, "actor", None), "get_action_dist_params")
 
-    def _distribution(self, observations: Tensor) -> Any:
+    def _distribution(self, observations: Tree) -> Any:
         if hasattr(self.policy, "get_distribution"):
             distribution = self.policy.get_distribution(observations)
             # sb3-contrib's maskable ones keep their parts under a name of their own.
@@ -60,7 +61,7 @@ class LivePolicy(nn.Module):
         mean, log_std, latent = actor.get_action_dist_params(observations)
         return actor.action_dist.proba_distribution(mean, log_std, **latent).distribution
 
-    def _gaussian(self, observations: Tensor) -> Parameters:
+    def _gaussian(self, observations: Tree) -> Parameters:
         if not self._has_distribution():
             return {}
         assert self.bounds is not None
@@ -70,7 +71,7 @@ class LivePolicy(nn.Module):
             return {"mean": mean, "log_std": log_std}
         return {"mean": self.bounds.to_box(mean), "log_std": log_std - self.bounds.scale.log()}
 
-    def _scores(self, observations: Tensor, named: Tensor) -> Parameters:
+    def _scores(self, observations: Tree, named: Tensor) -> Parameters:
         if hasattr(self.policy, "quantile_net"):
             return {"q_values": self.policy.quantile_net(observations).mean(1)}
         if hasattr(self.policy, "q_net"):
@@ -89,7 +90,7 @@ class CallableNetwork(nn.Module):
     reads_raw = True
 
     def __init__(
-        self, function: Callable[[np.ndarray], Any], action_space: gym.Space, outputs: Literal["actions", "logits"], params: int
+        self, function: Callable[[Tree], Any], action_space: gym.Space, outputs: Literal["actions", "logits"], params: int
     ) -> None:
         super().__init__()
         self.function = function
@@ -99,9 +100,9 @@ class CallableNetwork(nn.Module):
         self.bounds = ActionBounds(family.box) if family.box is not None else None
         self.family = family.of_agent(density=False)
 
-    def forward(self, observations: Tensor) -> ActionTargets:
-        answer = torch.as_tensor(np.array(self.function(observations.cpu().numpy())), device=observations.device)
-        answer = answer.reshape(len(observations), -1)
+    def forward(self, observations: Tree) -> ActionTargets:
+        answer = torch.as_tensor(np.array(self.function(_on_cpu(observations))), device=leaves(observations)[0].device)
+        answer = answer.reshape(length(observations), -1)
         width = math.prod(self.family.action_shape) if self.outputs == "actions" else self.family.width
         if answer.shape[1] != width:
             raise ValueError(f"the callable returned {answer.shape[1]} numbers an observation; {width} {self.outputs} are expected")
@@ -110,8 +111,12 @@ class CallableNetwork(nn.Module):
         if self.outputs == "actions":
             named = answer.long().reshape(-1, *self.family.action_shape)
             return ActionTargets(self.family.confident(named), named)
-        logits = {"logits": answer.float()}
-        return ActionTargets(logits, self.family.mode(logits))
+        told = {self.family.names[0]: answer.float()}
+        return ActionTargets(told, self.family.mode(told))
+
+
+def _on_cpu(observations: Tree) -> Tree:
+    return map_leaves(lambda part: part.cpu().numpy(), observations)
 
 
 def _copy(policy: Any) -> Any:
