@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policy_distill.policies.families import family_of
 from policy_distill.policies.observations import FAR_FROM_ZERO
 from policy_distill.policies.student import ACTIVATIONS, Student
 from policy_distill.support.files import write_atomically
@@ -68,12 +69,16 @@ def _bounded(space: gym.Space) -> gym.Space:
     return gym.spaces.Box(-1.0, 1.0, space.shape, space.dtype.type)
 
 
-def why_not_ppo(*spaces: gym.Space) -> str | None:
-    """Why no PPO agent can live in these spaces, or None: Stable-Baselines3 counts discrete values from 0, wherever the space starts."""
-    for space in (part for whole in spaces for part in leaf_spaces(whole).values()):
+def why_not_ppo(observation_space: gym.Space, action_space: gym.Space) -> str | None:
+    """Why no PPO agent can live in these spaces, or None.
+
+    Stable-Baselines3 counts discrete values from 0, wherever the space starts, and has distributions of its own.
+    """
+    for space in (*leaf_spaces(observation_space).values(), action_space):
         if np.any(getattr(space, "start", 0)):
             return f"Stable-Baselines3 does not support {space}, which does not start at 0"
-    return None
+    family = family_of(action_space)
+    return None if family.in_sb3 else f"Stable-Baselines3 has no distribution like {type(family).__name__}"
 
 
 def why_not_exported(student: Student) -> str | None:
