@@ -125,6 +125,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "fast_forward",
         "actions",
         "observations",
+        "policy",
     ),
     "policy_distill.policies.families": (
         "categorical",
@@ -154,10 +155,13 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "ppo_rollouts",
         "collect",
         "episodes",
+        "play",
+        "acting",
         "processes",
         "numpy_policies",
         "transitions",
         "stochastic",
+        "random_policy",
         "watchdog",
     ),
     "policy_distill.studies": (
