@@ -274,7 +274,7 @@ class Goals(gym.Env):
 @pytest.mark.parametrize("test_mode", [False, True])
 def test_the_time_is_appended_to_a_dict_as_sb3_contrib_appends_it(test_mode):
     theirs_of = pytest.importorskip("sb3_contrib.common.wrappers").TimeFeatureWrapper
-    inner = Goals()
+    inner: Any = Goals()
     ours, theirs = (kind(env, max_steps=4, test_mode=test_mode) for kind, env in ((TimeFeatureWrapper, inner), (theirs_of, Goals())))
     assert ours.observation_space == theirs.observation_space
     assert inner.observation_space.spaces["observation"].shape == (2,), "what is inside stays what it was"
