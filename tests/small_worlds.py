@@ -63,6 +63,23 @@ class Places(Walk):
         return {"position": state[:1].astype(np.float64), "target": int(state[1])}
 
 
+class Halves(Walk):
+    """The same walk, observed as a Dict of two vectors that are the walk's own, one after the other."""
+
+    observation_space: Any = gym.spaces.Dict({"position": gym.spaces.Box(0, 10, (1,)), "target": gym.spaces.Box(0, 10, (1,))})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self._seen(super().reset(seed=seed)[0]), {}
+
+    def step(self, action: Any) -> Any:
+        state, *rest = super().step(action)
+        return self._seen(state), *rest
+
+    @staticmethod
+    def _seen(state: np.ndarray) -> dict[str, np.ndarray]:
+        return {"target": state[1:], "position": state[:1]}
+
+
 class Bandit(gym.Env):
     """One step: name the number that is shown. The number is drawn as the action space draws its samples."""
 
@@ -234,7 +251,14 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
     return labelled(observations, ActionTargets(parameters, actions))
 
 
-for _name, _limit in (("Walk", WALK_LIMIT), ("Places", WALK_LIMIT), ("Bandit", None), ("Echo", None), ("Push", None)):
+for _name, _limit in (
+    ("Walk", WALK_LIMIT),
+    ("Places", WALK_LIMIT),
+    ("Halves", WALK_LIMIT),
+    ("Bandit", None),
+    ("Echo", None),
+    ("Push", None),
+):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from torch import nn
 
@@ -92,8 +91,6 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     if config.below == 0 or not np.isfinite(run.retention(kept.returns)) or _shows_enough(run, kept):
         return None
     reason = why_not_ppo(job.teacher.observation_space, job.teacher.action_space)
-    if isinstance(job.teacher.observation_space, gym.spaces.Dict):
-        reason = "training by reward reads observations of one array, and these are a Dict"
     if job.teacher.needs_float64:
         reason = "Stable-Baselines3 reads observations in float32, which is too coarse for these"
     if reason:

@@ -11,7 +11,7 @@ import pytest
 from stable_baselines3 import PPO
 
 from policy_distill.commands.cli import main
-from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, SelfDistillConfig, StudentConfig, TrainConfig
+from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, PolishConfig, SelfDistillConfig, StudentConfig, TrainConfig
 from policy_distill.evaluation.disagreements import find
 from policy_distill.pipeline.distill import distill
 from policy_distill.policies.student import Student
@@ -19,7 +19,7 @@ from policy_distill.rollouts.episodes import evaluate, evaluation_seeds
 from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.support import trees
 from policy_distill.teachers import Teacher
-from tests.small_worlds import PLACES, Places, places_teacher, random_observations
+from tests.small_worlds import PLACES, Halves, Places, places_teacher, random_observations, walk_best, walk_teacher
 from tests.teachers.conftest import build
 
 
@@ -54,6 +54,27 @@ def test_the_student_and_its_zip_act_alike_on_observations_by_key(run):
     seeds = evaluation_seeds("check", 5)
     assert evaluate(student, PLACES, seeds).returns.tolist() == evaluate(student, PLACES, seeds, num_envs=1).returns.tolist()
     assert len(evaluate(Drawing(student), PLACES, seeds).returns) == 5
+
+
+def test_a_dict_and_the_vector_that_it_is_read_as_give_the_same_student(tmp_path):
+    """Collecting, training, polishing and measuring: nothing may depend on how the same numbers are packed."""
+
+    def halves_best(seen: dict[str, np.ndarray]) -> np.ndarray:
+        return walk_best(np.concatenate([seen["position"], seen["target"]], axis=1))
+
+    halves = Teacher.from_callable(halves_best, Halves.observation_space, walk_teacher().action_space)
+    polish = PolishConfig(below=10.0, env_steps=2048, num_envs=4, num_steps=64, snapshots=2)
+    weights, results = [], []
+    for name, env, teacher in (("dict", "tests/Halves-v0", halves), ("vector", "tests/Walk-v0", walk_teacher())):
+        distill(
+            config_of(tmp_path / name, env=env, polish=polish, collect=CollectConfig(rounds=1, env_steps=200, num_envs=4)), teacher=teacher
+        )
+        weights.append((tmp_path / name / "run" / "student" / "student.safetensors").read_bytes())
+        results.append(json.loads((tmp_path / name / "run" / "result.json").read_text()))
+    assert results[0]["polish"]["records"] == results[1]["polish"]["records"]
+    assert results[0]["polish"]["records"]
+    assert results[0]["returns"] == results[1]["returns"]
+    assert weights[0] == weights[1]
 
 
 def test_the_number_of_workers_does_not_change_the_student(run, tmp_path):
