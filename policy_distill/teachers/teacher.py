@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from policy_distill.config import Reading, RequestError
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.policies.actions import LAYER, ActionTargets, Family
-from policy_distill.policies.observations import encode_observations, observation_width, parts_of
-from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, of_space, to_tensors, zeros
+from policy_distill.policies.actions import LAYER, ActionTargets
+from policy_distill.policies.families import Family
+from policy_distill.policies.observations import encode_observations, observation_width
+from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, to_tensors, zeros
+from policy_distill.teachers.algorithms import ALGORITHMS, layout_of
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.files.folder import find_agent
 from policy_distill.teachers.files.normalization import ObservationNormalization, Statistics, required
 from policy_distill.teachers.networks.extractor import file_of
-from policy_distill.teachers.networks.live import CallableNetwork
+from policy_distill.teachers.networks.live import CallableNetwork, raw_observations
 from policy_distill.teachers.networks.recording import layers_inside, record_layers
 from policy_distill.teachers.reading import (
     around,
@@ -176,8 +178,12 @@ class Teacher(nn.Module):
     def why_no_values(self) -> str | None:
         """Why ``values`` cannot answer, and what would help; None if it can."""
         if self.critic is None:
-            known = "a2c, ppo, trpo, dqn, qrdqn, sac, tqc, td3, ddpg, or an ensemble combined by value"
-            return f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {known}"
+            layouts = {name: layout_of(name) for name in ALGORITHMS}
+            known = ", ".join(name for name, layout in sorted(layouts.items()) if layout and (layout.value or layout.values_actions))
+            return (
+                f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {known}, or an ensemble "
+                "combined by value"
+            )
         if self.reward_scale is None:
             return f"{name_of(self)} was trained on normalised rewards whose scale is missing: put vecnormalize.pkl where its config.yml is"
         return None
@@ -197,11 +203,7 @@ class Teacher(nn.Module):
             normalized = normalized.clamp(-self.clip, self.clip).float()
         if not getattr(self.network, "reads_raw", False):
             return encode_observations(space, observations) if normalized is None else normalized
-        raw = map_leaves(_as_read, of_space(space, lambda part: part), observations)
-        if normalized is None:
-            return raw
-        parts = parts_of(space, normalized)
-        return {key: parts[key] if key in self._normalized_keys else raw[key] for key in raw} if isinstance(raw, dict) else parts
+        return raw_observations(space, observations, normalized, self._normalized_keys)
 
     @property
     def members(self) -> tuple[Teacher, ...]:
@@ -348,8 +350,7 @@ class Teacher(nn.Module):
 
         Args:
             function: from a batch of raw observations (float32 ``[B, ...]``; int64 for discrete spaces; by key for a Dict) to what
-                ``outputs`` says. While environments are stepped it is asked about one observation at a time, so that no answer depends on
-                a batch.
+                ``outputs`` says. While environments are stepped it is asked about one at a time: no answer depends on a batch.
             observation_space: of the observations.
             action_space: of the actions.
             outputs: ``actions`` as ``env.step`` takes them (continuous ones are clipped to the bounds; of discrete ones the distribution
@@ -397,10 +398,3 @@ class Teacher(nn.Module):
             facts=facts,
             critic=HighestValue() if combine == "value" else None,
         )  # fmt: skip
-
-
-def _as_read(space: gym.Space, observations: Tensor) -> Tensor:
-    """Raw observations of one array for a network that reads them as they are."""
-    if not isinstance(space, gym.spaces.Box):
-        return observations.long()
-    return observations.float().reshape(len(observations), *space.shape)
