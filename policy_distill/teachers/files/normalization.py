@@ -17,7 +17,7 @@ from torch import Tensor
 
 from policy_distill.config import RequestError
 from policy_distill.policies.observations import observation_width
-from policy_distill.support.trees import leaf_spaces
+from policy_distill.support.trees import leaf_spaces, of_space
 from policy_distill.support.untrusted import read_bytes, refuse_damage
 from policy_distill.teachers.files.inert import Inert, load_inert, plain_array
 
@@ -100,6 +100,20 @@ def for_observations(statistics: Statistics, space: gym.Space) -> ObservationNor
             column.append(ones * values)
     mean, var, epsilon, clip = map(np.concatenate, columns)
     return ObservationNormalization(mean, var, epsilon, clip)
+
+
+def required(statistics: Statistics, space: gym.Space, source: str, file: Path | None) -> ObservationNormalization:
+    """``for_observations`` of the agent ``source``.
+
+    Raises:
+        RequestError: if the statistics, read from ``file``, do not fit.
+    """
+    if (found := for_observations(statistics, space)) is None:
+        raise RequestError(
+            f"{source}: the normalisation statistics are of shape {shape_of(statistics)}, its observations of "
+            f"{of_space(space, lambda part: part.shape)}; {file or 'the vecnormalize.pkl'} is another agent's"
+        )
+    return found
 
 
 def shape_of(statistics: Statistics) -> object:
