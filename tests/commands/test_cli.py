@@ -225,7 +225,7 @@ def test_each_command_explains_its_options(command, capsys):
     assert "--json" in shown
     if command == "distill_policy":
         assert "--student.hidden_sizes" in shown
-        assert "Processes that step environments" in shown
+        assert "Number of processes that step environments" in shown
 
 
 def test_the_list_of_commands_is_shown_with_one_sentence_each(capsys):

@@ -74,7 +74,7 @@ def test_the_file_that_a_run_leaves_runs_it_again(paths, tmp_path, capsys):
     """A wrapper of the user's own is code, so that it is named again."""
     _, run = paths
     again = ["distill_policy", "--config", str(run / "config.yaml"), "--output", str(tmp_path / "again")]
-    asked = re.fullmatch(r".*names wrappers of its own, and importing them runs their code: give (.*)", refused(capsys, *again))
+    asked = re.fullmatch(r".*names wrappers by module:Class, and importing them runs their code: give (.*)", refused(capsys, *again))
     assert asked is not None
     printed(capsys, *again, *shlex.split(asked[1]))
     one, other = ((folder / "student" / "student.safetensors").read_bytes() for folder in (run, tmp_path / "again"))
