@@ -29,7 +29,7 @@ def test_findings_are_rows(tmp_path, capsys):
     assert main(["check_teacher", "--teacher", str(agent), "--env", WALK.id, "--episodes", "20", "--workers", "0"]) == 0
     printed = capsys.readouterr().out
     assert "\nSTOP " in printed
-    assert "return of drawn actions" in printed
+    assert "return of sampled actions" in printed
 
 
 @pytest.mark.parametrize("as_json", [False, True])
