@@ -370,7 +370,7 @@ def test_run_suite_reports_the_teacher_that_works_and_the_one_that_does_not(caps
 
 
 def test_square_brackets_are_shown(capsys, monkeypatch, tmp_path):
-    """The table took them for markup: the mend read ``pip install "policy-distill"``."""
+    """The table took them for markup: the fix read ``pip install "policy-distill"``."""
     (tmp_path / "[agents]").mkdir()
     (tmp_path / "[agents]" / "a.zip").write_bytes(b"")
     reason = 'pip install "policy-distill[box2d]"'

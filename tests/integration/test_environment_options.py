@@ -109,7 +109,7 @@ def test_check_teacher_takes_them_too(paths, capsys):
     plain, scaled = printed(capsys, *options), printed(capsys, *options, "--wrapper", SCALED)
     assert scaled["return_mean"] == pytest.approx(4 * plain["return_mean"])
     shorter = printed(capsys, *options, "--max-episode-steps", "1")
-    assert "each of 6 episodes was over after one step" in json.dumps(shorter["findings"])
+    assert "each of 6 episodes ended after one step" in json.dumps(shorter["findings"])
 
 
 class Endless(gym.Env):

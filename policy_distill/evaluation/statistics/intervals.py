@@ -14,7 +14,7 @@ from policy_distill.evaluation.statistics.means import ROUNDING, contrast, skewn
 
 RESAMPLES = 10_000
 SKEWNESS_SHARE = 0.5
-"""Fraction of the sample's skewness that the interval's test corrects for. With 1, rare falls are over-corrected (98 % coverage of a nominal
+"""Fraction of the sample's skewness that the interval's test corrects for. With 1, rare falls are over-corrected (98 % coverage of nominal
 95 %); with 0, coverage is 91 %; see docs/statistics.md."""
 
 

@@ -236,8 +236,8 @@ def tables(replicates: int = 4000, progress: Callable[[str], None] = lambda line
     few = replicates // 16
     say(
         f"Percentage of {replicates:,} samples in which the 95 % interval contains the true retention of 0.9 (standard error "
-        f"{100 * (0.05 * 0.95 / replicates) ** 0.5:.2f}); in brackets, percentages in which the truth lies below and above it (nominal: 2.5 "
-        f"each). Percentile bootstrap: {few} samples.\n"
+        f"{100 * (0.05 * 0.95 / replicates) ** 0.5:.2f}); in brackets, percentages in which the truth lies below and above it (nominal: "
+        f"2.5 each). Percentile bootstrap: {few} samples.\n"
     )
     say("| returns | " + " | ".join(f"{size} episodes | bootstrap" for size in sizes) + " |")
     say("|---|" + "---:|" * (2 * len(sizes)))

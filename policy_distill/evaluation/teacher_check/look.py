@@ -1,4 +1,4 @@
-"""A first look at a few episodes, step by step: what must not go on to the workers is stopped here."""
+"""First episodes, recorded step by step: they detect NaN and endless episodes before workers are started."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from policy_distill.rollouts.trajectories import Trajectory, play
 from policy_distill.teachers import Teacher
 
 HARDLY_REACTS = 0.05
-"""``Behaviour.reaction``: below, a continuous agent is compared with one that does nothing. New networks show 0.001 to 0.04."""
+"""``Behaviour.reaction`` below which a continuous agent is compared with an idle one. Untrained networks have 0.001 to 0.04."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a few episodes showed.
+    """Result of the first episodes.
 
     Attributes:
-        own, random: episodes of the teacher and of a random policy on the same seeds; they were cut off where ``stop`` says so.
-        behaviour: how the teacher acts in its own states, or in the random policy's if it was not let to act.
-        stop: why nothing further need be played; None if all is well.
-        warning: what else was found by playing.
+        own, random: episodes of the teacher and of a random policy on the same seeds; truncated if ``stop`` is ``never_ends``.
+        behaviour: statistics of the teacher's actions in its own states, or in the random policy's if it did not act.
+        stop: a finding that makes further episodes pointless; None if there is none.
+        warning: another finding.
     """
 
     own: Episodes
@@ -42,13 +42,13 @@ class Look:
 
 
 def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_with_idle: bool = True) -> Look:
-    """Play one episode a seed, first at random, then by the teacher unless it answers with NaN: that would crash an environment.
+    """Play one episode per seed, first at random, then with the teacher unless it returns NaN, which could crash the environment.
 
     Args:
         teacher: the agent.
         spec: the environment.
         seeds: one for each episode.
-        compare_with_idle: play what does nothing, too, where the teacher hardly reacts to what it sees.
+        compare_with_idle: also play an idle policy if the teacher hardly reacts to observations.
     """
     longest = max(time_limit(spec) or LONG_EPISODE, 1)
     by_chance = play(None, spec, seeds, max_steps=longest)
@@ -72,11 +72,11 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_w
 
 
 def judge_lengths(lengths: np.ndarray) -> list[Finding]:
-    """Episodes ``[E]`` that are over at once."""
+    """A finding if all episodes, of lengths ``[E]``, end after one step."""
     if not (lengths == 1).all():
         return []
-    fix = "unless the task is a bandit, look whether the environment, its version and its wrappers are those of training"
-    return [Finding("warn", "one_step_episodes", f"each of {len(lengths)} episodes was over after one step", fix)]
+    fix = "unless the task is a bandit, check that the environment, its version and its wrappers are those of training"
+    return [Finding("warn", "one_step_episodes", f"each of {len(lengths)} episodes ended after one step", fix)]
 
 
 def _behaviour(teacher: Teacher, played: list[Trajectory]) -> Behaviour:
