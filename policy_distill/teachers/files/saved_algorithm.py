@@ -1,4 +1,4 @@
-"""Which algorithm saved an agent's zip, told by the fields that it left in the member ``data``."""
+"""Detection of the algorithm that saved an agent's zip, by the fields of its member ``data``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def algorithm_of_fields(data: Mapping[str, Any]) -> str | None:
-    """Name the algorithm that saved ``data``, whatever its policy's class is; None if the fields tell none that is known.
+    """Name of the algorithm that saved ``data``, for any policy class; None if unknown.
 
-    Each field is one that the algorithm's class has as an attribute, in all versions of Stable-Baselines3 and sb3-contrib. What shares its
-    fields with PPO is told by the modules of its policy and its rollout buffer.
+    The fields are attributes of the algorithm's class in all versions of Stable-Baselines3 and sb3-contrib. Algorithms with PPO's fields
+    are distinguished by the modules of their policy and rollout buffer.
     """
     if "gae_lambda" in data:
         modules = [_module(data.get(name)) for name in ("policy_class", "rollout_buffer_class")]
