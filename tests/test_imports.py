@@ -118,12 +118,14 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.policies": (
         "student",
+        "encoders",
         "mixtures",
         "q_values",
         "rowwise",
         "fast_forward",
         "actions",
         "observations",
+        "policy",
     ),
     "policy_distill.report": (
         "write",
@@ -144,10 +146,13 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "ppo_rollouts",
         "collect",
         "episodes",
+        "play",
+        "acting",
         "processes",
         "numpy_policies",
         "transitions",
         "stochastic",
+        "random_policy",
         "watchdog",
     ),
     "policy_distill.studies": (
@@ -224,8 +229,11 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "trainer",
         "kickstart",
         "batches",
+        "stacks",
+        "autograd_stack",
         "ppo",
         "stack",
+        "flat",
         "dataset",
     ),
 }
@@ -235,9 +243,6 @@ KNOWS_SB3 = tuple(
     for name in (
         "teachers",
         "export.sb3",
-        "training.kickstart",
-        "training.ppo",
-        "rollouts.ppo_rollouts",
         "studies.benchmark",
         "studies.train_teacher",
     )

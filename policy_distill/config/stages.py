@@ -147,7 +147,7 @@ class SelfDistillConfig:
 
 @dataclass(frozen=True)
 class PolishConfig:
-    """Fine-tuning by reward after imitation: Stable-Baselines3's PPO, from the best student's weights."""
+    """Fine-tuning by reward after imitation: PPO, from the best student's weights."""
 
     below: float = 0.97
     """Polish unless the validation episodes show at least this retention; 0: never polish; a large number: always."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
@@ -21,10 +20,15 @@ from policy_distill.evaluation.probe import probe
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
 from policy_distill.policies.actions import Box, Deterministic, DiagGaussian
-from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, layer_names
+from policy_distill.policies.encoders import images_in, may_be_image, usual_channels
+from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
 from policy_distill.support.files import writable_folder, write_atomically
+from policy_distill.support.trees import Tree, leaf_spaces, length
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import environment_for
+
+USUAL_UNIT = 16
+"""Channels of an image student's first convolution where the user gives the sizes of the head alone."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,12 @@ class Job:
     notices: tuple[str, ...]
     backend: Backend = "gymnasium"
     """What steps the environments while transitions are collected."""
-    extra_states: np.ndarray | None = None
+    extra_states: Tree | None = None
     """Raw observations ``[B, ...]`` that join the first round's data."""
 
     @property
     def num_extra_states(self) -> int:
-        return 0 if self.extra_states is None else len(self.extra_states)
+        return 0 if self.extra_states is None else length(self.extra_states)
 
 
 def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
@@ -88,10 +92,12 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
             f"the student's {architecture.params:,} parameters are no fewer than the teacher's {teacher.params:,}: "
             "nothing is gained in size; choose smaller student.hidden_sizes",
         )
-    if reason := why_not_ppo(teacher.observation_space, teacher.action_space):
+    if reason := why_not_ppo(architecture):
         notices += (f"no student.zip is written: {reason}",)
     if config.value.hidden_sizes is not None and (reason := teacher.why_no_values()):
         raise RequestError(f"value.hidden_sizes asks for a network that learns the teacher's values: {reason}")
+    if config.value.hidden_sizes is not None and architecture.channels:
+        raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
     extra_states, found = read_extra_states(config.collect, teacher, spec)
     notices += found
     device = choose_device(config.device)
@@ -102,9 +108,25 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
 
 
 def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture:
-    """Settle the student's widths."""
+    """Settle the student's encoder and the widths of its head.
+
+    Raises:
+        RequestError: if the sizes that were given do not go together, or do not tell the student's size.
+    """
     linear = Architecture(teacher.observation_space, teacher.action_space, (), choose_activation(config.activation, teacher))
-    sizes = config.hidden_sizes
+    sizes, channels = config.hidden_sizes, config.channels
+    images = images_in(teacher.observation_space)
+    if channels is None and images and not config.same:
+        if sizes is None and teacher.params:
+            return image_student_for(config.compression or 10.0, teacher.params, linear)
+        channels = usual_channels(images, USUAL_UNIT)
+    if channels:
+        if sizes is None:
+            known = "student.channels are given" if config.channels else "the teacher's parameters cannot be counted"
+            raise RequestError(f"{known}, so the sizes of other layers do not follow from them: give student.hidden_sizes")
+        if not any(map(may_be_image, leaf_spaces(teacher.observation_space).values())):
+            raise RequestError(f"student.channels are for images, and {teacher.observation_space} holds none: leave them out")
+        return dataclasses.replace(linear, channels=tuple(channels), hidden_sizes=tuple(sizes))
     if config.same:
         layers = teacher.describe()["layers"]
         if not layers:
@@ -153,7 +175,7 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
     return loss, tuple((ours[student], widths[layer]) for layer, student in pairs.items())
 
 
-def read_extra_states(config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def read_extra_states(config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec) -> tuple[Tree | None, tuple[str, ...]]:
     """States that an earlier comparison left, if any are asked for, and what is to be said about them.
 
     Raises:
@@ -162,7 +184,7 @@ def read_extra_states(config: CollectConfig, teacher: Teacher, spec: Environment
     if config.extra_states is None:
         return None, ()
     states, environment = read_worst_states(config.extra_states, teacher.observation_space, config.max_extra_states)
-    notices = [f"{len(states):,} states of {config.extra_states} join the first round's data; they are no environment steps"]
+    notices = [f"{length(states):,} states of {config.extra_states} join the first round's data; they are no environment steps"]
     if environment != spec.id:
         notices.append(f"these states were found in {environment}, not in {spec.id}")
     return states, tuple(notices)
@@ -198,7 +220,8 @@ def choose_device(name: str) -> torch.device:
 def complete_config(job: Job) -> dict[str, Any]:
     """The configuration as data, with what was left to the job (folder, student's sizes and activation) filled in."""
     data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
-    settled = {"hidden_sizes": list(job.architecture.hidden_sizes), "compression": None, "same": False}
+    sizes = {"hidden_sizes": list(job.architecture.hidden_sizes), "channels": list(job.architecture.channels) or None}
+    settled = {**sizes, "compression": None, "same": False}
     data["student"] = {**data["student"], **settled, "activation": job.architecture.activation}
     return data
 

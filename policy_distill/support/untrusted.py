@@ -251,15 +251,15 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     return content
 
 
-def read_npz(path: str | Path, names: Sequence[str], limit: int) -> Mapping[str, np.ndarray]:
-    """Read-only arrays of an ``.npz``, at most ``limit`` bytes in total.
+def read_npz(path: str | Path, names: Sequence[str] | None, limit: int) -> Mapping[str, np.ndarray]:
+    """Read-only arrays of an ``.npz``, at most ``limit`` bytes in total; all of them if ``names`` is None.
 
     Raises:
         ValueError, OSError, ...: any exception of the parsers; see ``refuse_damage``.
     """
     arrays = {}
     with open_regular(path) as file, open_zip(file) as archive:
-        for name in names:
+        for name in names or [member.removesuffix(".npy") for member in archive.namelist()]:
             content = read_member(archive, f"{name}.npy", limit)
             limit -= len(content)
             arrays[name] = _array(content)
