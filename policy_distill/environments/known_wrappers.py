@@ -14,7 +14,7 @@ import numpy as np
 
 from policy_distill.config import RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments import wrappers as ours
+from policy_distill.environments import wrappers as shipped
 from policy_distill.environments import zoo_wrappers as zoo
 
 STACK, PADDING = "VecFrameStack", "PadObservation"
@@ -41,9 +41,9 @@ def _dtype_observation(env: gym.Env, dtype: Any) -> gym.Env:
 
 
 WRAPPERS: Mapping[str, Any] = {
-    STACK: ours.FrameStack,
-    PADDING: ours.PadObservation,
-    "TimeFeatureWrapper": ours.TimeFeatureWrapper,
+    STACK: shipped.FrameStack,
+    PADDING: shipped.PadObservation,
+    "TimeFeatureWrapper": shipped.TimeFeatureWrapper,
     **{kind.__name__: kind for kind in (zoo.HistoryWrapper, zoo.ActionNoiseWrapper, zoo.ActionSmoothingWrapper, zoo.DelayedRewardWrapper,
                                         zoo.FrameSkip, zoo.MaskVelocityWrapper)},
     "FrameStack": _old_frame_stack,

@@ -85,8 +85,8 @@ def distance_relation(teacher: Tensor, student: Tensor) -> Tensor:
     Raises:
         ValueError: if the batches differ.
     """
-    theirs, ours = (_distances(layer) for layer in _first(PAIR_SAMPLES, teacher, student))
-    values = F.huber_loss(ours, theirs, reduction="none").sum(-1) / max(ours.shape[-1] - 1, 1)
+    of_teacher, of_student = (_distances(layer) for layer in _first(PAIR_SAMPLES, teacher, student))
+    values = F.huber_loss(of_student, of_teacher, reduction="none").sum(-1) / max(of_student.shape[-1] - 1, 1)
     return _for_all(values, student)
 
 
@@ -106,8 +106,8 @@ def angle_relation(teacher: Tensor, student: Tensor) -> Tensor:
     Raises:
         ValueError: if the batches differ.
     """
-    theirs, ours = (_angles(layer) for layer in _first(ANGLE_SAMPLES, teacher, student))
-    return _for_all(F.huber_loss(ours, theirs, reduction="none").mean((-2, -1)), student)
+    of_teacher, of_student = (_angles(layer) for layer in _first(ANGLE_SAMPLES, teacher, student))
+    return _for_all(F.huber_loss(of_student, of_teacher, reduction="none").mean((-2, -1)), student)
 
 
 def similarity_relation(teacher: Tensor, student: Tensor) -> Tensor:
@@ -126,8 +126,8 @@ def similarity_relation(teacher: Tensor, student: Tensor) -> Tensor:
     Raises:
         ValueError: if the batches differ.
     """
-    theirs, ours = (F.normalize(layer @ layer.mT, dim=-1) for layer in _first(PAIR_SAMPLES, teacher, student))
-    return _for_all((theirs - ours).square().sum(-1), student)
+    of_teacher, of_student = (F.normalize(layer @ layer.mT, dim=-1) for layer in _first(PAIR_SAMPLES, teacher, student))
+    return _for_all((of_teacher - of_student).square().sum(-1), student)
 
 
 RELATIONS = {"distance": distance_relation, "angle": angle_relation, "similarity": similarity_relation}

@@ -34,11 +34,11 @@ class Checkup:
     """Result of the full check of a teacher.
 
     Attributes:
-        facts: of its files.
-        episodes: of the teacher here.
-        random_episodes: of a random policy on the same seeds.
+        facts: facts from its files.
+        episodes: episodes of the teacher.
+        random_episodes: episodes of a random policy on the same seeds.
         claim: what its folder says, if it says anything.
-        trained: the last episodes of its training, if its zip remembers them.
+        trained: the last episodes of its training, if recorded in its zip.
         behaviour: figures of how it acts; None where nothing was played.
         drawn: episodes with drawn actions on the first seeds; None for a teacher without a distribution of its own.
         findings: worst first.

@@ -23,9 +23,9 @@ class Claim:
     """A return that an agent's folder claims.
 
     Attributes:
-        mean, std: of the episodes' returns.
+        mean, std: mean and standard deviation of the returns.
         episodes: behind them.
-        source: the file that says so.
+        source: the file with the claim.
     """
 
     mean: float

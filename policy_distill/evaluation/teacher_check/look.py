@@ -52,16 +52,18 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_w
         compare_with_idle: also play an idle policy if the teacher hardly reacts to observations.
     """
     longest = max(time_limit(spec) or LONG_EPISODE, 1)
-    by_chance = record(None, spec, seeds, max_steps=longest)
-    behaviour = _behaviour(teacher, by_chance)
+    random_episodes = record(None, spec, seeds, max_steps=longest)
+    behaviour = _behaviour(teacher, random_episodes)
     if not behaviour.finite:
-        return Look(_episodes([]), _episodes(by_chance), behaviour, NOT_FINITE)
+        return Look(_episodes([]), _episodes(random_episodes), behaviour, NOT_FINITE)
     played = record(teacher, spec, seeds, max_steps=longest)
-    going_on = next((who for who, part in (("the agent", played), ("a random policy", by_chance)) if not all(x.ended for x in part)), None)
+    endless_actor = next(
+        (name for name, part in (("the agent", played), ("a random policy", random_episodes)) if not all(x.ended for x in part)), None
+    )
     stop = None
-    if going_on:
-        stop = Finding("stop", "never_ends", *endless(spec, going_on, longest))
-    own, random, behaviour = _episodes(played), _episodes(by_chance), _behaviour(teacher, played)
+    if endless_actor:
+        stop = Finding("stop", "never_ends", *endless(spec, endless_actor, longest))
+    own, random, behaviour = _episodes(played), _episodes(random_episodes), _behaviour(teacher, played)
     if compare_with_idle and stop is None and behaviour.reaction is not None and behaviour.reaction < HARDLY_REACTS:
         assert isinstance(teacher.action_space, gym.spaces.Box)
         idle = _episodes(record(Idle(teacher.action_space), spec, seeds, max_steps=longest))

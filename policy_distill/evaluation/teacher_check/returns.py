@@ -88,8 +88,8 @@ def against_training(
 
     Args:
         own, random: ``[E]`` returns here.
-        trained: the last training episodes, as the zip remembers them.
-        normalization_missing: VecNormalize stood around the agent in training, and there are no statistics here.
+        trained: claim from the last training episodes in the zip.
+        normalization_missing: whether VecNormalize was used in training and its statistics are missing.
         returns_are_raw: ``trained`` is surely in the environment's rewards; else a difference may be one of units, no reason to stop.
     """
     if trained is None or trained.mean <= random.mean():

@@ -24,9 +24,9 @@ def run(turns: int, teachers: Path | None = None) -> list[Result]:
 def one_observation(agent: Agent, turns: int) -> Result:
     """CPU time of one inference."""
     teacher = agent.teacher
-    told = teacher.describe()
-    layers = tuple(told["layers"][1:-1])
-    student = Student(Architecture(teacher.observation_space, teacher.action_space, layers, told["activation"].lower()))
+    facts = teacher.describe()
+    layers = tuple(facts["layers"][1:-1])
+    student = Student(Architecture(teacher.observation_space, teacher.action_space, layers, facts["activation"].lower()))
     student.eval().requires_grad_(False)
     plain = actor(student, 1)
     observation = np.zeros((1, *(teacher.observation_space.shape or ())), np.float32)

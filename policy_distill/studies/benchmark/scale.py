@@ -218,10 +218,10 @@ def _resident() -> dict[str, int]:
     if not STATUS.is_file():
         unit = 1 if sys.platform == "darwin" else 1024
         return {"anonymous": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    told = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return {
-        "anonymous": 1024 * int(told["RssAnon"].split()[0]),
-        "file": 1024 * sum(int(told[name].split()[0]) for name in ("RssFile", "RssShmem")),
+        "anonymous": 1024 * int(fields["RssAnon"].split()[0]),
+        "file": 1024 * sum(int(fields[name].split()[0]) for name in ("RssFile", "RssShmem")),
     }
 
 

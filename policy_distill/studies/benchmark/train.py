@@ -220,8 +220,8 @@ def by_data_loader(task: Task, observations: Tensor, labels: Tensor) -> Callable
 
     def work() -> int:
         count = 0
-        for seen, told in itertools.islice(loader, NAIVE_STEPS):
-            loss = task.loss(student(seen), told)
+        for inputs, labels_batch in itertools.islice(loader, NAIVE_STEPS):
+            loss = task.loss(student(inputs), labels_batch)
             adam.zero_grad()
             loss.backward()
             adam.step()

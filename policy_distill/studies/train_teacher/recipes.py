@@ -277,8 +277,8 @@ def _algorithm(algo: str) -> Any:
 
 
 def _check_recipe(algo: str, env: str, algorithm: Any, recipe: Mapping[str, Any]) -> None:
-    ours = {"self", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
-    allowed = sorted({*inspect.signature(algorithm.__init__).parameters, *RECIPE_KEYS} - ours)
+    reserved = {"self", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
+    allowed = sorted({*inspect.signature(algorithm.__init__).parameters, *RECIPE_KEYS} - reserved)
     for name in recipe:
         if name not in allowed:
             raise RequestError(f"{name!r} is not a hyper-parameter of {algo}{_nearest(name, allowed) or '; known: ' + ', '.join(allowed)}")

@@ -80,7 +80,7 @@ class ObservationNormalization:
 
 
 Statistics: TypeAlias = ObservationNormalization | dict[str, ObservationNormalization]
-"""What a VecNormalize holds: of one array, or of those keys of a Dict that it normalises."""
+"""Statistics of a VecNormalize, for one array or for the normalised keys of a Dict."""
 
 
 def for_observations(statistics: Statistics, space: gym.Space) -> ObservationNormalization | None:

@@ -38,7 +38,7 @@ class Choice:
 class _Candidate:
     path: Path
     statistics: Statistics | None
-    """None if observations are not normalised or the file cannot be read, which is told when it is chosen."""
+    """None if observations are not normalised or the file cannot be read, which is reported if it is chosen."""
 
     def fits(self, space: gym.Space | None) -> bool:
         """Whether these can be the statistics of observations of ``space``, or of each of the frames that are stacked in them."""

@@ -17,7 +17,7 @@ from policy_distill.teachers.files.archive import read_data
 from policy_distill.teachers.files.inert import Inert, load_inert, plain_array
 
 MAX_PICKLE_BYTES = 1 << 20
-"""Of either pickle; a hundred episodes take some kilobytes."""
+"""Maximum size of either pickle; a hundred episodes take some kilobytes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read_training_record(zip_path: str | Path) -> TrainingRecord:
 
 
 def _returns(data: dict[str, Any]) -> np.ndarray | None:
-    """Of ``ep_info_buffer``, a deque of what Monitor or VecMonitor counted: ``{"r": return, "l": length, ...}``."""
+    """Returns in ``ep_info_buffer``, a deque of records of Monitor or VecMonitor: ``{"r": return, "l": length, ...}``."""
     buffer = _load(data.get("ep_info_buffer"))
     if not isinstance(buffer, Inert) or buffer.name != "collections.deque":
         return None
