@@ -104,7 +104,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "autograd_gradients",
         "objective",
         "relations",
-        "divergences",
     ),
     "policy_distill.pipeline": (
         "distill",
@@ -119,13 +118,23 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.policies": (
         "student",
         "encoders",
-        "mixtures",
+        "families",
+        "divergences",
         "q_values",
         "rowwise",
         "fast_forward",
         "actions",
         "observations",
         "policy",
+    ),
+    "policy_distill.policies.families": (
+        "categorical",
+        "multi_categorical",
+        "bernoulli",
+        "choices",
+        "gaussian",
+        "deterministic",
+        "family",
     ),
     "policy_distill.report": (
         "write",
@@ -199,6 +208,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "ensemble",
         "networks",
         "files",
+        "algorithms",
     ),
     "policy_distill.teachers.files": (
         "folder",
@@ -210,7 +220,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "saved_spaces",
         "trusted",
         "saved_config",
-        "saved_algorithm",
         "not_agents",
         "inert",
         "errors",
