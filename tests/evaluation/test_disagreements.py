@@ -283,7 +283,7 @@ def test_the_worst_states_are_read_from_a_file(tmp_path):
     [
         ({"observations": None}, "no item named 'observations.npy'"),
         ({"environment": None}, "no item named 'environment.npy'"),
-        ({"observations": np.array([object()])}, "no numbers"),
+        ({"observations": np.array([object()])}, "not numeric"),
         ({"observations": np.float32(1.0)}, "cannot be read"),
         ({"observations": np.empty((0, 2), np.float32)}, "holds no states: the student acted as its teacher"),
         ({"observations": np.ones((3, 4), np.float32)}, r"they are of shape \(4,\), its observations of \(2,\)"),
