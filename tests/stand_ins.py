@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from policy_distill.config import DistillConfig, EvaluateConfig, StudentConfig
-from policy_distill.pipeline.context import Run
+from policy_distill.pipeline.context import Services, Stopwatch
 from policy_distill.pipeline.prepare import prepare
-from policy_distill.pipeline.records import Round
+from policy_distill.pipeline.records import Candidate
+from policy_distill.pipeline.state import State
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
@@ -77,17 +78,22 @@ def episodes(*returns: float, first: int = 7, agreement: float | None = None) ->
     return Episodes(np.arange(first, first + len(returns)), np.array(returns), np.full(len(returns), STEPS), agreement)
 
 
-def record(index: int, mean: float = 0.0, finalist: float | None = None) -> Round:
+def record(index: int, mean: float = 0.0, finalist: float | None = None) -> Candidate:
+    """Of a round, counted from 0."""
     losses = {"forward_kl_nats": 0.25, "other": 9.0}
-    return Round(index, 1000 * (index + 1), 10 * (index + 1), 0.5**index, losses, {}, mean, 1.0, 0.5, finalist)
+    return Candidate(
+        "round", index + 1, 1000 * (index + 1), 10 * (index + 1), losses, teacher_action_prob=0.5**index, validation_return_mean=mean,
+        validation_return_standard_error=1.0, validation_retention=0.5, finalist_return_mean=finalist,
+    )  # fmt: skip
 
 
 def run_of(
     folder: Path, table: Table | None = None, *, teacher: Teacher | None = None, first: int = 2, further: int = 2, finalists: int = 2,
     **changes: Any,
-) -> Run:  # fmt: skip
+) -> tuple[State, Services]:  # fmt: skip
     """A run on Walk whose rollouts are ``table``; of each candidate ``first`` episodes are played, of the finalists ``further`` more."""
     evaluate = EvaluateConfig(validation_episodes=first, finalist_episodes=further, finalists=finalists, num_envs=5)
     settings: dict[str, Any] = {"env": WALK.id, "student": StudentConfig(hidden_sizes=(16, 16)), "seed": 5, **changes}
-    config = DistillConfig(output=str(folder), device="cpu", evaluate=evaluate, **settings)
-    return Run(prepare(config, teacher or walk_teacher()), table or Table({}), Recorder(), Display(quiet=True))  # type: ignore[arg-type]
+    job = prepare(DistillConfig(output=str(folder), device="cpu", evaluate=evaluate, **settings), teacher or walk_teacher())
+    state = State.begin(job)
+    return state, Services(job, table or Table({}), Recorder(), Display(quiet=True), Stopwatch(state.seconds))  # type: ignore[arg-type]

@@ -113,6 +113,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "polish",
         "imitation",
         "context",
+        "state",
         "prepare",
         "records",
     ),

@@ -110,7 +110,6 @@ class StudentStack:
         if hidden_sizes and projections:
             raise ValueError("members of different widths have no hints in common")
         self.mean, self.scale = mean, scale
-        self._activate, self._derive = _FUNCTIONS[architecture.activation]
         widths = architecture.widths
         spread = widths[-1] if isinstance(architecture.family, DiagGaussian) else 0
         size = architecture.params + spread + sum((ours + 1) * theirs for ours, theirs in projections)
@@ -200,10 +199,10 @@ class StudentStack:
             activations: of this batch size.
             output: where the output is written instead of its place in ``activations``.
         """
-        below = inputs
+        below, (activate, _) = inputs, _FUNCTIONS[self.architecture.activation]
         for sink, before, hidden, after in activations.upwards:
             torch.bmm(sink, below, out=before)
-            self._activate(before, hidden)
+            activate(before, hidden)
             below = after
         output = activations.output if output is None else output
         return torch.bmm(self._sinks[-1], below, out=output)
@@ -222,11 +221,12 @@ class StudentStack:
             else:
                 window.copy_(leaf.grad)
                 leaf.grad = None
+        _, derive = _FUNCTIONS[self.architecture.activation]
         for index, source, above, slope, before, hidden in activations.downwards:
             torch.bmm(source, above, out=slope)
             if hints and (hint := hints[index]) is not None:
                 slope += hint
-            self._derive(slope, before, hidden)
+            derive(slope, before, hidden)
         for left, right, product in activations.multiplied:
             torch.bmm(left, right, out=product)
         factors = _factors(inputs, activations.slopes[0], activations.first_turned)

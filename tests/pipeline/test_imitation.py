@@ -61,7 +61,7 @@ def test_parts_by_hand():
 
 
 def job_and_data(folder: Path, *, seed: int = 5) -> tuple[Job, Dataset]:
-    job = run_of(folder, seed=seed).job
+    job = run_of(folder, seed=seed)[1].job
     observations = 3 + 2 * torch.randn(50, 2, generator=generator())
     dataset = Dataset(50, holdout=0.0, device=job.device)
     dataset.append(labelled(observations, job.teacher.targets(observations)))
@@ -118,7 +118,7 @@ def test_the_learning_rate_falls_over_the_steps_that_are_asked_for(tmp_path):
 
 
 def test_what_is_discrete_is_normalised_as_the_network_reads_it(tmp_path):
-    job = run_of(tmp_path, teacher=bandit_teacher(), env=BANDIT.id).job
+    job = run_of(tmp_path, teacher=bandit_teacher(), env=BANDIT.id)[1].job
     dataset = Dataset(4, holdout=0.0, device=job.device)
     shown = torch.tensor([0, 0, 1, 2])
     dataset.append(labelled(shown, ActionTargets(job.teacher.targets(shown).parameters, shown)))
