@@ -62,13 +62,17 @@ class Table:
         self.answered = 0
 
     def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Callable[[], Episodes]:
-        number = len(self.asked)
         self.asked.append((policy, list(seeds), options))
+        found = episodes(*(self.returns[policy][seed - FIRST_SEED] for seed in seeds), first=seeds[0])
+        return self.in_turn(len(self.asked) - 1, found)
+
+    def in_turn(self, number: int, found: Episodes) -> Callable[[], Episodes]:
+        """The answer to question ``number``."""
 
         def answer() -> Episodes:
             assert self.answered == number, "answers are asked for in the order of the questions"
             self.answered += 1
-            return episodes(*(self.returns[policy][seed - FIRST_SEED] for seed in seeds), first=seeds[0])
+            return found
 
         return answer
 
