@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from policy_distill.pipeline.prepare import prepare
 from policy_distill.pipeline.records import Candidate
 from policy_distill.pipeline.state import State
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
+from policy_distill.support.pending import Pending
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
 from tests.small_worlds import WALK, walk_teacher
@@ -61,12 +62,12 @@ class Table:
         self.asked: list[tuple[Any, list[int], dict[str, Any]]] = []
         self.answered = 0
 
-    def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Callable[[], Episodes]:
+    def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Pending[Episodes]:
         self.asked.append((policy, list(seeds), options))
         found = episodes(*(self.returns[policy][seed - FIRST_SEED] for seed in seeds), first=seeds[0])
         return self.in_turn(len(self.asked) - 1, found)
 
-    def in_turn(self, number: int, found: Episodes) -> Callable[[], Episodes]:
+    def in_turn(self, number: int, found: Episodes) -> Pending[Episodes]:
         """The answer to question ``number``."""
 
         def answer() -> Episodes:
@@ -74,7 +75,7 @@ class Table:
             self.answered += 1
             return found
 
-        return answer
+        return Pending(answer)
 
 
 def episodes(*returns: float, first: int = 7, agreement: float | None = None) -> Episodes:

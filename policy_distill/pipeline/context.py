@@ -84,7 +84,7 @@ class Services:
             store.add(episodes)
             return merge([known, episodes])
 
-        return Pending(self.rollouts.begin_evaluation(policy, unknown, num_envs=num_envs, with_agreement=with_agreement)).then(count)
+        return self.rollouts.begin_evaluation(policy, unknown, num_envs=num_envs, with_agreement=with_agreement).then(count)
 
     def begin_validation(self, state: State, student: Student) -> Pending[Episodes]:
         """Start measuring on the seeds that every candidate plays."""
