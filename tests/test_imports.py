@@ -119,6 +119,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.policies": (
         "student",
+        "encoders",
         "mixtures",
         "q_values",
         "rowwise",
@@ -225,8 +226,11 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "trainer",
         "kickstart",
         "batches",
+        "stacks",
+        "autograd_stack",
         "ppo",
         "stack",
+        "flat",
         "dataset",
     ),
 }
@@ -236,9 +240,6 @@ KNOWS_SB3 = tuple(
     for name in (
         "teachers",
         "export.sb3",
-        "training.kickstart",
-        "training.ppo",
-        "rollouts.ppo_rollouts",
         "studies.benchmark",
         "studies.train_teacher",
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
-from typing import TYPE_CHECKING
+import functools
 
 import numpy as np
 from torch import nn
 
+from policy_distill.environments.specs import make
 from policy_distill.evaluation.statistics import contrast, episodes_to_show, shows_positive_mean
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.pipeline.context import Services, kept_enough
@@ -16,11 +17,10 @@ from policy_distill.pipeline.records import Candidate, track_validation
 from policy_distill.pipeline.state import Kept, State
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import Episodes
+from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support.pending import Pending
 from policy_distill.support.seeds import derived_seed
-
-if TYPE_CHECKING:
-    from policy_distill.training.kickstart import Snapshot
+from policy_distill.training.kickstart import Snapshot, kickstart
 
 
 def polish(state: State, services: Services) -> State:
@@ -43,24 +43,13 @@ def polish(state: State, services: Services) -> State:
         return state
     kept = state.kept[-1]
     start = state.retention(kept.returns)
-    from policy_distill.training.kickstart import kickstart  # takes seconds to import, and most runs do not need it
-
     display.note(f"{kept.origin} keeps {start:.3f}, which does not show {config.below}: training on by reward")
     display.start("polishing", config.snapshots)
-    looks = _Looks(state, services, start)
+    looks, seed = _Looks(state, services, start), derived_seed(job.config.seed, 4)
     with services.watch.measure("polish"):
         job.objective.calibrate(state.dataset.training_rows()[1])
-        kickstart(
-            kept.student,
-            job.teacher,
-            job.spec,
-            job.objective,
-            config,
-            seed=derived_seed(job.config.seed, 4),
-            on_snapshot=looks.take,
-            workers=services.rollouts.num_workers,
-            step_timeout=job.config.step_timeout,
-        )
+        with contextlib.closing(_environments(services, seed)) as environments:
+            kickstart(kept.student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=looks.take)
         looks.note()
     records = looks.records
     with services.watch.measure("evaluate"):
@@ -97,7 +86,7 @@ class _Looks:
         """Have a student measured; read about the last one first, and say whether that was enough."""
         self.note()
         self.students.append(snapshot.student)
-        self.critics.append(copy.deepcopy(snapshot.critic))
+        self.critics.append(snapshot.critic)
         self.records.append(Candidate("polish", len(self.students), snapshot.env_steps, snapshot.gradient_steps, snapshot.metrics))
         self._waiting = self._services.begin_validation(self._state, snapshot.student)
         config = self._services.job.config.polish
@@ -117,6 +106,13 @@ class _Looks:
         env_steps = state.env_steps + record.env_steps  # the axis goes on where imitation ended
         services.tracker.scalars("polish", record.train, env_steps)
         track_validation(services.tracker, record, env_steps, state.reference)
+
+
+def _environments(services: Services, seed: int) -> RolloutEnv:
+    """Where rollouts are taken, in as many processes as the run has."""
+    job, config = services.job, services.job.config.polish
+    made = [functools.partial(make, job.spec)] * config.num_envs
+    return RolloutEnv(made, config.num_steps, seed=seed, workers=services.rollouts.num_workers, step_timeout=job.config.step_timeout)
 
 
 def _shows_enough(state: State, services: Services) -> bool:

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from policy_distill.losses.objective import Objective
 from policy_distill.pipeline.context import Services
@@ -21,6 +20,7 @@ from policy_distill.pipeline.state import Kept, State
 from policy_distill.policies.actions import ActionTargets, Deterministic, DiagGaussian, Parameters
 from policy_distill.policies.mixtures import mix_parameters, weighted_mean
 from policy_distill.policies.student import Student
+from policy_distill.support.trees import Tree, blocks, on_cpu
 
 CHUNK = 16_384
 """Rows that a student is asked about at once."""
@@ -66,7 +66,7 @@ def self_distill(state: State, services: Services) -> State:
 
 @torch.no_grad()
 def mix_targets(
-    objective: Objective, mentors: Sequence[Student], teacher_weight: float, observations: Tensor, targets: ActionTargets
+    objective: Objective, mentors: Sequence[Student], teacher_weight: float, observations: Tree, targets: ActionTargets
 ) -> ActionTargets:
     """The teacher's targets mixed with the mean of its pupils', row by row.
 
@@ -82,7 +82,7 @@ def mix_targets(
     """
     device, family, parameters = targets.actions.device, objective.family, dict(targets.parameters)
     shares = [teacher_weight, *[(1 - teacher_weight) / len(mentors)] * len(mentors)]
-    told = [_ask(mentor, observations.cpu(), device) for mentor in mentors]
+    told = [_ask(mentor, on_cpu(observations), device) for mentor in mentors]
     if objective.kind == "regression":
         box = mentors[0].family.box  # type: ignore[union-attr]
         actions = weighted_mean([targets.actions, *(box.to_environment(one["mean"]) for one in told)], shares)
@@ -94,7 +94,7 @@ def mix_targets(
     return ActionTargets({**parameters, **mixed}, family.mode(mixed))
 
 
-def _ask(mentor: Student, observations: Tensor, device: torch.device) -> Parameters:
+def _ask(mentor: Student, observations: Tree, device: torch.device) -> Parameters:
     """The parameters of a student's distribution for all rows."""
-    parts = [mentor.parameters_of(rows) for rows in observations.split(CHUNK)]
+    parts = [mentor.parameters_of(rows) for rows in blocks(observations, CHUNK)]
     return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
