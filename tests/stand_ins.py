@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from policy_distill.config import DistillConfig, EvaluateConfig, StudentConfig
-from policy_distill.pipeline.context import Services, Stopwatch
+from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.prepare import prepare
 from policy_distill.pipeline.records import Candidate
 from policy_distill.pipeline.state import State
@@ -100,5 +100,4 @@ def run_of(
     evaluate = EvaluateConfig(validation_episodes=first, finalist_episodes=further, finalists=finalists, num_envs=5)
     settings: dict[str, Any] = {"env": WALK.id, "student": StudentConfig(hidden_sizes=(16, 16)), "seed": 5, **changes}
     job = prepare(DistillConfig(output=str(folder), device="cpu", evaluate=evaluate, **settings), teacher or walk_teacher())
-    state = State.begin(job)
-    return state, Services(job, table or Table({}), Recorder(), Display(quiet=True), Stopwatch(state.seconds))  # type: ignore[arg-type]
+    return State.begin(job), Services(job, table or Table({}), Recorder(), Display(quiet=True))  # type: ignore[arg-type]

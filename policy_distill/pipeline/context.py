@@ -1,11 +1,9 @@
-"""What the stages of one job work with: workers, log, clock, known returns; measuring students and choosing among them."""
+"""What the stages of one job work with: workers, log, known returns; measuring students and choosing among them."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,32 +22,13 @@ CONSECUTIVE_PASSES = 3
 """Measurements in a row that must be good enough to end a stage early."""
 
 
-class Stopwatch:
-    """Seconds spent in each stage.
-
-    Args:
-        seconds: where they are added up; what is there already was spent before.
-    """
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        for stage in ("collect", "train", "polish", "evaluate", "total"):
-            seconds.setdefault(stage, 0.0)
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - began
-
-
 @dataclass
 class Services:
     """What the stages work with. It holds nothing that decides about the student: new services go on from any state.
 
     Attributes:
         job: the request.
-        rollouts, tracker, display, watch: workers, log, terminal, clock.
+        rollouts, tracker, display: workers, log, terminal.
         known: where returns of "teacher" and "random" are kept from job to job; who is left out plays each time.
         collected_rounds: through which these rollouts' environments have gone; their episodes go on from round to round.
     """
@@ -58,7 +37,6 @@ class Services:
     rollouts: Rollouts
     tracker: Tracker
     display: Display
-    watch: Stopwatch
     known: Mapping[str, KnownReturns] = field(default_factory=dict)
     collected_rounds: int = 0
 

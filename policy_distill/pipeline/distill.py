@@ -14,7 +14,7 @@ from policy_distill.evaluation.return_cache import known_returns
 from policy_distill.evaluation.statistics import Retention, retention
 from policy_distill.evaluation.teacher_check import preflight
 from policy_distill.export.sb3 import save_ppo, why_not_exported
-from policy_distill.pipeline.context import Services, Stopwatch
+from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.imitation import choose_round, imitate
 from policy_distill.pipeline.polish import polish
 from policy_distill.pipeline.prepare import Job, prepare, settle_action_units, write_config
@@ -84,14 +84,23 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
     write_config(job)
     state = State.begin(job)
     state.evaluation_env_steps = checking_env_steps
-    with rollouts_of(job) as rollouts, Tracker(job.folder / "tensorboard") as tracker, display:
+    workers = Rollouts(
+        job.spec,
+        job.teacher,
+        num_envs=config.collect.num_envs,
+        seed=config.seed,
+        workers=config.workers,
+        backend=job.backend,
+        step_timeout=config.step_timeout,
+    )
+    with workers as rollouts, Tracker(job.folder / "tensorboard") as tracker, display:
         display.note(rollouts.backend)
         known = known_returns(job.teacher, job.spec) if config.evaluate.reuse_returns else {}
-        services = Services(job, rollouts, tracker, display, Stopwatch(state.seconds), known)
+        services = Services(job, rollouts, tracker, display, known)
         while state.stage != "done":
             if state.stage == "polish":  # whatever becomes of the rest, this one is not lost
                 _save(job, state.kept[-1].student)
-            with services.watch.measure("total"):
+            with state.measure("total"):
                 state = STAGES[state.stage](state, services)
         assert state.student_episodes is not None
         student = state.kept[-1].student
@@ -113,19 +122,6 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
     return DistillResult(student, figure, *episodes, job.folder, summary)
 
 
-def rollouts_of(job: Job) -> Rollouts:
-    """The workers of a job."""
-    return Rollouts(
-        job.spec,
-        job.teacher,
-        num_envs=job.config.collect.num_envs,
-        seed=job.config.seed,
-        workers=job.config.workers,
-        backend=job.backend,
-        step_timeout=job.config.step_timeout,
-    )
-
-
 def _save(job: Job, student: Student, **extra: Any) -> None:
     student.save(job.folder / "student", extra={"environment": job.spec.to_dict(), **extra})
 
@@ -136,7 +132,7 @@ def distil_values(state: State, services: Services) -> State:
     if config.value.hidden_sizes is None:
         return state
     services.display.stage("fitting the value network")
-    with services.watch.measure("train"):
+    with state.measure("train"):
         seed = derived_seed(config.seed, 7)
         found = fit_values(services.job.teacher, state.dataset, state.kept[-1].student, config.value, config.train, seed=seed)
     services.tracker.scalars("value", {"explained_variance": found.explained_variance}, state.env_steps)
@@ -149,7 +145,7 @@ def measure(state: State, services: Services) -> State:
     """Play the final episodes of the kept student; those of teacher and random policy were played while rounds trained."""
     services.display.stage("measuring the student")
     seeds = evaluation_seeds("final", services.job.config.evaluate.episodes)
-    with services.watch.measure("evaluate"):
+    with state.measure("evaluate"):
         state.student_episodes = services.begin(state, state.kept[-1].student, seeds, with_agreement=True).result()
     state.stage = "certificate"
     return state
@@ -159,7 +155,7 @@ def certify(state: State, services: Services) -> State:
     """Test whether the student keeps its share, if a certificate is asked for."""
     evaluate, state.stage = services.job.config.evaluate, "done"
     if plan := plan_of(evaluate):
-        with services.watch.measure("evaluate"):
+        with state.measure("evaluate"):
             found = play(services.rollouts, state.kept[-1].student, plan, num_envs=evaluate.num_envs, display=services.display)
         state.evaluation_env_steps += sum(part.env_steps for part in (found.student, found.teacher, found.random))
         state.certified = found

@@ -32,25 +32,25 @@ def imitate(state: State, services: Services) -> State:
     process trains, the workers measure: the last round's students, and a share of what teacher and random policy earn on the final seeds,
     which does not depend on the student.
     """
-    job, display, watch, index = services.job, services.display, services.watch, len(state.records)
+    job, display, index = services.job, services.display, len(state.records)
     rounds, enough = job.config.collect.rounds, job.config.collect.enough
     last = index + 1 == rounds or kept_enough(_shares(state, job.num_members), enough)
     if services.collected_rounds == 0:
         display.start("measuring the teacher", job.config.train.gradient_steps - state.gradient_steps, "steps")
     display.stage(f"round {index + 1}: collecting")
     collected = state.env_steps
-    with watch.measure("collect"):
+    with state.measure("collect"):
         rewards = _collect(state, services, index)
     state.env_steps = len(state.dataset) - job.num_extra_states
     final_seeds = evaluation_seeds("final", job.config.evaluate.episodes)
     share = [seed for part in range(index, rounds if last else index + 1) for seed in final_seeds[part::rounds]]
     members = state.students[len(state.returns) :]
-    with watch.measure("evaluate"):
+    with state.measure("evaluate"):
         waiting = [services.begin_validation(state, member) for member in members]
         waiting = waiting or [services.begin(state, who, state.seeds) for who in ("teacher", "random")]
         finals = [services.begin(state, who, share) for who in ("teacher", "random") if share]
     display.stage(f"round {index + 1}: training")
-    with watch.measure("train"):
+    with state.measure("train"):
         if state.trainer is None:
             state.trainer = new_trainer(job, state.dataset, job.config.train.gradient_steps, members=job.num_members)
         trainer, steps = state.trainer, part_of(job.config.train.gradient_steps, rounds, index)
@@ -59,7 +59,7 @@ def imitate(state: State, services: Services) -> State:
         losses = trainer.run(state.dataset, steps, reports_to(services.tracker, display, "train_steps", f"round {index + 1}: training"))
         trained = trainer.students(state.dataset)
         held_out = trainer.validate(state.dataset, trained[0])
-    with watch.measure("evaluate"):
+    with state.measure("evaluate"):
         answers = [pending.result().returns for pending in waiting]
         for parts, pending in zip((state.teacher_parts, state.random_parts), finals, strict=False):
             parts.append(pending.result())
@@ -73,7 +73,7 @@ def imitate(state: State, services: Services) -> State:
     probability = job.config.collect.teacher_action_prob_in(index)
     record = Candidate("round", index + 1, state.env_steps, state.gradient_steps, losses, held_out, teacher_action_prob=probability)
     state.records.append(record)
-    track_round(services.tracker, record, rewards / (state.env_steps - collected), trainer.learning_rate, watch.seconds)
+    track_round(services.tracker, record, rewards / (state.env_steps - collected), trainer.learning_rate, state.seconds)
     if last:
         state.stage = "choice"
     return state
@@ -83,7 +83,7 @@ def choose_round(state: State, services: Services) -> State:
     """Keep the best of all rounds' students."""
     services.display.stage("choosing a round")
     num_members = services.job.num_members
-    with services.watch.measure("evaluate"):
+    with state.measure("evaluate"):
         _note_validation(state, services, services.validate(state, state.students[len(state.returns) :]))
         best, full = services.choose(state, state.students, state.returns)
     assert best is not None, "nobody has to keep a certain share"

@@ -46,13 +46,13 @@ def polish(state: State, services: Services) -> State:
     display.note(f"{kept.origin} keeps {start:.3f}, which does not show {config.below}: training on by reward")
     display.start("polishing", config.snapshots)
     looks, seed = _Looks(state, services, start), derived_seed(job.config.seed, 4)
-    with services.watch.measure("polish"):
+    with state.measure("polish"):
         job.objective.calibrate(state.dataset.training_rows()[1])
         with contextlib.closing(_environments(services, seed)) as environments:
             kickstart(kept.student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=looks.take)
         looks.note()
     records = looks.records
-    with services.watch.measure("evaluate"):
+    with state.measure("evaluate"):
         chosen, full = services.choose(state, looks.students, looks.returns, at_least=start)
     for index, values in full.items():
         records[index] = records[index].as_finalist(values)
@@ -142,5 +142,5 @@ def _play_on(state: State, services: Services) -> None:
     if not 0 < more <= config.further_episodes:
         return
     services.display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}: {more} more episodes may show {config.below}")
-    with services.watch.measure("evaluate"):
+    with state.measure("evaluate"):
         services.play_on(state, more)

@@ -128,14 +128,7 @@ def reports_to(tracker: Tracker, display: Display, stage: str, title: str, begun
 
 
 def track_validation(tracker: Tracker, record: Candidate, env_steps: int, reference: tuple[float, float]) -> None:
-    """Write how a student did on the validation seeds, beside the two lines it moves between.
-
-    Args:
-        tracker: where to.
-        record: of a student that was measured.
-        env_steps: taken so far, all stages together.
-        reference: mean returns of the teacher and of a random policy on the same seeds.
-    """
+    """Write how a student did on the validation seeds, and what teacher and random policy earn there on average (``reference``)."""
     values = {
         "validation_return_mean": record.validation_return_mean,
         "validation_retention": record.validation_retention,

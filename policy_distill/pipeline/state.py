@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,7 +55,7 @@ class State:
         env_steps, gradient_steps: that training has taken so far, all stages together.
         evaluation_env_steps: that measuring has taken, reported apart; episodes that were known take none.
         reused_episodes: of teacher and random policy that were known from earlier jobs, and not played.
-        seconds: spent in each stage and in total; see ``Stopwatch``.
+        seconds: spent at each kind of work and in total.
         teacher_returns, random_returns: ``[E]`` on the first E validation seeds.
         records: of all candidates so far.
         trainer: of the rounds: the stack's weights and their averages, the optimiser, the generators that draw batches.
@@ -75,7 +78,7 @@ class State:
     gradient_steps: int = 0
     evaluation_env_steps: int = 0
     reused_episodes: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("collect", "train", "polish", "evaluate", "total"), 0.0))
     teacher_returns: np.ndarray = field(default_factory=lambda: np.zeros(0))
     random_returns: np.ndarray = field(default_factory=lambda: np.zeros(0))
     records: list[Candidate] = field(default_factory=list)
@@ -106,6 +109,13 @@ class State:
     def of(self, origin: Origin) -> list[Candidate]:
         """The records of one stage."""
         return [record for record in self.records if record.origin == origin]
+
+    @contextmanager
+    def measure(self, work: str) -> Iterator[None]:
+        """Add the seconds that the block takes."""
+        began = time.perf_counter()
+        yield
+        self.seconds[work] += time.perf_counter() - began
 
     @property
     def reference(self) -> tuple[float, float]:

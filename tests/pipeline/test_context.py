@@ -1,16 +1,14 @@
-"""What the stages work with: the choice among candidates, counters of what is measured, and the clock."""
+"""What the stages work with: the choice among candidates, and counters of what is measured."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from policy_distill.evaluation.return_cache import KnownReturns
-from policy_distill.pipeline import context as run_module
-from policy_distill.pipeline.context import Services, Stopwatch, halving, kept_enough
+from policy_distill.pipeline.context import Services, halving, kept_enough
 from policy_distill.pipeline.state import State
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluation_seeds
@@ -167,14 +165,3 @@ def test_agreement_is_asked_of_every_episode_and_a_student_is_never_known(tmp_pa
 )
 def test_three_passes_in_a_row_and_the_last_three_alone_are_enough(shares, expected):
     assert kept_enough(shares, 0.9) == expected
-
-
-def test_the_stopwatch_adds_to_what_was_spent_in_each_stage(monkeypatch):
-    times = iter([101.0, 103.0, 104.0, 108.0, 109.0, 109.5])
-    monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    watch = Stopwatch({"polish": 10.0, "total": 50.0})
-    for stage in ("collect", "polish", "collect"):
-        with watch.measure(stage):
-            pass
-    # 101 to 103, 104 to 108, 109 to 109.5; what was spent before counts
-    assert watch.seconds == {"collect": 2.5, "train": 0.0, "polish": 14.0, "evaluate": 0.0, "total": 50.0}

@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from policy_distill.config import (
 )
 from policy_distill.evaluation.return_cache import KnownReturns
 from policy_distill.evaluation.statistics import Retention
-from policy_distill.pipeline.context import Services, Stopwatch
+from policy_distill.pipeline import state as state_module
+from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.distill import STAGES
 from policy_distill.pipeline.prepare import prepare
 from policy_distill.pipeline.state import State
@@ -69,7 +71,7 @@ class Interrupted:
         )
         known = {name: KnownReturns(self.folder / f"{name}.npz") for name in ("teacher", "random")}
         tracker = Recorder()
-        return state, Services(job, rollouts, tracker, Display(quiet=True), Stopwatch(state.seconds), known)  # type: ignore[arg-type]
+        return state, Services(job, rollouts, tracker, Display(quiet=True), known)  # type: ignore[arg-type]
 
     def run(self, *, interrupted: bool) -> State:
         state, services = self.services(None)
@@ -186,3 +188,15 @@ def test_a_run_begins_with_room_for_all_its_rows(tmp_path):
     state, services = run_of(tmp_path, collect=CollectConfig(env_steps=103, rounds=2, num_envs=4))
     assert (state.dataset.capacity, len(state.dataset), state.stage) == (100, 0, "imitation")
     assert services.collected_rounds == 0
+
+
+def test_seconds_are_added_up_for_each_kind_of_work(tmp_path, monkeypatch):
+    times = iter([101.0, 103.0, 104.0, 108.0, 109.0, 109.5])
+    monkeypatch.setattr(state_module, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    state, _ = run_of(tmp_path)
+    state.seconds["polish"] = 10.0
+    for work in ("collect", "polish", "collect"):
+        with state.measure(work):
+            pass
+    # 101 to 103, 104 to 108, 109 to 109.5; what was spent before counts
+    assert state.seconds == {"collect": 2.5, "train": 0.0, "polish": 14.0, "evaluate": 0.0, "total": 0.0}
