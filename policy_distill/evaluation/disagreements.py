@@ -15,10 +15,11 @@ from torch import Tensor
 
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.policies.actions import ActionTargets, Bernoulli, Categorical, MultiCategorical
-from policy_distill.rollouts.episodes import Policy, alike
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.policy import FeedForward
+from policy_distill.rollouts.episodes import alike
 from policy_distill.rollouts.numpy_policies import actor
-from policy_distill.rollouts.trajectories import Trajectory, play
+from policy_distill.rollouts.trajectories import Trajectory, record
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import Tree, blocks, concatenate, leaves, length, stack, to_tensors
 from policy_distill.support.trees import rows as rows_of
@@ -121,7 +122,7 @@ class Disagreements:
         return cls(**{**found, **words, "states": int(found["states"])})
 
 
-def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
+def find(student: FeedForward, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
     """Let both play one episode a seed, and ask the teacher about every state that the student visited.
 
     Args:
@@ -130,7 +131,7 @@ def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequen
         spec: the environment, which must end its episodes.
         seeds: one for each episode; ``evaluation_seeds("comparison", E)`` are free for training on what is found.
     """
-    played, taught = play(student, spec, seeds), play(teacher, spec, seeds)
+    played, taught = record(student, spec, seeds), record(teacher, spec, seeds)
     observations, actions = (concatenate([getattr(episode, name) for episode in played]) for name in ("observations", "actions"))
     advised = _ask(teacher, observations)
     lengths = np.array([len(episode.rewards) for episode in played])
@@ -229,7 +230,7 @@ def parting_step(student_rewards: np.ndarray, teacher_rewards: np.ndarray) -> in
     return int(min(level[-1] + 1 if len(level) else 0, len(student_rewards) - 1))
 
 
-def _ask(policy: Policy, observations: Tree) -> np.ndarray:
+def _ask(policy: FeedForward, observations: Tree) -> np.ndarray:
     """Actions in all of ``observations`` ``[B, ...]``, those that ``evaluate`` would take."""
     return np.concatenate([actor(policy, length(part))(part) for part in blocks(observations, CHUNK)])
 
@@ -243,7 +244,7 @@ def _cost(
     gamma = teacher.facts.get("gamma")
     if teacher.has_values and isinstance(gamma, int | float):
         return "advantage", np.concatenate([_shortfall(teacher, episode, float(gamma)) for episode in played])
-    if isinstance(teacher.family, Categorical | MultiCategorical | Bernoulli):
+    if teacher.family.box is None:
         return "log_prob_gap", _by_chunks(lambda seen, done: _log_prob_gap(teacher, seen, done), observations, actions)
     scale, _ = teacher.family.box.affine()
     return "action_distance", np.linalg.norm(((actions - advised).reshape(len(actions), -1)) / scale, axis=1)
@@ -267,18 +268,8 @@ def _shortfall(teacher: Teacher, episode: Trajectory, gamma: float) -> np.ndarra
 @torch.inference_mode()
 def _log_prob_gap(teacher: Teacher, observations: Tree, actions: Tensor) -> Tensor:
     targets: ActionTargets = teacher.targets(observations)
-    scores = targets.parameters.get("logits", targets.parameters.get("q_values"))
-    assert scores is not None
-    return _log_prob(teacher, scores, targets.actions) - _log_prob(teacher, scores, actions)
-
-
-def _log_prob(teacher: Teacher, logits: Tensor, actions: Tensor) -> Tensor:
-    """Of actions of a discrete family, ``[B]``."""
-    match teacher.family:
-        case Categorical() as family:
-            return logits.log_softmax(-1).gather(-1, actions.long().reshape(-1, 1) - family.start).squeeze(-1)
-        case MultiCategorical() as family:
-            parts = zip(logits.split(family.nvec, dim=-1), actions.long().unbind(-1), strict=True)
-            return torch.stack([part.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1) for part, chosen in parts]).sum(0)
-    signs = 2.0 * actions.float().reshape(logits.shape) - 1.0
-    return torch.nn.functional.logsigmoid(signs * logits).sum(-1)
+    family, parameters = teacher.family, targets.parameters
+    if "q_values" in parameters:
+        parameters = {"logits": parameters["q_values"]}
+    own, others = (family.log_prob(parameters, family.raw(chosen)) for chosen in (targets.actions, actions))
+    return own - others

@@ -12,8 +12,9 @@ import torch
 from policy_distill.config import EnvironmentFault, RequestError
 from policy_distill.environments.border import NEVER_ENDING, Border, is_finite, not_finite, own_random_state
 from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, make
-from policy_distill.rollouts.episodes import evaluation_seeds, random_actions
+from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import call_apart
+from policy_distill.rollouts.random_policy import random_actions
 from policy_distill.support.trees import leaves, map_leaves
 
 EPISODES, STEPS = 8, 10

@@ -140,7 +140,7 @@ def _collect(state: State, services: Services, index: int) -> float:
 def _transitions(state: State, services: Services, index: int) -> Iterator[Transitions]:
     """Collect round ``index``."""
     job, config = services.job, services.job.config.collect
-    box = getattr(job.teacher.family, "box", None)
+    box = job.teacher.family.box
     exploration = Exploration(config.epsilon, config.action_noise, box if box is not None and box.units is not None else None)
     steps = part_of(config.env_steps // config.num_envs, config.rounds, index)
     actor = actor_of(state, index, job.num_members)

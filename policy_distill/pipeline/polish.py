@@ -32,7 +32,7 @@ def polish(state: State, services: Services) -> State:
     state.stage = "value"
     if config.below == 0 or not np.isfinite(state.retention(kept.returns)) or _shows_enough(state, services):
         return state
-    reason = why_not_ppo(job.teacher.observation_space, job.teacher.action_space)
+    reason = why_not_ppo(job.architecture)
     if job.teacher.needs_float64:
         reason = "Stable-Baselines3 reads observations in float32, which is too coarse for these"
     if reason:

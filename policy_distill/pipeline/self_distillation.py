@@ -17,13 +17,13 @@ from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.imitation import new_trainer
 from policy_distill.pipeline.records import Candidate, reports_to, track_generation
 from policy_distill.pipeline.state import Kept, State
-from policy_distill.policies.actions import ActionTargets, Deterministic, DiagGaussian, Parameters
-from policy_distill.policies.mixtures import mix_parameters, weighted_mean
+from policy_distill.policies.actions import ActionTargets, Parameters
+from policy_distill.policies.families import weighted_mean
 from policy_distill.policies.student import Student
-from policy_distill.support.trees import Tree, blocks, on_cpu
+from policy_distill.support.trees import Tree, blocks, leaves, on_cpu
 
-CHUNK = 16_384
-"""Rows that a student is asked about at once."""
+CHUNK, CHUNK_NUMBERS = 16_384, 2**26
+"""Rows that a student is asked about at once, and numbers in these observations."""
 
 
 def self_distill(state: State, services: Services) -> State:
@@ -84,17 +84,15 @@ def mix_targets(
     shares = [teacher_weight, *[(1 - teacher_weight) / len(mentors)] * len(mentors)]
     told = [_ask(mentor, on_cpu(observations), device) for mentor in mentors]
     if objective.kind == "regression":
-        box = mentors[0].family.box  # type: ignore[union-attr]
-        actions = weighted_mean([targets.actions, *(box.to_environment(one["mean"]) for one in told)], shares)
+        actions = weighted_mean([targets.actions, *map(mentors[0].family.mode, told)], shares)
         return ActionTargets(parameters, actions)
-    assert not isinstance(family, Deterministic), "a teacher that only names the action is learnt by regression"
-    own = parameters if isinstance(family, DiagGaussian) else {"logits": objective.logits_of(parameters)}
-    mixed = mix_parameters(family, [own, *told], shares)
+    mixed = family.mix([objective.distribution_of(parameters), *told], shares)
     parameters.pop("q_values", None)
     return ActionTargets({**parameters, **mixed}, family.mode(mixed))
 
 
 def _ask(mentor: Student, observations: Tree, device: torch.device) -> Parameters:
     """The parameters of a student's distribution for all rows."""
-    parts = [mentor.parameters_of(rows) for rows in blocks(observations, CHUNK)]
+    numbers = sum(leaf[0].numel() for leaf in leaves(observations))
+    parts = [mentor.parameters_of(rows) for rows in blocks(observations, min(CHUNK, 1 + CHUNK_NUMBERS // numbers))]
     return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}

@@ -97,6 +97,7 @@ def summarize(job: Job, state: State, figure: Retention, student: Episodes, teac
         },
         "student": {
             "hidden_sizes": list(job.architecture.hidden_sizes),
+            **({"channels": list(job.architecture.channels)} if job.architecture.channels else {}),
             "activation": job.architecture.activation,
             "params": job.architecture.params,
             **figures(student),

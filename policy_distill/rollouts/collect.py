@@ -16,6 +16,7 @@ from policy_distill.environments.vector import Backend, Slots, groups_of, seed_o
 from policy_distill.policies.actions import ActionTargets, Box
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.numpy_policies import actor, labeller
+from policy_distill.rollouts.random_policy import uniform_actions
 from policy_distill.rollouts.transitions import AUTORESET_STEP, NO_EPISODE, Transitions
 from policy_distill.support import trees
 from policy_distill.teachers import Teacher
@@ -50,27 +51,11 @@ class Exploration:
                 noise = self.action_noise * half_range * stream.standard_normal(space.shape)
                 disturbed[row] = np.clip(disturbed[row] + noise, space.low, space.high)
             if self.epsilon and stream.random() < self.epsilon:
-                disturbed[row] = random_action(space, stream, self.box)
+                disturbed[row] = uniform_actions(space, stream, box=self.box)
         return disturbed
 
 
 NO_EXPLORATION = Exploration()
-
-
-def random_action(space: gym.Space, stream: np.random.Generator, box: Box | None = None) -> np.ndarray | int:
-    """Draw uniformly from a space that a student can act in, or, within its bounds, from twice the range of ``box``'s units."""
-    match space:
-        case gym.spaces.Discrete():
-            return int(stream.integers(space.n) + space.start)
-        case gym.spaces.MultiDiscrete():
-            return stream.integers(space.nvec)
-        case gym.spaces.MultiBinary():
-            return stream.integers(2, size=space.shape)
-    assert isinstance(space, gym.spaces.Box)
-    if box is None:
-        return stream.uniform(space.low, space.high)
-    scale, offset = (part.reshape(space.shape) for part in box.affine())
-    return stream.uniform(offset - 2 * scale, offset + 2 * scale).clip(space.low, space.high)
 
 
 class Collector:

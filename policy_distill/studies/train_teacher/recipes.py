@@ -22,8 +22,12 @@ from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Arguments, WrapperRequest
 from policy_distill.environments import specs as environments
 from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.policies.policy import Memoryless
+from policy_distill.rollouts.episodes import Returns
+from policy_distill.rollouts.play import play
 from policy_distill.studies.train_teacher.publish import SCHEDULES, next_folder, write_agent, write_card
 from policy_distill.support.figures import return_text, spread_text
+from policy_distill.support.trees import Tree
 
 ALGORITHMS = {
     **dict.fromkeys(("a2c", "ddpg", "dqn", "ppo", "sac", "td3"), "stable_baselines3"),
@@ -164,24 +168,15 @@ def evaluate_model(model: Any, spec: EnvironmentSpec, seeds: Sequence[int], stat
         seeds: of the episodes.
         statistics: the ``VecNormalize`` that the model was trained behind, if any.
     """
-    returns = np.zeros(len(seeds))
-    waiting = list(reversed(range(len(seeds))))
-    envs = [environments.make(spec) for _ in range(min(16, len(seeds)))]
-    episodes = [waiting.pop() for _ in envs]
-    observations = [env.reset(seed=seeds[episode])[0] for env, episode in zip(envs, episodes, strict=True)]
-    while envs:
-        batch = np.stack(observations)
-        actions, _ = model.predict(batch if statistics is None else statistics.normalize_obs(batch), deterministic=True)
-        for slot in reversed(range(len(envs))):
-            observations[slot], reward, terminated, truncated, _ = envs[slot].step(actions[slot])
-            returns[episodes[slot]] += float(reward)
-            if (terminated or truncated) and waiting:
-                episodes[slot] = waiting.pop()
-                observations[slot], _ = envs[slot].reset(seed=seeds[episodes[slot]])
-            elif terminated or truncated:
-                envs.pop(slot).close()
-                del episodes[slot], observations[slot]
-    return returns
+
+    def act(observations: Tree) -> np.ndarray:
+        seen = observations if statistics is None else statistics.normalize_obs(observations)
+        actions: np.ndarray = model.predict(seen, deterministic=True)[0]
+        return actions
+
+    recorder = Returns(len(seeds))
+    play([Memoryless(act)], spec, seeds, recorder)
+    return recorder.returns
 
 
 def _train(config: TrainTeacherConfig, note: Callable[[str], object], progress: bool) -> TrainedTeacher:
