@@ -112,6 +112,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "polish",
         "imitation",
         "context",
+        "state",
         "prepare",
         "records",
     ),

@@ -76,7 +76,29 @@ def retention(
     episodes = rows.shape[1]
     if ends is None:
         return Retention(float("nan"), float("nan"), float("nan"), confidence, episodes)
-    return Retention(_share_of(rows), *ends, confidence, episodes)
+    return Retention(retention_of_means(*rows), *ends, confidence, episodes)
+
+
+def retention_of_means(student: np.ndarray, teacher: np.ndarray, random: np.ndarray) -> float:
+    """Retention of the mean returns; nan where the teacher earns no more than a random policy.
+
+    Args:
+        student, teacher, random: ``[E]``, returns on the same seeds.
+    """
+    top, chance = teacher.mean(), random.mean()
+    return float((student.mean() - chance) / (top - chance)) if top > chance else float("nan")
+
+
+def retention_standard_error(student: np.ndarray, teacher: np.ndarray, random: np.ndarray) -> float:
+    """Standard error of ``retention_of_means``, paired by seed; nan where that is nan or there is one episode.
+
+    The delta method for a ratio of means: the spread of ``contrast`` at the estimate, over the gap of teacher and random policy.
+    """
+    count, share = len(student), retention_of_means(student, teacher, random)
+    if count < 2 or not np.isfinite(share):
+        return float("nan")
+    spread = contrast(student, teacher, random, share).std(ddof=1)
+    return float(spread / count**0.5 / (teacher.mean() - random.mean()))
 
 
 def paired(student: np.ndarray, teacher: np.ndarray, random: np.ndarray) -> np.ndarray:
@@ -119,17 +141,12 @@ def _half_corrected(values: np.ndarray) -> np.ndarray:
     return without_skewness(t_statistic(values), SKEWNESS_SHARE * skewness(values), values.shape[-1])
 
 
-def _share_of(rows: np.ndarray) -> float:
-    mean_student, mean_teacher, mean_random = rows.mean(axis=1)
-    return float((mean_student - mean_random) / (mean_teacher - mean_random))
-
-
 def _test_ends(rows: np.ndarray, confidence: float) -> tuple[float, float] | None:
     critical = float(stdtrit(rows.shape[1] - 1, 1 - (1 - confidence) / 2))
     gaps = rows[1] - rows[2]
     if not float(_half_corrected(gaps)) > critical:
         return None
-    estimate = _share_of(rows)
+    estimate = retention_of_means(*rows)
     spread = contrast(rows[0], rows[1], rows[2], estimate).std(ddof=1)
     if spread <= ROUNDING * np.abs(rows).max():
         return estimate, estimate
