@@ -50,7 +50,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
     summary: dict[str, Any] = {"facts": teacher.describe()}
     if not options.episodes:
         findings = tuple(check.judge_files(teacher))
-        summary["findings"] = [dataclasses.asdict(finding) for finding in findings]
+        summary["findings"] = [finding.summary() for finding in findings]
     else:
         spec, notices = environment_for(teacher, environment)
         check_fits(spec, (teacher.observation_space, teacher.action_space))

@@ -113,7 +113,7 @@ gym.register("tests/Gauge-v0", entry_point=f"{__name__}:Gauge")
 
 
 def distilled(folder: Path, env: str, teacher: Teacher | str, **changes: Any) -> DistillResult:
-    named = {"teacher": teacher} if isinstance(teacher, str) else {}
+    named: dict[str, Any] = {"teacher": teacher} if isinstance(teacher, str) else {}
     config = DistillConfig(
         env=env,
         output=str(folder),

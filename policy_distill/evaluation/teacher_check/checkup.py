@@ -76,7 +76,7 @@ class Checkup:
             "trained": dataclasses.asdict(self.trained) if self.trained else None,
             "behaviour": dataclasses.asdict(self.behaviour) if self.behaviour else None,
             "drawn_return_mean": float(self.drawn.returns.mean()) if self.drawn else None,
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "findings": [finding.summary() for finding in self.findings],
         }
 
 

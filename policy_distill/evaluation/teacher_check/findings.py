@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,10 @@ class Finding:
     def line(self) -> str:
         """The problem and its fix, in one line."""
         return f"{self.what}; {self.fix}"
+
+    def summary(self) -> dict[str, str]:
+        """The finding for JSON. ``mend`` is the older name of ``fix``."""
+        return {**dataclasses.asdict(self), "mend": self.fix}
 
 
 def settle(findings: Iterable[Finding], *, skip: bool = False) -> tuple[str, ...]:
