@@ -18,7 +18,7 @@ from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.families import Family
 from policy_distill.policies.observations import encode_observations, observation_width, parts_of
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, of_space, to_tensors, zeros
-from policy_distill.teachers.algorithms import ALGORITHMS, layout_of
+from policy_distill.teachers.algorithms import algorithms_with
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.files.folder import find_agent
 from policy_distill.teachers.files.normalization import ObservationNormalization, Statistics, for_observations, shape_of
@@ -183,12 +183,8 @@ class Teacher(nn.Module):
     def why_no_values(self) -> str | None:
         """Why ``values`` cannot answer, and what would help; None if it can."""
         if self.critic is None:
-            layouts = {name: layout_of(name) for name in ALGORITHMS}
-            known = ", ".join(name for name, layout in sorted(layouts.items()) if layout and (layout.value or layout.values_actions))
-            return (
-                f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {known}, or an ensemble "
-                "combined by value"
-            )
+            known = f"{algorithms_with(lambda layout: layout.has_critic)}, or an ensemble combined by value"
+            return f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {known}"
         if self.reward_scale is None:
             return f"{name_of(self)} was trained on normalised rewards whose scale is missing: put vecnormalize.pkl where its config.yml is"
         return None
