@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from policy_distill.pipeline.context import Run
 from policy_distill.pipeline.prepare import prepare
 from policy_distill.pipeline.records import Round
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
+from policy_distill.support.pending import Pending
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
 from tests.small_worlds import WALK, walk_teacher
@@ -60,7 +61,7 @@ class Table:
         self.asked: list[tuple[Any, list[int], dict[str, Any]]] = []
         self.answered = 0
 
-    def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Callable[[], Episodes]:
+    def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Pending[Episodes]:
         number = len(self.asked)
         self.asked.append((policy, list(seeds), options))
 
@@ -69,7 +70,7 @@ class Table:
             self.answered += 1
             return episodes(*(self.returns[policy][seed - FIRST_SEED] for seed in seeds), first=seeds[0])
 
-        return answer
+        return Pending(answer)
 
 
 def episodes(*returns: float, first: int = 7, agreement: float | None = None) -> Episodes:
