@@ -146,10 +146,6 @@ def beacon_best(images: np.ndarray) -> np.ndarray:
     return np.where(rows != 0, rows > 0, 2 + (columns > 0)).astype(np.int64)
 
 
-def beacon_teacher() -> Teacher:
-    return Teacher.from_callable(beacon_best, Beacon.observation_space, gym.spaces.Discrete(4), params=100_000)
-
-
 def walk_best(observations: np.ndarray) -> np.ndarray:
     """Towards the target."""
     return (np.sign(observations[:, 1] - observations[:, 0]) + 1).astype(np.int64)
@@ -198,6 +194,18 @@ def random_student(observation_space: gym.Space, action_space: gym.Space, *, hid
         spread[spread == 0] = 1  # all of a narrow layer can be dead
         last.bias.sub_(outputs.mean(0)).div_(spread)
         last.weight.div_(spread[:, None])
+    return student.eval().requires_grad_(False)
+
+
+def image_student(observation_space: gym.Space, action_space: gym.Space, *, channels: tuple[int, ...] = (3, 4)) -> Student:
+    """A student with convolutions, drawn weights and the scale of bytes."""
+    architecture = Architecture(observation_space, action_space, (8,), channels=channels)
+    student, draws = Student(architecture), generator()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws) / max(parameter[0].numel(), 1) ** 0.5)
+        for name, buffer in student.encoder.named_buffers():
+            buffer.fill_(255.0 if name.endswith("scale") else 0.0)
     return student.eval().requires_grad_(False)
 
 

@@ -36,8 +36,8 @@ class StudentConfig:
     compression: float | None = None
     """Choose the widths so that the student has this many times fewer parameters than the teacher's acting network. Left out: 10."""
     channels: tuple[int, ...] | None = None
-    """Of the convolutions that read each image; () reads images as vectors. Left out, boxes of three axes that hold whole numbers are read
-    as images, and the channels follow from ``compression``."""
+    """Of the convolutions that read each box of three axes as an image; () reads it as a vector. Left out, bytes from 0 to 255 are read as
+    images, and the channels follow from ``compression``."""
     activation: Literal["auto", "relu", "tanh", "elu", "silu"] = "auto"
     """Between the layers. ``auto``: the teacher's own where it is one of these, else relu."""
     same: bool = False
