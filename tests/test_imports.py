@@ -123,6 +123,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "divergences",
         "q_values",
         "rowwise",
+        "reading_layers",
         "fast_forward",
         "actions",
         "observations",
@@ -234,6 +235,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "acting",
         "counting",
         "extractor",
+        "pixels",
     ),
     "policy_distill.training": (
         "value_network",

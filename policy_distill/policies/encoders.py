@@ -7,6 +7,7 @@ folded into the first convolution, so that no scaled copy of an image is made.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -94,9 +95,11 @@ def image_sizes(space: gym.Space) -> tuple[int, int, int]:
 
 
 def channels_first(space: gym.Space) -> bool:
-    """Whether images lie channel after channel: where the first axis is the shorter one of first and last."""
-    shape = space.shape or ()
-    return shape[0] < shape[2]
+    """Whether images lie channel after channel: where the last two axes are equal, or the first is shorter than the last."""
+    first, second, third = space.shape or ()
+    if (first == second) != (second == third):  # one of them is square
+        return second == third
+    return first < third
 
 
 class Images(nn.Module):
@@ -124,6 +127,18 @@ class Images(nn.Module):
             weight = layer.weight if index else layer.weight / self.scale[:, None, None]
             values = self.activation(F.conv2d(values, weight, layer.bias, layer.stride))
         return values.permute(0, 2, 3, 1).flatten(1)
+
+    @torch.no_grad()
+    def plain(self) -> nn.Sequential:
+        """Convolutions and activations alone, the scale within the first: from images ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+        layers: list[nn.Module] = []
+        for index, layer in enumerate(self.convolutions):
+            folded = copy.deepcopy(layer)
+            assert isinstance(folded, nn.Conv2d)
+            if not index:
+                folded.weight.div_(self.scale[:, None, None])
+            layers += [folded, self.activation]
+        return nn.Sequential(*layers)
 
     def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
         """Take the scale from raw images, of which each block holds some: each channel's largest absolute value, 1 where all are 0."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from policy_distill.policies.actions import LAYER, ActionTargets
-from policy_distill.policies.encoders import Vectors
+from policy_distill.policies.encoders import Encoder, Images, Vectors
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student
@@ -77,20 +77,34 @@ def actor(policy: Any, rows: int) -> Function:
 def outputs_of(student: Student, rows: int) -> Function:
     """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
 
-    The next question may overwrite them. Convolutions round a row differently in another batch: a student of images is asked about one
-    observation at a time.
+    The next question may overwrite them.
     """
-    if not isinstance(student.encoder, Vectors):
-        return lambda observations: one_by_one(lambda row: _forward(student, row), observations)
-    layers, space = Layers(student.network, rows), student.observation_space
-    mean, scale = student.mean.numpy(), student.scale.numpy()
-    encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
+    read, head = _features_of(student.encoder, rows), Layers(student.network, rows)
+    return lambda observations: head(read(observations))
 
-    def outputs(observations: trees.Tree) -> np.ndarray:
-        np.subtract(vectors(observations), mean, out=encoded, casting="same_kind")
-        return layers(np.divide(encoded, scale, out=encoded))
 
-    return outputs
+def _features_of(encoder: Encoder, rows: int) -> Callable[[trees.Tree], np.ndarray]:
+    """What the encoder makes of ``rows`` raw observations, ``[B, features]``; the next question may overwrite it."""
+    match encoder:
+        case Vectors(space=space):
+            mean, scale = encoder.mean.numpy(), encoder.scale.numpy()
+            encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
+
+            def normalize(observations: trees.Tree) -> np.ndarray:
+                np.subtract(vectors(observations), mean, out=encoded, casting="same_kind")
+                return np.divide(encoded, scale, out=encoded)
+
+            return normalize
+        case Images(channels_first=channels_first):
+            layers = Layers(encoder.plain(), rows)
+
+            def convolve(images: np.ndarray) -> np.ndarray:
+                arranged = images if channels_first else images.transpose(0, 3, 1, 2)
+                return layers(arranged.astype(np.float32)).transpose(0, 2, 3, 1).reshape(rows, -1)
+
+            return convolve
+    parts = [(key, _features_of(part, rows)) for key, part in zip(encoder.keys, encoder.parts, strict=True)]  # type: ignore[arg-type]
+    return lambda observations: np.concatenate([read(observations[key]) for key, read in parts], axis=1)
 
 
 def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray]:
@@ -114,11 +128,6 @@ def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray
         return joined
 
     return join
-
-
-@torch.inference_mode()
-def _forward(student: Student, observations: trees.Tree) -> np.ndarray:
-    return student(trees.to_tensors(observations)).numpy()
 
 
 def _refuse_device(observations: np.ndarray) -> Labels:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from policy_distill.config import RequestError
 from policy_distill.policies.observations import observation_width, parts_of
+from policy_distill.teachers.networks.pixels import scaling
 
 
 class CustomExtractor(nn.Module):
@@ -51,9 +52,11 @@ class ExtractorMaker:
     make: Callable[..., nn.Module]
     space: gym.Space
     kwargs: Mapping[str, Any]
+    divide: nn.Module | None = None
+    """What divides images by 255 before."""
 
-    def build(self, weights: Mapping[str, Tensor], prefix: str, source: str) -> CustomExtractor:
-        """Build the extractor whose weights lie below ``prefix``.
+    def build(self, weights: Mapping[str, Tensor], prefix: str, source: str) -> nn.Module:
+        """Build the extractor whose weights lie below ``prefix``; it reads vectors.
 
         Raises:
             RequestError: if the class cannot be made, its weights do not fit, or it does not return ``[B, features]``.
@@ -71,7 +74,7 @@ class ExtractorMaker:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
             found = f"the shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
             raise RequestError(f"{self.text} returns {found} for 2 observations; (2, features) is expected")
-        return extractor
+        return extractor if self.divide is None else nn.Sequential(self.divide, extractor)
 
 
 def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any], source: str) -> ExtractorMaker:
@@ -95,7 +98,8 @@ def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any
     made = getattr(_run_file(path), attribute, None)
     if not callable(made):
         raise RequestError(f"{path} defines no class {attribute!r}; name the agent's features extractor in it")
-    return ExtractorMaker(text, made, space, _arguments(policy_kwargs.get("features_extractor_kwargs"), text, source))
+    arguments = _arguments(policy_kwargs.get("features_extractor_kwargs"), text, source)
+    return ExtractorMaker(text, made, space, arguments, scaling(space, policy_kwargs))
 
 
 def file_of(text: str) -> Path:
