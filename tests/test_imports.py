@@ -155,6 +155,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "trajectories",
         "ppo_rollouts",
         "collect",
+        "stream",
         "episodes",
         "play",
         "acting",

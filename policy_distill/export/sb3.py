@@ -71,8 +71,8 @@ def _bounded(space: gym.Space) -> gym.Space:
 def why_not_ppo(architecture: Architecture) -> str | None:
     """Why no PPO agent can be like such a student, or None.
 
-    Stable-Baselines3 counts discrete values from 0, wherever the space starts, and has convolutions of one size alone: a zip with others
-    could only be loaded where policy_distill is installed.
+    Stable-Baselines3 counts discrete values from 0, wherever the space starts, and has distributions of its own and convolutions of one
+    size alone: a zip with others could only be loaded where policy_distill is installed.
     """
     if architecture.channels:
         return "Stable-Baselines3 has no network with the student's convolutions (student.channels)"
@@ -80,7 +80,8 @@ def why_not_ppo(architecture: Architecture) -> str | None:
     for space in (part for whole in spaces for part in leaf_spaces(whole).values()):
         if np.any(getattr(space, "start", 0)):
             return f"Stable-Baselines3 does not support {space}, which does not start at 0"
-    return None
+    family = architecture.family
+    return None if family.in_sb3 else f"Stable-Baselines3 has no distribution like {type(family).__name__}"
 
 
 def why_not_exported(student: Student) -> str | None:

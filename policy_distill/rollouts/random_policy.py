@@ -9,8 +9,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Box
-from policy_distill.policies.policy import GOES_ON, State
+from policy_distill.policies.policy import State
 from policy_distill.support.trees import Tree
 
 _DRAWS = 64

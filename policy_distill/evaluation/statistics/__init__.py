@@ -1,4 +1,4 @@
-"""What returns show: pure functions of arrays. docs/statistics.md says how often they err, by simulation."""
+"""Statistics of returns as pure functions of arrays. docs/statistics.md has their simulated error rates."""
 
 from policy_distill.evaluation.statistics.aggregates import geometric_mean, interquartile_mean, optimality_gap
 from policy_distill.evaluation.statistics.intervals import Retention, retention, retention_of_means, retention_standard_error
