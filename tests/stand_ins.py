@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from policy_distill.pipeline.context import Run
 from policy_distill.pipeline.prepare import prepare
 from policy_distill.pipeline.records import Round
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
+from policy_distill.support.pending import Pending
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
 from tests.small_worlds import WALK, walk_teacher
@@ -44,6 +45,16 @@ class Recorder:
         self.hparams = config, list(metrics)
 
 
+class Environments:
+    """Stands in for ``RolloutEnv``: remembers how it was made, and whether it was closed."""
+
+    def __init__(self, *arguments: int) -> None:
+        self.arguments, self.closed = arguments, False
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class Table:
     """Rollouts whose answers are written down.
 
@@ -51,16 +62,20 @@ class Table:
         returns: of each policy (a student, or a name), one for each validation seed.
         asked: policy, seeds and options of each question so far.
         answered: how many of them were waited for.
+        environments: that were made for PPO.
     """
-
-    num_workers = 3
 
     def __init__(self, returns: Mapping[Any, Sequence[float]]) -> None:
         self.returns = dict(returns)
+        self.environments: list[Environments] = []
         self.asked: list[tuple[Any, list[int], dict[str, Any]]] = []
         self.answered = 0
 
-    def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Callable[[], Episodes]:
+    def for_ppo(self, num_envs: int, num_steps: int, seed: int) -> Environments:
+        self.environments.append(Environments(num_envs, num_steps, seed))
+        return self.environments[-1]
+
+    def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Pending[Episodes]:
         number = len(self.asked)
         self.asked.append((policy, list(seeds), options))
 
@@ -69,7 +84,7 @@ class Table:
             self.answered += 1
             return episodes(*(self.returns[policy][seed - FIRST_SEED] for seed in seeds), first=seeds[0])
 
-        return answer
+        return Pending(answer)
 
 
 def episodes(*returns: float, first: int = 7, agreement: float | None = None) -> Episodes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,14 +11,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from policy_distill.environments.specs import make
 from policy_distill.evaluation.statistics import contrast, episodes_to_show, shows_positive_mean
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.pipeline.context import Kept, Run, as_finalist, kept_enough
 from policy_distill.pipeline.records import track_validation
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import Episodes
-from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support.figures import return_text
 from policy_distill.support.seeds import derived_seed
 from policy_distill.training.kickstart import Snapshot, kickstart
@@ -142,7 +139,7 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
         return given_up or kept_enough(shares, config.enough)
 
     with run.watch.measure("polish"):
-        with contextlib.closing(_environments(run, seed)) as environments:
+        with contextlib.closing(run.rollouts.for_ppo(config.num_envs, config.num_steps, seed)) as environments:
             kickstart(kept.student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=on_snapshot)
         note_answer()
     with run.watch.measure("evaluate"):
@@ -155,13 +152,6 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     run.env_steps += polished.records[-1].env_steps
     run.gradient_steps += last.gradient_steps
     return polished
-
-
-def _environments(run: Run, seed: int) -> RolloutEnv:
-    """Where rollouts are taken, in as many processes as the run has."""
-    job, config = run.job, run.job.config.polish
-    made = [functools.partial(make, job.spec)] * config.num_envs
-    return RolloutEnv(made, config.num_steps, seed=seed, workers=run.rollouts.num_workers, step_timeout=job.config.step_timeout)
 
 
 def _shows_enough(run: Run, kept: Kept) -> bool:
