@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.policies.actions import ActionTargets, family_of
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.families import family_of
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.support import trees
@@ -17,7 +19,9 @@ from policy_distill.teachers import Teacher
 from policy_distill.training.dataset import Dataset
 
 WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Bandit-v0"), EnvironmentSpec("tests/Push-v0")
+PLACES = EnvironmentSpec("tests/Places-v0")
 DIALS, SWITCHES = EnvironmentSpec("tests/Echo-v0", {"sizes": (2, 3)}), EnvironmentSpec("tests/Echo-v0", {"sizes": 3})
+BEACON = EnvironmentSpec("tests/Beacon-v0")
 WALK_LIMIT = 12
 
 
@@ -42,6 +46,40 @@ class Walk(gym.Env):
         assert self.action_space.contains(action), f"{action!r} is no action"
         self.state[0] = np.clip(self.state[0] + int(action) - 1, 0, 10)
         return self.state.copy(), -1.0, bool(self.state[0] == self.state[1]), False, {}
+
+
+class Places(Walk):
+    """The same walk, observed as a Dict whose keys are not sorted: the target as a number, the position as a vector."""
+
+    observation_space: Any = gym.spaces.Dict(OrderedDict(target=gym.spaces.Discrete(11), position=gym.spaces.Box(0, 10, (1,), np.float64)))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self._seen(super().reset(seed=seed)[0]), {}
+
+    def step(self, action: Any) -> Any:
+        state, *rest = super().step(action)
+        return self._seen(state), *rest
+
+    @staticmethod
+    def _seen(state: np.ndarray) -> dict[str, Any]:
+        return {"position": state[:1].astype(np.float64), "target": int(state[1])}
+
+
+class Halves(Walk):
+    """The same walk, observed as a Dict of two vectors that are the walk's own, one after the other."""
+
+    observation_space: Any = gym.spaces.Dict({"position": gym.spaces.Box(0, 10, (1,)), "target": gym.spaces.Box(0, 10, (1,))})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self._seen(super().reset(seed=seed)[0]), {}
+
+    def step(self, action: Any) -> Any:
+        state, *rest = super().step(action)
+        return self._seen(state), *rest
+
+    @staticmethod
+    def _seen(state: np.ndarray) -> dict[str, np.ndarray]:
+        return {"target": state[1:], "position": state[:1]}
 
 
 class Bandit(gym.Env):
@@ -109,6 +147,41 @@ class Push(gym.Env):
         return self._look(), -cost, False, self.steps == 5, {}
 
 
+class Beacon(gym.Env):
+    """Walk to the bright cell of a grid by steps to one of four sides, each of which costs 1: the best return is minus their distance.
+
+    Observed are an image ``[6, 6, 2]`` of bytes with one pixel for the walker and one for the bright cell.
+    """
+
+    observation_space: gym.Space = gym.spaces.Box(0, 255, (6, 6, 2), np.uint8)
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Discrete(4)
+        self.walker = self.bright = np.zeros(2, np.int64)
+
+    def _look(self) -> Any:
+        image = np.zeros((6, 6, 2), np.uint8)
+        image[(*self.walker, 0)] = image[(*self.bright, 1)] = 255
+        return image
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.walker, self.bright = np.stack(np.divmod(self.np_random.choice(36, size=2, replace=False), 6), axis=1)
+        return self._look(), {"distance": int(np.abs(self.walker - self.bright).sum())}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is no action"
+        self.walker = np.clip(self.walker + [(-1, 0), (1, 0), (0, -1), (0, 1)][int(action)], 0, 5)
+        return self._look(), -1.0, bool((self.walker == self.bright).all()), False, {}
+
+
+def beacon_best(images: np.ndarray) -> np.ndarray:
+    """Along the first axis as long as the places differ there, then along the second."""
+    walker, bright = (np.stack(np.divmod(images[..., plane].reshape(-1, 36).argmax(1), 6), axis=1) for plane in (0, 1))
+    rows, columns = (bright - walker).T
+    return np.where(rows != 0, rows > 0, 2 + (columns > 0)).astype(np.int64)
+
+
 def walk_best(observations: np.ndarray) -> np.ndarray:
     """Towards the target."""
     return (np.sign(observations[:, 1] - observations[:, 0]) + 1).astype(np.int64)
@@ -122,6 +195,15 @@ def push_best(observations: np.ndarray) -> np.ndarray:
 
 def walk_teacher() -> Teacher:
     return Teacher.from_callable(walk_best, Walk.observation_space, gym.spaces.Discrete(3))
+
+
+def places_best(observations: dict[str, np.ndarray]) -> np.ndarray:
+    """Towards the target."""
+    return (np.sign(observations["target"] - observations["position"][:, 0]) + 1).astype(np.int64)
+
+
+def places_teacher() -> Teacher:
+    return Teacher.from_callable(places_best, Places.observation_space, gym.spaces.Discrete(3))
 
 
 def push_teacher() -> Teacher:
@@ -152,11 +234,23 @@ def random_student(observation_space: gym.Space, action_space: gym.Space, *, hid
         student.mean.copy_(torch.randn(student.mean.shape, generator=draws))
         student.scale.copy_(0.5 + torch.rand(student.scale.shape, generator=draws))
         student.log_std.copy_(-torch.rand(student.log_std.shape, generator=draws))
-        outputs, last = student(torch.as_tensor(random_observations(observation_space, 64))), student.linears[-1]
+        outputs, last = student(trees.to_tensors(random_observations(observation_space, 64))), student.linears[-1]
         spread = outputs.std(0)
         spread[spread == 0] = 1  # all of a narrow layer can be dead
         last.bias.sub_(outputs.mean(0)).div_(spread)
         last.weight.div_(spread[:, None])
+    return student.eval().requires_grad_(False)
+
+
+def image_student(observation_space: gym.Space, action_space: gym.Space, *, channels: tuple[int, ...] = (3, 4)) -> Student:
+    """A student with convolutions, drawn weights and the scale of bytes."""
+    architecture = Architecture(observation_space, action_space, (8,), channels=channels)
+    student, draws = Student(architecture), generator()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws) / max(parameter[0].numel(), 1) ** 0.5)
+        for name, buffer in student.encoder.named_buffers():
+            buffer.fill_(255.0 if name.endswith("scale") else 0.0)
     return student.eval().requires_grad_(False)
 
 
@@ -201,12 +295,15 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
     family = family_of(action_space)
     observations = torch.randn(count, inputs, generator=draws)
     output = 2 * observations @ torch.randn(inputs, family.width, generator=draws)
-    parameters = {"mean": output, "log_std": -torch.rand(output.shape, generator=draws)} if hasattr(family, "box") else {"logits": output}
-    actions = family.mode(parameters)  # type: ignore[union-attr]
+    parameters = {"mean": output, "log_std": -torch.rand(output.shape, generator=draws)} if family.spread else {"logits": output}
+    actions = family.mode(parameters)
     return labelled(observations, ActionTargets(parameters, actions))
 
 
-for _name, _limit in (("Walk", WALK_LIMIT), ("Bandit", None), ("Echo", None), ("Push", None)):
+for _name, _limit in (
+    *(("Walk", WALK_LIMIT), ("Places", WALK_LIMIT), ("Halves", WALK_LIMIT)),
+    *(("Bandit", None), ("Echo", None), ("Push", None), ("Beacon", 12)),
+):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_distill.policies.actions import DiagGaussian
 from policy_distill.policies.observations import FAR_FROM_ZERO
-from policy_distill.policies.student import ACTIVATIONS, Student
+from policy_distill.policies.student import ACTIVATIONS, Architecture, Student
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import leaf_spaces
 
@@ -56,7 +55,7 @@ def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) ->
         folded = _fold_normalization(critic, student)
         _copy_into([*policy.mlp_extractor.value_net, policy.value_net], *folded)
     with torch.no_grad():
-        if isinstance(student.family, DiagGaussian):
+        if student.family.box is not None:
             scale, _ = student.family.box.affine()
             policy.log_std.copy_(student.log_std + torch.from_numpy(scale).log())
     return model
@@ -69,12 +68,20 @@ def _bounded(space: gym.Space) -> gym.Space:
     return gym.spaces.Box(-1.0, 1.0, space.shape, space.dtype.type)
 
 
-def why_not_ppo(*spaces: gym.Space) -> str | None:
-    """Why no PPO agent can live in these spaces, or None: Stable-Baselines3 counts discrete values from 0, wherever the space starts."""
+def why_not_ppo(architecture: Architecture) -> str | None:
+    """Why no PPO agent can be like such a student, or None.
+
+    Stable-Baselines3 counts discrete values from 0, wherever the space starts, and has distributions of its own and convolutions of one
+    size alone: a zip with others could only be loaded where policy_distill is installed.
+    """
+    if architecture.channels:
+        return "Stable-Baselines3 has no network with the student's convolutions (student.channels)"
+    spaces = (architecture.observation_space, architecture.action_space)
     for space in (part for whole in spaces for part in leaf_spaces(whole).values()):
         if np.any(getattr(space, "start", 0)):
             return f"Stable-Baselines3 does not support {space}, which does not start at 0"
-    return None
+    family = architecture.family
+    return None if family.in_sb3 else f"Stable-Baselines3 has no distribution like {type(family).__name__}"
 
 
 def why_not_exported(student: Student) -> str | None:
@@ -82,19 +89,21 @@ def why_not_exported(student: Student) -> str | None:
 
     PPO's first layer reads raw observations in float32. Far from zero it would round away what they say before a weight is applied.
     """
+    if reason := why_not_ppo(student.architecture):
+        return reason
     distance = float((student.mean.double().abs() / student.scale.double()).max())
     if distance > FAR_FROM_ZERO:
         return (
             f"Stable-Baselines3 reads observations in float32, which is too coarse for these: they lie {distance:,.0f} standard deviations "
             f"from zero (up to {FAR_FROM_ZERO:,.0f} are exported)"
         )
-    return why_not_ppo(student.observation_space, student.action_space)
+    return None
 
 
 def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:
     """Weights ``[out, in]`` and biases ``[out]`` of each layer, from raw observations to logits or actions in environment units."""
     weights, biases = _fold_normalization(student.linears, student)
-    if isinstance(student.family, DiagGaussian):
+    if student.family.box is not None:
         action_scale, offset = (torch.from_numpy(array) for array in student.family.box.affine())
         weights[-1] = weights[-1] * action_scale[:, None]
         biases[-1] = biases[-1] * action_scale + offset

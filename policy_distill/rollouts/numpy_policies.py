@@ -14,7 +14,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from policy_distill.policies.actions import LAYER, ActionTargets, Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.policies.actions import LAYER, ActionTargets
+from policy_distill.policies.encoders import Vectors
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student
@@ -76,8 +77,11 @@ def actor(policy: Any, rows: int) -> Function:
 def outputs_of(student: Student, rows: int) -> Function:
     """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
 
-    The next question may overwrite them.
+    The next question may overwrite them. Convolutions round a row differently in another batch: a student of images is asked about one
+    observation at a time.
     """
+    if not isinstance(student.encoder, Vectors):
+        return lambda observations: one_by_one(lambda row: _forward(student, row), observations)
     layers, space = Layers(student.network, rows), student.observation_space
     mean, scale = student.mean.numpy(), student.scale.numpy()
     encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
@@ -112,14 +116,9 @@ def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray
     return join
 
 
-def to_environment(box: Box, shape: tuple[int, ...]) -> Function:
-    """From means or draws in box units ``[B, dim]`` to fresh actions ``[B, *shape]`` in the environment's units.
-
-    They are clipped last: rounding takes none of them past the bounds.
-    """
-    unit, offset = (values.astype(np.float32) for values in box.affine())
-    low, high = (np.array(bounds, np.float32) for bounds in (box.low, box.high))
-    return lambda values: (values * unit + offset).clip(low, high).reshape(-1, *shape)
+@torch.inference_mode()
+def _forward(student: Student, observations: trees.Tree) -> np.ndarray:
+    return student(trees.to_tensors(observations)).numpy()
 
 
 def _refuse_device(observations: np.ndarray) -> Labels:
@@ -142,22 +141,8 @@ def _teacher_actor(teacher: Teacher, rows: int) -> Function:
 
 
 def _student_actor(student: Student, rows: int) -> Function:
-    outputs, family = outputs_of(student, rows), student.family
-    if isinstance(family, DiagGaussian):
-        finish = to_environment(family.box, student.action_space.shape or ())
-        return lambda observations: finish(outputs(observations))
-    choose = _choice(family, "logits")
+    outputs, choose = outputs_of(student, rows), student.family.chooser(student.action_space.shape or ())
     return lambda observations: choose(outputs(observations))
-
-
-def _choice(family: Family, scores: str) -> Function:
-    """From scores ``[B, width]`` to the best actions."""
-    match family:
-        case Categorical(start=start):
-            return lambda values: values.argmax(-1) + start
-        case MultiCategorical() | Bernoulli():
-            return lambda values: family.mode({scores: torch.from_numpy(values)}).numpy()
-    raise TypeError(f"{type(family).__name__} has no scores")
 
 
 def _encoder(teacher: Teacher, rows: int) -> Function:
@@ -193,7 +178,7 @@ def _recorded(teacher: Teacher) -> dict[str, str]:
 
 
 def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
-    encode, choose = _encoder(teacher, rows), _choice(network.family, network.scores)
+    encode, choose = _encoder(teacher, rows), network.family.chooser(())
     body = Layers(network.body, rows, name="body", recorded=_recorded(teacher))
     name, quantiles = network.scores, network.num_quantiles
 

@@ -6,7 +6,6 @@ steps of a rollout with its share of the environments before it answers.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ import numpy as np
 
 from policy_distill.environments.border import Border, is_finite, not_finite, own_random_state
 from policy_distill.environments.vector import GOES_ON, SequentialEnvs, Slots
-from policy_distill.policies.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
 from policy_distill.policies.student import Student
-from policy_distill.rollouts.numpy_policies import outputs_of, to_environment
+from policy_distill.rollouts.numpy_policies import outputs_of
 from policy_distill.rollouts.processes import Host, Local, Remote
 from policy_distill.rollouts.stream import Results, Streams, stream
 from policy_distill.support import trees
@@ -157,13 +155,13 @@ class _Group:
         self._starts, self._rewards = np.empty((num_steps + 1, count), bool), np.empty((num_steps, count))
         self._terminated, self._truncated = np.empty((num_steps, count), bool), np.empty((num_steps, count), bool)
         actions = np.empty((num_steps, count, math.prod(space.shape or ())), np.float32 if isinstance(space, gym.spaces.Box) else np.int64)
-        outputs, std, executable = outputs_of(student, count), student.log_std.exp().numpy(), _executable(space, family)
+        outputs, std, executable = outputs_of(student, count), student.log_std.exp().numpy(), family.executable(space)
         # An environment's draws do not depend on what shares its process.
-        noise = np.stack([noise_of(family, generator, num_steps) for generator in self._generators], axis=1)
+        noise = np.stack([family.noise(generator, num_steps) for generator in self._generators], axis=1)
         self._last: list[tuple[bool, Tree]] = []
 
         def act(step: int, slots: Slots, labels: None) -> np.ndarray:
-            actions[step] = drawn(family, outputs(slots.observations), std, noise[step])
+            actions[step] = family.drawn(outputs(slots.observations), std, noise[step])
             return executable(actions[step])
 
         stream(self._streams, num_steps, act, None, self)
@@ -199,44 +197,3 @@ class _Group:
     def close(self) -> None:
         for env in self._envs:
             env.close()
-
-
-def _executable(space: gym.Space, family: Family) -> Callable[[np.ndarray], np.ndarray]:
-    """From actions ``[B, components]`` as they are drawn to a fresh ``[B, ...]`` that ``env.step`` accepts row by row."""
-    shape = space.shape or ()
-    if not isinstance(space, gym.spaces.Box):
-        return lambda actions: actions.reshape(-1, *shape).astype(space.dtype)
-    assert isinstance(family, DiagGaussian)
-    finish = to_environment(dataclasses.replace(Box.from_space(space), units=family.box.units), shape)
-    return lambda actions: finish(actions).astype(space.dtype, copy=False)
-
-
-def noise_of(family: Family, generator: np.random.Generator, num_steps: int) -> np.ndarray:
-    """What decides between actions, float32 ``[T, width]``: normal for Gaussians, Gumbel for choices, logistic for switches."""
-    shape = (num_steps, family.width)
-    match family:
-        case DiagGaussian():
-            return generator.standard_normal(shape, np.float32)
-        case Categorical() | MultiCategorical():
-            return generator.gumbel(size=shape).astype(np.float32)
-        case Bernoulli():
-            return generator.logistic(size=shape).astype(np.float32)
-    raise ValueError(f"{family} has no density to draw from")
-
-
-def drawn(family: Family, outputs: np.ndarray, std: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """The action ``[B, components]`` that ``noise`` draws from the distribution with these logits or means ``[B, width]``.
-
-    The greatest of logits plus Gumbel noise is a draw from their softmax (Maddison et al. 2014, https://arxiv.org/abs/1411.0030).
-    """
-    match family:
-        case DiagGaussian():
-            return outputs + std * noise
-        case Categorical():
-            return (outputs + noise).argmax(-1)[:, None]
-        case MultiCategorical(nvec=nvec):
-            parts = np.split(outputs + noise, np.cumsum(nvec)[:-1], axis=-1)
-            return np.stack([part.argmax(-1) for part in parts], axis=-1)
-        case Bernoulli():
-            return outputs + noise > 0
-    raise ValueError(f"{family} has no density to draw from")

@@ -10,7 +10,6 @@ import torch
 
 from policy_distill.config import RequestError
 from policy_distill.environments.vector import GOES_ON
-from policy_distill.policies.actions import DiagGaussian
 from policy_distill.policies.policy import State
 from policy_distill.policies.student import Student
 from policy_distill.support import trees
@@ -32,8 +31,8 @@ class Drawing:
 
     def __post_init__(self) -> None:
         policy = self.policy
-        names = _parameters(policy, trees.zeros(policy.observation_space, 2)).keys()
-        if not {"logits", "mean"} & names:
+        names = policy.family.names
+        if not names or not set(names) <= _parameters(policy, trees.zeros(policy.observation_space, 2)).keys():
             raise RequestError("the policy only names its actions, it has no distribution to draw from: leave --stochastic out")
 
     def initial_state(self, num_envs: int) -> State:
@@ -48,7 +47,7 @@ class Drawing:
             if starts is not None and starts[row] != GOES_ON:
                 generator.manual_seed(derived_seed(int(starts[row]), 2))
             own = {name: values[row : row + 1] for name, values in parameters.items()}
-            drawn.append(family.sample(own, generator).numpy())  # type: ignore[union-attr]
+            drawn.append(family.sample(own, generator).numpy())
         array: np.ndarray = np.concatenate(drawn)
         if isinstance(space, gym.spaces.Box):
             array = array.reshape(len(array), *space.shape).astype(space.dtype)
@@ -58,7 +57,4 @@ class Drawing:
 @torch.inference_mode()
 def _parameters(policy: Student | Teacher, observations: Tree) -> dict[str, torch.Tensor]:
     tensor = trees.map_leaves(torch.tensor, observations)
-    parameters = policy.targets(tensor).parameters if isinstance(policy, Teacher) else policy.parameters_of(tensor)
-    if isinstance(policy.family, DiagGaussian) and "log_std" not in parameters:
-        return {}
-    return parameters
+    return policy.targets(tensor).parameters if isinstance(policy, Teacher) else policy.parameters_of(tensor)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from policy_distill.evaluation.teacher_check.behaviour import Behaviour, has_distribution, judge, observe, targets_of
-from policy_distill.policies.actions import ActionTargets, Box, Categorical
+from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.families import Categorical
 from policy_distill.teachers import ObservationNormalization, Teacher
 from policy_distill.teachers.networks.acting import ActionBounds, ConstantSpread, DiscreteNetwork, GaussianNetwork
 from tests.small_worlds import Push, Walk, bandit_teacher, push_teacher, walk_teacher
@@ -137,4 +138,4 @@ def test_figures_are_judged(change, topic, severity):
 def test_the_temperature_that_q_values_imply_is_a_tenth_of_their_gap():
     (finding,) = judge(dataclasses.replace(PLAIN, q_gap=0.25, q_size=100.0))
     assert "0.25 apart" in finding.what
-    assert "temperature of 0.025" in finding.mend
+    assert "temperature of 0.025" in finding.fix
