@@ -64,12 +64,7 @@ def polish(state: State, services: Services) -> State:
 
 
 class _Looks:
-    """Students on the way, each measured by the workers while PPO goes on.
-
-    Args:
-        state, services: of the run.
-        start: retention of the student that PPO began with.
-    """
+    """Students on the way, each measured by the workers while PPO goes on; PPO began with one whose retention is ``start``."""
 
     def __init__(self, state: State, services: Services, start: float) -> None:
         self._state, self._services, self._start = state, services, start
