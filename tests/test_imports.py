@@ -62,8 +62,10 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "known_wrappers",
         "quiet",
         "border",
+        "registration",
         "zoo_wrappers",
         "wrappers",
+        "single_machine",
     ),
     "policy_distill.evaluation": (
         "verify",
@@ -172,6 +174,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.studies.train_teacher": (
         "recipes",
+        "returns",
         "publish",
     ),
     "policy_distill.support": (
@@ -213,6 +216,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.teachers.networks": (
         "critics",
         "live",
+        "recurrent",
         "rebuild",
         "recording",
         "acting",
