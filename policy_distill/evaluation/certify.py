@@ -91,7 +91,7 @@ def play(
         players: Sequence[Policy | EpisodicPolicy | str] = (student, "teacher", "random")
         answers = [rollouts.begin_evaluation(player, seeds[played:look], num_envs=num_envs) for player in players]
         for role, answer in zip(ROLES, answers, strict=True):
-            parts[role].append(answer())
+            parts[role].append(answer.result())
         played = look
         episodes = [merge(parts[role]) for role in ROLES]
         decision = decide(*(part.returns for part in episodes), plan=plan)

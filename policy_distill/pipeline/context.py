@@ -117,7 +117,7 @@ class Run:
         answer = self.rollouts.begin_evaluation(policy, seeds, num_envs=self.job.config.evaluate.num_envs, with_agreement=with_agreement)
 
         def wait() -> Episodes:
-            episodes = answer()
+            episodes = answer.result()
             self.evaluation_env_steps += episodes.env_steps
             return episodes
 

@@ -21,7 +21,8 @@ from policy_distill.environments.border import Border, Finite, not_finite, own_r
 from policy_distill.policies.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.numpy_policies import outputs_of, to_environment
-from policy_distill.rollouts.processes import Remote, answers_of
+from policy_distill.rollouts.processes import Remote
+from policy_distill.support.pending import Pending
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,7 @@ class RolloutEnv(VecEnv):
     def _all(self, method: str, argument: Any) -> list[Any]:
         if self._here is not None:
             return [getattr(self._here, method)(argument)]
-        for worker in self._workers:
-            worker.send(method, (argument,))
-        return answers_of(self._workers)
+        return Pending.together([worker.ask(method, argument) for worker in self._workers]).result()
 
     def close(self) -> None:
         if self._here is not None:

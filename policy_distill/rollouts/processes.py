@@ -11,7 +11,7 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 
 from policy_distill.config import EnvironmentFault, Fault, RequestError
 from policy_distill.rollouts.watchdog import Pulse, Watchdog
+from policy_distill.support.pending import Pending
 
 Answer = TypeVar("Answer")
 
@@ -44,13 +45,32 @@ class Remote:
         self._process = CONTEXT.Process(target=_serve, args=target, daemon=True)  # type: ignore[attr-defined]
         self._process.start()
         theirs.close()
+        self._asked = self._received = 0
+        self._answers: dict[int, tuple[bool, Any]] = {}
 
-    def send(self, method: str, arguments: tuple[Any, ...] = ()) -> None:
-        """Put a call; its answer is the next that ``receive`` has not returned yet."""
+    def ask(self, method: str, *arguments: Any) -> Pending[Any]:
+        """Call a method there. Answers may be read in any order.
+
+        Reading the answer raises ``Fault`` and ``RequestError`` as they were raised there, and a ``RuntimeError`` of one line if the call
+        failed otherwise.
+        """
         self._connection.send_bytes(pickle.dumps((method, arguments)))
+        self._asked += 1
+        return Pending(functools.partial(self._answer, self._asked))
 
-    def receive(self) -> tuple[bool, Any]:
-        """Return whether the call failed, and its result or what to raise."""
+    def _answer(self, question: int) -> Any:
+        """Receive answers, which come in the order of the questions, up to that of ``question``."""
+        while question not in self._answers:
+            answer = self._receive()
+            self._received += 1
+            self._answers[self._received] = answer
+        failed, answer = self._answers.pop(question)
+        if failed:
+            raise answer
+        return answer
+
+    def _receive(self) -> tuple[bool, Any]:
+        """Whether the next call failed, and its result or what to raise."""
         while self._pulse is not None and not self._connection.poll(0.5):
             if fault := self._pulse.stopped(self._step_timeout or 0.0):
                 self._process.kill()
@@ -73,21 +93,6 @@ class Remote:
         self._connection.close()
 
 
-def answers_of(remotes: Sequence[Remote]) -> list[Any]:
-    """Wait for one answer of each.
-
-    Raises:
-        Fault, RequestError: as they were raised there.
-        RuntimeError: in one line, if a call failed otherwise. Every answer was received, so that none is taken for that to a later
-            question.
-    """
-    received = [remote.receive() for remote in remotes]
-    for failed, answer in received:
-        if failed:
-            raise answer
-    return [answer for _, answer in received]
-
-
 def call_apart(step_timeout: float | None, function: Callable[..., Answer], *arguments: Any) -> Answer:
     """``function(*arguments)``, in a process of its own where a hanging environment is to be ended.
 
@@ -98,8 +103,7 @@ def call_apart(step_timeout: float | None, function: Callable[..., Answer], *arg
         return function(*arguments)
     remote = Remote(_Call, function, arguments, step_timeout=step_timeout)
     try:
-        remote.send("answer")
-        answer: Answer = answers_of([remote])[0]
+        answer: Answer = remote.ask("answer").result()
         return answer
     finally:
         remote.close()

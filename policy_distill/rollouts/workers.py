@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -15,8 +15,9 @@ from policy_distill.environments.vector import WORDS, Backend, group_size
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
 from policy_distill.rollouts.episodes import Episodes, EpisodicPolicy, Policy, evaluate, merge
-from policy_distill.rollouts.processes import Remote, answers_of, available_cores
+from policy_distill.rollouts.processes import Remote, available_cores
 from policy_distill.rollouts.transitions import Transitions
+from policy_distill.support.pending import Pending
 from policy_distill.teachers import Teacher
 
 BLOCK_BYTES = 2**23
@@ -85,7 +86,7 @@ class Rollouts:
             if self._here is not None:
                 yield executed(self._here.collect(*arguments))
             else:
-                yield executed(concatenate(self._begin("collect", [arguments] * self._collecting)(), steps))
+                yield executed(concatenate(self._ask("collect", [arguments] * self._collecting).result(), steps))
 
     @property
     def _block_steps(self) -> int:
@@ -98,18 +99,16 @@ class Rollouts:
         self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
     ) -> Episodes:
         """One episode a seed of ``policy``, or of "teacher" or "random"; see ``policy_distill.rollouts.episodes.evaluate``."""
-        return self.begin_evaluation(policy, seeds, num_envs=num_envs, with_agreement=with_agreement)()
+        return self.begin_evaluation(policy, seeds, num_envs=num_envs, with_agreement=with_agreement).result()
 
     def begin_evaluation(
         self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
-    ) -> Callable[[], Episodes]:
-        """Start ``evaluate`` in the workers and return what waits for its answer; ask for answers in the order of the questions."""
+    ) -> Pending[Episodes]:
+        """Start ``evaluate`` in the workers; without workers it is done at once."""
         if self._here is not None:
-            episodes = merge([self._here.evaluate(policy, seeds, num_envs, with_agreement)])
-            return lambda: episodes
+            return Pending.known(merge([self._here.evaluate(policy, seeds, num_envs, with_agreement)]))
         shares = [share for share in (seeds[index :: self.num_workers] for index in range(self.num_workers)) if len(share)]
-        answers = self._begin("evaluate", [(policy, share, num_envs, with_agreement) for share in shares])
-        return lambda: merge(answers())
+        return self._ask("evaluate", [(policy, share, num_envs, with_agreement) for share in shares]).then(merge)
 
     def close(self) -> None:
         """End the workers."""
@@ -123,12 +122,9 @@ class Rollouts:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begin(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Callable[[], list[Any]]:
-        """Put one call to each worker and return what waits for all answers. A worker takes its calls one after the other."""
-        asked = [worker for worker, _ in zip(self._workers, arguments, strict=False)]
-        for worker, arguments_of in zip(asked, arguments, strict=True):
-            worker.send(method, arguments_of)
-        return lambda: answers_of(asked)
+    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Pending[list[Any]]:
+        """Call a method of as many workers as there are arguments. A worker answers its calls one after the other."""
+        return Pending.together([worker.ask(method, *each) for worker, each in zip(self._workers, arguments, strict=False)])
 
 
 def split(indices: range, parts: int) -> list[range]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 Answer = TypeVar("Answer")
@@ -24,6 +24,11 @@ class Pending(Generic[Answer]):
     def known(cls, answer: Answer) -> Pending[Answer]:
         """An answer that nobody has to be asked for."""
         return cls(lambda: answer)
+
+    @classmethod
+    def together(cls, parts: Sequence[Pending[Answer]]) -> Pending[list[Answer]]:
+        """The answers to several questions."""
+        return Pending(lambda: [part.result() for part in parts])
 
     def result(self) -> Answer:
         """The answer; raises what its computation raised."""

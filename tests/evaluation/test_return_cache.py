@@ -19,7 +19,8 @@ from policy_distill.evaluation import return_cache as module
 from policy_distill.evaluation.return_cache import REPEATABLE, KnownReturns, folder, known_returns
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.rollouts.episodes import Episodes, evaluate
-from policy_distill.rollouts.processes import Remote, answers_of
+from policy_distill.rollouts.processes import Remote
+from policy_distill.support.pending import Pending
 from policy_distill.teachers import Teacher
 from tests.small_worlds import WALK, random_student, walk_teacher
 
@@ -91,9 +92,7 @@ class Writer:
 
 def test_writers_at_the_same_moment_may_forget_but_damage_nothing(tmp_path):
     writers = [Remote(Writer, tmp_path / "a.npz", 100 * number) for number in range(4)]
-    for writer in writers:
-        writer.send("work")
-    answers_of(writers)
+    Pending.together([writer.ask("work") for writer in writers]).result()
     for writer in writers:
         writer.close()
     assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]

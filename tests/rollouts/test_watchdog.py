@@ -11,7 +11,7 @@ from policy_distill.config import EnvironmentFault
 from policy_distill.environments.specs import make
 from policy_distill.rollouts import processes
 from policy_distill.rollouts import watchdog as module
-from policy_distill.rollouts.processes import Remote, answers_of, call_apart
+from policy_distill.rollouts.processes import Remote, call_apart
 from policy_distill.rollouts.watchdog import Pulse, Watchdog, at_work
 from tests import rude_worlds as rude
 from tests.small_worlds import WALK
@@ -35,9 +35,9 @@ def test_a_pulse_that_stands_still_is_told_with_what_was_seen_last(monkeypatch):
 def test_a_process_whose_interpreter_is_blocked_is_killed(monkeypatch):
     monkeypatch.setattr(module, "BLOCKED_SECONDS", 0.2)
     monkeypatch.setattr(processes, "Watchdog", lambda *_: SimpleNamespace(start=lambda: None))  # one that never beats
-    remote = Remote(time.sleep, 0, step_timeout=0.1)
+    remote = Remote(lambda: time, step_timeout=0.1)
     with pytest.raises(EnvironmentFault, match="no answer for more than"):
-        answers_of([remote])
+        remote.ask("sleep", 30).result()
     remote._process.join(5)
     assert not remote._process.is_alive()
     remote.close()

@@ -18,3 +18,4 @@ def test_an_answer_is_waited_for_once_and_only_when_read():
     assert (doubled.result(), pending.result(), doubled.result()) == (40, 20, 40)
     assert asked == [1]
     assert Pending.known(3).result() == 3
+    assert Pending.together([pending, Pending.known(1)]).result() == [20, 1]

@@ -26,7 +26,7 @@ from policy_distill.config import LossConfig, RequestError, TrainConfig
 from policy_distill.losses.objective import Objective
 from policy_distill.pipeline.imitation import normalization_of
 from policy_distill.policies.actions import ActionTargets
-from policy_distill.rollouts.processes import Remote, answers_of
+from policy_distill.rollouts.processes import Remote
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.studies.benchmark.result import WIDTH
 from policy_distill.studies.benchmark.train import Task
@@ -227,5 +227,4 @@ def _resident() -> dict[str, int]:
 
 
 def _ask(subject: Remote, method: str) -> Any:
-    subject.send(method)
-    return answers_of([subject])[0]
+    return subject.ask(method).result()
