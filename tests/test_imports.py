@@ -63,6 +63,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "quiet",
         "border",
         "registration",
+        "action_masks",
         "zoo_wrappers",
         "wrappers",
         "single_machine",
@@ -120,6 +121,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.policies": (
         "student",
+        "masks",
         "mixtures",
         "q_values",
         "rowwise",

@@ -16,6 +16,7 @@ from policy_distill.config import RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
 from policy_distill.environments import wrappers as ours
 from policy_distill.environments import zoo_wrappers as zoo
+from policy_distill.environments.action_masks import ActionMasks
 
 STACK, PADDING = "VecFrameStack", "PadObservation"
 
@@ -44,6 +45,7 @@ WRAPPERS: Mapping[str, Any] = {
     STACK: ours.FrameStack,
     PADDING: ours.PadObservation,
     "TimeFeatureWrapper": ours.TimeFeatureWrapper,
+    "ActionMasks": ActionMasks,
     **{kind.__name__: kind for kind in (zoo.HistoryWrapper, zoo.ActionNoiseWrapper, zoo.ActionSmoothingWrapper, zoo.DelayedRewardWrapper,
                                         zoo.FrameSkip, zoo.MaskVelocityWrapper)},
     "FrameStack": _old_frame_stack,
