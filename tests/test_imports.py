@@ -124,6 +124,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "masks",
         "mixtures",
         "q_values",
+        "rowwise_lstm",
         "rowwise",
         "fast_forward",
         "actions",

@@ -22,7 +22,8 @@ def masked(family: Categorical | MultiCategorical | Bernoulli, logits: Any, mask
         logits: ``[..., width]``; of ``Bernoulli`` that of on against off, which becomes ``-FORBIDDEN`` where off is forbidden.
         mask: ``[..., entries]``, nonzero where allowed.
     """
-    allowed, where = mask != 0, torch.where if isinstance(logits, Tensor) else np.where
+    allowed = mask != 0
+    where: Any = torch.where if isinstance(logits, Tensor) else np.where
     if not isinstance(family, Bernoulli):
         return where(allowed, logits, FORBIDDEN)
     off, on = allowed[..., 0::2], allowed[..., 1::2]
