@@ -12,6 +12,7 @@ from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.policies.actions import ActionTargets, family_of
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.rollouts.transitions import Transitions
+from policy_distill.support import trees
 from policy_distill.teachers import Teacher
 from policy_distill.training.dataset import Dataset
 
@@ -173,14 +174,14 @@ def walk_expert() -> Student:
     return student.eval().requires_grad_(False)
 
 
-def random_observations(space: gym.Space, count: int, *, seed: int = 0) -> np.ndarray:
+def random_observations(space: gym.Space, count: int, *, seed: int = 0) -> trees.Tree:
     space.seed(seed)
-    return np.stack([np.asarray(space.sample()) for _ in range(count)])
+    return trees.stack([space.sample() for _ in range(count)])
 
 
-def labelled(observations: torch.Tensor, targets: ActionTargets, *, episodes: torch.Tensor | None = None) -> Transitions:
+def labelled(observations: trees.Tree, targets: ActionTargets, *, episodes: torch.Tensor | None = None) -> Transitions:
     """Transitions of which only observations, targets and episodes matter."""
-    count = len(observations)
+    count = trees.length(observations)
     no = torch.zeros(count, dtype=torch.bool)
     ids = torch.zeros(count, dtype=torch.int64) if episodes is None else episodes
     return Transitions(observations, targets, torch.zeros(count), no, no, ids, ~no)

@@ -242,9 +242,6 @@ KNOWS_SB3 = tuple(
     for name in (
         "teachers",
         "export.sb3",
-        "training.kickstart",
-        "training.ppo",
-        "rollouts.ppo_rollouts",
         "studies.benchmark",
         "studies.train_teacher",
     )

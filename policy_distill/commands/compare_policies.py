@@ -86,9 +86,11 @@ def compare_policies(arguments: Sequence[str]) -> int:
 def summarize(found: Disagreements, worst: int) -> dict[str, Any]:
     """The comparison as data: every episode, and the costliest states."""
     names = ("episode_seeds", "student_returns", "teacher_returns", "student_lengths", "teacher_lengths", "first_steps", "parting_steps")
+    from policy_distill.support import trees
+
     columns = {name.removeprefix("episode_").removesuffix("s"): getattr(found, name) for name in names}
     states = {"seed": found.seeds, "step": found.steps, "cost": found.costs, "teacher_action": found.teacher_actions,
-              "student_action": found.student_actions, "observation": found.observations}  # fmt: skip
+              "student_action": found.student_actions}  # fmt: skip
     return {
         "agreement": found.agreement,
         "states": found.states,
@@ -97,7 +99,10 @@ def summarize(found: Disagreements, worst: int) -> dict[str, Any]:
         "student_return_mean": found.student_returns.mean(),
         "teacher_return_mean": found.teacher_returns.mean(),
         "episodes": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
-        "worst": [{name: values[row] for name, values in states.items()} for row in range(min(worst, len(found.costs)))],
+        "worst": [
+            {**{name: values[row] for name, values in states.items()}, "observation": trees.rows(found.observations, row)}
+            for row in range(min(worst, len(found.costs)))
+        ],
     }
 
 

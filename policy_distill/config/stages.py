@@ -149,7 +149,7 @@ class SelfDistillConfig:
 
 @dataclass(frozen=True)
 class PolishConfig:
-    """Reward after imitation: Stable-Baselines3's PPO on the student that was kept."""
+    """Reward after imitation: PPO on the student that was kept."""
 
     below: float = 0.97
     """Polish unless the validation episodes show that the student keeps this much of the return; 0 never does, a large number always."""

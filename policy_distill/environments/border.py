@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from policy_distill.config import EnvironmentFault
+from policy_distill.support.trees import Tree, is_mapping, leaves
 
 NEVER_ENDING = 100_000
 """Steps after which an episode without a time limit is given up. Atari's longest episodes, with frames skipped, have 27,000."""
@@ -24,8 +25,9 @@ OLD_API = (
 class Border(gym.Wrapper):
     """The outermost wrapper of every environment.
 
-    - Observations have the dtype and shape of the observation space; what has not is assigned to a buffer that has, as
-      Stable-Baselines3's DummyVecEnv does. Rewards are finite floats, ``terminated`` and ``truncated`` bools.
+    - Observations, and the parts of a Dict, have the dtype and shape of their space; what has not is assigned to a buffer that has, as
+      Stable-Baselines3's DummyVecEnv does. The keys of a Dict are in the space's order. Rewards are finite floats, ``terminated`` and
+      ``truncated`` bools.
     - Python's, numpy's and torch's global generators are seeded with each episode's seed, so that an environment that draws from them does
       not repeat the same episodes in each worker process.
     - Whatever goes wrong raises ``EnvironmentFault``, which names the environment, the episode's seed and the step.
@@ -59,7 +61,7 @@ class Border(gym.Wrapper):
         self._step = self.env.step
         space = self.observation_space
         self._shape, self._dtype = (space.shape, space.dtype) if _is_array(space) else (None, None)
-        self._choices = range(int(space.start), int(space.start + space.n)) if isinstance(space, gym.spaces.Discrete) else None
+        self._parts = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; with a seed, as every episode that is measured."""
@@ -137,59 +139,89 @@ class Border(gym.Wrapper):
         return float(array.reshape(-1)[0])
 
     def _converted(self, observation: Any) -> Any:
-        """An observation of the space's dtype and shape, cast and broadcast by numpy's assignment as in Stable-Baselines3."""
-        if self._shape is None or self._dtype is None:  # a space of several parts, which no agent here reads
+        """An observation of the space's dtype and shape."""
+        if self._parts is None:
+            return self._array(self.observation_space, observation, "observation")
+        if not is_mapping(observation):
+            raise self.fault(f"the observation is a {type(observation).__name__}, but its space is a Dict of {', '.join(self._parts)}")
+        if observation.keys() != self._parts.keys():
+            lacks, more = ([str(key) for key in keys] for keys in (self._parts.keys() - observation, observation.keys() - self._parts))
+            what = f"lacks {', '.join(sorted(lacks))}" if lacks else f"has {', '.join(sorted(more))}, which its space has not"
+            raise self.fault(f"the observation {what}; make the observation, or the space, what it should be")
+        return {key: self._array(part, observation[key], f"observation's {key!r}") for key, part in self._parts.items()}
+
+    def _array(self, space: gym.Space, observation: Any, name: str) -> Any:
+        """An array of the space's dtype and shape, cast and broadcast by numpy's assignment as in Stable-Baselines3."""
+        if space.shape is None or space.dtype is None:  # Tuple, Text, ...: no agent here reads it
             return observation
-        if self._choices is not None and isinstance(observation, int | np.integer):  # most often, and the quickest way
-            return self._in_range(self._dtype.type(observation))
-        buffer = np.empty(self._shape, self._dtype)
+        if observation.__class__ is np.ndarray and observation.dtype is space.dtype and observation.shape == space.shape:
+            if not isinstance(space, gym.spaces.Discrete):
+                return observation
+        elif isinstance(space, gym.spaces.Discrete) and isinstance(observation, int | np.integer):  # most often, and the quickest way
+            return self._in_range(space, space.dtype.type(observation), name)
+        buffer = np.empty(space.shape, space.dtype)
         try:
             if buffer.dtype.kind in "iub" and not _finite(observation):
-                raise self.fault(f"the observation is {observation}, but its space holds whole numbers")
+                raise self.fault(f"the {name} is {observation}, but its space holds whole numbers")
             buffer[...] = observation
         except (TypeError, ValueError, OverflowError) as error:
             raise self.fault(
-                f"the observation {_shape_of(observation)} does not fit its space of shape {self._shape}; make the observation, or the "
+                f"the {name} {_shape_of(observation)} does not fit its space of shape {space.shape}; make the observation, or the "
                 f"space, what it should be ({' '.join(str(error).split())})"
             ) from error
-        return self._in_range(buffer.flat[0]) if self._choices is not None else buffer
+        return self._in_range(space, buffer.flat[0], name) if isinstance(space, gym.spaces.Discrete) else buffer
 
-    def _in_range(self, number: np.integer) -> np.integer:
-        if self._choices is None or int(number) not in self._choices:
-            raise self.fault(f"the observation is {number}, which is not in its space {self.observation_space}")
+    def _in_range(self, space: gym.spaces.Discrete, number: np.integer, name: str) -> np.integer:
+        if not space.start <= int(number) < space.start + space.n:
+            raise self.fault(f"the {name} is {number}, which is not in its space {space}")
         return number
 
 
 class Finite:
-    """Whether all numbers of arrays of one shape are finite: ``numpy.isfinite(rows).all()`` at a tenth of its price.
+    """Whether all numbers of observations of one shape are finite: ``numpy.isfinite(rows).all()`` at a tenth of its price.
 
     Args:
-        like: ``[B, ...]``, an array of the shape and dtype that will be asked about.
+        like: ``[B, ...]``, observations of the shape and dtype that will be asked about.
     """
 
-    def __init__(self, like: np.ndarray) -> None:
-        self._finite = np.ones(like.shape, bool) if like.dtype.kind == "f" else None
+    def __init__(self, like: Tree) -> None:
+        self._parts = {key: Finite(part) for key, part in like.items()} if isinstance(like, dict) else {}
+        self._finite = np.ones(like.shape, bool) if not isinstance(like, dict) and like.dtype.kind == "f" else None
         self._all = b"" if self._finite is None else self._finite.tobytes()
 
-    def __call__(self, rows: np.ndarray) -> bool:
+    def __call__(self, rows: Tree) -> bool:
         if self._finite is None:
-            return True
+            wrong = [key for key, part in self._parts.items() if not part(rows[key])]  # all are asked: first_wrong looks at each
+            return not wrong
         np.isfinite(rows, self._finite)
         return self._finite.tobytes() == self._all
 
     def first_wrong(self) -> int:
         """The first row that was not finite."""
-        assert self._finite is not None, "whole numbers are finite"
-        return int(np.flatnonzero(~self._finite.reshape(len(self._finite), -1).all(axis=1))[0])
+        return int(self._wrong_rows()[0])
+
+    def _wrong_rows(self) -> np.ndarray:
+        if self._finite is None:
+            return np.unique(np.concatenate([np.zeros(0, np.int64), *(part._wrong_rows() for part in self._parts.values())]))
+        return np.flatnonzero(~self._finite.reshape(len(self._finite), -1).all(axis=1))
 
 
-def not_finite(env: gym.Env, observation: np.ndarray, action: Any = None) -> EnvironmentFault:
+def not_finite(env: gym.Env, observation: Tree, action: Any = None) -> EnvironmentFault:
     """What to raise for an ``observation`` with NaN or infinity in it, which no policy can be asked about."""
+    name = "observation's"
+    if isinstance(observation, dict):
+        key, observation = next((key, part) for key, part in observation.items() if not _finite(part))
+        name += f" {key!r}: its"
     wrong = np.flatnonzero(~np.isfinite(observation))[0]
     value = observation.reshape(-1)[wrong]
-    what = f"the observation's number {wrong} is {value}, which every network answers with NaN: correct the environment"
+    what = f"the {name} number {wrong} is {value}, which every network answers with NaN: correct the environment"
     assert isinstance(env, Border)
     return env.fault(what, action)
+
+
+def is_finite(observation: Tree) -> bool:
+    """Whether an observation holds neither NaN nor infinity."""
+    return all(_finite(part) for part in leaves(observation))
 
 
 def seed_global_generators(seed: int) -> None:

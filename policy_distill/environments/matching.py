@@ -45,6 +45,13 @@ def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Sp
 
 def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[str, Any]] | None:
     """Name a wrapper, and its arguments, that makes of the observations ``theirs`` vectors as long as ``mine``; None if none would."""
+    if isinstance(mine, gym.spaces.Dict) and isinstance(theirs, gym.spaces.Dict):
+        key = "observation"  # the one that TimeFeatureWrapper lengthens
+        others_fit = all(
+            _kind(part, "observations") == _kind(theirs.spaces.get(name), "observations") for name, part in mine.items() if name != key
+        )
+        found = wrapper_that_fits(mine[key], theirs[key]) if others_fit and key in mine.keys() & theirs.keys() else None
+        return found if found and found[0] == "TimeFeatureWrapper" else None
     if not isinstance(mine, gym.spaces.Box) or len(mine.shape) != 1:
         return None
     length, here = mine.shape[0], theirs.shape
@@ -80,7 +87,7 @@ def first_difference(mine: tuple[gym.Space, gym.Space], theirs: tuple[gym.Space,
     return None
 
 
-def _kind(space: gym.Space, role: str) -> object:
+def _kind(space: gym.Space | None, role: str) -> object:
     """What must be the same for an agent to act."""
     match space:
         case gym.spaces.Box() if role == "actions":
@@ -92,6 +99,8 @@ def _kind(space: gym.Space, role: str) -> object:
             return int(space.n), int(space.start)
         case gym.spaces.MultiDiscrete():
             return space.nvec.tolist(), np.asarray(space.start).tolist()
+        case gym.spaces.Dict():
+            return {key: _kind(part, role) for key, part in space.items()}
     return str(space)
 
 
@@ -102,4 +111,6 @@ def _words(space: gym.Space, role: str) -> str:
             return numbers if role == "observations" else f"{numbers} in [{space.low.min():g}, {space.high.max():g}]"
         case gym.spaces.Discrete():
             return f"one of {space.n} choices"
+        case gym.spaces.Dict():
+            return f"a Dict ({', '.join(f'{key}: {_words(part, role)}' for key, part in space.items())})"
     return str(space)

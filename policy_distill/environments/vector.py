@@ -20,6 +20,7 @@ from policy_distill.environments.border import not_finite, seed_global_generator
 from policy_distill.environments.matching import first_difference
 from policy_distill.environments.quiet import quiet_known_warnings
 from policy_distill.environments.specs import EnvironmentSpec, make, registered
+from policy_distill.support import trees
 
 Backend: TypeAlias = Literal["gymnasium", "vector", "envpool"]
 GROUP = 16
@@ -43,13 +44,13 @@ class Slots:
         idle: ``[N]`` bool: the next step resets this environment and executes nothing.
     """
 
-    observations: np.ndarray
+    observations: trees.Tree
     episodes: np.ndarray
     idle: np.ndarray
 
     def of(self, part: slice) -> Slots:
         """Views of some of them."""
-        return Slots(self.observations[part], self.episodes[part], self.idle[part])
+        return Slots(trees.rows(self.observations, part), self.episodes[part], self.idle[part])
 
 
 class Group(Protocol):
@@ -61,7 +62,7 @@ class Group(Protocol):
     """
 
     action_space: gym.Space
-    first: np.ndarray
+    first: trees.Tree
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
         """Execute ``actions`` ``[N, ...]``; write the results into the other arrays, all ``[N]``.
@@ -71,7 +72,7 @@ class Group(Protocol):
         """
         ...
 
-    def not_finite(self, slot: int, observation: np.ndarray) -> EnvironmentFault:
+    def not_finite(self, slot: int, observation: trees.Tree) -> EnvironmentFault:
         """What to raise for an observation with NaN or infinity in it."""
         ...
 
@@ -91,13 +92,13 @@ class SequentialEnvs:
         self._steps = [env.step for env in self._envs]
         self._num_envs, self._seed = num_envs, seed
         self.action_space = self._envs[0].action_space
-        self.first = np.stack([self._reset(slot, index) for slot, index in enumerate(indices)])
+        self.first = trees.stack([self._reset(slot, index) for slot, index in enumerate(indices)])
 
-    def _reset(self, slot: int, episode: int) -> np.ndarray:
+    def _reset(self, slot: int, episode: int) -> trees.Tree:
         observation, _ = self._envs[slot].reset(seed=seed_of(self._seed, episode))
-        return np.asarray(observation)
+        return observation
 
-    def not_finite(self, slot: int, observation: np.ndarray) -> EnvironmentFault:
+    def not_finite(self, slot: int, observation: trees.Tree) -> EnvironmentFault:
         return not_finite(self._envs[slot], observation)
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
@@ -108,7 +109,7 @@ class SequentialEnvs:
             if is_terminal or is_cut:
                 episodes[slot] += self._num_envs
                 observation = self._reset(slot, int(episodes[slot]))
-            observations[slot] = observation
+            trees.write(observations, slot, observation)
 
 
 class VectorEnvs:

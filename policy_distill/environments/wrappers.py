@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,16 +49,19 @@ class TimeFeatureWrapper(gym.ObservationWrapper):
     """Append the share of the episode that remains, 1 to 0 (Pardo et al. 2018, arXiv 1712.00378), as sb3-contrib's wrapper does.
 
     Args:
-        env: with a vector as observation.
+        env: with a vector as observation, or a Dict with a vector under ``observation``, to which it is appended.
         max_steps: length of an episode, where the environment's registration tells none.
         test_mode: append 1 always.
     """
 
     def __init__(self, env: gym.Env, max_steps: int = 1000, test_mode: bool = False) -> None:
         super().__init__(env)
-        space = _vector_space(env, "TimeFeatureWrapper")
+        inner = env.observation_space
+        parts = dict(inner.spaces) if isinstance(inner, gym.spaces.Dict) else {}
+        space = _vector_space(parts.get("observation", inner), "TimeFeatureWrapper")
         low, high = np.append(space.low, 0.0), np.append(space.high, 1.0)
-        self.observation_space = gym.spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
+        self._space = gym.spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
+        self.observation_space = gym.spaces.Dict(OrderedDict(parts | {"observation": self._space})) if parts else self._space
         self._max_steps = (env.spec.max_episode_steps if env.spec else None) or max_steps
         self._test_mode = test_mode
         self._step = 0
@@ -70,9 +74,14 @@ class TimeFeatureWrapper(gym.ObservationWrapper):
         self._step += 1
         return super().step(action)
 
-    def observation(self, observation: np.ndarray) -> np.ndarray:
+    def observation(self, observation: Any) -> Any:
+        if isinstance(observation, dict):
+            return observation | {"observation": self._timed(observation["observation"])}
+        return self._timed(observation)
+
+    def _timed(self, vector: np.ndarray) -> np.ndarray:
         remaining = 1.0 if self._test_mode else 1 - self._step / self._max_steps
-        return np.append(observation, np.array(remaining, self.observation_space.dtype))
+        return np.append(vector, np.array(remaining, self._space.dtype))
 
 
 class PadObservation(gym.ObservationWrapper):
@@ -86,7 +95,7 @@ class PadObservation(gym.ObservationWrapper):
 
     def __init__(self, env: gym.Env, size: int, keep: int | None = None) -> None:
         super().__init__(env)
-        space = _vector_space(env, "PadObservation")
+        space = _vector_space(env.observation_space, "PadObservation")
         _check_size("PadObservation", size, 1)
         self._keep = space.shape[0] if keep is None else keep
         if not 0 <= self._keep <= min(size, space.shape[0]):
@@ -112,7 +121,7 @@ class FrameStack(gym.ObservationWrapper):
 
     def __init__(self, env: gym.Env, n_stack: int, padding: Sequence[float] | None = None, channels_order: str | None = None) -> None:
         super().__init__(env)
-        space = _vector_space(env, "VecFrameStack")
+        space = _vector_space(env.observation_space, "VecFrameStack")
         _check_size("VecFrameStack", n_stack, space.shape[0])
         if padding is not None and len(padding) != space.shape[0]:
             raise RequestError(f"the wrapper VecFrameStack has a padding of {len(padding)} numbers for vectors of {space.shape[0]}")
@@ -129,8 +138,7 @@ class FrameStack(gym.ObservationWrapper):
         return self._frames
 
 
-def _vector_space(env: gym.Env, wrapper: str) -> gym.spaces.Box:
-    space = env.observation_space
+def _vector_space(space: gym.Space, wrapper: str) -> gym.spaces.Box:
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise RequestError(f"the wrapper {wrapper} needs a vector as observation, not {space}")
     return space

@@ -12,7 +12,6 @@ import functools
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +20,7 @@ from policy_distill.policies.actions import Box, Deterministic, DiagGaussian, un
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import call_apart
 from policy_distill.rollouts.trajectories import play
+from policy_distill.support.trees import concatenate, length, map_leaves, to_tensors
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.ensemble import Ensemble
 from policy_distill.teachers.networks.acting import ActionBounds
@@ -44,11 +44,11 @@ def suited(teacher: Teacher, spec: EnvironmentSpec, step_timeout: float | None =
         return teacher, 0
     seeds = evaluation_seeds("check", EPISODES)
     played = call_apart(step_timeout, functools.partial(play, max_steps=STEPS), teacher, spec, seeds)
-    observations = np.concatenate([episode.observations for episode in played])
+    observations = concatenate([episode.observations for episode in played])
     with torch.inference_mode():
-        targets = teacher.targets(torch.from_numpy(observations).to(teacher.anchor.device))
+        targets = teacher.targets(map_leaves(lambda part: part.to(teacher.anchor.device), to_tensors(observations)))
     units = units_of_actions(teacher.family, targets)
-    return teacher if units is None else in_units(teacher, dataclasses.replace(box, units=units)), len(observations)
+    return teacher if units is None else in_units(teacher, dataclasses.replace(box, units=units)), length(observations)
 
 
 def in_units(teacher: Teacher, box: Box) -> Teacher:

@@ -20,6 +20,8 @@ from policy_distill.rollouts.episodes import Policy, alike
 from policy_distill.rollouts.numpy_policies import actor
 from policy_distill.rollouts.trajectories import Trajectory, play
 from policy_distill.support.files import write_atomically
+from policy_distill.support.trees import Tree, blocks, concatenate, leaves, length, stack, to_tensors
+from policy_distill.support.trees import rows as rows_of
 from policy_distill.support.untrusted import read_npz, refuse_damage
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.action_values import q_gap, why_no_action_values
@@ -51,7 +53,7 @@ class Disagreements:
         environment: its id.
         cost_kind: what ``costs`` are, a key of ``COSTS``.
         states: how many states were visited, all in all.
-        observations: ``[D, ...]`` raw.
+        observations: ``[D, ...]`` raw; of a Dict by key.
         teacher_actions, student_actions: ``[D, ...]`` as ``env.step`` takes them.
         costs: ``[D]``, descending; may be below 0 where they are a critic's.
         seeds, steps: ``[D]`` the episode's seed and the step, from 0.
@@ -66,7 +68,7 @@ class Disagreements:
     environment: str
     cost_kind: str
     states: int
-    observations: np.ndarray
+    observations: Tree
     teacher_actions: np.ndarray
     student_actions: np.ndarray
     costs: np.ndarray
@@ -97,7 +99,9 @@ class Disagreements:
 
     def save(self, path: str | Path) -> Path:
         """Write all of it as an ``.npz`` that ``numpy.load`` reads without pickle."""
-        arrays = {item.name: np.asarray(getattr(self, item.name)) for item in fields(self)}
+        arrays = {item.name: np.asarray(getattr(self, item.name)) for item in fields(self) if item.name != "observations"}
+        parts = self.observations if isinstance(self.observations, dict) else {"": self.observations}
+        arrays |= {f"observations.{key}" if key else "observations": part for key, part in parts.items()}
 
         def write(target: Path) -> None:
             with target.open("wb") as file:  # numpy would add .npz to another ending
@@ -108,7 +112,11 @@ class Disagreements:
     @classmethod
     def load(cls, path: str | Path) -> Disagreements:
         """The inverse of ``save``."""
-        found = read_npz(path, [item.name for item in fields(cls)], MAX_BYTES)
+        found: dict[str, Any] = dict(read_npz(path, None, MAX_BYTES))
+        parts = {name.removeprefix("observations."): found[name] for name in found if name.startswith("observations.")}
+        if parts:
+            found["observations"] = parts
+        found = {item.name: found[item.name] for item in fields(cls)}
         words: dict[str, Any] = {name: str(found[name]) for name in ("environment", "cost_kind")}
         return cls(**{**found, **words, "states": int(found["states"])})
 
@@ -123,7 +131,7 @@ def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequen
         seeds: one for each episode; ``evaluation_seeds("comparison", E)`` are free for training on what is found.
     """
     played, taught = play(student, spec, seeds), play(teacher, spec, seeds)
-    observations, actions = (np.concatenate([getattr(episode, name) for episode in played]) for name in ("observations", "actions"))
+    observations, actions = (concatenate([getattr(episode, name) for episode in played]) for name in ("observations", "actions"))
     advised = _ask(teacher, observations)
     lengths = np.array([len(episode.rewards) for episode in played])
     episodes = np.repeat(np.arange(len(played)), lengths)
@@ -138,8 +146,8 @@ def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequen
     return Disagreements(
         environment=spec.id,
         cost_kind=kind,
-        states=len(observations),
-        observations=observations[rows],
+        states=length(observations),
+        observations=rows_of(observations, rows),
         teacher_actions=advised[rows],
         student_actions=actions[rows],
         costs=costs[rows],
@@ -155,15 +163,16 @@ def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequen
     )
 
 
-def worst_states(found: Disagreements, count: int) -> np.ndarray:
+def worst_states(found: Disagreements, count: int) -> Tree:
     """Raw observations ``[<= count, ...]`` of the costliest disagreements, each state once: where a student has most to learn."""
-    if not len(found.observations):
+    if not length(found.observations):
         return found.observations
-    _, distinct = np.unique(found.observations.reshape(len(found.observations), -1), axis=0, return_index=True)
-    return found.observations[np.sort(distinct)[:count]]
+    flat = np.concatenate([part.reshape(len(part), -1) for part in leaves(found.observations)], axis=1)
+    _, distinct = np.unique(flat, axis=0, return_index=True)
+    return rows_of(found.observations, np.sort(distinct)[:count])
 
 
-def read_worst_states(path: str | Path, space: gym.Space, count: int) -> tuple[np.ndarray, str]:
+def read_worst_states(path: str | Path, space: gym.Space, count: int) -> tuple[Tree, str]:
     """``worst_states`` of a file that ``Disagreements.save`` wrote, for who sees ``space``, and the id of the environment they lie in.
 
     The file is data: nothing in it is executed.
@@ -177,15 +186,21 @@ def read_worst_states(path: str | Path, space: gym.Space, count: int) -> tuple[n
     with refuse_damage(path, f"{fix}, with fewer --episodes if it is too large"):
         found = Disagreements.load(path)
         states = worst_states(found, count)
-    if not len(states):
+    if not length(states):
         raise RequestError(f"{path} holds no states: the student acted as its teacher in all {found.states:,} of them; leave it out")
     if reason := _why_not_of(space, states):
         raise RequestError(f"{path} holds states of {found.environment}, which the teacher cannot be asked about: {reason}")
     return states, found.environment
 
 
-def _why_not_of(space: gym.Space, observations: np.ndarray) -> str | None:
+def _why_not_of(space: gym.Space, observations: Tree) -> str | None:
     """Why ``observations`` ``[B, ...]`` are none of ``space``; None if they are. Bounds of a box are not looked at."""
+    if isinstance(space, gym.spaces.Dict) or isinstance(observations, dict):
+        parts = space.spaces if isinstance(space, gym.spaces.Dict) else {}
+        keys = list(observations) if isinstance(observations, dict) else []
+        if set(keys) != set(parts):
+            return f"their keys are {keys}, those of its observations {list(parts)}"
+        return next((f"{key}: {why}" for key, part in parts.items() if (why := _why_not_of(part, observations[key]))), None)
     if observations.shape[1:] != (space.shape or ()):
         return f"they are of shape {observations.shape[1:]}, its observations of {space.shape or ()}"
     if isinstance(space, gym.spaces.Box):
@@ -214,14 +229,13 @@ def parting_step(student_rewards: np.ndarray, teacher_rewards: np.ndarray) -> in
     return int(min(level[-1] + 1 if len(level) else 0, len(student_rewards) - 1))
 
 
-def _ask(policy: Policy, observations: np.ndarray) -> np.ndarray:
+def _ask(policy: Policy, observations: Tree) -> np.ndarray:
     """Actions in all of ``observations`` ``[B, ...]``, those that ``evaluate`` would take."""
-    parts = np.split(observations, range(CHUNK, len(observations), CHUNK))
-    return np.concatenate([actor(policy, len(part))(part) for part in parts])
+    return np.concatenate([actor(policy, length(part))(part) for part in blocks(observations, CHUNK)])
 
 
 def _cost(
-    teacher: Teacher, played: list[Trajectory], observations: np.ndarray, actions: np.ndarray, advised: np.ndarray
+    teacher: Teacher, played: list[Trajectory], observations: Tree, actions: np.ndarray, advised: np.ndarray
 ) -> tuple[str, np.ndarray]:
     """What each of the student's actions ``[B, ...]`` costs, by the best measure that the teacher has, and its name."""
     if why_no_action_values(teacher) is None:
@@ -235,22 +249,23 @@ def _cost(
     return "action_distance", np.linalg.norm(((actions - advised).reshape(len(actions), -1)) / scale, axis=1)
 
 
-def _by_chunks(cost: Callable[[Tensor, Tensor], Tensor], observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    both = torch.from_numpy(observations).split(CHUNK), torch.from_numpy(actions).split(CHUNK)
+def _by_chunks(cost: Callable[[Tree, Tensor], Tensor], observations: Tree, actions: np.ndarray) -> np.ndarray:
+    both = blocks(to_tensors(observations), CHUNK), torch.from_numpy(actions).split(CHUNK)
     return torch.cat([cost(*part) for part in zip(*both, strict=True)]).double().numpy()
 
 
 @torch.inference_mode()
 def _shortfall(teacher: Teacher, episode: Trajectory, gamma: float) -> np.ndarray:
     """``V(s) - (reward + gamma V(next s))`` ``[T]``: minus the one-step estimate of the advantage (Schulman et al. 2016, sec. 3)."""
-    values = teacher.values(torch.from_numpy(np.concatenate([episode.observations, episode.last_observation[None]]))).double().numpy()
+    states = concatenate([episode.observations, stack([episode.last_observation])])
+    values = teacher.values(to_tensors(states)).double().numpy()
     if episode.terminated:  # a truncated episode would have gone on
         values[-1] = 0.0
     return values[:-1] - (episode.rewards + gamma * values[1:])
 
 
 @torch.inference_mode()
-def _log_prob_gap(teacher: Teacher, observations: Tensor, actions: Tensor) -> Tensor:
+def _log_prob_gap(teacher: Teacher, observations: Tree, actions: Tensor) -> Tensor:
     targets: ActionTargets = teacher.targets(observations)
     scores = targets.parameters.get("logits", targets.parameters.get("q_values"))
     assert scores is not None

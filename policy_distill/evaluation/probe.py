@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from policy_distill.config import EnvironmentFault, RequestError
-from policy_distill.environments.border import NEVER_ENDING, Border, not_finite, own_random_state
+from policy_distill.environments.border import NEVER_ENDING, Border, is_finite, not_finite, own_random_state
 from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, make
 from policy_distill.rollouts.episodes import evaluation_seeds, random_actions
 from policy_distill.rollouts.processes import call_apart
+from policy_distill.support.trees import leaves, map_leaves
 
 EPISODES, STEPS = 8, 10
 """Episodes that are begun twice, and the steps of each that are compared."""
@@ -111,10 +112,9 @@ def _begin(env: Border, seed: int, *, disturb: bool = False) -> list[Answer]:
 
 
 def _checked(env: Border, observation: Any, action: Any = None) -> bytes:
-    array = np.asarray(observation)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise not_finite(env, array, action)
-    return array.tobytes()
+    if not is_finite(observation):
+        raise not_finite(env, map_leaves(np.asarray, observation), action)
+    return b"".join(np.asarray(leaf).tobytes() for leaf in leaves(observation))
 
 
 def _difference(seed: int, first: list[Answer], again: list[Answer]) -> str | None:

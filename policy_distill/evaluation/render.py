@@ -12,12 +12,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from policy_distill.config import RequestError
-from policy_distill.environments.border import not_finite, own_random_state
+from policy_distill.environments.border import is_finite, not_finite, own_random_state
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.rollouts.episodes import Policy
 from policy_distill.rollouts.numpy_policies import actor
 from policy_distill.support.figures import return_text
 from policy_distill.support.files import write_atomically
+from policy_distill.support.trees import stack
 
 BANNER = 22
 """Height in pixels of the line above each picture."""
@@ -71,9 +72,9 @@ def film(name: str, policy: Policy, spec: EnvironmentSpec, seed: int, *, max_ste
         observation, _ = env.reset(seed=seed)
         frames.append(_picture(env, spec))
         while len(rewards) < max_steps:
-            if not np.isfinite(observation).all():
+            if not is_finite(observation):
                 raise not_finite(env, observation, actions[0] if rewards else None)
-            actions = act(np.asarray(observation)[None])
+            actions = act(stack([observation]))
             observation, reward, terminated, truncated, _ = env.step(actions[0])
             rewards.append(float(reward))
             frames.append(_picture(env, spec))

@@ -15,6 +15,7 @@ from policy_distill.policies.actions import DiagGaussian
 from policy_distill.policies.observations import FAR_FROM_ZERO
 from policy_distill.policies.student import ACTIVATIONS, Student
 from policy_distill.support.files import write_atomically
+from policy_distill.support.trees import leaf_spaces
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
@@ -40,7 +41,7 @@ def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) ->
     with torch.random.fork_rng(devices=[]):  # the value network is drawn: the same each time, and the caller's state stays
         torch.manual_seed(0)
         model = PPO(
-            "MlpPolicy",
+            "MultiInputPolicy" if isinstance(student.observation_space, gym.spaces.Dict) else "MlpPolicy",
             _SpacesOnly(student.observation_space, _bounded(student.action_space)),
             policy_kwargs={
                 "net_arch": {"pi": list(student.architecture.hidden_sizes), "vf": [layer.out_features for layer in (critic or ())[:-1]]},
@@ -70,7 +71,7 @@ def _bounded(space: gym.Space) -> gym.Space:
 
 def why_not_ppo(*spaces: gym.Space) -> str | None:
     """Why no PPO agent can live in these spaces, or None: Stable-Baselines3 counts discrete values from 0, wherever the space starts."""
-    for space in spaces:
+    for space in (part for whole in spaces for part in leaf_spaces(whole).values()):
         if np.any(getattr(space, "start", 0)):
             return f"Stable-Baselines3 does not support {space}, which does not start at 0"
     return None

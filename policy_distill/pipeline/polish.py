@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from policy_distill.environments.specs import make
 from policy_distill.evaluation.statistics import contrast, episodes_to_show, shows_positive_mean
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.pipeline.context import Kept, Run, as_finalist, kept_enough
 from policy_distill.pipeline.records import track_validation
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import Episodes
+from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support.figures import return_text
 from policy_distill.support.seeds import derived_seed
+from policy_distill.training.kickstart import Snapshot, kickstart
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,6 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     if _shows_enough(run, kept):
         return None
     start = run.retention(kept.returns)
-    from policy_distill.training.kickstart import Snapshot, kickstart  # takes seconds to import, and most runs do not need it
-
     run.display.note(f"{kept.origin} keeps {start:.3f}, which does not show {config.below}: training on by reward")
     run.display.start("polishing", config.snapshots)
     polished = Polished(start, kept.origin, kept)
@@ -106,6 +108,7 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     returns: list[np.ndarray] = []
     waiting: list[tuple[Snapshot, Callable[[], Episodes]]] = []
     last: Snapshot
+    seed = derived_seed(job.config.seed, 4)
 
     def note_answer() -> None:
         snapshot, answer = waiting.pop()
@@ -130,7 +133,7 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
         nonlocal last
         if waiting:
             note_answer()
-        critics.append(copy.deepcopy(snapshot.critic))
+        critics.append(snapshot.critic)
         waiting.append((snapshot, run.begin_validation(snapshot.student)))
         last = snapshot
         shares = [record.validation_retention for record in polished.records]
@@ -139,17 +142,8 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
         return given_up or kept_enough(shares, config.enough)
 
     with run.watch.measure("polish"):
-        kickstart(
-            kept.student,
-            job.teacher,
-            job.spec,
-            job.objective,
-            config,
-            seed=derived_seed(job.config.seed, 4),
-            on_snapshot=on_snapshot,
-            workers=run.rollouts.num_workers,
-            step_timeout=job.config.step_timeout,
-        )
+        with contextlib.closing(_environments(run, seed)) as environments:
+            kickstart(kept.student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=on_snapshot)
         note_answer()
     with run.watch.measure("evaluate"):
         chosen, full = run.choose(students, returns, at_least=polished.start)
@@ -161,6 +155,13 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     run.env_steps += polished.records[-1].env_steps
     run.gradient_steps += last.gradient_steps
     return polished
+
+
+def _environments(run: Run, seed: int) -> RolloutEnv:
+    """Where rollouts are taken, in as many processes as the run has."""
+    job, config = run.job, run.job.config.polish
+    made = [functools.partial(make, job.spec)] * config.num_envs
+    return RolloutEnv(made, config.num_steps, seed=seed, workers=run.rollouts.num_workers, step_timeout=job.config.step_timeout)
 
 
 def _shows_enough(run: Run, kept: Kept) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
@@ -23,6 +22,7 @@ from policy_distill.losses.objective import OUTPUT, Objective
 from policy_distill.policies.actions import Box, Deterministic, DiagGaussian
 from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, layer_names
 from policy_distill.support.files import writable_folder, write_atomically
+from policy_distill.support.trees import Tree, length
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import environment_for
 
@@ -43,12 +43,12 @@ class Job:
     notices: tuple[str, ...]
     backend: Backend = "gymnasium"
     """What steps the environments while transitions are collected."""
-    extra_states: np.ndarray | None = None
+    extra_states: Tree | None = None
     """Raw observations ``[B, ...]`` that join the first round's data."""
 
     @property
     def num_extra_states(self) -> int:
-        return 0 if self.extra_states is None else len(self.extra_states)
+        return 0 if self.extra_states is None else length(self.extra_states)
 
 
 def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
@@ -153,7 +153,7 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
     return loss, tuple((ours[student], widths[layer]) for layer, student in pairs.items())
 
 
-def read_extra_states(config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def read_extra_states(config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec) -> tuple[Tree | None, tuple[str, ...]]:
     """States that an earlier comparison left, if any are asked for, and what is to be said about them.
 
     Raises:
@@ -162,7 +162,7 @@ def read_extra_states(config: CollectConfig, teacher: Teacher, spec: Environment
     if config.extra_states is None:
         return None, ()
     states, environment = read_worst_states(config.extra_states, teacher.observation_space, config.max_extra_states)
-    notices = [f"{len(states):,} states of {config.extra_states} join the first round's data; they are no environment steps"]
+    notices = [f"{length(states):,} states of {config.extra_states} join the first round's data; they are no environment steps"]
     if environment != spec.id:
         notices.append(f"these states were found in {environment}, not in {spec.id}")
     return states, tuple(notices)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from policy_distill.losses.objective import Objective
 from policy_distill.pipeline.context import Kept, Run
@@ -24,6 +23,7 @@ from policy_distill.policies.actions import ActionTargets, Deterministic, DiagGa
 from policy_distill.policies.mixtures import mix_parameters, weighted_mean
 from policy_distill.policies.student import Student
 from policy_distill.support.figures import return_text
+from policy_distill.support.trees import Tree, blocks, on_cpu
 from policy_distill.training.dataset import Dataset
 
 CHUNK = 16_384
@@ -114,7 +114,7 @@ def self_distill(run: Run, kept: Kept, dataset: Dataset) -> Lineage:
 
 @torch.no_grad()
 def mix_targets(
-    objective: Objective, mentors: Sequence[Student], teacher_weight: float, observations: Tensor, targets: ActionTargets
+    objective: Objective, mentors: Sequence[Student], teacher_weight: float, observations: Tree, targets: ActionTargets
 ) -> ActionTargets:
     """The teacher's targets mixed with the mean of its pupils', row by row.
 
@@ -130,7 +130,7 @@ def mix_targets(
     """
     device, family, parameters = targets.actions.device, objective.family, dict(targets.parameters)
     shares = [teacher_weight, *[(1 - teacher_weight) / len(mentors)] * len(mentors)]
-    told = [_ask(mentor, observations.cpu(), device) for mentor in mentors]
+    told = [_ask(mentor, on_cpu(observations), device) for mentor in mentors]
     if objective.kind == "regression":
         box = mentors[0].family.box  # type: ignore[union-attr]
         actions = weighted_mean([targets.actions, *(box.to_environment(one["mean"]) for one in told)], shares)
@@ -142,7 +142,7 @@ def mix_targets(
     return ActionTargets({**parameters, **mixed}, family.mode(mixed))
 
 
-def _ask(mentor: Student, observations: Tensor, device: torch.device) -> Parameters:
+def _ask(mentor: Student, observations: Tree, device: torch.device) -> Parameters:
     """The parameters of a student's distribution for all rows."""
-    parts = [mentor.parameters_of(rows) for rows in observations.split(CHUNK)]
+    parts = [mentor.parameters_of(rows) for rows in blocks(observations, CHUNK)]
     return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from policy_distill.support.trees import Tree, leaf_spaces
 from policy_distill.support.untrusted import MAX_ELEMENTS, element_count, number_type
 
 FAR_FROM_ZERO = 1e4
@@ -21,9 +23,11 @@ def observation_width(space: gym.Space) -> int:
     """Length of the vector that ``encode_observations`` makes.
 
     Raises:
-        ValueError: for a space that no vector is made of (Dict, Tuple, ...).
+        ValueError: for a space that no vector is made of (Tuple, a Dict within a Dict, ...).
     """
     match space:
+        case gym.spaces.Dict():
+            return sum(map(observation_width, leaf_spaces(space).values()))
         case gym.spaces.Box():
             return math.prod(space.shape)
         case gym.spaces.Discrete():
@@ -32,12 +36,17 @@ def observation_width(space: gym.Space) -> int:
             return sum(map(int, space.nvec.ravel()))
         case gym.spaces.MultiBinary():
             return math.prod(map(int, space.shape))
-    raise ValueError(f"observation space {space} is not supported: Box, Discrete, MultiDiscrete and MultiBinary are")
+    raise ValueError(f"observation space {space} is not supported: Box, Discrete, MultiDiscrete, MultiBinary and a Dict of these are")
 
 
-def encode_observations(space: gym.Space, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Raw observations ``[B, ...]`` as ``[B, width]``: boxes flattened, discrete ones one-hot, as Stable-Baselines3 does."""
+def encode_observations(space: gym.Space, observations: Tree, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Raw observations ``[B, ...]`` as ``[B, width]``: boxes flattened, discrete ones one-hot, as Stable-Baselines3 does.
+
+    The parts of a Dict follow each other in the order of the space's keys, as in its ``CombinedExtractor``.
+    """
     match space:
+        case gym.spaces.Dict():
+            return torch.cat([encode_observations(part, observations[key], dtype) for key, part in space.items()], dim=-1)
         case gym.spaces.Discrete():
             return F.one_hot(observations.long().reshape(-1) - int(space.start), int(space.n)).to(dtype)
         case gym.spaces.MultiDiscrete():
@@ -48,9 +57,27 @@ def encode_observations(space: gym.Space, observations: Tensor, dtype: torch.dty
             return observations.reshape(len(observations), -1).to(dtype)
 
 
+def parts_of(space: gym.Space, vectors: Tensor) -> Tree:
+    """What ``encode_observations`` made of each part, as views ``[B, ...]`` of ``vectors`` ``[B, width]``; discrete ones stay one-hot."""
+    spaces = leaf_spaces(space)
+    parts = [
+        part.reshape(len(part), *(one.shape if isinstance(one, gym.spaces.Box | gym.spaces.MultiBinary) else (-1,)))
+        for part, one in zip(vectors.split([observation_width(one) for one in spaces.values()], dim=-1), spaces.values(), strict=True)
+    ]
+    return dict(zip(spaces, parts, strict=True)) if isinstance(space, gym.spaces.Dict) else parts[0]
+
+
+def is_image(space: gym.Space) -> bool:
+    """Whether Stable-Baselines3 reads such observations as images, which it scales and turns: uint8 ``[H, W, C]`` from 0 to 255."""
+    three = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+    return three and bool((space.low == 0).all() and (space.high == 255).all())  # type: ignore[attr-defined]
+
+
 def space_to_dict(space: gym.Space) -> dict[str, Any]:
     """A space as JSON-able data; the inverse of ``space_from_dict``."""
     match space:
+        case gym.spaces.Dict():
+            return {"type": "Dict", "spaces": {key: space_to_dict(part) for key, part in leaf_spaces(space).items()}}
         case gym.spaces.Box():
             bounds = {name: [_number(value) for value in getattr(space, name).ravel()] for name in ("low", "high")}
             return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
@@ -77,6 +104,8 @@ def space_from_dict(data: dict[str, Any]) -> gym.Space:
 
 def _space(data: dict[str, Any]) -> gym.Space:
     match data["type"]:
+        case "Dict":  # a plain dict's keys would be sorted
+            return gym.spaces.Dict(OrderedDict((key, _space(part)) for key, part in data["spaces"].items()))
         case "Box":
             dtype = number_type(data["dtype"])
             if not len(data["low"]) == len(data["high"]) == element_count(data["shape"]):

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from policy_distill.support.trees import Tree, blocks, map_leaves
+
 Function: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 ONE_THREAD = 2304 * 4
@@ -105,9 +107,9 @@ def _activation(module: nn.Module) -> Function:
     return lambda values: one_by_one(lambda row: module(torch.from_numpy(row)).numpy(), values)
 
 
-def one_by_one(ask: Function, values: np.ndarray) -> np.ndarray:
+def one_by_one(ask: Callable[[Tree], np.ndarray], values: Tree) -> np.ndarray:
     """What ``ask`` answers about each row ``[1, ...]`` of ``values`` ``[B, ...]`` alone.
 
     Each row is copied into memory that begins at a multiple of 64 bytes, as torch allocates it: kernels may round differently elsewhere.
     """
-    return np.concatenate([ask(torch.tensor(values[row : row + 1]).numpy()) for row in range(len(values))])
+    return np.concatenate([ask(map_leaves(lambda leaf: torch.tensor(leaf).numpy(), part)) for part in blocks(values, 1)])

@@ -22,6 +22,7 @@ from policy_distill.policies.actions import DiagGaussian, Family, Parameters, Un
 from policy_distill.policies.fast_forward import lay_out, run
 from policy_distill.policies.observations import encode_observations, observation_width, space_from_dict, space_to_dict
 from policy_distill.support.files import write_atomically
+from policy_distill.support.trees import Tree, to_tensors
 from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -125,12 +126,12 @@ class Student(nn.Module):
         """Take over the normalisation, and whether it is computed in float32 or in float64."""
         self.mean, self.scale = (tensor.detach().to(self.mean.device, copy=True) for tensor in (mean, scale))
 
-    def forward(self, observations: Tensor) -> Tensor:
+    def forward(self, observations: Tree) -> Tensor:
         """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``."""
         encoded = encode_observations(self.observation_space, observations, self.mean.dtype)
         return run(self.network, ((encoded - self.mean) / self.scale).float())
 
-    def parameters_of(self, observations: Tensor) -> Parameters:
+    def parameters_of(self, observations: Tree) -> Parameters:
         """The parameters of the student's action distribution."""
         output = self(observations)
         if isinstance(self.family, DiagGaussian):
@@ -138,9 +139,9 @@ class Student(nn.Module):
         return {"logits": output}
 
     @torch.inference_mode()
-    def act(self, observations: np.ndarray, *, generator: torch.Generator | None = None) -> np.ndarray:
+    def act(self, observations: Tree, *, generator: torch.Generator | None = None) -> np.ndarray:
         """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given."""
-        parameters = self.parameters_of(torch.as_tensor(observations))
+        parameters = self.parameters_of(to_tensors(observations))
         actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)  # type: ignore[union-attr]
         array = actions.numpy()
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array

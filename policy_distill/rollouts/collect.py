@@ -17,6 +17,7 @@ from policy_distill.policies.actions import ActionTargets, Box
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.numpy_policies import actor, labeller
 from policy_distill.rollouts.transitions import AUTORESET_STEP, NO_EPISODE, Transitions
+from policy_distill.support import trees
 from policy_distill.teachers import Teacher
 
 BLOCK = 4096
@@ -95,7 +96,7 @@ class Collector:
         self._round = -1
         self._choices: list[np.random.Generator] = []
         self._noise: list[np.random.Generator] = []
-        first = np.concatenate([group.first for _, group in groups])
+        first = trees.concatenate([group.first for _, group in groups])
         self._slots = Slots(first, np.array(indices, dtype=np.int64), np.zeros(len(indices), bool))
         self._places = [(part, group, self._slots.of(part)) for part, group in groups]
         self._all_finite = Finite(first)
@@ -135,7 +136,7 @@ class Collector:
         """
         count, action_space, slots = len(self._indices), self._places[0][1].action_space, self._slots
         shape = (num_steps, count)
-        observations = np.empty((*shape, *slots.observations.shape[1:]), slots.observations.dtype)
+        observations = trees.map_leaves(lambda leaf: np.empty((*shape, *leaf.shape[1:]), leaf.dtype), slots.observations)
         rewards = np.empty(shape, np.float32)
         terminated, truncated = np.empty(shape, bool), np.empty(shape, bool)
         episodes = np.empty(shape, np.int64)
@@ -154,7 +155,7 @@ class Collector:
         all_finite = Finite(actions)
 
         for step in range(num_steps):
-            observations[step] = slots.observations
+            trees.write(observations, step, slots.observations)
             episodes[step] = slots.episodes
             episodes[step, slots.idle] = AUTORESET_STEP
             if not self._all_finite(slots.observations):
@@ -183,7 +184,8 @@ class Collector:
             if values.dtype.kind == "f" and np.isnan(values[rows]).any():
                 where, what = self._place_of(np.isnan(values[rows]), episodes)
                 raise Fault(
-                    f"the teacher answered with NaN ({name}) {where}, to the observation {observations[what].tolist()}; it may have "
+                    f"the teacher answered with NaN ({name}) {where}, to the observation "
+                    f"{trees.map_leaves(np.ndarray.tolist, trees.rows(observations, what))}; it may have "
                     "diverged in its training: choose another checkpoint"
                 )
         if not np.isfinite(rewards).all():
@@ -192,7 +194,7 @@ class Collector:
         goes_on = episodes == slots.episodes
         self._ages = goes_on.sum(0) + np.where(goes_on[0], self._ages, 0)
         return Transitions(
-            observations=_flat(_kept(observations, teacher)),
+            observations=trees.map_leaves(_flat, _kept(observations, teacher)),
             targets=ActionTargets({name: _flat(rows) for name, rows in parameters.items()}, _flat(actions)),
             rewards=_flat(rewards),
             terminated=_flat(terminated),
@@ -204,7 +206,7 @@ class Collector:
     def _not_finite(self) -> EnvironmentFault:
         slot = self._all_finite.first_wrong()
         part, group = next((part, group) for part, group, _ in self._places if part.start <= slot < part.stop)
-        return group.not_finite(slot - part.start, self._slots.observations[slot])
+        return group.not_finite(slot - part.start, trees.rows(self._slots.observations, slot))
 
     def _place_of(self, wrong: np.ndarray, episodes: np.ndarray) -> tuple[str, tuple[int, int]]:
         """Where the first of ``wrong`` ``[T, N, ...]`` lies, in words and as step and slot."""
@@ -216,15 +218,15 @@ class Collector:
 
 
 @torch.inference_mode()
-def label_states(teacher: Teacher, observations: np.ndarray) -> Transitions:
+def label_states(teacher: Teacher, observations: trees.Tree) -> Transitions:
     """The teacher's labels of raw ``observations`` ``[B, ...]`` that belong to no episode of this run: nobody acts, nothing is earned."""
-    count = len(observations)
-    parts = [labeller(teacher, len(part))(part) for part in np.split(observations, range(BLOCK, count, BLOCK))]
+    count = trees.length(observations)
+    parts = [labeller(teacher, trees.length(part))(part) for part in trees.blocks(observations, BLOCK)]
     parameters = {name: torch.from_numpy(np.concatenate([told[name] for told, _ in parts])) for name in parts[0][0]}
     actions = torch.from_numpy(np.concatenate([chosen for _, chosen in parts]))
     no = torch.zeros(count, dtype=torch.bool)
     return Transitions(
-        observations=torch.from_numpy(_kept(observations, teacher)),
+        observations=trees.to_tensors(_kept(observations, teacher)),
         targets=ActionTargets(parameters, actions),
         rewards=torch.zeros(count),
         terminated=no,
@@ -248,7 +250,7 @@ def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:
 
     first = parts[0].targets.parameters
     return Transitions(
-        observations=join([part.observations for part in parts]),
+        observations=trees.map_leaves(lambda *leaves: join(list(leaves)), *(part.observations for part in parts)),
         targets=ActionTargets(
             {name: join([part.targets.parameters[name] for part in parts]) for name in first},
             join([part.targets.actions for part in parts]),
@@ -261,9 +263,11 @@ def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:
     )
 
 
-def _kept(observations: np.ndarray, teacher: Teacher) -> np.ndarray:
+def _kept(observations: trees.Tree, teacher: Teacher) -> trees.Tree:
     """Observations as they are stored: float64 takes twice the room, and only observations far from zero need it."""
-    return observations.astype(np.float32) if observations.dtype == np.float64 and not teacher.needs_float64 else observations
+    if teacher.needs_float64:
+        return observations
+    return trees.map_leaves(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf, observations)
 
 
 def _flat(array: np.ndarray) -> torch.Tensor:

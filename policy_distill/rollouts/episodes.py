@@ -14,6 +14,7 @@ from policy_distill.environments.border import Finite, not_finite, own_random_st
 from policy_distill.environments.specs import EnvironmentSpec, make, resolve
 from policy_distill.policies.actions import Box
 from policy_distill.rollouts.numpy_policies import actor
+from policy_distill.support import trees
 
 SIDE_BY_SIDE = 16
 """Episodes that run side by side by default; results do not depend on it."""
@@ -35,7 +36,7 @@ def evaluation_seeds(purpose: str, episodes: int) -> list[int]:
 class Policy(Protocol):
     """Anything that acts: teacher, student, an exported file."""
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def act(self, observations: trees.Tree) -> np.ndarray:
         """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts."""
         ...
 
@@ -111,7 +112,7 @@ def evaluate(
     queue = iter(range(len(seeds)))
     episodes, totals, began = [0] * count, [0.0] * count, [0] * count
     chance: list[Iterator[Any]] = [iter(())] * count
-    observations: np.ndarray | None = None
+    observations: trees.Tree = None
     agreed = step = 0
 
     def begin(slot: int) -> bool:
@@ -126,8 +127,8 @@ def evaluate(
         if policy is None:
             chance[slot] = random_actions(space, seed)
         if observations is None:
-            observations = np.repeat(np.asarray(observation)[None], count, axis=0)
-        observations[slot] = observation
+            observations = trees.stack([observation] * count)
+        trees.write(observations, slot, observation)
         return True
 
     running = [slot for slot in range(count) if begin(slot)]
@@ -138,7 +139,7 @@ def evaluate(
         assert observations is not None
         if not all_finite(observations):
             slot = all_finite.first_wrong()
-            raise not_finite(envs[slot], observations[slot], actions[slot] if len(actions) else None)
+            raise not_finite(envs[slot], trees.rows(observations, slot), actions[slot] if len(actions) else None)
         if act is None:
             actions = [next(stream) for stream in chance]
         else:
@@ -155,7 +156,7 @@ def evaluate(
                 if not begin(slot):
                     over.append(slot)
             else:
-                observations[slot] = observation
+                trees.write(observations, slot, observation)
         if over:
             running = [slot for slot in running if slot not in over]
     asked = lengths.sum() if policy is not None and reference is not None else 0

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from policy_distill.policies.actions import LAYER, ActionTargets, Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
-from policy_distill.policies.observations import encode_observations
+from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student
+from policy_distill.support import trees
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.ensemble import Ensemble
 from policy_distill.teachers.networks.acting import (
@@ -79,14 +80,36 @@ def outputs_of(student: Student, rows: int) -> Function:
     """
     layers, space = Layers(student.network, rows), student.observation_space
     mean, scale = student.mean.numpy(), student.scale.numpy()
-    encoded, is_box = np.empty((rows, len(mean)), np.float32), isinstance(space, gym.spaces.Box)
+    encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
 
-    def outputs(observations: np.ndarray) -> np.ndarray:
-        vectors = observations.reshape(rows, -1) if is_box else encode_observations(space, torch.from_numpy(observations)).numpy()
-        np.subtract(vectors, mean, out=encoded, casting="same_kind")
+    def outputs(observations: trees.Tree) -> np.ndarray:
+        np.subtract(vectors(observations), mean, out=encoded, casting="same_kind")
         return layers(np.divide(encoded, scale, out=encoded))
 
     return outputs
+
+
+def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray]:
+    """``encode_observations`` of ``rows`` raw observations, boxes in their own dtype: ``[B, width]``, a Dict in float32 if it holds all.
+
+    What it answers may be overwritten by the next question.
+    """
+    if isinstance(space, gym.spaces.Box):
+        return lambda observations: observations.reshape(rows, -1)
+    if not isinstance(space, gym.spaces.Dict):
+        return lambda observations: encode_observations(space, torch.from_numpy(observations)).numpy()
+    parts = [(key, vectors_of(part, rows), observation_width(part)) for key, part in space.items()]
+    exact = any(isinstance(part, gym.spaces.Box) and not np.can_cast(part.dtype, np.float32) for part in space.values())
+    joined = np.empty((rows, sum(width for _, _, width in parts)), np.float64 if exact else np.float32)
+    ends = np.cumsum([width for _, _, width in parts])
+    places = [joined[:, end - width : end] for end, (_, _, width) in zip(ends, parts, strict=True)]
+
+    def join(observations: trees.Tree) -> np.ndarray:
+        for (key, vectors, _), place in zip(parts, places, strict=True):
+            place[:] = vectors(observations[key])
+        return joined
+
+    return join
 
 
 def to_environment(box: Box, shape: tuple[int, ...]) -> Function:
@@ -104,8 +127,8 @@ def _refuse_device(observations: np.ndarray) -> Labels:
 
 
 @torch.inference_mode()
-def _label_one_by_one(teacher: Teacher, observations: np.ndarray) -> Labels:
-    told = [teacher.targets(torch.tensor(observations[row : row + 1])) for row in range(len(observations))]
+def _label_one_by_one(teacher: Teacher, observations: trees.Tree) -> Labels:
+    told = [teacher.targets(trees.map_leaves(torch.tensor, part)) for part in trees.blocks(observations, 1)]
     parameters = {name: torch.cat([targets.parameters[name] for targets in told]).numpy() for name in told[0].parameters}
     return parameters, torch.cat([targets.actions for targets in told]).numpy()
 
@@ -140,15 +163,14 @@ def _choice(family: Family, scores: str) -> Function:
 def _encoder(teacher: Teacher, rows: int) -> Function:
     """Raw observations as ``[B, inputs]`` float32, normalised in float64 and rounded once, as VecNormalize does."""
     known = teacher.normalization
-    if not isinstance(teacher.observation_space, gym.spaces.Box):
-        return lambda observations: teacher.encode(torch.from_numpy(observations)).numpy()
+    vectors = vectors_of(teacher.observation_space, rows)
     if known is None:
-        return lambda observations: observations.reshape(rows, -1).astype(np.float32)
+        return lambda observations: vectors(observations).astype(np.float32)
     mean, scale, clip = teacher.mean.numpy().ravel(), teacher.scale.numpy().ravel(), known.clip
     exact = np.empty((rows, teacher.obs_dim), np.float64)
 
-    def encode(observations: np.ndarray) -> np.ndarray:
-        np.subtract(observations.reshape(rows, -1), mean, out=exact)
+    def encode(observations: trees.Tree) -> np.ndarray:
+        np.subtract(vectors(observations), mean, out=exact)
         np.divide(exact, scale, out=exact)
         return exact.clip(-clip, clip, out=exact).astype(np.float32)
 

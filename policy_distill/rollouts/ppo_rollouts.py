@@ -1,4 +1,4 @@
-"""Whole rollouts for Stable-Baselines3's PPO, taken in this process or in several; what comes of it is the same.
+"""Whole rollouts for PPO, taken in this process or in several; the result is the same.
 
 A step of an environment takes less than two processes need to agree on it. Each process therefore has a copy of the policy, and takes all
 steps of a rollout with its share of the environments before it answers.
@@ -11,11 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawArray
-from typing import Any, NoReturn
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 
 from policy_distill.environments.border import Border, Finite, not_finite, own_random_state
 from policy_distill.policies.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
@@ -80,13 +79,14 @@ class Steps:
         return observations, starts, actions, rewards
 
 
-class RolloutEnv(VecEnv):
+class RolloutEnv:
     """Environments in which a student with noise takes whole rollouts. Continuous actions are in box units, and clipped to the bounds.
 
     Args:
         env_fns: make one environment each.
         num_steps: T, of each environment in a rollout.
-        seed: of the actions' noise; each environment has a stream of its own.
+        seed: of the actions' noise, of which each environment has a stream of its own, and of its first episode in environment 0; it is
+            one more in each further environment.
         workers: processes that share the environments; 0: all of them are stepped here.
         step_timeout: seconds that a step or a reset may take; there is one worker at least then. None or 0: any.
 
@@ -94,6 +94,7 @@ class RolloutEnv(VecEnv):
         observations, starts, actions, rewards: what the last rollout wrote, see ``Steps``; the next one overwrites it.
     """
 
+    @own_random_state()
     def __init__(
         self,
         env_fns: Sequence[Callable[[], gym.Env]],
@@ -105,26 +106,24 @@ class RolloutEnv(VecEnv):
     ) -> None:
         example = env_fns[0]()
         space, inner = example.observation_space, example.action_space
-        outer = gym.spaces.Box(-1.0, 1.0, inner.shape) if isinstance(inner, gym.spaces.Box) else inner
-        super().__init__(len(env_fns), space, outer)
         example.close()
-        components, count = math.prod(inner.shape or ()), min(max(workers, 1) if step_timeout else workers, self.num_envs)
+        self._seed, num_envs = seed, len(env_fns)
+        components, count = math.prod(inner.shape or ()), min(max(workers, 1) if step_timeout else workers, num_envs)
         steps = Steps(
-            SharedArray((num_steps + 1, self.num_envs, *(space.shape or ())), space.dtype),
-            SharedArray((num_steps + 1, self.num_envs), bool),
-            SharedArray((num_steps, self.num_envs, components), np.float32 if isinstance(inner, gym.spaces.Box) else np.int64),
-            SharedArray((num_steps, self.num_envs), np.float64),
+            SharedArray((num_steps + 1, num_envs, *(space.shape or ())), space.dtype),
+            SharedArray((num_steps + 1, num_envs), bool),
+            SharedArray((num_steps, num_envs, components), np.float32 if isinstance(inner, gym.spaces.Box) else np.int64),
+            SharedArray((num_steps, num_envs), np.float64),
         )
         self.observations, self.starts, self.actions, self.rewards = steps.views()
         self._here = None if count else _Group(env_fns, 0, seed, steps)
-        shares = np.array_split(np.arange(self.num_envs), count) if count else []
+        shares = np.array_split(np.arange(num_envs), count) if count else []
         arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), seed, steps) for share in shares]
         self._workers = [Remote(_Group, *each, step_timeout=step_timeout) for each in arguments]
 
-    def reset(self) -> Any:
-        self._all("reset", self._seeds)
-        self._reset_seeds()
-        return self.observations[-1].copy()
+    def reset(self) -> None:
+        """Begin an episode in each environment; the last row of ``observations`` holds where the next rollout begins."""
+        self._all("reset", self._seed)
 
     def rollout(self, student: Student) -> list[Ended]:
         """Let ``student`` take T steps in each environment, with noise of its own standard deviation or entropy.
@@ -141,33 +140,12 @@ class RolloutEnv(VecEnv):
         return Pending.together([worker.ask(method, argument) for worker in self._workers]).result()
 
     def close(self) -> None:
+        """Close the environments and end the processes."""
         if self._here is not None:
             self._here.close()
         for worker in self._workers:
             worker.close()
         self._workers = []
-
-    # What VecEnv asks for and nobody here does.
-
-    def step_async(self, actions: np.ndarray) -> NoReturn:
-        raise NotImplementedError("only whole rollouts are taken")
-
-    def step_wait(self) -> NoReturn:
-        raise NotImplementedError("only whole rollouts are taken")
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        if attr_name == "render_mode":
-            return [None] * self.num_envs
-        raise AttributeError(attr_name)
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        raise NotImplementedError
-
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        raise NotImplementedError
-
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
-        return [False] * self.num_envs
 
 
 class _Group:
@@ -189,11 +167,11 @@ class _Group:
         self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
 
     @own_random_state()
-    def reset(self, seeds: Sequence[int | None]) -> None:
+    def reset(self, seed: int) -> None:
         self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
         self._starts[-1] = True
         for row, env in enumerate(self._envs):
-            self._observations[-1, row], _ = env.reset(seed=seeds[self._columns[row]])
+            self._observations[-1, row], _ = env.reset(seed=seed + self._columns[row])
 
     @own_random_state()
     def rollout(self, student: Student) -> list[Ended]:

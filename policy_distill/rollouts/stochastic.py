@@ -11,6 +11,7 @@ import torch
 from policy_distill.config import RequestError
 from policy_distill.policies.actions import DiagGaussian
 from policy_distill.policies.student import Student
+from policy_distill.support import trees
 from policy_distill.support.seeds import derived_seed
 from policy_distill.teachers import Teacher
 
@@ -27,8 +28,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         policy = self.policy
-        probe = np.zeros((2, *(policy.observation_space.shape or ())), policy.observation_space.dtype)
-        names = _parameters(policy, probe).keys()
+        names = _parameters(policy, trees.zeros(policy.observation_space, 2)).keys()
         if not {"logits", "mean"} & names:
             raise RequestError("the policy only names its actions, it has no distribution to draw from: leave --stochastic out")
 
@@ -45,7 +45,7 @@ class DrawingEpisode:
     generator: torch.Generator
 
     @torch.inference_mode()
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def act(self, observations: trees.Tree) -> np.ndarray:
         """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts."""
         family = self.policy.family
         actions = family.sample(_parameters(self.policy, observations), self.generator)  # type: ignore[union-attr]
@@ -55,8 +55,8 @@ class DrawingEpisode:
 
 
 @torch.inference_mode()
-def _parameters(policy: Student | Teacher, observations: np.ndarray) -> dict[str, torch.Tensor]:
-    tensor = torch.tensor(observations)
+def _parameters(policy: Student | Teacher, observations: trees.Tree) -> dict[str, torch.Tensor]:
+    tensor = trees.map_leaves(torch.tensor, observations)
     parameters = policy.targets(tensor).parameters if isinstance(policy, Teacher) else policy.parameters_of(tensor)
     if isinstance(policy.family, DiagGaussian) and "log_std" not in parameters:
         return {}

@@ -12,6 +12,7 @@ from policy_distill.environments.border import Border, Finite, not_finite, own_r
 from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, endless, make, time_limit
 from policy_distill.rollouts.episodes import SIDE_BY_SIDE, Policy, evaluation_seeds, random_actions
 from policy_distill.rollouts.numpy_policies import actor
+from policy_distill.support import trees
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Trajectory:
     """
 
     seed: int
-    observations: np.ndarray
+    observations: trees.Tree
     actions: np.ndarray
     rewards: np.ndarray
-    last_observation: np.ndarray
+    last_observation: trees.Tree
     terminated: bool
     truncated: bool
 
@@ -100,8 +101,8 @@ class _Recording:
         self.env, self.seed = env, seed
         observation, _ = env.reset(seed=seed)
         self.chance = random_actions(env.action_space, seed)
-        self.observation = np.asarray(observation)
-        self.observations: list[np.ndarray] = []
+        self.observation = trees.map_leaves(np.asarray, observation)
+        self.observations: list[trees.Tree] = []
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
         self.terminated = self.truncated = False
@@ -109,27 +110,27 @@ class _Recording:
     def step(self, action: np.ndarray | None) -> bool:
         """Take one step, with an action drawn at random for None; say whether the episode goes on."""
         executed = next(self.chance) if action is None else action
-        self.observations.append(np.array(self.observation))
+        self.observations.append(trees.copied(self.observation))
         self.actions.append(np.array(executed))
         observation, reward, self.terminated, self.truncated, _ = self.env.step(executed)
-        self.observation = np.asarray(observation)
+        self.observation = trees.map_leaves(np.asarray, observation)
         self.rewards.append(float(reward))
         return not (self.terminated or self.truncated)
 
     def done(self) -> Trajectory:
-        arrays = np.stack(self.observations), np.stack(self.actions), np.array(self.rewards)
-        return Trajectory(self.seed, *arrays, np.array(self.observation), bool(self.terminated), bool(self.truncated))
+        arrays = trees.stack(self.observations), np.stack(self.actions), np.array(self.rewards)
+        return Trajectory(self.seed, *arrays, trees.copied(self.observation), bool(self.terminated), bool(self.truncated))
 
 
 def _play_side_by_side(policy: Policy | None, envs: list[Border], seeds: Sequence[int], max_steps: int | None) -> list[Trajectory]:
     recordings = [_Recording(env, int(seed)) for env, seed in zip(envs, seeds, strict=False)]
-    batch = np.stack([recording.observation for recording in recordings])
+    batch = trees.stack([recording.observation for recording in recordings])
     all_finite = Finite(batch)
-    act = None if policy is None else actor(policy, len(batch))
+    act = None if policy is None else actor(policy, len(recordings))
     going = list(range(len(recordings)))
     while going:
         for slot in going:
-            batch[slot] = recordings[slot].observation
+            trees.write(batch, slot, recordings[slot].observation)
         if not all_finite(batch):
             wrong = recordings[all_finite.first_wrong()]
             raise not_finite(wrong.env, wrong.observation, wrong.actions[-1] if wrong.actions else None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from policy_distill.policies.actions import ActionTargets
+from policy_distill.support.trees import Tree, rows
 
 NO_EPISODE = -1
 """What a row says that belongs to no episode of the run; it is never held out."""
@@ -29,7 +30,7 @@ class Transitions:
         by_teacher: ``[B]`` bool, whose action was executed.
     """
 
-    observations: Tensor
+    observations: Tree
     targets: ActionTargets
     rewards: Tensor
     terminated: Tensor
@@ -38,13 +39,13 @@ class Transitions:
     by_teacher: Tensor
 
     def __len__(self) -> int:
-        return len(self.observations)
+        return len(self.episodes)
 
     def where(self, mask: Tensor) -> Transitions:
         """The rows where ``mask`` ``[B]`` is true."""
         parameters = {name: value[mask] for name, value in self.targets.parameters.items()}
         return Transitions(
-            self.observations[mask],
+            rows(self.observations, mask),
             ActionTargets(parameters, self.targets.actions[mask]),
             self.rewards[mask],
             self.terminated[mask],

@@ -8,7 +8,7 @@ environments are stepped, and torch tensors where students are trained. The keys
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -70,6 +70,11 @@ def rows(tree: Tree, index: Any) -> Tree:
     return {key: leaf[index] for key, leaf in tree.items()} if isinstance(tree, dict) else tree[index]
 
 
+def blocks(tree: Tree, count: int) -> Iterator[Tree]:
+    """The rows in their order, ``count`` at a time."""
+    return (rows(tree, slice(first, first + count)) for first in range(0, length(tree), count))
+
+
 def write(into: Tree, index: Any, values: Tree) -> None:
     """``leaf[index] = value`` for each leaf."""
     if isinstance(into, dict):
@@ -97,6 +102,11 @@ def to_tensors(tree: Tree) -> Tree:
 def to_arrays(tree: Tree) -> Tree:
     """The tree with numpy arrays that share the tensors' memory."""
     return map_leaves(np.asarray, tree)
+
+
+def on_cpu(tree: Tree) -> Tree:
+    """The tree of tensors in the main memory."""
+    return map_leaves(torch.Tensor.cpu, tree)
 
 
 def copied(tree: Tree) -> Tree:

@@ -250,15 +250,15 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     return content
 
 
-def read_npz(path: str | Path, names: Sequence[str], limit: int) -> Mapping[str, np.ndarray]:
-    """Arrays of an ``.npz``, as many bytes of them as ``limit`` together; they cannot be written to.
+def read_npz(path: str | Path, names: Sequence[str] | None, limit: int) -> Mapping[str, np.ndarray]:
+    """Arrays of an ``.npz``, all of them if ``names`` is None, as many bytes of them as ``limit`` together; they cannot be written to.
 
     Raises:
         ValueError, OSError, ...: what the file makes the parsers raise; see ``refuse_damage``.
     """
     arrays = {}
     with open_regular(path) as file, open_zip(file) as archive:
-        for name in names:
+        for name in names or [member.removesuffix(".npy") for member in archive.namelist()]:
             content = read_member(archive, f"{name}.npy", limit)
             limit -= len(content)
             arrays[name] = _array(content)

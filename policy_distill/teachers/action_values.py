@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from policy_distill.support.trees import Tree
 from policy_distill.teachers.networks.critics import ActionValue
 from policy_distill.teachers.teacher import Teacher
 
@@ -19,7 +20,7 @@ def why_no_action_values(teacher: Teacher) -> str | None:
 
 
 @torch.inference_mode()
-def q_gap(teacher: Teacher, observations: Tensor, actions: Tensor) -> Tensor:
+def q_gap(teacher: Teacher, observations: Tree, actions: Tensor) -> Tensor:
     """``Q(s, a_teacher) - Q(s, a)``, discounted as in training, in the environment's rewards (in those of training if their scale is lost).
 
     Args:

@@ -15,6 +15,7 @@ from policy_distill.environments.matching import first_difference
 from policy_distill.policies.actions import ActionTargets, Box, Deterministic, DiagGaussian, Family, Parameters
 from policy_distill.policies.mixtures import mix_parameters, weighted_mean
 from policy_distill.policies.q_values import Q_TEMPERATURES, standardize_logits
+from policy_distill.support.trees import Tree
 from policy_distill.teachers.networks.acting import ActionBounds
 
 
@@ -31,8 +32,8 @@ class Member(Protocol):
     @property
     def params(self) -> int: ...
     def why_no_values(self) -> str | None: ...
-    def targets(self, observations: Tensor) -> ActionTargets: ...
-    def values(self, observations: Tensor) -> Tensor: ...
+    def targets(self, observations: Tree) -> ActionTargets: ...
+    def values(self, observations: Tree) -> Tensor: ...
 
 
 class Ensemble(nn.Module):
@@ -70,7 +71,7 @@ class Ensemble(nn.Module):
         sizes = [member.params for member in members]
         self.acting_params = sum(sizes) if all(sizes) else 0
 
-    def forward(self, observations: Tensor) -> ActionTargets:
+    def forward(self, observations: Tree) -> ActionTargets:
         told = [member.targets(observations) for member in self.members]  # type: ignore[operator]
         if self.combine == "value":
             return self._of_the_most_promising(told, self.member_values(observations))
@@ -84,7 +85,7 @@ class Ensemble(nn.Module):
         mixed = mix_parameters(self.family, [_as_logits(targets.parameters) for targets in told], self.weights)
         return ActionTargets(mixed, self.family.mode(mixed))
 
-    def member_values(self, observations: Tensor) -> Tensor:
+    def member_values(self, observations: Tree) -> Tensor:
         """Each member's values ``[M, B]`` of raw observations."""
         return torch.stack([member.values(observations) for member in self.members])  # type: ignore[operator]
 

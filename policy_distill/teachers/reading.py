@@ -10,14 +10,20 @@ import numpy as np
 from torch import nn
 
 from policy_distill.config import Reading, RequestError
-from policy_distill.policies.observations import observation_width
+from policy_distill.policies.observations import is_image, observation_width
+from policy_distill.support.trees import leaf_spaces
 from policy_distill.support.untrusted import refuse_damage
 from policy_distill.teachers.files.archive import COMPILED, Archive, class_name, read_archive, read_data
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.files.folder import AgentFiles
-from policy_distill.teachers.files.normalization import ObservationNormalization, read_normalization, read_reward_scale, reward_scale_of
+from policy_distill.teachers.files.normalization import (
+    ObservationNormalization,
+    Statistics,
+    read_normalization,
+    read_reward_scale,
+    reward_scale_of,
+)
 from policy_distill.teachers.files.saved_algorithm import algorithm_of_fields
-from policy_distill.teachers.files.saved_spaces import is_image
 from policy_distill.teachers.files.training_record import read_training_record
 from policy_distill.teachers.files.trusted import SB3_PACKAGES, algorithm_of, load_model
 from policy_distill.teachers.networks.counting import acting_family, check_start
@@ -179,7 +185,7 @@ def around(files: AgentFiles) -> dict[str, Any]:
     }
 
 
-def normalization_notes(files: AgentFiles, normalization: ObservationNormalization | None) -> list[str]:
+def normalization_notes(files: AgentFiles, normalization: Statistics | None) -> list[str]:
     """What a user should know about the statistics that were chosen; nothing where they lie where the RL Zoo puts them."""
     path = files.vecnormalize_path
     if path is None or (files.env is not None and path.name == "vecnormalize.pkl"):
@@ -189,19 +195,18 @@ def normalization_notes(files: AgentFiles, normalization: ObservationNormalizati
 
 
 def inside(wrapper: Any) -> dict[str, Any]:
-    """What a live VecNormalize around a model tells, as arguments of ``Teacher``; None: there is none.
-
-    Raises:
-        RequestError: if it is one of Dict observations.
-    """
+    """What a live VecNormalize around a model tells, as arguments of ``Teacher``; None: there is none."""
     if wrapper is None:
         return {}
-    normalization = None
+
+    def of(moments: Any) -> ObservationNormalization:
+        mean, var = (np.array(values, np.float64) for values in (moments.mean, moments.var))
+        return ObservationNormalization(mean, var, float(wrapper.epsilon), float(wrapper.clip_obs))
+
+    normalization: Statistics | None = None
     if wrapper.norm_obs:
-        if isinstance(wrapper.obs_rms, dict):
-            raise RequestError("the VecNormalize is one of Dict observations, which are not supported: agents on one flat vector are")
-        mean, var = (np.array(values, np.float64) for values in (wrapper.obs_rms.mean, wrapper.obs_rms.var))
-        normalization = ObservationNormalization(mean, var, float(wrapper.epsilon), float(wrapper.clip_obs))
+        known = wrapper.obs_rms
+        normalization = {key: of(known[key]) for key in wrapper.norm_obs_keys} if isinstance(known, dict) else of(known)
     scale = reward_scale_of(wrapper.ret_rms.var, wrapper.epsilon) if wrapper.norm_reward else 1.0
     return {"normalization": normalization, "reward_scale": scale, "normalization_source": "VecNormalize"}
 
@@ -230,11 +235,13 @@ def check_observation_space(space: gym.Space, source: str) -> None:
     """Refuse spaces that no student reads.
 
     Raises:
-        RequestError: for Dict, Tuple and images.
+        RequestError: for images, alone or in a Dict, for a Dict within a Dict, and for Tuple.
     """
-    if is_image(space):
-        raise RequestError(f"{source} reads images {space.shape}, which are not supported: agents on vector observations are")
     try:
         observation_width(space)
     except ValueError as error:
         raise RequestError(f"{source}: {' '.join(str(error).split())}") from error
+    for key, part in leaf_spaces(space).items():
+        if is_image(part):
+            what = f"{source}: its observation's {key!r} holds images" if key else f"{source} reads images"
+            raise RequestError(f"{what} {part.shape}, which are not supported: agents on vector observations are")

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from policy_distill.config import Reading, RequestError
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.policies.actions import LAYER, ActionTargets, Family
-from policy_distill.policies.observations import encode_observations, observation_width
+from policy_distill.policies.observations import encode_observations, observation_width, parts_of
+from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, of_space, to_tensors, zeros
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.files.folder import find_agent
-from policy_distill.teachers.files.normalization import ObservationNormalization
+from policy_distill.teachers.files.normalization import ObservationNormalization, Statistics, for_observations, shape_of
 from policy_distill.teachers.networks.extractor import file_of
 from policy_distill.teachers.networks.live import CallableNetwork
 from policy_distill.teachers.networks.recording import layers_inside, record_layers
@@ -57,6 +58,7 @@ class Teacher(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    clip: Tensor
     anchor: Tensor
 
     def __init__(
@@ -67,7 +69,7 @@ class Teacher(nn.Module):
         *,
         algo: str,
         path: str | None = None,
-        normalization: ObservationNormalization | None = None,
+        normalization: Statistics | None = None,
         saved_env: EnvironmentSpec | None = None,
         notes: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
@@ -80,8 +82,12 @@ class Teacher(nn.Module):
         super().__init__()
         source = path or f"the {algo} agent"
         check_observation_space(observation_space, source)
-        if normalization is not None:
-            normalization = normalization.for_observations(observation_space.shape, source, statistics)
+        known = None if normalization is None else for_observations(normalization, observation_space)
+        if normalization is not None and known is None:
+            raise RequestError(
+                f"{source}: the normalisation statistics are of shape {shape_of(normalization)}, its observations of "
+                f"{of_space(observation_space, lambda part: part.shape)}; {statistics or 'the vecnormalize.pkl'} is another agent's"
+            )
         self.network = network
         self.critic = critic
         self.reward_scale = reward_scale
@@ -89,7 +95,8 @@ class Teacher(nn.Module):
         self.action_space = action_space
         self.algo = algo
         self.path = path
-        self.normalization = normalization
+        self.normalization: ObservationNormalization | None = known
+        self._normalized_keys = tuple(normalization) if isinstance(normalization, dict) else ()
         self.normalization_source = normalization_source
         self.statistics = statistics
         self.reading = reading or Reading()
@@ -100,9 +107,10 @@ class Teacher(nn.Module):
         self.obs_dim = observation_width(observation_space)
         # Holds nothing; it lies where the weights do, and asking it is quicker than walking over all modules.
         self.register_buffer("anchor", torch.empty(0), persistent=False)
-        if normalization is not None:
-            self.register_buffer("mean", torch.from_numpy(normalization.mean.copy()))
-            self.register_buffer("scale", torch.from_numpy(np.sqrt(normalization.var + normalization.epsilon)))
+        if known is not None:
+            self.register_buffer("mean", torch.from_numpy(known.mean.copy()))
+            self.register_buffer("scale", torch.from_numpy(np.sqrt(known.var + known.epsilon)))
+            self.register_buffer("clip", torch.as_tensor(known.clip, dtype=torch.float64), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -115,7 +123,7 @@ class Teacher(nn.Module):
         """Whether rounding its observations to float32 would lose what they say."""
         known = [one.normalization for one in (self.network.members if isinstance(self.network, Ensemble) else [self])]
         far = any(isinstance(one, ObservationNormalization) and one.is_far_from_zero for one in known)
-        return far and self.observation_space.dtype != np.float32
+        return far and any(part.dtype != np.float32 for part in leaf_spaces(self.observation_space).values())
 
     @property
     def params(self) -> int:
@@ -125,15 +133,15 @@ class Teacher(nn.Module):
         """Stay in eval mode: a teacher is frozen."""
         return super().train(False)
 
-    def forward(self, observations: Tensor) -> ActionTargets:
+    def forward(self, observations: Tree) -> ActionTargets:
         return self.targets(observations)
 
-    def targets(self, observations: Tensor) -> ActionTargets:
+    def targets(self, observations: Tree) -> ActionTargets:
         """Label raw observations in one forward pass.
 
         Args:
-            observations: ``[B, ...]`` as the environment returns them, or boxes flattened to ``[B, obs_dim]``; float64 ones are normalised
-                without rounding first.
+            observations: ``[B, ...]`` as the environment returns them, by key where they are a Dict; or boxes flattened to
+                ``[B, obs_dim]``; float64 ones are normalised without rounding first.
 
         Returns:
             ``parameters`` of the family and ``actions``, what Stable-Baselines3's ``predict(deterministic=True)`` returns: int64 ``[B]``
@@ -146,7 +154,7 @@ class Teacher(nn.Module):
             targets = self.network(encoded)
         return ActionTargets({**targets.parameters, **{f"{LAYER}{name}": seen[name] for name in self.recorded}}, targets.actions)
 
-    def values(self, observations: Tensor) -> Tensor:
+    def values(self, observations: Tree) -> Tensor:
         """The discounted return that the agent's own critic expects of its deterministic action, in the environment's rewards.
 
         The discount is that of its training; the critics of sac and tqc count their entropy bonus in.
@@ -179,8 +187,10 @@ class Teacher(nn.Module):
             return f"{name_of(self)} was trained on normalised rewards whose scale is missing: put vecnormalize.pkl where its config.yml is"
         return None
 
-    def encode(self, observations: Tensor) -> Tensor:
+    def encode(self, observations: Tree) -> Tree:
         """Raw observations as the networks read them."""
+        if isinstance(self.observation_space, gym.spaces.Dict):
+            return self._encode_parts(self.observation_space, observations)
         if isinstance(self.observation_space, gym.spaces.Box) and observations.shape[1:] != self.observation_space.shape:
             numbers = observations.shape[1:].numel()
             if len(observations) and numbers != self.obs_dim:
@@ -193,10 +203,23 @@ class Teacher(nn.Module):
             normalized = (observations.double() - self.mean) / self.scale
             if self.normalization.frames > 1:
                 normalized = normalized.masked_fill(self.normalization.is_padding(observations), 0.0)
-            observations = normalized.clamp(-self.normalization.clip, self.normalization.clip).float()
+            observations = normalized.clamp(-self.clip, self.clip).float()
         if getattr(self.network, "reads_raw", False):
-            return observations.float() if isinstance(self.observation_space, gym.spaces.Box) else observations.long()
+            return _as_read(self.observation_space, observations)
         return encode_observations(self.observation_space, observations)
+
+    def _encode_parts(self, space: gym.spaces.Dict, observations: Tree) -> Tree:
+        if isinstance(self.network, Ensemble):
+            return observations
+        raw = getattr(self.network, "reads_raw", False)
+        encoded = None
+        if self.normalization is not None:
+            encoded = (encode_observations(space, observations, torch.float64) - self.mean) / self.scale
+            encoded = encoded.clamp(-self.clip, self.clip).float()
+        if not raw:
+            return encode_observations(space, observations) if encoded is None else encoded
+        parts = {} if encoded is None else parts_of(space, encoded)
+        return {key: parts[key] if key in self._normalized_keys else _as_read(part, observations[key]) for key, part in space.items()}
 
     @property
     def members(self) -> tuple[Teacher, ...]:
@@ -214,10 +237,9 @@ class Teacher(nn.Module):
 
     def layers(self) -> dict[str, int]:
         """Name and width of each layer that can be recorded, in the order in which they are computed."""
-        space = self.observation_space
-        probe = torch.zeros((2, *(space.shape or ())), device=self.anchor.device)
+        probe = map_leaves(lambda part: part.to(self.anchor.device), to_tensors(zeros(self.observation_space, 2)))
         with torch.inference_mode(), record_layers(self.network, layers_inside(self.network)) as seen:
-            self.targets(probe if isinstance(space, gym.spaces.Box) else probe.long())
+            self.targets(probe)
         return {name: output.shape[1] for name, output in seen.items() if output.ndim == 2}
 
     def last_hidden_layer(self) -> str | None:
@@ -244,9 +266,9 @@ class Teacher(nn.Module):
         return twin
 
     @torch.inference_mode()
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def act(self, observations: Tree) -> np.ndarray:
         """Deterministic actions ``[B, ...]`` for ``env.step``, from raw observations ``[B, ...]``."""
-        actions = self.targets(torch.tensor(observations, device=self.anchor.device)).actions.cpu().numpy()
+        actions = self.targets(map_leaves(lambda part: torch.tensor(part, device=self.anchor.device), observations)).actions.cpu().numpy()
         if isinstance(self.action_space, gym.spaces.Box):
             actions = actions.reshape(len(actions), *self.action_space.shape)
             return actions.astype(self.action_space.dtype, copy=False) if self.action_space.dtype.kind == "f" else actions
@@ -333,7 +355,7 @@ class Teacher(nn.Module):
     @classmethod
     def from_callable(
         cls,
-        function: Callable[[np.ndarray], Any],
+        function: Callable[[Any], Any],
         observation_space: gym.Space,
         action_space: gym.Space,
         *,
@@ -343,8 +365,9 @@ class Teacher(nn.Module):
         """Use any function as a teacher.
 
         Args:
-            function: from a batch of raw observations (float32 ``[B, ...]``; int64 for discrete spaces) to what ``outputs`` says. While
-                environments are stepped it is asked about one observation at a time, so that no answer depends on a batch.
+            function: from a batch of raw observations (float32 ``[B, ...]``; int64 for discrete spaces; by key for a Dict) to what
+                ``outputs`` says. While environments are stepped it is asked about one observation at a time, so that no answer depends on
+                a batch.
             observation_space: of the observations.
             action_space: of the actions.
             outputs: ``actions`` as ``env.step`` takes them (continuous ones are clipped to the bounds; of discrete ones the distribution
@@ -392,3 +415,8 @@ class Teacher(nn.Module):
             facts=facts,
             critic=HighestValue() if combine == "value" else None,
         )  # fmt: skip
+
+
+def _as_read(space: gym.Space, observations: Tensor) -> Tensor:
+    """Raw observations of one array for a network that reads them as they are."""
+    return observations.float() if isinstance(space, gym.spaces.Box) else observations.long()

@@ -13,6 +13,8 @@ from policy_distill.policies.actions import ActionTargets
 from policy_distill.rollouts.transitions import NO_EPISODE, Transitions
 from policy_distill.support.files import mapped_tensor
 from policy_distill.support.sampling import evenly
+from policy_distill.support.trees import Tree, leaves, map_leaves
+from policy_distill.support.trees import rows as rows_of
 
 BLOCK_BYTES = 2**20
 """Of the observations that are looked at together where all of them are, one block after the other."""
@@ -34,7 +36,7 @@ class Dataset:
     def __init__(self, capacity: int, *, holdout: float, device: torch.device, folder: Path | None = None) -> None:
         self.capacity, self.device = capacity, device
         self._holdout, self._folder = holdout, folder
-        self._observations: Tensor | None = None
+        self._observations: Tree = None
         self._targets: ActionTargets
         self._num_train = self._num_held = self._first_train = 0
 
@@ -61,17 +63,18 @@ class Dataset:
             raise ValueError(f"{count} transitions do not fit: {len(self)} of {self.capacity} rows are taken")
         if self._observations is None:
             self._targets = self._allocate_targets(transitions.targets)
-            self._observations = self._allocate(transitions.observations)
+            self._observations = map_leaves(self._allocate, transitions.observations)
         held_out = self._is_held_out(transitions.episodes)
         trained, held = (~held_out).nonzero().flatten(), held_out.nonzero().flatten().flip(0)
         front, back = self._num_train, self.capacity - self._num_held
-        for array, values in [(self._observations, transitions.observations), *_pairs(self._targets, transitions.targets)]:
+        observations = zip(leaves(self._observations), leaves(transitions.observations), strict=True)
+        for array, values in [*observations, *_pairs(self._targets, transitions.targets)]:
             array[front : front + len(trained)] = _take_rows(values, trained)
             array[back - len(held) : back] = _take_rows(values, held)
         self._num_train += len(trained)
         self._num_held += len(held)
 
-    def relabelled(self, tell: Callable[[Tensor, ActionTargets], ActionTargets]) -> Dataset:
+    def relabelled(self, tell: Callable[[Tree, ActionTargets], ActionTargets]) -> Dataset:
         """The same rows with the targets that ``tell`` makes of some of them at a time; the observations are shared.
 
         Args:
@@ -106,7 +109,7 @@ class Dataset:
         draws = [torch.randint(self.num_drawn_from, shape, generator=generator, device=self.device) for generator in generators]
         return torch.stack(draws, dim=1)
 
-    def take(self, drawn: Tensor, parameters: Collection[str] | None = None, *, actions: bool = True) -> tuple[Tensor, ActionTargets]:
+    def take(self, drawn: Tensor, parameters: Collection[str] | None = None, *, actions: bool = True) -> tuple[Tree, ActionTargets]:
         """What ``draw`` drew: observations ``[*drawn.shape, ...]`` and targets.
 
         Args:
@@ -126,21 +129,21 @@ class Dataset:
         torch.index_select(source, 0, drawn.flatten(), out=out.view(-1, *source.shape[1:]))
         return out
 
-    def held_out(self, limit: int) -> tuple[Tensor, ActionTargets] | None:
+    def held_out(self, limit: int) -> tuple[Tree, ActionTargets] | None:
         """At most ``limit`` held-out rows, evenly over all of them; None as long as no held-out episode was seen."""
         if self._num_held == 0:
             return None
         return self._gather(self._back, self._num_held - 1 - evenly(self._num_held, limit, self.device))
 
-    def spread(self, limit: int) -> tuple[Tensor, ActionTargets]:
+    def spread(self, limit: int) -> tuple[Tree, ActionTargets]:
         """At most ``limit`` training rows, evenly over all of them."""
         return self._gather(self._front, evenly(self._num_train, limit, self.device))
 
-    def training_rows(self) -> tuple[Tensor, ActionTargets]:
+    def training_rows(self) -> tuple[Tree, ActionTargets]:
         """All training rows in the order in which they came, as views."""
         return self._view(self._front)
 
-    def blocks(self) -> Iterator[tuple[Tensor, ActionTargets]]:
+    def blocks(self) -> Iterator[tuple[Tree, ActionTargets]]:
         """All rows, held-out ones too, as views of some of them at a time."""
         return map(self._view, self._blocks())
 
@@ -154,24 +157,24 @@ class Dataset:
 
     def _blocks(self) -> Iterator[slice]:
         assert self._observations is not None, "the dataset is empty"
-        count = max(1, BLOCK_BYTES // self._observations[0].nbytes)
+        count = max(1, BLOCK_BYTES // sum(leaf[0].nbytes for leaf in leaves(self._observations)))
         for part in (self._front, self._back):
             for first in range(part.start, part.stop, count):
                 yield slice(first, min(first + count, part.stop))
 
-    def _view(self, rows: slice) -> tuple[Tensor, ActionTargets]:
+    def _view(self, rows: slice) -> tuple[Tree, ActionTargets]:
         assert self._observations is not None, "the dataset is empty"
         parameters = {name: value[rows] for name, value in self._targets.parameters.items()}
-        return self._observations[rows], ActionTargets(parameters, self._targets.actions[rows])
+        return rows_of(self._observations, rows), ActionTargets(parameters, self._targets.actions[rows])
 
     def _gather(
         self, part: slice, index: Tensor, names: Collection[str] | None = None, with_actions: bool = True
-    ) -> tuple[Tensor, ActionTargets]:
+    ) -> tuple[Tree, ActionTargets]:
         """The rows ``index`` of a part of the arrays."""
         observations, targets = self._view(part)
         parameters = {name: self._take(value, index) for name, value in targets.parameters.items() if names is None or name in names}
         actions = self._take(targets.actions, index) if with_actions else torch.empty(*index.shape, 0, device=self.device)
-        return self._take(observations, index), ActionTargets(parameters, actions)
+        return map_leaves(lambda leaf: self._take(leaf, index), observations), ActionTargets(parameters, actions)
 
     def _take(self, source: Tensor, index: Tensor) -> Tensor:
         """Rows of an array, ``[*index.shape, ...]``, on the device of the batches."""

@@ -1,104 +1,37 @@
-"""Stable-Baselines3's PPO with the same updates in fewer operations (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
+"""Proximal policy optimisation of one small student (PPO; Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
 
-A network of a few hundred parameters costs less than what surrounds it: distribution objects and their checks, autograd's bookkeeping,
-an optimiser step for each of a dozen small tensors. The networks here are ``StudentStack``s of one member, and Stable-Baselines3's own
-parameters are views into them. Tests compare what is made of a rollout, and the updates, with its own.
+Actor and critic share no layer. For networks of a few hundred parameters, distribution objects, autograd and an optimiser step for each
+tensor cost more than the arithmetic: the gradients are written out, and each network is a ``StudentStack`` of one. There is no entropy
+bonus, no clipping of values and no early end of an update. Tests compare every quantity with Stable-Baselines3's PPO.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.utils import explained_variance
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor, nn
 
+from policy_distill.config import PolishConfig
 from policy_distill.policies.actions import Bernoulli, Categorical, DiagGaussian, Family, MultiCategorical
-from policy_distill.rollouts.ppo_rollouts import RolloutEnv
+from policy_distill.policies.observations import encode_observations
+from policy_distill.rollouts.ppo_rollouts import Ended, RolloutEnv
 from policy_distill.training.stack import Activations, StudentStack
 
-
-class LeanPolicy(ActorCriticPolicy):
-    """An actor and a critic that share no layer; see ``attach``.
-
-    Attributes:
-        actor: one student; its outputs are logits or means in box units.
-        critic: one network of one output, the value.
-        family: of the actor's distribution.
-    """
-
-    actor: StudentStack
-    critic: StudentStack
-    family: Family
-
-    @torch.no_grad()
-    def attach(self, actor: StudentStack, critic: StudentStack) -> None:
-        """Copy the weights into ``actor`` and ``critic``, and be a view of them from now on; they are what is trained."""
-        self.actor, self.critic, self.family = actor, critic, actor.architecture.family
-        self._rooms: dict[int, tuple[Activations, Activations]] = {}
-        for stack, network, head in (
-            (actor, self.mlp_extractor.policy_net, self.action_net),
-            (critic, self.mlp_extractor.value_net, self.value_net),
-        ):
-            layers = [layer for layer in (*network, head) if isinstance(layer, nn.Linear)]
-            for layer, weights in zip(layers, stack.weights, strict=True):
-                weight, bias = weights[0, :-1], weights[0, -1]
-                weight.copy_(layer.weight.T)
-                bias.copy_(layer.bias)
-                layer.weight.data, layer.bias.data = weight.T, bias
-        if isinstance(self.family, DiagGaussian):
-            actor.log_std.copy_(self.log_std)
-            self.log_std.data = actor.log_std.data[0, 0]
-        critic.flat.grad = critic.gradient
-        self.train_actor(True)
-        self.optimizer = torch.optim.Adam(
-            [actor.flat, critic.flat], self.optimizer.param_groups[0]["lr"], fused=True, **self.optimizer_kwargs
-        )
-
-    def train_actor(self, on: bool) -> None:
-        """Let the actor move or stand still; Adam does not count the steps in which it stands still."""
-        self.actor.flat.grad = self.actor.gradient if on else None
-
-    @property
-    def trains_actor(self) -> bool:
-        return self.actor.flat.grad is not None
-
-    def inputs(self, observations: Tensor) -> Tensor:
-        """Raw observations as both networks read them, ``[B, inputs + 1]``: one-hot where discrete, normalised, ones last."""
-        encoded = preprocess_obs(observations, self.observation_space, normalize_images=False)
-        assert isinstance(encoded, Tensor)
-        normalized = (encoded.flatten(1) - self.actor.mean) / self.actor.scale
-        return torch.cat([normalized, normalized.new_ones(len(normalized), 1)], dim=1)
-
-    def rooms(self, batch_size: int) -> tuple[Activations, Activations]:
-        """The actor's and the critic's buffers for a pass over this number of samples."""
-        if batch_size not in self._rooms:
-            self._rooms[batch_size] = self.actor.buffers(batch_size), self.critic.buffers(batch_size)
-        return self._rooms[batch_size]
-
-    def outputs(self, inputs: Tensor) -> Tensor:
-        """The actor's logits or means ``[B, width]`` for what ``inputs`` returned; not differentiable."""
-        return self.actor.forward(inputs.T[None], self.rooms(len(inputs))[0])[0].T.clone(memory_format=torch.contiguous_format)
-
-    def expected(self, inputs: Tensor) -> np.ndarray:
-        """The critic's values ``[B]`` for what ``inputs`` returned."""
-        return self.critic.forward(inputs.T[None], self.rooms(len(inputs))[1])[0, 0].numpy().copy()
+VALUE_WEIGHT = 0.5
+"""Weight of the squared error of the values beside the surrogate (c1 in eq. 9)."""
+MAX_GRAD_NORM = 0.5
+"""Gradients of actor and critic together are scaled down to this norm."""
 
 
-class Minibatch(NamedTuple):
+class Batch(NamedTuple):
     """Transitions of one rollout.
 
     Attributes:
-        observations: raw.
+        observations: raw ``[B, ...]``.
         inputs: ``[B, inputs + 1]``, the same as the networks read them.
         actions: ``[B, components]``.
         log_probs: of the actions when they were taken, ``[B]`` as all that follows.
@@ -112,131 +45,121 @@ class Minibatch(NamedTuple):
     returns: Tensor
 
 
-class LeanPPO(PPO):
-    """PPO on a ``LeanPolicy`` without entropy bonus, clipping of values or early stopping of an update.
+class PPO:
+    """PPO on an actor and a critic, which are trained in place.
+
+    Args:
+        actor: one student; its outputs are logits or means in box units.
+        critic: one network of one output, the value; it reads the same normalised observations.
+        config: discount, lambda, clip range, epochs, batch size, and the learning rate to begin with.
+        seed: of the order of the transitions.
+        penalty: (outputs ``[B, width]``, raw observations) -> a further loss of the actor ``[B]``.
 
     Attributes:
-        penalty: (outputs ``[B, width]``, raw observations) -> a further loss of the actor ``[B]``.
+        learning_rate: of Adam, in the next update.
         penalty_weight: at zero, ``penalty`` is not called.
+        gradient_steps: so far.
     """
 
-    policy: LeanPolicy
-    _last_obs: np.ndarray
-    penalty: Callable[[Tensor, Tensor], Tensor]
-    penalty_weight = 0.0
+    def __init__(
+        self, actor: StudentStack, critic: StudentStack, config: PolishConfig, *, seed: int, penalty: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        self.actor, self.critic, self.penalty, self.config = actor, critic, penalty, config
+        self.learning_rate, self.penalty_weight, self.gradient_steps = config.learning_rate, 0.0, 0
+        self._orders = np.random.RandomState(seed)  # the generator that Stable-Baselines3 draws its orders from
+        self._reward_scale = RewardScale(config.discount)
+        self._rooms: dict[int, tuple[Activations, Activations]] = {}
+        critic.flat.grad = critic.gradient
+        self.train_actor(True)
+        self._adam = torch.optim.Adam([actor.flat, critic.flat], eps=1e-5, fused=True)
+
+    def train_actor(self, on: bool) -> None:
+        """Let the actor move or stand still; Adam does not count the steps in which it stands still."""
+        self.actor.flat.grad = self.actor.gradient if on else None
+
+    @property
+    def trains_actor(self) -> bool:
+        return self.actor.flat.grad is not None
 
     @torch.no_grad()
-    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        """Fill the buffer as ``PPO`` does; what acting does not need, values and log-probabilities, is computed at once afterwards.
+    def transitions(self, environments: RolloutEnv, ended: Sequence[Ended]) -> tuple[Batch, float]:
+        """What there is to learn from a rollout that ``actor`` has taken, environment after environment.
 
         Args:
-            env: a ``VecNormalize`` around a ``RolloutEnv``.
-            callback: is asked before each rollout.
-            rollout_buffer: is filled.
-            n_rollout_steps: as many as a rollout of the environments has.
+            environments: hold the rollout.
+            ended: the episodes that ended in it.
 
         Returns:
-            False if the callback ended it.
+            The transitions, and the share of the returns' variance that the critic explains, <= 1; NaN where there is no variance.
         """
-        policy, buffer = self.policy, rollout_buffer
-        log_std = policy.actor.log_std[0, 0]
-        buffer.reset()
-        callback.on_rollout_start()
-        if not callback.on_step():
-            return False
-        assert isinstance(env, VecNormalize)
-        assert isinstance(env.venv, RolloutEnv)
-        steps = env.venv
-        ended = steps.rollout(policy.actor.member(0))
-        self.num_timesteps += n_rollout_steps * env.num_envs
-        buffer.observations[:] = steps.observations[:-1].reshape(buffer.observations.shape)
-        buffer.episode_starts[:] = steps.starts[:-1]
-        buffer.actions[:] = steps.actions.reshape(buffer.actions.shape)
-        for rewards, scaled, dones in zip(steps.rewards, buffer.rewards, steps.starts[1:], strict=True):
-            scaled[:] = _scaled(env, rewards.astype(np.float32), dones)
-        self._last_obs, self._last_episode_starts = steps.observations[-1].copy(), steps.starts[-1].copy()
-        assert self.ep_info_buffer is not None
-        self.ep_info_buffer.extend({"r": episode.episode_return, "l": episode.length} for episode in ended)
-        buffer.pos, buffer.full = n_rollout_steps, True
-
-        inputs = policy.inputs(torch.from_numpy(buffer.observations.reshape(-1, *buffer.obs_shape)))
-        taken = torch.from_numpy(buffer.actions.reshape(-1, buffer.action_dim))
-        log_probs, *_ = log_prob_and_score(policy.family, policy.outputs(inputs), log_std, taken)
-        buffer.log_probs[:] = log_probs.numpy().reshape(buffer.log_probs.shape)
-        buffer.values[:] = policy.expected(inputs).reshape(buffer.values.shape)
+        num_steps, num_envs = environments.rewards.shape
+        observations = torch.from_numpy(environments.observations[:-1]).flatten(0, 1)
+        actions = torch.from_numpy(environments.actions.astype(np.float32)).flatten(0, 1)
+        inputs, discount = self.inputs(observations), self.config.discount
+        log_probs, *_ = log_prob_and_score(self.actor.architecture.family, self.outputs(inputs), self.actor.log_std[0, 0], actions)
+        values = self.values(inputs).reshape(num_steps, num_envs)
+        rewards = np.stack([self._reward_scale(*step) for step in zip(environments.rewards, environments.starts[1:], strict=True)])
         if truncated := [episode for episode in ended if episode.truncated]:
             # the episode would have gone on: what was still to come is part of the last reward
             last = torch.from_numpy(np.stack([episode.observation for episode in truncated]))
             where = tuple(zip(*((episode.step, episode.index) for episode in truncated), strict=True))
-            buffer.rewards[where] += self.gamma * policy.expected(policy.inputs(last))
-        last_values = torch.from_numpy(policy.expected(policy.inputs(torch.from_numpy(self._last_obs))))
-        buffer.compute_returns_and_advantage(last_values=last_values, dones=self._last_episode_starts)
-        callback.on_rollout_end()
-        return True
+            rewards[where] += discount * self.values(self.inputs(last))
+        following = self.values(self.inputs(torch.from_numpy(environments.observations[-1])))
+        advantages = generalized_advantages(
+            rewards, np.concatenate([values, following[None]]), environments.starts[1:], discount, self.config.gae_lambda
+        )
+        returns = advantages + values
+        variance = returns.var()
+        explained = float(1 - (returns - values).var() / variance) if variance else float("nan")
+        flat = (observations, inputs, actions, log_probs, torch.from_numpy(advantages).flatten(), torch.from_numpy(returns).flatten())
+        return Batch(*(rows.unflatten(0, (num_steps, num_envs)).transpose(0, 1).flatten(0, 1) for rows in flat)), explained
 
     @torch.no_grad()
-    def train(self) -> None:
-        """Update on the rollout; log the KL to the policy that it was taken with, the explained variance and the penalty."""
-        optimizer = self.policy.optimizer
-        self._update_learning_rate(optimizer)
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
-        rollout = self._rollout()
+    def update(self, batch: Batch) -> tuple[float, float]:
+        """Train on these transitions (algorithm 1, and Adam: Kingma & Ba 2015).
+
+        Returns:
+            KL from the policy that took the actions to the new one, in nats, as the minibatches of the last epoch estimate it, and
+            the mean penalty; zeros where the actor stands still.
+        """
+        self._adam.param_groups[0]["lr"] = self.learning_rate
         penalties: list[Tensor] = []
-        for _ in range(self.n_epochs):
+        for _ in range(self.config.epochs):
             log_ratios: list[Tensor] = []
-            order = torch.from_numpy(np.random.permutation(len(rollout.returns)))  # noqa: NPY002  (seeded as all of the model)
-            for rows in zip(*(values[order].split(self.batch_size) for values in rollout), strict=True):
-                log_ratio, penalty = self.write_gradients(Minibatch(*rows), clip_range)
-                nn.utils.clip_grad_norm_([self.policy.actor.flat, self.policy.critic.flat], self.max_grad_norm)
-                optimizer.step()
+            order = torch.from_numpy(self._orders.permutation(len(batch.returns)))
+            for rows in zip(*(values[order].split(self.config.batch_size) for values in batch), strict=True):
+                log_ratio, penalty = self.write_gradients(Batch(*rows))
+                nn.utils.clip_grad_norm_([self.actor.flat, self.critic.flat], MAX_GRAD_NORM)
+                self._adam.step()
+                self.gradient_steps += 1
                 log_ratios.append(log_ratio)
                 penalties.append(penalty)
-            self._n_updates += 1
-        # http://joschu.net/blog/kl-approx.html, in the last epoch
-        approximate_kl = torch.stack([(ratio.expm1() - ratio).mean() for ratio in log_ratios]).mean()
-        self.logger.record("train/approx_kl", float(approximate_kl))
-        self.logger.record("train/penalty", float(torch.stack(penalties).mean()))
-        buffer = self.rollout_buffer
-        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
-
-    def _rollout(self) -> Minibatch:
-        """All that was collected, environment after environment."""
-        buffer = self.rollout_buffer
-        arrays = (buffer.observations, buffer.actions.astype(np.float32), buffer.log_probs, buffer.advantages, buffer.returns)
-        observations, actions, *rest = (torch.from_numpy(buffer.swap_and_flatten(array)) for array in arrays)
-        return Minibatch(observations, self.policy.inputs(observations), actions, *(values.flatten() for values in rest))
+        return float(torch.stack(list(map(approximate_kl, log_ratios))).mean()), float(torch.stack(penalties).mean())
 
     @torch.no_grad()
-    def write_gradients(self, minibatch: Minibatch, clip_range: float) -> tuple[Tensor, Tensor]:
-        """Write the loss's gradients into ``policy.actor.gradient`` and ``policy.critic.gradient``.
+    def write_gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Write the loss's gradients (eq. 9) into ``actor.gradient`` and ``critic.gradient``.
 
         Returns:
             The log-ratio of new and old probabilities ``[B]`` and the mean penalty; zeros where the actor stands still.
         """
-        actor, critic, size = self.policy.actor, self.policy.critic, len(minibatch.returns)
-        inputs, (acted, predicted) = minibatch.inputs.T[None].contiguous(), self.policy.rooms(size)
-        error = critic.forward(inputs, predicted)[0, 0] - minibatch.returns
-        _backward(critic, inputs, predicted, (2 * self.vf_coef / size) * error[:, None])
-        if not self.policy.trains_actor:
+        actor, critic, size = self.actor, self.critic, len(batch.returns)
+        inputs, (acted, predicted) = batch.inputs.T[None].contiguous(), self._room(size)
+        error = critic.forward(inputs, predicted)[0, 0] - batch.returns
+        _backward(critic, inputs, predicted, (2 * VALUE_WEIGHT / size) * error[:, None])
+        if not self.trains_actor:
             return torch.zeros_like(error), torch.zeros(())
 
-        outputs, family = actor.forward(inputs, acted)[0].T.contiguous(), self.policy.family
-        log_prob, by_outputs, by_log_std = log_prob_and_score(family, outputs, actor.log_std[0, 0], minibatch.actions)
-        advantages = minibatch.advantages
-        if size > 1:  # one alone has no spread
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        log_ratio = log_prob - minibatch.log_probs
-        ratio = log_ratio.exp()
-        surrogate = advantages * ratio
-        clipped = advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-        # the derivative of -min(surrogate, clipped) / B by the log-probability: none where the clipped one is lower
-        by_log_prob = torch.where(surrogate <= clipped, surrogate, 0) / -size
+        outputs = actor.forward(inputs, acted)[0].T.contiguous()
+        log_prob, by_outputs, by_log_std = log_prob_and_score(actor.architecture.family, outputs, actor.log_std[0, 0], batch.actions)
+        log_ratio = log_prob - batch.log_probs
+        by_log_prob = surrogate_slope(log_ratio, normalized(batch.advantages), self.config.clip_range) / -size
         upstream = by_log_prob[:, None] * by_outputs
         penalty, actor.log_std.grad = torch.zeros(()), None
         if self.penalty_weight:
             leaf = outputs.clone().requires_grad_()
             with torch.enable_grad():
-                penalty = self.penalty(leaf, minibatch.observations).mean()
+                penalty = self.penalty(leaf, batch.observations).mean()
                 (self.penalty_weight * penalty).backward()
             assert leaf.grad is not None
             upstream += leaf.grad
@@ -246,6 +169,26 @@ class LeanPPO(PPO):
         _backward(actor, inputs, acted, upstream)
         return log_ratio, penalty.detach()
 
+    def inputs(self, observations: Tensor) -> Tensor:
+        """Raw observations as both networks read them, ``[B, inputs + 1]``: one-hot where discrete, normalised, ones last."""
+        encoded = encode_observations(self.actor.architecture.observation_space, observations, self.actor.mean.dtype)
+        normalized = (encoded - self.actor.mean) / self.actor.scale
+        return torch.cat([normalized, normalized.new_ones(len(normalized), 1)], dim=1)
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """The actor's logits or means ``[B, width]`` for what ``inputs`` returned; not differentiable."""
+        return self.actor.forward(inputs.T[None], self._room(len(inputs))[0])[0].T.clone(memory_format=torch.contiguous_format)
+
+    def values(self, inputs: Tensor) -> np.ndarray:
+        """The critic's values ``[B]`` for what ``inputs`` returned."""
+        return self.critic.forward(inputs.T[None], self._room(len(inputs))[1])[0, 0].numpy().copy()
+
+    def _room(self, size: int) -> tuple[Activations, Activations]:
+        """The actor's and the critic's buffers for a pass over this number of samples."""
+        if size not in self._rooms:
+            self._rooms[size] = self.actor.buffers(size), self.critic.buffers(size)
+        return self._rooms[size]
+
 
 def _backward(stack: StudentStack, inputs: Tensor, activations: Activations, upstream: Tensor) -> None:
     """Gradients of one network of which the loss reads the output ``[B, width]`` alone."""
@@ -253,12 +196,74 @@ def _backward(stack: StudentStack, inputs: Tensor, activations: Activations, ups
     stack.backward(inputs, activations)
 
 
-def _scaled(env: VecNormalize, rewards: np.ndarray, dones: np.ndarray) -> np.ndarray:
-    """The rewards ``[N]`` of a step as ``env`` would scale them, whose running variance they enter."""
-    env._update_reward(rewards)
-    scaled = env.normalize_reward(rewards)
-    env.returns[dones] = 0
-    return scaled
+class RewardScale:
+    """Divides rewards by the standard deviation of their discounted sums so far, and clips them to [-10, 10].
+
+    This is the reward scaling of Engstrom et al. 2020 (https://arxiv.org/abs/2005.12729), computed as ``VecNormalize`` does.
+
+    Args:
+        discount: of the sums.
+    """
+
+    def __init__(self, discount: float) -> None:
+        self._discount = discount
+        self._sums = np.zeros(1)
+        self._count, self._mean, self._variance = 1e-4, np.float64(0), np.float64(1)
+
+    def __call__(self, rewards: np.ndarray, over: np.ndarray) -> np.ndarray:
+        """The rewards of one step ``[N]``, scaled, in float32; ``over`` tells which episodes end with it."""
+        rewards = rewards.astype(np.float32)
+        self._sums = self._sums * self._discount + rewards
+        size, distance = len(rewards), self._sums.mean() - self._mean
+        count = self._count + size
+        squares = self._variance * self._count + self._sums.var() * size + np.square(distance) * self._count * size / count
+        self._mean, self._variance, self._count = self._mean + distance * size / count, squares / count, count
+        self._sums[over] = 0
+        return np.clip(rewards / np.sqrt(self._variance + 1e-8), -10.0, 10.0).astype(np.float32)
+
+
+def generalized_advantages(rewards: np.ndarray, values: np.ndarray, over: np.ndarray, discount: float, gae_lambda: float) -> np.ndarray:
+    """Advantages of actions (GAE; Schulman et al. 2016, https://arxiv.org/abs/1506.02438, eq. 16), in the units of ``rewards``.
+
+    Args:
+        rewards: ``[T, N]`` float32.
+        values: ``[T + 1, N]``, of each observation and of the one after the last step.
+        over: ``[T, N]`` bool, whether the episode ended with this step: the next value and advantage belong to another one.
+        discount: gamma.
+        gae_lambda: 0 trusts the values alone, 1 the rewards alone.
+
+    Returns:
+        ``[T, N]``.
+    """
+    advantages, following = np.empty_like(rewards), np.zeros_like(rewards[0])
+    goes_on = 1 - over.astype(np.float32)
+    for step in reversed(range(len(rewards))):
+        delta = rewards[step] + discount * values[step + 1] * goes_on[step] - values[step]
+        following = advantages[step] = delta + discount * gae_lambda * goes_on[step] * following
+    return advantages
+
+
+def normalized(advantages: Tensor) -> Tensor:
+    """Advantages ``[B]`` of mean 0 and standard deviation 1; one alone, which has no spread, as it is."""
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8) if len(advantages) > 1 else advantages
+
+
+def surrogate_slope(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """Derivative of the clipped surrogate ``min(ratio A, clip(ratio) A)`` (eq. 7) by the log-probability, ``[B]``.
+
+    Zero where the clipped term is lower: it does not depend on the policy there.
+    """
+    ratio = log_ratio.exp()
+    surrogate, clipped = advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.where(surrogate <= clipped, surrogate, 0)
+
+
+def approximate_kl(log_ratio: Tensor) -> Tensor:
+    """KL(old || new) in nats, ``>= 0``, estimated from actions of the old policy (http://joschu.net/blog/kl-approx.html, k3)."""
+    return (log_ratio.expm1() - log_ratio).mean()
+
+
+# Action families.
 
 
 def log_prob_and_score(family: Family, outputs: Tensor, log_std: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -17,6 +17,7 @@ from policy_distill.losses.divergences import bounded_error
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets, DiagGaussian
 from policy_distill.policies.student import Student, layer_names
+from policy_distill.support.trees import on_cpu
 from policy_distill.training.batches import Batches
 from policy_distill.training.dataset import Dataset
 from policy_distill.training.stack import StudentStack
@@ -204,7 +205,7 @@ class Trainer:
         if held_out is None:
             return {}
         observations, targets = held_out
-        outputs = student(observations.cpu())[None].to(self.stack.flat.device)
+        outputs = student(on_cpu(observations))[None].to(self.stack.flat.device)
         stacked = ActionTargets({name: value[None] for name, value in targets.parameters.items()}, targets.actions[None])
         log_std = student.log_std[None, None].to(outputs.device)
         draws = torch.full_like(outputs, 0.5) if self.objective.kind == "nll" else None  # the teacher's median action
@@ -224,7 +225,7 @@ class Trainer:
         observations, targets = dataset.spread(HELD_OUT_ROWS)
         target = student.family.box.to_box(targets.actions.cpu())
         near_bound, limits = self.objective.config.near_bound, student.family.box.limits(target)
-        error = bounded_error(target, student(observations.cpu()), near_bound=near_bound, limits=limits)
+        error = bounded_error(target, student(on_cpu(observations)), near_bound=near_bound, limits=limits)
         variance = error.square().mean(0)
         family = self.objective.family
         if isinstance(family, DiagGaussian) and not family.squashed:

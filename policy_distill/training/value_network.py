@@ -13,6 +13,7 @@ from policy_distill.config import LossConfig, TrainConfig, ValueConfig
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets, Box, Deterministic
 from policy_distill.policies.student import Architecture, Student
+from policy_distill.support.trees import Tree, blocks, leaves, on_cpu
 from policy_distill.teachers import Teacher
 from policy_distill.training.dataset import Dataset
 from policy_distill.training.stack import StudentStack
@@ -70,7 +71,7 @@ def fit_values(
     network = trainer.student()
     observations, targets = valued.held_out(HELD_OUT_ROWS) or valued.spread(HELD_OUT_ROWS)
     expected = box.to_box(targets.actions.cpu())
-    residual = expected - network(observations.cpu())
+    residual = expected - network(on_cpu(observations))
     scale, offset = box.affine()
     with torch.no_grad():
         network.linears[-1].weight.mul_(float(scale[0]))
@@ -79,7 +80,7 @@ def fit_values(
 
 
 @torch.no_grad()
-def _values(teacher: Teacher, observations: Tensor) -> Tensor:
+def _values(teacher: Teacher, observations: Tree) -> Tensor:
     """``[B, 1]``."""
-    values = [teacher.values(rows.cpu()) for rows in observations.split(CHUNK)]
-    return torch.cat(values)[:, None].to(observations.device)
+    values = [teacher.values(on_cpu(rows)) for rows in blocks(observations, CHUNK)]
+    return torch.cat(values)[:, None].to(leaves(observations)[0].device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable, Sequence
@@ -15,11 +16,11 @@ import torch
 from torch import nn
 
 from policy_distill.config import PolishConfig
+from policy_distill.pipeline import polish as polish_module
 from policy_distill.pipeline.context import Kept, Run
 from policy_distill.pipeline.polish import PolishRecord, polish_if_needed
 from policy_distill.policies.student import Student
 from policy_distill.teachers import Teacher
-from policy_distill.training import kickstart as kickstart_module
 from policy_distill.training.kickstart import Snapshot
 from tests.small_worlds import Walk, walk_best, walk_expert
 from tests.stand_ins import FIRST_SEED, STEPS, Recorder, Table, run_of
@@ -36,23 +37,39 @@ class Kickstart:
         self.arguments: tuple[Any, ...] = ()
         self.seed = -1
         self.calls = 0
-        self.critic = [nn.Linear(2, 1)]
 
-    def __call__(
-        self, *arguments: Any, seed: int, on_snapshot: Callable[[Snapshot], bool], workers: int, step_timeout: float | None
-    ) -> None:
+    def __call__(self, *arguments: Any, seed: int, on_snapshot: Callable[[Snapshot], bool]) -> None:
         self.arguments, self.seed = arguments, seed
-        assert workers == Table.num_workers, "as many as the run has"
-        assert step_timeout is None, "as the configuration says"
         self.calls += 1
         for index, student in enumerate(self.students):
-            with torch.no_grad():  # the value network goes on changing
-                self.critic[0].weight.fill_(index)
-            if on_snapshot(Snapshot(100 * (index + 1), 30 * (index + 1), student, self.critic, {"train_return_mean": 0.5 * index})):
+            critic = nn.Linear(2, 1)
+            nn.init.constant_(critic.weight, index)
+            if on_snapshot(Snapshot(100 * (index + 1), 30 * (index + 1), student, [critic], {"train_return_mean": 0.5 * index})):
                 break
             self.between()
-        with torch.no_grad():
-            self.critic[0].weight.fill_(-1)
+
+
+class Environments:
+    """Stands in for ``RolloutEnv``: remembers how it was made, and whether it was closed."""
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], num_steps: int, **options: Any) -> None:
+        self.env_fns, self.num_steps, self.options, self.closed = env_fns, num_steps, options, False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def environments(monkeypatch) -> list[Environments]:
+    """Those that were made so far."""
+    made: list[Environments] = []
+
+    def remember(*arguments: Any, **options: Any) -> Environments:
+        made.append(Environments(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(polish_module, "RolloutEnv", remember)
+    return made
 
 
 def polished(folder: Path, monkeypatch: pytest.MonkeyPatch, start: list[float], *candidates: list[float], **changes: Any) -> Any:
@@ -60,7 +77,7 @@ def polished(folder: Path, monkeypatch: pytest.MonkeyPatch, start: list[float], 
     students = [walk_expert() for _ in candidates]
     table = Table(dict(zip(students, candidates, strict=True)))
     ppo = Kickstart(students)
-    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "kickstart", ppo)
     run = started(run_of(folder, table, **changes))
     kept = Kept(walk_expert(), np.array(start), "round 2")
     return run, kept, ppo, polish_if_needed(run, kept)
@@ -93,7 +110,7 @@ def test_a_student_is_left_alone_where_the_further_seeds_show_that_it_keeps_enou
     """The first seeds, by which it was picked, do not count; without further ones, all do."""
     student = walk_expert()
     ppo = Kickstart([student])
-    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "kickstart", ppo)
     table = Table({student: [0.0] * 6})
     lengths: dict[str, Any] = {"first": 2, "further": 4} if first else {"first": 4, "further": 0}
     run = started(run_of(tmp_path, table, polish=PolishConfig(below=0.75, confidence=0.95, further_episodes=0), **lengths))
@@ -118,7 +135,7 @@ def test_how_sure_it_must_be(confidence, shown, tmp_path, monkeypatch):
 def undecided(folder: Path, monkeypatch: pytest.MonkeyPatch, further: list[float], allowed: int) -> Any:
     """A student whose contrasts with 3/4 of the return are -1, 5, 0 and 4: by these, it takes 14 to show that their mean is above zero."""
     student, ppo = walk_expert(), Kickstart([polished_student := walk_expert()])
-    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "kickstart", ppo)
     returns = [5.0, 11.0, 6.0, 10.0, *further]
     of_teacher, of_random = [8.0] * 14, [0.0] * 14
     table = Table({"teacher": of_teacher, "random": of_random, student: returns, polished_student: [-9.0] * 4})
@@ -149,7 +166,7 @@ def test_no_episode_is_played_where_as_many_as_are_allowed_are_not_likely_to_sho
 
 def test_nothing_is_polished_where_retention_is_undefined(tmp_path, monkeypatch):
     ppo = Kickstart([])
-    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "kickstart", ppo)
     run = started(run_of(tmp_path, polish=PolishConfig(below=1e9)))
     run.random_returns = run.teacher_returns
     assert polish_if_needed(run, Kept(walk_expert(), np.zeros(4), "round 2")) is None
@@ -174,7 +191,7 @@ def test_spaces_that_ppo_miscounts_are_not_polished_and_that_is_said(tmp_path, m
         del gym.registry["tests/FromOne-v0"]
     run.display.quiet = False
     ppo = Kickstart([])
-    monkeypatch.setattr(kickstart_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "kickstart", ppo)
     assert polish_if_needed(run, Kept(walk_expert(), np.zeros(4), "round 2")) is None
     assert ppo.calls == 0
     assert "not polished: Stable-Baselines3 does not support" in capsys.readouterr().err
@@ -190,7 +207,7 @@ def test_the_best_over_all_seeds_is_kept_with_its_own_critic(tmp_path, monkeypat
     assert found.kept.student is ppo.students[1]
     assert found.kept.returns.tolist() == [5, 6, 5, 4]
     assert found.kept.origin == "polish, 200 steps"
-    assert found.critic[0].weight.tolist() == [[1.0, 1.0]]  # as it was at that moment
+    assert found.critic[0].weight.tolist() == [[1.0, 1.0]]
     assert found.start == pytest.approx((2 + 1) / (8 + 1))
     assert [record.finalist_return_mean for record in found.records] == [3.5, 5.0, None, None]
     assert [record.validation_return_mean for record in found.records] == [6, 5.5, 4, 5]
@@ -218,12 +235,31 @@ def test_looks_that_all_keep_less_than_the_start_play_no_further_episodes(tmp_pa
 # How it is called, and what is written down.
 
 
-def test_ppo_gets_the_kept_student_and_the_run_s_own_settings(tmp_path, monkeypatch):
-    run, kept, ppo, _ = polished(tmp_path, monkeypatch, [2.0] * 4, [3.0] * 4)
+def test_ppo_gets_the_kept_student_and_the_run_s_own_settings(tmp_path, monkeypatch, environments):
+    run, kept, ppo, _ = polished(tmp_path, monkeypatch, [2.0] * 4, [3.0] * 4, step_timeout=7.0)
     job = run.job
     assert ppo.calls == 1
-    for given, own in zip(ppo.arguments, (kept.student, job.teacher, job.spec, job.objective, job.config.polish), strict=True):
+    (made,) = environments
+    for given, own in zip(ppo.arguments, (kept.student, job.teacher, made, job.objective, job.config.polish), strict=True):
         assert given is own
+    assert (len(made.env_fns), made.num_steps) == (job.config.polish.num_envs, job.config.polish.num_steps)
+    assert isinstance(made.env_fns[0]().unwrapped, Walk)
+    assert made.options == {"seed": ppo.seed, "workers": Table.num_workers, "step_timeout": 7.0}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_its_environments_are_closed_even_after_a_failure(fails, tmp_path, monkeypatch, environments):
+    def maybe_fail() -> None:
+        assert not environments[0].closed
+        if fails:
+            raise ZeroDivisionError
+
+    student = walk_expert()
+    monkeypatch.setattr(polish_module, "kickstart", Kickstart([student], maybe_fail))
+    run = started(run_of(tmp_path, Table({student: [3.0] * 4})))
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        polish_if_needed(run, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
+    assert [made.closed for made in environments] == [True]
 
 
 def test_its_seed_follows_from_the_run_s_and_is_another(tmp_path, monkeypatch):
@@ -252,7 +288,7 @@ def test_a_student_is_measured_while_ppo_goes_on(tmp_path, monkeypatch):
     students = [walk_expert() for _ in range(3)]
     table = Table({student: [3.0] * 4 for student in students})
     run, progress = started(run_of(tmp_path, table)), []
-    monkeypatch.setattr(kickstart_module, "kickstart", Kickstart(students, lambda: progress.append((len(table.asked), table.answered))))
+    monkeypatch.setattr(polish_module, "kickstart", Kickstart(students, lambda: progress.append((len(table.asked), table.answered))))
     found = polish_if_needed(run, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
     assert progress == [(1, 0), (2, 1), (3, 2)]  # questions, answers
     assert found is not None

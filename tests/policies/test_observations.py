@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 
-from policy_distill.policies.observations import encode_observations, observation_width, space_from_dict, space_to_dict
+from policy_distill.policies.observations import encode_observations, observation_width, parts_of, space_from_dict, space_to_dict
+from policy_distill.support.trees import leaf_spaces, leaves, to_tensors
 from tests.small_worlds import random_observations
 
 SPACES = [
@@ -22,19 +24,27 @@ SPACES = [
     gym.spaces.MultiDiscrete([2, 4]),
     gym.spaces.MultiBinary(3),
     gym.spaces.MultiBinary([2, 2]),
+    gym.spaces.Dict({"b": gym.spaces.Discrete(2), "a": gym.spaces.Box(-1.0, 1.0, (2,))}),
+    gym.spaces.Dict(
+        OrderedDict(z=gym.spaces.MultiDiscrete([2, 3]), a=gym.spaces.MultiBinary([2, 2]), m=gym.spaces.Box(0, 3, (2, 2), np.int8))
+    ),
 ]
-UNSUPPORTED = [gym.spaces.Dict({"a": gym.spaces.Discrete(2)}), gym.spaces.Tuple([gym.spaces.Discrete(2)]), gym.spaces.Text(3)]
+UNSUPPORTED = [
+    gym.spaces.Dict({"a": gym.spaces.Tuple([gym.spaces.Discrete(2)])}),
+    gym.spaces.Tuple([gym.spaces.Discrete(2)]),
+    gym.spaces.Text(3),
+]
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_observations_are_encoded_as_stable_baselines3_does(space):
-    batch = torch.as_tensor(random_observations(space, 7))
+    batch = to_tensors(random_observations(space, 7))
     encoded = encode_observations(space, batch)
     assert encoded.dtype == torch.float32
-    assert encoded.shape == (7, observation_width(space)) == (7, get_flattened_obs_dim(space))
+    assert encoded.shape == (7, observation_width(space)) == (7, sum(map(get_flattened_obs_dim, leaf_spaces(space).values())))
     theirs = preprocess_obs(batch, space, normalize_images=False)
-    assert isinstance(theirs, torch.Tensor)
-    assert torch.equal(encoded, theirs.flatten(1))
+    assert torch.equal(encoded, torch.cat([part.flatten(1) for part in leaves(theirs)], dim=1))  # as CombinedExtractor does
+    assert all(torch.equal(part, their) for part, their in zip(leaves(parts_of(space, encoded)), leaves(theirs), strict=True))
 
 
 def test_a_discrete_observation_is_one_hot_from_start():
@@ -56,14 +66,15 @@ def test_multi_discrete_components_are_counted_from_their_start():
 def test_a_space_comes_back_from_json_as_it_was(space):
     again = space_from_dict(json.loads(json.dumps(space_to_dict(space), allow_nan=False)))
     assert again == space
-    assert again.dtype == space.dtype
+    assert {key: part.dtype for key, part in leaf_spaces(again).items()} == {key: part.dtype for key, part in leaf_spaces(space).items()}
+    assert list(leaf_spaces(again)) == list(leaf_spaces(space))  # == does not look at the order of a Dict's keys
 
 
 @pytest.mark.parametrize("space", UNSUPPORTED, ids=str)
 def test_spaces_that_are_no_vector_are_refused_by_name(space):
-    with pytest.raises(ValueError, match="is not supported"):
+    with pytest.raises(ValueError, match=r"is not supported|is no array and no Dict of arrays"):
         observation_width(space)
-    with pytest.raises(ValueError, match="is not supported"):
+    with pytest.raises(ValueError, match=r"is not supported|is no array and no Dict of arrays"):
         space_to_dict(space)
 
 

@@ -23,10 +23,9 @@ from tests import rude_worlds as rude
 from tests.small_worlds import BANDIT, PUSH, WALK, WORLDS, random_student
 
 
-def student_of(env: RolloutEnv, outputs: list[float] | None = None, log_std: float = -1.0) -> Student:
-    """Random, or with the same ``outputs`` everywhere."""
-    space = env.action_space
-    student = random_student(env.observation_space, space)
+def student_of(world: Any, outputs: list[float] | None = None, log_std: float = -1.0) -> Student:
+    """Acts in these spaces: random, or with the same ``outputs`` everywhere."""
+    student = random_student(world.observation_space, world.action_space)
     if outputs is not None:
         for layer in student.linears:
             layer.weight.zero_()
@@ -39,10 +38,10 @@ def student_of(env: RolloutEnv, outputs: list[float] | None = None, log_std: flo
 def play(spec: Any, workers: int, rollouts: int = 2, *, seed: int = 4) -> list[Any]:
     """What five environments write in rollouts of 15 steps."""
     env = RolloutEnv([functools.partial(make, spec)] * 5, 15, seed=seed, workers=workers)
-    env.seed(3)
-    said: list[Any] = [env.reset()]
+    env.reset()
+    said: list[Any] = [env.observations[-1].copy()]
     for _ in range(rollouts):
-        ended = env.rollout(student_of(env))
+        ended = env.rollout(student_of(make(spec)))
         told = [dataclasses.asdict(episode) for episode in ended]
         said += [env.observations.copy(), env.starts.copy(), env.actions.copy(), env.rewards.copy(), told]
     env.close()
@@ -79,15 +78,8 @@ def test_a_failure_in_a_process_is_told():
     env = RolloutEnv([Broken] * 2, 3, workers=2)
     env.reset()
     with pytest.raises(RuntimeError, match="the rope tore"):
-        env.rollout(student_of(env))
+        env.rollout(student_of(Broken))
     env.close()
-
-
-def test_single_steps_are_refused():
-    env = RolloutEnv([lambda: make(WALK)], 3)
-    env.reset()
-    with pytest.raises(NotImplementedError, match="whole rollouts"):
-        env.step(np.zeros(1, int))
 
 
 def test_a_shared_array_begins_with_zeros_and_all_views_are_one():
@@ -127,24 +119,24 @@ def test_the_end_of_an_episode_by_hand():
     """Push lasts five steps."""
     env = RolloutEnv([lambda: make(PUSH)] * 2, 12)
     env.reset()
-    ended = env.rollout(student_of(env))
+    ended = env.rollout(student_of(make(PUSH)))
     assert [(episode.step, episode.index, episode.truncated, episode.length) for episode in ended] == [
         (4, 0, True, 5), (4, 1, True, 5), (9, 0, True, 5), (9, 1, True, 5),
     ]  # fmt: skip
     assert [ended[0].episode_return, ended[2].episode_return] == pytest.approx([env.rewards[:5, 0].sum(), env.rewards[5:10, 0].sum()])
     assert np.flatnonzero(env.starts[:, 0]).tolist() == [0, 5, 10]
     assert not np.array_equal(ended[0].observation, env.observations[5, 0])  # the next episode's first
-    ended = env.rollout(student_of(env))
+    ended = env.rollout(student_of(make(PUSH)))
     assert [(episode.step, episode.length) for episode in ended[::2]] == [(2, 5), (7, 5)]  # it began in the last rollout
 
 
 def test_a_reset_begins_the_count_anew():
     env = RolloutEnv([lambda: make(PUSH)], 3)
     env.reset()
-    env.rollout(student_of(env))
+    env.rollout(student_of(make(PUSH)))
     env.reset()
-    assert env.rollout(student_of(env)) == []
-    assert [episode.length for episode in env.rollout(student_of(env))] == [5]
+    assert env.rollout(student_of(make(PUSH))) == []
+    assert [episode.length for episode in env.rollout(student_of(make(PUSH)))] == [5]
 
 
 def test_actions_are_scaled_to_the_bounds_and_clipped():
@@ -159,10 +151,9 @@ def test_actions_are_scaled_to_the_bounds_and_clipped():
     env = RolloutEnv([lambda: Watch(make(PUSH))], 1)
     env.reset()
     for outputs in ([0.0, 0.0], [-1.0, 1.0], [0.5, -0.5], [1.5, -3.0]):
-        env.rollout(student_of(env, outputs, log_std=-30.0))
+        env.rollout(student_of(make(PUSH), outputs, log_std=-30.0))
         assert env.actions[0, 0].tolist() == pytest.approx(outputs)
     assert seen == [[2, 0.5], [-2, 1], [4, 0.25], [6, 0]]
-    assert env.action_space == gym.spaces.Box(-1, 1, (2,))
 
 
 class Unbounded(gym.Env):
@@ -187,7 +178,7 @@ def test_an_action_without_bounds_is_passed_on_and_a_reached_goal_is_no_truncati
     seen: list[list[float]] = []
     env = RolloutEnv([lambda: Unbounded(seen)], 1)
     env.reset()
-    (ended,) = env.rollout(student_of(env, [30.0, 30.0], log_std=-30.0))
+    (ended,) = env.rollout(student_of(Unbounded, [30.0, 30.0], log_std=-30.0))
     assert (ended.step, ended.index, ended.truncated, ended.episode_return, ended.length) == (0, 0, False, 1.0, 1)
     assert ended.observation.tolist() == [1.0]
     assert seen == [[30.0, 1.0]]
@@ -239,11 +230,10 @@ def test_what_has_no_density_is_refused():
     ("kind", "says"), [(rude.NanObservation, "step 13: the observation"), (rude.NanReward, "step 13: the reward is nan")]
 )
 def test_numbers_that_are_not_finite_stop_the_rollout_with_seed_and_step(kind, says, workers):
-    env = RolloutEnv([functools.partial(make, rude.spec_of(kind))] * 8, 15, workers=workers)
-    env.seed(3)
+    env = RolloutEnv([functools.partial(make, rude.spec_of(kind))] * 8, 15, seed=3, workers=workers)
     env.reset()
     with pytest.raises(EnvironmentFault, match=rf"tests/{kind.__name__}-v0, seed \d+, {says}"):
-        env.rollout(student_of(env))
+        env.rollout(student_of(make(rude.spec_of(kind))))
     env.close()
 
 
@@ -261,8 +251,7 @@ def test_a_last_observation_that_is_not_finite_is_told_where_its_value_is_asked_
             observation, *rest = super().step(action)
             return observation * (np.nan if self.t == rude.LENGTH else 1.0), *rest
 
-    env = RolloutEnv([LastIsNan] * 2, rude.LENGTH + 2)
-    env.seed(3)
+    env = RolloutEnv([LastIsNan] * 2, rude.LENGTH + 2, seed=3)
     env.reset()
     with pytest.raises(EnvironmentFault, match=rf"seed 3, step {rude.LENGTH}: the observation's number 0 is nan"):
-        env.rollout(student_of(env))
+        env.rollout(student_of(LastIsNan()))

@@ -52,6 +52,17 @@ class Rows(BaseFeaturesExtractor):
         return self.lstm(observations)[1][0][-1]
 
 
+class ByKey(BaseFeaturesExtractor):
+    """Reads a Dict: one layer with weights for each key, the last key first."""
+
+    def __init__(self, observation_space: gym.spaces.Dict, width: int = 3) -> None:
+        super().__init__(observation_space, width * len(observation_space.spaces))
+        self.layers = torch.nn.ModuleDict({key: Layers(space, width) for key, space in observation_space.items()})
+
+    def forward(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([layer(observations[key]) for key, layer in reversed(list(self.layers.items()))], dim=1)
+
+
 class BatchNormed(BaseFeaturesExtractor):
     """Running statistics and dropout: right in eval mode alone."""
 

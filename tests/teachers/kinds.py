@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -10,13 +11,22 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.torch_layers import CombinedExtractor
 
+from policy_distill.support import trees
 from tests.teachers import extractors
 from tests.teachers.conftest import TinyEnv
 
 f32, boolean = np.float32, cast(Any, np.bool_)
 VECTOR = Box(-5, 5, (4,), f32)
 LOPSIDED = Box(np.array([-1, 0, -3], f32), np.array([1, 10, -1], f32))
+GOALS = Dict({"achieved_goal": Box(-5, 5, (3,), f32), "desired_goal": Box(-5, 5, (3,), f32), "observation": VECTOR})
+# Of an OrderedDict, gymnasium keeps the order of the keys; a plain dict's it sorts.
+PARTS = Dict(OrderedDict(
+    vector=VECTOR, grid=Box(0, 2, (3, 3, 1), np.int8), choice=Discrete(3), switches=MultiBinary(2), dials=MultiDiscrete([2, 3]),
+    exact=Box(np.array([-1, 0.5]), np.array([1, 2.5]), dtype=np.float64),
+))  # fmt: skip
 OFF_POLICY = ("DQN", "QRDQN", "SAC", "TQC", "TD3", "DDPG", "CrossQ")
 
 
@@ -60,17 +70,17 @@ class Kind:
         )
         if finite is not self.action_space:
             model.action_space = model.policy.action_space = self.action_space
-        observations = None if isinstance(self.observation_space, Dict) or self.refused else self.observations(16)
+        observations = None if self.refused else self.observations(16)
         for seed in range(20):
             _spread(model, seed)
             if observations is None or len(np.unique(model.predict(observations, deterministic=True)[0], axis=0)) > 1:
                 break
         return model
 
-    def observations(self, count: int) -> np.ndarray:
+    def observations(self, count: int) -> trees.Tree:
         """Raw ones, ``[count, ...]``."""
         self.observation_space.seed(0)
-        return np.stack([np.asarray(self.observation_space.sample()) for _ in range(count)])
+        return trees.stack([self.observation_space.sample() for _ in range(count)])
 
 
 def _finite(space: gym.Space) -> gym.Space:
@@ -124,7 +134,6 @@ def _observations() -> Iterator[Kind]:
     yield Kind("observations multi-discrete from -1", "PPO", MultiDiscrete([3, 4], start=[-1, 0]), three, refused=r"begin at \[-1, 0\]")
     yield Kind("dqn observations from 1 own extractor", "DQN", Discrete(6, start=1), three, extractor="Layers", refused="begin at 1")
     yield Kind("images", "PPO", Box(0, 255, (3, 40, 40), np.uint8), three, policy="CnnPolicy", refused="images")
-    yield Kind("dictionaries", "PPO", Dict({"a": VECTOR, "b": Discrete(3)}), three, policy="MultiInputPolicy", refused="Dict")
 
 
 def _actions() -> Iterator[Kind]:
@@ -253,4 +262,26 @@ def _extractors() -> Iterator[Kind]:
         yield Kind(f"extractor of {name} observations", "PPO", space, LOPSIDED, extractor="Layers")
 
 
-KINDS = [*_observations(), *_actions(), *_algorithms(), *_options(), *_extractors()]
+def _dictionaries() -> Iterator[Kind]:
+    """Dict observations, read by a MultiInputPolicy."""
+    policy = "MultiInputPolicy"
+    for space, acted, algorithms in (
+        (GOALS, LOPSIDED, ("A2C", "PPO", "TRPO", "SAC", "TQC", "TD3", "DDPG")),
+        (PARTS, Discrete(4), ("A2C", "PPO", "DQN", "QRDQN", "MaskablePPO")),
+    ):
+        for algo in algorithms:
+            yield Kind(f"dict {algo.lower()} {'goals' if space is GOALS else 'parts'}", algo, space, acted, policy=policy)
+    named = {"policy_kwargs": {"features_extractor_class": CombinedExtractor}}
+    yield Kind("dict extractor named", "PPO", PARTS, LOPSIDED, named, policy)
+    yield Kind("dict extractor by key", "PPO", PARTS, LOPSIDED, policy=policy, extractor="ByKey")
+    yield Kind("dict extractor by key sac", "SAC", GOALS, LOPSIDED, policy=policy, extractor="ByKey")
+    yield Kind("dict gsde", "SAC", GOALS, LOPSIDED, {"use_sde": True}, policy)
+    yield Kind("dict hindsight", "SAC", GOALS, LOPSIDED, {"replay_buffer_class": HerReplayBuffer}, policy)
+    yield Kind("dict of one", "PPO", Dict({"only": VECTOR}), Discrete(3), policy=policy)
+    image = Dict({"camera": Box(0, 255, (40, 40, 3), np.uint8), "vector": VECTOR})
+    yield Kind("dict with images", "PPO", image, Discrete(3), policy=policy, refused="'camera'.* images .*not supported")
+    late = Dict({"a": Discrete(3, start=1), "b": VECTOR})
+    yield Kind("dict from 1", "PPO", late, Discrete(3), policy=policy, refused="observations begin at 1")
+
+
+KINDS = [*_observations(), *_actions(), *_algorithms(), *_options(), *_extractors(), *_dictionaries()]

@@ -17,9 +17,10 @@ import torch
 from policy_distill.config import RequestError
 from policy_distill.policies.actions import Deterministic
 from policy_distill.rollouts.numpy_policies import actor
+from policy_distill.support import trees
 from policy_distill.teachers import Teacher
 from tests.teachers.conftest import TinyEnv, rewrite
-from tests.teachers.kinds import KINDS, LOPSIDED, VECTOR, Kind
+from tests.teachers.kinds import GOALS, KINDS, LOPSIDED, PARTS, VECTOR, Kind
 
 pytest.importorskip("sb3_contrib")
 EXTRACTORS = Path(__file__).with_name("extractors.py")
@@ -76,9 +77,9 @@ def assert_acts_alike(actions: np.ndarray, expected: np.ndarray, way: str) -> No
     np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=atol, err_msg=way)
 
 
-def assert_says_what_it_does(teacher: Teacher, observations: np.ndarray) -> None:
+def assert_says_what_it_does(teacher: Teacher, observations: trees.Tree) -> None:
     """Its distribution is finite, and the mode is its action."""
-    targets = teacher.targets(torch.as_tensor(observations))
+    targets = teacher.targets(trees.to_tensors(observations))
     assert all(bool(torch.isfinite(value).all()) for value in targets.parameters.values())
     if not isinstance(teacher.family, Deterministic):
         mode, actions = teacher.family.mode(targets.parameters).double(), targets.actions.double()
@@ -98,8 +99,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "default": {}, "clip": {"clip_obs": 1.0}, "not observations": {"norm_obs": False}, "not rewards": {"norm_reward": False},
     "epsilon": {"epsilon": 0.1}, "discount": {"gamma": 0.9, "clip_reward": 5.0},
 }  # fmt: skip
+OF_DICT: dict[str, dict[str, Any]] = {**SETTINGS, "some keys": {"norm_obs_keys": ["observation", "desired_goal"], "clip_obs": 1.5}}
 NORMALIZED = [
     *((seen, setting, "PPO") for seen in SEEN for setting in SETTINGS),
+    *(("goals", setting, "PPO") for setting in OF_DICT),
+    *(("goals", "some keys", algo) for algo in ("A2C", "SAC", "TQC", "TD3")),
+    ("parts", "vector alone", "PPO"),
     *(("vector", "clip", algo) for algo in ("A2C", "TRPO", "SAC", "TQC", "TD3", "DDPG", "ARS")),
 ]
 
@@ -108,8 +113,10 @@ NORMALIZED = [
 def test_agents_behind_vecnormalize_act_as_predict_does_on_normalised_observations(seen: str, setting: str, algo: str, tmp_path: Path):
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-    kind = Kind("normalised", algo, SEEN[seen], LOPSIDED)
-    env = VecNormalize(DummyVecEnv([lambda: TinyEnv(SEEN[seen], LOPSIDED)]), **SETTINGS[setting])
+    space = {**SEEN, "goals": GOALS, "parts": PARTS}[seen]
+    kind = Kind("normalised", algo, space, LOPSIDED, policy="MultiInputPolicy" if seen in ("goals", "parts") else "MlpPolicy")
+    settings = {**OF_DICT, "vector alone": {"norm_obs_keys": ["exact", "grid"]}}
+    env = VecNormalize(DummyVecEnv([lambda: TinyEnv(space, LOPSIDED)]), **settings[setting])
     kind.observation_space.seed(1)
     env.reset()
     for _ in range(30):
@@ -121,7 +128,8 @@ def test_agents_behind_vecnormalize_act_as_predict_does_on_normalised_observatio
     observations = kind.observations(ROWS)
     normalized: Any = env.normalize_obs(observations)
     expected, _ = model.predict(normalized, deterministic=True)
-    assert (setting == "not observations") == bool(np.array_equal(normalized, observations))
+    pairs = zip(trees.leaves(normalized), trees.leaves(observations), strict=True)
+    assert (setting == "not observations") == all(np.array_equal(one, other) for one, other in pairs)
 
     for way, teacher in {"zip": Teacher.load(tmp_path / "agent.zip"), "live": Teacher.from_sb3(model)}.items():
         assert_acts_alike(teacher.act(observations), expected, way)
@@ -135,6 +143,7 @@ OLD = [
     ("ppo multi-discrete", Kind("ppo", "PPO", gym.spaces.MultiDiscrete([3, 4]), gym.spaces.MultiDiscrete([3, 2]))),
     ("dqn", Kind("dqn", "DQN", gym.spaces.Discrete(6), gym.spaces.Discrete(3))),
     ("sac", Kind("sac", "SAC", VECTOR, LOPSIDED)),
+    ("dict", Kind("dict", "SAC", GOALS, LOPSIDED, policy="MultiInputPolicy")),
 ]
 
 

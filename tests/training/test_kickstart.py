@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import math
 import random
 from collections.abc import Callable
@@ -16,14 +18,16 @@ import torch
 
 from policy_distill.config import LossConfig, PolishConfig, TrainingFault
 from policy_distill.environments.border import own_random_state
-from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import DiagGaussian, family_of
+from policy_distill.policies.actions import family_of
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluate
+from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.teachers import Teacher
 from policy_distill.training import kickstart as kickstart_module
-from policy_distill.training.kickstart import Snapshot, actor_layers, critic_layers, kickstart
+from policy_distill.training.kickstart import Snapshot, kickstart, ppo_on
+from policy_distill.training.ppo import PPO
 from tests.small_worlds import (
     WORLDS,
     Walk,
@@ -67,8 +71,13 @@ def polish(
         found.append(snapshot)
         return False
 
-    kickstart(student, teacher, spec, objective, config, seed=seed, on_snapshot=on_snapshot or keep)
+    with environments_of(spec, config, seed=seed) as environments:
+        kickstart(student, teacher, environments, objective, config, seed=seed, on_snapshot=on_snapshot or keep)
     return found
+
+
+def environments_of(spec: EnvironmentSpec, config: PolishConfig, *, seed: int = 0) -> contextlib.closing[RolloutEnv]:
+    return contextlib.closing(RolloutEnv([functools.partial(make, spec)] * config.num_envs, config.num_steps, seed=seed))
 
 
 def weights(student: Student) -> list[torch.Tensor]:
@@ -80,24 +89,24 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 @pytest.fixture
-def models(monkeypatch) -> list[Any]:
-    """The PPO models of the runs so far."""
-    build, built = kickstart_module._build, []
+def models(monkeypatch) -> list[PPO]:
+    """PPO of the runs so far."""
+    found: list[PPO] = []
 
-    def remember(*arguments: Any) -> Any:
-        built.append(build(*arguments))
-        return built[-1]
+    def remember(*arguments: Any, **options: Any) -> PPO:
+        found.append(ppo_on(*arguments, **options))
+        return found[-1]
 
-    monkeypatch.setattr(kickstart_module, "_build", remember)
-    return built
+    monkeypatch.setattr(kickstart_module, "ppo_on", remember)
+    return found
 
 
-def built(name: str, **changes: Any) -> tuple[Student, Teacher, Any]:
-    """A student, its teacher and PPO around the student before any step."""
-    student, teacher, spec = world(name)
+def begun(name: str, activation: str = "relu") -> tuple[Student, Teacher, PPO]:
+    """A student, its teacher and PPO on the student before any step."""
+    _, teacher = WORLDS[name]
+    student = random_student(teacher.observation_space, teacher.action_space, activation=activation)
     with own_random_state():
-        model = kickstart_module._build(student, teacher, spec, Objective(LossConfig(), teacher.family), tiny(**changes), 0)
-    return student, teacher, model
+        return student, teacher, ppo_on(student, teacher, Objective(LossConfig(), teacher.family), TINY, seed=0)
 
 
 # Where PPO starts.
@@ -105,24 +114,16 @@ def built(name: str, **changes: Any) -> tuple[Student, Teacher, Any]:
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_ppo_starts_as_the_student(name):
-    student, _, model = built(name)
-    observations = random_observations(student.observation_space, 100)
+    student, _, ppo = begun(name)
+    observations = torch.as_tensor(random_observations(student.observation_space, 100))
     with torch.no_grad():
-        tensors, _ = model.policy.obs_to_tensor(observations)
-        theirs = model.policy.action_net(model.policy.mlp_extractor.forward_actor(model.policy.extract_features(tensors)))
-        torch.testing.assert_close(theirs, student(torch.as_tensor(observations)), rtol=1e-4, atol=1e-4)
-    actions, _ = model.predict(observations, deterministic=True)
-    if isinstance(student.family, DiagGaussian):
-        assert (model.action_space.low, model.action_space.high) == (pytest.approx(-1), pytest.approx(1))
-        actions = student.family.box.to_environment(torch.as_tensor(actions)).numpy()
-        assert torch.equal(model.policy.log_std, student.log_std)
-    np.testing.assert_allclose(actions, student.act(observations), rtol=1e-4, atol=1e-4)
-    assert len(np.unique(actions, axis=0)) > 1
+        torch.testing.assert_close(ppo.outputs(ppo.inputs(observations)), student(observations), rtol=1e-4, atol=1e-4)
+    assert same(weights(ppo.actor.member(0)), weights(student))
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_pull_to_the_teacher_is_the_imitation_loss(name):
-    student, teacher, model = built(name)
+    student, teacher, ppo = begun(name)
     observations = torch.as_tensor(random_observations(student.observation_space, 60))
     targets = teacher.targets(observations)
     parameters = {key: value[None] for key, value in targets.parameters.items()}
@@ -130,23 +131,38 @@ def test_the_pull_to_the_teacher_is_the_imitation_loss(name):
     terms = objective.terms(student(observations)[None], student.log_std[None, None], type(targets)(parameters, targets.actions[None]))
     expected = objective.total(terms)[0]
     assert expected.std() > 0
-    seen = observations.reshape(60, -1)  # as the rollouts keep them: a number is a row of one
-    outputs = model.policy.outputs(model.policy.inputs(seen))
-    torch.testing.assert_close(model.penalty(outputs, seen).detach(), expected, rtol=1e-4, atol=1e-4)
+    outputs = ppo.outputs(ppo.inputs(observations))
+    torch.testing.assert_close(ppo.penalty(outputs, observations).detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_likelihood_of_drawn_actions_can_pull_too():
+    """Its draws depend on the seed alone."""
+    found = []
+    for state, seed in ((1, 0), (2, 0), (1, 1)):
+        set_global_states(state)
+        student, _, _ = begun("Discrete")
+        teacher = Teacher.from_callable(
+            lambda seen: seen[:, [0, 1, 0]] / 10, student.observation_space, student.action_space, outputs="logits"
+        )
+        ppo = ppo_on(student, teacher, Objective(LossConfig(kind="nll"), teacher.family), TINY, seed=seed)
+        observations = torch.as_tensor(random_observations(student.observation_space, 60))
+        found.append(ppo.penalty(ppo.outputs(ppo.inputs(observations)), observations).detach())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_the_critic_s_layers_predict_on_normalised_observations(activation):
-    spec, teacher = WORLDS["Discrete"]
-    student = random_student(teacher.observation_space, teacher.action_space, activation=activation)
-    model = kickstart_module._build(student, teacher, spec, Objective(LossConfig(), teacher.family), TINY, 0)
+def test_the_critic_s_layers_predict_on_normalised_observations(activation, models):
+    student, teacher, _ = begun("Discrete", activation)
+    (found,) = polish(student, teacher, WORLDS["Discrete"][0], TINY)
+    (ppo,) = models
     observations = torch.as_tensor(random_observations(student.observation_space, 20))
     hidden = (observations - student.mean) / student.scale
-    *inner, last = critic_layers(model.policy)
+    *inner, last = found.critic
     for layer in inner:
         hidden = getattr(torch, activation)(layer(hidden))
-    torch.testing.assert_close(model.policy.predict_values(observations), last(hidden))
-    assert [layer.out_features for layer in actor_layers(model.policy)] == [8, 8, 3]
+    np.testing.assert_allclose(ppo.values(ppo.inputs(observations)), last(hidden)[:, 0], rtol=1e-4, atol=1e-5)
+    assert [layer.out_features for layer in found.critic] == [64, 64, 1]
 
 
 # What comes out.
@@ -228,7 +244,7 @@ def test_nothing_but_the_critic_moves_during_its_head_start():
 
     def remember(snapshot: Snapshot) -> None:
         assert same(before, weights(snapshot.student))
-        critics.append([layer.weight.detach().clone() for layer in snapshot.critic])
+        critics.append([layer.weight for layer in snapshot.critic])
 
     for name in ("Discrete", "Box"):
         student, teacher, spec = world(name)
@@ -276,7 +292,7 @@ def test_the_standard_deviation_stays_below_a_line_between_logarithms():
 def test_the_learning_rate_is_doubled_or_halved_towards_the_target(target_kl, expected, models):
     found = polish(*world("Discrete"), tiny(snapshots=4, target_kl=target_kl, learning_rate=1e-3))
     assert [snapshot.metrics["learning_rate"] for snapshot in found] == pytest.approx([*expected, expected[-1]])
-    assert models[0].policy.optimizer.param_groups[0]["lr"] == pytest.approx(expected[-1])
+    assert models[0].learning_rate == pytest.approx(expected[-1])
 
 
 def test_the_teacher_s_weight_falls_along_a_line_to_zero_at_half_of_the_steps(models):
@@ -311,11 +327,7 @@ def test_the_teacher_is_asked_as_long_as_it_has_weight(teacher_weight, expected)
 def test_without_averaging_the_student_is_the_last_policy(models):
     student, teacher, spec = world("Box")
     (found,) = polish(student, teacher, spec, tiny())
-    (model,) = models
-    for own, layer in zip(found.student.linears, actor_layers(model.policy), strict=True):
-        assert torch.equal(own.weight, layer.weight)
-        assert torch.equal(own.bias, layer.bias)
-    assert torch.equal(found.student.log_std, model.policy.log_std)
+    assert same(weights(found.student), weights(models[0].actor.member(0)))
 
 
 def test_the_student_is_the_moving_average_of_the_policies():
@@ -408,18 +420,6 @@ def test_the_caller_s_random_states_go_on_as_if_nothing_had_happened(fails):
 # Environments.
 
 
-def test_environments_are_closed_even_after_a_failure(monkeypatch):
-    closed: list[Walk] = []
-    monkeypatch.setattr(Walk, "close", lambda self: closed.append(self))
-
-    def fail(_: Snapshot) -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        polish(*world("Discrete"), tiny(), on_snapshot=fail)
-    assert len({id(env) for env in closed}) == 5  # one of them only showed its spaces
-
-
 class Strict(gym.Env):
     """One step; an action that is out of bounds by the last bit is none."""
 
@@ -477,4 +477,4 @@ def test_a_student_that_diverged_is_not_handed_on(monkeypatch):
     student, teacher, spec = world("Box")
     monkeypatch.setattr(Student, "not_finite", lambda self: "network.0.weight")
     with pytest.raises(TrainingFault, match=r"diverged: the student's network\.0\.weight .*lower polish\.learning_rate"):
-        kickstart(student, teacher, spec, Objective(LossConfig(), teacher.family), TINY, seed=0, on_snapshot=lambda _: False)
+        polish(student, teacher, spec, TINY)

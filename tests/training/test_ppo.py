@@ -1,8 +1,10 @@
-"""The lean PPO beside Stable-Baselines3's own: the same rollouts, the same gradients, the same weights afterwards."""
+"""PPO beside Stable-Baselines3's, which is the oracle: the same rollouts, the same gradients, the same weights afterwards."""
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,26 +12,35 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO as Oracle
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import make_proba_distribution
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from torch import Tensor
+from torch import Tensor, nn
 
 from policy_distill.config import LossConfig, PolishConfig
 from policy_distill.environments.border import own_random_state
 from policy_distill.environments.specs import make
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import Box, Deterministic, family_of
-from policy_distill.training import kickstart as kickstart_module
-from policy_distill.training.ppo import LeanPPO, log_prob_and_score
-from policy_distill.training.stack import StudentStack
-from tests.small_worlds import (
-    WORLDS,
-    random_observations,
-    random_student,
+from policy_distill.policies.actions import Box, Deterministic, DiagGaussian, family_of
+from policy_distill.rollouts.ppo_rollouts import RolloutEnv
+from policy_distill.training import ppo as ppo_module
+from policy_distill.training.kickstart import ppo_on
+from policy_distill.training.ppo import (
+    PPO,
+    Batch,
+    RewardScale,
+    approximate_kl,
+    generalized_advantages,
+    log_prob_and_score,
+    normalized,
+    surrogate_slope,
 )
+from policy_distill.training.stack import StudentStack
+from tests.small_worlds import WORLDS, random_observations, random_student
 
 SPACES = {
     "Discrete": gym.spaces.Discrete(4),
@@ -37,10 +48,21 @@ SPACES = {
     "MultiDiscrete": gym.spaces.MultiDiscrete([2, 3]),
     "MultiBinary": gym.spaces.MultiBinary(3),
 }
-CONFIG = PolishConfig(env_steps=128, num_envs=4, num_steps=16, batch_size=24, epochs=3, learning_rate=3e-3)
+CONFIG = PolishConfig(env_steps=128, num_envs=4, num_steps=16, batch_size=24, epochs=3, learning_rate=2e-3)
 """Rollouts of 64 steps: minibatches of 24, 24 and 16."""
 SEED = 5
-"""Of both models."""
+pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")  # the last one of an epoch is smaller
+
+
+class Normalize(BaseFeaturesExtractor):
+    """A student's normalisation of what Stable-Baselines3 has encoded."""
+
+    def __init__(self, observation_space: gym.Space, mean: Tensor, scale: Tensor) -> None:
+        super().__init__(observation_space, len(mean))
+        self.mean, self.scale = mean, scale
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return (observations.flatten(1).to(self.mean.dtype) - self.mean) / self.scale
 
 
 def in_box_units(env: gym.Env) -> gym.Env:
@@ -48,40 +70,80 @@ def in_box_units(env: gym.Env) -> gym.Env:
     return gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0)) if isinstance(env.action_space, gym.spaces.Box) else env
 
 
-def lean_model(name: str) -> LeanPPO:
-    """As it begins."""
-    spec, teacher = WORLDS[name]
+def layers_of(policy: Any) -> tuple[list[nn.Linear], list[nn.Linear]]:
+    """The linear layers of an oracle's actor and critic."""
+    networks = ((policy.mlp_extractor.policy_net, policy.action_net), (policy.mlp_extractor.value_net, policy.value_net))
+    actor, critic = ([layer for layer in (*network, head) if isinstance(layer, nn.Linear)] for network, head in networks)
+    return actor, critic
+
+
+def of_oracle(policy: Any, what: Any = lambda parameter: parameter) -> list[Tensor]:
+    """Of each layer of actor and critic ``[inputs + 1, outputs]``, then of ``log_std``, if any: the parameter, or its gradient."""
+    layers = [torch.cat([what(layer.weight).T, what(layer.bias)[None]]).detach() for part in layers_of(policy) for layer in part]
+    return [*layers, what(policy.log_std).detach()] if hasattr(policy, "log_std") else layers
+
+
+def of_ours(ppo: PPO, what: str = "flat") -> list[Tensor]:
+    """The same; ``what`` is flat or gradient."""
+    found, rest = [], []
+    for stack in (ppo.actor, ppo.critic):
+        values = getattr(stack, what)[0]
+        sizes = [weights[0].numel() for weights in stack.weights]
+        *windows, spread = values.split([*sizes, len(values) - sum(sizes)])
+        found += [window.view(weights.shape[1:]).clone() for window, weights in zip(windows, stack.weights, strict=True)]
+        rest.append(spread.clone())
+    return [*found, rest[0]] if len(rest[0]) else found
+
+
+def new_ppo(name: str) -> PPO:
+    _, teacher = WORLDS[name]
     student = random_student(teacher.observation_space, teacher.action_space, activation="tanh")
     with own_random_state():
-        return kickstart_module._build(student, teacher, spec, Objective(LossConfig(), teacher.family), CONFIG, SEED)
+        return ppo_on(student, teacher, Objective(LossConfig(), teacher.family), CONFIG, seed=SEED)
 
 
-def sb3_model(name: str, lean: LeanPPO) -> PPO:
-    """Stable-Baselines3's PPO with the same weights, on its own environments, and its own optimiser."""
-    spec, _ = WORLDS[name]
-    env = VecNormalize(DummyVecEnv([lambda: Monitor(in_box_units(make(spec)))] * CONFIG.num_envs), norm_obs=False, gamma=CONFIG.discount)
-    same = ("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "policy_kwargs")
+def environments_of(name: str) -> RolloutEnv:
+    made = [functools.partial(make, WORLDS[name][0])] * CONFIG.num_envs
+    environments = RolloutEnv(made, CONFIG.num_steps, seed=SEED)
+    environments.reset()
+    return environments
+
+
+def oracle_of(name: str, ppo: PPO) -> Oracle:
+    """Stable-Baselines3's PPO with the same normalisation and layers, on its own environments, as it begins."""
+    env = VecNormalize(
+        DummyVecEnv([lambda: Monitor(in_box_units(make(WORLDS[name][0])))] * CONFIG.num_envs), norm_obs=False, gamma=CONFIG.discount
+    )
     with own_random_state():
-        model = PPO("MlpPolicy", env, seed=SEED, device="cpu", **{key: getattr(lean, key) for key in same})
+        model = Oracle(
+            "MlpPolicy", env, learning_rate=CONFIG.learning_rate, n_steps=CONFIG.num_steps, batch_size=CONFIG.batch_size,
+            n_epochs=CONFIG.epochs, gamma=CONFIG.discount, gae_lambda=CONFIG.gae_lambda, clip_range=CONFIG.clip_range, seed=SEED,
+            device="cpu", policy_kwargs={
+                "net_arch": {"pi": list(ppo.actor.architecture.hidden_sizes), "vf": list(ppo.critic.architecture.hidden_sizes)},
+                "activation_fn": nn.Tanh, "features_extractor_class": Normalize,
+                "features_extractor_kwargs": {"mean": ppo.actor.mean, "scale": ppo.actor.scale},
+            },
+        )  # fmt: skip
     model.set_logger(Logger(None, []))
-    model.policy.load_state_dict(lean.policy.state_dict())
     return model
 
 
-def collect(model: PPO, rollouts: int = 1) -> np.ndarray:
-    """Take rollouts without an update between them, as after a reset; the actions of all of them, ``[T, N, components]``."""
-    _, callback = model._setup_learn(10_000, None)
-    taken = []
-    for _ in range(rollouts):
-        assert model.env is not None
-        assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-        taken.append(model.rollout_buffer.actions.copy())
-    return np.concatenate(taken)
+@torch.no_grad()
+def take_weights(model: Oracle, ppo: PPO) -> None:
+    """Give the oracle our weights."""
+    policy: Any = model.policy
+    layers = [layer for part in layers_of(policy) for layer in part]
+    *weights, log_std = of_ours(ppo) if hasattr(policy, "log_std") else [*of_ours(ppo), torch.zeros(0)]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight.copy_(weight[:-1].T)
+        layer.bias.copy_(weight[-1])
+    if len(log_std):
+        policy.log_std.copy_(log_std)
 
 
-def repeat(sb3: PPO, actions: np.ndarray, rollouts: int) -> None:
-    """Let Stable-Baselines3's PPO take rollouts in which these ``[T, N, components]`` are what it draws."""
-    policy: Any = sb3.policy
+def repeat(model: Oracle, actions: np.ndarray) -> None:
+    """Let the oracle take rollouts in which these ``[T, N, components]`` are what it draws, without an update."""
+    policy: Any = model.policy
     left = iter(torch.from_numpy(actions.astype(policy.action_space.dtype)))  # older buffers hold every action as float32
 
     def forward(observations: Tensor, deterministic: bool = False) -> Any:
@@ -91,15 +153,19 @@ def repeat(sb3: PPO, actions: np.ndarray, rollouts: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy, "forward", forward)
-        collect(sb3, rollouts)
+        patch.setattr(model, "train", lambda: None)
+        model.learn(len(actions) * CONFIG.num_envs)
     assert next(left, None) is None
 
 
-def copy_rollout(source: PPO, target: PPO) -> None:
-    """Give ``target`` what ``source`` has collected."""
-    for name in ("observations", "actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
-        setattr(target.rollout_buffer, name, getattr(source.rollout_buffer, name).copy())
-    target.rollout_buffer.full = True
+def batch_of(model: Oracle, ppo: PPO) -> Batch:
+    """The oracle's rollout."""
+    buffer = model.rollout_buffer
+    observations, actions, *rest = (
+        torch.from_numpy(buffer.swap_and_flatten(getattr(buffer, key)))
+        for key in ("observations", "actions", "log_probs", "advantages", "returns")
+    )
+    return Batch(observations, ppo.inputs(observations), actions.to(ppo.actor.flat.dtype), *(rows.flatten() for rows in rest))
 
 
 def penalty_of(log_std: Tensor | None) -> Any:
@@ -112,11 +178,11 @@ def penalty_of(log_std: Tensor | None) -> Any:
     return penalty
 
 
-def hold(lean: LeanPPO, sb3: PPO, weight: float) -> None:
+def hold(ppo: PPO, model: Oracle, weight: float) -> None:
     """Give both the same penalty; Stable-Baselines3 has it in the place of minus the entropy."""
-    policy: Any = sb3.policy
+    policy: Any = model.policy
     gaussian = hasattr(policy, "log_std")
-    lean.penalty, lean.penalty_weight = penalty_of(lean.policy.actor.log_std if gaussian else None), weight
+    ppo.penalty, ppo.penalty_weight = penalty_of(ppo.actor.log_std if gaussian else None), weight
     penalty, own = penalty_of(policy.log_std if gaussian else None), policy.evaluate_actions
 
     def evaluate_actions(observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,64 +191,49 @@ def hold(lean: LeanPPO, sb3: PPO, weight: float) -> None:
         return values, log_prob, -penalty(outputs, observations)
 
     policy.evaluate_actions = evaluate_actions
-    sb3.ent_coef = weight
+    model.ent_coef = weight
 
 
-def moved(model: PPO) -> None:
-    """Change the policy, so that the ratios to the rollout's differ from 1 and some are clipped."""
-    draws = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.policy.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draws))
-
-
-def in_float64(lean: LeanPPO, sb3: PPO) -> None:
-    """Go on with doubles on both sides. Stable-Baselines3 shuffles the rollout before each epoch, without a seed: in float32 its gradients
-    change in the last digits from run to run, and where terms cancel that is more than any bound on a wrong formula should let through."""
-    for model in (lean, sb3):
-        model.policy.double()
-        for name in ("rewards", "returns", "values", "log_probs", "advantages"):
-            setattr(model.rollout_buffer, name, getattr(model.rollout_buffer, name).astype(np.float64))
-    policy: Any = sb3.policy
-    own = policy.evaluate_actions
-    policy.evaluate_actions = lambda observations, actions: own(observations, actions.double())
-    policy.features_extractor.register_forward_hook(lambda module, inputs, output: output.double())
+def in_float64(ppo: PPO) -> PPO:
+    """Its weights in a new PPO that computes with doubles."""
     torch.set_default_dtype(torch.float64)
     try:
-        stacks = [
+        actor, critic = (
             StudentStack(stack.architecture, generators=[torch.Generator()], mean=stack.mean.double(), scale=stack.scale.double())
-            for stack in (lean.policy.actor, lean.policy.critic)
-        ]
+            for stack in (ppo.actor, ppo.critic)
+        )
     finally:
         torch.set_default_dtype(torch.float32)
-    lean.policy.attach(*stacks)
+    actor.flat.copy_(ppo.actor.flat)
+    critic.flat.copy_(ppo.critic.flat)
+    return PPO(actor, critic, CONFIG, seed=SEED, penalty=lambda outputs, observations: outputs.sum(-1))
 
 
-def gradients_of_sb3(model: PPO) -> dict[str, Tensor]:
-    """Of its ``train`` on the whole rollout as one minibatch, before clipping."""
-    seen: dict[str, Tensor] = {}
-    model.n_epochs, model.batch_size, model.max_grad_norm = 1, 10_000, 1e9
+@pytest.fixture(params=WORLDS)
+def pair(request) -> Any:
+    """Both with the same rollout, of which the policy has moved away, so that some ratios are clipped.
 
-    def remember() -> None:
-        seen.update({name: parameter.grad.clone() for name, parameter in model.policy.named_parameters() if parameter.grad is not None})
-
-    model.policy.optimizer.step = remember  # type: ignore[method-assign, assignment]
-    model.train()
-    return seen
-
-
-def lean_gradients(model: LeanPPO) -> dict[str, Tensor]:
-    """Of ``write_gradients`` on the whole rollout, by Stable-Baselines3's names."""
-    model.write_gradients(model._rollout(), CONFIG.clip_range)
-    found = {}
-    policy = model.policy
-    flats = [(policy.actor.flat, policy.actor.gradient), (policy.critic.flat, policy.critic.gradient)]
-    for name, parameter in policy.named_parameters():
-        for flat, gradient in flats:
-            offset = (parameter.data_ptr() - flat.data_ptr()) // flat.element_size()
-            if 0 <= offset < flat.numel():
-                found[name] = gradient.as_strided(parameter.shape, parameter.stride(), offset).clone()
-    return found
+    In float64: the oracle's minibatches come in another order than our whole batch, and in float32 sums of terms that cancel differ by more
+    than a bound on a wrong formula should let through.
+    """
+    ppo, environments = new_ppo(request.param), environments_of(request.param)
+    environments.rollout(ppo.actor.member(0))
+    model: Any = oracle_of(request.param, ppo)
+    take_weights(model, ppo)
+    repeat(model, environments.actions)
+    draws = torch.Generator().manual_seed(1)
+    for stack in (ppo.actor, ppo.critic):
+        stack.flat.add_(0.1 * torch.randn(stack.flat.shape, generator=draws))
+    ppo = in_float64(ppo)
+    model.policy.double()
+    extractor = model.policy.features_extractor
+    extractor.mean, extractor.scale = ppo.actor.mean, ppo.actor.scale
+    take_weights(model, ppo)
+    for name in ("rewards", "returns", "values", "log_probs", "advantages"):
+        setattr(model.rollout_buffer, name, getattr(model.rollout_buffer, name).astype(np.float64))
+    own = model.policy.evaluate_actions
+    model.policy.evaluate_actions = lambda observations, actions: own(observations, actions.double())
+    return SimpleNamespace(ppo=ppo, model=model, batch=batch_of(model, ppo))
 
 
 # Rollouts.
@@ -191,23 +242,128 @@ def lean_gradients(model: LeanPPO) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", WORLDS)
 def test_what_is_made_of_a_rollout_is_what_stable_baselines3_makes_of_it(name):
     """Episodes end in both ways, rewards are scaled by a running variance, and the value of a truncated state is added to its reward."""
-    lean = lean_model(name)
-    sb3 = sb3_model(name, lean)
-    repeat(sb3, collect(lean, rollouts=2), rollouts=2)
-    for key in ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns"):
-        mine, theirs = getattr(lean.rollout_buffer, key), getattr(sb3.rollout_buffer, key)
-        assert mine.dtype == theirs.dtype
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5, err_msg=key)
-        assert key == "episode_starts" or theirs.std() > 0
-    assert lean.num_timesteps == sb3.num_timesteps == 128
-    mine, theirs = lean.ep_info_buffer, sb3.ep_info_buffer
-    assert mine is not None and theirs is not None  # noqa: PT018
-    assert [episode["l"] for episode in mine] == [episode["l"] for episode in theirs]
-    assert [episode["r"] for episode in mine] == pytest.approx([episode["r"] for episode in theirs], abs=1e-5)
-    assert len(mine) > 8
+    ppo, environments = new_ppo(name), environments_of(name)
+    model = oracle_of(name, ppo)
+    take_weights(model, ppo)
+    actions, returns = [], []
+    for _ in range(2):
+        ended = environments.rollout(ppo.actor.member(0))
+        batch, explained = ppo.transitions(environments, ended)
+        actions.append(environments.actions.copy())
+        returns += [episode.episode_return for episode in ended]
+    repeat(model, np.concatenate(actions))
+    expected = batch_of(model, ppo)
+    for key, mine, theirs in zip(Batch._fields, batch, expected, strict=True):
+        torch.testing.assert_close(mine.reshape(theirs.shape), theirs, rtol=1e-4, atol=1e-5, msg=key)
+        assert theirs.double().std() > 0
+    buffer = model.rollout_buffer
+    assert explained == pytest.approx(1 - np.var(buffer.returns - buffer.values) / np.var(buffer.returns), abs=1e-4)
+    assert model.ep_info_buffer is not None
+    assert returns[-100:] == pytest.approx([episode["r"] for episode in model.ep_info_buffer], abs=1e-5)
+    assert len(returns) > 8
 
 
-# Distributions.
+@pytest.mark.parametrize("name", WORLDS)
+def test_the_value_network_begins_as_stable_baselines3_s_with_this_seed(name):
+    ppo = new_ppo(name)
+    assert ppo.critic.architecture.hidden_sizes == (64, 64)
+    _, critic = layers_of(oracle_of(name, ppo).policy)
+    for layer, weights in zip(critic, ppo.critic.weights, strict=True):
+        assert torch.equal(weights[0], torch.cat([layer.weight.T, layer.bias[None]]))
+
+
+def test_an_explained_variance_of_returns_that_are_all_alike_is_not_defined():
+    ppo, environments = new_ppo("Discrete"), environments_of("Discrete")
+    environments.rollout(ppo.actor.member(0))
+    environments.rewards[:] = 0
+    ppo.critic.flat.zero_()
+    _, explained = ppo.transitions(environments, [])
+    assert math.isnan(explained)
+
+
+class Scripted(gym.Env):
+    """Earns what is written down, in episodes of seven steps."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self, rewards: np.ndarray) -> None:
+        self.rewards, self.steps = rewards, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return np.zeros(1, np.float32), float(self.rewards[self.steps - 1]), self.steps % 7 == 0, False, {}
+
+
+def test_rewards_are_scaled_as_vec_normalize_scales_them():
+    rewards = np.random.default_rng(0).normal(1, 3, (40, 3)) * np.linspace(0.1, 30, 40)[:, None]
+    rewards[10, 1] = 1000  # is clipped
+    env = VecNormalize(DummyVecEnv([functools.partial(Scripted, column) for column in rewards.T]), norm_obs=False, gamma=0.9)
+    env.reset()
+    scale = RewardScale(0.9)
+    largest = 0.0
+    for step, row in enumerate(rewards):
+        _, expected, over, _ = env.step(np.zeros(3, int))
+        found = scale(row, over)
+        assert over.all() == (step % 7 == 6)
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == np.float32
+        largest = max(largest, float(found.max()))
+    assert largest < 10
+    quiet = RewardScale(0.9)
+    scaled = [float(quiet(np.array([reward]), np.array([False]))[0]) for reward in [*[0.0] * 300, 1.0]]
+    assert scaled[-1] == 10  # 1 / sqrt(1 / 300) = 17
+
+
+def test_advantages_are_those_of_stable_baselines3():
+    draws = np.random.default_rng(0)
+    rewards, values = draws.normal(size=(9, 4)).astype(np.float32), draws.normal(size=(10, 4)).astype(np.float32)
+    over = draws.random((9, 4)) < 0.3
+    over[-1] = [True, False, True, False]
+    buffer = RolloutBuffer(9, Scripted.observation_space, Scripted.action_space, "cpu", gae_lambda=0.8, gamma=0.7, n_envs=4)
+    buffer.rewards, buffer.values = rewards, values[:-1]
+    buffer.episode_starts = np.concatenate([np.ones((1, 4)), over[:-1]]).astype(np.float32)
+    buffer.compute_returns_and_advantage(torch.from_numpy(values[-1]), over[-1])
+    np.testing.assert_array_equal(generalized_advantages(rewards, values, over, 0.7, 0.8), buffer.advantages)
+
+
+def test_advantages_by_hand():
+    rewards, values = np.array([[1], [2], [4]], np.float32), np.array([[10], [20], [30], [40]], np.float32)
+    over = np.array([[False], [True], [False]])
+    # from the end: 4 + 0.5 * 40 - 30 = -6; 2 - 20 = -18 where the episode ends; 1 + 0.5 * 20 - 10 + 0.5 * 0.2 * -18 = -0.8
+    assert generalized_advantages(rewards, values, over, 0.5, 0.2).ravel().tolist() == pytest.approx([-0.8, -18, -6])
+
+
+# The surrogate.
+
+
+def test_the_surrogate_s_slope_is_autograd_s():
+    log_ratio = torch.linspace(-1, 1, 41, dtype=torch.float64).repeat(2).requires_grad_()
+    advantages = torch.cat([torch.full((41,), 2.0), torch.full((41,), -3.0)]).double()
+    ratio = log_ratio.exp()
+    torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).sum().backward()
+    found = surrogate_slope(log_ratio.detach(), advantages, 0.2)
+    torch.testing.assert_close(found, log_ratio.grad)
+    assert 0.2 < (found == 0).double().mean() < 0.8
+
+
+def test_normalised_advantages_by_hand():
+    # mean 2, standard deviation sqrt((1 + 0 + 1) / 2) = 1
+    assert normalized(torch.tensor([1.0, 2.0, 3.0])).tolist() == pytest.approx([-1, 0, 1])
+    assert normalized(torch.tensor([7.0])).tolist() == [7]
+
+
+def test_the_kl_is_estimated_without_bias():
+    old, new = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.3, 1.2)
+    actions = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    found = approximate_kl(new.log_prob(actions) - old.log_prob(actions))
+    assert found.item() == pytest.approx(torch.distributions.kl_divergence(old, new).item(), rel=0.02)
+    assert approximate_kl(torch.tensor([math.log(2), 0.0])).item() == pytest.approx((1 - math.log(2)) / 2)
+
+
+# Action families.
 
 
 def distribution(space: gym.Space, outputs: Tensor, log_std: Tensor) -> Any:
@@ -268,63 +424,54 @@ def test_what_has_no_density_is_refused():
 # Updates.
 
 
-@pytest.fixture(params=WORLDS)
-def pair(request) -> Any:
-    """Both models with the same rollout, of which the policy has moved away; in float64."""
-    lean = lean_model(request.param)
-    sb3 = sb3_model(request.param, lean)
-    with torch.random.fork_rng(devices=[]):
-        collect(lean)
-    copy_rollout(lean, sb3)
-    for model in (lean, sb3):
-        moved(model)
-    in_float64(lean, sb3)
-    return SimpleNamespace(lean=lean, sb3=sb3)
-
-
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 def test_gradients_are_those_of_stable_baselines3(pair, weight):
-    hold(pair.lean, pair.sb3, weight)
-    expected, found = gradients_of_sb3(pair.sb3), lean_gradients(pair.lean)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=0, atol=1e-12)
-        assert gradient.any()
-    log_ratio, _ = pair.lean.write_gradients(pair.lean._rollout(), CONFIG.clip_range)
+    """Of the whole rollout as one minibatch, before they are clipped."""
+    hold(pair.ppo, pair.model, weight)
+    expected: list[Tensor] = []
+    model = pair.model
+    model.n_epochs, model.batch_size, model.max_grad_norm = 1, len(pair.batch.returns), 1e9
+    model.policy.optimizer.step = lambda: expected.extend(of_oracle(model.policy, lambda parameter: parameter.grad))
+    model.train()
+    log_ratio, _ = pair.ppo.write_gradients(pair.batch)
+    for mine, theirs in zip(of_ours(pair.ppo, "gradient"), expected, strict=True):
+        scale = max(1.0, float(theirs.abs().max()))
+        torch.testing.assert_close(mine / scale, theirs / scale, rtol=0, atol=1e-12)
+        assert theirs.any()
     assert 0.1 < ((log_ratio.exp() - 1).abs() > CONFIG.clip_range).float().mean() < 0.9  # both branches are taken
 
 
 def test_gradients_of_one_transition_alone(pair):
-    """Its advantage is not normalised: one number has no spread."""
-    rollout = pair.lean._rollout()
-    one = type(rollout)(*(values[:1] for values in rollout))
-    pair.lean.write_gradients(one, 10.0)
-    assert pair.lean.policy.actor.gradient.isfinite().all()
-    assert pair.lean.policy.actor.gradient.any()
+    pair.ppo.write_gradients(Batch(*(values[:1] for values in pair.batch)))
+    assert pair.ppo.actor.gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 @pytest.mark.parametrize("max_grad_norm", [0.5, 1e9])
-def test_an_update_leads_to_the_weights_of_stable_baselines3(pair, weight, max_grad_norm):
-    """Three epochs of three minibatches, the last of them smaller; Adam's first steps divide small gradients by small numbers."""
-    hold(pair.lean, pair.sb3, weight)
-    before = {name: value.clone() for name, value in pair.lean.policy.state_dict().items()}
-    for model in (pair.lean, pair.sb3):
-        model.max_grad_norm, model.lr_schedule = max_grad_norm, lambda _: 2e-3
-        with own_random_state():
-            np.random.seed(7)  # noqa: NPY002
-            model.train()
-    theirs, mine = pair.sb3.policy.state_dict(), pair.lean.policy.state_dict()
-    for name, value in mine.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-8, atol=1e-8)
-        assert "features_extractor" in name or not torch.equal(value, before[name])
-    logged, expected = pair.lean.logger.name_to_value, pair.sb3.logger.name_to_value
-    for name in ("approx_kl", "explained_variance"):
-        assert logged[f"train/{name}"] == pytest.approx(expected[f"train/{name}"], rel=1e-3, abs=1e-5)
-    if weight:
-        assert logged["train/penalty"] == pytest.approx(expected["train/entropy_loss"], rel=1e-3)
-    assert pair.lean._n_updates == pair.sb3._n_updates == 3
+def test_an_update_leads_to_the_weights_of_stable_baselines3(pair, weight, max_grad_norm, monkeypatch):
+    """Three epochs of three minibatches in the same order, the last of them smaller; what is told of them is the same too."""
+    hold(pair.ppo, pair.model, weight)
+    before = of_ours(pair.ppo)
+    pair.model.max_grad_norm = max_grad_norm
+    monkeypatch.setattr(ppo_module, "MAX_GRAD_NORM", max_grad_norm)
+    with own_random_state():
+        np.random.seed(SEED)  # noqa: NPY002
+        pair.model.train()
+    kl, penalty = pair.ppo.update(pair.batch)
+    for mine, theirs, start in zip(of_ours(pair.ppo), of_oracle(pair.model.policy), before, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+        assert not torch.equal(mine, start)
+    logged = pair.model.logger.name_to_value
+    assert kl == pytest.approx(logged["train/approx_kl"], rel=1e-6)
+    assert penalty == (pytest.approx(logged["train/entropy_loss"], rel=1e-6) if weight else 0)
+    assert pair.ppo.gradient_steps == 9
+
+
+def test_the_learning_rate_can_change_between_updates(pair):
+    start = of_ours(pair.ppo)
+    pair.ppo.learning_rate = 0.0
+    pair.ppo.update(pair.batch)
+    assert all(torch.equal(mine, before) for mine, before in zip(of_ours(pair.ppo), start, strict=True))
 
 
 def test_the_penalty_is_asked_only_where_it_has_weight(pair):
@@ -334,38 +481,29 @@ def test_the_penalty_is_asked_only_where_it_has_weight(pair):
         asked.append(len(observations))
         return outputs.sum(-1)
 
-    pair.lean.penalty = penalty
-    pair.lean.train()
+    pair.ppo.penalty = penalty
+    pair.ppo.update(pair.batch)
     assert asked == []
-    pair.lean.penalty_weight = 1.0
-    pair.lean.train()
+    pair.ppo.penalty_weight = 1.0
+    pair.ppo.update(pair.batch)
     assert sorted(asked) == [16] * 3 + [24] * 6
 
 
 def test_an_actor_that_stands_still_is_not_moved_and_adam_begins_with_it_later(pair):
-    lean = pair.lean
-    actor, critic = lean.policy.actor.flat.clone(), lean.policy.critic.flat.clone()
-    lean.policy.train_actor(False)
-    lean.train()
-    assert torch.equal(lean.policy.actor.flat, actor)
-    assert not torch.equal(lean.policy.critic.flat, critic)
-    assert lean.logger.name_to_value["train/approx_kl"] == 0
-    assert lean.policy.actor.flat not in lean.policy.optimizer.state
-    lean.policy.train_actor(True)
-    lean.train()
-    steps = [int(lean.policy.optimizer.state[flat]["step"]) for flat in (lean.policy.actor.flat, lean.policy.critic.flat)]
-    assert steps == [9, 18]
-    assert not torch.equal(lean.policy.actor.flat, actor)
+    """In its first step Adam moves each weight by the learning rate, whatever the critic's step is."""
+    ppo, one = pair.ppo, CONFIG.learning_rate
+    actor, critic = ppo.actor.flat.clone(), ppo.critic.flat.clone()
+    ppo.train_actor(False)
+    assert ppo.update(pair.batch) == (0, 0)
+    assert torch.equal(ppo.actor.flat, actor)
+    assert not torch.equal(ppo.critic.flat, critic)
+    ppo.train_actor(True)
+    ppo.config = replace(CONFIG, epochs=1, batch_size=64)
+    ppo.update(pair.batch)
+    moved = (ppo.actor.flat - actor).abs()[ppo.actor.gradient.abs() > 1e-3]
+    torch.testing.assert_close(moved, torch.full_like(moved, one), rtol=0.02, atol=0)
+    assert len(moved) > 10
 
 
-def test_the_policy_is_a_view_of_its_networks(pair):
-    policy = pair.lean.policy
-    own = sum(parameter.numel() for parameter in policy.parameters())
-    spare = len(policy.critic.log_std.flatten())  # the value has no spread, but a network of continuous outputs keeps room for one
-    assert own == policy.actor.flat.numel() + policy.critic.flat.numel() - spare
-    with torch.no_grad():
-        policy.actor.flat.zero_()
-        policy.critic.flat.fill_(2.0)
-    named = dict(policy.named_parameters())
-    assert all((value == 2).all() if "value" in name else not value.any() for name, value in named.items())
-    assert not policy.critic.gradient[:, policy.critic.flat.numel() - spare :].any()
+def test_gaussians_alone_have_a_spread(pair):
+    assert bool(pair.ppo.actor.log_std.numel()) == isinstance(pair.ppo.actor.architecture.family, DiagGaussian)

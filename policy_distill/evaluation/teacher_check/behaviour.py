@@ -12,7 +12,9 @@ from torch import Tensor
 
 from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.policies.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
+from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.q_values import median_action_gap
+from policy_distill.support.trees import Tree, blocks, length, to_tensors
 from policy_distill.teachers import Teacher
 
 ROWS = 4096
@@ -56,25 +58,25 @@ class Behaviour:
 
 
 @torch.inference_mode()
-def targets_of(teacher: Teacher, observations: np.ndarray) -> ActionTargets:
+def targets_of(teacher: Teacher, observations: Tree) -> ActionTargets:
     """What ``teacher`` says about ``observations`` ``[B, ...]``, a few thousand at a time."""
-    parts = [teacher.targets(torch.from_numpy(observations[start : start + ROWS])) for start in range(0, len(observations), ROWS)]
+    parts = [teacher.targets(to_tensors(rows)) for rows in blocks(observations, ROWS)]
     names = parts[0].parameters
     return ActionTargets({name: torch.cat([part.parameters[name] for part in parts]) for name in names},
                          torch.cat([part.actions for part in parts]))  # fmt: skip
 
 
-def observe(teacher: Teacher, observations: np.ndarray, targets: ActionTargets) -> Behaviour:
+def observe(teacher: Teacher, observations: Tree, targets: ActionTargets) -> Behaviour:
     """Work out the figures of what ``teacher`` said, ``targets``, about raw ``observations`` ``[B, ...]``."""
     said = [targets.actions, *targets.parameters.values()]
     finite = not any(bool(value.isnan().any()) for value in said) and bool(targets.actions.isfinite().all())
-    constant = len(observations) > 1 and bool((targets.actions == targets.actions[:1]).all())
+    constant = length(observations) > 1 and bool((targets.actions == targets.actions[:1]).all())
     figures: dict[str, float] = {}
     if finite:
         figures |= _of_actions(teacher, targets)
     if teacher.normalization is not None:
         figures |= _of_normalization(teacher, observations)
-    return Behaviour(len(observations), finite, constant, **figures)
+    return Behaviour(length(observations), finite, constant, **figures)
 
 
 def _of_actions(teacher: Teacher, targets: ActionTargets) -> dict[str, float]:
@@ -127,13 +129,16 @@ def _is_bounded(space: gym.Space) -> bool:
     return isinstance(space, gym.spaces.Box) and space.is_bounded()
 
 
-def _of_normalization(teacher: Teacher, observations: np.ndarray) -> dict[str, float]:
+def _of_normalization(teacher: Teacher, observations: Tree) -> dict[str, float]:
     statistics = teacher.normalization
     assert statistics is not None
-    z = (observations - statistics.mean) / np.sqrt(statistics.var + statistics.epsilon)
-    z = z.reshape(len(z), -1)
+    # Of a Dict, keys that are not normalised are left out: nothing clips them.
+    clip = np.broadcast_to(statistics.clip, statistics.mean.shape).ravel()
+    vectors = encode_observations(teacher.observation_space, to_tensors(observations), torch.float64).numpy()
+    z = (vectors - statistics.mean.ravel()) / np.sqrt(statistics.var + statistics.epsilon).ravel()
+    z = z[:, np.isfinite(clip)]
     return {
-        "beyond_clip": float((np.abs(z) >= statistics.clip).mean()),
+        "beyond_clip": float((np.abs(z) >= clip[np.isfinite(clip)]).mean()),
         "normalized_center": float(np.median(np.abs(z.mean(0)))),
         "normalized_spread": float(np.median(np.sqrt((z**2).mean(0)))),
     }

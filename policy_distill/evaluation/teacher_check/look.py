@@ -13,6 +13,7 @@ from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.evaluation.teacher_check.returns import Idle, against_idle
 from policy_distill.rollouts.episodes import Episodes
 from policy_distill.rollouts.trajectories import Trajectory, play
+from policy_distill.support.trees import concatenate
 from policy_distill.teachers import Teacher
 
 HARDLY_REACTS = 0.05
@@ -80,7 +81,7 @@ def judge_lengths(lengths: np.ndarray) -> list[Finding]:
 
 
 def _behaviour(teacher: Teacher, played: list[Trajectory]) -> Behaviour:
-    observations = np.concatenate([episode.observations for episode in played])
+    observations = concatenate([episode.observations for episode in played])
     return observe(teacher, observations, targets_of(teacher, observations))
 
 

@@ -13,6 +13,7 @@ from policy_distill.evaluation.statistics import shows_positive_mean
 from policy_distill.evaluation.teacher_check.claims import Claim
 from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.support.figures import return_text
+from policy_distill.support.trees import Tree, length
 
 SETTLING_EPISODES = 200
 """Episodes in all, where fewer do not show that a teacher is better than chance."""
@@ -146,7 +147,7 @@ class Idle:
 
     space: gym.spaces.Box
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
+    def act(self, observations: Tree) -> np.ndarray:
         """The same ``[B, ...]`` always."""
         action = np.clip(np.zeros(self.space.shape, self.space.dtype), self.space.low, self.space.high)
-        return np.repeat(action[None], len(observations), axis=0)
+        return np.repeat(action[None], length(observations), axis=0)

@@ -62,7 +62,7 @@ class Agent:
         envs.seed(0)
         known = self.teacher.normalization
         if known is not None:
-            envs = VecNormalize(envs, training=False, norm_reward=False, clip_obs=known.clip, epsilon=known.epsilon)
+            envs = VecNormalize(envs, training=False, norm_reward=False, clip_obs=float(known.clip), epsilon=float(known.epsilon))
             envs.obs_rms.mean, envs.obs_rms.var = known.mean, known.var
         return envs
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
 from policy_distill.config import RequestError
+from policy_distill.policies.observations import observation_width
+from policy_distill.support.trees import leaf_spaces
 from policy_distill.support.untrusted import read_bytes, refuse_damage
 from policy_distill.teachers.files.inert import Inert, load_inert, plain_array
 
@@ -33,34 +36,27 @@ class ObservationNormalization:
     """
 
     mean: np.ndarray
-    """float64, of the observation's shape."""
+    """float64, of the observation's shape; of a Dict, for the vector that ``encode_observations`` makes of it."""
     var: np.ndarray
-    epsilon: float
-    clip: float
+    epsilon: float | np.ndarray
+    clip: float | np.ndarray
     frames: int = 1
     """How many frames one after the other share these statistics."""
 
     def __post_init__(self) -> None:
         if self.mean.shape != self.var.shape or not (np.isfinite(self.mean).all() and np.isfinite(self.var).all()):
             raise RequestError("the observation statistics are not finite or their shapes differ; save VecNormalize again")
-        if not (math.isfinite(self.epsilon) and self.clip > 0 and (self.var + self.epsilon > 0).all()):
+        if not (np.isfinite(self.epsilon).all() and np.all(self.clip > 0) and (self.var + self.epsilon > 0).all()):
             raise RequestError("the observation statistics have a variance, epsilon or clip that is not positive; save VecNormalize again")
 
-    def for_observations(self, shape: tuple[int, ...] | None, source: str, file: Path | None = None) -> ObservationNormalization:
-        """The same for observations of this shape: itself, or repeated for as many frames as they hold.
-
-        Raises:
-            RequestError: if they are neither of the statistics' shape nor a whole number of such vectors.
-        """
+    def for_shape(self, shape: tuple[int, ...] | None) -> ObservationNormalization | None:
+        """The same for observations of this shape: itself, or repeated for as many frames as they hold; None if it does not fit."""
         if self.mean.shape == shape:
             return self
         if shape is not None and len(shape) == self.mean.ndim == 1 and self.mean.size and shape[0] % self.mean.size == 0:
             frames = shape[0] // self.mean.size
             return replace(self, mean=np.tile(self.mean, frames), var=np.tile(self.var, frames), frames=frames)
-        raise RequestError(
-            f"{source}: the normalisation statistics are of shape {self.mean.shape}, its observations of {shape}; "
-            f"{file or 'the vecnormalize.pkl'} is another agent's"
-        )
+        return None
 
     @property
     def padding(self) -> np.ndarray | None:
@@ -83,7 +79,40 @@ class ObservationNormalization:
         return bool(((distance > 2**16) & (distance > FEW_DEVIATIONS * np.sqrt(self.var + self.epsilon))).any())
 
 
-def read_normalization(path: str | Path) -> ObservationNormalization | None:
+Statistics: TypeAlias = ObservationNormalization | dict[str, ObservationNormalization]
+"""What a VecNormalize holds: of one array, or of those keys of a Dict that it normalises."""
+
+
+def for_observations(statistics: Statistics, space: gym.Space) -> ObservationNormalization | None:
+    """The statistics for observations of ``space``; None if they do not fit.
+
+    Of a Dict, they are joined to those of the vector that ``encode_observations`` makes; keys without statistics pass as they are.
+    """
+    if not isinstance(statistics, dict):
+        return None if isinstance(space, gym.spaces.Dict) else statistics.for_shape(space.shape)
+    if not isinstance(space, gym.spaces.Dict) or any(statistics[key].mean.shape != _shape(space, key) for key in statistics):
+        return None
+    columns: list[list[np.ndarray]] = [[], [], [], []]
+    for key, part in leaf_spaces(space).items():
+        known, ones = statistics.get(key), np.ones(observation_width(part))
+        of_key = (0.0, 1.0, 0.0, np.inf) if known is None else (known.mean.ravel(), known.var.ravel(), known.epsilon, known.clip)
+        for column, values in zip(columns, of_key, strict=True):
+            column.append(ones * values)
+    mean, var, epsilon, clip = map(np.concatenate, columns)
+    return ObservationNormalization(mean, var, epsilon, clip)
+
+
+def shape_of(statistics: Statistics) -> object:
+    """The shape of the observations that they are of; of a Dict, by key."""
+    return {key: known.mean.shape for key, known in statistics.items()} if isinstance(statistics, dict) else statistics.mean.shape
+
+
+def _shape(space: gym.spaces.Dict, key: str) -> tuple[int, ...] | None:
+    part = space.spaces.get(key)
+    return part.shape if isinstance(part, gym.spaces.Box) else None
+
+
+def read_normalization(path: str | Path) -> Statistics | None:
     """Read ``vecnormalize.pkl`` as saved by ``VecNormalize.save``, of any Stable-Baselines3 version.
 
     Every class and function that the pickle names becomes an inert record of its arguments; arrays are then made of the recorded bytes.
@@ -92,23 +121,34 @@ def read_normalization(path: str | Path) -> ObservationNormalization | None:
         None if the file says that observations are not normalised (``norm_obs=False``).
 
     Raises:
-        RequestError: if the file is missing, damaged, no VecNormalize, or one of Dict observations.
+        RequestError: if the file is missing, damaged, or no VecNormalize.
     """
     path = Path(path)
     state = _read_state(path)
     if not state["norm_obs"]:
         return None
-    statistics = state.get("obs_rms")
-    if isinstance(statistics, dict) or (isinstance(statistics, Inert) and statistics.name == "collections.OrderedDict"):
-        raise RequestError(f"{path} normalises Dict observations, which are not supported: agents on one flat vector are")
     with _damage_in_one_line(path):
-        fields = statistics.state  # type: ignore[union-attr]
-        return ObservationNormalization(
-            mean=plain_array(fields["mean"]),
-            var=plain_array(fields["var"]),
-            epsilon=float(plain_array(state["epsilon"])),
-            clip=float(plain_array(state["clip_obs"])),
-        )
+        saved = _as_dict(state["obs_rms"])
+        if saved is None:
+            return _statistics(state, state["obs_rms"])
+        keys = state.get("norm_obs_keys")  # until Stable-Baselines3 1.1 all keys were normalised
+        return {str(key): _statistics(state, saved[key]) for key in (saved if keys is None else keys)}
+
+
+def _as_dict(saved: object) -> Mapping[Any, Any] | None:
+    """The saved statistics of a Dict observation by key; None if they are of one array."""
+    if isinstance(saved, Inert) and saved.name == "collections.OrderedDict":
+        return saved.entries
+    return saved if isinstance(saved, dict) else None
+
+
+def _statistics(state: Mapping[str, Any], moments: Any) -> ObservationNormalization:
+    return ObservationNormalization(
+        mean=plain_array(moments.state["mean"]),
+        var=plain_array(moments.state["var"]),
+        epsilon=float(plain_array(state["epsilon"])),
+        clip=float(plain_array(state["clip_obs"])),
+    )
 
 
 def read_reward_scale(path: str | Path, *, normalized: bool | None = None) -> float | None:

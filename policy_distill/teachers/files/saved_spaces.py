@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -12,7 +13,7 @@ import numpy as np
 
 from policy_distill.config import RequestError
 from policy_distill.config.printable import one_line
-from policy_distill.policies.observations import observation_width
+from policy_distill.policies.observations import is_image, observation_width
 from policy_distill.support.untrusted import MAX_DIMENSIONS, MAX_ELEMENTS, number_type, refuse_damage
 from policy_distill.teachers.files.errors import NotPlainError
 
@@ -36,22 +37,29 @@ def rebuild_space(text: Mapping[str, Any], *, role: str, source: str) -> gym.Spa
     """
     kind = str(text.get(":type:", ""))[:200].rstrip("'>").rpartition(".")[2]
     fail = f"{source}: the {role} space"
-    if kind in ("Dict", "Tuple"):
-        raise RequestError(
-            f"{fail} is a {kind}, which is not supported: retrain on one flat vector (gymnasium.wrappers.FlattenObservation)"
-        )
-    if kind not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
-        named = one_line(text.get(":type:"), 120)
-        raise RequestError(f"{fail} is of type {named!r}; Box, Discrete, MultiDiscrete and MultiBinary are supported")
     with refuse_damage(fail, "save the agent again, or load it with --trust", NotPlainError):
-        space = _space(kind, text, role, fail)
-        if (width := observation_width(space)) > MAX_ELEMENTS:
-            raise ValueError(f"it has {width:,} components, at most {MAX_ELEMENTS:,} are supported")
-        return space
+        if kind != "Dict" or role != "observation":
+            space = _space(kind, text, role, fail)
+            _check_size(observation_width(space))
+            return space
+        parts: OrderedDict[str, gym.Space] = OrderedDict()  # of a plain dict, gymnasium would sort the keys
+        total = 0
+        for key, inner, printed in _printed_parts(text["spaces"]):
+            parts[key] = _space(inner, printed, role, f"{fail}'s part {key!r}")
+            total = _check_size(total + observation_width(parts[key]))
+        return gym.spaces.Dict(parts)
+
+
+def _check_size(width: int) -> int:
+    if width > MAX_ELEMENTS:
+        raise ValueError(f"it has {width:,} components, at most {MAX_ELEMENTS:,} are supported")
+    return width
 
 
 def _space(kind: str, text: Mapping[str, Any], role: str, fail: str) -> gym.Space:
     match kind:
+        case "Tuple" | "Dict":
+            raise RequestError(f"{fail} is a {kind}, which is not supported: observations of one Box, or of a Dict of vectors, are")
         case "Box":
             return _box(text, role, fail)
         case "Discrete":
@@ -59,13 +67,50 @@ def _space(kind: str, text: Mapping[str, Any], role: str, fail: str) -> gym.Spac
         case "MultiDiscrete":
             nvec = _integers(text["nvec"], fail)
             return gym.spaces.MultiDiscrete(nvec, start=_integers(text["start"], fail, lowest=None) if "start" in text else None)
+    if kind != "MultiBinary":
+        named = one_line(text.get(":type:", kind), 120)
+        raise RequestError(f"{fail} is of type {named!r}; Box, Discrete, MultiDiscrete, MultiBinary and a Dict of these are supported")
     n = _integers(text["n"], fail)
     return gym.spaces.MultiBinary(int(n) if n.ndim == 0 else n.tolist())
 
 
+def _printed_parts(text: str) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Key, kind and attributes of each space in ``{'key': Box(-1.0, 1.0, (3,), float32), ...}`` or in a printed ``OrderedDict``."""
+    if len(text) > MAX_TEXT or not re.match(r"\{|OrderedDict\(\[", text):
+        raise ValueError("its parts cannot be read")
+    names = {
+        "Box": ("low", "high", "shape", "dtype"),
+        "Discrete": ("n", "start"),
+        "MultiDiscrete": ("nvec", "start"),
+        "MultiBinary": ("n",),
+    }
+    end = text.index("[") + 1 if text.startswith("O") else 1
+    while match := re.compile(r"""[\s,()]*('[^'\\\n]*'|"[^"\\\n]*")\s*[:,]\s*(\w+)\(""").match(text, end):
+        arguments, end = _arguments(text, match.end())
+        values = [argument.rpartition("=")[2].strip() for argument in arguments]
+        yield match[1][1:-1], match[2], dict(zip(names.get(match[2], ()), values, strict=False))
+    if re.search(r"[^\s,()\]}]", text[end:]):
+        raise ValueError("its parts cannot be read")
+
+
+def _arguments(text: str, start: int) -> tuple[list[str], int]:
+    """The arguments from ``start`` to the parenthesis that closes them, and where the text goes on."""
+    found, depth, begin = [], 0, start
+    for match in re.compile(r"[\[\](),]").finditer(text, start):
+        sign, place = match[0], match.start()
+        if depth == 0 and sign in ",)":
+            found.append(text[begin:place])
+            begin = place + 1
+            if sign == ")":
+                return found, begin
+        depth += (sign in "[(") - (sign in "])")
+    raise ValueError("a parenthesis is not closed")
+
+
 def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
     dtype = number_type(text["dtype"])
-    shape = tuple(int(size) for size in text["_shape" if "_shape" in text else "shape"])
+    sizes = text["_shape" if "_shape" in text else "shape"]
+    shape = tuple(int(size) for size in (re.sub(r"[(),]", " ", sizes).split() if isinstance(sizes, str) else sizes))
     if min(shape, default=1) < 1 or math.prod(shape[:MAX_DIMENSIONS]) > MAX_ELEMENTS:
         raise RequestError(f"{fail} has the shape {shape}, which is not supported: at most {MAX_ELEMENTS:,} elements are")
     bounds = []
@@ -86,12 +131,6 @@ def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
     if role == "observation" and is_image(space):
         raise RequestError(f"{fail} holds images {shape}, which are not supported: agents on vector observations are")
     return space
-
-
-def is_image(space: gym.Space) -> bool:
-    """Whether Stable-Baselines3 reads such observations as images, which it scales and turns: uint8 ``[H, W, C]`` from 0 to 255."""
-    three = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
-    return three and bool((space.low == 0).all() and (space.high == 255).all())  # type: ignore[attr-defined]
 
 
 def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium as gym
+
 from policy_distill.config import RequestError
+from policy_distill.support.trees import of_space
 from policy_distill.support.untrusted import read_bytes, refuse_damage
 from policy_distill.teachers.files.archive import read_data
-from policy_distill.teachers.files.normalization import read_normalization
+from policy_distill.teachers.files.normalization import Statistics, for_observations, read_normalization, shape_of
+from policy_distill.teachers.files.saved_spaces import rebuild_space
 from policy_distill.teachers.files.training_record import read_training_record
 
 NORMALIZE = re.compile(r"(?:^|[_-])vec_?norm(?:alize)?(?:_stats)?(?=$|[_-])", re.IGNORECASE)
@@ -33,14 +37,12 @@ class Choice:
 @dataclass(frozen=True)
 class _Candidate:
     path: Path
-    shape: tuple[int, ...] | None
-    """Of the observations; None if they are not normalised or the file cannot be read, which is told when it is chosen."""
+    statistics: Statistics | None
+    """None if observations are not normalised or the file cannot be read, which is told when it is chosen."""
 
-    def fits(self, shape: tuple[int, ...] | None) -> bool:
-        """Whether these can be the statistics of observations of ``shape``, or of each of the frames that are stacked in them."""
-        if self.shape is None or shape is None or self.shape == shape:
-            return True
-        return len(self.shape) == len(shape) == 1 and self.shape[0] > 0 and shape[0] % self.shape[0] == 0
+    def fits(self, space: gym.Space | None) -> bool:
+        """Whether these can be the statistics of observations of ``space``, or of each of the frames that are stacked in them."""
+        return self.statistics is None or space is None or for_observations(self.statistics, space) is not None
 
 
 def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
@@ -68,13 +70,13 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
     if not (own or in_settings or shared):
         return Choice(None, tuple(f"{path.name} bears the name of another agent and is not used" for path in others if _is_saved(path)))
 
-    shape = observation_shape(zip_path)
+    space = observation_space(zip_path)
     notes: list[str] = []
     rejected: list[_Candidate] = []
     for place in (own, in_settings, shared):
         candidates = _candidates(place)
-        fitting = _with_different_contents(candidate for candidate in candidates if candidate.fits(shape))
-        rejected += [candidate for candidate in candidates if not candidate.fits(shape)]
+        fitting = _with_different_contents(candidate for candidate in candidates if candidate.fits(space))
+        rejected += [candidate for candidate in candidates if not candidate.fits(space)]
         if fitting and place is shared and read_training_record(zip_path).inside_vec_normalize is False:
             notes.append(
                 f"{fitting[0].path.name} beside the zip is not used: the zip remembers that it was trained without VecNormalize "
@@ -86,27 +88,27 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
             raise RequestError(f"{zip_path}: several files of normalisation statistics fit it: {listed}; choose one: --normalization PATH")
         if fitting:
             return Choice(fitting[0].path)
-    _refuse_misfits(zip_path, shape, rejected)
+    _refuse_misfits(zip_path, space, rejected)
     return Choice(None, tuple(f"{candidate.path.name} holds statistics of another shape and is not used" for candidate in rejected))
 
 
-def observation_shape(zip_path: Path) -> tuple[int, ...] | None:
-    """Shape of the observations that the zip names; None if it does not tell, or they are no single array."""
+def observation_space(zip_path: Path) -> gym.Space | None:
+    """The space that the zip names; None if it does not tell, or it is one that is not supported."""
     try:
         with refuse_damage(zip_path, "it is passed over"):
-            space = read_data(zip_path)["observation_space"]
-            return tuple(int(size) for size in space["_shape" if "_shape" in space else "shape"])
+            return rebuild_space(read_data(zip_path)["observation_space"], role="observation", source=str(zip_path))
     except RequestError:
         return None  # reading the agent itself will say what is wrong
 
 
-def _refuse_misfits(zip_path: Path, shape: tuple[int, ...] | None, rejected: Sequence[_Candidate]) -> None:
+def _refuse_misfits(zip_path: Path, space: gym.Space | None, rejected: Sequence[_Candidate]) -> None:
     """Statistics that were meant for this agent, or that it cannot do without, must fit."""
     if not rejected:
         return
     named = any(NORMALIZE.search(candidate.path.stem) for candidate in rejected)
     if named or read_training_record(zip_path).inside_vec_normalize:
-        listed = ", ".join(f"{candidate.path} {candidate.shape}" for candidate in rejected)
+        listed = ", ".join(f"{one.path} {None if one.statistics is None else shape_of(one.statistics)}" for one in rejected)
+        shape = None if space is None else of_space(space, lambda part: part.shape)
         raise RequestError(
             f"{zip_path} reads observations of shape {shape}, but these statistics are another agent's, of another shape: {listed}; "
             "give its own with --normalization PATH, or --normalization none if it was trained on observations as they are"
@@ -139,7 +141,7 @@ def _candidates(paths: Iterable[Path]) -> list[_Candidate]:
             if named:
                 found.append(_Candidate(path, None))
             continue
-        found.append(_Candidate(path, None if normalization is None else normalization.mean.shape))
+        found.append(_Candidate(path, normalization))
     return found
 
 

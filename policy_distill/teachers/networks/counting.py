@@ -7,6 +7,7 @@ import numpy as np
 
 from policy_distill.config import RequestError
 from policy_distill.policies.actions import Family, family_of
+from policy_distill.support.trees import leaf_spaces
 
 
 def check_start(observation_space: gym.Space, action_space: gym.Space, source: str) -> None:
@@ -19,7 +20,7 @@ def check_start(observation_space: gym.Space, action_space: gym.Space, source: s
         RequestError: for a Discrete or MultiDiscrete space with a start other than 0.
     """
     for role, space, fault in (
-        ("observations", observation_space, "counts from 0 and fails at some of them"),
+        *(("observations", part, "counts from 0 and fails at some of them") for part in leaf_spaces(observation_space).values()),
         ("actions", action_space, "acts from 0 on"),
     ):
         start = getattr(space, "start", 0)

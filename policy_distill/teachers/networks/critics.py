@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from policy_distill.support.trees import Tree
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.networks.extractor import ExtractorMaker
 from policy_distill.teachers.networks.live import LivePolicy
@@ -60,7 +61,7 @@ class GreedyValue(nn.Module):
 class LiveValue(nn.Module):
     """Whatever critic a copied Stable-Baselines3 policy has, called as it is; ``features`` are raw observations."""
 
-    def forward(self, features: Tensor, network: nn.Module) -> Tensor:
+    def forward(self, features: Tree, network: nn.Module) -> Tensor:
         assert isinstance(network, LivePolicy)
         if hasattr(network.policy, "predict_values"):
             return network.policy.predict_values(features).squeeze(-1)

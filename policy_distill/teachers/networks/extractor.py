@@ -19,27 +19,27 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError
-from policy_distill.policies.observations import observation_width
+from policy_distill.policies.observations import observation_width, parts_of
 
 
 class CustomExtractor(nn.Module):
-    """Reads flat vectors ``[B, width]`` and gives them to ``module`` in the shape that Stable-Baselines3 gives it; ``[B, features]``."""
+    """Reads vectors ``[B, width]`` and gives them to ``module`` in their space's shape, as Stable-Baselines3 does; ``[B, features]``."""
 
-    def __init__(self, module: nn.Module, shape: tuple[int, ...], text: str) -> None:
+    def __init__(self, module: nn.Module, space: gym.Space, text: str) -> None:
         super().__init__()
         self.module = module
-        self.shape = shape
+        self.space = space
         self.text = text
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CustomExtractor:
-        return CustomExtractor(copy.deepcopy(self.module, memo), self.shape, self.text)
+        return CustomExtractor(copy.deepcopy(self.module, memo), self.space, self.text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the module's attributes; a process that did not run the user's file runs it for the classes."""
-        return _unpickled, (self.text, pickle.dumps(self.module), self.shape)
+        return _unpickled, (self.text, pickle.dumps(self.module), self.space)
 
     def forward(self, observations: Tensor) -> Tensor:
-        return self.module(observations.reshape(len(observations), *self.shape))
+        return self.module(parts_of(self.space, observations))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ExtractorMaker:
             raise RequestError(f"{self.text} makes a {type(module).__name__}, which is no torch.nn.Module; name a features extractor")
         with _failure_in_one_line(f"the weights in {source} are not those of {self.text}"):
             module.load_state_dict(own)
-        extractor = CustomExtractor(module.eval(), _shape_read(self.space), self.text).requires_grad_(False)
+        extractor = CustomExtractor(module.eval(), self.space, self.text).requires_grad_(False)
         with _failure_in_one_line(f"{self.text} does not read {self.space}"), torch.no_grad():
             features = extractor(torch.zeros(2, observation_width(self.space)))
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
@@ -112,9 +112,9 @@ def file_of(text: str) -> Path:
     return Path(text.rpartition(":")[0]).expanduser()
 
 
-def _unpickled(text: str, module: bytes, shape: tuple[int, ...]) -> CustomExtractor:
+def _unpickled(text: str, module: bytes, space: gym.Space) -> CustomExtractor:
     _run_file(file_of(text))
-    return CustomExtractor(pickle.loads(module), shape, text)
+    return CustomExtractor(pickle.loads(module), space, text)
 
 
 def _run_file(path: Path) -> Any:
@@ -159,12 +159,6 @@ def _arguments(found: object, text: str, source: str) -> dict[str, Any]:
             f"make them defaults in {text}, and save the agent without features_extractor_kwargs"
         )
     return found
-
-
-def _shape_read(space: gym.Space) -> tuple[int, ...]:
-    """Of one observation after Stable-Baselines3's preprocessing, which makes discrete ones one-hot vectors."""
-    discrete = isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
-    return (observation_width(space),) if discrete else tuple(space.shape or ())
 
 
 def _call(kwargs: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from policy_distill.policies.actions import (
     MultiCategorical,
     family_of,
 )
+from policy_distill.support.trees import Tree, leaves, length, map_leaves
 from policy_distill.teachers.networks.acting import ActionBounds, SwitchLogits, count
 
 CONFIDENCE = 0.999
@@ -53,9 +54,9 @@ class LivePolicy(nn.Module):
         spared = [name for name, _ in self.policy.named_parameters() if "value_net" in name or "vf_" in name or name == "log_std"]
         return sum(parameter.numel() for name, parameter in self.policy.named_parameters() if name not in spared)
 
-    def forward(self, observations: Tensor) -> ActionTargets:
-        actions, _ = self.policy.predict(observations.cpu().numpy(), deterministic=True)
-        named = torch.as_tensor(np.array(actions), device=observations.device).reshape(len(observations), -1)
+    def forward(self, observations: Tree) -> ActionTargets:
+        actions, _ = self.policy.predict(_on_cpu(observations), deterministic=True)
+        named = torch.as_tensor(np.array(actions), device=leaves(observations)[0].device).reshape(length(observations), -1)
         if isinstance(self.family, DiagGaussian | Deterministic):
             return ActionTargets(self._gaussian(observations), named.float())
         if isinstance(self.family, Categorical):
@@ -65,7 +66,7 @@ class LivePolicy(nn.Module):
     def _has_distribution(self) -> bool:
         return hasattr(self.policy, "get_distribution") or hasattr(getattr(self.policy, "actor", None), "get_action_dist_params")
 
-    def _distribution(self, observations: Tensor) -> Any:
+    def _distribution(self, observations: Tree) -> Any:
         if hasattr(self.policy, "get_distribution"):
             distribution = self.policy.get_distribution(observations)
             # sb3-contrib's maskable ones keep their parts under a name of their own.
@@ -74,7 +75,7 @@ class LivePolicy(nn.Module):
         mean, log_std, latent = actor.get_action_dist_params(observations)
         return actor.action_dist.proba_distribution(mean, log_std, **latent).distribution
 
-    def _gaussian(self, observations: Tensor) -> dict[str, Tensor]:
+    def _gaussian(self, observations: Tree) -> dict[str, Tensor]:
         if not isinstance(self.family, DiagGaussian) or self.bounds is None:
             return {}
         normal = self._distribution(observations)
@@ -83,7 +84,7 @@ class LivePolicy(nn.Module):
             return {"mean": mean, "log_std": log_std}
         return {"mean": self.bounds.to_box(mean), "log_std": log_std - self.bounds.scale.log()}
 
-    def _scores(self, observations: Tensor, named: Tensor) -> dict[str, Tensor]:
+    def _scores(self, observations: Tree, named: Tensor) -> dict[str, Tensor]:
         if hasattr(self.policy, "quantile_net"):
             return {"q_values": self.policy.quantile_net(observations).mean(1)}
         if hasattr(self.policy, "q_net"):
@@ -103,7 +104,7 @@ class CallableNetwork(nn.Module):
     reads_raw = True
 
     def __init__(
-        self, function: Callable[[np.ndarray], Any], action_space: gym.Space, outputs: Literal["actions", "logits"], params: int
+        self, function: Callable[[Tree], Any], action_space: gym.Space, outputs: Literal["actions", "logits"], params: int
     ) -> None:
         super().__init__()
         self.function = function
@@ -113,9 +114,9 @@ class CallableNetwork(nn.Module):
         self.bounds = ActionBounds(family.box) if isinstance(family, DiagGaussian) else None
         self.family: Family = Deterministic(family.box) if isinstance(family, DiagGaussian) else family
 
-    def forward(self, observations: Tensor) -> ActionTargets:
-        answer = torch.as_tensor(np.array(self.function(observations.cpu().numpy())), device=observations.device)
-        answer = answer.reshape(len(observations), -1)
+    def forward(self, observations: Tree) -> ActionTargets:
+        answer = torch.as_tensor(np.array(self.function(_on_cpu(observations))), device=leaves(observations)[0].device)
+        answer = answer.reshape(length(observations), -1)
         width = 1 if isinstance(self.family, Categorical) and self.outputs == "actions" else self._components()
         if answer.shape[1] != width:
             raise ValueError(f"the callable returned {answer.shape[1]} numbers an observation; {width} {self.outputs} are expected")
@@ -158,6 +159,10 @@ def confident_logits(family: Family, named: Tensor) -> Tensor:
         rest = (1 - CONFIDENCE) / max(size - 1, 1)
         parts.append((chosen * CONFIDENCE + (1 - chosen) * rest).log())
     return torch.cat(parts, dim=-1)
+
+
+def _on_cpu(observations: Tree) -> Tree:
+    return map_leaves(lambda part: part.cpu().numpy(), observations)
 
 
 def _copy(policy: Any) -> Any:

@@ -265,9 +265,13 @@ class Layers:
 
 
 def own_extractor_of(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, Any]) -> str | None:
-    """What reads the agent's observations, where it is not Stable-Baselines3's FlattenExtractor: the class's name, if the file tells it."""
+    """What reads the agent's observations, where it is not Stable-Baselines3's FlattenExtractor, or CombinedExtractor of vectors.
+
+    Returns:
+        The class's name, if the file tells it.
+    """
     name = class_name(policy_kwargs.get("features_extractor_class"))
-    if name not in (None, "FlattenExtractor"):
+    if name not in (None, "FlattenExtractor", "CombinedExtractor"):
         return name
     has_weights = any("features_extractor." in key and "sde_features_extractor." not in key for key in weights)
     unnamed = name is None and policy_kwargs.get("features_extractor_class") is not None

@@ -167,11 +167,23 @@ def change(**entries):
     return lambda entry: {**entry, **entries}
 
 
+DICT = {":type:": "<class 'gymnasium.spaces.dict.Dict'>"}
+
+
 @pytest.mark.parametrize(
     ("key", "entries", "match"),
     [
-        ("observation_space", {":type:": "<class 'gymnasium.spaces.dict.Dict'>"}, "is a Dict, which is not supported: retrain"),
-        ("observation_space", {":type:": "<class 'gymnasium.spaces.graph.Graph'>"}, "Box, Discrete, MultiDiscrete and MultiBinary are"),
+        ("observation_space", DICT, "cannot be read"),
+        ("observation_space", {**DICT, "spaces": "{'a': Box(0.0, 1.0, (3,), float32), 'b'"}, "cannot be read"),
+        ("observation_space", {**DICT, "spaces": "{'a': Box(0.0, 1.0, (3,), float32"}, "cannot be read"),
+        ("observation_space", {**DICT, "spaces": "{'a': Box(0.0, 1.0, (3,), object)}"}, "is no type of numbers"),
+        ("observation_space", {**DICT, "spaces": "{'a': Box(0.0, 1.0, (900000,), int8), 'b': Box(0, 1, (900000,), int8)}"}, "at most"),
+        ("observation_space", {**DICT, "spaces": "{'a': Dict('b': Discrete(2))}"}, "part 'a' is a Dict, which is not supported"),
+        ("observation_space", {**DICT, "spaces": "{'a': Tuple(Discrete(2), Discrete(3))}"}, "part 'a' is a Tuple, which is not supported"),
+        ("observation_space", {**DICT, "spaces": "{'a': Text(1, 3, charset=abc)}"}, "part 'a' is of type 'Text'"),
+        ("observation_space", {**DICT, "spaces": "{'a': Box(0, 255, (64, 64, 3), uint8)}"}, "part 'a' holds images .* not supported"),
+        ("action_space", {":type:": "<class 'gymnasium.spaces.dict.Dict'>"}, "is a Dict, which is not supported"),
+        ("observation_space", {":type:": "<class 'gymnasium.spaces.graph.Graph'>"}, "MultiBinary and a Dict of these are"),
         ("observation_space", {"dtype": "uint8", "_shape": [3, 64, 64]}, "holds images .* not supported"),
         ("observation_space", {"dtype": "object"}, "is no type of numbers"),
         ("observation_space", {"_shape": [1 << 40]}, "at most"),

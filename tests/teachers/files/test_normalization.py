@@ -12,15 +12,17 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from policy_distill.config import RequestError
 from policy_distill.teachers import ObservationNormalization, read_normalization, read_reward_scale
+from policy_distill.teachers.files.normalization import for_observations
 from tests.teachers.conftest import LOPSIDED, VECTOR, TinyEnv
 
 
 def saved(tmp_path, observation_space=VECTOR, protocol=None, **kwargs):
     wrapper = VecNormalize(DummyVecEnv([lambda: TinyEnv(observation_space, LOPSIDED)]), **kwargs)
     generator = np.random.default_rng(0)
-    if wrapper.norm_obs and not isinstance(wrapper.obs_rms, dict):
-        wrapper.obs_rms.mean = generator.normal(size=observation_space.shape)
-        wrapper.obs_rms.var = generator.uniform(0.1, 4.0, size=observation_space.shape)
+    if wrapper.norm_obs:
+        for moments in wrapper.obs_rms.values() if isinstance(wrapper.obs_rms, dict) else [wrapper.obs_rms]:
+            moments.var = generator.uniform(0.1, 4.0, size=moments.mean.shape)
+            moments.mean = generator.normal(size=moments.mean.shape)
     path = tmp_path / "vecnormalize.pkl"
     path.write_bytes(pickle.dumps(wrapper, protocol=protocol))
     return wrapper, path
@@ -30,7 +32,7 @@ def saved(tmp_path, observation_space=VECTOR, protocol=None, **kwargs):
 def test_statistics_are_those_that_were_saved(tmp_path, protocol):
     wrapper, path = saved(tmp_path, protocol=protocol, clip_obs=7.5, epsilon=1e-6)
     found = read_normalization(path)
-    assert found is not None
+    assert isinstance(found, ObservationNormalization)
     np.testing.assert_array_equal(found.mean, wrapper.obs_rms.mean)
     np.testing.assert_array_equal(found.var, wrapper.obs_rms.var)
     assert (found.clip, found.epsilon) == (7.5, 1e-6)
@@ -45,7 +47,7 @@ def test_statistics_of_grids_in_any_order_and_type(tmp_path):
     wrapper.epsilon = np.float64(1e-4)  # a numpy scalar is a third way to write a number
     path.write_bytes(pickle.dumps(wrapper))
     found = read_normalization(path)
-    assert found is not None
+    assert isinstance(found, ObservationNormalization)
     np.testing.assert_array_equal(found.mean, wrapper.obs_rms.mean)
     assert found.epsilon == 1e-4
 
@@ -56,8 +58,8 @@ def test_old_modules_of_numpy(tmp_path):
     expected = read_normalization(path)
     path.write_bytes(old)
     found = read_normalization(path)
-    assert found is not None
-    assert expected is not None
+    assert isinstance(found, ObservationNormalization)
+    assert isinstance(expected, ObservationNormalization)
     np.testing.assert_array_equal(found.mean, expected.mean)
 
 
@@ -71,8 +73,33 @@ def refused(path, match, read=read_normalization):
     assert "\n" not in str(caught.value)
 
 
-def test_statistics_of_dict_observations_are_refused(tmp_path):
-    refused(saved(tmp_path, observation_space=gym.spaces.Dict({"a": VECTOR}))[1], "Dict observations, which are not supported")
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("keys", [None, ["b"]])
+def test_statistics_of_dict_observations_are_read_by_key(tmp_path, protocol, keys):
+    space = gym.spaces.Dict({"a": VECTOR, "b": gym.spaces.Box(-1, 1, (2, 2), np.float32)})
+    wrapper, path = saved(tmp_path, observation_space=space, protocol=protocol, norm_obs_keys=keys)
+    found = read_normalization(path)
+    assert isinstance(found, dict)
+    assert isinstance(wrapper.obs_rms, dict)
+    assert list(found) == (keys or ["a", "b"])
+    for key, statistics in found.items():
+        np.testing.assert_array_equal(statistics.mean, wrapper.obs_rms[key].mean)
+        np.testing.assert_array_equal(statistics.var, wrapper.obs_rms[key].var)
+
+
+def test_of_a_dict_only_what_was_normalised_is_and_all_shapes_must_fit():
+    # sqrt(var + epsilon) is sqrt(3 + 1) of b; a has none
+    known = ObservationNormalization(np.full((2,), 5.0), np.full((2,), 3.0), 1.0, 4.0)
+    space = gym.spaces.Dict({"a": gym.spaces.Discrete(3), "b": gym.spaces.Box(-1, 1, (2,), np.float32)})
+    joined = for_observations({"b": known}, space)
+    assert joined is not None
+    assert joined.mean.tolist() == [0, 0, 0, 5, 5]
+    assert np.sqrt(joined.var + joined.epsilon).tolist() == [1, 1, 1, 2, 2]
+    assert np.broadcast_to(joined.clip, 5).tolist() == [np.inf, np.inf, np.inf, 4, 4]
+    assert for_observations({"a": known}, space) is None
+    assert for_observations({"c": known}, space) is None
+    assert for_observations(known, space) is None
+    assert for_observations({"b": known}, space["b"]) is None
 
 
 def test_files_that_are_no_statistics_are_refused(tmp_path):
@@ -190,7 +217,7 @@ def test_real_statistics(real_teachers):
     paths = [path for path in real_teachers.glob("*/*/*/vecnormalize.pkl") if "Fetch" not in str(path)]
     for path in paths:
         found = read_normalization(path)
-        assert found is not None
+        assert isinstance(found, ObservationNormalization)
         assert (found.clip, found.epsilon) == (10.0, 1e-8)
     assert len(paths) >= 8
-    refused(real_teachers / "tqc/FetchReach-v1_1/FetchReach-v1/vecnormalize.pkl", "Dict observations")
+    assert isinstance(read_normalization(real_teachers / "tqc/FetchReach-v1_1/FetchReach-v1/vecnormalize.pkl"), dict)

@@ -142,5 +142,19 @@ def test_a_function_that_answers_something_else_is_refused():
         Teacher.from_callable(lambda x: x, VECTOR, LOPSIDED, outputs="logits")
     with pytest.raises(RequestError, match="must be actions or logits"):
         Teacher.from_callable(lambda x: x, VECTOR, THREE, outputs="q")  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="Dict"):
-        Teacher.from_callable(lambda x: x, gym.spaces.Dict({"a": VECTOR}), THREE)
+    with pytest.raises(RequestError, match="is no array and no Dict of arrays"):
+        Teacher.from_callable(lambda x: x, gym.spaces.Dict({"a": gym.spaces.Dict({"b": VECTOR})}), THREE)
+
+
+def test_a_function_of_a_dict_is_given_its_parts_by_key():
+    space = gym.spaces.Dict({"a": gym.spaces.Box(-1, 1, (2,), np.float64), "b": gym.spaces.Discrete(3)})
+    seen: list[dict[str, np.ndarray]] = []
+
+    def function(observations: dict[str, np.ndarray]) -> np.ndarray:
+        seen.append(observations)
+        return observations["b"]
+
+    teacher = Teacher.from_callable(function, space, THREE)
+    named = teacher.act({"a": np.zeros((4, 2)), "b": np.array([0, 1, 2, 1])})
+    assert named.tolist() == [0, 1, 2, 1]
+    assert {key: (part.dtype, part.shape) for key, part in seen[0].items()} == {"a": (np.float32, (4, 2)), "b": (np.int64, (4,))}
