@@ -219,6 +219,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.teachers.networks": (
         "critics",
         "live",
+        "masked",
         "recurrent",
         "rebuild",
         "recording",

@@ -7,6 +7,7 @@ for each choice of each component (MultiDiscrete), or for off and on of each swi
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,10 @@ class ActionMasks(gym.Wrapper):
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         if not env.has_wrapper_attr("action_masks"):
-            raise RequestError(f"{env.spec.id if env.spec else env} has no method action_masks(), which the wrapper ActionMasks asks for")
+            raise RequestError(
+                f"{env.spec.id if env.spec else env} has no action_masks(), which an agent trained with action masks (MaskablePPO) needs: "
+                "name the environment of its training, with --wrapper if ActionMasker stood around it; --algo ppo lets it act without masks"
+            )
         self.observation_space = with_mask(env.observation_space, env.action_space)
         self._masks = env.get_wrapper_attr("action_masks")
         self._shape = self.observation_space[MASK].shape
@@ -62,7 +66,7 @@ def mask_sizes(space: gym.Space) -> tuple[int, ...]:
     """How many entries of a mask belong to each component of an action.
 
     Raises:
-        ValueError: for a space whose actions cannot be masked.
+        RequestError: for a space whose actions cannot be masked.
     """
     match space:
         case gym.spaces.Discrete():
@@ -71,19 +75,37 @@ def mask_sizes(space: gym.Space) -> tuple[int, ...]:
             return tuple(map(int, space.nvec))
         case gym.spaces.MultiBinary() if isinstance(space.n, (int, np.integer)):
             return (2,) * int(space.n)
-    raise ValueError(f"actions of {space} cannot be masked: those of Discrete, and of flat MultiDiscrete and MultiBinary, can")
+    raise RequestError(f"actions of {space} cannot be masked: those of Discrete, and of flat MultiDiscrete and MultiBinary, can")
 
 
 def with_mask(observation_space: gym.Space, action_space: gym.Space) -> gym.spaces.Dict:
-    """The space of observations with a mask among their parts."""
+    """The space of observations with a mask behind their other parts.
+
+    Raises:
+        RequestError: if the actions cannot be masked, or there is a part of this name already.
+    """
     parts = dict(observation_space.spaces) if isinstance(observation_space, gym.spaces.Dict) else {OBSERVATION: observation_space}
     if MASK in parts:
-        raise ValueError(f"the observation has a part {MASK!r} already; rename it")
-    return gym.spaces.Dict({**parts, MASK: gym.spaces.MultiBinary(sum(mask_sizes(action_space)))})
+        raise RequestError(f"the observation has a part {MASK!r} already; rename it")
+    # A plain dict's keys would be sorted.
+    return gym.spaces.Dict(OrderedDict({**parts, MASK: gym.spaces.MultiBinary(sum(mask_sizes(action_space)))}))
+
+
+def has_mask(observation_space: gym.Space) -> bool:
+    """Whether there is a mask among an observation's parts."""
+    return isinstance(observation_space, gym.spaces.Dict) and MASK in observation_space.spaces
+
+
+def space_without_mask(observation_space: gym.Space) -> gym.Space:
+    """What ``with_mask`` was given."""
+    if not has_mask(observation_space):
+        return observation_space
+    parts = without_mask(observation_space.spaces)  # type: ignore[attr-defined]
+    return gym.spaces.Dict(OrderedDict(parts)) if isinstance(parts, dict) else parts
 
 
 def without_mask(observations: Tree) -> Tree:
-    """What the agent reads of observations with a mask among their parts."""
+    """Observations as they are without a mask among their parts."""
     rest = {key: leaf for key, leaf in observations.items() if key != MASK}
     return rest[OBSERVATION] if rest.keys() == {OBSERVATION} else rest
 

@@ -18,7 +18,7 @@ from policy_distill.environments import wrappers as ours
 from policy_distill.environments import zoo_wrappers as zoo
 from policy_distill.environments.action_masks import ActionMasks
 
-STACK, PADDING = "VecFrameStack", "PadObservation"
+STACK, PADDING, MASKS = "VecFrameStack", "PadObservation", "ActionMasks"
 
 
 def _gymnasiums(name: str) -> Any:
@@ -45,7 +45,7 @@ WRAPPERS: Mapping[str, Any] = {
     STACK: ours.FrameStack,
     PADDING: ours.PadObservation,
     "TimeFeatureWrapper": ours.TimeFeatureWrapper,
-    "ActionMasks": ActionMasks,
+    MASKS: ActionMasks,
     **{kind.__name__: kind for kind in (zoo.HistoryWrapper, zoo.ActionNoiseWrapper, zoo.ActionSmoothingWrapper, zoo.DelayedRewardWrapper,
                                         zoo.FrameSkip, zoo.MaskVelocityWrapper)},
     "FrameStack": _old_frame_stack,

@@ -18,8 +18,10 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
+from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.actions import DiagGaussian, Family, Parameters, Units, family_of
 from policy_distill.policies.fast_forward import lay_out, run
+from policy_distill.policies.masks import masked
 from policy_distill.policies.observations import encode_observations, observation_width, space_from_dict, space_to_dict
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import Tree, to_tensors
@@ -127,9 +129,10 @@ class Student(nn.Module):
         self.mean, self.scale = (tensor.detach().to(self.mean.device, copy=True) for tensor in (mean, scale))
 
     def forward(self, observations: Tree) -> Tensor:
-        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``."""
+        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``; logits of actions that a mask forbids are ``FORBIDDEN``."""
         encoded = encode_observations(self.observation_space, observations, self.mean.dtype)
-        return run(self.network, ((encoded - self.mean) / self.scale).float())
+        output = run(self.network, ((encoded - self.mean) / self.scale).float())
+        return masked(self.family, output, observations[MASK]) if has_mask(self.observation_space) else output  # type: ignore[arg-type]
 
     def parameters_of(self, observations: Tree) -> Parameters:
         """The parameters of the student's action distribution."""

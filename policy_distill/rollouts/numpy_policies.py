@@ -14,7 +14,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.actions import LAYER, ActionTargets, Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
+from policy_distill.policies.masks import masked
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student
@@ -30,6 +32,7 @@ from policy_distill.teachers.networks.acting import (
     LinearSpread,
     StateDependentSpread,
 )
+from policy_distill.teachers.networks.masked import MaskedNetwork
 
 Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
 """The parameters and actions of ``ActionTargets`` as arrays; the next question may overwrite them."""
@@ -51,6 +54,8 @@ def labeller(teacher: Teacher, rows: int) -> Label:
     match teacher.network:
         case DiscreteNetwork():
             return _discrete(teacher, teacher.network, rows)
+        case MaskedNetwork(network=DiscreteNetwork()):
+            return _masked(teacher, teacher.network, rows)
         case DeterministicNetwork():
             return _deterministic(teacher, teacher.network, rows)
         case GaussianNetwork():
@@ -86,6 +91,8 @@ def outputs_of(student: Student, rows: int) -> Function:
         np.subtract(vectors(observations), mean, out=encoded, casting="same_kind")
         return layers(np.divide(encoded, scale, out=encoded))
 
+    if has_mask(space):
+        return lambda observations: masked(student.family, outputs(observations), observations[MASK])  # type: ignore[arg-type]
     return outputs
 
 
@@ -202,6 +209,19 @@ def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
         if quantiles > 1:
             scores = scores.reshape(rows, quantiles, -1).mean(1)
         return {name: scores, **body.seen}, choose(scores)
+
+    return ask
+
+
+def _masked(teacher: Teacher, network: MaskedNetwork, rows: int) -> Label:
+    inner: Any = network.network
+    encode, choose = _encoder(teacher, rows), _choice(network.family, "logits")
+    body = Layers(inner.body, rows, name="network.body", recorded=_recorded(teacher))
+
+    def ask(observations: np.ndarray) -> Labels:
+        features, mask = network.parts(encode(observations))
+        logits = masked(inner.family, body(np.ascontiguousarray(features)), mask)
+        return {"logits": logits, **body.seen}, choose(logits)
 
     return ask
 

@@ -100,8 +100,6 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     elif algo is None and files.algo is not None:
         recognised = files.algo
     name = algo or recognised
-    if name == "ppo_mask":
-        notes.append("trained with action masks, which are not applied here")
     spaces = archive.observation_space, archive.action_space
     maker = _maker(archive, extractor, notes)
     acting = rebuild_network(archive.state_dict, kind, *spaces, archive.policy_kwargs, archive.path, maker)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.config import Reading, RequestError
+from policy_distill.environments.action_masks import OBSERVATION, with_mask
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.policies.actions import LAYER, ActionTargets, Family
 from policy_distill.policies.observations import encode_observations, observation_width, parts_of
@@ -22,6 +23,7 @@ from policy_distill.teachers.files.folder import find_agent
 from policy_distill.teachers.files.normalization import ObservationNormalization, Statistics, for_observations, shape_of
 from policy_distill.teachers.networks.extractor import file_of
 from policy_distill.teachers.networks.live import CallableNetwork
+from policy_distill.teachers.networks.masked import MaskedCritic, MaskedNetwork
 from policy_distill.teachers.networks.recording import layers_inside, record_layers
 from policy_distill.teachers.reading import (
     around,
@@ -40,7 +42,7 @@ class Teacher(nn.Module):
     Attributes:
         algo: ``ppo``, ``sac``, ...; ``callable`` for a function, ``ensemble`` for several agents.
         path: of the zip, or None.
-        observation_space: of the raw observations.
+        observation_space: of the raw observations; of ppo_mask, with an action mask among their parts.
         action_space: what ``env.step`` takes.
         family: of the distributions in ``targets``.
         params: the acting network's number of parameters, what compression is quoted against; the standard deviation's count where they are
@@ -80,6 +82,11 @@ class Teacher(nn.Module):
         reading: Reading | None = None,
     ) -> None:
         super().__init__()
+        if algo == "ppo_mask":
+            network, critic = MaskedNetwork(network, action_space), critic and MaskedCritic(critic)
+            if normalization is not None and not isinstance(normalization, dict):
+                normalization = {OBSERVATION: normalization}
+            observation_space = with_mask(observation_space, action_space)
         source = path or f"the {algo} agent"
         check_observation_space(observation_space, source)
         known = None if normalization is None else for_observations(normalization, observation_space)

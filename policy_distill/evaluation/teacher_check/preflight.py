@@ -44,11 +44,10 @@ def preflight(
         skip: judge the files alone, play nothing, and tell what would stop a run like a warning.
 
     Raises:
-        RequestError: for a finding of severity ``stop``: no better than a random policy, NaN, missing normalisation, masks that are not
-            applied, endless episodes.
+        RequestError: for a finding of severity ``stop``: no better than a random policy, NaN, missing normalisation, endless episodes.
     """
     record = record_of(teacher)
-    findings = judge_files(teacher, record, spec)
+    findings = judge_files(teacher, record)
     told = settle(findings, skip=skip)
     if skip:
         return Preflight(told, 0)

@@ -23,13 +23,13 @@ MISREAD = ("not_finite", "never_ends", "normalization_does_not_fit")
 """Topics of a look that say that a figure would mean nothing, whatever the agent is worth."""
 
 
-def screen_files(agent: Teacher, spec: EnvironmentSpec, *, skip: bool = False) -> tuple[str, ...]:
+def screen_files(agent: Teacher, *, skip: bool = False) -> tuple[str, ...]:
     """Judge the files before anything is played; what is to be told beside the figure, the agent's own notes first.
 
     Raises:
         RequestError: for what makes a figure meaningless, unless ``skip``.
     """
-    return (*agent.notes, *settle(judge_files(agent, spec=spec), skip=skip))
+    return (*agent.notes, *settle(judge_files(agent), skip=skip))
 
 
 def screen_states(agent: Teacher, spec: EnvironmentSpec, *, skip: bool = False) -> tuple[str, ...]:
