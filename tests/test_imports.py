@@ -121,6 +121,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.policies": (
         "student",
+        "encoders",
         "masks",
         "mixtures",
         "q_values",
@@ -232,8 +233,11 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "trainer",
         "kickstart",
         "batches",
+        "stacks",
+        "autograd_stack",
         "ppo",
         "stack",
+        "flat",
         "dataset",
     ),
 }

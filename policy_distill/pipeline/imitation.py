@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from policy_distill.config import DistillConfig
 from policy_distill.pipeline.context import Kept, Run, as_finalist, kept_enough
 from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.records import Round, reports_to, track_round, track_validation
-from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import Exploration, label_states
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
 from policy_distill.support.figures import return_text
 from policy_distill.support.seeds import derived_seed
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks import stack_of
 from policy_distill.training.trainer import Trainer
 
 
@@ -163,17 +160,12 @@ def new_trainer(job: Job, dataset: Dataset, gradient_steps: int, *, generation: 
         generation: of self-distillation; each starts from weights of its own.
         members: students in the stack, each with weights and batches of its own; the first is what a stack of one holds.
     """
-    space = job.teacher.observation_space
     dtype = torch.float64 if job.teacher.needs_float64 else torch.float32
-    mean, scale = normalization_of((encode_observations(space, observations, dtype) for observations, _ in dataset.blocks()), dtype)
+    encoder = job.architecture.new_encoder()
+    encoder.normalize(lambda: (observations for observations, _ in dataset.blocks()), dtype)
     seeds = [_seed(job.config.seed, generation, member) for member in range(members)]
-    stack = StudentStack(
-        job.architecture,
-        generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-        mean=mean.to(job.device),
-        scale=scale.to(job.device),
-        projections=job.projections,
-    )
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    stack = stack_of(job.architecture, encoder.to(job.device), generators=generators, projections=job.projections)
     config = dataclasses.replace(job.config.train, gradient_steps=gradient_steps)
     return Trainer(stack, job.objective, config, [torch.Generator(job.device).manual_seed(seed) for seed in seeds])
 
@@ -183,24 +175,6 @@ def _seed(run_seed: int, generation: int, member: int) -> int:
     if generation == member == 0:
         return run_seed
     return derived_seed(run_seed, 3, generation, member)
-
-
-def normalization_of(blocks: Iterable[Tensor], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Mean and scale ``[inputs]`` of encoded observations, of which each block holds some: ``[b, inputs]``; as ``dtype``.
-
-    A component that never varies is left as it is. Blocks are joined by the formulas of Chan, Golub & LeVeque (1983).
-    """
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for block in blocks:
-        wide, rows = block.to(torch.float64, copy=True), len(block)
-        centre = wide.mean(0)
-        gap = centre - mean
-        squares = squares + wide.sub_(centre).square_().sum(0) + gap.square() * (count * rows / (count + rows))
-        mean = mean + gap * (rows / (count + rows))
-        count += rows
-    std = (squares / (count - 1)).sqrt()
-    constant = std < (1e-6 if dtype == torch.float32 else 1e-14) * (1 + mean.abs())
-    return torch.where(constant, 0.0, mean).to(dtype), torch.where(constant, 1.0, std).to(dtype)
 
 
 def part_of(total: int, parts: int, index: int) -> int:

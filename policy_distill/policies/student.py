@@ -1,4 +1,4 @@
-"""Small networks that carry their own normalisation: raw observations in, actions out."""
+"""Students: an encoder that carries its own normalisation, and a small head; raw observations in, actions out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,19 @@ from torch import Tensor, nn
 from policy_distill.config import RequestError, TrainingFault
 from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.actions import DiagGaussian, Family, Parameters, Units, family_of
+from policy_distill.policies.encoders import (
+    Encoder,
+    Vectors,
+    encoder_of,
+    encoder_shapes,
+    feature_width,
+    images_in,
+    parameter_count,
+    usual_channels,
+)
 from policy_distill.policies.fast_forward import lay_out, run
 from policy_distill.policies.masks import masked
-from policy_distill.policies.observations import encode_observations, observation_width, space_from_dict, space_to_dict
+from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import Tree, to_tensors
 from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
@@ -34,6 +44,8 @@ MAX_BYTES, MAX_HEADER_BYTES, MAX_LAYERS = 128 << 20, 1 << 20, 100
 """Of student.safetensors, its header, and hidden layers: larger students are not read."""
 SMALLEST_WIDTH = 4
 """No hidden layer is chosen narrower than this: a bottleneck of one or two units loses the policy and saves nothing."""
+SMALLEST_UNIT = 2
+"""Channels of the first convolution, at least; see ``image_student_for``."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,8 @@ class Architecture:
     activation: str = "relu"
     action_units: Units | None = None
     """Of continuous outputs, where they are not those of the action space's bounds."""
+    channels: tuple[int, ...] = ()
+    """Of the convolutions that read each image; () reads observations as vectors."""
 
     @property
     def family(self) -> Family:
@@ -56,13 +70,31 @@ class Architecture:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Input, hidden and output widths."""
-        return (observation_width(self.observation_space), *self.hidden_sizes, self.family.width)
+        """Of the head: its features, hidden layers and outputs."""
+        return (feature_width(self.observation_space, self.channels), *self.hidden_sizes, self.family.width)
 
     @property
     def params(self) -> int:
-        """Parameters of the acting network; the normalisation folds into the first layer and adds none."""
-        return count_parameters(self.widths)
+        """Parameters of encoder and head; a normalisation folds into the layer that follows and adds none."""
+        encoder = parameter_count(encoder_shapes(self.observation_space, self.channels).items()) if self.channels else 0
+        return encoder + count_parameters(self.widths)
+
+    def new_encoder(self) -> Encoder:
+        """A fresh encoder, which normalises nothing yet."""
+        return encoder_of(self.observation_space, self.channels, ACTIVATIONS[self.activation])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of a student's tensors by their names in student.safetensors, without making any."""
+        widths = self.widths
+        shapes = {self.written(f"encoder.{name}"): shape for name, shape in encoder_shapes(self.observation_space, self.channels).items()}
+        shapes["log_std"] = (widths[-1] if isinstance(self.family, DiagGaussian) else 0,)
+        for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
+            shapes |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
+        return shapes
+
+    def written(self, name: str) -> str:
+        """What the files call a tensor of a student: ``mean`` and ``scale`` of vectors have always lain outermost."""
+        return name if self.channels else name.removeprefix("encoder.")
 
 
 def count_parameters(widths: tuple[int, ...]) -> int:
@@ -79,33 +111,45 @@ def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outpu
     return (width, width)
 
 
+def image_student_for(compression: float, teacher_params: int, architecture: Architecture) -> Architecture:
+    """The largest student of images that has ``teacher_params / compression`` parameters at most, and ``SMALLEST_UNIT`` at least.
+
+    Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units.
+    """
+    images = images_in(architecture.observation_space)
+
+    def of(unit: int) -> Architecture:
+        return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(8 * unit,))
+
+    unit = SMALLEST_UNIT
+    while of(unit + 1).params <= teacher_params / compression:
+        unit += 1
+    return of(unit)
+
+
 class Student(nn.Module):
     """One trained or training policy. Continuous outputs are means in box units; ``log_std`` completes them to a distribution.
 
     Attributes:
-        network: fully connected layers on normalised observations.
-        mean, scale: ``[inputs]``; a raw observation is normalised as ``(observation - mean) / scale``, without clipping. Where they are
-            float64, so is this arithmetic: rounding to float32 before would lose what the observations say.
+        encoder: from raw observations to features; see ``encoders``.
+        network: the head, fully connected layers from features to logits or means.
         log_std: ``[action_dim]`` in box units for continuous actions, else empty.
     """
 
-    mean: Tensor
-    scale: Tensor
     log_std: Tensor
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
         self.family = architecture.family
-        widths = architecture.widths
+        widths, activation = architecture.widths, ACTIVATIONS[architecture.activation]
+        self.encoder = architecture.new_encoder()
         layers: list[nn.Module] = []
         for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             if index:
-                layers.append(ACTIVATIONS[architecture.activation]())
+                layers.append(activation())
             layers.append(lay_out(nn.Linear(width_in, width_out)))
         self.network = nn.Sequential(*layers)
-        self.register_buffer("mean", torch.zeros(widths[0]))
-        self.register_buffer("scale", torch.ones(widths[0]))
         self.register_buffer("log_std", torch.zeros(widths[-1] if isinstance(self.family, DiagGaussian) else 0))
 
     @property
@@ -124,14 +168,25 @@ class Student(nn.Module):
     def linears(self) -> list[nn.Linear]:
         return [layer for layer in self.network if isinstance(layer, nn.Linear)]
 
-    def normalize_by(self, mean: Tensor, scale: Tensor) -> None:
-        """Take over the normalisation, and whether it is computed in float32 or in float64."""
-        self.mean, self.scale = (tensor.detach().to(self.mean.device, copy=True) for tensor in (mean, scale))
+    @property
+    def mean(self) -> Tensor:
+        """Of the encoder of vectors."""
+        return self.vectors.mean
+
+    @property
+    def scale(self) -> Tensor:
+        """Of the encoder of vectors."""
+        return self.vectors.scale
+
+    @property
+    def vectors(self) -> Vectors:
+        """The encoder, of a student that reads vectors alone."""
+        assert isinstance(self.encoder, Vectors), "its encoder reads images"
+        return self.encoder
 
     def forward(self, observations: Tree) -> Tensor:
         """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``; logits of actions that a mask forbids are ``FORBIDDEN``."""
-        encoded = encode_observations(self.observation_space, observations, self.mean.dtype)
-        output = run(self.network, ((encoded - self.mean) / self.scale).float())
+        output = run(self.network, self.encoder.forward(observations))
         return masked(self.family, output, observations[MASK]) if has_mask(self.observation_space) else output  # type: ignore[arg-type]
 
     def parameters_of(self, observations: Tree) -> Parameters:
@@ -151,7 +206,8 @@ class Student(nn.Module):
 
     def not_finite(self) -> str | None:
         """The first tensor that holds NaN or infinity; None if all are finite."""
-        return next((name for name, tensor in self.state_dict().items() if not torch.isfinite(tensor).all()), None)
+        wrong = (name for name, tensor in self.state_dict().items() if not torch.isfinite(tensor).all())
+        return next(map(self.architecture.written, wrong), None)
 
     def save(self, folder: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
         """Write ``student.safetensors`` and ``student.json`` into ``folder``; ``extra`` (the environment, say) goes into the JSON.
@@ -168,12 +224,13 @@ class Student(nn.Module):
             "hidden_sizes": list(self.architecture.hidden_sizes),
             "activation": self.architecture.activation,
             "params": self.params,
+            **({"encoder": {"channels": list(self.architecture.channels)}} if self.architecture.channels else {}),
             "observation_space": space_to_dict(self.observation_space),
             "action_space": space_to_dict(self.action_space),
             **({} if self.architecture.action_units is None else {"action_units": self.architecture.action_units}),
             **(extra or {}),
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {self.architecture.written(name): tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_atomically(path / "student.safetensors", lambda target: save_file(tensors, target))
         write_atomically(path / "student.json", lambda target: target.write_text(json.dumps(description, indent=2) + "\n"))
         return path
@@ -199,12 +256,12 @@ class Student(nn.Module):
                 tuple(description["hidden_sizes"]),
                 description["activation"],
                 _read_units(description.get("action_units"), action_space),
+                tuple(description["encoder"]["channels"]) if "encoder" in description else (),
             )
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)
             student = cls(architecture)
-            student.normalize_by(weights["mean"], weights["scale"])
-            student.load_state_dict(weights)
+            student.load_state_dict({name: weights[architecture.written(name)] for name in student.state_dict()})
         return student.eval().requires_grad_(False)
 
 
@@ -255,13 +312,10 @@ def _check_weights(architecture: Architecture, weights: dict[str, Tensor]) -> No
     Raises:
         ValueError: if the weights are not those of this architecture, or are no numbers.
     """
-    if len(architecture.hidden_sizes) > MAX_LAYERS or any(type(size) is not int or size < 1 for size in architecture.hidden_sizes):
-        raise ValueError(f"hidden_sizes are {architecture.hidden_sizes}")
-    widths = architecture.widths
-    outputs = widths[-1] if isinstance(architecture.family, DiagGaussian) else 0
-    expected: dict[str, tuple[int, ...]] = {"mean": widths[:1], "scale": widths[:1], "log_std": (outputs,)}
-    for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
-        expected |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
+    for name, sizes in (("hidden_sizes", architecture.hidden_sizes), ("channels", architecture.channels)):
+        if len(sizes) > MAX_LAYERS or any(type(size) is not int or size < 1 for size in sizes):
+            raise ValueError(f"{name} are {sizes}")
+    expected = architecture.shapes()
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if shapes != expected:
         wrong = next(name for name in {**expected, **shapes} if shapes.get(name) != expected.get(name))

@@ -1,17 +1,17 @@
-"""Batches of many gradient steps at once: drawn, normalised, and laid out as a stack reads them."""
+"""Batches of many gradient steps at once: drawn, and laid out as a stack reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import LAYER, ActionTargets
-from policy_distill.policies.observations import encode_observations
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks import Stack
 
 CHUNK_STEPS, CHUNK_BYTES = 32, 2**22
 """Batches that are drawn at once at most, and their bytes, which the last-level cache holds."""
@@ -23,12 +23,11 @@ take as long as they do."""
 class Batches:
     """What a stack is trained on, chunk after chunk, in buffers that the next chunk overwrites.
 
-    Rows are normalised where they are turned, on their way into these buffers: a second, normalised copy of the dataset would save one
-    division a number.
+    Observations are encoded on their way into these buffers: a second, normalised copy of the dataset would save one division a number.
 
     Args:
         dataset: drawn from.
-        stack: says how observations are encoded and normalised.
+        stack: says how observations are laid out.
         objective: says which targets are read.
         batch_size: B.
         generators: one a member.
@@ -41,19 +40,19 @@ class Batches:
     def __init__(
         self,
         dataset: Dataset,
-        stack: StudentStack,
+        stack: Stack,
         objective: Objective,
         batch_size: int,
         generators: Sequence[torch.Generator],
         num_steps: int,
     ) -> None:
         self._dataset, self._batch_size, self._generators = dataset, batch_size, generators
-        self._space, self._mean, self._scale = stack.architecture.observation_space, stack.mean[:, None], stack.scale[:, None]
+        self._stack = stack
         self._layers = {name: objective.samples_read(name, batch_size) for name in objective.reads if name.startswith(LAYER)}
         self._names, self._reads_actions = objective.reads - set(self._layers), objective.reads_actions
         first = torch.zeros(1, dtype=torch.int64, device=dataset.device)
         _, like = self._take(first)
-        widths = [len(stack.mean), *(value.shape[-1] for value in like.parameters.values()), like.actions[0].numel()]
+        widths = [stack.sample_size, *(value.shape[-1] for value in like.parameters.values()), like.actions[0].numel()]
         members = len(generators)
         layers = {name: (samples, dataset.take_target(name, first)) for name, samples in self._layers.items()}
         of_layers = sum(samples * value.numel() for samples, value in layers.values())
@@ -61,18 +60,18 @@ class Batches:
         # With sampled targets each member's generator draws a batch and then the actions on it.
         self.chunk_steps = 1 if objective.kind == "nll" else max(1, min(CHUNK_STEPS, fits, num_steps))
         room = (self.chunk_steps, members)
-        self._inputs = stack.flat.new_ones(*room, widths[0] + 1, batch_size)
         self._parameters = {name: value.new_empty(*room, value.shape[-1], batch_size) for name, value in like.parameters.items()}
         self._rows = {name: value.new_empty(*room, samples, value.shape[-1]) for name, (samples, value) in layers.items()}
+        self._loaded_steps = 0
         self._actions = like.actions.new_empty(*room, like.actions[0].numel(), batch_size)
 
-    def draw(self, num_steps: int) -> tuple[Tensor, ActionTargets]:
+    def draw(self, num_steps: int) -> tuple[Sequence[Any], ActionTargets]:
         """The next ``num_steps`` batches.
 
         Returns:
-            Inputs ``[S, K, inputs + 1, B]``, normalised and the last row ones, as ``StudentStack.forward`` reads them; and those targets
-            that the objective reads, ``[S, K, B, ...]``, views of tensors that lie feature after feature. The teacher's layers lie sample
-            after sample, and of one that relations alone read there are only the samples that they compare.
+            The inputs of each step, as the stack's ``forward`` reads them; and those targets that the objective reads, ``[S, K, B, ...]``,
+            views of tensors that lie feature after feature. The teacher's layers lie sample after sample, and of one that relations alone
+            read there are only the samples that they compare.
 
         Raises:
             ValueError: if there is not enough room.
@@ -85,9 +84,9 @@ class Batches:
         def turned(rows: Tensor) -> Tensor:
             return rows.reshape(*drawn.shape, rows[0].numel()).transpose(2, 3)
 
-        inputs = self._inputs[:num_steps]
-        normalised = inputs[:, :, :-1]
-        torch.sub(turned(encode_observations(self._space, observations, self._mean.dtype)), self._mean, out=normalised).div_(self._scale)
+        if num_steps != self._loaded_steps:
+            self._inputs, self._loaded_steps = self._stack.inputs(num_steps, self._batch_size), num_steps
+        inputs = self._stack.load(observations, self._inputs)
         parameters = {
             name: self._parameters[name][:num_steps].copy_(turned(value)).transpose(2, 3) for name, value in targets.parameters.items()
         }

@@ -1,4 +1,4 @@
-"""K students of one architecture as rows of one flat tensor, with a forward and a backward pass that allocate nothing."""
+"""K students of vectors as rows of one flat tensor, with a forward and a backward pass that are written out and allocate nothing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from policy_distill.policies.actions import DiagGaussian
+from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.student import Architecture, Student, layer_names
+from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
 
 NARROW = 10
 """Rows up to which MKL multiplies over a long batch with its fast kernel; one row more takes up to ten times as long."""
@@ -71,8 +72,8 @@ class Activations:
         return {name: layer.transpose(1, 2) for name, layer in zip(layer_names(len(self.after)), layers, strict=True)}
 
 
-class StudentStack:
-    """K students of one architecture whose parameters are rows of one flat tensor, so that one step trains all of them.
+class StudentStack(FlatParameters):
+    """K students of one architecture that read vectors. See ``stacks.Stack`` for what a trainer uses.
 
     The backward pass is written out: for networks this small autograd's bookkeeping costs more than its arithmetic.
 
@@ -85,8 +86,7 @@ class StudentStack:
             not have begin at zero and stay there: all activations are zero at zero, and so is every gradient.
 
     Attributes:
-        flat: ``[K, P]``: weights and biases layer after layer, then ``log_std`` for continuous actions, then the projections.
-        gradient: ``[K, P]``; ``backward`` writes here through views.
+        flat: weights and biases layer after layer, then ``log_std`` for continuous actions, then the projections.
         weights: of each layer ``[K, width in + 1, width out]``, views into ``flat``; the last row is the bias.
     """
 
@@ -101,8 +101,7 @@ class StudentStack:
         hidden_sizes: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
         self.architecture = architecture
-        self.num_members = len(generators)
-        own = hidden_sizes or [architecture.hidden_sizes] * self.num_members
+        own = hidden_sizes or [architecture.hidden_sizes] * len(generators)
         self._architectures = [dataclasses.replace(architecture, hidden_sizes=sizes) for sizes in own]
         for member in self._architectures:
             if len(member.widths) != len(architecture.widths) or any(map(operator.gt, member.widths, architecture.widths)):
@@ -112,46 +111,41 @@ class StudentStack:
         self.mean, self.scale = mean, scale
         self._activate, self._derive = _FUNCTIONS[architecture.activation]
         widths = architecture.widths
-        spread = widths[-1] if isinstance(architecture.family, DiagGaussian) else 0
-        size = architecture.params + spread + sum((ours + 1) * theirs for ours, theirs in projections)
-        self.flat = torch.zeros(self.num_members, size, device=mean.device)
-        self.gradient = torch.zeros_like(self.flat)
-        self._offset = 0
-        self._leaves: list[tuple[Tensor, Tensor]] = []
+        super().__init__(architecture, len(generators), mean.device, projections)
         layers = [self._windows(width_in + 1, width_out) for width_in, width_out in itertools.pairwise(widths)]
         self.weights = [window for window, _ in layers]
         self._sinks = [window.transpose(1, 2) for window in self.weights]
         self._sources = [window[:, :-1] for window in self.weights]
         self._parts = [_parts(gradient) for _, gradient in layers]
-        self.log_std = self._leaf(1, spread)
-        self.projections = [(self._leaf(ours, theirs), self._leaf(1, theirs)) for ours, theirs in projections]
+        self._make_leaves(projections)
         self._initialize(generators)
-
-    def _windows(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """The next ``[K, rows, columns]`` of ``flat`` and of ``gradient``."""
-        window = slice(self._offset, self._offset + rows * columns)
-        self._offset = window.stop
-        return self.flat[:, window].unflatten(1, (rows, columns)), self.gradient[:, window].unflatten(1, (rows, columns))
-
-    def _leaf(self, rows: int, columns: int) -> Tensor:
-        """The next window as a leaf of autograd's; ``backward`` takes its gradient over."""
-        window, gradient = self._windows(rows, columns)
-        leaf = window.detach().requires_grad_()
-        self._leaves.append((leaf, gradient))
-        return leaf
 
     @torch.no_grad()
     def _initialize(self, generators: list[torch.Generator]) -> None:
-        """Orthogonal weights (gain sqrt 2 in hidden layers, 0.1 at the output), zero biases, a standard deviation of exp(-1)."""
-        gains = [math.sqrt(2)] * (len(self.weights) - 1) + [0.1] + [1.0] * len(self.projections)
-        own = [weight[:, :-1] for weight in self.weights]
-        shapes = [list(itertools.pairwise(member.widths)) for member in self._architectures]
-        for layer, (weight, gain) in enumerate(zip([*own, *(weight for weight, _ in self.projections)], gains, strict=True)):
-            for member, generator in enumerate(generators):
-                fresh = torch.empty(shapes[member][layer]) if layer < len(own) else torch.empty(weight.shape[1:])
-                nn.init.orthogonal_(fresh, gain, generator=generator)
-                weight[member, : fresh.shape[0], : fresh.shape[1]].copy_(fresh)
-        self.log_std.fill_(-1.0)
+        """Orthogonal weights, see ``flat.orthogonal``, and zero biases."""
+        for member, generator in enumerate(generators):
+            widths = self._architectures[member].widths
+            for index, (weight, (width_in, width_out)) in enumerate(zip(self.weights, itertools.pairwise(widths), strict=True)):
+                fresh = orthogonal((width_in, width_out), HIDDEN_GAIN if index + 2 < len(widths) else OUTPUT_GAIN, generator)
+                weight[member, :width_in, :width_out].copy_(fresh)
+        self._initialize_leaves(generators)
+
+    @property
+    def sample_size(self) -> int:
+        """Numbers of one observation as the stack reads it."""
+        return len(self.mean)
+
+    def inputs(self, steps: int, batch_size: int) -> Tensor:
+        """Room for what ``load`` writes: ``[S, K, inputs + 1, B]``, the last row ones."""
+        return self.flat.new_ones(steps, self.num_members, len(self.mean) + 1, batch_size)
+
+    def load(self, observations: Tensor, room: Tensor) -> Sequence[Tensor]:
+        """Encode and normalise raw observations ``[S * K * B, ...]`` on their way into ``room``; return the inputs of each step."""
+        steps, members, _, batch_size = room.shape
+        encoded = encode_observations(self.architecture.observation_space, observations, self.mean.dtype)
+        turned = encoded.reshape(steps, members, batch_size, -1).transpose(2, 3)
+        torch.sub(turned, self.mean[:, None], out=room[:, :, :-1]).div_(self.scale[:, None])
+        return room.unbind(0)
 
     def buffers(self, batch_size: int) -> Activations:
         """Room for one pass over ``batch_size`` samples a member."""
@@ -216,12 +210,7 @@ class StudentStack:
             activations: what it filled; the last of its ``slopes`` holds the loss's gradient with respect to the output.
             hints: with respect to each hidden layer after its activation, ``[K, width, B]``; None where the loss does not read it.
         """
-        for leaf, window in self._leaves:
-            if leaf.grad is None:
-                window.zero_()
-            else:
-                window.copy_(leaf.grad)
-                leaf.grad = None
+        self._take_over_leaves()
         for index, source, above, slope, before, hidden in activations.downwards:
             torch.bmm(source, above, out=slope)
             if hints and (hint := hints[index]) is not None:
@@ -247,7 +236,7 @@ class StudentStack:
             layer.weight.copy_(window[: layer.in_features, : layer.out_features].T)
             layer.bias.copy_(window[-1, : layer.out_features])
             offset += count
-        student.normalize_by(self.mean, self.scale)
+        student.vectors.normalize_by(self.mean, self.scale)
         student.log_std.copy_(source[offset : offset + len(student.log_std)])
         return student.eval().requires_grad_(False)
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +21,11 @@ from policy_distill.policies.student import Student, layer_names
 from policy_distill.support.trees import on_cpu
 from policy_distill.training.batches import Batches
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks import Pass, Stack
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-HELD_OUT_ROWS = 8192
-"""Rows that validation losses are taken on."""
+HELD_OUT_ROWS, HELD_OUT_NUMBERS = 8192, 2**25
+"""Rows that validation losses are taken on, and numbers in these observations."""
 REPORTS = 20
 """How often a call of ``Trainer.run`` reports; less often where it takes fewer chunks of steps."""
 
@@ -56,7 +57,7 @@ class Trainer:
         generators: one a member, on the dataset's device: each draws its own batches, so that a member does not depend on the others.
     """
 
-    def __init__(self, stack: StudentStack, objective: Objective, config: TrainConfig, generators: Sequence[torch.Generator]) -> None:
+    def __init__(self, stack: Stack, objective: Objective, config: TrainConfig, generators: Sequence[torch.Generator]) -> None:
         own = [config.vary[member % len(config.vary)] for member in range(len(generators))] if config.vary else []
         if own:
             objective = objective.for_members([_loss_of(objective.config, member) for member in own], stack.flat.device)
@@ -74,7 +75,7 @@ class Trainer:
         self._change = torch.zeros_like(stack.flat) if self._rates is not None else stack.flat.new_empty(0)
         self._steps = torch.zeros((), device=stack.flat.device)
         """``gradient_steps`` where Adam reads it."""
-        self._activations = stack.buffers(config.batch_size)
+        self._activations: Pass = stack.buffers(config.batch_size)
 
     @property
     def learning_rate(self) -> float:
@@ -115,7 +116,8 @@ class Trainer:
             count = min(batches.chunk_steps, num_steps - first)
             inputs, targets = batches.draw(count)
             if gradient is None or gradient.num_steps != count:
-                gradient = gradient_of(self.objective, inputs, self.stack.log_std, self.generators)
+                like = self.stack.flat.new_empty(1).expand(count, self.stack.num_members, 1, self.config.batch_size)
+                gradient = gradient_of(self.objective, like, self.stack.log_std, self.generators)
             for name, value in self._take(inputs, targets, gradient).items():
                 sums[name] = sums[name] + value if name in sums else value
             done = first + count
@@ -140,11 +142,11 @@ class Trainer:
             )
 
     @torch.inference_mode()
-    def _take(self, inputs: Tensor, targets: ActionTargets, gradient: Gradient) -> dict[str, Tensor]:
+    def _take(self, inputs: Sequence[Any], targets: ActionTargets, gradient: Gradient) -> dict[str, Tensor]:
         """Take a chunk's gradient steps; return the sum over them of each term's mean over members and samples.
 
         Args:
-            inputs: ``[S, K, inputs + 1, B]``.
+            inputs: of each step.
             targets: with leading ``[S, K, B]``.
             gradient: of the loss on actions.
         """
@@ -153,7 +155,7 @@ class Trainer:
         of_layers = LayerGradient(self.objective, stack.projections, gradient.divisor) if self.objective.layers_read else None
         if of_layers:
             of_layers.load(targets)
-        for step, batch in enumerate(inputs.unbind(0)):
+        for step, batch in enumerate(inputs):
             stack.forward(batch, activations, gradient.outputs[step])
             gradient.write(step, activations.slopes[-1])
             hints: list[Tensor | None] = []
@@ -198,10 +200,14 @@ class Trainer:
             self.fit_log_std(student, dataset)
         return found
 
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, min(HELD_OUT_ROWS, HELD_OUT_NUMBERS // self.stack.sample_size))
+
     @torch.no_grad()
     def validate(self, dataset: Dataset, student: Student, member: int = 0) -> dict[str, float]:
         """Mean of each term of a member's loss over held-out rows; empty as long as no episode was held out."""
-        held_out = dataset.held_out(HELD_OUT_ROWS)
+        held_out = dataset.held_out(self._rows_at_once)
         if held_out is None:
             return {}
         observations, targets = held_out
@@ -222,7 +228,7 @@ class Trainer:
         """
         if not isinstance(student.family, DiagGaussian) or self.objective.kind != "regression":
             return
-        observations, targets = dataset.spread(HELD_OUT_ROWS)
+        observations, targets = dataset.spread(self._rows_at_once)
         target = student.family.box.to_box(targets.actions.cpu())
         near_bound, limits = self.objective.config.near_bound, student.family.box.limits(target)
         error = bounded_error(target, student(on_cpu(observations)), near_bound=near_bound, limits=limits)

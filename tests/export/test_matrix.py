@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from stable_baselines3 import PPO
 
 from policy_distill.export.sb3 import save_ppo, why_not_exported
-from policy_distill.pipeline.imitation import normalization_of
+from policy_distill.policies.encoders import normalization_of
 from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.rollouts.numpy_policies import actor
@@ -58,7 +58,7 @@ PAIRS = [(seen, acted) for seen in SEEN for acted in ACTED if seen == "vector" o
 def student_of(seen: gym.Space, acted: gym.Space, observations: np.ndarray) -> Student:
     student = Student(Architecture(seen, acted, (16, 16), "tanh"))
     dtype = torch.float64 if seen.dtype in (np.float64, np.int64) and np.abs(observations).max() > 1e6 else torch.float32
-    student.normalize_by(*normalization_of([encode_observations(seen, torch.as_tensor(observations), dtype)], dtype))
+    student.vectors.normalize_by(*normalization_of([encode_observations(seen, torch.as_tensor(observations), dtype)], dtype))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in student.parameters():

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from policy_distill.pipeline.imitation import new_trainer, normalization_of, part_of
+from policy_distill.pipeline.imitation import new_trainer, part_of
 from policy_distill.pipeline.prepare import Job
 from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.encoders import normalization_of
 from policy_distill.training.dataset import Dataset
 from policy_distill.training.stack import StudentStack
 from policy_distill.training.trainer import Trainer
@@ -79,8 +80,8 @@ def test_the_first_student_is_drawn_from_the_run_s_seed(tmp_path):
     mean, scale = normalization_of([rows_of(dataset)[0]])
     own = StudentStack(job.architecture, generators=[generator(5)], mean=mean, scale=scale)
     assert torch.equal(trainer.stack.flat, own.flat)
-    assert torch.equal(trainer.stack.mean, mean)
-    assert torch.equal(trainer.stack.scale, scale)
+    assert torch.equal(trainer.student().mean, mean)
+    assert torch.equal(trainer.student().scale, scale)
     assert [found.initial_seed() for found in trainer.generators] == [5]
 
 
@@ -122,6 +123,6 @@ def test_what_is_discrete_is_normalised_as_the_network_reads_it(tmp_path):
     dataset = Dataset(4, holdout=0.0, device=job.device)
     shown = torch.tensor([0, 0, 1, 2])
     dataset.append(labelled(shown, ActionTargets(job.teacher.targets(shown).parameters, shown)))
-    stack = new_trainer(job, dataset, 10).stack
-    assert stack.mean.tolist() == [0.5, 0.25, 0.25, 0.0]
-    assert stack.scale.tolist() == pytest.approx([(1 / 3) ** 0.5, 0.5, 0.5, 1.0])  # the last number was never shown
+    student = new_trainer(job, dataset, 10).student()
+    assert student.mean.tolist() == [0.5, 0.25, 0.25, 0.0]
+    assert student.scale.tolist() == pytest.approx([(1 / 3) ** 0.5, 0.5, 0.5, 1.0])  # the last number was never shown

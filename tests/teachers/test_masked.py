@@ -42,7 +42,7 @@ def batch(model: Any, rows: int = 64) -> tuple[Any, np.ndarray]:
     return observations, mask.astype(np.int8)
 
 
-def with_masks(observations: Any, mask: np.ndarray) -> dict[str, np.ndarray]:
+def with_masks(observations: Any, mask: np.ndarray) -> Any:
     return {**(observations if isinstance(observations, dict) else {OBSERVATION: observations}), MASK: mask}
 
 
@@ -101,7 +101,8 @@ def test_statistics_are_of_the_observation_beside_the_mask(tmp_path):
 
     model = model_of(VECTOR, ACTIONS[0])
     statistics = VecNormalize(DummyVecEnv([lambda: TinyEnv(VECTOR, ACTIONS[0])]))
-    statistics.obs_rms.mean, statistics.obs_rms.var = np.array([1.0, 2, 3, 4]), np.array([4.0, 1, 9, 2])
+    rms: Any = statistics.obs_rms
+    rms.mean, rms.var = np.array([1.0, 2, 3, 4]), np.array([4.0, 1, 9, 2])
     teacher = Teacher.from_sb3(model, statistics)
     seen, mask = batch(model)
     expected, _ = model.predict(statistics.normalize_obs(seen), deterministic=True, action_masks=mask)

@@ -63,12 +63,12 @@ def test_batches_are_what_the_dataset_draws(seen, acted, loss, parameters):
     draws = [generator(7), generator(8)]
     for count in (3, 1, 5):  # a chunk overwrites the one before it, and may be shorter
         inputs, targets = made.draw(count)
-        assert inputs.shape == (count, 2, stack.architecture.widths[0] + 1, 6)
+        assert [step.shape for step in inputs] == [(2, stack.architecture.widths[0] + 1, 6)] * count
         for step in range(count):
             observations, told = dataset.take(dataset.draw(1, 6, draws)[0], objective.reads)
             encoded = encode_observations(seen, observations.flatten(0, 1)).unflatten(0, (2, 6))
-            assert torch.equal(inputs[step, :, :-1], ((encoded - stack.mean) / stack.scale).transpose(1, 2))
-            assert (inputs[step, :, -1] == 1).all()
+            assert torch.equal(inputs[step][:, :-1], ((encoded - stack.mean) / stack.scale).transpose(1, 2))
+            assert (inputs[step][:, -1] == 1).all()
             assert targets.parameters.keys() == told.parameters.keys()
             assert all(torch.equal(targets.parameters[name][step], value) for name, value in told.parameters.items())
             if objective.reads_actions:
@@ -98,9 +98,9 @@ def test_inputs_by_hand():
         labelled(torch.tensor([[0.0, 5.0, 1.0]]), ActionTargets({"logits": torch.tensor([[1.0, 2.0, 3.0, 4.0]])}, torch.zeros(1)))
     )
     _, stack, objective = world(SEEN, CHOICE, LossConfig(), logits=4)  # means -1, 0, 1; scales 0.5, 1.25, 2
-    inputs, targets = Batches(dataset, stack, objective, 2, [generator()], 1).draw(1)
-    assert inputs.tolist() == [[[[2.0, 2.0], [4.0, 4.0], [0.0, 0.0], [1.0, 1.0]]]]
-    assert targets.parameters["logits"].tolist() == [[[[1.0, 2.0, 3.0, 4.0]] * 2]]
+    inputs, targets = Batches(dataset, stack, objective, 2, [generator(), generator()], 1).draw(1)
+    assert inputs[0].tolist() == [[[2.0, 2.0], [4.0, 4.0], [0.0, 0.0], [1.0, 1.0]]] * 2
+    assert targets.parameters["logits"].tolist() == [[[[1.0, 2.0, 3.0, 4.0]] * 2] * 2]
 
 
 def test_forgotten_rows_are_not_drawn():
@@ -108,7 +108,7 @@ def test_forgotten_rows_are_not_drawn():
     dataset.forget(50)
     inputs, _ = batches_of(dataset, stack, objective).draw(30)
     late = ((dataset.training_rows()[0][50:] - stack.mean) / stack.scale).tolist()
-    assert all(row in late for row in inputs[:, :, :-1].transpose(2, 3).reshape(-1, 3).tolist())
+    assert all(row in late for row in torch.stack(list(inputs))[:, :, :-1].transpose(2, 3).reshape(-1, 3).tolist())
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("kl", CHUNK_STEPS), ("nll", 1)])

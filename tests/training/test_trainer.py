@@ -441,7 +441,7 @@ def hinted_trainer(loss: LossConfig, **changes: Any) -> Trainer:
     config = TrainConfig(gradient_steps=400, batch_size=32, learning_rate=0.01, average_decay=0.0)
     trainer = trainer_of(ACTED[0], dataclasses.replace(config, **changes), loss)
     stack = StudentStack(
-        trainer.stack.architecture, generators=[generator()], mean=trainer.stack.mean, scale=trainer.stack.scale,
+        trainer.stack.architecture, generators=[generator()], mean=trainer.student().mean, scale=trainer.student().scale,
         projections=[(8, 4)] if loss.features.weight else [],
     )  # fmt: skip
     return Trainer(stack, trainer.objective, trainer.config, [generator(7)])

@@ -24,8 +24,8 @@ import torch
 
 from policy_distill.config import LossConfig, RequestError, TrainConfig
 from policy_distill.losses.objective import Objective
-from policy_distill.pipeline.imitation import normalization_of
 from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.encoders import normalization_of
 from policy_distill.rollouts.processes import Remote
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.studies.benchmark.result import WIDTH

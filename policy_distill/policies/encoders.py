@@ -1,0 +1,237 @@
+"""Encoders: the part of a student that turns raw observations into the features that its head reads.
+
+Each encoder owns its normalisation. It is affine, without clipping, and taken from observations (``normalize``). Vectors are shifted and
+scaled component by component. Images are divided channel by channel by the largest value seen (255 for ordinary ones), and that factor is
+folded into the first convolution, so that no scaled copy of an image is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import gymnasium as gym
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policy_distill.policies.observations import encode_observations, observation_width
+from policy_distill.support.trees import Tree, leaf_spaces
+
+LARGE, MIDDLE = 36, 12
+"""Smaller side of an image, in pixels, from which on a convolution reads 8x8 pixels in steps of 4, and 4x4 in steps of 2; else 3x3 in
+steps of 1. With three layers and 84x84 pixels these are the convolutions of Mnih et al. (2015)."""
+
+
+class Vectors(nn.Module):
+    """Observations as one vector, normalised.
+
+    Attributes:
+        mean, scale: ``[width]``; features are ``(vector - mean) / scale``. Where they are float64, so is this arithmetic: rounding to
+            float32 before would lose what the observations say.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, space: gym.Space) -> None:
+        super().__init__()
+        self.space = space
+        width = observation_width(space)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def forward(self, observations: Tree) -> Tensor:
+        """Raw observations to features ``[B, width]`` in float32."""
+        encoded = encode_observations(self.space, observations, self.mean.dtype)
+        return ((encoded - self.mean) / self.scale).float()
+
+    def normalize_by(self, mean: Tensor, scale: Tensor) -> None:
+        """Take over the normalisation, and whether it is computed in float32 or in float64."""
+        self.mean, self.scale = (tensor.detach().to(self.mean.device, copy=True) for tensor in (mean, scale))
+
+    def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
+        """Take the normalisation from raw observations, of which each block holds some."""
+        self.normalize_by(*normalization_of((encode_observations(self.space, block, dtype) for block in blocks()), dtype))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        """The precision is that of the tensors that are loaded."""
+        self.normalize_by(*(state_dict.get(prefix + name, getattr(self, name)) for name in ("mean", "scale")))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One layer's sizes: channels in and out, kernel and stride in pixels, and height and width of what comes out."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    height: int
+    width: int
+
+
+def convolutions(space: gym.Space, channels: Sequence[int]) -> list[Convolution]:
+    """The layers that read images of ``space``, without padding; see ``LARGE`` for kernels and strides."""
+    inputs, height, width = image_sizes(space)
+    layers = []
+    for outputs in channels:
+        side = min(height, width)
+        kernel, stride = (8, 4) if side >= LARGE else (4, 2) if side >= MIDDLE else (min(3, side), 1)
+        height, width = ((size - kernel) // stride + 1 for size in (height, width))
+        layers.append(Convolution(inputs, outputs, kernel, stride, height, width))
+        inputs = outputs
+    return layers
+
+
+def image_sizes(space: gym.Space) -> tuple[int, int, int]:
+    """Channels, height and width of images ``[C, H, W]`` or ``[H, W, C]``."""
+    first, second, third = space.shape or ()
+    return (first, second, third) if channels_first(space) else (third, first, second)
+
+
+def channels_first(space: gym.Space) -> bool:
+    """Whether images lie channel after channel: where the first axis is the shorter one of first and last."""
+    shape = space.shape or ()
+    return shape[0] < shape[2]
+
+
+class Images(nn.Module):
+    """Images read by convolutions, each followed by the activation; the last layer's output is flattened.
+
+    Attributes:
+        scale: ``[channels]``; pixels are divided by it, within the first convolution.
+    """
+
+    scale: Tensor
+
+    def __init__(self, space: gym.Space, channels: Sequence[int], activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.channels_first, self.activation = channels_first(space), activation()
+        layers = convolutions(space, channels)
+        self.convolutions = nn.ModuleList(nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, layer.stride) for layer in layers)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.register_buffer("scale", torch.ones(layers[0].inputs))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Raw images ``[B, ...]`` of any number type to features ``[B, width]``, pixel after pixel."""
+        values = self._arranged(observations).to(torch.float32, memory_format=torch.channels_last)
+        for index, layer in enumerate(self.convolutions):
+            assert isinstance(layer, nn.Conv2d)
+            weight = layer.weight if index else layer.weight / self.scale[:, None, None]
+            values = self.activation(F.conv2d(values, weight, layer.bias, layer.stride))
+        return values.permute(0, 2, 3, 1).flatten(1)
+
+    def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
+        """Take the scale from raw images, of which each block holds some: each channel's largest absolute value, 1 where all are 0."""
+        largest = torch.stack([self._arranged(block).float().abs().amax((0, 2, 3)) for block in blocks()]).amax(0)
+        self.scale = torch.where(largest > 0, largest, 1.0).to(self.scale.device)
+
+    def _arranged(self, observations: Tensor) -> Tensor:
+        """``[B, C, H, W]``."""
+        return observations if self.channels_first else observations.permute(0, 3, 1, 2)
+
+
+class Parts(nn.Module):
+    """The parts of a Dict, each read by an encoder of its own, and their features side by side."""
+
+    def __init__(self, parts: dict[str, Vectors | Images]) -> None:
+        super().__init__()
+        self.keys = tuple(parts)
+        self.parts = nn.ModuleList(parts.values())  # by number: a key may hold what a module's name may not
+
+    def forward(self, observations: Tree) -> Tensor:
+        """Raw observations to features ``[B, width]``."""
+        return torch.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], dim=1)
+
+    def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
+        """Take each part's normalisation from raw observations, of which each block holds some."""
+        for key, part in zip(self.keys, self.parts, strict=True):
+            assert isinstance(part, Vectors | Images)
+            part.normalize(lambda key=key: (block[key] for block in blocks()), dtype)  # type: ignore[misc]
+
+
+Encoder: TypeAlias = Vectors | Images | Parts
+
+
+def encoder_of(space: gym.Space, channels: Sequence[int], activation: type[nn.Module]) -> Encoder:
+    """A fresh encoder.
+
+    Args:
+        space: of the raw observations.
+        channels: of the convolutions that read each image; () reads everything as vectors.
+        activation: after each convolution.
+    """
+    if not channels:
+        return Vectors(space)
+    parts = {key: Images(part, channels, activation) if may_be_image(part) else Vectors(part) for key, part in leaf_spaces(space).items()}
+    return Parts(parts) if isinstance(space, gym.spaces.Dict) else parts[""]
+
+
+def encoder_shapes(space: gym.Space, channels: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The shapes of an encoder's tensors by name, without making any."""
+    if isinstance(space, gym.spaces.Dict) and channels:
+        parts = enumerate(leaf_spaces(space).values())
+        return {f"parts.{index}.{name}": shape for index, part in parts for name, shape in encoder_shapes(part, channels).items()}
+    if not channels or not may_be_image(space):
+        width = observation_width(space)
+        return {"mean": (width,), "scale": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {"scale": (image_sizes(space)[0],)}
+    for index, layer in enumerate(convolutions(space, channels)):
+        name = f"convolutions.{index}"
+        shapes |= {f"{name}.weight": (layer.outputs, layer.inputs, layer.kernel, layer.kernel), f"{name}.bias": (layer.outputs,)}
+    return shapes
+
+
+def feature_width(space: gym.Space, channels: Sequence[int]) -> int:
+    """Number of features that an encoder makes of one observation."""
+    if not channels:
+        return observation_width(space)
+    widths = []
+    for part in leaf_spaces(space).values():
+        last = convolutions(part, channels)[-1] if may_be_image(part) else None
+        widths.append(last.outputs * last.height * last.width if last else observation_width(part))
+    return sum(widths)
+
+
+def may_be_image(space: gym.Space) -> bool:
+    """Whether convolutions can read it: a box of three axes."""
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 3
+
+
+def images_in(space: gym.Space) -> list[gym.Space]:
+    """The parts that are taken for images unless the user says otherwise: boxes of three axes that hold whole numbers or bools."""
+    parts = leaf_spaces(space).values()
+    return [part for part in parts if may_be_image(part) and part.dtype is not None and part.dtype.kind in "uib"]
+
+
+def usual_channels(images: Sequence[gym.Space], unit: int) -> tuple[int, ...]:
+    """``unit`` channels, then twice as many; a third layer, as wide as the second, where an image's smaller side is ``LARGE`` or more."""
+    large = any(min(image_sizes(image)[1:]) >= LARGE for image in images)
+    return (unit, 2 * unit, 2 * unit) if large else (unit, 2 * unit)
+
+
+def normalization_of(blocks: Iterable[Tensor], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Mean and scale ``[inputs]`` of encoded observations, of which each block holds some: ``[b, inputs]``; as ``dtype``.
+
+    A component that never varies is left as it is. Blocks are joined by the formulas of Chan, Golub & LeVeque (1983).
+    """
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for block in blocks:
+        wide, rows = block.to(torch.float64, copy=True), len(block)
+        centre = wide.mean(0)
+        gap = centre - mean
+        squares = squares + wide.sub_(centre).square_().sum(0) + gap.square() * (count * rows / (count + rows))
+        mean = mean + gap * (rows / (count + rows))
+        count += rows
+    std = (squares / (count - 1)).sqrt()
+    constant = std < (1e-6 if dtype == torch.float32 else 1e-14) * (1 + mean.abs())
+    return torch.where(constant, 0.0, mean).to(dtype), torch.where(constant, 1.0, std).to(dtype)
+
+
+def parameter_count(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+    """Weights and biases among tensors of these names and shapes; normalisations fold into them and add none."""
+    return sum(math.prod(shape) for name, shape in shapes if name.endswith(("weight", "bias")))

@@ -1,0 +1,169 @@
+"""K students of any encoder as rows of one flat tensor, by autograd.
+
+It is slower than the written-out stack of vectors, whose reference it is, and trains everything else.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from policy_distill.policies.encoders import Encoder
+from policy_distill.policies.student import Architecture, Student, layer_names
+from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, rows
+from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
+
+
+@dataclass
+class Pass:
+    """One pass over a batch; see ``stacks.Pass``.
+
+    Attributes:
+        hidden: of each hidden layer of the head ``[K, width, B]``, after its activation.
+        slopes: one tensor ``[K, outputs, B]``, the loss's gradient with respect to the output.
+        output: logits or means ``[K, outputs, B]``.
+        outputs: of each member ``[B, outputs]``, with its graph.
+        layers: of each member, ``hidden`` as ``[B, width]``, with its graph.
+    """
+
+    hidden: list[Tensor]
+    slopes: list[Tensor]
+    output: Tensor
+    outputs: list[Tensor]
+    layers: list[list[Tensor]]
+
+    def named(self, output: Tensor) -> dict[str, Tensor]:
+        """``hidden.0``, ``hidden.1``, ..., ``output`` as losses read them: views ``[K, B, width]``."""
+        names = layer_names(len(self.hidden))
+        return {name: layer.transpose(1, 2) for name, layer in zip(names, [*self.hidden, output], strict=True)}
+
+
+class AutogradStack(FlatParameters):
+    """K students, each a module whose parameters and gradients are views of ``flat`` and ``gradient``. See ``stacks.Stack``.
+
+    Args:
+        architecture: of each member.
+        encoder: of that architecture, on the training device; the members take over its normalisation.
+        generators: one a member, for its first weights.
+        projections: for each hint the student's and the teacher's width.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        encoder: Encoder,
+        *,
+        generators: Sequence[torch.Generator],
+        projections: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        device = next(encoder.buffers()).device
+        super().__init__(architecture, len(generators), device, projections)
+        self._encoder = encoder
+        self._students = [self._fresh().to(device) for _ in generators]
+        parameters, self._slopes = (tensor[:, : architecture.params] for tensor in (self.flat, self.gradient))
+        self._offset = architecture.params
+        self._make_leaves(projections)
+        for index, (student, generator) in enumerate(zip(self._students, generators, strict=True)):
+            last = student.linears[-1].weight
+            windows, gradients = _views(student, parameters[index]), _views(student, self._slopes[index])
+            for parameter, window, gradient in zip(student.parameters(), windows, gradients, strict=True):
+                if parameter.ndim > 1:  # biases stay zero
+                    window.copy_(_first_weights(parameter, OUTPUT_GAIN if parameter is last else HIDDEN_GAIN, generator))
+                parameter.data, parameter.grad = window, gradient
+        self._initialize_leaves(generators)
+
+    def _fresh(self) -> Student:
+        student = Student(self.architecture)
+        student.encoder = copy.deepcopy(self._encoder)
+        return student
+
+    @property
+    def sample_size(self) -> int:
+        """Numbers of one observation as the stack reads it."""
+        return sum(math.prod(part.shape or ()) for part in leaf_spaces(self.architecture.observation_space).values())
+
+    def inputs(self, steps: int, batch_size: int) -> tuple[int, int, int]:
+        """The lead of what ``load`` returns: ``(S, K, B)``. Raw observations need no room of their own."""
+        return steps, self.num_members, batch_size
+
+    def load(self, observations: Tree, room: tuple[int, int, int]) -> list[Tree]:
+        """Raw observations ``[S * K * B, ...]`` as those of each step, ``[K, B, ...]``."""
+        laid_out = map_leaves(lambda leaf: leaf.unflatten(0, room), observations)
+        return [rows(laid_out, step) for step in range(room[0])]
+
+    def buffers(self, batch_size: int) -> Pass:
+        """Room for one pass over ``batch_size`` samples a member."""
+        hidden = [self.flat.new_empty(self.num_members, width, batch_size) for width in self.architecture.widths[1:]]
+        return Pass(hidden[:-1], [torch.empty_like(hidden[-1])], hidden[-1], [], [])
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def forward(self, inputs: Tree, activations: Pass, output: Tensor | None = None) -> Tensor:
+        """Fill ``activations`` and return the output ``[K, outputs, B]``.
+
+        Args:
+            inputs: raw observations ``[K, B, ...]``.
+            activations: of this batch size.
+            output: where the output is written instead of its place in ``activations``.
+        """
+        output = activations.output if output is None else output
+        activations.outputs, activations.layers = [], []
+        for index, student in enumerate(self._students):
+            values, layers = student.encoder(rows(inputs, index)), []
+            for module in student.network:
+                values = module(values)
+                if not isinstance(module, nn.Linear):
+                    layers.append(values)
+            activations.outputs.append(values)
+            activations.layers.append(layers)
+            for room, layer in zip([*activations.hidden, output], [*layers, values], strict=True):
+                room[index].copy_(layer.detach().T)
+        return output
+
+    @torch.inference_mode(False)
+    def backward(self, inputs: Tree, activations: Pass, hints: Sequence[Tensor | None] = ()) -> None:
+        """Write the loss's gradient with respect to all parameters into ``gradient``.
+
+        Args:
+            inputs: what ``forward`` was given.
+            activations: what it filled; the last of its ``slopes`` holds the loss's gradient with respect to the output.
+            hints: with respect to each hidden layer after its activation, ``[K, width, B]``; None where the loss does not read it.
+        """
+        self._take_over_leaves()
+        self._slopes.zero_()
+        reached, upstream = list(activations.outputs), [slope.T for slope in activations.slopes[-1]]
+        for number, hint in enumerate(hints):
+            if hint is not None:
+                reached += [layers[number] for layers in activations.layers]
+                upstream += [slope.T for slope in hint]
+        torch.autograd.backward(reached, upstream)
+
+    @torch.no_grad()
+    def member(self, index: int, flat: Tensor | None = None) -> Student:
+        """Copy member ``index`` out as a ``Student`` on the CPU; from ``flat`` ``[K, P]`` if given (averaged weights)."""
+        source = (self.flat if flat is None else flat)[index].cpu()
+        student = self._fresh().cpu()
+        for parameter, window in zip(student.parameters(), _views(student, source[: self.architecture.params]), strict=True):
+            parameter.copy_(window)
+        student.log_std.copy_(source[self.architecture.params :][: len(student.log_std)])
+        return student.eval().requires_grad_(False)
+
+
+def _views(student: Student, row: Tensor) -> Iterator[Tensor]:
+    """Windows of ``row`` ``[P]`` in the shapes of the student's parameters, each in the memory format that its layer is fastest with."""
+    for parameter, window in zip(student.parameters(), row.split([one.numel() for one in student.parameters()]), strict=True):
+        shape = parameter.shape
+        if len(shape) == 4:  # channels last
+            yield window.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+        else:
+            yield window.view(shape[::-1]).mT if len(shape) == 2 else window
+
+
+def _first_weights(like: Tensor, gain: float, generator: torch.Generator) -> Tensor:
+    """Orthogonal weights; those of a layer ``[out, in]`` are drawn as ``[in, out]``, as the written-out stack draws them."""
+    return orthogonal(tuple(like.shape[::-1]), gain, generator).T if like.ndim == 2 else orthogonal(tuple(like.shape), gain, generator)
