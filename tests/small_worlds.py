@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.policies.actions import ActionTargets, family_of
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.families import family_of
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.support import trees
@@ -201,8 +202,8 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
     family = family_of(action_space)
     observations = torch.randn(count, inputs, generator=draws)
     output = 2 * observations @ torch.randn(inputs, family.width, generator=draws)
-    parameters = {"mean": output, "log_std": -torch.rand(output.shape, generator=draws)} if hasattr(family, "box") else {"logits": output}
-    actions = family.mode(parameters)  # type: ignore[union-attr]
+    parameters = {"mean": output, "log_std": -torch.rand(output.shape, generator=draws)} if family.spread else {"logits": output}
+    actions = family.mode(parameters)
     return labelled(observations, ActionTargets(parameters, actions))
 
 

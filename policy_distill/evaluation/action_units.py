@@ -12,11 +12,13 @@ import functools
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import nn
 
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.policies.actions import Box, Deterministic, DiagGaussian, units_of_actions
+from policy_distill.policies.actions import WIDE, ActionTargets, Box, Units
+from policy_distill.policies.families import Family
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import call_apart
 from policy_distill.rollouts.trajectories import play
@@ -60,9 +62,7 @@ def in_units(teacher: Teacher, box: Box) -> Teacher:
         twin.network = Ensemble([in_units(member, box) for member in network.members], weights, network.combine)  # type: ignore[arg-type]
         return twin
     twin.network = _shallow(network)
-    family: Any = network.family
-    assert isinstance(family, DiagGaussian | Deterministic)
-    twin.network.family = dataclasses.replace(family, box=box)
+    twin.network.family = teacher.family.in_box(box)
     twin.network.bounds = ActionBounds(box).to(teacher.anchor.device)
     return twin
 
@@ -73,3 +73,29 @@ def _shallow(module: Any) -> Any:
     assert isinstance(twin, nn.Module)
     twin._modules = dict(twin._modules)
     return twin
+
+
+def units_of_actions(family: Family, targets: ActionTargets) -> Units | None:
+    """Box units that suit a policy's actions where the bounds are far wider; None where all of them are those of the bounds.
+
+    Args:
+        family: of the policy, with the units of its bounds.
+        targets: what it does in states that it visits, ``[B, dim]``.
+
+    Returns:
+        Of a component whose range is ``WIDE`` times that of its actions, and wider than ``WIDE``: half the actions' range, at least their
+        standard deviation when they are drawn, and the middle of the range. Of the others scale and offset of the bounds.
+    """
+    if family.box is None:
+        return None
+    scale, offset = family.box.affine()
+    actions = targets.actions.double().cpu().numpy().reshape(-1, family.box.dim)
+    low, high = actions.min(0), actions.max(0)
+    wide = family.box.may_be_wide & (np.subtract(family.box.high, family.box.low) > WIDE * (high - low))
+    if not wide.any():
+        return None
+    log_std = family.box_log_std(targets.parameters)
+    spread = np.zeros(family.box.dim) if log_std is None else log_std.double().exp().mean(0).cpu().numpy() * scale
+    middle, half = (low + high) / 2, np.maximum((high - low) / 2, spread)
+    half = np.where(half > 0, half, np.maximum(np.abs(middle), 1.0))
+    return tuple(np.where(wide, half, scale).tolist()), tuple(np.where(wide, middle, offset).tolist())

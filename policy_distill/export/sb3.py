@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_distill.policies.actions import DiagGaussian
 from policy_distill.policies.observations import FAR_FROM_ZERO
 from policy_distill.policies.student import ACTIVATIONS, Student
 from policy_distill.support.files import write_atomically
@@ -56,7 +55,7 @@ def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) ->
         folded = _fold_normalization(critic, student)
         _copy_into([*policy.mlp_extractor.value_net, policy.value_net], *folded)
     with torch.no_grad():
-        if isinstance(student.family, DiagGaussian):
+        if student.family.box is not None:
             scale, _ = student.family.box.affine()
             policy.log_std.copy_(student.log_std + torch.from_numpy(scale).log())
     return model
@@ -94,7 +93,7 @@ def why_not_exported(student: Student) -> str | None:
 def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:
     """Weights ``[out, in]`` and biases ``[out]`` of each layer, from raw observations to logits or actions in environment units."""
     weights, biases = _fold_normalization(student.linears, student)
-    if isinstance(student.family, DiagGaussian):
+    if student.family.box is not None:
         action_scale, offset = (torch.from_numpy(array) for array in student.family.box.affine())
         weights[-1] = weights[-1] * action_scale[:, None]
         biases[-1] = biases[-1] * action_scale + offset

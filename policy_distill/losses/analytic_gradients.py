@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from policy_distill.losses.autograd_gradients import AutogradGradient
-from policy_distill.losses.divergences import HUBER_DELTA
 from policy_distill.losses.objective import REGRESSIONS, Objective
-from policy_distill.policies.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.divergences import HUBER_DELTA
+from policy_distill.policies.families import Choices, DiagGaussian
 
 BOUNDLESS = 1e38
 """Times the smallest distance that a float32 can tell, it still exceeds any error."""
@@ -25,10 +26,10 @@ Gradient: TypeAlias = "ChoiceGradient | GaussianGradient | RegressionGradient | 
 
 
 def written_out(objective: Objective) -> bool:
-    """Whether the gradient of the loss on actions is written out: forward KL, or regression."""
+    """Whether the gradient of the loss on actions is written out: forward KL of choices and Gaussians, or regression."""
     config = objective.config
     plain = objective.kind == "kl" and config.divergence == "forward_kl" and not config.standardize_logits
-    return plain or objective.kind == "regression"
+    return (plain and isinstance(objective.family, Choices | DiagGaussian)) or objective.kind == "regression"
 
 
 def gradient_of(objective: Objective, inputs: Tensor, log_std: Tensor, generators: Sequence[torch.Generator] = ()) -> Gradient:
@@ -66,8 +67,8 @@ class ChoiceGradient:
 
     def __init__(self, objective: Objective, like: Tensor) -> None:
         self._objective = objective
-        self._switches = isinstance(objective.family, Bernoulli)
-        self._sizes = _sizes(objective)
+        self._sizes = objective.family.sizes
+        self._switches = sum(self._sizes) != objective.family.width
         self._softens, self._labelled = objective.softens, objective.has_hard_labels
         self._alpha = _each(objective.hard_weight, like)
         self.num_steps, self._members, _, self._samples = like.shape
@@ -89,17 +90,16 @@ class ChoiceGradient:
             targets: with leading ``[S, K, B]``.
             progress: ``[S]``, share of the training that is done at each step.
         """
-        logits = self._pair(self._objective.logits_of(targets.parameters).transpose(-1, -2), self._logits)
+        logits = self._pair(self._objective.distribution_of(targets.parameters)["logits"].transpose(-1, -2), self._logits)
         if self._softens:
             self._temperatures, self._shares = _schedules(self._objective, progress, logits)
             logits = torch.div(logits, self._temperatures, out=self._logits)
         _over_choices(torch.log_softmax, logits, self._sizes, self._teacher_log_probs)
         torch.exp(self._teacher_log_probs, out=self._teacher)
         if self._labelled:
-            indices, family = targets.actions, self._objective.family
-            indices = indices[..., None] - family.start if isinstance(family, Categorical) else indices
+            indices = self._objective.family.raw(targets.actions)
             first = indices.new_tensor([sum(self._sizes[:component]) for component in range(len(self._sizes))])
-            self._labels.zero_().scatter_(-2, (indices + first).transpose(-1, -2).long(), 1.0)
+            self._labels.zero_().scatter_(-2, (indices + first).transpose(-1, -2), 1.0)
 
     def write(self, step: int, slope: Tensor) -> None:
         """Write the gradient of the mean over the batch with respect to ``outputs[step]``, times ``divisor``, into ``slope``."""
@@ -217,7 +217,7 @@ class RegressionGradient:
     """
 
     def __init__(self, objective: Objective, like: Tensor) -> None:
-        assert isinstance(objective.family, (DiagGaussian, Deterministic))
+        assert objective.family.box is not None
         self._box, self._name, self._kind = objective.family.box, objective.soft_name, objective.config.regression
         low, high = (limit[:, None] if isinstance(limit, Tensor) else limit for limit in self._box.limits(like))
         self._limits, self._near = (low, high), (objective.config.near_bound * low, objective.config.near_bound * high)
@@ -258,18 +258,6 @@ class RegressionGradient:
         """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
         error = torch.clamp(self._error, self._lower, self._upper, out=self._error)
         return {self._name: REGRESSIONS[self._kind](error.transpose(-1, -2)).mean() * self.num_steps}
-
-
-def _sizes(objective: Objective) -> tuple[int, ...]:
-    """The number of choices of each component; a switch has two."""
-    match objective.family:
-        case Categorical(num_actions=count):
-            return (count,)
-        case MultiCategorical(nvec=nvec):
-            return nvec
-        case Bernoulli(num_bits=bits):
-            return (2,) * bits
-    raise AssertionError(f"{objective.family} does not choose")
 
 
 def _schedules(objective: Objective, progress: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,31 +9,10 @@ import torch
 from torch import Tensor
 
 from policy_distill.config import LossConfig, RequestError
-from policy_distill.losses.divergences import (
-    bounded_error,
-    forward_kl,
-    gaussian_forward_kl,
-    gaussian_negative_log_likelihood,
-    gaussian_reverse_kl,
-    hard_label_cross_entropy,
-    huber,
-    jensen_shannon,
-    mean_absolute,
-    mean_squared,
-    reverse_kl,
-)
 from policy_distill.losses.relations import RELATIONS, Projection, cosine_distance, normalized_squared_error, samples_compared
-from policy_distill.policies.actions import (
-    LAYER,
-    ActionTargets,
-    Bernoulli,
-    Categorical,
-    Deterministic,
-    DiagGaussian,
-    Family,
-    MultiCategorical,
-    Parameters,
-)
+from policy_distill.policies.actions import LAYER, ActionTargets, Parameters
+from policy_distill.policies.divergences import bounded_error, huber, mean_absolute, mean_squared
+from policy_distill.policies.families import Family
 from policy_distill.policies.q_values import Q_TEMPERATURES, median_action_gap, q_values_to_logits, standardize_logits
 from policy_distill.support.sampling import evenly
 
@@ -123,11 +102,9 @@ class Objective:
     @property
     def reads(self) -> set[str]:
         """Names of the targets' parameters that the terms read; a regression reads the action alone."""
-        own = set() if self.kind == "regression" else {"logits", "q_values", "mean", "log_std"}
-        hinted = self._hinted
-        return (
-            own | {f"{LAYER}{name}" for name in hinted if name != OUTPUT} | ({"logits", "q_values", "mean"} if OUTPUT in hinted else set())
-        )
+        own = set() if self.kind == "regression" else {*self.family.names, "q_values"}
+        output = {*self.family.names[:1], "q_values"} if OUTPUT in self._hinted else set()
+        return own | output | {f"{LAYER}{name}" for name in self._hinted if name != OUTPUT}
 
     @property
     def reads_actions(self) -> bool:
@@ -162,7 +139,7 @@ class Objective:
         if "q_values" in targets.parameters:
             self.q_gap = self.config.q_gap_fraction * median_action_gap(_some(targets.parameters["q_values"], CALIBRATION_ROWS))
         for name in self._pairs[0]:
-            self._layer_variance[name] = max(float(_some(teacher_layer(targets, name), LAYER_ROWS).var(0).mean()), 1e-12)
+            self._layer_variance[name] = max(float(_some(self._teacher_layer(targets, name), LAYER_ROWS).var(0).mean()), 1e-12)
 
     def temperature(self, progress: float | Tensor) -> float | Tensor:
         """At ``progress`` in [0, 1] of the training: along a line from ``temperature`` to ``temperature_end``.
@@ -220,77 +197,52 @@ class Objective:
     def _action_terms(
         self, outputs: Tensor, log_std: Tensor, targets: ActionTargets, temperature: float | Tensor, draws: Tensor | None
     ) -> dict[str, Tensor]:
-        parameters, family = targets.parameters, self.family
+        family, config = self.family, self.config
         if self.kind == "regression":
-            assert isinstance(family, (DiagGaussian, Deterministic))
+            assert family.box is not None
             target = family.box.to_box(targets.actions)
-            error = bounded_error(target, outputs, near_bound=self.config.near_bound, limits=family.box.limits(target))
-            return {self.soft_name: REGRESSIONS[self.config.regression](error)}
-        if isinstance(family, DiagGaussian):
-            mean, spread = parameters["mean"], parameters["log_std"]
-            if self.kind == "nll":
-                assert draws is not None, "sampled targets need random numbers"
-                sampled = mean + spread.exp() * torch.special.ndtri(draws)
-                return {self.soft_name: gaussian_negative_log_likelihood(sampled, outputs, log_std)}
-            divergence = gaussian_reverse_kl if self.config.divergence == "reverse_kl" else gaussian_forward_kl
-            return {self.soft_name: divergence(mean, spread, outputs, log_std, temperature=temperature)}
-        teacher = choices(family, self.logits_of(parameters))
-        student = choices(family, outputs)
+            error = bounded_error(target, outputs, near_bound=config.near_bound, limits=family.box.limits(target))
+            return {self.soft_name: REGRESSIONS[config.regression](error)}
+        teacher, student = self.distribution_of(targets.parameters), family.parameters_of(outputs, log_std)
         if self.kind == "nll":
             assert draws is not None, "sampled targets need random numbers"
-            gumbel = choices(family, -(-draws.log()).log())
-            drawn = [(part + noise).argmax(-1) for part, noise in zip(teacher, gumbel, strict=True)]
-            return {self.soft_name: sum_of(_over_choices(family, map(hard_label_cross_entropy, drawn, student)))}
-        if isinstance(family, Bernoulli) and isinstance(temperature, Tensor):
-            temperature = temperature[..., None]  # of every switch of a sample
-        found = {
-            self.soft_name: sum_of(
-                _over_choices(family, (self._divergence(*pair, temperature) for pair in zip(teacher, student, strict=True)))
-            )
-        }
+            return {self.soft_name: -family.log_prob(student, family.draw(teacher, draws))}
+        own = (teacher, student)
+        if config.standardize_logits:
+            own = (family.standardized(teacher), family.standardized(student))
+        beta = config.jensen_shannon_beta
+        found = {self.soft_name: family.divergence(config.divergence, *own, temperature=temperature, beta=beta)}
         if self.has_hard_labels:
-            labels = _labels(family, targets.actions)
-            found["hard_cross_entropy_nats"] = sum_of(_over_choices(family, map(hard_label_cross_entropy, labels, student)))
+            found["hard_cross_entropy_nats"] = -family.log_prob(student, family.raw(targets.actions))
         return found
 
-    def logits_of(self, parameters: Parameters) -> Tensor:
-        """The teacher's logits ``[..., width]``: its own, or made from its Q-values."""
+    def distribution_of(self, parameters: Parameters) -> Parameters:
+        """The teacher's own parameters ``[..., width]``; of Q-values the logits that are made of them."""
         if "q_values" not in parameters:
-            return parameters["logits"]
+            return parameters
         values, config = parameters["q_values"], self.config
         if config.q_logits == "gap":
-            return q_values_to_logits(values, self.q_gap)
+            return {"logits": q_values_to_logits(values, self.q_gap)}
         scale = config.q_temperature or Q_TEMPERATURES[config.q_logits]
-        return (standardize_logits(values) if config.q_logits == "z_score" else values) / scale
-
-    def _divergence(self, teacher: Tensor, student: Tensor, temperature: float | Tensor) -> Tensor:
-        if self.config.standardize_logits:
-            teacher, student = standardize_logits(teacher), standardize_logits(student)
-        match self.config.divergence:
-            case "reverse_kl":
-                return reverse_kl(teacher, student, temperature=temperature)
-            case "jensen_shannon":
-                return jensen_shannon(teacher, student, beta=self.config.jensen_shannon_beta, temperature=temperature)
-        return forward_kl(teacher, student, temperature=temperature)
+        return {"logits": (standardize_logits(values) if config.q_logits == "z_score" else values) / scale}
 
     def layer_terms(self, layers: Mapping[str, Tensor], targets: ActionTargets, projections: Sequence[Projection]) -> dict[str, Tensor]:
         """Hints and relations, each term's value per sample ``[K, B]``, unweighted; arguments as in ``terms``."""
         (hints, related), found = self._pairs, {}
         distance, relation = self.config.features.distance, self.config.relations.kind
         for (theirs, ours), projection in zip(hints.items(), projections, strict=True):
-            target, variance = teacher_layer(targets, theirs), self._layer_variance.get(theirs, 1.0)
+            target, variance = self._teacher_layer(targets, theirs), self._layer_variance.get(theirs, 1.0)
             found[f"feature_{distance}_{theirs}"] = _LAYER_DISTANCES[distance](target, layers[ours], variance, projection)
         for theirs, ours in related.items():
-            found[f"relation_{relation}_{theirs}"] = RELATIONS[relation](teacher_layer(targets, theirs), layers[ours])
+            found[f"relation_{relation}_{theirs}"] = RELATIONS[relation](self._teacher_layer(targets, theirs), layers[ours])
         return found
 
-
-def teacher_layer(targets: ActionTargets, name: str) -> Tensor:
-    """A layer of the teacher ``[..., width]`` by name; its output is the first of its distribution's parameters, or else its action."""
-    if name != OUTPUT:
-        return targets.parameters[f"{LAYER}{name}"]
-    known = [targets.parameters[key] for key in ("logits", "q_values", "mean") if key in targets.parameters]
-    return known[0] if known else targets.actions
+    def _teacher_layer(self, targets: ActionTargets, name: str) -> Tensor:
+        """A layer of the teacher ``[..., width]``; its output is the first of its distribution's parameters, or else its action."""
+        if name != OUTPUT:
+            return targets.parameters[f"{LAYER}{name}"]
+        known = [targets.parameters[key] for key in (*self.family.names[:1], "q_values") if key in targets.parameters]
+        return known[0] if known else targets.actions
 
 
 def _ends_of(config: LossConfig) -> tuple[float, float]:
@@ -300,30 +252,6 @@ def _ends_of(config: LossConfig) -> tuple[float, float]:
 
 def _some(rows: Tensor, limit: int) -> Tensor:
     return rows[evenly(len(rows), limit, rows.device)]
-
-
-def choices(family: Family, logits: Tensor) -> list[Tensor]:
-    """The logits of each independent choice, ``[..., number of choices]``; switches are choices between off (logit 0) and on."""
-    match family:
-        case MultiCategorical(nvec=nvec):
-            return list(logits.split(nvec, -1))
-        case Bernoulli():
-            return [torch.stack([torch.zeros_like(logits), logits], dim=-1)]
-    return [logits]
-
-
-def _labels(family: Family, actions: Tensor) -> list[Tensor]:
-    match family:
-        case Categorical(start=start):
-            return [actions - start]
-        case MultiCategorical():
-            return list(actions.unbind(-1))
-    return [actions]
-
-
-def _over_choices(family: Family, values: Iterable[Tensor]) -> list[Tensor]:
-    """Switches come as one tensor with a trailing axis over which they are summed."""
-    return [value.sum(-1) if isinstance(family, Bernoulli) else value for value in values]
 
 
 def sum_of(values: Iterable[Tensor]) -> Tensor:
@@ -340,12 +268,11 @@ def resolve_kind(config: LossConfig, family: Family) -> str:
     Raises:
         RequestError: if the loss does not suit the teacher.
     """
-    discrete = isinstance(family, (Categorical, MultiCategorical, Bernoulli))
-    only_acts = isinstance(family, Deterministic) or (isinstance(family, DiagGaussian) and family.squashed)
-    kind = ("regression" if only_acts else "kl") if config.kind == "auto" else config.kind
+    discrete = family.box is None
+    kind = family.losses[0] if config.kind == "auto" else config.kind
     if kind == "regression" and discrete:
         raise RequestError("loss.kind is 'regression', but the teacher's actions are discrete: use 'kl'")
-    if kind != "regression" and only_acts:
+    if kind not in family.losses:
         raise RequestError(
             f"loss.kind is {kind!r}, but this teacher's actions have no density a clipped Gaussian could match: use 'regression'"
         )
@@ -353,10 +280,11 @@ def resolve_kind(config: LossConfig, family: Family) -> str:
         raise RequestError(
             f"loss.hard_weight is {config.hard_weight}, but hard labels go with the divergence of discrete actions alone: set it to 0"
         )
-    if config.divergence == "jensen_shannon" and kind == "kl" and not discrete:
+    if kind == "kl" and config.divergence not in family.divergences:
         raise RequestError(
-            "loss.divergence is 'jensen_shannon', which has no closed form between Gaussians: use 'forward_kl' or 'reverse_kl'"
+            f"loss.divergence is {config.divergence!r}, which has no closed form between two of {type(family).__name__}: "
+            f"use {' or '.join(map(repr, family.divergences))}"
         )
-    if config.standardize_logits and not isinstance(family, (Categorical, MultiCategorical)):
+    if config.standardize_logits and not family.standardizes:
         raise RequestError("loss.standardize_logits is true, but this teacher has no logits over several actions: set it to false")
     return kind

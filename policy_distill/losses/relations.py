@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policy_distill.losses.divergences import check_same_shape
+from policy_distill.policies.divergences import check_same_shape
 
 Projection: TypeAlias = tuple[Tensor, Tensor]
 """Of each of K students: weight ``[K, width, teacher's width]`` and bias ``[K, 1, teacher's width]``."""

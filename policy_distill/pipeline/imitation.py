@@ -54,7 +54,7 @@ def imitate(run: Run) -> Imitation:
     capacity = _total_env_steps(config) + job.num_extra_states
     dataset = Dataset(capacity, holdout=config.train.holdout, device=job.device, folder=folder)
     final_seeds = evaluation_seeds("final", config.evaluate.episodes)
-    box = getattr(job.teacher.family, "box", None)
+    box = job.teacher.family.box
     wide = box if box is not None and box.units is not None else None
     exploration = Exploration(config.collect.epsilon, config.collect.action_noise, wide)
     trainer: Trainer | None = None

@@ -19,7 +19,7 @@ from policy_distill.evaluation.disagreements import read_worst_states
 from policy_distill.evaluation.probe import probe
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
-from policy_distill.policies.actions import Box, Deterministic, DiagGaussian
+from policy_distill.policies.actions import Box
 from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, layer_names
 from policy_distill.support.files import writable_folder, write_atomically
 from policy_distill.support.trees import Tree, length
@@ -214,7 +214,7 @@ def settle_action_units(job: Job) -> tuple[Job, int]:
     teacher, env_steps = suited(job.teacher, job.spec, job.config.step_timeout)
     if teacher is job.teacher:
         return job, env_steps
-    assert isinstance(teacher.family, DiagGaussian | Deterministic)
+    assert teacher.family.box is not None
     units = teacher.family.box.units
     assert units is not None
     natural = Box.from_space(job.teacher.action_space).affine()[0]  # type: ignore[arg-type]

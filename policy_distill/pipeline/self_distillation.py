@@ -19,8 +19,8 @@ from policy_distill.losses.objective import Objective
 from policy_distill.pipeline.context import Kept, Run
 from policy_distill.pipeline.imitation import new_trainer
 from policy_distill.pipeline.records import reports_to, track_generation
-from policy_distill.policies.actions import ActionTargets, Deterministic, DiagGaussian, Parameters
-from policy_distill.policies.mixtures import mix_parameters, weighted_mean
+from policy_distill.policies.actions import ActionTargets, Parameters
+from policy_distill.policies.families import weighted_mean
 from policy_distill.policies.student import Student
 from policy_distill.support.figures import return_text
 from policy_distill.support.trees import Tree, blocks, on_cpu
@@ -132,12 +132,9 @@ def mix_targets(
     shares = [teacher_weight, *[(1 - teacher_weight) / len(mentors)] * len(mentors)]
     told = [_ask(mentor, on_cpu(observations), device) for mentor in mentors]
     if objective.kind == "regression":
-        box = mentors[0].family.box  # type: ignore[union-attr]
-        actions = weighted_mean([targets.actions, *(box.to_environment(one["mean"]) for one in told)], shares)
+        actions = weighted_mean([targets.actions, *map(mentors[0].family.mode, told)], shares)
         return ActionTargets(parameters, actions)
-    assert not isinstance(family, Deterministic), "a teacher that only names the action is learnt by regression"
-    own = parameters if isinstance(family, DiagGaussian) else {"logits": objective.logits_of(parameters)}
-    mixed = mix_parameters(family, [own, *told], shares)
+    mixed = family.mix([objective.distribution_of(parameters), *told], shares)
     parameters.pop("q_values", None)
     return ActionTargets({**parameters, **mixed}, family.mode(mixed))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
 from policy_distill.environments.action_masks import MASK, has_mask
-from policy_distill.policies.actions import DiagGaussian, Family, Parameters, Units, family_of
+from policy_distill.policies.actions import Parameters, Units
 from policy_distill.policies.encoders import (
     Encoder,
     Vectors,
@@ -30,8 +30,8 @@ from policy_distill.policies.encoders import (
     parameter_count,
     usual_channels,
 )
+from policy_distill.policies.families import Family, family_of
 from policy_distill.policies.fast_forward import lay_out, run
-from policy_distill.policies.masks import masked
 from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import Tree, to_tensors
@@ -64,9 +64,7 @@ class Architecture:
     @property
     def family(self) -> Family:
         family = family_of(self.action_space)
-        if self.action_units is None or not isinstance(family, DiagGaussian):
-            return family
-        return dataclasses.replace(family, box=dataclasses.replace(family.box, units=self.action_units))
+        return family if self.action_units is None else family.in_units(self.action_units)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -87,7 +85,7 @@ class Architecture:
         """The shapes of a student's tensors by their names in student.safetensors, without making any."""
         widths = self.widths
         shapes = {self.written(f"encoder.{name}"): shape for name, shape in encoder_shapes(self.observation_space, self.channels).items()}
-        shapes["log_std"] = (widths[-1] if isinstance(self.family, DiagGaussian) else 0,)
+        shapes["log_std"] = (self.family.spread,)
         for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             shapes |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
         return shapes
@@ -150,7 +148,7 @@ class Student(nn.Module):
                 layers.append(activation())
             layers.append(lay_out(nn.Linear(width_in, width_out)))
         self.network = nn.Sequential(*layers)
-        self.register_buffer("log_std", torch.zeros(widths[-1] if isinstance(self.family, DiagGaussian) else 0))
+        self.register_buffer("log_std", torch.zeros(self.family.spread))
 
     @property
     def observation_space(self) -> gym.Space:
@@ -187,20 +185,18 @@ class Student(nn.Module):
     def forward(self, observations: Tree) -> Tensor:
         """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``; logits of actions that a mask forbids are ``FORBIDDEN``."""
         output = run(self.network, self.encoder.forward(observations))
-        return masked(self.family, output, observations[MASK]) if has_mask(self.observation_space) else output  # type: ignore[arg-type]
+        return self.family.masked(output, observations[MASK]) if has_mask(self.observation_space) else output
 
     def parameters_of(self, observations: Tree) -> Parameters:
         """The parameters of the student's action distribution."""
         output = self(observations)
-        if isinstance(self.family, DiagGaussian):
-            return {"mean": output, "log_std": self.log_std.expand_as(output)}
-        return {"logits": output}
+        return self.family.parameters_of(output, self.log_std.expand(*output.shape[:-1], -1))
 
     @torch.inference_mode()
     def act(self, observations: Tree, *, generator: torch.Generator | None = None) -> np.ndarray:
         """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given."""
         parameters = self.parameters_of(to_tensors(observations))
-        actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)  # type: ignore[union-attr]
+        actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)
         array = actions.numpy()
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
 

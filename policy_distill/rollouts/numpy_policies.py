@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from policy_distill.environments.action_masks import MASK, has_mask
-from policy_distill.policies.actions import LAYER, ActionTargets, Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
-from policy_distill.policies.masks import masked
+from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student
@@ -92,7 +91,7 @@ def outputs_of(student: Student, rows: int) -> Function:
         return layers(np.divide(encoded, scale, out=encoded))
 
     if has_mask(space):
-        return lambda observations: masked(student.family, outputs(observations), observations[MASK])  # type: ignore[arg-type]
+        return lambda observations: student.family.masked(outputs(observations), observations[MASK])
     return outputs
 
 
@@ -119,16 +118,6 @@ def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray
     return join
 
 
-def to_environment(box: Box, shape: tuple[int, ...]) -> Function:
-    """From means or draws in box units ``[B, dim]`` to fresh actions ``[B, *shape]`` in the environment's units.
-
-    They are clipped last: rounding takes none of them past the bounds.
-    """
-    unit, offset = (values.astype(np.float32) for values in box.affine())
-    low, high = (np.array(bounds, np.float32) for bounds in (box.low, box.high))
-    return lambda values: (values * unit + offset).clip(low, high).reshape(-1, *shape)
-
-
 def _refuse_device(observations: np.ndarray) -> Labels:
     raise ValueError("the teacher is not on the CPU, where environments are stepped: move it there")
 
@@ -149,22 +138,8 @@ def _teacher_actor(teacher: Teacher, rows: int) -> Function:
 
 
 def _student_actor(student: Student, rows: int) -> Function:
-    outputs, family = outputs_of(student, rows), student.family
-    if isinstance(family, DiagGaussian):
-        finish = to_environment(family.box, student.action_space.shape or ())
-        return lambda observations: finish(outputs(observations))
-    choose = _choice(family, "logits")
+    outputs, choose = outputs_of(student, rows), student.family.chooser(student.action_space.shape or ())
     return lambda observations: choose(outputs(observations))
-
-
-def _choice(family: Family, scores: str) -> Function:
-    """From scores ``[B, width]`` to the best actions."""
-    match family:
-        case Categorical(start=start):
-            return lambda values: values.argmax(-1) + start
-        case MultiCategorical() | Bernoulli():
-            return lambda values: family.mode({scores: torch.from_numpy(values)}).numpy()
-    raise TypeError(f"{type(family).__name__} has no scores")
 
 
 def _encoder(teacher: Teacher, rows: int) -> Function:
@@ -200,7 +175,7 @@ def _recorded(teacher: Teacher) -> dict[str, str]:
 
 
 def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
-    encode, choose = _encoder(teacher, rows), _choice(network.family, network.scores)
+    encode, choose = _encoder(teacher, rows), network.family.chooser(())
     body = Layers(network.body, rows, name="body", recorded=_recorded(teacher))
     name, quantiles = network.scores, network.num_quantiles
 
@@ -215,12 +190,12 @@ def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
 
 def _masked(teacher: Teacher, network: MaskedNetwork, rows: int) -> Label:
     inner: Any = network.network
-    encode, choose = _encoder(teacher, rows), _choice(network.family, "logits")
+    encode, choose = _encoder(teacher, rows), network.family.chooser(())
     body = Layers(inner.body, rows, name="network.body", recorded=_recorded(teacher))
 
     def ask(observations: np.ndarray) -> Labels:
         features, mask = network.parts(encode(observations))
-        logits = masked(inner.family, body(np.ascontiguousarray(features)), mask)
+        logits = network.family.masked(body(np.ascontiguousarray(features)), mask)
         return {"logits": logits, **body.seen}, choose(logits)
 
     return ask

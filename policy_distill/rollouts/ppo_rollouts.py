@@ -6,7 +6,6 @@ steps of a rollout with its share of the environments before it answers.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.environments.border import Border, Finite, not_finite, own_random_state
-from policy_distill.policies.actions import Bernoulli, Box, Categorical, DiagGaussian, Family, MultiCategorical
 from policy_distill.policies.student import Student
-from policy_distill.rollouts.numpy_policies import outputs_of, to_environment
+from policy_distill.rollouts.numpy_policies import outputs_of
 from policy_distill.rollouts.processes import Remote
 from policy_distill.support.pending import Pending
 
@@ -180,15 +178,15 @@ class _Group:
         self._observations[0], self._starts[0] = self._observations[-1], self._starts[-1]
         family, num_steps, count = student.family, len(self._rewards), len(self._envs)
         outputs, std = outputs_of(student, count), student.log_std.exp().numpy()
-        executable = _executable(self._envs[0].action_space, family)
+        executable = family.executable(self._envs[0].action_space)
         # An environment's draws do not depend on what shares its process.
-        noise = np.stack([noise_of(family, stream, num_steps) for stream in self._streams], axis=1)
+        noise = np.stack([family.noise(stream, num_steps) for stream in self._streams], axis=1)
         all_finite = Finite(self._observations[0])
         for step in range(num_steps):
             if not all_finite(self._observations[step]):
                 row = all_finite.first_wrong()
                 raise not_finite(self._envs[row], self._observations[step][row])
-            self._actions[step] = drawn(family, outputs(self._observations[step]), std, noise[step])
+            self._actions[step] = family.drawn(outputs(self._observations[step]), std, noise[step])
             actions = executable(self._actions[step])
             for row, env in enumerate(self._envs):
                 observation, reward, terminated, truncated, _ = env.step(actions[row])
@@ -210,44 +208,3 @@ class _Group:
     def close(self) -> None:
         for env in self._envs:
             env.close()
-
-
-def _executable(space: gym.Space, family: Family) -> Callable[[np.ndarray], np.ndarray]:
-    """From actions ``[B, components]`` as they are drawn to a fresh ``[B, ...]`` that ``env.step`` accepts row by row."""
-    shape = space.shape or ()
-    if not isinstance(space, gym.spaces.Box):
-        return lambda actions: actions.reshape(-1, *shape).astype(space.dtype)
-    assert isinstance(family, DiagGaussian)
-    finish = to_environment(dataclasses.replace(Box.from_space(space), units=family.box.units), shape)
-    return lambda actions: finish(actions).astype(space.dtype, copy=False)
-
-
-def noise_of(family: Family, generator: np.random.Generator, num_steps: int) -> np.ndarray:
-    """What decides between actions, float32 ``[T, width]``: normal for Gaussians, Gumbel for choices, logistic for switches."""
-    shape = (num_steps, family.width)
-    match family:
-        case DiagGaussian():
-            return generator.standard_normal(shape, np.float32)
-        case Categorical() | MultiCategorical():
-            return generator.gumbel(size=shape).astype(np.float32)
-        case Bernoulli():
-            return generator.logistic(size=shape).astype(np.float32)
-    raise ValueError(f"{family} has no density to draw from")
-
-
-def drawn(family: Family, outputs: np.ndarray, std: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """The action ``[B, components]`` that ``noise`` draws from the distribution with these logits or means ``[B, width]``.
-
-    The greatest of logits plus Gumbel noise is a draw from their softmax (Maddison et al. 2014, https://arxiv.org/abs/1411.0030).
-    """
-    match family:
-        case DiagGaussian():
-            return outputs + std * noise
-        case Categorical():
-            return (outputs + noise).argmax(-1)[:, None]
-        case MultiCategorical(nvec=nvec):
-            parts = np.split(outputs + noise, np.cumsum(nvec)[:-1], axis=-1)
-            return np.stack([part.argmax(-1) for part in parts], axis=-1)
-        case Bernoulli():
-            return outputs + noise > 0
-    raise ValueError(f"{family} has no density to draw from")

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from policy_distill.config import RequestError
-from policy_distill.policies.actions import DiagGaussian
 from policy_distill.policies.student import Student
 from policy_distill.support import trees
 from policy_distill.support.seeds import derived_seed
@@ -28,8 +27,8 @@ class Drawing:
 
     def __post_init__(self) -> None:
         policy = self.policy
-        names = _parameters(policy, trees.zeros(policy.observation_space, 2)).keys()
-        if not {"logits", "mean"} & names:
+        names = policy.family.names
+        if not names or not set(names) <= _parameters(policy, trees.zeros(policy.observation_space, 2)).keys():
             raise RequestError("the policy only names its actions, it has no distribution to draw from: leave --stochastic out")
 
     def for_episode(self, seed: int) -> DrawingEpisode:
@@ -48,7 +47,7 @@ class DrawingEpisode:
     def act(self, observations: trees.Tree) -> np.ndarray:
         """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts."""
         family = self.policy.family
-        actions = family.sample(_parameters(self.policy, observations), self.generator)  # type: ignore[union-attr]
+        actions = family.sample(_parameters(self.policy, observations), self.generator)
         array: np.ndarray = actions.numpy()
         space = self.policy.action_space
         return array.reshape(len(array), *space.shape).astype(space.dtype) if isinstance(space, gym.spaces.Box) else array
@@ -57,7 +56,4 @@ class DrawingEpisode:
 @torch.inference_mode()
 def _parameters(policy: Student | Teacher, observations: trees.Tree) -> dict[str, torch.Tensor]:
     tensor = trees.map_leaves(torch.tensor, observations)
-    parameters = policy.targets(tensor).parameters if isinstance(policy, Teacher) else policy.parameters_of(tensor)
-    if isinstance(policy.family, DiagGaussian) and "log_std" not in parameters:
-        return {}
-    return parameters
+    return policy.targets(tensor).parameters if isinstance(policy, Teacher) else policy.parameters_of(tensor)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from policy_distill.support.trees import Tree
+from policy_distill.teachers.algorithms import ALGORITHMS, layout_of
 from policy_distill.teachers.networks.critics import ActionValue
 from policy_distill.teachers.teacher import Teacher
 
@@ -15,7 +16,8 @@ def why_no_action_values(teacher: Teacher) -> str | None:
     if getattr(teacher.network, "scores", None) == "q_values":
         return None
     if not isinstance(teacher.critic, ActionValue):
-        return "the teacher has no critic that values single actions: dqn, qrdqn, sac, tqc, td3 and ddpg have"
+        known = ", ".join(name for name in sorted(ALGORITHMS) if (layout := layout_of(name)) is not None and layout.values_actions)
+        return f"the teacher has no critic that values single actions: {known} have"
     return teacher.why_no_values()
 
 
@@ -34,7 +36,7 @@ def q_gap(teacher: Teacher, observations: Tree, actions: Tensor) -> Tensor:
     targets = teacher.targets(observations)
     if "q_values" in targets.parameters:
         q_values = targets.parameters["q_values"]
-        chosen = actions.long().reshape(-1, 1) - teacher.family.start  # type: ignore[union-attr]
+        chosen = teacher.family.raw(actions)
         gap = q_values.amax(-1) - q_values.gather(-1, chosen).squeeze(-1)
     else:
         critic, features = teacher.critic, teacher.encode(observations)

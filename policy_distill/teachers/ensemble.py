@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from policy_distill.config import RequestError
 from policy_distill.environments.matching import first_difference
-from policy_distill.policies.actions import ActionTargets, Box, Deterministic, DiagGaussian, Family, Parameters
-from policy_distill.policies.mixtures import mix_parameters, weighted_mean
+from policy_distill.policies.actions import ActionTargets, Box, Parameters
+from policy_distill.policies.families import Family, weighted_mean
 from policy_distill.policies.q_values import Q_TEMPERATURES, standardize_logits
 from policy_distill.support.trees import Tree
 from policy_distill.teachers.networks.acting import ActionBounds
@@ -63,10 +63,8 @@ class Ensemble(nn.Module):
         self.weights = _shares(weights, len(members), combine)
         self.combine = combine
         first, *others = (member.family for member in members)
-        alike = all(other == first for other in others)
-        if combine == "mean" and isinstance(first, DiagGaussian) and first.squashed:
-            alike = False  # the mean of two squashed Gaussians is none
-        self.family: Family = first if alike else Deterministic(first.box)  # type: ignore[union-attr]
+        alike = all(other == first for other in others) and (combine == "value" or first.mixes)
+        self.family: Family = first if alike else first.of_agent(density=False)
         self.bounds = ActionBounds(Box.from_space(space)) if isinstance(space := members[0].action_space, gym.spaces.Box) else None
         sizes = [member.params for member in members]
         self.acting_params = sum(sizes) if all(sizes) else 0
@@ -79,10 +77,10 @@ class Ensemble(nn.Module):
 
     def mixed(self, told: Sequence[ActionTargets]) -> ActionTargets:
         """The weighted mean of what the members say, row by row; of an ensemble that combines by ``mean``."""
-        if isinstance(self.family, Deterministic):
+        if not self.family.names:
             assert self.bounds is not None
             return ActionTargets({}, self.bounds.clip(weighted_mean([targets.actions for targets in told], self.weights)))
-        mixed = mix_parameters(self.family, [_as_logits(targets.parameters) for targets in told], self.weights)
+        mixed = self.family.mix([_as_logits(targets.parameters) for targets in told], self.weights)
         return ActionTargets(mixed, self.family.mode(mixed))
 
     def member_values(self, observations: Tree) -> Tensor:
@@ -97,12 +95,12 @@ class Ensemble(nn.Module):
             return torch.stack(list(tensors))[best, rows]
 
         actions = chosen([targets.actions for targets in told])
-        if isinstance(self.family, Deterministic):
+        if not self.family.names:
             return ActionTargets({}, actions)
         parameters = [targets.parameters for targets in told]
         if not all("q_values" in one for one in parameters):
             parameters = [_as_logits(one) for one in parameters]
-        names = [name for name in ("logits", "q_values", "mean", "log_std") if name in parameters[0]]
+        names = [name for name in (*self.family.names, "q_values") if name in parameters[0]]
         return ActionTargets({name: chosen([one[name] for one in parameters]) for name in names}, actions)
 
 

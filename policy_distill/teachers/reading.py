@@ -13,6 +13,7 @@ from policy_distill.config import Reading, RequestError
 from policy_distill.policies.observations import is_image, observation_width
 from policy_distill.support.trees import leaf_spaces
 from policy_distill.support.untrusted import refuse_damage
+from policy_distill.teachers.algorithms import ALGORITHMS, algorithm_of_fields, algorithm_of_networks, layout_of
 from policy_distill.teachers.files.archive import COMPILED, Archive, class_name, read_archive, read_data
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.files.folder import AgentFiles
@@ -23,7 +24,6 @@ from policy_distill.teachers.files.normalization import (
     read_reward_scale,
     reward_scale_of,
 )
-from policy_distill.teachers.files.saved_algorithm import algorithm_of_fields
 from policy_distill.teachers.files.training_record import read_training_record
 from policy_distill.teachers.files.trusted import SB3_PACKAGES, algorithm_of, load_model
 from policy_distill.teachers.networks.counting import acting_family, check_start
@@ -32,12 +32,10 @@ from policy_distill.teachers.networks.extractor import ExtractorMaker, extractor
 from policy_distill.teachers.networks.live import LivePolicy
 from policy_distill.teachers.networks.rebuild import (
     HAS_MEMORY,
-    KINDS,
     check_supported,
     own_extractor_of,
     rebuild_network,
-    recognise_algorithm,
-    recognise_kind,
+    recognise_layout,
 )
 
 
@@ -82,7 +80,8 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     Raises:
         RequestError: if they are not supported; ``NotPlainError`` where ``--trust`` might help.
     """
-    if algorithm_of_fields(archive.data) == "ppo_lstm":
+    told = algorithm_of_fields(archive.data)
+    if told is not None and ALGORITHMS[told].has_memory:
         raise RequestError(f"{archive.path} {HAS_MEMORY}")
     if archive.policy_module is not None and not archive.policy_module.startswith(SB3_PACKAGES):
         raise NotPlainError(
@@ -91,18 +90,18 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
         )
     check_start(archive.observation_space, archive.action_space, archive.path)
     check_supported(archive.state_dict, archive.policy_kwargs, archive.path, extractor_known=extractor is not None)
-    kind = recognise_kind(archive.state_dict, archive.path)
-    recognised = recognise_algorithm(kind, archive.data)
-    if algo is not None and KINDS.get(algo) != kind:
+    layout = recognise_layout(archive.state_dict, archive.path)
+    recognised = algorithm_of_networks(layout, archive.data)
+    if algo is not None and layout_of(algo) is not layout:
         raise RequestError(f"algo is {algo!r}, but {archive.path} holds the networks of {recognised}; leave algo out")
-    if files.algo is not None and KINDS.get(files.algo) != kind:
+    if files.algo is not None and layout_of(files.algo) is not layout:
         notes.append(f"the folder says {files.algo}, the weights are those of {recognised}")
     elif algo is None and files.algo is not None:
         recognised = files.algo
     name = algo or recognised
     spaces = archive.observation_space, archive.action_space
     maker = _maker(archive, extractor, notes)
-    acting = rebuild_network(archive.state_dict, kind, *spaces, archive.policy_kwargs, archive.path, maker)
+    acting = rebuild_network(archive.state_dict, layout, *spaces, archive.policy_kwargs, archive.path, maker)
     width = observation_width(archive.observation_space)
     critic = rebuild_critic(archive.state_dict, name, acting, archive.policy_kwargs, width, archive.path, maker)
     return Networks(acting, critic, name)
@@ -129,18 +128,18 @@ def networks_of_model(model: Any) -> Networks:
     """
     name = algorithm_of(model)
     source = f"the {type(model).__name__} model"
-    if name is None or name == "ppo_lstm":
+    if name is None or ALGORITHMS[name].has_memory:
         raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms without memory are")
     check_observation_space(model.observation_space, source)
     check_start(model.observation_space, model.action_space, source)
     policy = getattr(model.policy, COMPILED.rstrip("."), model.policy)
-    if name in KINDS and type(policy).__module__.startswith(SB3_PACKAGES):
+    if layout_of(name) is not None and type(policy).__module__.startswith(SB3_PACKAGES):
         kwargs = {key: str(value) if isinstance(value, type) else value for key, value in model.policy_kwargs.items()}
         weights = {key: tensor.detach().cpu() for key, tensor in policy.state_dict().items()}
         try:
             check_supported(weights, kwargs, source, extractor_known=False)
-            kind = recognise_kind(weights, source)
-            acting = rebuild_network(weights, kind, model.observation_space, model.action_space, kwargs, source)
+            layout = recognise_layout(weights, source)
+            acting = rebuild_network(weights, layout, model.observation_space, model.action_space, kwargs, source)
             return Networks(acting, rebuild_critic(weights, name, acting, kwargs, observation_width(model.observation_space), source), name)
         except NotPlainError:
             pass  # a features extractor or activation of the user's own: copied below
@@ -151,8 +150,8 @@ def networks_of_model(model: Any) -> Networks:
 def algorithm_to_trust(files: AgentFiles, algo: str | None) -> str | None:
     """The algorithm with whose class Stable-Baselines3 is to load the zip: the user's word, else the zip's, else the folder's."""
     told = algorithm_of_fields(read_data(files.zip_path))
-    alike = files.algo is not None and KINDS.get(files.algo) == KINDS.get(told or "", KINDS.get(files.algo))
-    return algo or (files.algo if alike else told)
+    alike = layout_of(told) is None or layout_of(files.algo) is layout_of(told)
+    return algo or (files.algo if files.algo is not None and alike else told)
 
 
 def spaces_of(archive: Archive | None) -> dict[str, gym.Space]:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from policy_distill.config import Reading, RequestError
 from policy_distill.environments.action_masks import OBSERVATION, with_mask
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.policies.actions import LAYER, ActionTargets, Family
+from policy_distill.policies.actions import LAYER, ActionTargets
+from policy_distill.policies.families import Family
 from policy_distill.policies.observations import encode_observations, observation_width, parts_of
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, of_space, to_tensors, zeros
+from policy_distill.teachers.algorithms import ALGORITHMS, layout_of
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.files.folder import find_agent
 from policy_distill.teachers.files.normalization import ObservationNormalization, Statistics, for_observations, shape_of
@@ -82,7 +84,7 @@ class Teacher(nn.Module):
         reading: Reading | None = None,
     ) -> None:
         super().__init__()
-        if algo == "ppo_mask":
+        if algo in ALGORITHMS and ALGORITHMS[algo].masks:
             network, critic = MaskedNetwork(network, action_space), critic and MaskedCritic(critic)
             if normalization is not None and not isinstance(normalization, dict):
                 normalization = {OBSERVATION: normalization}
@@ -188,8 +190,12 @@ class Teacher(nn.Module):
     def why_no_values(self) -> str | None:
         """Why ``values`` cannot answer, and what would help; None if it can."""
         if self.critic is None:
-            known = "a2c, ppo, trpo, dqn, qrdqn, sac, tqc, td3, ddpg, or an ensemble combined by value"
-            return f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {known}"
+            layouts = {name: layout_of(name) for name in ALGORITHMS}
+            known = ", ".join(name for name, layout in sorted(layouts.items()) if layout and (layout.value or layout.values_actions))
+            return (
+                f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {known}, or an ensemble "
+                "combined by value"
+            )
         if self.reward_scale is None:
             return f"{name_of(self)} was trained on normalised rewards whose scale is missing: put vecnormalize.pkl where its config.yml is"
         return None

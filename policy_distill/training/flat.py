@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from policy_distill.policies.actions import DiagGaussian
 from policy_distill.policies.student import Architecture
 
 HIDDEN_GAIN, OUTPUT_GAIN = math.sqrt(2), 0.1
@@ -36,7 +35,7 @@ class FlatParameters:
 
     def __init__(self, architecture: Architecture, members: int, device: torch.device, projections: Sequence[tuple[int, int]]) -> None:
         self.architecture, self.num_members = architecture, members
-        self._spread = architecture.family.width if isinstance(architecture.family, DiagGaussian) else 0
+        self._spread = architecture.family.spread
         size = architecture.params + self._spread + sum((ours + 1) * theirs for ours, theirs in projections)
         self.flat = torch.zeros(members, size, device=device)
         self.gradient = torch.zeros_like(self.flat)

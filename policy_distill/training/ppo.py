@@ -7,7 +7,6 @@ bonus, no clipping of values and no early end of an update. Tests compare every 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.config import PolishConfig
-from policy_distill.policies.actions import Bernoulli, Categorical, DiagGaussian, Family, MultiCategorical
 from policy_distill.policies.observations import encode_observations
 from policy_distill.rollouts.ppo_rollouts import Ended, RolloutEnv
 from policy_distill.training.stack import Activations, StudentStack
@@ -96,7 +94,7 @@ class PPO:
         observations = torch.from_numpy(environments.observations[:-1]).flatten(0, 1)
         actions = torch.from_numpy(environments.actions.astype(np.float32)).flatten(0, 1)
         inputs, discount = self.inputs(observations), self.config.discount
-        log_probs, *_ = log_prob_and_score(self.actor.architecture.family, self.outputs(inputs), self.actor.log_std[0, 0], actions)
+        log_probs, *_ = self.actor.architecture.family.scored(self.outputs(inputs), self.actor.log_std[0, 0], actions)
         values = self.values(inputs).reshape(num_steps, num_envs)
         rewards = np.stack([self._reward_scale(*step) for step in zip(environments.rewards, environments.starts[1:], strict=True)])
         if truncated := [episode for episode in ended if episode.truncated]:
@@ -151,7 +149,7 @@ class PPO:
             return torch.zeros_like(error), torch.zeros(())
 
         outputs = actor.forward(inputs, acted)[0].T.contiguous()
-        log_prob, by_outputs, by_log_std = log_prob_and_score(actor.architecture.family, outputs, actor.log_std[0, 0], batch.actions)
+        log_prob, by_outputs, by_log_std = actor.architecture.family.scored(outputs, actor.log_std[0, 0], batch.actions)
         log_ratio = log_prob - batch.log_probs
         by_log_prob = surrogate_slope(log_ratio, normalized(batch.advantages), self.config.clip_range) / -size
         upstream = by_log_prob[:, None] * by_outputs
@@ -264,41 +262,3 @@ def approximate_kl(log_ratio: Tensor) -> Tensor:
 
 
 # Action families.
-
-
-def log_prob_and_score(family: Family, outputs: Tensor, log_std: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The log-probability of each row's action, in nats, and its derivatives (the score).
-
-    Args:
-        family: of the policy; discrete actions are counted from 0.
-        outputs: logits or means ``[B, width]``.
-        log_std: ``[width]``, read for Gaussians alone.
-        actions: ``[B]``, ``[B, 1]`` or ``[B, components]`` of any number type.
-
-    Returns:
-        The log-probability ``[B]``, its derivative by the outputs ``[B, width]``, and by ``log_std`` ``[B, width]``; None without one.
-
-    Raises:
-        ValueError: for a family without a density.
-    """
-    match family:
-        case DiagGaussian(box=box):
-            inverse = (-log_std).exp()
-            distance = (actions.view_as(outputs) - outputs) * inverse
-            squared = distance.square()
-            log_prob = squared.sum(-1) / -2 - (log_std.sum() + box.dim * math.log(2 * math.pi) / 2)
-            return log_prob, distance * inverse, squared - 1
-        case Categorical():
-            return *_choice(outputs, actions.view(-1, 1)), None
-        case MultiCategorical(nvec=nvec):
-            log_probs, scores = zip(*map(_choice, outputs.split(nvec, -1), actions.split(1, -1)), strict=True)
-            return torch.stack(log_probs).sum(0), torch.cat(scores, -1), None
-        case Bernoulli():
-            return (actions * outputs - nn.functional.softplus(outputs)).sum(-1), actions - outputs.sigmoid(), None
-    raise ValueError(f"{family} has no density to draw from")
-
-
-def _choice(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability ``[B]`` of ``chosen`` ``[B, 1]``; its derivative by the logits ``[B, n]`` is what was chosen less what was likely."""
-    log_probs, chosen = logits.log_softmax(-1), chosen.long()
-    return log_probs.gather(-1, chosen)[:, 0], (-log_probs.exp()).scatter_add(-1, chosen, torch.ones_like(log_probs[:, :1]))

@@ -14,9 +14,9 @@ from torch import Tensor
 from policy_distill.config import LossConfig, MemberConfig, TrainConfig, TrainingFault
 from policy_distill.losses.analytic_gradients import Gradient, gradient_of
 from policy_distill.losses.autograd_gradients import LayerGradient
-from policy_distill.losses.divergences import bounded_error
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import ActionTargets, DiagGaussian
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.divergences import bounded_error
 from policy_distill.policies.student import Student, layer_names
 from policy_distill.support.trees import on_cpu
 from policy_distill.training.batches import Batches
@@ -226,16 +226,17 @@ class Trainer:
         It is ``E[teacher's variance + squared error]``, where the forward KL is smallest as long as no action is clipped; the teacher's
         variance is zero where it has none in box units (deterministic and squashed teachers).
         """
-        if not isinstance(student.family, DiagGaussian) or self.objective.kind != "regression":
+        if not student.family.spread or self.objective.kind != "regression":
             return
+        assert student.family.box is not None
         observations, targets = dataset.spread(self._rows_at_once)
         target = student.family.box.to_box(targets.actions.cpu())
         near_bound, limits = self.objective.config.near_bound, student.family.box.limits(target)
         error = bounded_error(target, student(on_cpu(observations)), near_bound=near_bound, limits=limits)
         variance = error.square().mean(0)
-        family = self.objective.family
-        if isinstance(family, DiagGaussian) and not family.squashed:
-            variance = variance + (2 * targets.parameters["log_std"].cpu()).exp().mean(0)
+        log_std = self.objective.family.box_log_std(targets.parameters)
+        if log_std is not None:
+            variance = variance + (2 * log_std.cpu()).exp().mean(0)
         student.log_std.copy_(0.5 * variance.clamp_min(1e-6).log())
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from policy_distill.config import LossConfig, TrainConfig, ValueConfig
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import ActionTargets, Box, Deterministic
+from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.families import Deterministic
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.support.trees import Tree, blocks, leaves, on_cpu
 from policy_distill.teachers import Teacher

@@ -26,13 +26,14 @@ from policy_distill.config import (
     TrainConfig,
 )
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.evaluation.action_units import in_units, suited
+from policy_distill.evaluation.action_units import in_units, suited, units_of_actions
 from policy_distill.evaluation.measure import measure
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.losses.divergences import bounded_error
 from policy_distill.pipeline.distill import distill
 from policy_distill.pipeline.prepare import prepare, settle_action_units
-from policy_distill.policies.actions import ActionTargets, Box, Deterministic, DiagGaussian, units_of_actions
+from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.divergences import bounded_error
+from policy_distill.policies.families import Deterministic, DiagGaussian
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.rollouts.collect import Exploration
 from policy_distill.rollouts.episodes import alike
@@ -176,9 +177,9 @@ def test_a_teacher_in_other_units_acts_as_before_and_values_as_before(kind: Kind
     teacher = Teacher.from_sb3(kind.model())
     observations = np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)
     before = teacher.targets(torch.tensor(observations))
-    box = dataclasses.replace(teacher.family.box, units=UNITS)  # type: ignore[union-attr]
+    box = dataclasses.replace(teacher.family.box, units=UNITS)  # type: ignore[type-var]
 
-    twin = in_units(teacher, box)
+    twin = in_units(teacher, box)  # type: ignore[arg-type]
 
     assert np.array_equal(twin.act(observations), teacher.act(observations))
     np.testing.assert_allclose(actor(twin, 16)(observations), teacher.act(observations), rtol=1e-4, atol=1e-4)
@@ -197,7 +198,7 @@ def test_an_ensemble_in_other_units_acts_as_before():
     kind = Kind("ppo", "PPO", Wide.observation_space, gym.spaces.Box(-100, 100, (3,)))
     teacher = Teacher.ensemble([Teacher.from_sb3(kind.model()), Teacher.from_sb3(kind.model())], weights=[1, 3])
     observations = np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)
-    twin = in_units(teacher, dataclasses.replace(teacher.family.box, units=UNITS))  # type: ignore[union-attr]
+    twin = in_units(teacher, dataclasses.replace(teacher.family.box, units=UNITS))  # type: ignore[type-var, arg-type]
     np.testing.assert_allclose(twin.act(observations), teacher.act(observations), rtol=1e-4, atol=1e-3)
     assert twin.family.box.units == UNITS  # type: ignore[union-attr]
 

@@ -14,7 +14,7 @@ import torch
 
 from policy_distill.config import RequestError
 from policy_distill.evaluation.disagreements import COSTS, Disagreements, find, parting_step, read_worst_states, worst_states
-from policy_distill.policies.actions import Categorical
+from policy_distill.policies.families import Categorical
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks.acting import DiscreteNetwork

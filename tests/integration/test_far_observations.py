@@ -12,7 +12,7 @@ from torch import nn
 
 from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, PolishConfig, StudentConfig, TrainConfig
 from policy_distill.pipeline.distill import distill
-from policy_distill.policies.actions import Categorical
+from policy_distill.policies.families import Categorical
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.teachers import ObservationNormalization, Teacher

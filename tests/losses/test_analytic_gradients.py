@@ -16,16 +16,8 @@ from torch import Tensor
 from policy_distill.config import FeatureConfig, LossConfig, RelationConfig
 from policy_distill.losses.analytic_gradients import Gradient, gradient_of, written_out
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import (
-    ActionTargets,
-    Bernoulli,
-    Box,
-    Categorical,
-    Deterministic,
-    DiagGaussian,
-    Family,
-    MultiCategorical,
-)
+from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.families import Bernoulli, Categorical, Deterministic, DiagGaussian, Family, MultiCategorical
 from tests.small_worlds import generator
 
 STEPS, MEMBERS, BATCH = 3, 2, 7

@@ -9,7 +9,8 @@ from torch import Tensor
 from policy_distill.config import FeatureConfig, LossConfig, RelationConfig
 from policy_distill.losses.autograd_gradients import AutogradGradient, LayerGradient
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import ActionTargets, Categorical
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.families import Categorical
 from tests.small_worlds import generator
 
 STEPS, MEMBERS, BATCH, ACTIONS = 2, 2, 6, 3

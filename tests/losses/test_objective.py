@@ -15,14 +15,23 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal, kl_divergence
 
 from policy_distill.config import FeatureConfig, LossConfig, RelationConfig, RequestError
-from policy_distill.losses import divergences as losses
-from policy_distill.losses.objective import Objective, choices, teacher_layer
-from policy_distill.policies.actions import ActionTargets, Bernoulli, Box, Categorical, Deterministic, DiagGaussian, family_of
+from policy_distill.losses.objective import Objective
+from policy_distill.policies import divergences as losses
+from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.families import Bernoulli, Categorical, Choices, Deterministic, DiagGaussian, Family, family_of
 from tests.small_worlds import generator, random_transitions
 
 BOX = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([6, 1], np.float32))
 ACTED = [gym.spaces.Discrete(4), gym.spaces.Discrete(3, start=2), gym.spaces.MultiDiscrete([2, 3]), gym.spaces.MultiBinary(3), BOX]
 NONE = torch.zeros(1, 1, 0)
+
+
+def choices_of(family: Family, logits: torch.Tensor) -> list[torch.Tensor]:
+    """The logits of each independent choice."""
+    assert isinstance(family, Choices)
+    return family.parts(logits)
+
+
 NAMED = Deterministic(Box((-1.0,), (1.0,)))
 
 
@@ -167,7 +176,7 @@ def test_each_divergence_of_each_family_is_torch_s(space, divergence):
     elif isinstance(family, Bernoulli):
         pair = [TorchBernoulli(logits=targets.parameters["logits"] / 2), TorchBernoulli(logits=outputs[0] / 2)]
     else:
-        parts = [choices(family, logits / 2) for logits in (targets.parameters["logits"], outputs[0])]
+        parts = [choices_of(family, logits / 2) for logits in (targets.parameters["logits"], outputs[0])]
         pair = [[TorchCategorical(logits=logits) for logits in part] for part in parts]
     if divergence == "reverse_kl":
         pair.reverse()
@@ -222,7 +231,7 @@ def test_standardised_logits_compare_shapes_alone():
 def test_each_way_from_q_values_to_logits_by_hand(config, expected):
     objective, q_values = Objective(config, Categorical(2)), torch.tensor([[3.0, 1.0]])
     objective.calibrate(ActionTargets({"q_values": q_values}, torch.tensor([0])))
-    torch.testing.assert_close(objective.logits_of({"q_values": q_values}), torch.tensor([expected]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(objective.distribution_of({"q_values": q_values})["logits"], torch.tensor([expected]), rtol=1e-4, atol=1e-4)
 
 
 def test_calibration_looks_at_so_many_rows_evenly_over_all_of_them(monkeypatch):
@@ -258,9 +267,9 @@ def test_the_mean_likelihood_of_drawn_actions_is_the_cross_entropy(space):
         entropy = Normal(targets.parameters["mean"], spread.exp()).entropy().sum()
         divergence = losses.gaussian_forward_kl(targets.parameters["mean"], spread, outputs[0, :1], log_std[0])
     else:
-        parts = [TorchCategorical(logits=logits) for logits in choices(family, targets.parameters["logits"])]
+        parts = [TorchCategorical(logits=logits) for logits in choices_of(family, targets.parameters["logits"])]
         entropy = sum(part.entropy().sum() for part in parts)
-        students = [TorchCategorical(logits=logits) for logits in choices(family, outputs[0, :1])]
+        students = [TorchCategorical(logits=logits) for logits in choices_of(family, outputs[0, :1])]
         divergence = sum(kl_divergence(*pair).sum() for pair in zip(parts, students, strict=True))  # type: ignore[assignment]
     assert found["negative_log_likelihood_nats"].mean().item() == pytest.approx(float(entropy + divergence), abs=0.05)
 
@@ -297,18 +306,32 @@ def test_a_hint_s_error_is_counted_in_the_layer_s_variance():
     torch.testing.assert_close(found["feature_mse_a"], torch.tensor([[0.0, 16 / 2 / 4]]))
 
 
-def test_the_teacher_s_output_is_a_layer_too():
-    for name in ("logits", "q_values", "mean"):
-        assert teacher_layer(ActionTargets({name: torch.ones(2, 3)}, torch.zeros(2)), "output").shape == (2, 3)
-    assert teacher_layer(ActionTargets({}, torch.zeros(2, 5)), "output").shape == (2, 5)
+@pytest.mark.parametrize(
+    ("family", "parameters"),
+    [
+        (Categorical(3), {"logits": torch.ones(2, 3)}),
+        (Categorical(3), {"q_values": torch.ones(2, 3)}),
+        (DiagGaussian(Box((-1.0,) * 3, (1.0,) * 3)), {"log_std": torch.zeros(2, 3), "mean": torch.eye(2, 3)}),
+        (Deterministic(Box((-1.0,) * 3, (1.0,) * 3)), {}),
+    ],
+)
+def test_the_teacher_s_output_is_a_layer_too(family, parameters):
+    """The distance of the layer to itself is zero; a teacher without parameters puts its actions out."""
+    layers = {"output": "output"}
+    objective = Objective(LossConfig(features=FeatureConfig(weight=1.0, layers=layers)), family)
+    targets = ActionTargets(parameters, torch.arange(6.0).view(2, 3))
+    output = next((value for name, value in parameters.items() if name != "log_std"), targets.actions)
+    terms = objective.layer_terms({"output": output[None]}, targets, [(torch.eye(3)[None], torch.zeros(1, 1, 3))])
+    assert terms["feature_mse_output"].tolist() == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize(
     ("config", "family", "expected"),
     [
         (LossConfig(), NAMED, set()),
-        (LossConfig(), Categorical(2), {"logits", "q_values", "mean", "log_std"}),
-        (LossConfig(relations=RelationConfig(weight=1.0, layers={"output": "output"})), NAMED, {"logits", "q_values", "mean"}),
+        (LossConfig(), Categorical(2), {"logits", "q_values"}),
+        (LossConfig(), DiagGaussian(Box((-1.0,), (1.0,))), {"mean", "log_std", "q_values"}),
+        (LossConfig(relations=RelationConfig(weight=1.0, layers={"output": "output"})), NAMED, {"q_values"}),
         (LossConfig(features=FeatureConfig(weight=1.0, layers={"a": "output"})), NAMED, {"layer:a"}),
         (LossConfig(features=FeatureConfig(weight=0.0, layers={"a": "output"})), NAMED, set()),
     ],
@@ -322,7 +345,11 @@ def test_what_is_read_of_the_targets(config, family, expected):
     [
         (LossConfig(kind="nll"), Deterministic(Box((-1.0,), (1.0,))), "loss.kind is 'nll'.*use 'regression'"),
         (LossConfig(kind="nll", hard_weight=0.5), Categorical(2), "loss.hard_weight is 0.5.*set it to 0"),
-        (LossConfig(kind="kl", divergence="jensen_shannon"), DiagGaussian(Box((-1.0,), (1.0,))), "no closed form between Gaussians"),
+        (
+            LossConfig(kind="kl", divergence="jensen_shannon"),
+            DiagGaussian(Box((-1.0,), (1.0,))),
+            "use 'forward_kl' or 'reverse_kl'",
+        ),
         (LossConfig(standardize_logits=True), Bernoulli(3), "loss.standardize_logits is true.*set it to false"),
     ],
 )

@@ -16,7 +16,8 @@ from policy_distill.config import LossConfig, SelfDistillConfig, TrainConfig
 from policy_distill.losses.objective import Objective
 from policy_distill.pipeline.context import Kept, Run
 from policy_distill.pipeline.self_distillation import mix_targets, self_distill
-from policy_distill.policies.actions import ActionTargets, Box, DiagGaussian, family_of
+from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.families import DiagGaussian, family_of
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.training.dataset import Dataset
 from tests.small_worlds import Walk, generator, labelled, random_student, random_transitions, rows_of, walk_best
@@ -102,7 +103,7 @@ def test_a_teacher_that_has_all_the_say_is_not_changed(space):
     torch.testing.assert_close(found.actions, made.targets.actions)
     if "logits" in made.targets.parameters:
         family = family_of(space)
-        one, other = (family.mode(parameters) for parameters in (found.parameters, made.targets.parameters))  # type: ignore[union-attr]
+        one, other = (family.mode(parameters) for parameters in (found.parameters, made.targets.parameters))
         assert torch.equal(one, other)
 
 

@@ -62,7 +62,7 @@ def test_actions_are_in_the_action_space_and_are_the_mode(space):
     observations = 2 * random_observations(SEEN, 50)
     actions = student.act(observations)
     assert all(space.contains(action if isinstance(action, np.ndarray) else int(action)) for action in actions)
-    mode = student.family.mode(student.parameters_of(torch.as_tensor(observations)))  # type: ignore[union-attr]
+    mode = student.family.mode(student.parameters_of(torch.as_tensor(observations)))
     np.testing.assert_array_equal(actions.reshape(mode.shape), mode.numpy())
 
 

@@ -13,7 +13,8 @@ import torch
 from policy_distill.config import EnvironmentFault, Fault
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.environments.vector import seed_of
-from policy_distill.policies.actions import ActionTargets, Categorical
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.families import Categorical
 from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, label_states, random_action
 from policy_distill.rollouts.transitions import NO_EPISODE, Transitions
 from policy_distill.teachers import Teacher

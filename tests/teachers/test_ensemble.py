@@ -16,7 +16,7 @@ from torch import Tensor
 
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.policies.actions import Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
+from policy_distill.policies.families import Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
 from policy_distill.teachers import Teacher
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build, scrambled
 from tests.teachers.test_teacher import batch

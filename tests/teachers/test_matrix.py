@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from policy_distill.config import RequestError
-from policy_distill.policies.actions import Deterministic
+from policy_distill.policies.families import Deterministic
 from policy_distill.rollouts.numpy_policies import actor
 from policy_distill.support import trees
 from policy_distill.teachers import Teacher

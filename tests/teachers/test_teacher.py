@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from policy_distill.config import RequestError
-from policy_distill.policies.actions import Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
+from policy_distill.policies.families import Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
 from policy_distill.teachers import Teacher
+from policy_distill.teachers.algorithms import ON_POLICY
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build
 
 GRID = gym.spaces.Box(-1, 1, (2, 3), np.float32)
@@ -234,7 +235,7 @@ def test_shared_layers_of_old_versions():
     shapes = {"mlp_extractor.shared_net.0": (6, 3), "mlp_extractor.policy_net.0": (5, 6), "action_net": (3, 5), "value_net": (1, 6)}
     weights = {f"{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     weights |= {f"{name}.bias": torch.randn(shape[0], generator=generator) for name, shape in shapes.items()}
-    network = rebuild_network(weights, "on_policy", VECTOR, THREE, {}, "old")
+    network = rebuild_network(weights, ON_POLICY, VECTOR, THREE, {}, "old")
     x = torch.randn(8, 3, generator=generator)
 
     hidden = x
@@ -260,13 +261,13 @@ def test_noise_with_a_latent_of_its_own():
     scale = torch.tensor([2.0, 0.2])  # half the width of the bounds
 
     log_std = torch.randn(3, 2, generator=generator)
-    network = rebuild_network({**weights, "log_std": log_std}, "on_policy", VECTOR, LOPSIDED, {"sde_net_arch": []}, "old")
+    network = rebuild_network({**weights, "log_std": log_std}, ON_POLICY, VECTOR, LOPSIDED, {"sde_net_arch": []}, "old")
     expected = (x.square() @ log_std.exp().square() + 1e-6).sqrt() / scale
     torch.testing.assert_close(network(x).parameters["log_std"].exp(), expected)
 
     log_std, own = torch.randn(4, 2, generator=generator), torch.randn(4, 3, generator=generator)
     extra = {"log_std": log_std, "sde_features_extractor.0.weight": own, "sde_features_extractor.0.bias": torch.zeros(4)}
-    network = rebuild_network({**weights, **extra}, "on_policy", VECTOR, LOPSIDED, {"sde_net_arch": [4]}, "old")
+    network = rebuild_network({**weights, **extra}, ON_POLICY, VECTOR, LOPSIDED, {"sde_net_arch": [4]}, "old")
     expected = ((x @ own.T).tanh().square() @ log_std.exp().square() + 1e-6).sqrt() / scale
     torch.testing.assert_close(network(x).parameters["log_std"].exp(), expected)
 

@@ -12,7 +12,8 @@ import torch
 from policy_distill.config import FeatureConfig, LossConfig, RelationConfig
 from policy_distill.losses import relations
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import ActionTargets, family_of
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.families import family_of
 from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.student import Architecture
 from policy_distill.training import batches

@@ -20,7 +20,7 @@ from policy_distill.config import LossConfig, PolishConfig, TrainingFault
 from policy_distill.environments.border import own_random_state
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import family_of
+from policy_distill.policies.families import family_of
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv

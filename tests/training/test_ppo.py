@@ -25,7 +25,8 @@ from policy_distill.config import LossConfig, PolishConfig
 from policy_distill.environments.border import own_random_state
 from policy_distill.environments.specs import make
 from policy_distill.losses.objective import Objective
-from policy_distill.policies.actions import Box, Deterministic, DiagGaussian, family_of
+from policy_distill.policies.actions import Box
+from policy_distill.policies.families import Deterministic, DiagGaussian, family_of
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.training import ppo as ppo_module
 from policy_distill.training.kickstart import ppo_on
@@ -35,7 +36,6 @@ from policy_distill.training.ppo import (
     RewardScale,
     approximate_kl,
     generalized_advantages,
-    log_prob_and_score,
     normalized,
     surrogate_slope,
 )
@@ -383,7 +383,7 @@ def test_log_probabilities_and_scores_are_autograd_s(name):
     weights = torch.randn(50, generator=draws).double()
     slopes = torch.autograd.grad(expected @ weights, [outputs, log_std], allow_unused=True)
     with torch.no_grad():
-        found, by_outputs, by_log_std = log_prob_and_score(family, outputs, log_std, actions.double())
+        found, by_outputs, by_log_std = family.scored(outputs, log_std, actions.double())
     torch.testing.assert_close(found, expected.detach())
     torch.testing.assert_close(weights[:, None] * by_outputs, slopes[0])
     assert (by_log_std is None) == (name != "Box")
@@ -394,23 +394,19 @@ def test_log_probabilities_and_scores_are_autograd_s(name):
 def test_log_probabilities_by_hand():
     nothing = torch.zeros(0)
     # half a standard deviation of 2 from the mean
-    found, by_mean, by_log_std = log_prob_and_score(
-        family_of(gym.spaces.Box(-1, 1, (1,))), torch.tensor([[1.0]]), torch.tensor([math.log(2)]), torch.tensor([[2.0]])
+    found, by_mean, by_log_std = family_of(gym.spaces.Box(-1, 1, (1,))).scored(
+        torch.tensor([[1.0]]), torch.tensor([math.log(2)]), torch.tensor([[2.0]])
     )
     assert found.item() == pytest.approx(-0.125 - math.log(2) - math.log(2 * math.pi) / 2)
     assert by_mean.item() == pytest.approx(0.25)  # (2 - 1) / 2**2
     assert by_log_std is not None
     assert by_log_std.item() == pytest.approx(-0.75)  # 0.5**2 - 1
     # probabilities 1/4 and 3/4
-    found, score, _ = log_prob_and_score(
-        family_of(gym.spaces.Discrete(2)), torch.tensor([[7.0, 7.0 + math.log(3)]]), nothing, torch.tensor([1.0])
-    )
+    found, score, _ = family_of(gym.spaces.Discrete(2)).scored(torch.tensor([[7.0, 7.0 + math.log(3)]]), nothing, torch.tensor([1.0]))
     assert found.item() == pytest.approx(math.log(0.75))
     assert score[0].tolist() == pytest.approx([-0.25, 0.25])
     # on with 3/4, and it is off; on with 1/2, and it is on
-    found, score, _ = log_prob_and_score(
-        family_of(gym.spaces.MultiBinary(2)), torch.tensor([[math.log(3), 0.0]]), nothing, torch.tensor([[0.0, 1.0]])
-    )
+    found, score, _ = family_of(gym.spaces.MultiBinary(2)).scored(torch.tensor([[math.log(3), 0.0]]), nothing, torch.tensor([[0.0, 1.0]]))
     assert found.item() == pytest.approx(math.log(0.25) + math.log(0.5))
     assert score[0].tolist() == pytest.approx([-0.75, 0.5])
 
@@ -418,7 +414,7 @@ def test_log_probabilities_by_hand():
 def test_what_has_no_density_is_refused():
     family: Any = Deterministic(Box((-1.0,), (1.0,)))
     with pytest.raises(ValueError, match="no density"):
-        log_prob_and_score(family, torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1))
+        family.scored(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1))
 
 
 # Updates.

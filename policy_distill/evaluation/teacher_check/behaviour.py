@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor
 
 from policy_distill.evaluation.teacher_check.findings import Finding
-from policy_distill.policies.actions import ActionTargets, Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
+from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.q_values import median_action_gap
 from policy_distill.support.trees import Tree, blocks, length, to_tensors
@@ -20,8 +19,6 @@ from policy_distill.teachers import Teacher
 ROWS = 4096
 """States that are looked at in one forward pass."""
 NOT_FINITE = Finding("stop", "not_finite", "the agent answers with NaN or infinity", "take an earlier checkpoint: training diverged")
-SQUASHED = 0.99
-"""Beyond this a squashed action counts as one on its bound."""
 
 
 @dataclass(frozen=True)
@@ -86,43 +83,22 @@ def _of_actions(teacher: Teacher, targets: ActionTargets) -> dict[str, float]:
         if q_values.shape[1] < 2:
             return {}
         return {"q_gap": median_action_gap(q_values), "q_size": float(q_values.amax(-1).abs().median())}
-    if "logits" in parameters and has_distribution(teacher):
-        return {"entropy": float(_entropy_share(family, parameters["logits"]).mean())}
-    if not _is_bounded(teacher.action_space):
+    if family.box is None and has_distribution(teacher):
+        greatest = sum(math.log(size) for size in family.sizes)
+        return {"entropy": float((family.entropy(parameters) / greatest).mean()) if greatest else 0.0}
+    if family.box is None or not _is_bounded(teacher.action_space):
         return {}
-    assert isinstance(family, DiagGaussian | Deterministic)
     reaction = family.box.to_box(targets.actions.double()).std(0, correction=0)
-    if isinstance(family, DiagGaussian) and not family.squashed:
-        reaction = reaction / parameters["log_std"].double().exp().mean(0).clamp(max=1.0)
-    figures = {"reaction": float(reaction.max())}
-    if isinstance(family, DiagGaussian):
-        mean = parameters["mean"]
-        outside = mean.tanh().abs() >= SQUASHED if family.squashed else mean.abs() >= 1
-        figures["clipped"] = float(outside.float().mean())
-    return figures
+    log_std, clipped = family.box_log_std(parameters), family.share_on_bound(parameters)
+    if log_std is not None:
+        reaction = reaction / log_std.double().exp().mean(0).clamp(max=1.0)
+    return {"reaction": float(reaction.max()), **({} if clipped is None else {"clipped": clipped})}
 
 
 def has_distribution(teacher: Teacher) -> bool:
     """Whether the teacher's distribution is its own: a Gaussian or logits; not Q-values, and not what stands for a function's actions."""
-    if isinstance(teacher.family, DiagGaussian):
-        return True
-    if isinstance(teacher.family, Categorical | MultiCategorical | Bernoulli):
-        return getattr(teacher.network, "scores", "logits") == "logits" and getattr(teacher.network, "outputs", "logits") == "logits"
-    return False
-
-
-def _entropy_share(family: object, logits: Tensor) -> Tensor:
-    """Entropy over its greatest value, ``[B]``."""
-    match family:
-        case MultiCategorical():
-            parts, sizes = list(logits.split(family.nvec, dim=-1)), family.nvec
-        case Bernoulli():
-            parts, sizes = [torch.stack([bit, torch.zeros_like(bit)], -1) for bit in logits.unbind(-1)], (2,) * family.num_bits
-        case _:
-            parts, sizes = [logits], (logits.shape[1],)
-    total = sum(torch.distributions.Categorical(logits=part, validate_args=False).entropy() for part in parts)
-    greatest = sum(math.log(size) for size in sizes)
-    return total / greatest if greatest else torch.zeros(len(logits))
+    named = getattr(teacher.network, "scores", "logits") == "q_values" or getattr(teacher.network, "outputs", "logits") == "actions"
+    return bool(teacher.family.names) and not named
 
 
 def _is_bounded(space: gym.Space) -> bool:

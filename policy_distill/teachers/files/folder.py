@@ -13,6 +13,7 @@ from typing import Any
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec, data_dir
 from policy_distill.support.untrusted import refuse_damage
+from policy_distill.teachers.algorithms import ALGORITHMS
 from policy_distill.teachers.files.not_agents import holds_agent, what_the_folder_is
 from policy_distill.teachers.files.saved_config import (
     environment_kwargs,
@@ -23,7 +24,6 @@ from policy_distill.teachers.files.saved_config import (
 )
 from policy_distill.teachers.files.statistics_files import Choice, choose_statistics
 
-ALGORITHMS = ("a2c", "ars", "crossq", "ddpg", "dqn", "ppo", "ppo_lstm", "ppo_mask", "qrdqn", "sac", "td3", "tqc", "trpo")
 NO_NORMALIZATION = "none"
 """The user's word for an agent that reads observations as they are."""
 TRAINING_LOGS = "train_eval_metrics.zip"

@@ -12,12 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from policy_distill.config import RequestError
-
-CLASSES = {
-    "a2c": "stable_baselines3.A2C", "ppo": "stable_baselines3.PPO", "dqn": "stable_baselines3.DQN", "sac": "stable_baselines3.SAC",
-    "td3": "stable_baselines3.TD3", "ddpg": "stable_baselines3.DDPG", "trpo": "sb3_contrib.TRPO", "tqc": "sb3_contrib.TQC",
-    "qrdqn": "sb3_contrib.QRDQN", "ars": "sb3_contrib.ARS", "crossq": "sb3_contrib.CrossQ", "ppo_mask": "sb3_contrib.MaskablePPO",
-}  # fmt: skip
+from policy_distill.teachers.algorithms import ALGORITHMS
 
 SB3_PACKAGES = ("stable_baselines3.", "sb3_contrib.")
 
@@ -33,11 +28,12 @@ def load_model(path: Path, algo: str | None, spaces: dict[str, Any]) -> Any:
     Raises:
         RequestError: if the algorithm is not known or Stable-Baselines3 cannot load the file.
     """
-    if algo == "ppo_lstm":
+    known = {name: algorithm.sb3_class for name, algorithm in ALGORITHMS.items() if not algorithm.has_memory}
+    if algo in ALGORITHMS and algo not in known:
         raise RequestError(f"{path} has a memory (RecurrentPPO), which is not supported: agents that act on the last observation alone are")
-    if algo not in CLASSES:
-        raise RequestError(f"{path}: the algorithm is not told by the file; name it (--algo ppo); known: {', '.join(sorted(CLASSES))}")
-    package, _, name = CLASSES[algo].rpartition(".")
+    if algo not in known:
+        raise RequestError(f"{path}: the algorithm is not told by the file; name it (--algo ppo); known: {', '.join(sorted(known))}")
+    package, _, name = known[algo].rpartition(".")
     try:
         model_class = getattr(importlib.import_module(package), name)
     except ImportError as error:
@@ -59,7 +55,7 @@ def load_model(path: Path, algo: str | None, spaces: dict[str, Any]) -> Any:
 
 def algorithm_of(model: Any) -> str | None:
     """The algorithm of a live model, by its class or the nearest ancestor that Stable-Baselines3 or sb3-contrib defines."""
-    names = {path.rpartition(".")[2]: algo for algo, path in CLASSES.items()} | {"RecurrentPPO": "ppo_lstm"}
+    names = {algorithm.sb3_class.rpartition(".")[2]: name for name, algorithm in ALGORITHMS.items()}
     for ancestor in type(model).__mro__:
         if ancestor.__module__.startswith(SB3_PACKAGES) and ancestor.__name__ in names:
             return names[ancestor.__name__]

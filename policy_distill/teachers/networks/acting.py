@@ -10,26 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policy_distill.policies.actions import (
-    ActionTargets,
-    Bernoulli,
-    Box,
-    Categorical,
-    Deterministic,
-    DiagGaussian,
-    Family,
-    MultiCategorical,
-)
+from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.families import Deterministic, DiagGaussian, Family
 from policy_distill.policies.fast_forward import run
 
 
 class DiscreteNetwork(nn.Module):
     """Scores of discrete choices: logits (a2c, ppo, trpo, ars) or Q-values (dqn, qrdqn: the mean over the quantiles)."""
 
-    def __init__(self, body: nn.Module, family: Categorical | MultiCategorical | Bernoulli, *, scores: str, num_quantiles: int = 1) -> None:
+    def __init__(self, body: nn.Module, family: Family, *, scores: str, num_quantiles: int = 1) -> None:
         super().__init__()
         self.body = body
-        self.family: Family = family
+        self.family = family
         self.scores = scores
         self.num_quantiles = num_quantiles
 
@@ -42,7 +34,7 @@ class DiscreteNetwork(nn.Module):
         if self.num_quantiles > 1:
             scores = scores.view(len(scores), self.num_quantiles, -1).mean(1)
         parameters = {self.scores: scores}
-        return ActionTargets(parameters, self.family.mode(parameters))  # type: ignore[union-attr]
+        return ActionTargets(parameters, self.family.mode(parameters))
 
 
 class SwitchLogits(nn.Module):
@@ -50,6 +42,11 @@ class SwitchLogits(nn.Module):
 
     def forward(self, scores: Tensor) -> Tensor:
         return scores[:, 1::2] - scores[:, 0::2]
+
+
+def scores_both(family: Family, outputs: int) -> bool:
+    """Whether a network with this number of outputs scores off and on of each switch."""
+    return family.sizes == (2,) * family.width and outputs == 2 * family.width
 
 
 class DeterministicNetwork(nn.Module):

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.config import RequestError
-from policy_distill.policies.actions import Family, family_of
+from policy_distill.policies.families import Family, family_of
 from policy_distill.support.trees import leaf_spaces
 
 

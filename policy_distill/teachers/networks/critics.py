@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.support.trees import Tree
+from policy_distill.teachers.algorithms import ALGORITHMS
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.networks.extractor import ExtractorMaker
 from policy_distill.teachers.networks.live import LivePolicy
-from policy_distill.teachers.networks.rebuild import KINDS, Layers, activation_of
+from policy_distill.teachers.networks.rebuild import Layers, activation_of, outputs_of
 
 
 class StateValue(nn.Module):
@@ -86,7 +87,7 @@ def rebuild_critic(
 
     Args:
         state_dict: of the whole policy.
-        algo: a key of ``KINDS``.
+        algo: its name.
         network: that acts, rebuilt.
         policy_kwargs: the user's settings, classes as printed text.
         width: of the observation as one flat vector.
@@ -96,23 +97,25 @@ def rebuild_critic(
     Returns:
         None for an algorithm without one (ars), and where its weights are missing or do not form one: acting needs none.
     """
-    kind = KINDS[algo]
-    if kind in ("dqn", "qrdqn"):
+    algorithm = ALGORITHMS[algo]
+    layout = algorithm.layout
+    if layout is None or (layout.value is None and not layout.values_actions):
+        return None
+    if layout.scores == "q_values":
         return GreedyValue()
-    layers = Layers(state_dict, activation_of(policy_kwargs, kind, source), source, extractor)
+    layers = Layers(state_dict, activation_of(policy_kwargs, layout, source), source, extractor)
     critic: nn.Module
     try:
-        if kind == "on_policy":
-            shared = layers.stack("mlp_extractor.shared_net", final_activation=True)  # until SB3 1.8
-            own = layers.stack("mlp_extractor.value_net", final_activation=True)
-            features = layers.features("vf_features_extractor", "features_extractor")
-            critic = StateValue(nn.Sequential(*features, *shared, *own, *layers.stack("value_net")))
+        if layout.value is not None:
+            critic = StateValue(layers.network(layout.value))
         else:
-            critics = [layers.stack(name) for name in takewhile(layers.indices, (f"critic.qf{index}" for index in count()))]
+            assert layout.action_values is not None
+            numbered = (f"{layout.action_values.head}{index}" for index in count())
+            critics = [layers.stack(name) for name in takewhile(layers.indices, numbered)]
             if not critics:
                 return None
-            features = layers.features("critic.features_extractor")
-            critic = ActionValue(critics, quantiles=algo == "tqc" or _outputs(critics[0]) > 1, extractor=features)
+            quantiles = algorithm.averages_critics or outputs_of(critics[0]) > 1
+            critic = ActionValue(critics, quantiles=quantiles, extractor=layers.features(*layout.action_values.features))
         with torch.no_grad():
             fits = critic(torch.zeros(1, width), network).shape == (1,)
     except (NotPlainError, RuntimeError):  # a matrix of another width
@@ -124,7 +127,3 @@ def live_critic(network: LivePolicy) -> nn.Module | None:
     """The critic of a policy that is called as it is; None where it has none that is known."""
     has_scores = any(hasattr(network.policy, name) for name in ("predict_values", "q_net", "quantile_net"))
     return LiveValue() if has_scores or (network.bounds is not None and hasattr(network.policy, "critic")) else None
-
-
-def _outputs(body: nn.Sequential) -> int:
-    return int(body[-1].out_features)  # type: ignore[arg-type]

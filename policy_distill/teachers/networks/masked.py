@@ -8,8 +8,8 @@ import gymnasium as gym
 from torch import Tensor, nn
 
 from policy_distill.environments.action_masks import MASK, mask_sizes, without_mask
-from policy_distill.policies.actions import ActionTargets, Family
-from policy_distill.policies.masks import masked
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.families import Family
 
 
 class MaskedNetwork(nn.Module):
@@ -40,9 +40,9 @@ class MaskedNetwork(nn.Module):
     def forward(self, features: Any) -> ActionTargets:
         rest, mask = self.parts(features)
         told = self.network(rest)
-        logits = masked(self.family, told.parameters["logits"], mask)  # type: ignore[arg-type]
+        logits = self.family.masked(told.parameters["logits"], mask)
         parameters = {**told.parameters, "logits": logits}
-        return ActionTargets(parameters, self.family.mode(parameters))  # type: ignore[union-attr]
+        return ActionTargets(parameters, self.family.mode(parameters))
 
 
 class MaskedCritic(nn.Module):

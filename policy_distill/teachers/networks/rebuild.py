@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError
-from policy_distill.policies.actions import Bernoulli, Box, Categorical, Family
+from policy_distill.policies.actions import Box
+from policy_distill.policies.families import Family
 from policy_distill.policies.fast_forward import lay_out
 from policy_distill.policies.observations import observation_width
+from policy_distill.teachers.algorithms import Keys, Layout, layout_of_weights
 from policy_distill.teachers.files.archive import class_name
 from policy_distill.teachers.files.errors import NotPlainError
-from policy_distill.teachers.files.saved_algorithm import algorithm_of_fields
 from policy_distill.teachers.networks.acting import (
     ActionBounds,
     ConstantSpread,
@@ -27,17 +28,12 @@ from policy_distill.teachers.networks.acting import (
     LinearSpread,
     StateDependentSpread,
     SwitchLogits,
+    scores_both,
 )
 from policy_distill.teachers.networks.counting import acting_family
 from policy_distill.teachers.networks.extractor import ExtractorMaker
 
 ActingNetwork = DiscreteNetwork | DeterministicNetwork | GaussianNetwork
-
-KINDS = {
-    "a2c": "on_policy", "ppo": "on_policy", "trpo": "on_policy", "ppo_mask": "on_policy",
-    "sac": "sac", "tqc": "sac", "td3": "td3", "ddpg": "td3", "dqn": "dqn", "qrdqn": "qrdqn", "ars": "ars",
-}  # fmt: skip
-"""Which algorithms act with the same kind of network."""
 
 HAS_MEMORY = "has a memory (LSTM, RecurrentPPO), which is not supported: agents that act on the last observation alone are"
 
@@ -76,32 +72,21 @@ def check_supported(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, A
         )
 
 
-def recognise_kind(state_dict: Mapping[str, Tensor], source: str) -> str:
-    """Say which kind of acting network the weights are, whatever reads the observations.
+def recognise_layout(state_dict: Mapping[str, Tensor], source: str) -> Layout:
+    """The layout of the networks with these weights, whatever reads the observations.
 
     Raises:
         NotPlainError: if they are none of Stable-Baselines3's or sb3-contrib's.
     """
-    signs = {
-        "quantile_net.quantile_net.": "qrdqn", "q_net.q_net.": "dqn", "actor.latent_pi.": "sac", "actor.mu.": "td3",
-        "mlp_extractor.": "on_policy", "value_net.": "on_policy", "action_net.": "ars",
-    }  # fmt: skip
-    for prefix, kind in signs.items():
-        if any(key.startswith(prefix) for key in state_dict):
-            # A SAC actor without hidden layers has no latent_pi, but always a log_std.
-            return "sac" if kind == "td3" and any(key.startswith("actor.log_std") for key in state_dict) else kind
-    raise NotPlainError(f"{source}'s networks are not those of a Stable-Baselines3 policy; --trust loads it with Stable-Baselines3")
-
-
-def recognise_algorithm(kind: str, data: Mapping[str, Any]) -> str:
-    """Name the algorithm by the fields that it saved, where these go with ``kind``, else by the simplest one that acts so."""
-    told = algorithm_of_fields(data)
-    return told if told is not None and KINDS.get(told) == kind else "a2c" if kind == "on_policy" else kind
+    layout = layout_of_weights(state_dict)
+    if layout is None:
+        raise NotPlainError(f"{source}'s networks are not those of a Stable-Baselines3 policy; --trust loads it with Stable-Baselines3")
+    return layout
 
 
 def rebuild_network(
     state_dict: Mapping[str, Tensor],
-    kind: str,
+    layout: Layout,
     observation_space: gym.Space,
     action_space: gym.Space,
     policy_kwargs: Mapping[str, Any],
@@ -112,7 +97,7 @@ def rebuild_network(
 
     Args:
         state_dict: of the whole policy.
-        kind: a value of ``KINDS``.
+        layout: of the networks.
         observation_space: what the network reads, flattened.
         action_space: what it acts in.
         policy_kwargs: the user's settings, classes as printed text.
@@ -120,73 +105,57 @@ def rebuild_network(
         extractor: what makes the agent's features extractor, where it has one of its own.
 
     Raises:
-        RequestError: if the weights do not form the network that ``kind`` names.
+        RequestError: if the weights do not form the network that ``layout`` names.
     """
     family = acting_family(action_space, source)
-    layers = Layers(state_dict, activation_of(policy_kwargs, kind, source), source, extractor)
+    layers = Layers(state_dict, activation_of(policy_kwargs, layout, source), source, extractor)
     bounds = ActionBounds(Box.from_space(action_space)) if isinstance(action_space, gym.spaces.Box) else None
-    network: ActingNetwork
-    match kind:
-        case "dqn":
-            body = nn.Sequential(*layers.features("q_net.features_extractor"), *layers.stack("q_net.q_net"))
-            network = DiscreteNetwork(body, _discrete(family, source), scores="q_values")
-        case "qrdqn":
-            chosen = _discrete(family, source)
-            body = nn.Sequential(*layers.features("quantile_net.features_extractor"), *layers.stack("quantile_net.quantile_net"))
-            network = DiscreteNetwork(body, chosen, scores="q_values", num_quantiles=max(_outputs(body) // chosen.width, 1))
-        case "td3":
-            body = nn.Sequential(*layers.features("actor.features_extractor"), *layers.stack("actor.mu"))
-            network = DeterministicNetwork(body, _required(bounds, source), squashed=True)
-        case "ars":
-            single = len(layers.indices("action_net")) <= 1
-            body = layers.stack("action_net")
-            if bounds is None:
-                network = DiscreteNetwork(body, _discrete(family, source), scores="logits")
-            else:  # the linear policy clips; an MlpPolicy of one layer names its empty net_arch
-                squashed = policy_kwargs.get("squash_output", not single or "net_arch" in policy_kwargs)
-                network = DeterministicNetwork(body, bounds, squashed=bool(squashed))
-        case "sac":
-            network = _sac(layers, _required(bounds, source), policy_kwargs)
-        case _:
-            network = _on_policy(layers, family, bounds, policy_kwargs)
-    box = None if isinstance(network, DiscreteNetwork) or not network.squashed else network.bounds.box
-    if box is not None and not np.isfinite(np.subtract(box.high, box.low, dtype=np.float32)).all():
-        raise RequestError(
-            f"{source} squashes its actions into bounds, but its action space has none or too wide ones; retrain with finite bounds"
-        )
+    if bounds is None:
+        network = _discrete(layers, layout, family, source)
+    elif layout.scores == "q_values":
+        raise RequestError(f"{source}: its network names one of several actions, but its action space does not; the file is inconsistent")
+    else:
+        network = _continuous(layers, layout, bounds, policy_kwargs)
+        box = bounds.box
+        if network.squashed and not np.isfinite(np.subtract(box.high, box.low, dtype=np.float32)).all():
+            raise RequestError(
+                f"{source} squashes its actions into bounds, but its action space has none or too wide ones; retrain with finite bounds"
+            )
     _check_widths(network, observation_width(observation_space), source, extractor)
     return network
 
 
-def _sac(layers: Layers, bounds: ActionBounds, policy_kwargs: Mapping[str, Any]) -> GaussianNetwork:
-    latent = nn.Sequential(*layers.features("actor.features_extractor"), *layers.stack("actor.latent_pi", final_activation=True))
-    gsde = "actor.log_std" in layers.weights
-    mean: nn.Module = layers.stack("actor.mu")
+def _discrete(layers: Layers, layout: Layout, family: Family, source: str) -> ActingNetwork:
+    if layout.scores is None:
+        raise RequestError(f"{source}: its network names a continuous action, but its action space is discrete; the file is inconsistent")
+    if family.action_shape and not layout.several_choices:
+        raise RequestError(f"{source}: its network names one of several actions, but its action space does not; the file is inconsistent")
+    body = layers.network(layout.actor)
+    outputs = outputs_of(body)
+    if scores_both(family, outputs):  # sb3-contrib's MaskablePPO scores off and on
+        body.append(SwitchLogits())
+    num_quantiles = max(outputs // family.width, 1) if layout.quantiles else 1
+    return DiscreteNetwork(body, family, scores=layout.scores, num_quantiles=num_quantiles)
+
+
+def _continuous(
+    layers: Layers, layout: Layout, bounds: ActionBounds, policy_kwargs: Mapping[str, Any]
+) -> DeterministicNetwork | GaussianNetwork:
+    squashed = layout.squashes(policy_kwargs, len(layers.indices(layout.actor.head)))
+    if layout.log_std is None:
+        return DeterministicNetwork(layers.network(layout.actor), bounds, squashed=squashed)
+    latent, mean = layers.latent(layout.actor), layers.stack(layout.actor.head)
     spread: nn.Module
-    if gsde:
-        if "actor.mu.0.weight" in layers.weights:  # the mean is clipped before tanh where clip_mean is set
+    if layout.log_std not in layers.weights and layers.indices(layout.log_std):
+        spread = LinearSpread(layers.stack(layout.log_std))
+    elif (log_std := layers.take(layout.log_std)).ndim == 2:
+        spread = layers.state_dependent(log_std, layout.sde_features, policy_kwargs)
+        if f"{layout.actor.head}.0.weight" in layers.weights:  # SAC's mean is clipped before tanh where clip_mean is set
             clip_mean = float(policy_kwargs.get("clip_mean", 2.0))
             mean = nn.Sequential(mean, nn.Hardtanh(-clip_mean, clip_mean))
-        spread = layers.state_dependent("actor.log_std", "actor.sde_features_extractor", policy_kwargs)
     else:
-        spread = LinearSpread(layers.stack("actor.log_std"))
-    return GaussianNetwork(latent, mean, spread, bounds, squashed=True, spread_acts=True)
-
-
-def _on_policy(layers: Layers, family: Family, bounds: ActionBounds | None, policy_kwargs: Mapping[str, Any]) -> ActingNetwork:
-    shared = layers.stack("mlp_extractor.shared_net", final_activation=True)  # until SB3 1.8
-    own = layers.stack("mlp_extractor.policy_net", final_activation=True)
-    latent = nn.Sequential(*layers.features("pi_features_extractor", "features_extractor"), *shared, *own)
-    head = layers.stack("action_net")
-    if isinstance(family, Bernoulli) and _outputs(head) == 2 * family.num_bits:  # sb3-contrib's MaskablePPO scores off and on
-        head.append(SwitchLogits())
-    if bounds is None:
-        return DiscreteNetwork(nn.Sequential(*latent, *head), family, scores="logits")  # type: ignore[arg-type]
-    log_std = layers.take("log_std")
-    gsde = log_std.ndim == 2
-    spread = layers.state_dependent("log_std", "sde_features_extractor", policy_kwargs) if gsde else ConstantSpread(log_std)
-    squashed = bool(policy_kwargs.get("squash_output", False))
-    return GaussianNetwork(latent, head, spread, bounds, squashed=squashed, spread_acts=False)
+        spread = ConstantSpread(log_std)
+    return GaussianNetwork(latent, mean, spread, bounds, squashed=squashed, spread_acts=layout.spread_acts)
 
 
 class Layers:
@@ -209,7 +178,7 @@ class Layers:
 
     def features(self, *prefixes: str) -> list[nn.Module]:
         """The agent's own features extractor with the weights below the first of ``prefixes`` that has any; none where it has none."""
-        if self.extractor is None:
+        if self.extractor is None or not prefixes:
             return []
         used = [prefix for prefix in prefixes if any(key.startswith(f"{prefix}.") for key in self.weights)]
         return [self.extractor.build(self.weights, (used or prefixes)[0], self.source)]
@@ -241,7 +210,16 @@ class Layers:
             modules.pop()
         return nn.Sequential(*modules)
 
-    def state_dependent(self, key: str, features: str, policy_kwargs: Mapping[str, Any]) -> StateDependentSpread:
+    def latent(self, keys: Keys) -> nn.Sequential:
+        """The features extractor and the hidden layers of a network."""
+        hidden = [module for prefix in keys.hidden for module in self.stack(prefix, final_activation=True)]
+        return nn.Sequential(*self.features(*keys.features), *hidden)
+
+    def network(self, keys: Keys) -> nn.Sequential:
+        """All layers of a network."""
+        return nn.Sequential(*self.latent(keys), *self.stack(keys.head))
+
+    def state_dependent(self, log_std: Tensor, features: str, policy_kwargs: Mapping[str, Any]) -> StateDependentSpread:
         """The spread of gSDE, with a latent of its own where ``sde_net_arch`` was set."""
         own = self.stack(features, final_activation=True)
         has_own = len(own) > 0 or policy_kwargs.get("sde_net_arch") == []
@@ -249,7 +227,7 @@ class Layers:
             raise NotPlainError(
                 f"{self.source} has both sde_net_arch and a features extractor of its own, which cannot be rebuilt; --trust loads it"
             )
-        return StateDependentSpread(self.take(key), expln=bool(policy_kwargs.get("use_expln", False)), features=own if has_own else None)
+        return StateDependentSpread(log_std, expln=bool(policy_kwargs.get("use_expln", False)), features=own if has_own else None)
 
     def _linear(self, name: str) -> nn.Linear:
         weight = self.take(f"{name}.weight")
@@ -278,15 +256,15 @@ def own_extractor_of(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, 
     return "a custom extractor" if has_weights or unnamed else None
 
 
-def activation_of(policy_kwargs: Mapping[str, Any], kind: str, source: str) -> type[nn.Module]:
-    """The activation between a policy's layers: the user's choice, else that of the kind of network.
+def activation_of(policy_kwargs: Mapping[str, Any], layout: Layout, source: str) -> type[nn.Module]:
+    """The activation between a policy's layers: the user's choice, else that of the layout.
 
     Raises:
         NotPlainError: for one that is not among ``ACTIVATIONS``.
     """
     chosen = policy_kwargs.get("activation_fn")
     if chosen is None:
-        return nn.Tanh if kind == "on_policy" else nn.ReLU
+        return getattr(nn, layout.activation)
     name = class_name(chosen)
     if name not in ACTIVATIONS or "'torch.nn." not in str(chosen):
         known = ", ".join(ACTIVATIONS)
@@ -294,19 +272,8 @@ def activation_of(policy_kwargs: Mapping[str, Any], kind: str, source: str) -> t
     return getattr(nn, name)
 
 
-def _discrete(family: Family, source: str) -> Categorical:
-    if not isinstance(family, Categorical):
-        raise RequestError(f"{source}: its network names one of several actions, but its action space does not; the file is inconsistent")
-    return family
-
-
-def _required(bounds: ActionBounds | None, source: str) -> ActionBounds:
-    if bounds is None:
-        raise RequestError(f"{source}: its network names a continuous action, but its action space is discrete; the file is inconsistent")
-    return bounds
-
-
-def _outputs(body: nn.Module) -> int:
+def outputs_of(body: nn.Module) -> int:
+    """Width of the last fully connected layer."""
     return [module for module in body.modules() if isinstance(module, nn.Linear)][-1].out_features
 
 

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policy_distill.policies.actions import ActionTargets, Family
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.families import Family
 from policy_distill.policies.observations import observation_width
+from policy_distill.teachers.algorithms import ON_POLICY, RECURRENT
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.networks.acting import count
 from policy_distill.teachers.networks.extractor import ExtractorMaker
 from policy_distill.teachers.networks.rebuild import ActingNetwork, Layers, activation_of, rebuild_network
 
-LSTM = "lstm_actor."
+(LSTM,) = RECURRENT.signs
 
 
 class RecurrentNetwork(nn.Module):
@@ -63,11 +65,6 @@ class RecurrentNetwork(nn.Module):
         return self.head(output[0]), {"hidden": hidden.transpose(0, 1), "cell": cell.transpose(0, 1)}
 
 
-def has_memory(weights: Mapping[str, Tensor]) -> bool:
-    """Whether these are the weights of RecurrentPPO's policy."""
-    return any(key.startswith(LSTM) for key in weights)
-
-
 def rebuild_recurrent(
     weights: Mapping[str, Tensor],
     observation_space: gym.Space,
@@ -90,14 +87,14 @@ def rebuild_recurrent(
         NotPlainError: if the LSTM is none that RecurrentPPO can act with, or its layers do not fit each other.
     """
     lstm = _lstm({key.removeprefix(LSTM): value for key, value in weights.items() if key.startswith(LSTM)}, source)
-    layers = Layers(weights, activation_of(policy_kwargs, "on_policy", source), source, extractor)
-    features = nn.Sequential(*layers.features("pi_features_extractor", "features_extractor"))
+    layers = Layers(weights, activation_of(policy_kwargs, RECURRENT, source), source, extractor)
+    features = nn.Sequential(*layers.features(*ON_POLICY.actor.features))
     with torch.no_grad():
         width = features(torch.zeros(1, observation_width(observation_space))).shape[-1]
     if width != lstm.input_size:
         raise NotPlainError(f"{source}: its memory reads {lstm.input_size} numbers, its observations have {width}; it is damaged")
     hidden = gym.spaces.Box(-np.inf, np.inf, (lstm.hidden_size,))
-    return RecurrentNetwork(features, lstm, rebuild_network(weights, "on_policy", hidden, action_space, policy_kwargs, source))
+    return RecurrentNetwork(features, lstm, rebuild_network(weights, RECURRENT, hidden, action_space, policy_kwargs, source))
 
 
 def _lstm(weights: Mapping[str, Tensor], source: str) -> nn.LSTM:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from policy_distill.evaluation.teacher_check.behaviour import Behaviour, has_distribution, judge, observe, targets_of
-from policy_distill.policies.actions import ActionTargets, Box, Categorical
+from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.families import Categorical
 from policy_distill.teachers import ObservationNormalization, Teacher
 from policy_distill.teachers.networks.acting import ActionBounds, ConstantSpread, DiscreteNetwork, GaussianNetwork
 from tests.small_worlds import Push, Walk, bandit_teacher, push_teacher, walk_teacher

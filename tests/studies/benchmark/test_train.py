@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from policy_distill.config import FeatureConfig, LossConfig, RelationConfig
-from policy_distill.losses import divergences as losses
+from policy_distill.policies import divergences as losses
 from policy_distill.studies.benchmark import train
 from policy_distill.studies.benchmark.interleave import Ratio, Timing
 from policy_distill.studies.benchmark.result import table

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from policy_distill.config import RequestError
 from policy_distill.policies.actions import Box
 from policy_distill.teachers import Teacher, read_archive
+from policy_distill.teachers.algorithms import ALGORITHMS, ON_POLICY
 from policy_distill.teachers.networks.acting import ActionBounds, DeterministicNetwork
 from policy_distill.teachers.networks.critics import ActionValue, StateValue, rebuild_critic
 from policy_distill.teachers.networks.live import LivePolicy
@@ -120,7 +121,7 @@ def test_shared_layers_of_old_versions():
     }  # fmt: skip
     weights = {f"{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     weights |= {f"{name}.bias": torch.randn(shape[0], generator=generator) for name, shape in shapes.items()}
-    network = rebuild_network(weights, "on_policy", VECTOR, THREE, {}, "old")
+    network = rebuild_network(weights, ON_POLICY, VECTOR, THREE, {}, "old")
     critic = rebuild_critic(weights, "a2c", network, {}, 3, "old")
     x = torch.randn(8, 3, generator=generator)
 
@@ -231,7 +232,7 @@ def test_ars_has_no_values(name, save):
     model = case(name)
     for teacher in (Teacher.load(save(model)), Teacher.from_sb3(model)):
         assert not teacher.has_values
-        refused(teacher, "has no critic that can be read, so its values are not known: name one of a2c, ppo")
+        refused(teacher, "has no critic that can be read, so its values are not known: name one of a2c, ddpg")
 
 
 def test_a_function_has_no_values():
@@ -253,8 +254,10 @@ def test_a_policy_of_which_no_critic_is_known_has_no_values():
 )
 def test_critics_whose_weights_are_missing_or_damaged_hinder_no_one(algo, prefix, save):
     archive = read_archive(save(build(algo)))
-    name, kind = algo.lower(), "on_policy" if algo == "PPO" else algo.lower()
-    network = rebuild_network(archive.state_dict, kind, VECTOR, LOPSIDED, archive.policy_kwargs, "it")
+    name = algo.lower()
+    layout = ALGORITHMS[name].layout
+    assert layout is not None
+    network = rebuild_network(archive.state_dict, layout, VECTOR, LOPSIDED, archive.policy_kwargs, "it")
 
     def critic_of(weights: dict[str, torch.Tensor]) -> torch.nn.Module | None:
         return rebuild_critic(weights, name, network, archive.policy_kwargs, 3, "it")
@@ -269,7 +272,7 @@ def test_critics_whose_weights_are_missing_or_damaged_hinder_no_one(algo, prefix
 
 def test_a_value_network_of_several_outputs_is_none(save):
     archive = read_archive(save(build("PPO")))
-    network = rebuild_network(archive.state_dict, "on_policy", VECTOR, LOPSIDED, {}, "it")
+    network = rebuild_network(archive.state_dict, ON_POLICY, VECTOR, LOPSIDED, {}, "it")
     weights = {**archive.state_dict, "value_net.weight": torch.zeros(2, 5), "value_net.bias": torch.zeros(2)}
     assert rebuild_critic(weights, "ppo", network, {}, 3, "it") is None
 

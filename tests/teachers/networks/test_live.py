@@ -9,7 +9,7 @@ import torch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from policy_distill.config import RequestError
-from policy_distill.policies.actions import Categorical, Deterministic, DiagGaussian
+from policy_distill.policies.families import Categorical, Deterministic, DiagGaussian
 from policy_distill.teachers import Teacher
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, build
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from policy_distill.policies.observations import encode_observations
 from policy_distill.teachers.files.errors import NotPlainError
-from policy_distill.teachers.networks.recurrent import RecurrentNetwork, has_memory, rebuild_recurrent
+from policy_distill.teachers.networks.recurrent import RecurrentNetwork, rebuild_recurrent
 
 Spaces = gym.spaces
 BOX = Spaces.Box(-1, 1, (5,), np.float32)
@@ -127,8 +127,6 @@ def test_parameters_are_those_that_act():
     policy = policy_of(BOX, ACTIONS["discrete"])
     acting = [policy.lstm_actor, policy.mlp_extractor.policy_net, policy.action_net]
     assert rebuilt(policy).acting_params == sum(parameter.numel() for module in acting for parameter in module.parameters())
-    assert has_memory(policy.state_dict())
-    assert not has_memory({"mlp_extractor.policy_net.0.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor, tensor
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal, kl_divergence
 
-from policy_distill.losses.divergences import (
+from policy_distill.policies.divergences import (
     bounded_error,
     forward_kl,
     gaussian_forward_kl,

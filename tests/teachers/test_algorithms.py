@@ -10,11 +10,10 @@ import pytest
 
 from policy_distill.config import RequestError
 from policy_distill.teachers import Teacher
-from policy_distill.teachers.files.saved_algorithm import algorithm_of_fields
-from policy_distill.teachers.files.trusted import CLASSES
+from policy_distill.teachers.algorithms import ALGORITHMS, algorithm_of_fields
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build, rewrite
 
-NAMES = {algo: path.rpartition(".")[2] for algo, path in CLASSES.items()}
+NAMES = {name: one.sb3_class.rpartition(".")[2] for name, one in ALGORITHMS.items() if not one.has_memory}
 
 
 @pytest.mark.parametrize("algo", NAMES)

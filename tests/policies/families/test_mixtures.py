@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.distributions import Categorical as TorchCategorical
 
-from policy_distill.policies.actions import Bernoulli, Box, Categorical, DiagGaussian, MultiCategorical, family_of
-from policy_distill.policies.mixtures import match_moments, mix_parameters, weighted_mean
+from policy_distill.policies.actions import Box
+from policy_distill.policies.families import Bernoulli, Categorical, DiagGaussian, MultiCategorical, family_of, weighted_mean
 from tests.small_worlds import random_transitions
 
 BOX = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([6, 1], np.float32))
@@ -25,7 +25,7 @@ def logits(*probabilities: float) -> torch.Tensor:
 def test_probabilities_are_averaged():
     # 0.25 * (0.8, 0.1, 0.1) + 0.75 * (0.2, 0.6, 0.2) = (0.35, 0.475, 0.175); shifted logits are the same distribution
     members = [{"logits": logits(0.8, 0.1, 0.1) + 5.0}, {"logits": logits(0.2, 0.6, 0.2)}]
-    mixed = mix_parameters(Categorical(3), members, [0.25, 0.75])["logits"]
+    mixed = Categorical(3).mix(members, [0.25, 0.75])["logits"]
     torch.testing.assert_close(mixed.exp(), torch.tensor([[0.35, 0.475, 0.175]]))
 
 
@@ -34,14 +34,14 @@ def test_each_component_is_averaged_by_itself():
         {"logits": torch.cat([logits(0.5, 0.5), logits(0.2, 0.8)], -1)},
         {"logits": torch.cat([logits(0.1, 0.9), logits(0.6, 0.4)], -1)},
     ]
-    mixed = mix_parameters(MultiCategorical((2, 2)), members, [0.5, 0.5])["logits"]
+    mixed = MultiCategorical((2, 2)).mix(members, [0.5, 0.5])["logits"]
     torch.testing.assert_close(mixed.exp(), torch.tensor([[0.3, 0.7, 0.4, 0.6]]))
 
 
 def test_switches_are_averaged_as_probabilities_of_being_on():
     # 0.5 * 0.9 + 0.5 * 0.3 = 0.6, whose logit is log(0.6 / 0.4)
     members = [{"logits": torch.logit(torch.tensor([[0.9]]))}, {"logits": torch.logit(torch.tensor([[0.3]]))}]
-    mixed = mix_parameters(Bernoulli(1), members, [0.5, 0.5])["logits"]
+    mixed = Bernoulli(1).mix(members, [0.5, 0.5])["logits"]
     assert mixed.item() == pytest.approx(math.log(0.6 / 0.4))
 
 
@@ -49,7 +49,7 @@ def test_the_moments_of_a_mixture_of_gaussians():
     # means 1 and 5, variances 4 and 9, weights 1/4 and 3/4: mean 4, variance (4 + 27) / 4 + (9 + 3) / 4 = 10.75
     family = DiagGaussian(Box((-1.0,), (1.0,)))
     members = [{"mean": torch.tensor([[mean]]), "log_std": torch.tensor([[math.log(std)]])} for mean, std in ((1.0, 2.0), (5.0, 3.0))]
-    mixed = mix_parameters(family, members, [0.25, 0.75])
+    mixed = family.mix(members, [0.25, 0.75])
     assert mixed["mean"].item() == pytest.approx(4.0)
     assert mixed["log_std"].item() == pytest.approx(0.5 * math.log(10.75))
 
@@ -59,7 +59,8 @@ def test_the_moments_are_those_of_samples():
     means, stds, weights = torch.tensor([-1.0, 0.5, 2.0]), torch.tensor([0.3, 1.0, 0.1]), torch.tensor([0.2, 0.5, 0.3])
     which = torch.multinomial(weights, 200_000, replacement=True, generator=generator)
     samples = means[which] + stds[which] * torch.randn(len(which), generator=generator)
-    found = match_moments(list(means[:, None]), list(stds.log()[:, None]), weights.tolist())
+    members = [{"mean": mean, "log_std": std.log()} for mean, std in zip(means[:, None], stds[:, None], strict=True)]
+    found = DiagGaussian(Box((-1.0,), (1.0,))).mix(members, weights.tolist())
     assert found["mean"].item() == pytest.approx(samples.mean().item(), abs=0.01)
     assert found["log_std"].exp().item() == pytest.approx(samples.std().item(), abs=0.01)
 
@@ -68,7 +69,7 @@ def test_the_moments_are_those_of_samples():
 def test_a_mixture_of_one_distribution_with_itself_is_that_distribution(space):
     parameters = random_transitions(space, 16).targets.parameters
     family = family_of(space)
-    mixed = mix_parameters(family, [parameters] * 3, [0.2, 0.5, 0.3])
+    mixed = family.mix([parameters] * 3, [0.2, 0.5, 0.3])
     if isinstance(family, Categorical):
         parameters = {"logits": TorchCategorical(logits=parameters["logits"]).logits}
     if isinstance(family, MultiCategorical):
@@ -81,7 +82,7 @@ def test_a_mixture_of_one_distribution_with_itself_is_that_distribution(space):
 def test_the_order_of_the_members_does_not_matter(space):
     members = [random_transitions(space, 16, seed=seed).targets.parameters for seed in range(3)]
     weights = [0.2, 0.5, 0.3]
-    one, other = mix_parameters(family_of(space), members, weights), mix_parameters(family_of(space), members[::-1], weights[::-1])
+    one, other = family_of(space).mix(members, weights), family_of(space).mix(members[::-1], weights[::-1])
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], atol=1e-5, rtol=1e-5)
 
@@ -89,11 +90,11 @@ def test_the_order_of_the_members_does_not_matter(space):
 def test_certainty_stays_finite():
     # exp(-200) underflows in float32, its logarithm does not; a forbidden action of one member is allowed by the other's share
     certain, forbidden = torch.tensor([[0.0, -200.0]]), torch.tensor([[0.0, -torch.inf]])
-    mixed = mix_parameters(Categorical(2), [{"logits": certain}, {"logits": certain}], [0.5, 0.5])["logits"]
+    mixed = Categorical(2).mix([{"logits": certain}, {"logits": certain}], [0.5, 0.5])["logits"]
     torch.testing.assert_close(mixed, certain)
-    mixed = mix_parameters(Categorical(2), [{"logits": certain}, {"logits": forbidden}], [0.5, 0.5])["logits"]
+    mixed = Categorical(2).mix([{"logits": certain}, {"logits": forbidden}], [0.5, 0.5])["logits"]
     assert mixed[0, 1].item() == pytest.approx(-200 + math.log(0.5))
-    switches = mix_parameters(Bernoulli(1), [{"logits": torch.tensor([[200.0]])}] * 2, [0.5, 0.5])["logits"]
+    switches = Bernoulli(1).mix([{"logits": torch.tensor([[200.0]])}] * 2, [0.5, 0.5])["logits"]
     assert switches.item() == pytest.approx(200.0)
 
 
