@@ -19,6 +19,7 @@ from policy_distill.training.dataset import Dataset
 
 WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Bandit-v0"), EnvironmentSpec("tests/Push-v0")
 DIALS, SWITCHES = EnvironmentSpec("tests/Echo-v0", {"sizes": (2, 3)}), EnvironmentSpec("tests/Echo-v0", {"sizes": 3})
+BEACON = EnvironmentSpec("tests/Beacon-v0")
 WALK_LIMIT = 12
 
 
@@ -108,6 +109,45 @@ class Push(gym.Env):
         cost = float(np.abs(push_best(self.seen[None])[0] - action).sum())
         self.steps += 1
         return self._look(), -cost, False, self.steps == 5, {}
+
+
+class Beacon(gym.Env):
+    """Walk to the bright cell of a grid by steps to one of four sides, each of which costs 1: the best return is minus their distance.
+
+    Observed are an image ``[6, 6, 2]`` of bytes with one pixel for the walker and one for the bright cell.
+    """
+
+    observation_space: gym.Space = gym.spaces.Box(0, 255, (6, 6, 2), np.uint8)
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Discrete(4)
+        self.walker = self.bright = np.zeros(2, np.int64)
+
+    def _look(self) -> Any:
+        image = np.zeros((6, 6, 2), np.uint8)
+        image[(*self.walker, 0)] = image[(*self.bright, 1)] = 255
+        return image
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.walker, self.bright = np.stack(np.divmod(self.np_random.choice(36, size=2, replace=False), 6), axis=1)
+        return self._look(), {"distance": int(np.abs(self.walker - self.bright).sum())}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is no action"
+        self.walker = np.clip(self.walker + [(-1, 0), (1, 0), (0, -1), (0, 1)][int(action)], 0, 5)
+        return self._look(), -1.0, bool((self.walker == self.bright).all()), False, {}
+
+
+def beacon_best(images: np.ndarray) -> np.ndarray:
+    """Along the first axis as long as the places differ there, then along the second."""
+    walker, bright = (np.stack(np.divmod(images[..., plane].reshape(-1, 36).argmax(1), 6), axis=1) for plane in (0, 1))
+    rows, columns = (bright - walker).T
+    return np.where(rows != 0, rows > 0, 2 + (columns > 0)).astype(np.int64)
+
+
+def beacon_teacher() -> Teacher:
+    return Teacher.from_callable(beacon_best, Beacon.observation_space, gym.spaces.Discrete(4), params=100_000)
 
 
 def walk_best(observations: np.ndarray) -> np.ndarray:
@@ -207,7 +247,7 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
     return labelled(observations, ActionTargets(parameters, actions))
 
 
-for _name, _limit in (("Walk", WALK_LIMIT), ("Bandit", None), ("Echo", None), ("Push", None)):
+for _name, _limit in (("Walk", WALK_LIMIT), ("Bandit", None), ("Echo", None), ("Push", None), ("Beacon", 12)):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)
 
 

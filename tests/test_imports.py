@@ -129,6 +129,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "fast_forward",
         "actions",
         "observations",
+        "policy",
     ),
     "policy_distill.policies.families": (
         "categorical",
@@ -158,10 +159,13 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "ppo_rollouts",
         "collect",
         "episodes",
+        "play",
+        "acting",
         "processes",
         "numpy_policies",
         "transitions",
         "stochastic",
+        "random_policy",
         "watchdog",
     ),
     "policy_distill.studies": (

@@ -35,6 +35,9 @@ class StudentConfig:
     """Width of each hidden layer; () is a linear policy. Left out, the widths follow from ``compression``."""
     compression: float | None = None
     """Choose the widths so that the student has this many times fewer parameters than the teacher's acting network. Left out: 10."""
+    channels: tuple[int, ...] | None = None
+    """Of the convolutions that read each image; () reads images as vectors. Left out, boxes of three axes that hold whole numbers are read
+    as images, and the channels follow from ``compression``."""
     activation: Literal["auto", "relu", "tanh", "elu", "silu"] = "auto"
     """Between the layers. ``auto``: the teacher's own where it is one of these, else relu."""
     same: bool = False
@@ -54,6 +57,7 @@ class StudentConfig:
             "left out when student.hidden_sizes or student.compression is given",
         )
         require(all(size > 0 for size in self.hidden_sizes or ()), "student.hidden_sizes", self.hidden_sizes, "positive widths")
+        require(all(size > 0 for size in self.channels or ()), "student.channels", self.channels, "positive numbers of channels")
         finite = self.compression is None or (self.compression > 0 and math.isfinite(self.compression))
         require(finite, "student.compression", self.compression, "> 0")
         require_choice(type(self), "student", "activation", self.activation)

@@ -151,6 +151,8 @@ def wrap(env: gym.Env, name: str, kwargs: Mapping[str, Any]) -> gym.Env:
     kind = WRAPPERS[name] if name in WRAPPERS else _imported(name)
     try:
         wrapped = kind(env, **kwargs)
+    except RequestError:
+        raise
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         given = f"the arguments {dict(kwargs)}" if kwargs else "this environment without arguments"
         raise RequestError(f"the wrapper {name} does not take {given}: {' '.join(str(error).split())}") from error

@@ -21,7 +21,7 @@ from policy_distill.policies.actions import WIDE, ActionTargets, Box, Units
 from policy_distill.policies.families import Family
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import call_apart
-from policy_distill.rollouts.trajectories import play
+from policy_distill.rollouts.trajectories import record
 from policy_distill.support.trees import concatenate, length, map_leaves, to_tensors
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.ensemble import Ensemble
@@ -45,7 +45,7 @@ def suited(teacher: Teacher, spec: EnvironmentSpec, step_timeout: float | None =
     if not isinstance(space, gym.spaces.Box) or not (box := Box.from_space(space)).may_be_wide.any():
         return teacher, 0
     seeds = evaluation_seeds("check", EPISODES)
-    played = call_apart(step_timeout, functools.partial(play, max_steps=STEPS), teacher, spec, seeds)
+    played = call_apart(step_timeout, functools.partial(record, max_steps=STEPS), teacher, spec, seeds)
     observations = concatenate([episode.observations for episode in played])
     with torch.inference_mode():
         targets = teacher.targets(map_leaves(lambda part: part.to(teacher.anchor.device), to_tensors(observations)))

@@ -22,8 +22,9 @@ from policy_distill.config import EvaluateConfig
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, retention
+from policy_distill.policies.policy import Policy
 from policy_distill.policies.student import Student
-from policy_distill.rollouts.episodes import Episodes, EpisodicPolicy, Policy, evaluation_seeds, merge
+from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.files import write_json
 from policy_distill.support.progress import Display
@@ -69,9 +70,7 @@ class Certified:
         }
 
 
-def play(
-    rollouts: Rollouts, student: Policy | EpisodicPolicy, plan: Plan, *, num_envs: int = 16, display: Display | None = None
-) -> Certified:
+def play(rollouts: Rollouts, student: Policy, plan: Plan, *, num_envs: int = 16, display: Display | None = None) -> Certified:
     """Play the certificate's seeds from look to look, student, teacher and random policy alike, until they decide.
 
     Nobody has been chosen or trained on these seeds. The verdict does not depend on how many episodes run side by side: all up to a look
@@ -88,7 +87,7 @@ def play(
     parts: dict[str, list[Episodes]] = {role: [] for role in ROLES}
     played = 0
     for look in plan.looks:
-        players: Sequence[Policy | EpisodicPolicy | str] = (student, "teacher", "random")
+        players: Sequence[Policy | str] = (student, "teacher", "random")
         answers = [rollouts.begin_evaluation(player, seeds[played:look], num_envs=num_envs) for player in players]
         for role, answer in zip(ROLES, answers, strict=True):
             parts[role].append(answer.result())

@@ -16,9 +16,10 @@ from torch import Tensor
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.policies.actions import ActionTargets
-from policy_distill.rollouts.episodes import Policy, alike
+from policy_distill.policies.policy import FeedForward
+from policy_distill.rollouts.episodes import alike
 from policy_distill.rollouts.numpy_policies import actor
-from policy_distill.rollouts.trajectories import Trajectory, play
+from policy_distill.rollouts.trajectories import Trajectory, record
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import Tree, blocks, concatenate, leaves, length, stack, to_tensors
 from policy_distill.support.trees import rows as rows_of
@@ -121,7 +122,7 @@ class Disagreements:
         return cls(**{**found, **words, "states": int(found["states"])})
 
 
-def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
+def find(student: FeedForward, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
     """Let both play one episode a seed, and ask the teacher about every state that the student visited.
 
     Args:
@@ -130,7 +131,7 @@ def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequen
         spec: the environment, which must end its episodes.
         seeds: one for each episode; ``evaluation_seeds("comparison", E)`` are free for training on what is found.
     """
-    played, taught = play(student, spec, seeds), play(teacher, spec, seeds)
+    played, taught = record(student, spec, seeds), record(teacher, spec, seeds)
     observations, actions = (concatenate([getattr(episode, name) for episode in played]) for name in ("observations", "actions"))
     advised = _ask(teacher, observations)
     lengths = np.array([len(episode.rewards) for episode in played])
@@ -229,7 +230,7 @@ def parting_step(student_rewards: np.ndarray, teacher_rewards: np.ndarray) -> in
     return int(min(level[-1] + 1 if len(level) else 0, len(student_rewards) - 1))
 
 
-def _ask(policy: Policy, observations: Tree) -> np.ndarray:
+def _ask(policy: FeedForward, observations: Tree) -> np.ndarray:
     """Actions in all of ``observations`` ``[B, ...]``, those that ``evaluate`` would take."""
     return np.concatenate([actor(policy, length(part))(part) for part in blocks(observations, CHUNK)])
 

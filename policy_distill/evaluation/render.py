@@ -12,13 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from policy_distill.config import RequestError
-from policy_distill.environments.border import is_finite, not_finite, own_random_state
+from policy_distill.environments.border import own_random_state
 from policy_distill.environments.specs import EnvironmentSpec, make
-from policy_distill.rollouts.episodes import Policy
-from policy_distill.rollouts.numpy_policies import actor
+from policy_distill.policies.policy import Policy
+from policy_distill.rollouts.play import Recorder, play
 from policy_distill.support.figures import return_text
 from policy_distill.support.files import write_atomically
-from policy_distill.support.trees import stack
 
 BANNER = 22
 """Height in pixels of the line above each picture."""
@@ -63,26 +62,32 @@ def film(name: str, policy: Policy, spec: EnvironmentSpec, seed: int, *, max_ste
     env.close()
     if "rgb_array" not in modes:
         raise RequestError(f"{spec.id} cannot be drawn: its render modes are {', '.join(modes) or 'none'}, and rgb_array is needed")
-    frames: list[np.ndarray] = []
-    rewards: list[float] = []
     env = make(spec, render_mode="rgb_array")
+    camera = _Camera(spec)
     try:
-        act = actor(policy, 1)
-        actions = np.zeros(0)
-        observation, _ = env.reset(seed=seed)
-        frames.append(_picture(env, spec))
-        while len(rewards) < max_steps:
-            if not is_finite(observation):
-                raise not_finite(env, observation, actions[0] if rewards else None)
-            actions = act(stack([observation]))
-            observation, reward, terminated, truncated, _ = env.step(actions[0])
-            rewards.append(float(reward))
-            frames.append(_picture(env, spec))
-            if terminated or truncated:
-                break
+        play([policy], spec, [seed], camera, max_steps=max_steps, envs=[env])
     finally:
         env.close()
-    return Film(name, frames, np.array(rewards), rate)
+    return Film(name, camera.frames, np.array(camera.rewards), rate)
+
+
+class _Camera(Recorder):
+    """A picture after the reset and after each step."""
+
+    def __init__(self, spec: EnvironmentSpec) -> None:
+        self._spec = spec
+        self.frames: list[np.ndarray] = []
+        self.rewards: list[float] = []
+
+    def opened(self, envs: Sequence[gym.Env]) -> None:
+        self._env = envs[0]
+
+    def began(self, slot: int, episode: int) -> None:
+        self.frames.append(_picture(self._env, self._spec))
+
+    def stepped(self, rewards: list[float], running: list[int]) -> None:
+        self.frames.append(_picture(self._env, self._spec))
+        self.rewards += rewards
 
 
 def side_by_side(films: Sequence[Film], *, width: int = 320, frames_per_second: float = 20.0) -> tuple[list[Image.Image], float]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from policy_distill.policies.observations import FAR_FROM_ZERO
-from policy_distill.policies.student import ACTIVATIONS, Student
+from policy_distill.policies.student import ACTIVATIONS, Architecture, Student
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import leaf_spaces
 
@@ -68,8 +68,15 @@ def _bounded(space: gym.Space) -> gym.Space:
     return gym.spaces.Box(-1.0, 1.0, space.shape, space.dtype.type)
 
 
-def why_not_ppo(*spaces: gym.Space) -> str | None:
-    """Why no PPO agent can live in these spaces, or None: Stable-Baselines3 counts discrete values from 0, wherever the space starts."""
+def why_not_ppo(architecture: Architecture) -> str | None:
+    """Why no PPO agent can be like such a student, or None.
+
+    Stable-Baselines3 counts discrete values from 0, wherever the space starts, and has convolutions of one size alone: a zip with others
+    could only be loaded where policy_distill is installed.
+    """
+    if architecture.channels:
+        return "Stable-Baselines3 has no network with the student's convolutions (student.channels)"
+    spaces = (architecture.observation_space, architecture.action_space)
     for space in (part for whole in spaces for part in leaf_spaces(whole).values()):
         if np.any(getattr(space, "start", 0)):
             return f"Stable-Baselines3 does not support {space}, which does not start at 0"
@@ -81,13 +88,15 @@ def why_not_exported(student: Student) -> str | None:
 
     PPO's first layer reads raw observations in float32. Far from zero it would round away what they say before a weight is applied.
     """
+    if reason := why_not_ppo(student.architecture):
+        return reason
     distance = float((student.mean.double().abs() / student.scale.double()).max())
     if distance > FAR_FROM_ZERO:
         return (
             f"Stable-Baselines3 reads observations in float32, which is too coarse for these: they lie {distance:,.0f} standard deviations "
             f"from zero (up to {FAR_FROM_ZERO:,.0f} are exported)"
         )
-    return why_not_ppo(student.observation_space, student.action_space)
+    return None
 
 
 def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:

@@ -14,9 +14,10 @@ import numpy as np
 from policy_distill.evaluation.return_cache import KnownReturns
 from policy_distill.evaluation.statistics import contrast
 from policy_distill.pipeline.prepare import Job
+from policy_distill.policies.policy import Policy
 from policy_distill.policies.student import Student
 from policy_distill.report.tensorboard import Tracker
-from policy_distill.rollouts.episodes import Episodes, Policy, evaluation_seeds, merge
+from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.progress import Display
 

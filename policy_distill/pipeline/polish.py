@@ -90,7 +90,7 @@ def polish_if_needed(run: Run, kept: Kept) -> Polished | None:
     config, job = run.job.config.polish, run.job
     if config.below == 0 or not np.isfinite(run.retention(kept.returns)) or _shows_enough(run, kept):
         return None
-    reason = why_not_ppo(job.teacher.observation_space, job.teacher.action_space)
+    reason = why_not_ppo(job.architecture)
     if job.teacher.needs_float64:
         reason = "Stable-Baselines3 reads observations in float32, which is too coarse for these"
     if reason:

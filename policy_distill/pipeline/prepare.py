@@ -20,11 +20,15 @@ from policy_distill.evaluation.probe import probe
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
 from policy_distill.policies.actions import Box
-from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, layer_names
+from policy_distill.policies.encoders import images_in, may_be_image, usual_channels
+from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
 from policy_distill.support.files import writable_folder, write_atomically
-from policy_distill.support.trees import Tree, length
+from policy_distill.support.trees import Tree, leaf_spaces, length
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import environment_for
+
+USUAL_UNIT = 16
+"""Channels of an image student's first convolution where the user gives the sizes of the head alone."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,12 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
             f"the student's {architecture.params:,} parameters are no fewer than the teacher's {teacher.params:,}: "
             "nothing is gained in size; choose smaller student.hidden_sizes",
         )
-    if reason := why_not_ppo(teacher.observation_space, teacher.action_space):
+    if reason := why_not_ppo(architecture):
         notices += (f"no student.zip is written: {reason}",)
     if config.value.hidden_sizes is not None and (reason := teacher.why_no_values()):
         raise RequestError(f"value.hidden_sizes asks for a network that learns the teacher's values: {reason}")
+    if config.value.hidden_sizes is not None and architecture.channels:
+        raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
     extra_states, found = read_extra_states(config.collect, teacher, spec)
     notices += found
     device = choose_device(config.device)
@@ -102,9 +108,25 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
 
 
 def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture:
-    """Settle the student's widths."""
+    """Settle the student's encoder and the widths of its head.
+
+    Raises:
+        RequestError: if the sizes that were given do not go together, or do not tell the student's size.
+    """
     linear = Architecture(teacher.observation_space, teacher.action_space, (), choose_activation(config.activation, teacher))
-    sizes = config.hidden_sizes
+    sizes, channels = config.hidden_sizes, config.channels
+    images = images_in(teacher.observation_space)
+    if channels is None and images and not config.same:
+        if sizes is None and teacher.params:
+            return image_student_for(config.compression or 10.0, teacher.params, linear)
+        channels = usual_channels(images, USUAL_UNIT)
+    if channels:
+        if sizes is None:
+            known = "student.channels are given" if config.channels else "the teacher's parameters cannot be counted"
+            raise RequestError(f"{known}, so the sizes of other layers do not follow from them: give student.hidden_sizes")
+        if not any(map(may_be_image, leaf_spaces(teacher.observation_space).values())):
+            raise RequestError(f"student.channels are for images, and {teacher.observation_space} holds none: leave them out")
+        return dataclasses.replace(linear, channels=tuple(channels), hidden_sizes=tuple(sizes))
     if config.same:
         layers = teacher.describe()["layers"]
         if not layers:
@@ -198,7 +220,8 @@ def choose_device(name: str) -> torch.device:
 def complete_config(job: Job) -> dict[str, Any]:
     """The configuration as data, with what was left to the job (folder, student's sizes and activation) filled in."""
     data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
-    settled = {"hidden_sizes": list(job.architecture.hidden_sizes), "compression": None, "same": False}
+    sizes = {"hidden_sizes": list(job.architecture.hidden_sizes), "channels": list(job.architecture.channels) or None}
+    settled = {**sizes, "compression": None, "same": False}
     data["student"] = {**data["student"], **settled, "activation": job.architecture.activation}
     return data
 

@@ -23,11 +23,11 @@ from policy_distill.policies.actions import ActionTargets, Parameters
 from policy_distill.policies.families import weighted_mean
 from policy_distill.policies.student import Student
 from policy_distill.support.figures import return_text
-from policy_distill.support.trees import Tree, blocks, on_cpu
+from policy_distill.support.trees import Tree, blocks, leaves, on_cpu
 from policy_distill.training.dataset import Dataset
 
-CHUNK = 16_384
-"""Rows that a student is asked about at once."""
+CHUNK, CHUNK_NUMBERS = 16_384, 2**26
+"""Rows that a student is asked about at once, and numbers in these observations."""
 
 
 @dataclass(frozen=True)
@@ -141,5 +141,6 @@ def mix_targets(
 
 def _ask(mentor: Student, observations: Tree, device: torch.device) -> Parameters:
     """The parameters of a student's distribution for all rows."""
-    parts = [mentor.parameters_of(rows) for rows in blocks(observations, CHUNK)]
+    numbers = sum(leaf[0].numel() for leaf in leaves(observations))
+    parts = [mentor.parameters_of(rows) for rows in blocks(observations, min(CHUNK, 1 + CHUNK_NUMBERS // numbers))]
     return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}

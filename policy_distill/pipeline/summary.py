@@ -112,6 +112,7 @@ def summarize(
         },
         "student": {
             "hidden_sizes": list(job.architecture.hidden_sizes),
+            **({"channels": list(job.architecture.channels)} if job.architecture.channels else {}),
             "activation": job.architecture.activation,
             "params": job.architecture.params,
             **figures(student),

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 
 from policy_distill.config import EnvironmentFault, Fault
+from policy_distill.environments.action_masks import MASK, draw_allowed
 from policy_distill.environments.border import Finite, own_random_state
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.environments.vector import Backend, Slots, groups_of, seed_of
 from policy_distill.policies.actions import ActionTargets, Box
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.numpy_policies import actor, labeller
+from policy_distill.rollouts.random_policy import uniform_actions
 from policy_distill.rollouts.transitions import AUTORESET_STEP, NO_EPISODE, Transitions
 from policy_distill.support import trees
 from policy_distill.teachers import Teacher
@@ -38,8 +40,10 @@ class Exploration:
     action_noise: float = 0.0
     box: Box | None = None
 
-    def disturb(self, actions: np.ndarray, space: gym.Space, streams: Sequence[np.random.Generator]) -> np.ndarray:
-        """Actions ``[N, ...]`` as they are executed; each row draws from a stream of its own."""
+    def disturb(
+        self, actions: np.ndarray, space: gym.Space, streams: Sequence[np.random.Generator], mask: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Actions ``[N, ...]`` as they are executed; each row draws from a stream of its own, under its ``mask`` ``[N, entries]``."""
         disturbed = actions.copy()
         for row, stream in enumerate(streams):
             if self.action_noise and isinstance(space, gym.spaces.Box):
@@ -50,27 +54,12 @@ class Exploration:
                 noise = self.action_noise * half_range * stream.standard_normal(space.shape)
                 disturbed[row] = np.clip(disturbed[row] + noise, space.low, space.high)
             if self.epsilon and stream.random() < self.epsilon:
-                disturbed[row] = random_action(space, stream, self.box)
+                own = None if mask is None else mask[row]
+                disturbed[row] = uniform_actions(space, stream, box=self.box) if own is None else draw_allowed(space, own, stream)
         return disturbed
 
 
 NO_EXPLORATION = Exploration()
-
-
-def random_action(space: gym.Space, stream: np.random.Generator, box: Box | None = None) -> np.ndarray | int:
-    """Draw uniformly from a space that a student can act in, or, within its bounds, from twice the range of ``box``'s units."""
-    match space:
-        case gym.spaces.Discrete():
-            return int(stream.integers(space.n) + space.start)
-        case gym.spaces.MultiDiscrete():
-            return stream.integers(space.nvec)
-        case gym.spaces.MultiBinary():
-            return stream.integers(2, size=space.shape)
-    assert isinstance(space, gym.spaces.Box)
-    if box is None:
-        return stream.uniform(space.low, space.high)
-    scale, offset = (part.reshape(space.shape) for part in box.affine())
-    return stream.uniform(offset - 2 * scale, offset + 2 * scale).clip(space.low, space.high)
 
 
 class Collector:
@@ -175,7 +164,9 @@ class Collector:
                 mask = by_teacher[step].reshape(-1, *[1] * (executed.ndim - 1))
                 executed = np.where(mask, executed, act(slots.observations))
             if exploration != NO_EXPLORATION:
-                executed = exploration.disturb(executed, action_space, self._noise)
+                seen = slots.observations
+                allowed = seen[MASK] if isinstance(seen, dict) and MASK in seen else None
+                executed = exploration.disturb(executed, action_space, self._noise, allowed)
             for part, group, places in self._places:
                 group.step(executed[part], places, rewards[step, part], terminated[step, part], truncated[step, part])
 

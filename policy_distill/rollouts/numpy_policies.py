@@ -16,6 +16,7 @@ import torch
 
 from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.actions import LAYER, ActionTargets
+from policy_distill.policies.encoders import Vectors
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student
@@ -80,8 +81,11 @@ def actor(policy: Any, rows: int) -> Function:
 def outputs_of(student: Student, rows: int) -> Function:
     """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
 
-    The next question may overwrite them.
+    The next question may overwrite them. Convolutions round a row differently in another batch: a student of images is asked about one
+    observation at a time.
     """
+    if not isinstance(student.encoder, Vectors):
+        return lambda observations: one_by_one(lambda row: _forward(student, row), observations)
     layers, space = Layers(student.network, rows), student.observation_space
     mean, scale = student.mean.numpy(), student.scale.numpy()
     encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
@@ -116,6 +120,11 @@ def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray
         return joined
 
     return join
+
+
+@torch.inference_mode()
+def _forward(student: Student, observations: trees.Tree) -> np.ndarray:
+    return student(trees.to_tensors(observations)).numpy()
 
 
 def _refuse_device(observations: np.ndarray) -> Labels:

@@ -9,15 +9,18 @@ import numpy as np
 import torch
 
 from policy_distill.config import RequestError
+from policy_distill.policies.policy import GOES_ON, State
 from policy_distill.policies.student import Student
 from policy_distill.support import trees
 from policy_distill.support.seeds import derived_seed
+from policy_distill.support.trees import Tree
 from policy_distill.teachers import Teacher
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """``policy`` with drawn actions; see ``episodes.EpisodicPolicy``.
+    """``policy`` with drawn actions. Its state is a generator for each episode, which the episode's seed alone decides and which is not
+    the environment's.
 
     Raises:
         RequestError: if the policy has no distribution: agents with Q-values, td3, ddpg and ars only name an action.
@@ -31,29 +34,26 @@ class Drawing:
         if not names or not set(names) <= _parameters(policy, trees.zeros(policy.observation_space, 2)).keys():
             raise RequestError("the policy only names its actions, it has no distribution to draw from: leave --stochastic out")
 
-    def for_episode(self, seed: int) -> DrawingEpisode:
-        """The policy with a generator that the episode's seed alone decides, and that is not the environment's."""
-        return DrawingEpisode(self.policy, torch.Generator().manual_seed(derived_seed(seed, 2)))
-
-
-@dataclass(frozen=True)
-class DrawingEpisode:
-    """``policy`` in one episode."""
-
-    policy: Student | Teacher
-    generator: torch.Generator
+    def initial_state(self, num_envs: int) -> State:
+        return [torch.Generator() for _ in range(num_envs)]
 
     @torch.inference_mode()
-    def act(self, observations: trees.Tree) -> np.ndarray:
-        """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts."""
-        family = self.policy.family
-        actions = family.sample(_parameters(self.policy, observations), self.generator)
-        array: np.ndarray = actions.numpy()
-        space = self.policy.action_space
-        return array.reshape(len(array), *space.shape).astype(space.dtype) if isinstance(space, gym.spaces.Box) else array
+    def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
+        family, space = self.policy.family, self.policy.action_space
+        parameters = _parameters(self.policy, observations)
+        drawn = []
+        for row, generator in enumerate(state):
+            if starts is not None and starts[row] != GOES_ON:
+                generator.manual_seed(derived_seed(int(starts[row]), 2))
+            own = {name: values[row : row + 1] for name, values in parameters.items()}
+            drawn.append(family.sample(own, generator).numpy())
+        array: np.ndarray = np.concatenate(drawn)
+        if isinstance(space, gym.spaces.Box):
+            array = array.reshape(len(array), *space.shape).astype(space.dtype)
+        return array, state
 
 
 @torch.inference_mode()
-def _parameters(policy: Student | Teacher, observations: trees.Tree) -> dict[str, torch.Tensor]:
+def _parameters(policy: Student | Teacher, observations: Tree) -> dict[str, torch.Tensor]:
     tensor = trees.map_leaves(torch.tensor, observations)
     return policy.targets(tensor).parameters if isinstance(policy, Teacher) else policy.parameters_of(tensor)

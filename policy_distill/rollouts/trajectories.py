@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from policy_distill.config import RequestError
-from policy_distill.environments.border import Border, Finite, not_finite, own_random_state
-from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, endless, make, time_limit
-from policy_distill.rollouts.episodes import SIDE_BY_SIDE, Policy, evaluation_seeds, random_actions
-from policy_distill.rollouts.numpy_policies import actor
+from policy_distill.environments.border import own_random_state
+from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, endless, time_limit
+from policy_distill.policies.policy import Policy
+from policy_distill.rollouts.episodes import Returns, evaluation_seeds
+from policy_distill.rollouts.play import Ended, Recorder, play
 from policy_distill.support import trees
+from policy_distill.support.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,10 @@ class Trajectory:
     """
 
     seed: int
-    observations: trees.Tree
+    observations: Tree
     actions: np.ndarray
     rewards: np.ndarray
-    last_observation: trees.Tree
+    last_observation: Tree
     terminated: bool
     truncated: bool
 
@@ -51,13 +54,11 @@ class Trajectory:
 
 
 @own_random_state()
-def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, max_steps: int | None = None) -> list[Trajectory]:
-    """Run one episode for each seed, ``SIDE_BY_SIDE`` at a time, and keep every step.
-
-    The episodes are those of ``evaluate``: same seeds, same returns.
+def record(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, max_steps: int | None = None) -> list[Trajectory]:
+    """Run one episode for each seed and keep every step; the episodes are those of ``evaluate``.
 
     Args:
-        policy: acts; None acts uniformly at random, as in ``evaluate``.
+        policy: acts; None acts uniformly at random.
         spec: the environment.
         seeds: one for each episode.
         max_steps: steps after which an episode is cut off; None: only the environment ends it.
@@ -68,13 +69,9 @@ def play(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, 
     Raises:
         EnvironmentFault: as ``evaluate``.
     """
-    envs = [make(spec) for _ in range(min(SIDE_BY_SIDE, len(seeds)))]
-    try:
-        groups = [seeds[start : start + SIDE_BY_SIDE] for start in range(0, len(seeds), SIDE_BY_SIDE)]
-        return [episode for group in groups for episode in _play_side_by_side(policy, envs, group, max_steps)]
-    finally:
-        for env in envs:
-            env.close()
+    recorder = _Steps(seeds)
+    play([policy], spec, seeds, recorder, max_steps=max_steps)
+    return [recorder.done[episode] for episode in range(len(seeds))]
 
 
 def check_ends(spec: EnvironmentSpec, policies: Mapping[str, Policy | None]) -> None:
@@ -90,55 +87,40 @@ def check_ends(spec: EnvironmentSpec, policies: Mapping[str, Policy | None]) -> 
     if time_limit(spec) is not None:
         return
     for who, policy in policies.items():
-        if not play(policy, spec, evaluation_seeds("check", 1), max_steps=LONG_EPISODE)[0].ended:
+        recorder = Returns(1)
+        with own_random_state():
+            play([policy], spec, evaluation_seeds("check", 1), recorder, max_steps=LONG_EPISODE)
+        if not recorder.over[0]:
             raise RequestError("; ".join(endless(spec, who, LONG_EPISODE)))
 
 
-class _Recording:
-    """An episode that is going on."""
+class _Steps(Recorder):
+    """Every step of every episode.
 
-    def __init__(self, env: Border, seed: int) -> None:
-        self.env, self.seed = env, seed
-        observation, _ = env.reset(seed=seed)
-        self.chance = random_actions(env.action_space, seed)
-        self.observation = trees.map_leaves(np.asarray, observation)
-        self.observations: list[trees.Tree] = []
-        self.actions: list[np.ndarray] = []
-        self.rewards: list[float] = []
-        self.terminated = self.truncated = False
+    Attributes:
+        done: the episodes that are over, by the number of their seed.
+    """
 
-    def step(self, action: np.ndarray | None) -> bool:
-        """Take one step, with an action drawn at random for None; say whether the episode goes on."""
-        executed = next(self.chance) if action is None else action
-        self.observations.append(trees.copied(self.observation))
-        self.actions.append(np.array(executed))
-        observation, reward, self.terminated, self.truncated, _ = self.env.step(executed)
-        self.observation = trees.map_leaves(np.asarray, observation)
-        self.rewards.append(float(reward))
-        return not (self.terminated or self.truncated)
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._seeds = seeds
+        self._going: dict[int, tuple[list[Tree], list[np.ndarray], list[float]]] = {}
+        self.done: dict[int, Trajectory] = {}
 
-    def done(self) -> Trajectory:
-        arrays = trees.stack(self.observations), np.stack(self.actions), np.array(self.rewards)
-        return Trajectory(self.seed, *arrays, trees.copied(self.observation), bool(self.terminated), bool(self.truncated))
+    def began(self, slot: int, episode: int) -> None:
+        self._going[slot] = [], [], []
 
+    def acted(self, observations: Tree, answers: Sequence[Any], running: list[int]) -> None:
+        for slot in running:
+            seen, done, _ = self._going[slot]
+            seen.append(trees.copied(trees.rows(observations, slot)))
+            done.append(np.array(answers[0][slot]))
 
-def _play_side_by_side(policy: Policy | None, envs: list[Border], seeds: Sequence[int], max_steps: int | None) -> list[Trajectory]:
-    recordings = [_Recording(env, int(seed)) for env, seed in zip(envs, seeds, strict=False)]
-    batch = trees.stack([recording.observation for recording in recordings])
-    all_finite = Finite(batch)
-    act = None if policy is None else actor(policy, len(recordings))
-    going = list(range(len(recordings)))
-    while going:
-        for slot in going:
-            trees.write(batch, slot, recordings[slot].observation)
-        if not all_finite(batch):
-            wrong = recordings[all_finite.first_wrong()]
-            raise not_finite(wrong.env, wrong.observation, wrong.actions[-1] if wrong.actions else None)
-        actions = None if act is None else act(batch)
-        going = [
-            slot
-            for slot in going
-            if recordings[slot].step(None if actions is None else actions[slot])
-            and (max_steps is None or len(recordings[slot].rewards) < max_steps)
-        ]
-    return [recording.done() for recording in recordings]
+    def stepped(self, rewards: list[float], running: list[int]) -> None:
+        for slot in running:
+            self._going[slot][2].append(rewards[slot])
+
+    def ended(self, end: Ended) -> None:
+        seen, done, rewards = self._going.pop(end.slot)
+        arrays = trees.stack(seen), np.stack(done), np.array(rewards)
+        how = trees.copied(end.observation), end.terminated, end.truncated
+        self.done[end.episode] = Trajectory(int(self._seeds[end.episode]), *arrays, *how)

@@ -12,9 +12,10 @@ import numpy as np
 
 from policy_distill.environments.specs import EnvironmentSpec, for_worker
 from policy_distill.environments.vector import WORDS, Backend, group_size
+from policy_distill.policies.policy import Policy
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
-from policy_distill.rollouts.episodes import Episodes, EpisodicPolicy, Policy, evaluate, merge
+from policy_distill.rollouts.episodes import Episodes, evaluate, merge
 from policy_distill.rollouts.processes import Remote, available_cores
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.support.pending import Pending
@@ -95,14 +96,12 @@ class Rollouts:
         space = self._teacher.observation_space
         return max(1, BLOCK_BYTES // (self.num_envs * math.prod(space.shape or ()) * np.dtype(space.dtype).itemsize))
 
-    def evaluate(
-        self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
-    ) -> Episodes:
+    def evaluate(self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False) -> Episodes:
         """One episode a seed of ``policy``, or of "teacher" or "random"; see ``policy_distill.rollouts.episodes.evaluate``."""
         return self.begin_evaluation(policy, seeds, num_envs=num_envs, with_agreement=with_agreement).result()
 
     def begin_evaluation(
-        self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
+        self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
     ) -> Pending[Episodes]:
         """Start ``evaluate`` in the workers; without workers it is done at once."""
         if self._here is not None:
@@ -158,8 +157,8 @@ class _Shard:
             num_steps, self._teacher, student, teacher_action_prob, round_index=round_index, exploration=exploration
         )
 
-    def evaluate(self, policy: Policy | EpisodicPolicy | str, seeds: Sequence[int], num_envs: int, with_agreement: bool) -> Episodes:
-        known: dict[str, Policy | EpisodicPolicy | None] = {"teacher": self._teacher, "random": None}
+    def evaluate(self, policy: Policy | str, seeds: Sequence[int], num_envs: int, with_agreement: bool) -> Episodes:
+        known: dict[str, Policy | None] = {"teacher": self._teacher, "random": None}
         who = known[policy] if isinstance(policy, str) else policy
         reference = self._teacher if with_agreement else None
         return evaluate(who, self._spec, seeds, num_envs=num_envs, reference=reference, envs=self._evaluation_envs)

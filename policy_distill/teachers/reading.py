@@ -131,6 +131,7 @@ def networks_of_model(model: Any) -> Networks:
     if name is None or ALGORITHMS[name].has_memory:
         raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms without memory are")
     check_observation_space(model.observation_space, source)
+    refuse_images(model.observation_space, source)
     check_start(model.observation_space, model.action_space, source)
     policy = getattr(model.policy, COMPILED.rstrip("."), model.policy)
     if layout_of(name) is not None and type(policy).__module__.startswith(SB3_PACKAGES):
@@ -232,12 +233,20 @@ def check_observation_space(space: gym.Space, source: str) -> None:
     """Refuse spaces that no student reads.
 
     Raises:
-        RequestError: for images, alone or in a Dict, for a Dict within a Dict, and for Tuple.
+        RequestError: for a Dict within a Dict, and for Tuple.
     """
     try:
         observation_width(space)
     except ValueError as error:
         raise RequestError(f"{source}: {' '.join(str(error).split())}") from error
+
+
+def refuse_images(space: gym.Space, source: str) -> None:
+    """Refuse networks that read images, alone or in a Dict: they are not rebuilt.
+
+    Raises:
+        RequestError: where ``space`` holds images.
+    """
     for key, part in leaf_spaces(space).items():
         if is_image(part):
             what = f"{source}: its observation's {key!r} holds images" if key else f"{source} reads images"

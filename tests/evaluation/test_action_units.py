@@ -117,7 +117,7 @@ def test_a_student_learns_actions_that_are_small_beside_their_bounds(bound: floa
 
 def test_ordinary_bounds_stay_the_units_and_nothing_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     job = prepare(config(5.0, tmp_path), wide_teacher(5.0))
-    monkeypatch.setattr("policy_distill.evaluation.action_units.play", None)
+    monkeypatch.setattr("policy_distill.evaluation.action_units.record", None)
     assert settle_action_units(job) == (job, 0)
 
 

@@ -25,7 +25,7 @@ from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.numpy_policies import actor, labeller, outputs_of
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.rollouts.stochastic import Drawing
-from policy_distill.rollouts.trajectories import play as play_step_by_step
+from policy_distill.rollouts.trajectories import record
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.teachers import Teacher
@@ -163,7 +163,7 @@ def report() -> str:
     found["certificate"] = [certified(student, teacher, *how) for how in ((0, 16), (1, 1), (2, 5), (3, 16), (8, 16))]
     returns = evaluate(teacher, SPEC, SEEDS).returns
     found["rows"] = ["", *shaky_labels()]
-    found["step by step"] = [digest(returns), digest(np.array([one.episode_return for one in play_step_by_step(teacher, SPEC, SEEDS)]))]
+    found["step by step"] = [digest(returns), digest(np.array([one.episode_return for one in record(teacher, SPEC, SEEDS)]))]
     return json.dumps(found)
 
 

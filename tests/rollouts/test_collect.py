@@ -15,7 +15,8 @@ from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.environments.vector import seed_of
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.families import Categorical
-from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, label_states, random_action
+from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, label_states
+from policy_distill.rollouts.random_policy import uniform_actions
 from policy_distill.rollouts.transitions import NO_EPISODE, Transitions
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.files.normalization import ObservationNormalization
@@ -295,7 +296,7 @@ def test_exploration_does_not_depend_on_who_shares_the_environments():
 )
 def test_random_actions_cover_their_space_evenly(space):
     stream = np.random.default_rng(0)
-    drawn = np.stack([np.asarray(random_action(space, stream)) for _ in range(3000)])
+    drawn = np.stack([uniform_actions(space, stream) for _ in range(3000)])
     assert all(space.contains(row if row.ndim else int(row)) for row in drawn[:50].astype(space.dtype))
     lows: Any = {"Discrete": 2.0, "Box": -1.0}.get(type(space).__name__, 0.0)
     highs: Any = {"Discrete": 4.0, "Box": 3.0, "MultiDiscrete": np.array([1.0, 2.0])}.get(type(space).__name__, 1.0)

@@ -11,7 +11,7 @@ from policy_distill.config import RequestError
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.rollouts.episodes import evaluate
-from policy_distill.rollouts.stochastic import Drawing, DrawingEpisode
+from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.teachers import Teacher
 from tests.small_worlds import PUSH, WALK, Push, Walk, push_teacher, random_student, walk_expert
@@ -28,9 +28,18 @@ def coin() -> Student:
     return student.eval().requires_grad_(False)
 
 
+def drawn_by(policy: Drawing, seen: np.ndarray, steps: int, seed: int = 0) -> np.ndarray:
+    """Actions ``[steps, B, ...]`` in B episodes with the seeds ``seed``, ``seed + 1``, ..."""
+    state, starts = policy.initial_state(len(seen)), np.arange(seed, seed + len(seen))
+    found = []
+    for step in range(steps):
+        actions, state = policy.step(seen, state, None if step else starts)
+        found.append(actions)
+    return np.stack(found)
+
+
 def test_actions_are_drawn_from_the_distribution():
-    act = Drawing(coin()).for_episode(1).act
-    drawn = np.concatenate([act(np.zeros((16, 2), np.float32)) for _ in range(250)])
+    drawn = drawn_by(Drawing(coin()), np.zeros((16, 2), np.float32), 250).ravel()
     counts = np.bincount(drawn, minlength=3) / 4000
     assert counts[1] == 0
     assert counts[0] == pytest.approx(0.5, abs=0.03)  # standard error 0.008
@@ -40,7 +49,7 @@ def test_the_returns_depend_on_the_seeds_alone():
     policy = Drawing(random_student(gym.spaces.Box(0, 10, (2,), np.float32), gym.spaces.Discrete(3)))
     alone = evaluate(policy, WALK, SEEDS, num_envs=1)
     np.testing.assert_array_equal(evaluate(policy, WALK, SEEDS, num_envs=7).returns, alone.returns)
-    np.testing.assert_array_equal(evaluate(policy, WALK, list(SEEDS)[::-1], num_envs=7).returns, alone.returns)  # sorted by seed
+    np.testing.assert_array_equal(evaluate(policy, WALK, list(SEEDS)[::-1], num_envs=7).returns[::-1], alone.returns)
     with Rollouts(WALK, None, num_envs=4, seed=0, workers=2) as rollouts:
         np.testing.assert_array_equal(rollouts.evaluate(policy, SEEDS, num_envs=4).returns, alone.returns)
     assert alone.returns.std() > 0
@@ -54,9 +63,7 @@ def test_drawing_is_not_acting_greedily():
 def test_continuous_actions_are_drawn_within_their_bounds():
     space = Push().action_space
     student = random_student(Push.observation_space, space)
-    act = Drawing(student).for_episode(5).act
-    seen = np.tile(np.array([[0.1, -0.2, 0.3]], np.float32), (16, 1))
-    actions = np.concatenate([act(seen) for _ in range(50)])
+    actions = drawn_by(Drawing(student), np.tile(np.array([[0.1, -0.2, 0.3]], np.float32), (16, 1)), 50).reshape(-1, 2)
     assert actions.dtype == space.dtype
     assert all(space.contains(action) for action in actions)
     assert actions.std(axis=0).min() > 0.01
@@ -81,7 +88,7 @@ def test_drawn_actions_follow_the_distribution():
     teacher = Teacher.from_callable(
         lambda seen: np.tile(logits, (len(seen), 1)), Walk.observation_space, gym.spaces.Discrete(3), outputs="logits"
     )
-    first, again = (DrawingEpisode(teacher, torch.Generator().manual_seed(0)) for _ in range(2))
-    actions = first.act(np.zeros((6000, 2), np.float32))
-    np.testing.assert_allclose(np.bincount(actions) / 6000, [0.1, 0.2, 0.7], atol=0.02)
-    np.testing.assert_array_equal(actions, again.act(np.zeros((6000, 2), np.float32)))
+    actions = drawn_by(Drawing(teacher), np.zeros((20, 2), np.float32), 300)
+    np.testing.assert_allclose(np.bincount(actions.ravel()) / 6000, [0.1, 0.2, 0.7], atol=0.02)
+    assert len({episode.tobytes() for episode in actions.T}) == 20
+    np.testing.assert_array_equal(drawn_by(Drawing(teacher), np.zeros((1, 2), np.float32), 300, seed=7)[:, 0], actions[:, 7])

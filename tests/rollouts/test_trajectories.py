@@ -10,7 +10,7 @@ import pytest
 from policy_distill.config import EnvironmentFault, RequestError
 from policy_distill.rollouts import trajectories as module
 from policy_distill.rollouts.episodes import evaluate
-from policy_distill.rollouts.trajectories import check_ends, play
+from policy_distill.rollouts.trajectories import check_ends, record
 from tests import rude_worlds as rude
 from tests.small_worlds import BANDIT, PUSH, WALK, WALK_LIMIT, bandit_teacher, push_teacher, walk_best, walk_teacher
 
@@ -23,7 +23,7 @@ WORLDS = [(BANDIT, bandit_teacher()), (PUSH, push_teacher()), (WALK, walk_teache
 @pytest.mark.parametrize("at_random", [False, True])
 def test_returns_and_lengths_are_evaluate_s(spec, teacher, at_random):
     policy = None if at_random else teacher
-    played, expected = play(policy, spec, SEEDS), evaluate(policy, spec, SEEDS, num_envs=3)
+    played, expected = record(policy, spec, SEEDS), evaluate(policy, spec, SEEDS, num_envs=3)
     assert [episode.seed for episode in played] == SEEDS
     np.testing.assert_allclose([episode.rewards.sum() for episode in played], expected.returns)
     assert [len(episode.rewards) for episode in played] == expected.lengths.tolist()
@@ -31,7 +31,7 @@ def test_returns_and_lengths_are_evaluate_s(spec, teacher, at_random):
 
 
 def test_each_step_is_kept_with_what_was_seen_before_it():
-    for episode in play(walk_teacher(), WALK, SEEDS):
+    for episode in record(walk_teacher(), WALK, SEEDS):
         position, target = episode.observations[:, 0], episode.observations[:, 1]
         np.testing.assert_array_equal(episode.actions, walk_best(episode.observations))
         np.testing.assert_array_equal(position + episode.actions - 1, np.append(position[1:], episode.last_observation[0]))
@@ -41,15 +41,15 @@ def test_each_step_is_kept_with_what_was_seen_before_it():
 
 
 def test_how_an_episode_ended_is_kept():
-    (away,) = play(type("Still", (), {"act": lambda self, seen: np.ones(len(seen), np.int64)})(), WALK, [3])
+    (away,) = record(type("Still", (), {"act": lambda self, seen: np.ones(len(seen), np.int64)})(), WALK, [3])
     assert (len(away.rewards), away.terminated, away.truncated) == (WALK_LIMIT, False, True)
-    assert all(episode.truncated for episode in play(push_teacher(), PUSH, [3]))
+    assert all(episode.truncated for episode in record(push_teacher(), PUSH, [3]))
 
 
 def test_without_a_time_limit_each_who_plays_must_come_to_an_end(monkeypatch):
     monkeypatch.setattr(module, "LONG_EPISODE", 4)
     check_ends(WALK, {"the agent": walk_teacher(), "a random policy": None})  # it has one, which is longer
-    played = len(play(push_teacher(), PUSH, [0])[0].rewards)
+    played = len(record(push_teacher(), PUSH, [0])[0].rewards)
     assert played == 5
     with pytest.raises(RequestError, match="episode of the agent went on for 4 steps without an end; give --max-episode-steps 1000"):
         check_ends(PUSH, {"the agent": push_teacher()})
@@ -61,17 +61,17 @@ def test_without_a_time_limit_each_who_plays_must_come_to_an_end(monkeypatch):
 
 
 def test_an_episode_is_cut_off_and_says_so():
-    played = play(push_teacher(), PUSH, SEEDS, max_steps=2)
+    played = record(push_teacher(), PUSH, SEEDS, max_steps=2)
     assert all(len(episode.rewards) == 2 and not episode.ended for episode in played)
-    assert all(episode.ended for episode in play(push_teacher(), PUSH, SEEDS, max_steps=5))
+    assert all(episode.ended for episode in record(push_teacher(), PUSH, SEEDS, max_steps=5))
 
 
 def test_nan_in_an_observation_stops_with_seed_and_step():
     with pytest.raises(EnvironmentFault, match=r"^tests/NanObservation-v0, seed 3, step 13: the observation's number 1 is nan"):
-        play(None, rude.spec_of(rude.NanObservation), [3])
+        record(None, rude.spec_of(rude.NanObservation), [3])
 
 
 def test_observations_have_the_dtype_of_their_space_whatever_the_first_is():
-    (episode,) = play(None, rude.spec_of(rude.FirstWhole), [3])
+    (episode,) = record(None, rude.spec_of(rude.FirstWhole), [3])
     assert episode.observations.dtype == episode.last_observation.dtype == np.float32
     assert (episode.observations[1:] != episode.observations[1:].round()).any()

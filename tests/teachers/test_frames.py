@@ -16,8 +16,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMoni
 
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.environments.specs import EnvironmentSpec, make
-from policy_distill.rollouts.episodes import SIDE_BY_SIDE, evaluate
+from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.numpy_policies import _encoder, actor
+from policy_distill.rollouts.play import SIDE_BY_SIDE
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import environment_for, fill_stack
 from tests.small_worlds import PUSH

@@ -1,4 +1,4 @@
-"""The stack of any encoder, by autograd: on vectors it is the reference of the written-out one."""
+"""The stack by autograd: the reference of the written-out one on vectors, and checked by numeric gradients on images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from policy_distill.config import FeatureConfig, LossConfig, MemberConfig, RelationConfig, TrainConfig
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.encoders import Vectors
 from policy_distill.policies.families import family_of
 from policy_distill.policies.student import ACTIVATIONS, Architecture
 from policy_distill.training.autograd_stack import AutogradStack
@@ -21,13 +23,15 @@ from policy_distill.training.stacks import Stack, stack_of
 from policy_distill.training.trainer import Trainer
 from tests.small_worlds import ACTED, SEEN, generator, labelled, random_transitions
 
-IMAGE = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
+SHAPE = (7, 7, 3)
+IMAGE = gym.spaces.Box(0, 255, SHAPE, np.uint8)
 
 
 def both(architecture: Architecture, members: int = 2, **options: Any) -> tuple[StudentStack, AutogradStack]:
     """The two stacks with the same first weights and normalisation."""
     encoder = architecture.new_encoder()
-    encoder.normalize_by(torch.linspace(-1, 1, 3), torch.linspace(0.5, 2, 3))  # type: ignore[union-attr]
+    assert isinstance(encoder, Vectors)
+    encoder.normalize_by(torch.linspace(-1, 1, 3), torch.linspace(0.5, 2, 3))
     generators = [[generator(seed) for seed in range(members)] for _ in range(2)]
     fast = stack_of(architecture, encoder, generators=generators[0], **options)
     assert isinstance(fast, StudentStack)
@@ -52,16 +56,17 @@ def test_both_stacks_begin_with_the_same_students(space):
 def test_both_stacks_compute_the_same_outputs_and_gradients(hidden_sizes, activation):
     fast, slow = both(Architecture(SEEN, ACTED[0], hidden_sizes, activation))
     observations, draws = torch.randn(2 * 6, 3, generator=generator(8)), generator(3)
-    passes: list[tuple[Any, Any, Any]] = []
-    for stack in (fast, slow):
-        inputs, activations = stack.load(observations, stack.inputs(1, 6))[0], stack.buffers(6)  # type: ignore[attr-defined]
-        passes.append((inputs, activations, stack.forward(inputs, activations)))  # type: ignore[attr-defined]
+    stacks: list[Stack] = [fast, slow]
+    passes: list[tuple[Any, Any, Tensor]] = []
+    for stack in stacks:
+        inputs, activations = stack.load(observations, stack.inputs(1, 6))[0], stack.buffers(6)
+        passes.append((inputs, activations, stack.forward(inputs, activations)))
     (_, written_out, outputs), (_, by_autograd, expected) = passes
     torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(written_out.hidden, by_autograd.hidden, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     *hints, slope = [torch.randn(layer.shape, generator=draws) for layer in [*by_autograd.hidden, expected]]
-    for stack, (inputs, activations, _) in zip((fast, slow), passes, strict=True):
+    for stack, (inputs, activations, _) in zip(stacks, passes, strict=True):
         activations.slopes[-1].copy_(slope)
         stack.backward(inputs, activations, hints)
         torch.sub(stack.flat, stack.gradient, out=stack.flat)  # so that members can be compared
@@ -110,9 +115,11 @@ def test_training_with_either_stack_ends_at_the_same_students(name):
 # Images.
 
 
-def image_stack(seeds: list[int], space: gym.Space = IMAGE) -> AutogradStack:
-    architecture = Architecture(space, ACTED[0], (6,), channels=(3, 4))
-    stack = stack_of(architecture, architecture.new_encoder(), generators=[generator(seed) for seed in seeds])
+def image_stack(seeds: list[int]) -> AutogradStack:
+    architecture = Architecture(IMAGE, ACTED[0], (6,), channels=(3, 4))
+    encoder = architecture.new_encoder()
+    encoder.normalize(lambda: [torch.full((1, *SHAPE), 255, dtype=torch.uint8)])
+    stack = stack_of(architecture, encoder, generators=[generator(seed) for seed in seeds])
     assert isinstance(stack, AutogradStack)
     return stack
 
@@ -132,9 +139,6 @@ def test_a_member_of_images_is_its_row_of_the_flat_tensor():
 def test_the_gradient_of_images_is_the_numeric_one():
     stack = image_stack([0])
     images = torch.randint(0, 256, (4, 7, 7, 3), dtype=torch.uint8, generator=generator())
-    stack._encoder.scale.fill_(255.0)  # type: ignore[operator, union-attr]
-    for student in stack._students:
-        student.encoder.scale.fill_(255.0)  # type: ignore[operator, union-attr]
     inputs, activations = stack.load(images, (1, 1, 4))[0], stack.buffers(4)
     slope = torch.randn(1, 4, 4, generator=generator(1))
     stack.forward(inputs, activations)

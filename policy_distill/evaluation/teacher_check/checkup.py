@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.evaluation.teacher_check.behaviour import Behaviour, has_distribution, judge
@@ -18,9 +17,10 @@ from policy_distill.evaluation.teacher_check.findings import Finding, by_severit
 from policy_distill.evaluation.teacher_check.look import judge_lengths, look
 from policy_distill.evaluation.teacher_check.returns import against_claim, against_drawn, against_training, stand
 from policy_distill.evaluation.teacher_check.versions import look_elsewhere
-from policy_distill.rollouts.episodes import SIDE_BY_SIDE, Episodes, evaluate, evaluation_seeds
+from policy_distill.rollouts.episodes import Episodes, evaluate, evaluation_seeds
+from policy_distill.rollouts.play import SIDE_BY_SIDE
 from policy_distill.rollouts.processes import call_apart
-from policy_distill.rollouts.stochastic import DrawingEpisode
+from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.figures import return_text
 from policy_distill.teachers import Teacher
@@ -121,8 +121,7 @@ def check_teacher(
         found.append(call_apart(step_timeout, look_elsewhere, teacher, spec, own.returns, claim, seeds))
     drawn = None
     if has_distribution(teacher):
-        drawing = DrawingEpisode(teacher, torch.Generator().manual_seed(0))  # one generator for all: they are played side by side
-        drawn = call_apart(step_timeout, evaluate, drawing, spec, seeds[:LOOK_EPISODES])
+        drawn = call_apart(step_timeout, evaluate, Drawing(teacher), spec, seeds[:LOOK_EPISODES])
     if drawn:
         found.append(against_drawn(own.returns[: len(drawn.returns)], drawn.returns, random.returns))
     return checkup(own, random, drawn)

@@ -12,7 +12,7 @@ from policy_distill.evaluation.teacher_check.behaviour import NOT_FINITE, Behavi
 from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.evaluation.teacher_check.returns import Idle, against_idle
 from policy_distill.rollouts.episodes import Episodes
-from policy_distill.rollouts.trajectories import Trajectory, play
+from policy_distill.rollouts.trajectories import Trajectory, record
 from policy_distill.support.trees import concatenate
 from policy_distill.teachers import Teacher
 
@@ -52,11 +52,11 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_w
         compare_with_idle: play what does nothing, too, where the teacher hardly reacts to what it sees.
     """
     longest = max(time_limit(spec) or LONG_EPISODE, 1)
-    by_chance = play(None, spec, seeds, max_steps=longest)
+    by_chance = record(None, spec, seeds, max_steps=longest)
     behaviour = _behaviour(teacher, by_chance)
     if not behaviour.finite:
         return Look(_episodes([]), _episodes(by_chance), behaviour, NOT_FINITE)
-    played = play(teacher, spec, seeds, max_steps=longest)
+    played = record(teacher, spec, seeds, max_steps=longest)
     going_on = next((who for who, part in (("the agent", played), ("a random policy", by_chance)) if not all(x.ended for x in part)), None)
     stop = None
     if going_on:
@@ -64,7 +64,7 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_w
     own, random, behaviour = _episodes(played), _episodes(by_chance), _behaviour(teacher, played)
     if compare_with_idle and stop is None and behaviour.reaction is not None and behaviour.reaction < HARDLY_REACTS:
         assert isinstance(teacher.action_space, gym.spaces.Box)
-        idle = _episodes(play(Idle(teacher.action_space), spec, seeds, max_steps=longest))
+        idle = _episodes(record(Idle(teacher.action_space), spec, seeds, max_steps=longest))
         beside_idle = against_idle(own.returns, idle.returns, random.returns)
         if beside_idle is not None and beside_idle.severity == "warn":
             return Look(own, random, behaviour, None, beside_idle)

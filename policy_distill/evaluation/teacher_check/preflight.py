@@ -13,7 +13,8 @@ from policy_distill.evaluation.teacher_check.files import judge_files, normaliza
 from policy_distill.evaluation.teacher_check.findings import settle
 from policy_distill.evaluation.teacher_check.look import look
 from policy_distill.evaluation.teacher_check.returns import SETTLING_EPISODES, against_training, stand
-from policy_distill.rollouts.episodes import SIDE_BY_SIDE, Episodes, evaluation_seeds
+from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
+from policy_distill.rollouts.play import SIDE_BY_SIDE
 from policy_distill.rollouts.processes import call_apart
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.teachers import Teacher

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from policy_distill.rollouts.episodes import SIDE_BY_SIDE, evaluate
+from policy_distill.rollouts.episodes import evaluate
+from policy_distill.rollouts.play import SIDE_BY_SIDE
 from policy_distill.studies.benchmark.agents import Agent, load_agents
 from policy_distill.studies.benchmark.interleave import Ratio, interleave
 from policy_distill.studies.benchmark.limits import Recording

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from policy_distill.environments.specs import EnvironmentSpec, make
-from policy_distill.rollouts.episodes import Policy
+from policy_distill.policies.policy import FeedForward
 from policy_distill.rollouts.numpy_policies import actor
 
 
@@ -22,7 +22,7 @@ class Recording:
         num_steps: T, of each.
     """
 
-    def __init__(self, policy: Policy, spec: EnvironmentSpec, *, num_envs: int, num_steps: int) -> None:
+    def __init__(self, policy: FeedForward, spec: EnvironmentSpec, *, num_envs: int, num_steps: int) -> None:
         self._act = actor(policy, num_envs)
         self._envs = [make(spec) for _ in range(num_envs)]
         self._rows: list[tuple[Sequence[Any], list[int]]] = []
@@ -66,7 +66,7 @@ class BareLoop:
         num_steps: T, of each.
     """
 
-    def __init__(self, policy: Policy, envs: Any, *, num_envs: int, num_steps: int) -> None:
+    def __init__(self, policy: FeedForward, envs: Any, *, num_envs: int, num_steps: int) -> None:
         self._act, self._envs, self._num_steps, self._num_envs = actor(policy, num_envs), envs, num_steps, num_envs
         self._observations = np.array(envs.reset()[0])
 

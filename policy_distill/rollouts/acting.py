@@ -1,0 +1,85 @@
+"""Policies in the loops that step environments: what a row is answered depends on its own episode alone, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from policy_distill.policies.policy import Memoryless, Policy, State, Stateful, StatefulTeacher
+from policy_distill.rollouts.numpy_policies import Labels, actor, labeller
+from policy_distill.rollouts.random_policy import RandomPolicy
+from policy_distill.support import trees
+from policy_distill.support.trees import Tree
+from policy_distill.teachers import Teacher
+
+
+class OneByOne:
+    """A policy of unknown code, asked about one environment at a time, with a state for each.
+
+    Args:
+        initial_state, step: of the policy; see ``policies.policy.Stateful``.
+        join: makes an answer about N environments of N answers.
+    """
+
+    def __init__(self, initial_state: Callable[[int], State], step: Callable[..., tuple[Any, State]], join: Callable[[list], Any]) -> None:
+        self._initial_state, self._step, self._join = initial_state, step, join
+
+    def initial_state(self, num_envs: int) -> State:
+        return [self._initial_state(1) for _ in range(num_envs)]
+
+    def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[Any, State]:
+        answers = []
+        for row in range(len(state)):
+            own = slice(row, row + 1)
+            # a copy where torch allocates it: kernels may round differently elsewhere
+            seen = trees.map_leaves(lambda leaf, own=own: torch.tensor(leaf[own]).numpy(), observations)
+            answer, state[row] = self._step(seen, state[row], None if starts is None else starts[own])
+            answers.append(answer)
+        return self._join(answers), state
+
+
+class Player:
+    """A policy that acts, or labels, in N environments, and its state there.
+
+    Args:
+        policy: see ``acting`` and ``labelling``.
+        num_envs: N.
+        state: with which it goes on; None: that of the beginning.
+    """
+
+    def __init__(self, policy: Stateful, num_envs: int, state: State = None) -> None:
+        self._step = policy.step
+        self.state = policy.initial_state(num_envs) if state is None else state
+
+    def __call__(self, observations: Tree, starts: np.ndarray | None) -> Any:
+        """Its answer to observations ``[N, ...]``; see ``policies.policy.Stateful.step``."""
+        answer, self.state = self._step(observations, self.state, starts)
+        return answer
+
+
+def acting(policy: Policy | None, rows: int, space: gym.Space) -> Stateful:
+    """``policy`` as it acts in ``rows`` environments whose actions lie in ``space``; None acts at random."""
+    if policy is None:
+        return RandomPolicy(space)
+    if isinstance(policy, Memoryless | RandomPolicy):
+        return policy
+    if isinstance(policy, Stateful):
+        return OneByOne(policy.initial_state, policy.step, np.concatenate)
+    return Memoryless(actor(policy, rows))
+
+
+def labelling(teacher: Teacher | StatefulTeacher, rows: int) -> Stateful:
+    """``teacher`` as it labels in ``rows`` environments; its answers are ``Labels``."""
+    if isinstance(teacher, StatefulTeacher):
+        return OneByOne(teacher.initial_state, teacher.label, _joined)
+    return Memoryless(labeller(teacher, rows))
+
+
+def _joined(told: Sequence[Any]) -> Labels:
+    """``ActionTargets`` of one row each as the labels of all."""
+    parameters = {name: torch.cat([targets.parameters[name] for targets in told]).numpy() for name in told[0].parameters}
+    return parameters, torch.cat([targets.actions for targets in told]).numpy()

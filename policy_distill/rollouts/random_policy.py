@@ -1,0 +1,106 @@
+"""Actions drawn uniformly from an action space."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from policy_distill.environments.action_masks import MASK, draw_allowed
+from policy_distill.policies.actions import Box
+from policy_distill.policies.policy import GOES_ON, State
+from policy_distill.support.trees import Tree, rows
+
+_DRAWS = 64
+"""Random actions that are drawn at once; another number would give other actions."""
+
+
+class RandomPolicy:
+    """Acts uniformly at random, among the allowed actions where observations hold a mask; an episode's actions depend on its seed alone.
+
+    Args:
+        space: of the actions.
+    """
+
+    def __init__(self, space: gym.Space) -> None:
+        self._space = space
+
+    def initial_state(self, num_envs: int) -> State:
+        return [None] * num_envs
+
+    def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[list[Any], State]:
+        if starts is not None:
+            for row in np.flatnonzero(starts != GOES_ON):
+                state[row] = random_actor(self._space, int(starts[row]))
+        if isinstance(observations, dict):
+            return [draw(rows(observations, row)) for row, draw in enumerate(state)], state
+        return [draw(None) for draw in state], state
+
+
+def random_actor(space: gym.Space, seed: int) -> Callable[[Tree], Any]:
+    """What ``RandomPolicy`` does in one episode: a function of the observation, of which only a mask is read."""
+    actions, stream = random_actions(space, seed), np.random.default_rng([seed, 1])
+
+    def draw(observation: Tree) -> Any:
+        if isinstance(observation, dict) and MASK in observation:
+            return draw_allowed(space, observation[MASK], stream)
+        return next(actions)
+
+    return draw
+
+
+def random_actions(space: gym.Space, seed: int) -> Iterator[Any]:
+    """The actions of one episode of ``RandomPolicy``; as Gymnasium's ``sample`` where a box has no bounds.
+
+    They are drawn many at a time: a draw by itself costs more than a step of a small environment.
+
+    Args:
+        space: to draw from.
+        seed: the episode's. The stream is not the one that the environment makes of it: otherwise both would draw the same numbers, and
+            "random" actions would follow what the environment drew.
+    """
+    stream = np.random.default_rng([seed, 1])
+    if _is_simple(space):
+        while True:
+            yield from uniform_actions(space, stream, (_DRAWS,))
+    own = copy.deepcopy(space)
+    own.seed(int(stream.integers(2**31)))
+    while True:
+        yield own.sample()
+
+
+def uniform_actions(space: gym.Space, stream: np.random.Generator, count: tuple[int, ...] = (), box: Box | None = None) -> np.ndarray:
+    """Uniform actions ``[*count, ...]`` of the space's dtype.
+
+    Args:
+        space: that a student can act in; a box has finite bounds unless ``box`` is given.
+        stream: to draw from.
+        count: how many.
+        box: draw from twice the range of its units, within the bounds.
+    """
+    shape = (*count, *(space.shape or ()))
+    match space:
+        case gym.spaces.Discrete():
+            drawn = space.start + stream.integers(space.n, size=shape)
+        case gym.spaces.MultiDiscrete():
+            drawn = space.start + stream.integers(space.nvec, size=shape)
+        case gym.spaces.MultiBinary():
+            drawn = stream.integers(2, size=shape)
+        case gym.spaces.Box():
+            low, high = space.low, space.high
+            if box is not None:
+                scale, offset = (part.reshape(space.shape) for part in box.affine())
+                low, high = offset - 2 * scale, offset + 2 * scale
+            drawn = stream.uniform(low, high, shape).clip(space.low, space.high)
+        case _:
+            raise ValueError(f"no student acts in {space}")
+    return np.asarray(drawn, space.dtype)
+
+
+def _is_simple(space: gym.Space) -> bool:
+    if isinstance(space, gym.spaces.Box):
+        return bool(space.dtype.kind == "f" and np.isfinite(space.low).all() and np.isfinite(space.high).all())
+    return isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)

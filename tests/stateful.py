@@ -1,0 +1,33 @@
+"""Policies that remember: what they do follows from the step of the episode, which no observation shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.policy import GOES_ON
+from policy_distill.teachers import Teacher
+
+
+class Counter:
+    """Counts the steps since the episode's start and acts by it: 0 in the first, then 1, 2, 0, 1, ..."""
+
+    def initial_state(self, num_envs: int) -> np.ndarray:
+        return np.full(num_envs, -1000)  # what has no start is seen
+
+    def step(self, observations: Any, state: np.ndarray, starts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        state = state + 1 if starts is None else np.where(starts == GOES_ON, state + 1, 0)
+        assert (state >= 0).all()
+        assert len(observations) == len(state)
+        return state % 3, state
+
+
+class CountingTeacher(Counter, Teacher):
+    """Labels with what ``Counter`` does."""
+
+    def label(self, observations: Any, state: np.ndarray, starts: np.ndarray | None) -> tuple[ActionTargets, np.ndarray]:
+        actions, state = self.step(observations, state, starts)
+        return ActionTargets({}, torch.from_numpy(actions)), state
