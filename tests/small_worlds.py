@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from policy_distill.teachers import Teacher
 from policy_distill.training.dataset import Dataset
 
 WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Bandit-v0"), EnvironmentSpec("tests/Push-v0")
+PLACES = EnvironmentSpec("tests/Places-v0")
 DIALS, SWITCHES = EnvironmentSpec("tests/Echo-v0", {"sizes": (2, 3)}), EnvironmentSpec("tests/Echo-v0", {"sizes": 3})
 BEACON = EnvironmentSpec("tests/Beacon-v0")
 WALK_LIMIT = 12
@@ -44,6 +46,40 @@ class Walk(gym.Env):
         assert self.action_space.contains(action), f"{action!r} is no action"
         self.state[0] = np.clip(self.state[0] + int(action) - 1, 0, 10)
         return self.state.copy(), -1.0, bool(self.state[0] == self.state[1]), False, {}
+
+
+class Places(Walk):
+    """The same walk, observed as a Dict whose keys are not sorted: the target as a number, the position as a vector."""
+
+    observation_space: Any = gym.spaces.Dict(OrderedDict(target=gym.spaces.Discrete(11), position=gym.spaces.Box(0, 10, (1,), np.float64)))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self._seen(super().reset(seed=seed)[0]), {}
+
+    def step(self, action: Any) -> Any:
+        state, *rest = super().step(action)
+        return self._seen(state), *rest
+
+    @staticmethod
+    def _seen(state: np.ndarray) -> dict[str, Any]:
+        return {"position": state[:1].astype(np.float64), "target": int(state[1])}
+
+
+class Halves(Walk):
+    """The same walk, observed as a Dict of two vectors that are the walk's own, one after the other."""
+
+    observation_space: Any = gym.spaces.Dict({"position": gym.spaces.Box(0, 10, (1,)), "target": gym.spaces.Box(0, 10, (1,))})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self._seen(super().reset(seed=seed)[0]), {}
+
+    def step(self, action: Any) -> Any:
+        state, *rest = super().step(action)
+        return self._seen(state), *rest
+
+    @staticmethod
+    def _seen(state: np.ndarray) -> dict[str, np.ndarray]:
+        return {"target": state[1:], "position": state[:1]}
 
 
 class Bandit(gym.Env):
@@ -146,10 +182,6 @@ def beacon_best(images: np.ndarray) -> np.ndarray:
     return np.where(rows != 0, rows > 0, 2 + (columns > 0)).astype(np.int64)
 
 
-def beacon_teacher() -> Teacher:
-    return Teacher.from_callable(beacon_best, Beacon.observation_space, gym.spaces.Discrete(4), params=100_000)
-
-
 def walk_best(observations: np.ndarray) -> np.ndarray:
     """Towards the target."""
     return (np.sign(observations[:, 1] - observations[:, 0]) + 1).astype(np.int64)
@@ -163,6 +195,15 @@ def push_best(observations: np.ndarray) -> np.ndarray:
 
 def walk_teacher() -> Teacher:
     return Teacher.from_callable(walk_best, Walk.observation_space, gym.spaces.Discrete(3))
+
+
+def places_best(observations: dict[str, np.ndarray]) -> np.ndarray:
+    """Towards the target."""
+    return (np.sign(observations["target"] - observations["position"][:, 0]) + 1).astype(np.int64)
+
+
+def places_teacher() -> Teacher:
+    return Teacher.from_callable(places_best, Places.observation_space, gym.spaces.Discrete(3))
 
 
 def push_teacher() -> Teacher:
@@ -193,11 +234,23 @@ def random_student(observation_space: gym.Space, action_space: gym.Space, *, hid
         student.mean.copy_(torch.randn(student.mean.shape, generator=draws))
         student.scale.copy_(0.5 + torch.rand(student.scale.shape, generator=draws))
         student.log_std.copy_(-torch.rand(student.log_std.shape, generator=draws))
-        outputs, last = student(torch.as_tensor(random_observations(observation_space, 64))), student.linears[-1]
+        outputs, last = student(trees.to_tensors(random_observations(observation_space, 64))), student.linears[-1]
         spread = outputs.std(0)
         spread[spread == 0] = 1  # all of a narrow layer can be dead
         last.bias.sub_(outputs.mean(0)).div_(spread)
         last.weight.div_(spread[:, None])
+    return student.eval().requires_grad_(False)
+
+
+def image_student(observation_space: gym.Space, action_space: gym.Space, *, channels: tuple[int, ...] = (3, 4)) -> Student:
+    """A student with convolutions, drawn weights and the scale of bytes."""
+    architecture = Architecture(observation_space, action_space, (8,), channels=channels)
+    student, draws = Student(architecture), generator()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws) / max(parameter[0].numel(), 1) ** 0.5)
+        for name, buffer in student.encoder.named_buffers():
+            buffer.fill_(255.0 if name.endswith("scale") else 0.0)
     return student.eval().requires_grad_(False)
 
 
@@ -247,7 +300,10 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
     return labelled(observations, ActionTargets(parameters, actions))
 
 
-for _name, _limit in (("Walk", WALK_LIMIT), ("Bandit", None), ("Echo", None), ("Push", None), ("Beacon", 12)):
+for _name, _limit in (
+    *(("Walk", WALK_LIMIT), ("Places", WALK_LIMIT), ("Halves", WALK_LIMIT)),
+    *(("Bandit", None), ("Echo", None), ("Push", None), ("Beacon", 12)),
+):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from policy_distill.config import DistillConfig, EvaluateConfig, StudentConfig
-from policy_distill.pipeline.context import Run
+from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.prepare import prepare
-from policy_distill.pipeline.records import Round
+from policy_distill.pipeline.records import Candidate
+from policy_distill.pipeline.state import State
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
+from policy_distill.support.pending import Pending
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
 from tests.small_worlds import WALK, walk_teacher
@@ -60,16 +62,20 @@ class Table:
         self.asked: list[tuple[Any, list[int], dict[str, Any]]] = []
         self.answered = 0
 
-    def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Callable[[], Episodes]:
-        number = len(self.asked)
+    def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Pending[Episodes]:
         self.asked.append((policy, list(seeds), options))
+        found = episodes(*(self.returns[policy][seed - FIRST_SEED] for seed in seeds), first=seeds[0])
+        return self.in_turn(len(self.asked) - 1, found)
+
+    def in_turn(self, number: int, found: Episodes) -> Pending[Episodes]:
+        """The answer to question ``number``."""
 
         def answer() -> Episodes:
             assert self.answered == number, "answers are asked for in the order of the questions"
             self.answered += 1
-            return episodes(*(self.returns[policy][seed - FIRST_SEED] for seed in seeds), first=seeds[0])
+            return found
 
-        return answer
+        return Pending(answer)
 
 
 def episodes(*returns: float, first: int = 7, agreement: float | None = None) -> Episodes:
@@ -77,17 +83,21 @@ def episodes(*returns: float, first: int = 7, agreement: float | None = None) ->
     return Episodes(np.arange(first, first + len(returns)), np.array(returns), np.full(len(returns), STEPS), agreement)
 
 
-def record(index: int, mean: float = 0.0, finalist: float | None = None) -> Round:
+def record(index: int, mean: float = 0.0, finalist: float | None = None) -> Candidate:
+    """Of a round, counted from 0."""
     losses = {"forward_kl_nats": 0.25, "other": 9.0}
-    return Round(index, 1000 * (index + 1), 10 * (index + 1), 0.5**index, losses, {}, mean, 1.0, 0.5, finalist)
+    return Candidate(
+        "round", index + 1, 1000 * (index + 1), 10 * (index + 1), losses, teacher_action_prob=0.5**index, validation_return_mean=mean,
+        validation_return_standard_error=1.0, validation_retention=0.5, finalist_return_mean=finalist,
+    )  # fmt: skip
 
 
 def run_of(
     folder: Path, table: Table | None = None, *, teacher: Teacher | None = None, first: int = 2, further: int = 2, finalists: int = 2,
     **changes: Any,
-) -> Run:  # fmt: skip
+) -> tuple[State, Services]:  # fmt: skip
     """A run on Walk whose rollouts are ``table``; of each candidate ``first`` episodes are played, of the finalists ``further`` more."""
     evaluate = EvaluateConfig(validation_episodes=first, finalist_episodes=further, finalists=finalists, num_envs=5)
     settings: dict[str, Any] = {"env": WALK.id, "student": StudentConfig(hidden_sizes=(16, 16)), "seed": 5, **changes}
-    config = DistillConfig(output=str(folder), device="cpu", evaluate=evaluate, **settings)
-    return Run(prepare(config, teacher or walk_teacher()), table or Table({}), Recorder(), Display(quiet=True))  # type: ignore[arg-type]
+    job = prepare(DistillConfig(output=str(folder), device="cpu", evaluate=evaluate, **settings), teacher or walk_teacher())
+    return State.begin(job), Services(job, table or Table({}), Recorder(), Display(quiet=True))  # type: ignore[arg-type]

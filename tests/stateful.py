@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import ActionTargets
-from policy_distill.policies.policy import GOES_ON
-from policy_distill.teachers import Teacher
+from tests.small_worlds import Walk
 
 
 class Counter:
@@ -25,8 +25,11 @@ class Counter:
         return state % 3, state
 
 
-class CountingTeacher(Counter, Teacher):
-    """Labels with what ``Counter`` does."""
+class CountingTeacher(Counter):
+    """Labels with what ``Counter`` does in the walk."""
+
+    observation_space = Walk.observation_space
+    needs_float64 = False
 
     def label(self, observations: Any, state: np.ndarray, starts: np.ndarray | None) -> tuple[ActionTargets, np.ndarray]:
         actions, state = self.step(observations, state, starts)

@@ -1,1 +1,1 @@
-"""The commands, one module each: read the options, call what does the work, print the result."""
+"""The commands, one module each: parse the options, run the job, print the result."""

@@ -13,29 +13,29 @@ from policy_distill.commands.printing import DONE, plain
 from policy_distill.config import RequestError
 
 STAGES = ("collect", "train", "stack", "scale", "evaluate", "infer", "job")
-OF_AGENTS = ("collect", "evaluate", "infer", "job")
-"""Stages that are timed with agents, which ``--teachers`` chooses."""
+AGENT_STAGES = ("collect", "evaluate", "infer", "job")
+"""Stages that are timed with real agents, which ``--teachers`` selects."""
 
 
 def benchmark(arguments: Sequence[str]) -> int:
-    """Time one stage beside what a user would write today, and beside what the machine allows."""
+    """Time one stage against common implementations and against the machine's limits."""
     parser = Parser("benchmark", benchmark.__doc__)
     parser.add_argument("stage", type=Literal[STAGES], help=", ".join(STAGES))
-    parser.add_argument("--turns", type=int, default=5, help="how often each variant is run, in turns; the figures are medians")
+    parser.add_argument("--turns", type=int, default=5, help="number of interleaved runs of each variant; results are medians")
     parser.add_argument(
         "--teachers", type=str | None, default=None,
-        help="RL Zoo folder whose agents are timed; SB3 unpickles them, which runs code from the files; default: those that ship",
+        help="RL Zoo folder of the agents to time; SB3 unpickles them, which runs code from the files; default: the shipped agents",
     )  # fmt: skip
     parser.add_argument(
         "--sizes", type=list[int] | None, default=None,
-        help="of the stage scale: numbers of transitions; 10,000,000 take a minute, and 0.6 GB in memory and on the disk (TMPDIR)",
+        help="stage scale: dataset sizes in transitions; 10,000,000 need a minute and 0.6 GB both in memory and on disk (TMPDIR)",
     )  # fmt: skip
     parser.add_display_arguments()
     options = parser.parse(arguments)
     if options.turns < 1:
         raise RequestError(f"turns is {options.turns}; it must be >= 1")
-    if options.teachers is not None and options.stage not in OF_AGENTS:
-        raise RequestError(f"the stage {options.stage} is not timed with agents: leave --teachers out, or time {', '.join(OF_AGENTS)}")
+    if options.teachers is not None and options.stage not in AGENT_STAGES:
+        raise RequestError(f"the stage {options.stage} uses no agents: leave --teachers out, or time {', '.join(AGENT_STAGES)}")
     if options.sizes is not None and options.stage != "scale":
         raise RequestError(f"the stage {options.stage} has no sizes: leave --sizes out, or time scale")
     from policy_distill.studies.benchmark.result import describe_machine, machine, table
@@ -51,6 +51,6 @@ def benchmark(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(plain({"machine": facts, "results": [result.to_dict() for result in results]}), indent=2))
     else:
-        show = getattr(stage, "table", table)  # a stage that is about more than speed has its own
+        show = getattr(stage, "table", table)  # the stage scale has a table of its own
         print(describe_machine(facts), show(results), sep="\n\n")
     return DONE

@@ -20,19 +20,19 @@ from policy_distill.support.progress import Display
 
 
 def check_teacher(arguments: Sequence[str]) -> int:
-    """Say what an agent is, whether its return here is what its folder claims, and what stands in the way of a good student."""
+    """Describe an agent, compare its return with its folder's claim, and report problems for distillation."""
     parser = Parser("check_teacher", check_teacher.__doc__)
     parser.add_argument("--teacher", type=str, default="", help="RL Zoo folder, SB3 zip or shipped agent")
     add_environment_arguments(parser)
-    parser.add_argument("--episodes", type=int, default=20, help="0 only reads the files")
-    parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
+    parser.add_argument("--episodes", type=int, default=20, help="number of episodes; 0: only read the files")
+    parser.add_argument("--workers", type=int | None, default=None, help="number of processes; default: one per core")
     add_reading_arguments(parser)
     add_zoo_folder(parser)
     parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
     if options.episodes:
-        # checks them
+        # validates the options
         DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))
     from policy_distill.environments.matching import check_fits
     from policy_distill.evaluation import teacher_check as check
@@ -50,7 +50,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
     summary: dict[str, Any] = {"facts": teacher.describe()}
     if not options.episodes:
         findings = tuple(check.judge_files(teacher))
-        summary["findings"] = [dataclasses.asdict(finding) for finding in findings]
+        summary["findings"] = [finding.summary() for finding in findings]
     else:
         spec, notices = environment_for(teacher, environment)
         check_fits(spec, (teacher.observation_space, teacher.action_space))
@@ -69,7 +69,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
             ("random policy's return", mean_and_std(random)),
         ]
         if found.drawn:
-            rows.append(("return of drawn actions", mean_and_std(found.drawn.returns)))
+            rows.append(("return of sampled actions", mean_and_std(found.drawn.returns)))
         if found.claim:
             rows.append(("claimed return", found.claim.text()))
         if found.trained:

@@ -39,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RequestError as error:
         print(f"policy-distill: {error}", file=sys.stderr)
         return WRONG_REQUEST
-    except Fault as error:  # of the environment, say: where this code stood is no help
+    except Fault as error:  # a known kind of failure, for which a traceback would not help
         print(f"policy-distill: {name} failed: {one_line(str(error))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("policy-distill: interrupted", file=sys.stderr)
         return FAILED
-    except Exception as error:  # a failure of ours: the whole story, then one line
+    except Exception as error:  # a bug: the traceback, then one line
         print(printable(traceback.format_exc()), end="", file=sys.stderr)
         print(f"policy-distill: {name} failed: {one_line(error) or type(error).__name__}", file=sys.stderr)
         return FAILED

@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 def compare_policies(arguments: Sequence[str]) -> int:
-    """Show where a student parts from its teacher: the states in which it acts otherwise, what that costs, and the episodes that fell."""
+    """Show where a student disagrees with its teacher: the states with different actions, their cost, and the episodes that lost return."""
     parser = Parser("compare_policies", compare_policies.__doc__)
     parser.add_argument("--policy", type=str, required=True, help="student folder, run folder, SB3 zip, RL Zoo folder or shipped agent")
-    parser.add_argument("--teacher", type=str | None, default=None, help="default: the one that the student says it was distilled from")
+    parser.add_argument("--teacher", type=str | None, default=None, help="default: the teacher recorded in the student's files")
     add_environment_arguments(parser)
-    parser.add_argument("--episodes", type=int, default=20, help="one seed each, played by both")
-    parser.add_argument("--worst", type=int, default=10, help="episodes and states that are shown")
+    parser.add_argument("--episodes", type=int, default=20, help="number of episodes, one seed each, played by both")
+    parser.add_argument("--worst", type=int, default=10, help="number of episodes and of states to show")
     parser.add_argument(
         "--output",
         type=str | None,
         default=None,
-        help="all as .npz, for distill_policy --collect.extra_states; default: disagreements.npz in a run's folder, and into its report",
+        help=".npz of all disagreements, for distill_policy --collect.extra_states; default: disagreements.npz in the run's folder",
     )
     add_reading_arguments(parser, agent="the policy, if it is an SB3 agent", teacher=True)
     parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    DistillConfig(step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))  # checks them
+    DistillConfig(step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))  # validates the options
     if options.worst < 0:
         raise RequestError(f"worst is {options.worst}; it must be >= 0")
     from policy_distill.evaluation import disagreements
@@ -53,7 +53,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
     student, saved = load_policy(options.policy, reading_of(options))
     teacher = teacher_of(options.policy, options.teacher, reading_of(options, "teacher_"))
     if teacher is None:
-        raise RequestError(f"{options.policy} does not say which teacher it was distilled from: give --teacher FOLDER_OR_ZIP")
+        raise RequestError(f"{options.policy} does not name the teacher that it was distilled from: give --teacher FOLDER_OR_ZIP")
     spec, notices = common_environment(options.policy, student, saved, teacher, parser.config(options, EnvironmentOptions))
     notices += try_out(spec, student, teacher, skip=options.check.skip, step_timeout=options.step_timeout)[1]
     for notice in dict.fromkeys(notices):
@@ -107,33 +107,33 @@ def summarize(found: Disagreements, worst: int) -> dict[str, Any]:
 
 
 def rows(found: Disagreements) -> list[tuple[str, str]]:
-    """The figures of the whole comparison."""
+    """Summary rows of the comparison."""
     from policy_distill.evaluation.disagreements import COSTS
 
     fell = found.worst_episodes()
     return [
         ("student's return", mean_and_std(found.student_returns)),
         ("teacher's return", mean_and_std(found.teacher_returns)),
-        ("episodes that fell", f"{len(fell)} of {len(found.losses)}"),
+        ("episodes with losses", f"{len(fell)} of {len(found.losses)}"),
         ("agreement", f"{found.agreement:.1%} of {found.states:,} states that the student visited"),
         ("cost", f"{found.cost_kind}: {COSTS[found.cost_kind]}"),
     ]
 
 
 def show(found: Disagreements, worst: int) -> None:
-    """Print the episodes that lost most, and the costliest states, within 80 columns."""
+    """Print the episodes with the largest losses and the costliest states, within 80 columns."""
     console = Terminal()
-    episodes = _table("seed", "teacher", "student", "lost", "steps", "first differs", "reward parts")
+    episodes = _table("seed", "teacher", "student", "lost", "steps", "first differs", "reward differs")
     for index in found.worst_episodes()[:worst]:
         figures = (found.teacher_returns[index], found.student_returns[index], found.losses[index])
         steps = (found.first_steps[index], found.parting_steps[index])
         texts = [return_text(figure) for figure in figures] + [f"{found.student_lengths[index]}"] + [_step(step) for step in steps]
         episodes.add_row(str(found.episode_seeds[index]), *texts)
-    states = _table("seed", "step", "cost", "teacher does", "student does")
+    states = _table("seed", "step", "cost", "teacher", "student")
     for row in range(min(worst, len(found.costs))):
         does = [_action(actions[row]) for actions in (found.teacher_actions, found.student_actions)]
         states.add_row(str(found.seeds[row]), str(found.steps[row]), f"{found.costs[row]:.3g}", *does)
-    for title, table in (("Episodes that lost most", episodes), ("Costliest states", states)):
+    for title, table in (("Episodes with the largest losses", episodes), ("Costliest states", states)):
         if table.row_count:
             console.print(title, style="bold")
             console.print(table)
@@ -152,7 +152,7 @@ def _step(step: int) -> str:
 
 
 def _action(action: np.ndarray, width: int = 24) -> str:
-    """``2``, or ``0.12 -1.00`` as far as ``width`` reaches."""
+    """``2``, or ``0.12 -1.00`` cut to ``width`` characters."""
     numbers = np.atleast_1d(action).ravel()
     text = " ".join(f"{number:.2f}" if np.issubdtype(numbers.dtype, np.floating) else str(number) for number in numbers)
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""What a command prints when it is done: a short table and a folder, or JSON and nothing else."""
+"""Printing of a command's result: a short table and a folder, or JSON and nothing else."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from policy_distill.support.figures import return_text, spread_text
 from policy_distill.support.terminal import Terminal
 
 DONE = 0
-"""The exit code."""
+"""Exit code of a command that succeeded."""
 
 
 def finish(as_json: bool, summary: Any, rows: Sequence[tuple[str, str]], folder: str | None = None) -> None:
-    """Print the closing table and the folder, or the JSON alone."""
+    """Print the table ``rows`` and the folder, or ``summary`` as JSON alone."""
     if as_json:
         print(json.dumps(plain(summary), indent=2))
         return
@@ -56,7 +56,7 @@ def text_of(value: Any) -> str:
 
 
 def mean_and_std(returns: np.ndarray) -> str:
-    """``281.8 ± 21.5``, as far as there are episodes enough."""
+    """``281.8 ± 21.5``; the mean alone for a single episode."""
     if not len(returns):
         return "not measured"
     return spread_text(returns.mean(), returns.std(ddof=1)) if len(returns) > 1 else return_text(returns.mean())

@@ -16,16 +16,20 @@ from policy_distill.support.progress import Display
 
 
 def render_policy(arguments: Sequence[str]) -> int:
-    """Film a policy, beside its teacher on the same seed, as an animated GIF; a run's report.html and TensorBoard then show it."""
+    """Render a policy and its teacher side by side on one seed as an animated GIF, which a run's report.html and TensorBoard then show."""
     parser = Parser("render_policy", render_policy.__doc__)
     parser.add_argument("--policy", type=str, required=True, help="student folder, run folder, SB3 zip, RL Zoo folder or shipped agent")
-    parser.add_argument("--teacher", type=str | None, default=None, help="filmed on the left; default: the one that a run noted")
+    parser.add_argument(
+        "--teacher", type=str | None, default=None, help="teacher, shown on the left; default: the teacher recorded in the run"
+    )
     add_environment_arguments(parser)
-    parser.add_argument("--seed", type=int, default=1_000_000, help="of the episode; default: the first of the final seeds")
-    parser.add_argument("--max_steps", type=int, default=1000, help="the film ends there, if the episode does not")
-    parser.add_argument("--width", type=int, default=320, help="of each picture, in pixels")
-    parser.add_argument("--frames_per_second", type=float, default=20.0, help="at most")
-    parser.add_argument("--output", type=str | None, default=None, help="default: episode.gif in the run's folder, or here")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the episode; default: the first evaluation seed")
+    parser.add_argument("--max_steps", type=int, default=1000, help="maximum number of steps to render")
+    parser.add_argument("--width", type=int, default=320, help="width of each image in pixels")
+    parser.add_argument("--frames_per_second", type=float, default=20.0, help="maximum frame rate")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="GIF file; default: episode.gif in the run's folder, else in the current folder"
+    )
     add_reading_arguments(parser, agent="the policy, if it is an SB3 agent", teacher=True)
     parser.add_step_timeout()
     parser.add_display_arguments()
@@ -45,7 +49,7 @@ def render_policy(arguments: Sequence[str]) -> int:
     run = Path(options.policy) if os.path.isfile(Path(options.policy) / "result.json") else None
     output = Path(options.output) if options.output else (run or Path()) / VIDEO
     if not output.parent.is_dir():
-        raise RequestError(f"the folder {output.parent} of --output is not there: make it first")
+        raise RequestError(f"the folder {output.parent} of --output does not exist: make it first")
     acting, saved = load_policy(options.policy, reading_of(options))
     teacher = teacher_of(options.policy, options.teacher, reading_of(options, "teacher_"))
     spec, notices = common_environment(options.policy, acting, saved, teacher, parser.config(options, EnvironmentOptions))
@@ -61,7 +65,7 @@ def render_policy(arguments: Sequence[str]) -> int:
     pictures, seconds = side_by_side(films, width=options.width, frames_per_second=options.frames_per_second)
     write_gif(output, pictures, seconds)
     if run is not None and output == run / VIDEO:
-        write_report(run)  # which shows the film that is there now
+        write_report(run)  # includes the new GIF
         with Tracker(run / "tensorboard") as tracker:
             tracker.film("episode/side_by_side", output, read_result(run)["env_steps"])
     summary = {

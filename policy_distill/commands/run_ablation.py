@@ -12,12 +12,14 @@ from policy_distill.support.progress import Display
 
 
 def run_ablation(arguments: Sequence[str]) -> int:
-    """Compare the defaults with their alternatives over agents and seeds, and write the page."""
+    """Compare the default settings with alternatives over agents and seeds, and write a Markdown page."""
     parser = Parser("run_ablation", run_ablation.__doc__)
-    parser.add_argument("--study", type=str, default="docs/ablation.yaml", help="what is compared: base, agents, groups, seeds")
-    parser.add_argument("--output", type=str, default="runs/ablation", help="folder of the runs; what is done there is not run again")
-    parser.add_argument("--page", type=str, default="docs/ablation.md", help="the page that is written")
-    parser.add_argument("--jobs", type=int | None, default=None, help="runs side by side; default: one a core")
+    parser.add_argument(
+        "--study", type=str, default="docs/ablation.yaml", help="YAML file of the study: base settings, agents, groups, seeds"
+    )
+    parser.add_argument("--output", type=str, default="runs/ablation", help="folder of the runs; completed runs are not repeated")
+    parser.add_argument("--page", type=str, default="docs/ablation.md", help="Markdown page to write")
+    parser.add_argument("--jobs", type=int | None, default=None, help="number of parallel runs; default: one per core")
     parser.add_display_arguments()
     options = parser.parse(arguments)
     from policy_distill.rollouts.processes import available_cores

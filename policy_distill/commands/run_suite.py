@@ -16,17 +16,17 @@ from policy_distill.support.terminal import Terminal
 
 
 def run_suite(arguments: Sequence[str]) -> int:
-    """Distil every teacher below a folder with the same settings, and say what they kept as a whole."""
+    """Distil every teacher in a folder with the same settings, and aggregate the retentions."""
     parser = Parser("run_suite", run_suite.__doc__)
-    parser.add_argument("--teachers", type=str, required=True, help="folder that holds ALGO/ENV_RUN/ENV.zip")
+    parser.add_argument("--teachers", type=str, required=True, help="folder that contains ALGO/ENV_RUN/ENV.zip")
     parser.add_class_arguments(DistillConfig, skip={"teacher", "output"})
-    parser.add_argument("--output", type=str, default="runs/suite", help="folder of the tables and of each teacher's run")
+    parser.add_argument("--output", type=str, default="runs/suite", help="folder of the tables and the runs")
     parser.add_display_arguments()
     options = parser.parse(arguments)
     config = parser.config(options, DistillConfig)
     for name in ("normalization", "extractor"):
         if getattr(config, name) not in (None, "none"):
-            raise RequestError(f"{name} is one agent's: leave it out of a suite, and distil that agent with distill_policy")
+            raise RequestError(f"{name} applies to a single agent: leave it out of a suite, and distil that agent with distill_policy")
     from policy_distill.report import aggregate_rows
     from policy_distill.report.rows import times
     from policy_distill.studies import suite

@@ -11,9 +11,9 @@ from policy_distill.config import RequestError
 
 
 def simulate_statistics(arguments: Sequence[str]) -> int:
-    """Find by simulation how often certificates and intervals err, and print the tables of docs/statistics.md."""
+    """Estimate the error rates of certificates and intervals by simulation, and print the tables of docs/statistics.md."""
     parser = Parser("simulate_statistics", simulate_statistics.__doc__)
-    parser.add_argument("--replicates", type=int, default=4000, help="simulated students behind each figure")
+    parser.add_argument("--replicates", type=int, default=4000, help="number of simulated students per figure")
     parser.add_display_arguments()
     options = parser.parse(arguments)
     if options.replicates < 16:

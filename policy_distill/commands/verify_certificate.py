@@ -10,22 +10,24 @@ from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.support.progress import Display
 
 DOES_NOT_HOLD = 1
-"""The exit code."""
+"""Exit code if the certificate does not hold."""
 
 
 def verify_certificate(arguments: Sequence[str]) -> int:
-    """Check a certificate: hash its files, compute its test and play its episodes again; exit code 1 if it does not hold."""
+    """Verify a certificate: hash its files, recompute its test and replay its episodes; exit code 1 if it does not hold."""
     parser = Parser("verify_certificate", verify_certificate.__doc__)
     parser.add_argument("--certificate", type=str, required=True, help="certificate.json, or the folder that holds it")
-    parser.add_argument("--policy", type=str | None, default=None, help="where the student lies now; default: where the certificate says")
-    parser.add_argument("--teacher", type=str | None, default=None, help="where the teacher lies now")
-    parser.add_argument("--env", type=str | None, default=None, help="its environment again, if that is module:ID; imports the module")
-    parser.add_argument("--episodes", type=int | None, default=None, help="play the first N episodes again; default: all; 0: none")
-    parser.add_argument("--num_envs", type=int, default=16, help="episodes side by side; the returns do not depend on it")
-    parser.add_argument("--workers", type=int | None, default=None, help="processes; default: one a core")
+    parser.add_argument("--policy", type=str | None, default=None, help="student's current path; default: the path in the certificate")
+    parser.add_argument("--teacher", type=str | None, default=None, help="teacher's current path; default: the path in the certificate")
+    parser.add_argument(
+        "--env", type=str | None, default=None, help="the certificate's environment, if it is module:ID; imports the module"
+    )
+    parser.add_argument("--episodes", type=int | None, default=None, help="number of episodes to replay; default: all; 0: none")
+    parser.add_argument("--num_envs", type=int, default=16, help="number of parallel episodes; the returns do not depend on it")
+    parser.add_argument("--workers", type=int | None, default=None, help="number of processes; default: one per core")
     parser.add_step_timeout()
     parser.add_argument(
-        "--wrapper", type=tuple[str, ...], default=(), help="module:Class of a wrapper that the certificate names and that may be imported"
+        "--wrapper", type=tuple[str, ...], default=(), help="module:Class of a wrapper in the certificate, to allow its import"
     )
     add_reading_arguments(parser, agent="the policy, if it is an SB3 agent", teacher=True)
     parser.add_display_arguments()

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, complete and checked when built. The command line, YAML files and Python fill the same ones."""
+"""The configuration of a run: frozen dataclasses, validated when built. The command line, YAML files and Python use the same classes."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The network that is trained."""
+    """Architecture of the student."""
 
     hidden_sizes: tuple[int, ...] | None = None
     """Width of each hidden layer; () is a linear policy. Left out, the widths follow from ``compression``."""
     compression: float | None = None
-    """Choose the widths so that the student has this many times fewer parameters than the teacher's acting network. Left out: 10."""
+    """Ratio of the teacher's parameters (acting network only) to the student's, from which the widths follow. Left out: 10."""
     channels: tuple[int, ...] | None = None
-    """Of the convolutions that read each image; () reads images as vectors. Left out, boxes of three axes that hold whole numbers are read
-    as images, and the channels follow from ``compression``."""
+    """Output channels of the convolutions for each image; () flattens images. Left out: bytes from 0 to 255 with three axes are read as
+    images, and the channels follow from ``compression``."""
     activation: Literal["auto", "relu", "tanh", "elu", "silu"] = "auto"
-    """Between the layers. ``auto``: the teacher's own where it is one of these, else relu."""
+    """Activation function between the layers. ``auto``: the teacher's own if it is one of these, else relu."""
     same: bool = False
-    """The teacher's own architecture (born again): nothing gets smaller. ``--student same`` for short."""
+    """Use the teacher's own architecture (a born-again network), without compression. Short form: ``--student same``."""
 
     def __post_init__(self) -> None:
         require(
@@ -65,22 +65,23 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """A look at the teacher before the work: a few episodes, and more only if it looks no better than a random policy."""
+    """A short check of the teacher before distillation: a few episodes, and more only if it appears no better than a random policy."""
 
     skip: bool = False
-    """Do the work whatever the teacher is worth; what its files tell is still printed."""
+    """Distil even if the check fails. Findings from the teacher's files are still printed."""
 
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """Agents that teach together with ``teacher``."""
+    """Further teachers that label observations together with ``teacher``."""
 
     teachers: tuple[str, ...] = ()
-    """Further agents of the same task, each named as ``teacher`` is; () leaves it alone."""
+    """Further agents of the same task, each named as ``teacher`` is; (): no ensemble."""
     weights: tuple[float, ...] | None = None
-    """How much each counts, ``teacher`` first; only their ratios matter. Left out: all alike."""
+    """Weight of each agent, ``teacher`` first; only the ratios matter. Left out: equal weights."""
     combine: Literal["mean", "value"] = "mean"
-    """``mean``: of what all say; ``value``: in each state the word of the one whose own critic promises the highest return."""
+    """``mean``: the weighted mean of all action distributions; ``value``: in each state, the labels of the agent whose own critic
+    predicts the highest return."""
 
     def __post_init__(self) -> None:
         require(all(self.teachers), "ensemble.teachers", self.teachers, "paths or names of agents")
@@ -88,51 +89,51 @@ class EnsembleConfig:
         if self.weights is None:
             return
         positive = all(weight > 0 and math.isfinite(weight) for weight in self.weights)
-        require(positive, "ensemble.weights", self.weights, "> 0 (leave a teacher out that should not count)")
+        require(positive, "ensemble.weights", self.weights, "> 0 (to give a teacher no weight, leave it out)")
         require(len(self.teachers) > 0, "ensemble.weights", self.weights, "left out when there are no ensemble.teachers")
         number = 1 + len(self.teachers)
-        require(len(self.weights) == number, "ensemble.weights", self.weights, f"{number} numbers: of teacher, then of ensemble.teachers")
+        require(len(self.weights) == number, "ensemble.weights", self.weights, f"{number} numbers: teacher's, then ensemble.teachers'")
         require(self.combine == "mean", "ensemble.weights", self.weights, "left out when ensemble.combine is 'value'")
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """One job: a teacher in, a student and what it kept out."""
+    """Settings of one distillation job, from a teacher to a measured student."""
 
     teacher: str = ""
     """A folder in the RL Zoo's layout, a .zip saved by Stable-Baselines3, or the name of an agent that ships with the project
     (``ppo/LunarLander-v3``)."""
     env: str | None = None
-    """A Gymnasium id or an entry of envs/. Left out, the environment is the one the teacher was trained in."""
+    """A Gymnasium id or an entry of envs/. Left out: the environment that the teacher was trained in."""
     env_kwargs: Arguments = field(default_factory=dict)
-    """Keyword arguments of the environment, over those that it was saved with: '{"gravity": -5}', or the RL Zoo's gravity:-5 wind:True."""
+    """Keyword arguments of the environment, which override saved ones: '{"gravity": -5}', or the RL Zoo's form gravity:-5 wind:True."""
     wrapper: tuple[WrapperRequest, ...] | None = None
-    """Wrappers around the environment, innermost first, in place of those the agent was saved with: a known name (TimeFeatureWrapper) or
-    module:Class, which is imported; '{"NAME": {"argument": 1}}' with arguments; none for no wrapper. May be given several times."""
+    """Wrappers around the environment, innermost first, which replace the saved ones: a known name (TimeFeatureWrapper) or module:Class,
+    which is imported; '{"NAME": {"argument": 1}}' with arguments; none for no wrapper. May be given several times."""
     frame_stack: int | None = None
-    """Stack this many observations, as Stable-Baselines3's VecFrameStack does, outside the wrappers; 1: none."""
+    """Number of observations to stack outside the wrappers, as Stable-Baselines3's VecFrameStack does; 1: no stack."""
     max_episode_steps: int | None = None
-    """Truncate an episode after this many steps, instead of after those that the environment is registered with."""
+    """Truncate episodes after this many steps, instead of the limit that the environment is registered with."""
     algo: str | None = None
-    """Algorithm of ``teacher`` (ppo, sac, ...), where file and folder do not tell it or tell it wrong."""
+    """Algorithm of ``teacher`` (ppo, sac, ...), if its file and folder do not name it or name it wrongly."""
     normalization: str | None = None
-    """The file of ``teacher``'s VecNormalize statistics, or ``none`` for an agent that reads observations as they are. Left out, they are
-    looked for beside the zip and in its settings' folder."""
+    """File of ``teacher``'s VecNormalize statistics, or ``none`` for an agent that was trained on raw observations. Left out: searched for
+    beside the zip and in its settings folder."""
     extractor: str | None = None
-    """The features extractor of ``teacher``, as ``file.py:Class``."""
+    """Source of ``teacher``'s custom features extractor, as ``file.py:Class``."""
     output: str | None = None
     """The run's folder. Left out: runs/ALGO-ENV-SEED."""
     seed: int = 0
-    """Of everything random in the run."""
+    """Random seed of the run."""
     device: str = "auto"
-    """Where the student is trained: auto (CUDA when there), cpu, cuda."""
+    """Device for training the student: auto (CUDA if available), cpu, cuda."""
     workers: int | None = None
-    """Processes that step environments. Left out: one a core."""
+    """Number of processes that step environments. Left out: one per core."""
     step_timeout: float | None = None
-    """Seconds that a step or a reset of an environment may take; longer ends the job, with a line that says where. Left out or 0: any;
-    in run_suite and run_ablation 60."""
+    """Time limit in seconds of one step or reset of an environment; if it is exceeded, the job stops. Left out or 0: no limit, except in
+    run_suite and run_ablation, where left out means 60."""
     trust: bool = False
-    """Let Stable-Baselines3 unpickle a zip that cannot be rebuilt from plain data. This runs code from the file."""
+    """Let Stable-Baselines3 unpickle a zip that cannot be rebuilt from plain data. This executes code from the file."""
     check: CheckConfig = field(default_factory=CheckConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
@@ -159,5 +160,5 @@ class DistillConfig:
 
     @property
     def environment(self) -> EnvironmentOptions:
-        """What is said of the environment."""
+        """The environment's settings."""
         return EnvironmentOptions(self.env, self.env_kwargs, self.wrapper, self.frame_stack, self.max_episode_steps)

@@ -1,4 +1,4 @@
-"""The errors that are told in one line: a wrong setting, and a fault in the middle of the work."""
+"""Errors with a message of one line: a wrong request, and a failure while the job runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from policy_distill.config.printable import one_line
 
 
 class RequestError(ValueError):
-    """The request was wrong. The message is one line for its user: what is wrong and how to fix it (exit code 2).
+    """The request was wrong (exit code 2). The message is one line for the user: what is wrong and how to fix it.
 
-    Messages quote files and their names: the line is cut to a readable length, and control characters in it are escaped.
+    Messages quote files and their names, so the line is cut to a readable length and control characters are escaped.
     """
 
     def __init__(self, message: object) -> None:
@@ -18,11 +18,11 @@ class RequestError(ValueError):
 
 
 class Fault(RuntimeError):
-    """The work cannot go on. The message is one line that says what happened, where, and what to do (exit code 1)."""
+    """The job cannot continue (exit code 1). The message is one line: what happened, where, and what to do."""
 
 
 class EnvironmentFault(Fault):
-    """An environment failed, hung, or answered with something that makes every figure meaningless."""
+    """An environment raised, hung, or returned a value such as NaN that makes the results meaningless."""
 
 
 class TrainingFault(Fault):
@@ -30,12 +30,12 @@ class TrainingFault(Fault):
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
-    """Raise ``RequestError`` with the setting's dotted name, its value and what would be allowed."""
+    """Raise ``RequestError`` with the setting's dotted name, its value and the allowed range unless ``condition`` holds."""
     if not condition:
         raise RequestError(f"{name} is {value!r}; it must be {allowed}")
 
 
 def require_choice(owner: type, section: str, name: str, value: object) -> None:
-    """The same for a field that is annotated with a ``Literal``."""
+    """``require`` for a field that is annotated with a ``Literal``."""
     choices = get_args(get_type_hints(owner)[name])
     require(value in choices, f"{section}.{name}", value, f"one of {', '.join(choices)}")

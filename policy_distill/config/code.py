@@ -1,4 +1,4 @@
-"""Which settings run code. A file may not say them by itself: only what the user types does."""
+"""Settings that execute code. A config file alone cannot set them: the user must type them on the command line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from policy_distill.config.environment import EnvironmentOptions, wrapper_option
 
 @dataclass(frozen=True)
 class RunsCode:
-    """A setting that runs code.
+    """A setting that executes code.
 
     Attributes:
-        name: of the option.
-        what: it names, and what that would run, in words that follow the file's name.
-        typed: the option as the user types it.
+        name: name of the option.
+        what: predicate for the message "the config file FILE ...": the value and the code that it would execute.
+        typed: the option as the user would type it.
     """
 
     name: str
@@ -26,19 +26,19 @@ class RunsCode:
 
 
 def settings_that_run_code(settings: Mapping[str, Any]) -> Iterator[RunsCode]:
-    """Those among ``settings``, the values of top-level options by their names.
+    """The entries of ``settings`` (top-level options by name) that execute code.
 
     Raises:
-        RequestError: if the wrappers among them are none.
+        RequestError: if the wrappers among them are malformed.
     """
     if settings.get("trust"):
-        yield RunsCode("trust", "says trust: true, which runs code from an agent's files", "--trust if you trust them")
+        yield RunsCode("trust", "sets trust: true, which runs code from an agent's files", "--trust if you trust them")
     env = settings.get("env")
     if isinstance(env, str) and (module := env.rpartition(":")[0]):
         yield RunsCode("env", f"names the environment {env}, and importing {module} runs its code", f"--env {env}")
     wrappers = EnvironmentOptions(wrapper=settings.get("wrapper")).wrappers or ()
-    if own := [wrapper for wrapper in wrappers if re.search("[:.]", wrapper[0])]:
-        yield RunsCode("wrapper", "names wrappers of its own, and importing them runs their code", wrapper_options(own))
+    if imported := [wrapper for wrapper in wrappers if re.search("[:.]", wrapper[0])]:
+        yield RunsCode("wrapper", "names wrappers by module:Class, and importing them runs their code", wrapper_options(imported))
     for name in ("extractor", "teacher_extractor"):
         if extractor := settings.get(name):
             yield RunsCode(name, f"names the features extractor {extractor}, which is code", f"--{name} {extractor}")

@@ -1,4 +1,4 @@
-"""What a user says of the environment: arguments, wrappers, frame stack, length of an episode."""
+"""User settings of the environment: id, arguments, wrappers, frame stack and episode length."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from policy_distill.config.checks import RequestError, require
 Wrapper: TypeAlias = tuple[str, Mapping[str, Any]]
 """A wrapper's name and its keyword arguments."""
 Arguments: TypeAlias = Mapping
-"""Keyword arguments by name. Without the types of what it holds, for which jsonargparse would turn the text "1" into a number."""
+"""Keyword arguments by name. The type of the values is left open, because jsonargparse would otherwise turn the text "1" into a number."""
 WrapperRequest: TypeAlias = str | dict
 """A wrapper as a user writes it: ``NAME``, or ``{NAME: {argument: value}}``."""
 NO_WRAPPER = "none"
 RESERVED = {"render_mode": "render_policy sets it", "max_episode_steps": "give --max-episode-steps N"}
-"""Arguments of ``gymnasium.make`` that are no arguments of the environment -> what to do instead."""
+"""Arguments of ``gymnasium.make`` that do not reach the environment -> what to do instead."""
 
 
 @dataclass(frozen=True)
 class EnvironmentOptions:
-    """The environment, as far as the user names it; what is left out is as the agent was saved."""
+    """The environment settings that the user gave; those left out are the agent's saved ones."""
 
     env: str | None = None
     """Gymnasium id (``module:ID`` imports the module first), entry of envs/, or a YAML file like them. Left out: the agent's own."""
     env_kwargs: Arguments = field(default_factory=dict)
-    """Keyword arguments of the environment, over those that it was saved with: '{"gravity": -5}', or the RL Zoo's gravity:-5 wind:True."""
+    """Keyword arguments of the environment, which override saved ones: '{"gravity": -5}', or the RL Zoo's form gravity:-5 wind:True."""
     wrapper: tuple[WrapperRequest, ...] | None = None
-    """Wrappers around the environment, innermost first, in place of those the agent was saved with: a known name (TimeFeatureWrapper) or
-    module:Class, which is imported; '{"NAME": {"argument": 1}}' with arguments; none for no wrapper. May be given several times."""
+    """Wrappers around the environment, innermost first, which replace the saved ones: a known name (TimeFeatureWrapper) or module:Class,
+    which is imported; '{"NAME": {"argument": 1}}' with arguments; none for no wrapper. May be given several times."""
     frame_stack: int | None = None
-    """Stack this many observations, as Stable-Baselines3's VecFrameStack does, outside the wrappers; 1: none."""
+    """Number of observations to stack outside the wrappers, as Stable-Baselines3's VecFrameStack does; 1: no stack."""
     max_episode_steps: int | None = None
-    """Truncate an episode after this many steps, instead of after those that the environment is registered with."""
+    """Truncate episodes after this many steps, instead of the limit that the environment is registered with."""
 
     def __post_init__(self) -> None:
         require(self.frame_stack is None or self.frame_stack >= 1, "frame_stack", self.frame_stack, ">= 1 (1: no stack)")
@@ -47,10 +47,10 @@ class EnvironmentOptions:
 
     @property
     def wrappers(self) -> tuple[Wrapper, ...] | None:
-        """Names and keyword arguments, innermost first; None where the user left them to the agent.
+        """Names and keyword arguments, innermost first; None if the user gave none, so that the agent's saved wrappers apply.
 
         Raises:
-            RequestError: if one is no name, or ``none`` stands beside others.
+            RequestError: if one is malformed, or ``none`` is combined with others.
         """
         if self.wrapper is None:
             return None
@@ -60,7 +60,7 @@ class EnvironmentOptions:
         return () if none else found
 
     def options(self) -> str:
-        """All but ``--env`` as options of a command, ready for a shell."""
+        """All settings but ``--env`` as command-line options, quoted for a shell."""
         words = [f"--env_kwargs {shlex.quote(json.dumps(dict(self.env_kwargs)))}"] if self.env_kwargs else []
         words += [wrapper_options(self.wrappers)] if self.wrappers is not None else []
         numbers = {"frame_stack": self.frame_stack, "max_episode_steps": self.max_episode_steps}
@@ -75,6 +75,6 @@ def _parsed(request: WrapperRequest) -> Wrapper:
 
 
 def wrapper_options(wrappers: Iterable[Wrapper]) -> str:
-    """The options that ask for these wrappers, ready for a shell: ``--wrapper A --wrapper '{"B": {"n": 2}}'``."""
+    """Command-line options for these wrappers, quoted for a shell: ``--wrapper A --wrapper '{"B": {"n": 2}}'``."""
     requests = [json.dumps({name: dict(kwargs)}) if kwargs else name for name, kwargs in wrappers] or [NO_WRAPPER]
     return " ".join(f"--wrapper {shlex.quote(request)}" for request in requests)

@@ -1,4 +1,4 @@
-"""What the student is asked to match."""
+"""The training objective of the student."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from policy_distill.config.checks import require, require_choice
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """Hints: what the teacher's intermediate layers say, asked of the student's through a learned projection."""
+    """Feature distillation (hints): the student's layers, through a learned projection, regress on the teacher's layers."""
 
     weight: float = 0.0
-    """Beside the loss on actions; 0: no hints."""
+    """Weight of this term beside the loss on actions; 0: no hints."""
     layers: dict[str, str] | None = None
     """Teacher's layer -> student's layer. ``check_teacher`` lists the teacher's names; the student's are hidden.0, hidden.1, ... and
     output. Left out: the last hidden layer of each."""
     distance: Literal["mse", "cosine"] = "mse"
-    """Mean square divided by the layer's variance, or one minus the cosine."""
+    """Mean squared error divided by the layer's variance, or one minus the cosine."""
 
     def __post_init__(self) -> None:
         require(self.weight >= 0 and math.isfinite(self.weight), "loss.features.weight", self.weight, ">= 0")
@@ -29,13 +29,13 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class RelationConfig:
-    """What the samples of a batch are to each other in a layer of the teacher, asked of a layer of the student."""
+    """Relational distillation: the student's layer reproduces the relations between a batch's samples in the teacher's layer."""
 
     weight: float = 0.0
-    """Beside the loss on actions; 0: no relations."""
+    """Weight of this term beside the loss on actions; 0: no relations."""
     kind: Literal["distance", "angle", "similarity"] = "distance"
-    """Distances between pairs, angles between triplets (both Park et al. 2019), or similarities (Tung & Mori 2019): among the first 48
-    samples of each batch, for angles the first 20."""
+    """Distances of pairs, angles of triplets (both Park et al. 2019), or similarities (Tung & Mori 2019), among the first 48 samples of
+    each batch (angles: the first 20)."""
     layers: dict[str, str] | None = None
     """Teacher's layer -> student's layer, as in ``features.layers``; ``output`` is a layer too."""
 
@@ -47,37 +47,38 @@ class RelationConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the student is asked to match. Terms add up, each with its weight."""
+    """The training objective: a weighted sum of terms."""
 
     kind: Literal["auto", "kl", "nll", "regression"] = "auto"
-    """``kl``: a divergence of action distributions; ``nll``: negative log-likelihood of actions drawn from the teacher; ``regression``:
-    the action that the environment receives. ``auto``: KL where the teacher has a distribution that a student can match, regression where
-    it only names an action (td3, ddpg, ars) or squashes it (sac, tqc)."""
+    """``kl``: a divergence of action distributions; ``nll``: negative log-likelihood of actions sampled from the teacher; ``regression``:
+    error of the action that the environment receives. ``auto``: regression for deterministic (td3, ddpg, ars) and tanh-squashed (sac,
+    tqc) teachers, else KL."""
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
-    """Which one ``kl`` means: KL(teacher || student), KL(student || teacher), or the generalised Jensen-Shannon divergence."""
+    """The divergence used by ``kl``: KL(teacher || student), KL(student || teacher), or the generalised Jensen-Shannon divergence."""
     jensen_shannon_beta: float = 0.5
-    """The teacher's share of the mixture, in (0, 1)."""
+    """Weight of the teacher in the mixture of the Jensen-Shannon divergence, in (0, 1)."""
     regression: Literal["squared", "absolute", "huber"] = "huber"
-    """What is averaged over the components of a continuous action: squares, absolute values, or squares up to 0.1 of half the range."""
+    """Error averaged over the components of a continuous action; Huber's threshold is 0.1 of half the action range."""
     near_bound: float = 0.8
-    """An action so far from the middle of its range, in half ranges, is meant for the bound, which a squashed teacher never reaches: a
-    regression asks nothing of a student that goes further. 1: only the bound itself is."""
+    """In units of half the action range. Where a teacher's action is at least this far from the middle of its range, a prediction between
+    it and the bound has no regression error, because a squashed teacher never reaches the bound. 1: only at the bound itself."""
     temperature: float = 1.0
-    """Both sides' logits are divided by it and the loss is multiplied by its square (Hinton et al. 2015); above 1 softens. Of Gaussians
-    it multiplies both variances."""
+    """Divides the logits of teacher and student; the loss is multiplied by its square (Hinton et al. 2015). Above 1 softens. For
+    Gaussians it multiplies both variances."""
     temperature_end: float | None = None
-    """The temperature moves along a line to this one over the training. Left out: it stays."""
+    """Final temperature, reached linearly over the training. Left out: constant temperature."""
     standardize_logits: bool = False
-    """Give both sides' logits mean 0 and standard deviation 1 in each state before the temperature (Sun et al. 2024)."""
+    """Standardise the logits of teacher and student to mean 0 and standard deviation 1 in each state, before the temperature is applied
+    (Sun et al. 2024)."""
     hard_weight: float = 0.0
     """Alpha of ``alpha * cross-entropy(teacher's greedy action) + (1 - alpha) * KL(softened)``, in [0, 1]."""
     q_logits: Literal["gap", "z_score", "raw"] = "gap"
-    """How Q-values become logits: ``(Q - max Q) / (q_gap_fraction * median gap)``, their z-score over the actions divided by
-    ``q_temperature``, or themselves divided by it."""
+    """How Q-values become logits. ``gap``: ``(Q - max Q) / (q_gap_fraction * median gap)``; ``z_score``: the z-score over the actions
+    divided by ``q_temperature``; ``raw``: the Q-values divided by ``q_temperature``."""
     q_gap_fraction: float = 0.1
-    """Share of the median gap between the best two actions that becomes one nat."""
+    """Fraction of the median gap between the two best actions that corresponds to one nat."""
     q_temperature: float | None = None
-    """Left out: 0.5 for z-scores, 0.01 for raw values (Rusu et al. 2016)."""
+    """Temperature of ``z_score`` and ``raw``. Left out: 0.5 for ``z_score``, 0.01 for ``raw`` (Rusu et al. 2016)."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     relations: RelationConfig = field(default_factory=RelationConfig)
 

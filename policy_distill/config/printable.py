@@ -1,16 +1,16 @@
-"""Text from files on its way to a terminal or a page: no control characters, no line breaks, no endless lines."""
+"""Escaping and shortening of text from files before it is printed: no control characters, no line breaks, no endless lines."""
 
 from __future__ import annotations
 
 LONGEST = 1000
-"""Characters of a message; what a file holds may be longer than a screen."""
+"""Maximum number of characters of a message."""
 
 
 def printable(text: str) -> str:
     """Write each character that is not printable as its escape: ``\\x1b`` for ESC, ``\\u202e`` for a change of direction.
 
-    Escape sequences could clear the screen, move the cursor or change the window's title. Line breaks stay. Lone surrogates, which stand
-    for bytes of a file's name that are no UTF-8, become text that can be encoded.
+    Escape sequences could clear the screen, move the cursor or change the window's title. Line breaks are kept. Lone surrogates, which
+    represent bytes of a file name that are not UTF-8, become text that can be encoded.
     """
     if text.isprintable():
         return text
@@ -18,7 +18,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: object, longest: int = LONGEST) -> str:
-    """``text`` in one printable line; what is longer than ``longest`` characters loses its middle."""
+    """``text`` as one printable line; the middle is cut out if it is longer than ``longest`` characters."""
     words = str(text)[: 8 * longest] + (str(text)[-longest:] if len(str(text)) > 8 * longest else "")
     line = printable(" ".join(words.split()))
     half = longest // 2

@@ -1,4 +1,4 @@
-"""How the files of an agent are read: what a command's user may say about them, as one value that is handed on."""
+"""User settings for reading an agent's files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from policy_distill.config.checks import RequestError
 
 @dataclass(frozen=True)
 class Reading:
-    """Arguments of ``Teacher.load`` beside the agent's place; ``Teacher.load(place, **reading.arguments())``.
+    """Keyword arguments of ``Teacher.load``: ``Teacher.load(path, **reading.arguments())``.
 
     Attributes:
-        algo: the algorithm, where folder and file do not tell it or tell it wrong.
-        normalization: a file of VecNormalize statistics, or ``none``; None: they are looked for.
-        extractor: ``file.py:Class`` of a features extractor of the user's own.
-        trust: let Stable-Baselines3 unpickle what cannot be rebuilt; this runs code from the file.
+        algo: the algorithm, if folder and file do not name it or name it wrongly.
+        normalization: a file of VecNormalize statistics, or ``none``; None: search for one.
+        extractor: ``file.py:Class`` of a custom features extractor.
+        trust: let Stable-Baselines3 unpickle an agent that cannot be rebuilt; this executes code from the file.
     """
 
     algo: str | None = None
@@ -30,14 +30,14 @@ class Reading:
         return dataclasses.asdict(self)
 
     def recorded(self) -> dict[str, str]:
-        """What another reading of the same agent must be told, for a file; trust is given anew each time."""
+        """The settings to store in a file, for reading the same agent again. ``trust`` is never stored."""
         return {name: value for name, value in self.arguments().items() if name != "trust" and value is not None}
 
     def over(self, recorded: Mapping[str, Any]) -> Reading:
-        """This reading, with what it leaves open as an earlier one was ``recorded`` in a file; other keys are passed over.
+        """These settings, completed by those that were ``recorded`` in a file; other keys are ignored.
 
         Raises:
-            RequestError: if an extractor was recorded and is not given again: code runs on the user's word, not on a file's.
+            RequestError: if an extractor was recorded and is not given again: only the user can allow code to run, never a file.
         """
         named = {name: value for name, value in recorded.items() if isinstance(value, str)}
         if self.extractor is None and "extractor" in named:

@@ -1,4 +1,4 @@
-"""How the stages of a run go about it."""
+"""Settings of the stages of a run: collecting, training, self-distillation, polishing, the value network and evaluation."""
 
 from __future__ import annotations
 
@@ -11,41 +11,39 @@ from policy_distill.config.checks import require, require_choice
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Which states the student learns from: who acts there, with how much exploration, and how long they are kept."""
+    """Collection of training states: the acting policy, exploration, and how long data are kept."""
 
     env_steps: int = 160_000
-    """Environment steps over all rounds."""
+    """Total environment steps of all rounds."""
     rounds: int = 8
-    """How often the data grow, at most. In round 0 the teacher acts alone."""
+    """Maximum number of rounds of collecting and training. In round 0 only the teacher acts."""
     enough: float = 0.99
-    """When three rounds in a row, all their students taken together, keep this much of the return on the validation seeds, the next round
-    is the last, and the learning rate falls to zero in it. A large number: never."""
+    """Early stopping: if the mean validation retention over the students of three consecutive rounds reaches this, the next round is the
+    last, and the learning rate falls to zero in it. A large number disables it."""
     num_envs: int = 16
-    """Environments stepped side by side."""
+    """Number of parallel environments."""
     backend: Literal["auto", "gymnasium", "vector", "envpool"] = "auto"
-    """What steps them: Gymnasium's environments one after the other, the environment's own vector entry point, or envpool (the extra of
-    that name, which simulates anew what Gymnasium has). ``auto``: the vector entry point where there is one. Returns are measured in
-    Gymnasium's environments whatever is said here."""
+    """Simulation backend for collecting: Gymnasium's environments one after the other, the environment's own vector entry point, or
+    envpool (an extra with its own implementation of the environments). ``auto``: the vector entry point if there is one. Returns are
+    always measured in Gymnasium's environments."""
     teacher_action_prob: float = 0.5
-    """In round 1 each action is the teacher's with this probability: 1 is teacher-driven (behavioural cloning) throughout, 0 is
-    student-driven from round 1 on (DAgger), between them the teacher's share fades."""
+    """DAgger's beta: the probability that the teacher acts in a step of round 1. 1: the teacher acts in all rounds (behavioural cloning);
+    0: the student acts from round 1 on; between them, the probability decays over the rounds."""
     schedule: Literal["exponential", "linear"] = "exponential"
-    """How it fades in the rounds r after that: as ``teacher_action_prob**r``, or by the same amount each round down to zero."""
+    """Decay of ``teacher_action_prob`` in round r: ``teacher_action_prob**r``, or linear to zero."""
     epsilon: float = 0.0
-    """Probability of an action drawn uniformly at random instead, for coverage; its state is labelled as any other."""
+    """Probability of a uniformly random action in place of the policy's, for exploration."""
     action_noise: float = 0.0
     """Standard deviation of Gaussian noise on continuous actions, in units of half the action range."""
     window: int | None = None
-    """Train on the last N rounds alone. Left out: on everything collected (aggregation)."""
+    """Train only on the last N rounds. Left out: on all collected data (aggregation)."""
     extra_states: str | None = None
-    """A ``disagreements.npz`` of compare_policies: states in which an earlier student parted from its teacher. The teacher labels them
-    once, and they join the first round's data. They come from seeds of their own: what is trained on them may be chosen, measured and
-    certified as any other student."""
+    """A ``disagreements.npz`` of compare_policies: states in which an earlier student disagreed with its teacher. The teacher labels them
+    once, and they are added to the first round's data. Their seeds are disjoint from those of validation, evaluation and certificates."""
     max_extra_states: int = 10_000
-    """Most of these states that are used, each once, the costliest first."""
+    """Maximum number of these states to use, the costliest first."""
     storage: Literal["memory", "disk"] = "memory"
-    """Where the labelled observations lie: in memory, or in files in the run's folder, which are gone when it ends; the student is the
-    same."""
+    """Storage of the dataset: in memory, or in temporary files in the run's folder. The student is the same."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "collect.rounds", self.rounds, ">= 1")
@@ -68,7 +66,7 @@ class CollectConfig:
         require(self.max_extra_states >= 1, "collect.max_extra_states", self.max_extra_states, ">= 1")
 
     def teacher_action_prob_in(self, round_index: int) -> float:
-        """The teacher's share of the actions in a round."""
+        """Probability that the teacher acts in a step of this round."""
         if self.schedule == "linear":
             return max(0.0, 1 - round_index * (1 - self.teacher_action_prob))
         return self.teacher_action_prob**round_index
@@ -76,14 +74,14 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class MemberConfig:
-    """What sets a member of the stack apart beside its first weights. Left out: as ``train`` and ``loss`` have it."""
+    """Settings of one member of the stack. Those left out are taken from ``train`` and ``loss``."""
 
     learning_rate: float | None = None
-    """In place of ``train.learning_rate``."""
+    """Replaces ``train.learning_rate``."""
     temperature: float | None = None
-    """In place of ``loss.temperature``; ``loss.temperature_end`` is all members'."""
+    """Replaces ``loss.temperature``; ``loss.temperature_end`` is shared by all members."""
     hard_weight: float | None = None
-    """In place of ``loss.hard_weight``."""
+    """Replaces ``loss.hard_weight``."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "temperature"):
@@ -94,27 +92,27 @@ class MemberConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the student is fitted to what was collected."""
+    """Supervised training of the student on the collected data."""
 
     gradient_steps: int = 32_000
-    """Over all rounds."""
+    """Total gradient steps of all rounds."""
     batch_size: int = 512
-    """Transitions a gradient step."""
+    """Transitions per gradient step."""
     learning_rate: float = 1e-2
-    """Of Adam, at the start; it falls along half a cosine to zero over the whole run."""
+    """Initial learning rate of Adam; it decays to zero along a half cosine over the run."""
     average_decay: float = 0.999
-    """The student that acts and is kept is the exponential moving average of the weights with this decay a step; 0 turns it off."""
+    """Decay per step of the exponential moving average of the weights, which is the student that acts and is exported; 0: no average."""
     members: int | None = None
-    """Students trained side by side as one stack from different first weights; the best is kept. Left out: 4 of up to 4,000 parameters, 2
-    of up to 10,000, else 1. The smaller a student, the more two of them differ, and the less a further one costs."""
+    """Number of students trained together from different initial weights; the best is kept. Left out: 4 up to 4,000 parameters, 2 up to
+    10,000, else 1, because smaller students vary more between initialisations and cost less."""
     vary: tuple[MemberConfig, ...] = ()
-    """Settings of the members, in turn: a search at the price of one training, since the best member is kept. As
-    ``'[{"learning_rate": 0.003}, {"temperature": 2}]'``. Where ``members`` is left out, there are as many of them."""
+    """Settings assigned to the members in turn, such as ``'[{"learning_rate": 0.003}, {"temperature": 2}]'``: a search at the cost of one
+    training, since the best member is kept. If ``members`` is left out, there is one member per entry."""
     holdout: float = 0.05
-    """Share of the episodes that are never trained on; validation losses are taken on them."""
+    """Share of the episodes held out from training, for validation losses."""
 
     def members_of(self, params: int) -> int:
-        """How many students of ``params`` parameters are trained."""
+        """Number of members for students of ``params`` parameters."""
         return self.members or len(self.vary) or (4 if params <= 4_000 else 2 if params <= 10_000 else 1)
 
     def __post_init__(self) -> None:
@@ -130,16 +128,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SelfDistillConfig:
-    """Students that teach students of the same architecture, after the rounds."""
+    """Self-distillation after the rounds: each student teaches the next one, of the same architecture."""
 
     generations: int = 0
-    """Greatest number of generations; the first that earns less than the one before it is refused and ends the series."""
+    """Maximum number of generations; the first one with a lower return than its predecessor is rejected and ends the series."""
     teacher_weight: float = 0.5
-    """The original teacher's share of the targets; the rest is the last generation's."""
+    """Weight of the original teacher in the targets; the rest is the previous generation's."""
     ensemble: bool = False
-    """All generations so far teach together, not only the last."""
+    """Targets are the mean over all previous generations, not only the last one."""
     gradient_steps: int | None = None
-    """Of each generation. Left out: ``train.gradient_steps``."""
+    """Gradient steps of each generation. Left out: ``train.gradient_steps``."""
 
     def __post_init__(self) -> None:
         require(self.generations >= 0, "self_distill.generations", self.generations, ">= 0")
@@ -149,53 +147,54 @@ class SelfDistillConfig:
 
 @dataclass(frozen=True)
 class PolishConfig:
-    """Reward after imitation: PPO on the student that was kept."""
+    """Fine-tuning by reward after imitation: PPO, from the best student's weights."""
 
     below: float = 0.97
-    """Polish unless the validation episodes show that the student keeps this much of the return; 0 never does, a large number always."""
+    """Polish unless the validation episodes show at least this retention; 0: never polish; a large number: always."""
     confidence: float = 0.8
-    """Of that. It is no certificate, only whether another half of the work is likely to be for nothing."""
+    """Confidence of that test. It is lower than a certificate's, because it only decides whether polishing is worth its cost."""
     further_episodes: int = 200
-    """Most validation episodes that are added before that, where they are likely to show it: they cost less than polishing."""
+    """Maximum number of further validation episodes before that decision, played if they are likely to pass the test; they cost less than
+    polishing."""
     env_steps: int = 290_000
-    """Environment steps, besides those of imitation; rounded up to whole rollouts."""
+    """Environment steps of polishing, in addition to those of imitation; rounded up to whole rollouts."""
     enough: float = 1.0
-    """Stop before that when three looks in a row keep this much of the return on the validation seeds."""
+    """Stop early if three consecutive evaluations reach this validation retention."""
     patience: int = 3
-    """Give up after this many hopeless looks in a row."""
+    """Stop after this many consecutive hopeless evaluations."""
     hopeless: float = 0.9
-    """A look is hopeless that keeps less than this share of what the stage began with; 0: none is."""
+    """An evaluation is hopeless if its retention is below this fraction of the initial student's; 0: none is."""
     teacher_weight: float = 0.0
-    """Weight of the imitation loss on actions (without hints and relations) beside PPO's; it falls along a line to zero over the first
+    """Weight of the imitation loss on actions (without hints and relations) beside PPO's loss; it decays linearly to zero over the first
     half of the steps."""
     critic_warmup: float = 0.1
-    """Share of the steps in which only the value network learns: until it knows this policy, its advantages would spoil it."""
+    """Share of the steps in which only the value network is trained, because advantages from an untrained one would damage the policy."""
     learning_rate: float = 2e-3
-    """Of Adam, at the start."""
+    """Initial learning rate of Adam."""
     target_kl: float = 0.06
-    """The learning rate is halved where an update moves the policy by more than twice this KL, in nats, and doubled where by less than
-    half of it: how far a step may go depends on the policy's standard deviation, which differs much between students."""
+    """Target KL of an update, in nats. The learning rate is halved after an update with more than twice this KL, and doubled after one
+    with less than half of it: the right step size depends on the policy's standard deviation, which varies between students."""
     num_envs: int = 16
-    """Environments stepped side by side."""
+    """Number of parallel environments."""
     num_steps: int = 256
-    """Steps of each environment between two updates."""
+    """Steps of each environment per rollout."""
     epochs: int = 20
-    """Passes over what was collected, in each update."""
+    """Epochs over the rollout in each update."""
     batch_size: int = 512
-    """Transitions a gradient step."""
+    """Transitions per gradient step."""
     clip_range: float = 0.3
-    """PPO's bound on the ratio of new to old probabilities."""
+    """PPO's clipping range of the probability ratio."""
     discount: float = 0.99
-    """Gamma."""
+    """Discount factor gamma."""
     gae_lambda: float = 0.95
-    """Of generalised advantage estimation."""
+    """Lambda of generalised advantage estimation."""
     std_end: float = 0.3
-    """The standard deviation of continuous actions may at the end be this share of what it was at the start, and in between what a line
-    between their logarithms allows: what is shipped acts without noise, and must stand without it."""
+    """Upper bound of the standard deviation of continuous actions at the end, as a fraction of its initial value; the bound falls
+    log-linearly. The exported policy is deterministic, so its return must not depend on the noise."""
     average_decay: float = 0.9
-    """The student is the exponential moving average of the weights with this decay an update; 0 turns it off."""
+    """Decay per update of the exponential moving average of the weights, which is the student; 0: no average."""
     snapshots: int = 10
-    """Times that the student is measured on the validation seeds on the way, at most; the best one is kept, if it beats the start."""
+    """Maximum number of evaluations on the validation seeds; the best student is kept if it beats the initial one."""
 
     def __post_init__(self) -> None:
         require(self.below >= 0, "polish.below", self.below, ">= 0")
@@ -222,12 +221,12 @@ class PolishConfig:
 
 @dataclass(frozen=True)
 class ValueConfig:
-    """A value network in student.zip, for those who train the student on by reward: it learns what the teacher's own critic expects."""
+    """A value network in student.zip, for training the student further by reward: it regresses on the teacher's critic."""
 
     hidden_sizes: tuple[int, ...] | None = None
-    """Width of each of its hidden layers. Left out: the network there is fresh, or the one that polishing trained (on scaled rewards)."""
+    """Width of each of its hidden layers. Left out: student.zip holds an untrained value network, or polishing's (of scaled rewards)."""
     gradient_steps: int = 4_000
-    """Of its training; batch size and learning rate are those of ``train``."""
+    """Gradient steps of its training; batch size and learning rate are those of ``train``."""
 
     def __post_init__(self) -> None:
         require(all(size > 0 for size in self.hidden_sizes or ()), "value.hidden_sizes", self.hidden_sizes, "positive widths")
@@ -236,29 +235,29 @@ class ValueConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How the return is measured: one seed an episode, the same seeds for teacher, student and random policy."""
+    """Evaluation of the return: one seed per episode, the same seeds for teacher, student and random policy."""
 
     episodes: int = 100
-    """Fresh episodes behind the final figure."""
+    """Number of episodes of the final evaluation, on fresh seeds."""
     validation_episodes: int = 4
-    """Episodes of each student after each round, on seeds of their own."""
+    """Number of validation episodes of each student after each round, on separate seeds."""
     finalists: int = 12
-    """So many students with the best validation returns play on before one is kept: the best of many noisy means flatters. The worse half
-    of them drops out again and again until there are two."""
+    """Number of students with the best validation returns that play further episodes before one is chosen, because the maximum of noisy
+    means is biased upwards. The worse half is dropped repeatedly until two are left."""
     finalist_episodes: int = 50
-    """Further episodes of the last two finalists, on validation seeds of their own."""
+    """Number of further validation episodes of the last two finalists, on separate seeds."""
     confidence: float = 0.95
-    """Of the interval around the retention, and of a certificate."""
+    """Confidence level of the retention's interval and of a certificate."""
     certify: float | None = None
-    """Play on, on seeds of their own, until the episodes show that the student keeps this share of the return, or that it does not, and
-    write certificate.json. Left out: no certificate."""
+    """Retention to certify: play episodes on separate seeds until a test shows that the student keeps this share of the return, or that it
+    does not, and write certificate.json. Left out: no certificate."""
     max_episodes: int = 2_000
-    """Episodes of a certificate at the most; then the verdict is "undecided"."""
+    """Maximum number of episodes of a certificate; if the test is still open then, the verdict is "undecided"."""
     num_envs: int = 16
-    """Episodes run side by side; the returns do not depend on it."""
+    """Number of parallel episodes; the returns do not depend on it."""
     reuse_returns: bool = True
-    """Read what teacher and random policy earned in earlier jobs, on the same seeds and under the same circumstances, instead of playing
-    it again, and keep what they earn in this one. A certificate's episodes are always played."""
+    """Cache the returns of teacher and random policy between jobs, and reuse them where seeds and circumstances are the same. A
+    certificate's episodes are always played."""
 
     def __post_init__(self) -> None:
         require(self.episodes >= 2, "evaluate.episodes", self.episodes, ">= 2")
@@ -268,5 +267,5 @@ class EvaluateConfig:
         require(0.5 <= self.confidence < 1, "evaluate.confidence", self.confidence, "in [0.5, 1)")
         sound = self.certify is None or (self.certify > 0 and math.isfinite(self.certify))
         require(sound, "evaluate.certify", self.certify, "> 0, for example 0.95")
-        require(self.max_episodes >= 50, "evaluate.max_episodes", self.max_episodes, ">= 50, the number before the first look")
+        require(self.max_episodes >= 50, "evaluate.max_episodes", self.max_episodes, ">= 50, the number of episodes before the first look")
         require(self.num_envs >= 1, "evaluate.num_envs", self.num_envs, ">= 1")

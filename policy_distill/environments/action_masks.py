@@ -96,6 +96,11 @@ def has_mask(observation_space: gym.Space) -> bool:
     return isinstance(observation_space, gym.spaces.Dict) and MASK in observation_space.spaces
 
 
+def mask_among(observations: Tree) -> np.ndarray | None:
+    """The mask among an observation's parts, or among those of many; None where there is none."""
+    return observations.get(MASK) if isinstance(observations, dict) else None
+
+
 def space_without_mask(observation_space: gym.Space) -> gym.Space:
     """What ``with_mask`` was given."""
     if not has_mask(observation_space):

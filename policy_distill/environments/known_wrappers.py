@@ -1,4 +1,4 @@
-"""Wrappers by name: those that are known here, and those that a user names as module:Class."""
+"""Wrappers by name: known ones, and custom ones as module:Class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from policy_distill.config import RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments import wrappers as ours
+from policy_distill.environments import wrappers as shipped
 from policy_distill.environments import zoo_wrappers as zoo
 from policy_distill.environments.action_masks import ActionMasks
 
@@ -32,7 +32,7 @@ def _gymnasiums(name: str) -> Any:
 
 
 def _old_frame_stack(env: gym.Env, num_stack: int, lz4_compress: bool = False) -> gym.Env:
-    """What ``FrameStack`` was called and took until Gymnasium 0.29."""
+    """``FrameStack`` with its name and arguments until Gymnasium 0.29."""
     return gym.wrappers.FrameStackObservation(env, num_stack)
 
 
@@ -42,9 +42,9 @@ def _dtype_observation(env: gym.Env, dtype: Any) -> gym.Env:
 
 
 WRAPPERS: Mapping[str, Any] = {
-    STACK: ours.FrameStack,
-    PADDING: ours.PadObservation,
-    "TimeFeatureWrapper": ours.TimeFeatureWrapper,
+    STACK: shipped.FrameStack,
+    PADDING: shipped.PadObservation,
+    "TimeFeatureWrapper": shipped.TimeFeatureWrapper,
     MASKS: ActionMasks,
     **{kind.__name__: kind for kind in (zoo.HistoryWrapper, zoo.ActionNoiseWrapper, zoo.ActionSmoothingWrapper, zoo.DelayedRewardWrapper,
                                         zoo.FrameSkip, zoo.MaskVelocityWrapper)},
@@ -55,13 +55,13 @@ WRAPPERS: Mapping[str, Any] = {
                                             "RescaleAction", "RescaleObservation", "ReshapeObservation", "StickyAction",
                                             "TimeAwareObservation", "TimeLimit")},
 }  # fmt: skip
-"""Name, as agents are saved with it -> what makes it around an environment."""
+"""Saved name of a wrapper -> function that wraps an environment."""
 
 WITHOUT_EFFECT = (
     "AutoResetWrapper", "Autoreset", "EnvCompatibility", "HumanRendering", "Monitor", "OrderEnforcing", "PassiveEnvChecker",
     "PlotActionWrapper", "RecordEpisodeStatistics", "RecordVideo", "RenderCollection", "StepAPICompatibility", "VecMonitor",
 )  # fmt: skip
-"""They change neither what an agent sees, nor what it does, nor what it earns: left out."""
+"""Wrappers that change neither observations, actions nor rewards; they are left out."""
 
 LOST = {
     "NormalizeObservation": "its running statistics are not among the agent's files",
@@ -71,10 +71,10 @@ LOST = {
     "TransformReward": "its function is not among the agent's files",
     "VecNormalize": "its statistics belong into vecnormalize.pkl",
 }
-"""Known, but not to be had from a name and arguments -> why not."""
+"""Wrappers that cannot be rebuilt from name and arguments -> reason."""
 
 PACKAGES = ("gym", "gymnasium", "policy_distill", "rl_zoo3", "sb3_contrib", "stable_baselines3", "utils")
-"""Whose wrappers these are; ``utils`` was the RL Zoo's own name for its modules. A class of the same name elsewhere is another."""
+"""Packages of the known wrappers; ``utils`` is an old module of the RL Zoo. A class with the same name in another package differs."""
 
 
 def saved_name(name: str) -> str:
@@ -106,12 +106,12 @@ def asked_name(name: str) -> str:
 
 
 def effective(wrappers: Iterable[Wrapper]) -> tuple[Wrapper, ...]:
-    """Without those that have no effect."""
+    """``wrappers`` without those that have no effect."""
     return tuple((name, kwargs) for name, kwargs in wrappers if name not in WITHOUT_EFFECT)
 
 
 def trusting(wrappers: Iterable[Wrapper], named: Iterable[Wrapper]) -> tuple[Wrapper, ...]:
-    """Wrappers of a file, those that a user names as ``module:Class`` as such: they are imported."""
+    """A file's wrappers, with those that the user also ``named`` as ``module:Class`` allowed to be imported."""
     own = {name.replace(":", "."): name for name, _ in named if ":" in name}
     return tuple((own.get(name, name), kwargs) for name, kwargs in wrappers)
 
@@ -120,7 +120,7 @@ def check_wrappers(wrappers: Iterable[Wrapper]) -> None:
     """Refuse wrappers that an agent was saved with and that cannot be made.
 
     Raises:
-        RequestError: in one line that says how to go on with them and without.
+        RequestError: with options to allow or to drop them.
     """
     wrappers = tuple(wrappers)
     for name, _ in wrappers:

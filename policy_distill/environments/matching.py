@@ -1,4 +1,4 @@
-"""Do an agent and an environment go together, and which wrapper would make them?"""
+"""Compatibility of an agent's spaces with an environment's, and wrappers that would make them compatible."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Sp
 
 
 def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[str, Any]] | None:
-    """Name a wrapper, and its arguments, that makes of the observations ``theirs`` vectors as long as ``mine``; None if none would."""
+    """A wrapper with arguments that turns observations ``theirs`` into vectors of the length of ``mine``; None if there is none."""
     if isinstance(mine, gym.spaces.Dict) and isinstance(theirs, gym.spaces.Dict):
         key = "observation"  # the one that TimeFeatureWrapper lengthens
         others_fit = all(
@@ -66,7 +66,7 @@ def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[
 
 
 def _rescaling_that_fits(mine: gym.Space, theirs: gym.Space) -> Mapping[str, Any] | None:
-    """The bounds of ``mine``, where they alone differ from those of ``theirs``, as RescaleAction takes them."""
+    """Arguments of RescaleAction if ``mine`` and ``theirs`` differ only in their bounds; else None."""
     if not (isinstance(mine, gym.spaces.Box) and isinstance(theirs, gym.spaces.Box) and mine.shape == theirs.shape):
         return None
     if not (mine.is_bounded() and theirs.is_bounded()):
@@ -76,10 +76,10 @@ def _rescaling_that_fits(mine: gym.Space, theirs: gym.Space) -> Mapping[str, Any
 
 
 def first_difference(mine: tuple[gym.Space, gym.Space], theirs: tuple[gym.Space, gym.Space]) -> tuple[str, str, str] | None:
-    """Compare two pairs of observation and action space: ``observations`` or ``actions`` and what they are here and there, in words.
+    """First difference between two pairs of observation and action space: ``observations`` or ``actions``, and a description of both.
 
     Returns:
-        None if who acts in the one pair can act in the other. Element types, and bounds of observations, may differ.
+        None if the pairs are compatible. Element types, and bounds of observations, may differ.
     """
     for role, one, other in zip(("observations", "actions"), mine, theirs, strict=True):
         if _kind(one, role) != _kind(other, role):
@@ -88,7 +88,7 @@ def first_difference(mine: tuple[gym.Space, gym.Space], theirs: tuple[gym.Space,
 
 
 def _kind(space: gym.Space | None, role: str) -> object:
-    """What must be the same for an agent to act."""
+    """Properties that must be equal for an agent to act."""
     match space:
         case gym.spaces.Box() if role == "actions":
             low, high = (bound.astype(np.float64).round(4).tolist() for bound in (space.low, space.high))

@@ -1,4 +1,4 @@
-"""Warnings of the simulators that tell a user nothing new."""
+"""Suppression of known, harmless warnings of simulators."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def quiet_missing_seaborn() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_mujoco(needed: bool) -> Iterator[None]:
-    """MuJoCo writes to the terminal and to a file in the current folder that Gymnasium's own models use a deprecated attribute."""
+    """Suppress MuJoCo's messages, in the terminal and in a file, about a deprecated attribute in Gymnasium's own models."""
     if not needed or importlib.util.find_spec("mujoco") is None:
         yield
         return

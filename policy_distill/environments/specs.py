@@ -1,4 +1,4 @@
-"""From an entry of envs/ or a Gymnasium id to an environment; from an id that is no more to the one that stands in for it."""
+"""Environments as data: entries of envs/ and Gymnasium ids, replacements of removed ids, and construction."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from policy_distill.support.untrusted import is_shallow, read_yaml, refuse_damag
 NOT_HERE = {
     r"\w*Bullet(Env)?-v\d+": "it needs pybullet, whose environments do not exist for Gymnasium",
     r"\w+(NoFrameskip|Deterministic)-v\d+|ALE/.+": "its observations are images; agents on vectors are supported",
-    r"(Fetch|Hand|Adroit|Franka|PointMaze|AntMaze)\w*-v\d+": "it needs gymnasium-robotics, and its observations are dictionaries",
-    r"Panda\w+-v\d+": "it needs panda-gym, and its observations are dictionaries",
+    r"(Fetch|Hand|Adroit|Franka|PointMaze|AntMaze)\w*-v\d+": "it needs gymnasium-robotics; name it as gymnasium_robotics:ID",
+    r"Panda\w+-v\d+": "it needs panda-gym; name it as panda_gym:ID, with the version of today (v3)",
     r"MiniGrid-.+": "it needs minigrid, and its observations are dictionaries with images",
     r"(highway|intersection|merge|parking|racetrack)\w*-v\d+": "it needs highway-env; install it and name it as highway_env:ID",
 }
-"""Families of ids that agents in the RL Zoo were trained on and that cannot be had -> why not."""
+"""Patterns of ids in the RL Zoo that cannot be run -> reason."""
 
 DEEPEST = 20
 
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """An environment as data: enough to make it again."""
+    """An environment as data, sufficient to construct it."""
 
     id: str
     """Gymnasium id; ``module:id`` names the module that registers it, see ``imports``."""
@@ -53,7 +53,7 @@ class EnvironmentSpec:
     extra: str | None = None
     """The extra of this package that installs what the environment needs (box2d, mujoco)."""
     imports: bool = field(default=False, compare=False, kw_only=True)
-    """Whether the module before the colon may be imported, which runs its code: only what the user typed says so, never a file."""
+    """Whether the module before the colon may be imported, which runs its code. Set only for names typed by the user, never by a file."""
 
     def __post_init__(self) -> None:
         if not is_shallow([self.kwargs, [kwargs for _, kwargs in self.wrappers]], DEEPEST):
@@ -69,7 +69,7 @@ class EnvironmentSpec:
         return ", ".join([*(_call(name, kwargs) for name, kwargs in ((self.id, self.kwargs), *self.wrappers)), *limit])
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON-able data, without ``imports``."""
+        """The spec as JSON-serialisable data, without ``imports``."""
         data = {**asdict(self), "wrappers": [[name, dict(kwargs)] for name, kwargs in self.wrappers]}
         return {name: value for name, value in data.items() if name != "imports"}
 
@@ -122,10 +122,10 @@ def entries() -> Mapping[str, Entry]:
 
 
 def resolve(name: str) -> EnvironmentSpec:
-    """The environment that a person names: an entry of envs/, a file like them, a registered Gymnasium id, or one that was renamed.
+    """The environment of this name: an entry of envs/, a YAML file like them, a registered Gymnasium id, or a renamed one.
 
     Raises:
-        RequestError: if there is none, with the nearest names or the reason why there cannot be.
+        RequestError: if there is none, with the nearest names or a reason.
     """
     if name.endswith((".yaml", ".yml")):
         return _read_entry(Path(name)).spec
@@ -139,7 +139,7 @@ def resolve(name: str) -> EnvironmentSpec:
 
 
 def named_again(saved: EnvironmentSpec, name: str | None) -> EnvironmentSpec | None:
-    """The environment of a file whose module the user allows to be imported by naming the same ``module:id``; the rest is the file's.
+    """The saved environment, with its import allowed if the user names the same ``module:id``; other settings are the file's.
 
     Returns:
         None if ``name`` is another environment, or one without a module.
@@ -148,14 +148,14 @@ def named_again(saved: EnvironmentSpec, name: str | None) -> EnvironmentSpec | N
 
 
 def for_worker(spec: EnvironmentSpec) -> EnvironmentSpec:
-    """The same for a process of our own: what is registered here may be imported there."""
+    """The spec for a worker process, which may import modules that are already registered here."""
     return replace(spec, imports=spec.imports or spec.id.rpartition(":")[2] in gym.registry)
 
 
 def named(asked: EnvironmentOptions) -> EnvironmentSpec:
-    """The environment that a user names with ``env``, with the arguments, wrappers, stack and length that the user asks for, and no others.
+    """The environment ``asked.env``, with only the arguments, wrappers, frame stack and episode length in ``asked``.
 
-    A wrapper ``module:Class`` that a YAML file names is imported where the user names it too; its arguments are then the file's.
+    A wrapper ``module:Class`` in a YAML file is imported if the user also names it, with the file's arguments.
 
     Raises:
         RequestError: as ``resolve``; if a wrapper's name stands for none; if a file names one that the user does not.
@@ -180,11 +180,11 @@ def named(asked: EnvironmentOptions) -> EnvironmentSpec:
 
 
 def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tuple[EnvironmentSpec, tuple[str, ...]]:
-    """The environment here that matches the one an agent was trained in, with what the user should know about the difference.
+    """The installed environment that matches an agent's training environment, with notices about differences.
 
     Args:
-        spec: as the agent was saved, with its wrappers.
-        observation_dim: length of the vector that the agent reads, wrappers included; None where it is no vector.
+        spec: the saved environment, with its wrappers.
+        observation_dim: length of the agent's observation vector, after wrappers; None if observations are not vectors.
 
     Returns:
         ``spec`` itself and no notices if Gymnasium still has it.
@@ -212,13 +212,13 @@ def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tupl
 
 
 def substitution(name: str) -> tuple[str, ...]:
-    """A notice if ``resolve`` answers this id, which Gymnasium does not have any more, with another environment."""
+    """A notice if ``resolve`` replaces this id, which Gymnasium no longer has, by another environment."""
     entry = None if name in entries() else _stand_in(name)
     return () if entry is None else (f"{name} is run as {entry.spec.id} here, {entry.replaces[name]}",)
 
 
 def paths_among(spec: EnvironmentSpec) -> tuple[str, ...]:
-    """A notice for each argument that looks like a file's name: the environment may open what an agent's files name."""
+    """A notice for each argument that looks like a file name, since the environment may open it."""
     texts = {name: value for name, value in spec.kwargs.items() if isinstance(value, str) and re.search(r"[/\\]|\.\w+$", value)}
     return tuple(f"the agent's files give {spec.id} the argument {name} = {value!r}, which it may open" for name, value in texts.items())
 
@@ -263,7 +263,7 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
 
 
 def registered(name: str) -> EnvSpec:
-    """What Gymnasium knows of a registered id, with or without the module before a colon."""
+    """Gymnasium's specification of a registered id, with or without a module before a colon."""
     return gym.registry[name.rpartition(":")[2]]
 
 
@@ -281,7 +281,7 @@ def time_limit(spec: EnvironmentSpec) -> int | None:
 
 
 def endless(spec: EnvironmentSpec, who: str, steps: int) -> tuple[str, str]:
-    """What is wrong with an environment in which an episode of ``who`` did not end in ``steps`` steps, and how to go on."""
+    """Problem and fix for an environment in which an episode of ``who`` did not end within ``steps`` steps."""
     what = f"{spec.id} has no time limit, and an episode of {who} went on for {steps:,} steps without an end"
     return what, "give --max-episode-steps 1000, or how many the task takes"
 

@@ -6,8 +6,10 @@ how fast they come.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -16,12 +18,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from policy_distill.config import EnvironmentFault, RequestError
-from policy_distill.environments.border import not_finite, seed_global_generators
+from policy_distill.environments.border import Border, not_finite, seed_global_generators
 from policy_distill.environments.matching import first_difference
 from policy_distill.environments.quiet import quiet_known_warnings
 from policy_distill.environments.specs import EnvironmentSpec, make, registered
 from policy_distill.support import trees
 
+GOES_ON = -1
+"""In ``starts``: the episode began before."""
 Backend: TypeAlias = Literal["gymnasium", "vector", "envpool"]
 GROUP = 16
 """Environments of a vector entry point that are stepped as one: they share a random generator, so that what one of them sees depends on
@@ -36,36 +40,52 @@ WORDS: dict[Backend, str] = {
 
 @dataclass(frozen=True)
 class Slots:
-    """Where N environments stand; ``step`` moves them on.
+    """Where N environments stand; ``reset`` and ``step`` of a ``Group`` move them on.
 
     Attributes:
         observations: ``[N, ...]``, on which the next action is taken.
-        episodes: ``[N]`` int64, which episode they belong to.
+        episodes: ``[N]`` int64, the number of the episode that they belong to.
+        starts: ``[N]`` int64: the episode's seed where it begins with this observation, its number where it has no seed of its own;
+            ``GOES_ON`` elsewhere.
         idle: ``[N]`` bool: the next step resets this environment and executes nothing.
     """
 
     observations: trees.Tree
     episodes: np.ndarray
+    starts: np.ndarray
     idle: np.ndarray
+
+    @classmethod
+    def of_space(cls, space: gym.Space, episodes: range) -> Slots:
+        """Environments that have not been reset, before these episodes."""
+        count = len(episodes)
+        return cls(trees.zeros(space, count), np.array(episodes, np.int64), np.full(count, GOES_ON), np.zeros(count, bool))
 
     def of(self, part: slice) -> Slots:
         """Views of some of them."""
-        return Slots(trees.rows(self.observations, part), self.episodes[part], self.idle[part])
+        return Slots(trees.rows(self.observations, part), self.episodes[part], self.starts[part], self.idle[part])
 
 
 class Group(Protocol):
     """Environments that are stepped by one call.
 
     Attributes:
-        action_space: of one environment.
-        first: ``[N, ...]``, the observations with which they begin.
+        observation_space, action_space: of one environment.
     """
 
+    observation_space: gym.Space
     action_space: gym.Space
-    first: trees.Tree
+
+    def reset(self, slots: Slots) -> None:
+        """Begin the first episodes.
+
+        Raises:
+            EnvironmentFault: if an environment fails.
+        """
+        ...
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        """Execute ``actions`` ``[N, ...]``; write the results into the other arrays, all ``[N]``.
+        """Execute ``actions`` ``[N, ...]``; write the results into the other arrays, all ``[N]``. ``slots.starts`` is all ``GOES_ON``.
 
         Raises:
             EnvironmentFault: if an environment fails.
@@ -78,38 +98,53 @@ class Group(Protocol):
 
 
 class SequentialEnvs:
-    """Gymnasium environments, one after the other; each is reset in the step that ends its episode, with the next one's own seed.
+    """Gymnasium environments, one after the other; each is reset in the step that ends its episode.
 
     Args:
-        spec: the environment.
-        indices: which of the run's environments these are.
+        envs: the environments.
         num_envs: of the whole run; an environment's next episode has a number larger by this.
-        seed: of the run.
+        seed_of: from the number of an episode to its seed; None: it goes on with the environment's own generator.
+        on_end: told the slot, the last observation and whether time alone ended the episode, before the reset.
     """
 
-    def __init__(self, spec: EnvironmentSpec, indices: range, num_envs: int, seed: int) -> None:
-        self._envs = [make(spec) for _ in indices]
-        self._steps = [env.step for env in self._envs]
-        self._num_envs, self._seed = num_envs, seed
-        self.action_space = self._envs[0].action_space
-        self.first = trees.stack([self._reset(slot, index) for slot, index in enumerate(indices)])
+    def __init__(
+        self,
+        envs: Sequence[Border],
+        num_envs: int,
+        seed_of: Callable[[int], int | None],
+        on_end: Callable[[int, trees.Tree, bool], object] | None = None,
+    ) -> None:
+        self.envs, self._num_envs, self._seed_of, self._on_end = envs, num_envs, seed_of, on_end
+        self._steps = [env.step for env in envs]
+        self.observation_space, self.action_space = envs[0].observation_space, envs[0].action_space
 
-    def _reset(self, slot: int, episode: int) -> trees.Tree:
-        observation, _ = self._envs[slot].reset(seed=seed_of(self._seed, episode))
-        return observation
+    def reset(self, slots: Slots) -> None:
+        for slot in range(len(self.envs)):
+            trees.write(slots.observations, slot, self._reset(slot, slots))
+
+    def _reset(self, slot: int, slots: Slots) -> trees.Tree:
+        episode = int(slots.episodes[slot])
+        seed = self._seed_of(episode)
+        slots.starts[slot] = episode if seed is None else seed
+        return self.envs[slot].reset(seed=seed)[0]
 
     def not_finite(self, slot: int, observation: trees.Tree) -> EnvironmentFault:
-        return not_finite(self._envs[slot], observation)
+        return not_finite(self.envs[slot], observation)
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        observations, episodes = slots.observations, slots.episodes
+        observations, in_parts = slots.observations, isinstance(slots.observations, dict)
         for slot, step in enumerate(self._steps):
             observation, reward, is_terminal, is_cut, _ = step(actions[slot])
             rewards[slot], terminated[slot], truncated[slot] = reward, is_terminal, is_cut
             if is_terminal or is_cut:
-                episodes[slot] += self._num_envs
-                observation = self._reset(slot, int(episodes[slot]))
-            trees.write(observations, slot, observation)
+                if self._on_end is not None:
+                    self._on_end(slot, observation, is_cut and not is_terminal)
+                slots.episodes[slot] += self._num_envs
+                observation = self._reset(slot, slots)
+            if in_parts:
+                trees.write(observations, slot, observation)
+            else:
+                observations[slot] = observation
 
 
 class VectorEnvs:
@@ -129,14 +164,17 @@ class VectorEnvs:
         self._envs, self._num_envs = envs, num_envs
         self._name, self._seed, self._steps = name, seed, 0
         self._resets_later = envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
-        space, self.action_space = _single_spaces(envs)
-        if seed is not None:
-            seed_global_generators(seed)
+        self.observation_space, self.action_space = _single_spaces(envs)
+
+    def reset(self, slots: Slots) -> None:
+        if self._seed is not None:
+            seed_global_generators(self._seed)
         try:
-            first, _ = envs.reset() if seed is None else envs.reset(seed=seed)
+            first, _ = self._envs.reset() if self._seed is None else self._envs.reset(seed=self._seed)
         except Exception as error:
             raise self._fault(f"reset raised {type(error).__name__}: {error}") from error
-        self.first = np.array(first, space.dtype)
+        trees.write(slots.observations, slice(None), first)
+        slots.starts[:] = slots.episodes
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
         self._steps += 1
@@ -146,11 +184,13 @@ class VectorEnvs:
             raise self._fault(f"step raised {type(error).__name__}: {error}") from error
         rewards[:], terminated[:], truncated[:] = earned, is_terminal, is_cut
         over = is_terminal | is_cut
-        slots.episodes[slots.idle if self._resets_later else over] += self._num_envs
+        new = slots.idle.copy() if self._resets_later else over
+        slots.episodes[new] += self._num_envs
+        slots.starts[new] = slots.episodes[new]
         slots.idle[:] = over & self._resets_later
-        slots.observations[:] = observations
+        trees.write(slots.observations, slice(None), observations)
 
-    def not_finite(self, slot: int, observation: np.ndarray) -> EnvironmentFault:
+    def not_finite(self, slot: int, observation: trees.Tree) -> EnvironmentFault:
         return self._fault(f"an observation of environment {slot} is not finite: {observation}")
 
     def _fault(self, what: str) -> EnvironmentFault:
@@ -172,15 +212,16 @@ def groups_of(spec: EnvironmentSpec, backend: Backend, indices: range, num_envs:
     """
     match backend:
         case "gymnasium":
-            return [(slice(0, len(indices)), SequentialEnvs(spec, indices, num_envs, seed))]
+            envs = [make(spec) for _ in indices]
+            return [(slice(0, len(indices)), SequentialEnvs(envs, num_envs, functools.partial(seed_of, seed)))]
         case "envpool":
-            envs = make_envpool(spec, [seed_of(seed, index) for index in indices])
-            return [(slice(0, len(indices)), VectorEnvs(envs, spec.id, None, num_envs))]
+            pool = make_envpool(spec, [seed_of(seed, index) for index in indices])
+            return [(slice(0, len(indices)), VectorEnvs(pool, spec.id, None, num_envs))]
     found: list[tuple[slice, Group]] = []
     for start in range(0, len(indices), GROUP):
         own = indices[start : start + GROUP]
-        envs = make_vector(spec, len(own))
-        found.append((slice(start, start + len(own)), VectorEnvs(envs, spec.id, seed_of(seed, own[0]), num_envs)))
+        vector = make_vector(spec, len(own))
+        found.append((slice(start, start + len(own)), VectorEnvs(vector, spec.id, seed_of(seed, own[0]), num_envs)))
     return found
 
 
@@ -263,7 +304,7 @@ def _why_not(spec: EnvironmentSpec, backend: Backend) -> str | None:
             return f"the {what} does not reset by itself what has ended"
         if difference := first_difference(_single_spaces(envs), (plain.observation_space, plain.action_space)):
             return f"the {what} has other {difference[0]}: {difference[1]} instead of {difference[2]}"
-        if not isinstance(envs.reset()[0], np.ndarray):
+        if not all(isinstance(leaf, np.ndarray) for leaf in trees.leaves(envs.reset()[0])):
             return f"the {what} gives observations that are no numpy arrays"
     finally:
         envs.close()

@@ -1,4 +1,4 @@
-"""Wrappers around an environment that Gymnasium does not have: sb3-contrib's, Stable-Baselines3's, and our own."""
+"""Wrappers that Gymnasium lacks: those of sb3-contrib and Stable-Baselines3, and wrappers of this package."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from policy_distill.support.untrusted import MAX_ELEMENTS
 
 
 class FreshWorld(gym.Wrapper):
-    """Begin each episode of Gymnasium's BipedalWalker in a new world of Box2D, as its LunarLander does.
+    """Create a new Box2D world for each episode of Gymnasium's BipedalWalker, as its LunarLander does.
 
-    It keeps one world for all episodes, and what contacts and broad phase remember of the last one moves the next: the same seed earned up
-    to 2.0 more or less, so that a return depended on which episodes were played before.
+    BipedalWalker reuses one world, whose contacts and broad phase carry state from one episode to the next: returns of the same seed
+    differed by up to 2.0, depending on the episodes before.
     """
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -25,7 +25,7 @@ class FreshWorld(gym.Wrapper):
 
         walker: Any = self.unwrapped
         walker._destroy()
-        walker.terrain, walker.world = [], b2World()  # bodies of the old world are none of the new one's
+        walker.terrain, walker.world = [], b2World()  # bodies of the old world do not exist in the new one
         return super().reset(**kwargs)
 
 
@@ -46,12 +46,12 @@ FRESH = {"gymnasium.envs.box2d.bipedal_walker:": FreshWorld, "minatar.gym:": NoL
 
 
 class TimeFeatureWrapper(gym.ObservationWrapper):
-    """Append the share of the episode that remains, 1 to 0 (Pardo et al. 2018, arXiv 1712.00378), as sb3-contrib's wrapper does.
+    """Append the remaining fraction of the episode, from 1 to 0 (Pardo et al. 2018, arXiv 1712.00378), as in sb3-contrib.
 
     Args:
-        env: with a vector as observation, or a Dict with a vector under ``observation``, to which it is appended.
-        max_steps: length of an episode, where the environment's registration tells none.
-        test_mode: append 1 always.
+        env: environment with vector observations, or Dict observations with a vector under ``observation``, to which it is appended.
+        max_steps: episode length, if the environment's registration has no limit.
+        test_mode: always append 1.
     """
 
     def __init__(self, env: gym.Env, max_steps: int = 1000, test_mode: bool = False) -> None:
@@ -85,12 +85,12 @@ class TimeFeatureWrapper(gym.ObservationWrapper):
 
 
 class PadObservation(gym.ObservationWrapper):
-    """The first ``keep`` numbers, then zeros up to ``size``: for what an agent read in an older version as zeros throughout.
+    """Keep the first ``keep`` numbers and pad with zeros up to ``size``, for older versions whose observations had constant zeros.
 
     Args:
-        env: with a vector as observation.
+        env: environment with vector observations.
         size: length of the padded vector.
-        keep: how many numbers are passed on; left out, all.
+        keep: number of components to keep; left out: all.
     """
 
     def __init__(self, env: gym.Env, size: int, keep: int | None = None) -> None:
@@ -109,14 +109,14 @@ class PadObservation(gym.ObservationWrapper):
 
 
 class FrameStack(gym.ObservationWrapper):
-    """The last ``n_stack`` vectors end to end, the newest last: as Stable-Baselines3's VecFrameStack.
+    """Concatenate the last ``n_stack`` vectors, the newest last, as Stable-Baselines3's VecFrameStack.
 
     Args:
-        env: with a vector as observation.
-        n_stack: how many vectors.
-        padding: the vector that fills the places before an episode's first; left out, zeros. For an agent that normalised each frame before
-            they were stacked it is the mean, which is zero once it is normalised.
-        channels_order: of images; vectors have only one.
+        env: environment with vector observations.
+        n_stack: number of vectors.
+        padding: vector for the frames before an episode's first; left out: zeros. For an agent that normalised each frame before stacking,
+            it is the mean, which is normalised to zero.
+        channels_order: accepted for compatibility; it matters only for images.
     """
 
     def __init__(self, env: gym.Env, n_stack: int, padding: Sequence[float] | None = None, channels_order: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The RL Zoo's wrappers for vectors, which do here what they do there; the Zoo itself need not be installed."""
+"""The RL Zoo's wrappers for vector observations, with identical behaviour; the Zoo need not be installed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ActionSmoothingWrapper(gym.Wrapper):
 
 
 class DelayedRewardWrapper(gym.Wrapper):
-    """Pay the rewards of ``delay`` steps in the last of them, or when the episode ends."""
+    """Give the summed reward of every ``delay`` steps in the last of them, or at the end of the episode."""
 
     def __init__(self, env: gym.Env, delay: int = 10) -> None:
         super().__init__(env)

@@ -117,6 +117,8 @@ class Disagreements:
         parts = {name.removeprefix("observations."): found[name] for name in found if name.startswith("observations.")}
         if parts:
             found["observations"] = parts
+        if missing := [item.name for item in fields(cls) if item.name not in found]:
+            raise ValueError(f"there is no item named '{missing[0]}.npy' in it")
         found = {item.name: found[item.name] for item in fields(cls)}
         words: dict[str, Any] = {name: str(found[name]) for name in ("environment", "cost_kind")}
         return cls(**{**found, **words, "states": int(found["states"])})

@@ -1,1 +1,1 @@
-"""Distillation losses: divergences, relations, the objective of a student, and analytic gradients."""
+"""Distillation losses: relations, the objective of a student, and analytic gradients."""

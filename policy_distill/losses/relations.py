@@ -1,7 +1,7 @@
-"""Distances between intermediate layers, and between the relations that samples have in them: pure functions, one value per sample.
+"""Feature and relational distillation losses between intermediate layers: pure functions, one value per sample.
 
 Hints compare a student's layer, projected to the teacher's width, with the teacher's (FitNets, Romero et al. 2015,
-https://arxiv.org/abs/1412.6550). Relations compare what samples of one batch are to each other, which needs no projection.
+https://arxiv.org/abs/1412.6550). Relations compare distances, angles or similarities of a batch's samples, which needs no projection.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch.autograd.function import once_differentiable
 from policy_distill.policies.divergences import check_same_shape
 
 Projection: TypeAlias = tuple[Tensor, Tensor]
-"""Of each of K students: weight ``[K, width, teacher's width]`` and bias ``[K, 1, teacher's width]``."""
+"""Projections of K students: weight ``[K, width, teacher's width]`` and bias ``[K, 1, teacher's width]``."""
 PAIR_SAMPLES = 48
-"""Samples of a batch that are compared in pairs, its first ones: each batch is drawn anew and in no order, so that they are as good a
-sample as any. All pairs of 512 samples would take a hundred times as long."""
+"""Number of samples, the first of a batch, that form pairs. Batches are in random order, so these are a random subset. All pairs of 512
+samples would take a hundred times as long."""
 ANGLE_SAMPLES = 20
-"""Samples of a batch whose triplets are compared by angle, its first ones: there are as many triplets as their cube."""
+"""Number of samples, the first of a batch, that form triplets; the number of triplets is its cube."""
 SHORTEST = 1e-8
-"""Length that a layer of zeros is taken to have, so that its cosine is 0."""
+"""Minimum norm of a layer, so that the cosine with a layer of zeros is 0."""
 SAME = 1e-13
-"""Two samples are one where the square of their distance is less than this share of their own squares: float32 tells no more."""
+"""Relative tolerance: two samples are equal if their squared distance is below this fraction of their squares (float32 precision)."""
 
 
 def normalized_squared_error(teacher: Tensor, student: Tensor, variance: float = 1.0, projection: Projection | None = None) -> Tensor:
@@ -54,7 +54,7 @@ def cosine_distance(teacher: Tensor, student: Tensor, variance: float = 1.0, pro
 
     Args:
         teacher, student, projection: as in ``normalized_squared_error``.
-        variance: not read; a cosine has no scale.
+        variance: unused, since a cosine has no scale.
 
     Returns:
         ``[...]``, in [0, 2]; 1 where either is zero.
@@ -85,8 +85,8 @@ def distance_relation(teacher: Tensor, student: Tensor) -> Tensor:
     Raises:
         ValueError: if the batches differ.
     """
-    theirs, ours = (_distances(layer) for layer in _first(PAIR_SAMPLES, teacher, student))
-    values = F.huber_loss(ours, theirs, reduction="none").sum(-1) / max(ours.shape[-1] - 1, 1)
+    of_teacher, of_student = (_distances(layer) for layer in _first(PAIR_SAMPLES, teacher, student))
+    values = F.huber_loss(of_student, of_teacher, reduction="none").sum(-1) / max(of_student.shape[-1] - 1, 1)
     return _for_all(values, student)
 
 
@@ -106,8 +106,8 @@ def angle_relation(teacher: Tensor, student: Tensor) -> Tensor:
     Raises:
         ValueError: if the batches differ.
     """
-    theirs, ours = (_angles(layer) for layer in _first(ANGLE_SAMPLES, teacher, student))
-    return _for_all(F.huber_loss(ours, theirs, reduction="none").mean((-2, -1)), student)
+    of_teacher, of_student = (_angles(layer) for layer in _first(ANGLE_SAMPLES, teacher, student))
+    return _for_all(F.huber_loss(of_student, of_teacher, reduction="none").mean((-2, -1)), student)
 
 
 def similarity_relation(teacher: Tensor, student: Tensor) -> Tensor:
@@ -126,20 +126,20 @@ def similarity_relation(teacher: Tensor, student: Tensor) -> Tensor:
     Raises:
         ValueError: if the batches differ.
     """
-    theirs, ours = (F.normalize(layer @ layer.mT, dim=-1) for layer in _first(PAIR_SAMPLES, teacher, student))
-    return _for_all((theirs - ours).square().sum(-1), student)
+    of_teacher, of_student = (F.normalize(layer @ layer.mT, dim=-1) for layer in _first(PAIR_SAMPLES, teacher, student))
+    return _for_all((of_teacher - of_student).square().sum(-1), student)
 
 
 RELATIONS = {"distance": distance_relation, "angle": angle_relation, "similarity": similarity_relation}
 
 
 def samples_compared(kind: str) -> int:
-    """How many samples of a batch the relation of this name compares at the most."""
+    """Maximum number of samples of a batch that the relation of this name compares."""
     return ANGLE_SAMPLES if kind == "angle" else PAIR_SAMPLES
 
 
 def _first(count: int, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """The first ``count`` samples of both layers in float64: products of differences cancel digits, which are then those of float32.
+    """The first ``count`` samples of both layers in float64, which absorbs cancellation in the products of differences.
 
     Raises:
         ValueError: if the batches differ.
@@ -157,7 +157,7 @@ def _for_all(values: Tensor, student: Tensor) -> Tensor:
 
 
 def _squared_distances(layer: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances between all samples ``[..., B, B]``, zero where two of them are one, and where they are not."""
+    """Squared distances between all samples ``[..., B, B]``, zero for equal samples; and a mask of those that differ."""
     centred = layer - layer.mean(-2, keepdim=True)  # loses fewer digits below
     gram = centred @ centred.mT
     own = gram.diagonal(dim1=-2, dim2=-1)
@@ -189,8 +189,7 @@ def _angles(layer: Tensor) -> Tensor:
 class _ProjectedSquares(torch.autograd.Function):
     """Sum of squares of the projected layer minus the teacher's, ``[K, B]``.
 
-    Both passes are written out: only products touch the wide tensors, and autograd's own way, which goes through ten of them, takes twice
-    as long.
+    Forward and backward are written out so that only matrix products access the wide tensors; plain autograd takes twice as long.
     """
 
     @staticmethod
@@ -210,7 +209,7 @@ class _ProjectedSquares(torch.autograd.Function):
 
 
 class _ProjectedCosine(torch.autograd.Function):
-    """One minus the cosine between the projected layer and the teacher's, ``[K, B]``; the projected layer itself is never made.
+    """One minus the cosine between the projected layer and the teacher's, ``[K, B]``; the projected layer is never materialised.
 
     With inputs h (a one at their end) and the projection's matrix W, the projected layer is p = W' h: its product with the teacher's
     layer t is h' (W t), and its square h' (W W') h. The gradient with respect to p is ``cosine * p / |p|**2 - t / (|t| |p|)``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from policy_distill.evaluation.return_cache import known_returns
 from policy_distill.evaluation.statistics import Retention, retention
 from policy_distill.evaluation.teacher_check import preflight
 from policy_distill.export.sb3 import save_ppo, why_not_exported
-from policy_distill.pipeline.context import Run
-from policy_distill.pipeline.imitation import imitate
-from policy_distill.pipeline.polish import polish_if_needed
+from policy_distill.pipeline.context import Services
+from policy_distill.pipeline.imitation import choose_round, imitate
+from policy_distill.pipeline.polish import polish
 from policy_distill.pipeline.prepare import Job, prepare, settle_action_units, write_config
 from policy_distill.pipeline.self_distillation import self_distill
+from policy_distill.pipeline.state import Stage, State
 from policy_distill.pipeline.summary import summarize, track_final
 from policy_distill.policies.student import Student
 from policy_distill.report import write_report
@@ -29,8 +31,7 @@ from policy_distill.support.progress import Display
 from policy_distill.support.seeds import derived_seed
 from policy_distill.support.threads import one_torch_thread
 from policy_distill.teachers import Teacher
-from policy_distill.training.dataset import Dataset
-from policy_distill.training.value_network import DistilledValues, fit_values
+from policy_distill.training.value_network import fit_values
 
 
 @dataclass(frozen=True)
@@ -80,74 +81,94 @@ def distill(config: DistillConfig, *, teacher: Teacher | None = None, display: D
 
 def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
     config = job.config
-
-    def save(student: Student, **extra: Any) -> None:
-        student.save(job.folder / "student", extra={"environment": job.spec.to_dict(), **extra})
-
     write_config(job)
-    with (
-        Rollouts(
-            job.spec,
-            job.teacher,
-            num_envs=config.collect.num_envs,
-            seed=config.seed,
-            workers=config.workers,
-            backend=job.backend,
-            step_timeout=config.step_timeout,
-        ) as rollouts,
-        Tracker(job.folder / "tensorboard") as tracker,
-        display,
-    ):
+    state = State.begin(job)
+    state.evaluation_env_steps = checking_env_steps
+    workers = Rollouts(
+        job.spec,
+        job.teacher,
+        num_envs=config.collect.num_envs,
+        seed=config.seed,
+        workers=config.workers,
+        backend=job.backend,
+        step_timeout=config.step_timeout,
+    )
+    with workers as rollouts, Tracker(job.folder / "tensorboard") as tracker, display:
         display.note(rollouts.backend)
-        run = Run(job, rollouts, tracker, display, known_returns(job.teacher, job.spec) if config.evaluate.reuse_returns else None)
-        run.evaluation_env_steps = checking_env_steps
-        imitation = imitate(run)
-        if run.reused_episodes:
-            what = f"{run.reused_episodes} episodes of teacher and random policy are known from earlier jobs"
-            display.note(f"{what}; --evaluate.reuse_returns false plays them again")
-        lineage = self_distill(run, imitation.kept, imitation.dataset)
-        save(lineage.kept.student)  # whatever becomes of the rest, this one is not lost
-        polished = polish_if_needed(run, lineage.kept)
-        kept = polished.kept if polished else lineage.kept
-        values = distil_values(run, kept.student, imitation.dataset)
-        display.stage("measuring the student")
-        with run.watch.measure("evaluate"):
-            student_episodes = run.begin(kept.student, evaluation_seeds("final", config.evaluate.episodes), with_agreement=True)()
-        teacher_episodes, random_episodes = merge(imitation.teacher_parts), merge(imitation.random_parts)
-        episodes = (student_episodes, teacher_episodes, random_episodes)
+        known = known_returns(job.teacher, job.spec) if config.evaluate.reuse_returns else {}
+        services = Services(job, rollouts, tracker, display, known)
+        while state.stage != "done":
+            if state.stage == "polish":  # whatever becomes of the rest, this one is not lost
+                _save(job, state.kept[-1].student)
+            with state.measure("total"):
+                state = STAGES[state.stage](state, services)
+        assert state.student_episodes is not None
+        student = state.kept[-1].student
+        episodes = (state.student_episodes, merge(state.teacher_parts), merge(state.random_parts))
         figure = retention(*(part.returns for part in episodes), confidence=config.evaluate.confidence)
-        plan = plan_of(config.evaluate)
-        with run.watch.measure("evaluate"):
-            certified = play(rollouts, kept.student, plan, num_envs=config.evaluate.num_envs, display=display) if plan else None
-        if certified:
-            run.evaluation_env_steps += sum(part.env_steps for part in (certified.student, certified.teacher, certified.random))
-        summary = summarize(run, imitation, lineage, polished, kept.origin, figure, *episodes, certified, values)
+        summary = summarize(job, state, figure, *episodes)
         track_final(tracker, summary)
-
-    student = kept.student
-    save(student, teacher=summary["teacher"])
+    _save(job, student, teacher=summary["teacher"])
     if reason := why_not_exported(student):
         display.note(f"note: no student.zip is written: {reason}")
     else:
-        critic = values.layers if values else polished.critic if polished else None
-        save_ppo(student, job.folder / "student.zip", critic=critic)
-    if certified:
+        save_ppo(student, job.folder / "student.zip", critic=state.values.layers if state.values else state.critic)
+    if state.certified:
         student_files, teacher_files = files_of_student(job.folder / "student"), files_of_teacher(job.teacher, config.teacher or None)
-        found = certificate(certified, spec=job.spec, student=student_files, teacher=teacher_files)
+        found = certificate(state.certified, spec=job.spec, student=student_files, teacher=teacher_files)
         write_certificate(job.folder / "certificate.json", found)
     write_json(job.folder / "result.json", summary)
     write_report(job.folder)
     return DistillResult(student, figure, *episodes, job.folder, summary)
 
 
-def distil_values(run: Run, student: Student, dataset: Dataset) -> DistilledValues | None:
-    """The value network for student.zip, if one is asked for."""
-    config = run.job.config
+def _save(job: Job, student: Student, **extra: Any) -> None:
+    student.save(job.folder / "student", extra={"environment": job.spec.to_dict(), **extra})
+
+
+def distil_values(state: State, services: Services) -> State:
+    """Fit the value network for student.zip, if one is asked for."""
+    config, state.stage = services.job.config, "evaluation"
     if config.value.hidden_sizes is None:
-        return None
-    run.display.stage("fitting the value network")
-    with run.watch.measure("train"):
-        found = fit_values(run.job.teacher, dataset, student, config.value, config.train, seed=derived_seed(config.seed, 7))
-    run.tracker.scalars("value", {"explained_variance": found.explained_variance}, run.env_steps)
-    run.display.note(f"the value network explains {found.explained_variance:.3f} of the variance of the critic's values")
-    return found
+        return state
+    services.display.stage("fitting the value network")
+    with state.measure("train"):
+        seed = derived_seed(config.seed, 7)
+        found = fit_values(services.job.teacher, state.dataset, state.kept[-1].student, config.value, config.train, seed=seed)
+    services.tracker.scalars("value", {"explained_variance": found.explained_variance}, state.env_steps)
+    services.display.note(f"the value network explains {found.explained_variance:.3f} of the variance of the critic's values")
+    state.values = found
+    return state
+
+
+def measure(state: State, services: Services) -> State:
+    """Play the final episodes of the kept student; those of teacher and random policy were played while rounds trained."""
+    services.display.stage("measuring the student")
+    seeds = evaluation_seeds("final", services.job.config.evaluate.episodes)
+    with state.measure("evaluate"):
+        state.student_episodes = services.begin(state, state.kept[-1].student, seeds, with_agreement=True).result()
+    state.stage = "certificate"
+    return state
+
+
+def certify(state: State, services: Services) -> State:
+    """Test whether the student keeps its share, if a certificate is asked for."""
+    evaluate, state.stage = services.job.config.evaluate, "done"
+    if plan := plan_of(evaluate):
+        with state.measure("evaluate"):
+            found = play(services.rollouts, state.kept[-1].student, plan, num_envs=evaluate.num_envs, display=services.display)
+        state.evaluation_env_steps += sum(part.env_steps for part in (found.student, found.teacher, found.random))
+        state.certified = found
+    return state
+
+
+STAGES: dict[Stage, Callable[[State, Services], State]] = {
+    "imitation": imitate,
+    "choice": choose_round,
+    "self_distillation": self_distill,
+    "polish": polish,
+    "value": distil_values,
+    "evaluation": measure,
+    "certificate": certify,
+}
+"""What advances each stage."""

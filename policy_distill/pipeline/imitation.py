@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from policy_distill.config import DistillConfig
-from policy_distill.pipeline.context import Kept, Run, as_finalist, kept_enough
+from policy_distill.pipeline.context import Services, kept_enough
 from policy_distill.pipeline.prepare import Job
-from policy_distill.pipeline.records import Round, reports_to, track_round, track_validation
+from policy_distill.pipeline.records import Candidate, reports_to, track_round, track_validation
+from policy_distill.pipeline.state import Kept, State
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import Exploration, label_states
-from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
+from policy_distill.rollouts.episodes import evaluation_seeds
+from policy_distill.rollouts.transitions import Transitions
 from policy_distill.support.figures import return_text
 from policy_distill.support.seeds import derived_seed
 from policy_distill.training.dataset import Dataset
@@ -22,132 +24,150 @@ from policy_distill.training.stacks import stack_of
 from policy_distill.training.trainer import Trainer
 
 
-@dataclass(frozen=True)
-class Imitation:
-    """What the rounds left.
-
-    Attributes:
-        rounds: their records.
-        chosen: index of the one that was kept.
-        kept: its student.
-        dataset: everything that was collected, and the extra states.
-        teacher_parts, random_parts: what teacher and random policy earned on the final seeds, measured in shares while rounds trained.
-    """
-
-    rounds: list[Round]
-    chosen: int
-    kept: Kept
-    dataset: Dataset
-    teacher_parts: list[Episodes]
-    random_parts: list[Episodes]
-
-
-def imitate(run: Run) -> Imitation:
-    """Train the student on its teacher's labels of states that are, round after round, more often the student's own.
+def imitate(state: State, services: Services) -> State:
+    """One round: train the students on their teacher's labels of states that are, round after round, more often the student's own.
 
     With several members, which differ in their first weights and in their batches alone, the one that did best in the last round that was
-    measured acts, and each of them is a candidate in every round. The rounds end early where ``collect.enough`` says so.
+    measured acts, and each of them is a candidate in every round. The rounds end early where ``collect.enough`` says so. While this
+    process trains, the workers measure: the last round's students, and a share of what teacher and random policy earn on the final seeds,
+    which does not depend on the student.
     """
-    job, watch, display, tracker = run.job, run.watch, run.display, run.tracker
-    config = job.config
-    folder = job.folder if config.collect.storage == "disk" else None
-    capacity = _total_env_steps(config) + job.num_extra_states
-    dataset = Dataset(capacity, holdout=config.train.holdout, device=job.device, folder=folder)
-    final_seeds = evaluation_seeds("final", config.evaluate.episodes)
-    box = job.teacher.family.box
-    wide = box if box is not None and box.units is not None else None
-    exploration = Exploration(config.collect.epsilon, config.collect.action_noise, wide)
-    trainer: Trainer | None = None
-    members: list[Student] = []
-    candidates: list[Student] = []
-    validations: list[Episodes] = []
-    rounds: list[Round] = []
-    first_rows: list[int] = []
-    teacher_parts: list[Episodes] = []
-    random_parts: list[Episodes] = []
-    num_members = config.train.members_of(job.architecture.params)
-    driver = 0
-    shares: list[float] = []  # of each round that was measured: what its students together keep
+    job, display, index = services.job, services.display, len(state.records)
+    rounds, enough = job.config.collect.rounds, job.config.collect.enough
+    last = index + 1 == rounds or kept_enough(_shares(state, job.num_members), enough)
+    if services.collected_rounds == 0:
+        display.start("measuring the teacher", job.config.train.gradient_steps - state.gradient_steps, "steps")
+    display.stage(f"round {index + 1}: collecting")
+    collected = state.env_steps
+    with state.measure("collect"):
+        rewards = _collect(state, services, index)
+    state.env_steps = len(state.dataset) - job.num_extra_states
+    final_seeds = evaluation_seeds("final", job.config.evaluate.episodes)
+    share = [seed for part in range(index, rounds if last else index + 1) for seed in final_seeds[part::rounds]]
+    members = state.students[len(state.returns) :]
+    with state.measure("evaluate"):
+        waiting = [services.begin_validation(state, member) for member in members]
+        waiting = waiting or [services.begin(state, who, state.seeds) for who in ("teacher", "random")]
+        finals = [services.begin(state, who, share) for who in ("teacher", "random") if share]
+    display.stage(f"round {index + 1}: training")
+    with state.measure("train"):
+        if state.trainer is None:
+            state.trainer = new_trainer(job, state.dataset, job.config.train.gradient_steps, members=job.num_members)
+        trainer, steps = state.trainer, part_of(job.config.train.gradient_steps, rounds, index)
+        if last and index + 1 < rounds:
+            trainer.finish_in(steps)
+        losses = trainer.run(state.dataset, steps, reports_to(services.tracker, display, "train_steps", f"round {index + 1}: training"))
+        trained = trainer.students(state.dataset)
+        held_out = trainer.validate(state.dataset, trained[0])
+    with state.measure("evaluate"):
+        answers = [pending.result().returns for pending in waiting]
+        for parts, pending in zip((state.teacher_parts, state.random_parts), finals, strict=False):
+            parts.append(pending.result())
+    if members:
+        _note_validation(state, services, answers)
+    else:
+        state.teacher_returns, state.random_returns = answers
+        display.note(f"teacher {return_text(answers[0].mean())}, random policy {return_text(answers[1].mean())}")
+    state.students += trained
+    state.gradient_steps = trainer.gradient_steps
+    probability = job.config.collect.teacher_action_prob_in(index)
+    record = Candidate("round", index + 1, state.env_steps, state.gradient_steps, losses, held_out, teacher_action_prob=probability)
+    state.records.append(record)
+    track_round(services.tracker, record, rewards / (state.env_steps - collected), trainer.learning_rate, state.seconds)
+    if last:
+        state.stage = "choice"
+    return state
 
-    def note_validation(answers: list[Episodes]) -> int:
-        """Record how the members of the last round did and return the best of them."""
-        validations.extend(answers)
-        shares.append(run.retention(np.mean([episodes.returns for episodes in answers], axis=0)))
-        best = max(range(len(answers)), key=lambda member: answers[member].returns.mean())
-        error = run.retention_standard_error(answers[best].returns)
-        record = rounds[-1].validated(answers[best].returns, *run.validation_reference)
-        rounds[-1] = record = dataclasses.replace(record, validation_retention_standard_error=error)
-        display.note(record.figures())
-        track_validation(tracker, record.env_steps, record.validation_return_mean, record.validation_retention, run.validation_reference)
-        return best
 
-    display.start("measuring the teacher", config.train.gradient_steps, "steps")
-    for index in range(config.collect.rounds):
-        last = index + 1 == config.collect.rounds or kept_enough(shares, config.collect.enough)
-        display.stage(f"round {index + 1}: collecting")
-        probability = config.collect.teacher_action_prob_in(index)
-        first_rows.append(dataset.num_train)
-        rewards = 0.0
-        with watch.measure("collect"):
-            actor = members[driver] if members else None
-            for transitions in run.rollouts.collect(_round_steps(config, index), actor, probability, index, exploration):
-                dataset.append(transitions)
-                rewards += float(transitions.rewards.sum(dtype=torch.float64))
-            if index == 0 and job.extra_states is not None:
-                dataset.append(label_states(job.teacher, job.extra_states))
-        if config.collect.window is not None:
-            dataset.forget(first_rows[max(index + 1 - config.collect.window, 0)])
-        # While this process trains, the workers measure: the last round's students, and a share of what teacher and random policy earn
-        # on the final seeds, which does not depend on the student.
-        share = [
-            seed
-            for part in range(index, config.collect.rounds if last else index + 1)
-            for seed in final_seeds[part :: config.collect.rounds]
-        ]
-        with watch.measure("evaluate"):
-            waiting = [run.begin_validation(member) for member in members] or [run.begin(who, run.seeds) for who in ("teacher", "random")]
-            final_waiting = [run.begin(who, share) for who in ("teacher", "random") if share]
-        display.stage(f"round {index + 1}: training")
-        with watch.measure("train"):
-            trainer = trainer or new_trainer(job, dataset, config.train.gradient_steps, members=num_members)
-            gradient_steps = part_of(config.train.gradient_steps, config.collect.rounds, index)
-            if last and index + 1 < config.collect.rounds:
-                trainer.finish_in(gradient_steps)
-            report = reports_to(tracker, display, "train_steps", f"round {index + 1}: training")
-            losses = trainer.run(dataset, gradient_steps, report)
-            trained = trainer.students(dataset)
-            held_out = trainer.validate(dataset, trained[0])
-        with watch.measure("evaluate"):
-            answers = [answer() for answer in waiting]
-            finals = [answer() for answer in final_waiting]
-        teacher_parts += finals[:1]
-        random_parts += finals[1:]
-        if members:
-            driver = note_validation(answers)
-        else:
-            run.teacher_returns, run.random_returns = answers[0].returns, answers[1].returns
-            display.note(f"teacher {return_text(run.teacher_returns.mean())}, random policy {return_text(run.random_returns.mean())}")
-        members = trained
-        candidates += trained
-        run.env_steps, run.gradient_steps = len(dataset) - job.num_extra_states, trainer.gradient_steps
-        rounds.append(Round(index, run.env_steps, run.gradient_steps, probability, losses, held_out))
-        reward_mean = rewards / (run.env_steps - (rounds[-2].env_steps if index else 0))
-        track_round(tracker, rounds[-1], reward_mean, trainer.learning_rate, watch.seconds)
-        if last:
-            break
-
-    display.stage("choosing a round")
-    with watch.measure("evaluate"):
-        note_validation(run.validate(members))
-        best, full = run.choose(candidates, [episodes.returns for episodes in validations])
+def choose_round(state: State, services: Services) -> State:
+    """Keep the best of all rounds' students."""
+    services.display.stage("choosing a round")
+    num_members = services.job.num_members
+    with state.measure("evaluate"):
+        _note_validation(state, services, services.validate(state, state.students[len(state.returns) :]))
+        best, full = services.choose(state, state.students, state.returns)
     assert best is not None, "nobody has to keep a certain share"
     # of a round's finalists the one that came furthest is recorded
     for number in sorted(full, key=lambda candidate: (len(full[candidate]), full[candidate].mean(), candidate)):
         index = number // num_members
-        rounds[index] = as_finalist(rounds[index], full[number])
+        state.records[index] = state.records[index].as_finalist(full[number])
     chosen, member = divmod(best, num_members)
+    state.records[chosen] = dataclasses.replace(state.records[chosen], kept=True)
     origin = f"round {chosen + 1}" + (f", member {member + 1}" if num_members > 1 else "")
-    return Imitation(rounds, chosen, Kept(candidates[best], full[best], origin), dataset, teacher_parts, random_parts)
+    state.kept.append(Kept(state.students[best], full[best], origin))
+    state.trainer, state.students, state.returns = None, [], []
+    if state.reused_episodes:
+        what = f"{state.reused_episodes} episodes of teacher and random policy are known from earlier jobs"
+        services.display.note(f"{what}; --evaluate.reuse_returns false plays them again")
+    state.stage = "self_distillation"
+    return state
+
+
+def actor_of(state: State, index: int, num_members: int) -> Student | None:
+    """Who acts beside the teacher in round ``index``: of the last round's students the member that did best in the round before that one.
+
+    The last round's own students are measured while round ``index`` trains; in round 0 the teacher acts alone.
+    """
+    if index == 0:
+        return None
+    measured = _rounds(state.returns, num_members)[: index - 1]
+    return _rounds(state.students, num_members)[index - 1][_best(measured[-1]) if measured else 0]
+
+
+def _collect(state: State, services: Services, index: int) -> float:
+    """Add a round's transitions to the dataset and return the sum of their rewards.
+
+    Episodes go on from one round to the next. Rollouts that are new to the run bring their environments to where they must stand by
+    collecting the rounds before once more: who acted in them follows from the state.
+    """
+    job, dataset = services.job, state.dataset
+    for earlier in range(services.collected_rounds, index):
+        for _ in _transitions(state, services, earlier):
+            pass
+    services.collected_rounds = index + 1
+    state.first_rows.append(dataset.num_train)
+    rewards = 0.0
+    for transitions in _transitions(state, services, index):
+        dataset.append(transitions)
+        rewards += float(transitions.rewards.sum(dtype=torch.float64))
+    if index == 0 and job.extra_states is not None:
+        dataset.append(label_states(job.teacher, job.extra_states))
+    if job.config.collect.window is not None:
+        dataset.forget(state.first_rows[max(index + 1 - job.config.collect.window, 0)])
+    return rewards
+
+
+def _transitions(state: State, services: Services, index: int) -> Iterator[Transitions]:
+    """Collect round ``index``."""
+    job, config = services.job, services.job.config.collect
+    box = job.teacher.family.box
+    exploration = Exploration(config.epsilon, config.action_noise, box if box is not None and box.units is not None else None)
+    steps = part_of(config.env_steps // config.num_envs, config.rounds, index)
+    actor = actor_of(state, index, job.num_members)
+    return services.rollouts.collect(steps, actor, config.teacher_action_prob_in(index), index, exploration)
+
+
+def _note_validation(state: State, services: Services, answers: list[np.ndarray]) -> None:
+    """Record how the members of the last round did."""
+    state.returns += answers
+    state.records[-1] = record = state.validated(state.records[-1], answers[_best(answers)])
+    services.display.note(record.figures())
+    track_validation(services.tracker, record, record.env_steps, state.reference)
+
+
+def _rounds(of_students: Sequence[Any], num_members: int) -> list[Sequence[Any]]:
+    """What there is of each student, round by round."""
+    return [of_students[first : first + num_members] for first in range(0, len(of_students), num_members)]
+
+
+def _best(returns: Sequence[np.ndarray]) -> int:
+    """The first member of those whose mean return is the highest."""
+    return max(range(len(returns)), key=lambda member: returns[member].mean())
+
+
+def _shares(state: State, num_members: int) -> list[float]:
+    """Of each round that was measured: the retention of its students together."""
+    return [state.retention(np.mean(returns, axis=0)) for returns in _rounds(state.returns, num_members)]
 
 
 def new_trainer(job: Job, dataset: Dataset, gradient_steps: int, *, generation: int = 0, members: int = 1) -> Trainer:
@@ -180,12 +200,3 @@ def _seed(run_seed: int, generation: int, member: int) -> int:
 def part_of(total: int, parts: int, index: int) -> int:
     """Part ``index`` of ``total`` cut into nearly equal parts."""
     return total * (index + 1) // parts - total * index // parts
-
-
-def _round_steps(config: DistillConfig, index: int) -> int:
-    """Steps that each environment takes in a round."""
-    return part_of(config.collect.env_steps // config.collect.num_envs, config.collect.rounds, index)
-
-
-def _total_env_steps(config: DistillConfig) -> int:
-    return config.collect.env_steps // config.collect.num_envs * config.collect.num_envs

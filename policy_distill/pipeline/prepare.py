@@ -54,6 +54,11 @@ class Job:
     def num_extra_states(self) -> int:
         return 0 if self.extra_states is None else length(self.extra_states)
 
+    @property
+    def num_members(self) -> int:
+        """Students that are trained side by side."""
+        return self.config.train.members_of(self.architecture.params)
+
 
 def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     """Check the whole request before any work is done.

@@ -1,10 +1,11 @@
-"""What a round of imitation records, and what TensorBoard shows of it."""
+"""What a run records of each candidate, and what TensorBoard shows of it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -13,68 +14,98 @@ from policy_distill.support.figures import return_text
 from policy_distill.support.progress import Display
 from policy_distill.training.trainer import TrainingReport
 
+Origin: TypeAlias = Literal["round", "generation", "polish"]
+NAN = float("nan")
+KEYS: dict[Origin, tuple[str, ...]] = {
+    "round": (
+        "round", "env_steps", "gradient_steps", "teacher_action_prob", "train", "held_out", "validation_return_mean",
+        "validation_return_standard_error", "validation_retention", "finalist_return_mean", "validation_retention_standard_error",
+        "finalist_episodes",
+    ),
+    "generation": (
+        "generation", "gradient_steps", "train", "held_out", "validation_return_mean", "validation_retention", "paired_difference", "kept",
+        "validation_retention_standard_error",
+    ),
+    "polish": (
+        "env_steps", "metrics", "validation_return_mean", "validation_retention", "finalist_return_mean",
+        "validation_retention_standard_error", "finalist_episodes",
+    ),
+}  # fmt: skip
+"""What result.json holds of each candidate."""
+
 
 @dataclass(frozen=True)
-class Round:
-    """What one round did; losses and errors carry their unit in their name.
+class Candidate:
+    """One student on the way: of a round (its best member), of a generation, or of a look while polishing.
 
     Attributes:
-        round: counted from 0.
-        env_steps, gradient_steps: so far.
-        teacher_action_prob: in this round.
-        train: each loss term's mean over the round's gradient steps.
-        held_out: the same after the round on episodes that are never trained on; empty as long as there are none.
-        validation_return_mean, validation_return_standard_error: of the round's (best) student on the validation seeds.
-        validation_retention: of the means on these seeds.
-        validation_retention_standard_error: paired by seed; see ``Run.retention_standard_error``.
-        finalist_return_mean, finalist_episodes: over these and those of the further validation seeds that it played, and how many they
-            were, of a student that came into the final choice.
+        origin: which stage made it.
+        number: within its stage, from 1.
+        env_steps: of all rounds so far; of polishing so far.
+        gradient_steps: of all rounds so far; of this generation; of polishing so far.
+        train: each loss term's mean over the gradient steps of its round or generation, with the unit in its name; of a look what
+            ``kickstart.Snapshot`` calls metrics.
+        held_out: the same on episodes that are never trained on, against the targets that were learnt; empty as long as there are none.
+        teacher_action_prob: of a round.
+        paired_difference: of a generation: mean over the validation seeds of its return minus that of the student kept before it.
+        validation_return_mean, validation_return_standard_error: on the first validation seeds; of a generation on all that it played.
+        validation_retention, validation_retention_standard_error: of these returns, paired by seed.
+        finalist_return_mean, finalist_episodes: of a finalist: over all validation seeds that it played, and how many they were.
+        kept: whether its stage kept it.
     """
 
-    round: int
+    origin: Origin
+    number: int
     env_steps: int
     gradient_steps: int
-    teacher_action_prob: float
     train: dict[str, float]
-    held_out: dict[str, float]
-    validation_return_mean: float = float("nan")
-    validation_return_standard_error: float = float("nan")
-    validation_retention: float = float("nan")
+    held_out: dict[str, float] = dataclasses.field(default_factory=dict)
+    teacher_action_prob: float = NAN
+    paired_difference: float = NAN
+    validation_return_mean: float = NAN
+    validation_return_standard_error: float = NAN
+    validation_retention: float = NAN
+    validation_retention_standard_error: float = NAN
     finalist_return_mean: float | None = None
-    validation_retention_standard_error: float = float("nan")
     finalist_episodes: int | None = None
+    kept: bool = False
 
-    def validated(self, returns: np.ndarray, teacher_mean: float, random_mean: float) -> Round:
-        """The same round with its student's returns ``[E]`` on the validation seeds."""
-        mean, gap = float(returns.mean()), teacher_mean - random_mean
-        return dataclasses.replace(
-            self,
-            validation_return_mean=mean,
-            validation_return_standard_error=float(returns.std() / max(len(returns) - 1, 1) ** 0.5),
-            validation_retention=float((mean - random_mean) / gap) if gap > 0 else float("nan"),
-        )
+    def as_finalist(self, returns: np.ndarray) -> Candidate:
+        """The same with the returns ``[E]`` of a finalist on the validation seeds that it played."""
+        return dataclasses.replace(self, finalist_return_mean=float(returns.mean()), finalist_episodes=len(returns))
+
+    def summary(self) -> dict[str, Any]:
+        """For result.json."""
+        names = {"round": self.number - 1, "generation": self.number, "metrics": self.train}
+        return {key: names[key] if key in names else getattr(self, key) for key in KEYS[self.origin]}
 
     def figures(self) -> str:
         """One line for the display."""
-        name, loss = next(iter(self.train.items()))
-        return (
-            f"round {self.round + 1:>2}  {self.env_steps:>7,} steps  {name.removesuffix('_nats')} {loss:.3g}  "
-            f"return {return_text(self.validation_return_mean)}  retention {self.validation_retention:.3f}"
-        )
+        earned = f"return {return_text(self.validation_return_mean)}  retention {self.validation_retention:.3f}"
+        match self.origin:
+            case "round":
+                name, loss = next(iter(self.train.items()))
+                return f"round {self.number:>2}  {self.env_steps:>7,} steps  {name.removesuffix('_nats')} {loss:.3g}  {earned}"
+            case "generation":
+                verdict = "kept" if self.kept else "refused"
+                return f"generation {self.number}  {earned}  {self.paired_difference:+.2f} a pair against the last: {verdict}"
+        sampled = return_text(self.train.get("train_return_mean", NAN))
+        return f"polish    {self.env_steps:>7,} steps  sampled return {sampled}  {earned}"
 
 
-def track_round(tracker: Tracker, record: Round, reward_mean: float, learning_rate: float, seconds: Mapping[str, float]) -> None:
+def track_round(tracker: Tracker, record: Candidate, reward_mean: float, learning_rate: float, seconds: Mapping[str, float]) -> None:
     """Write what is known when a round's training ends; ``reward_mean`` is over the steps that it collected."""
     steps = record.env_steps
     collect = {"reward_mean": reward_mean, "teacher_action_prob": record.teacher_action_prob}
     tracker.scalars("collect", collect, steps)
     held_out = {f"held_out_{name}": value for name, value in record.held_out.items()}
     tracker.scalars("train", {**record.train, **held_out, "learning_rate": learning_rate, "gradient_steps": record.gradient_steps}, steps)
+    spent = {f"{stage}_seconds": value for stage, value in seconds.items() if stage != "total"}
     rates = {
         "env_steps_per_second": steps / max(seconds["collect"], 1e-9),
         "gradient_steps_per_second": record.gradient_steps / max(seconds["train"], 1e-9),
     }
-    tracker.scalars("time", {**{f"{stage}_seconds": value for stage, value in seconds.items()}, **rates}, steps)
+    tracker.scalars("time", {**spent, **rates}, steps)
 
 
 def reports_to(tracker: Tracker, display: Display, stage: str, title: str, begun: int = 0) -> Callable[[TrainingReport], None]:
@@ -96,27 +127,18 @@ def reports_to(tracker: Tracker, display: Display, stage: str, title: str, begun
     return report
 
 
-def track_validation(tracker: Tracker, env_steps: int, return_mean: float, retention: float, reference: tuple[float, float]) -> None:
-    """Write how a student did on the validation seeds, beside the two lines it moves between.
-
-    Args:
-        tracker: where to.
-        env_steps: taken so far, all stages together.
-        return_mean, retention: of the student.
-        reference: mean returns of the teacher and of a random policy on the same seeds.
-    """
+def track_validation(tracker: Tracker, record: Candidate, env_steps: int, reference: tuple[float, float]) -> None:
+    """Write how a student did on the validation seeds, and what teacher and random policy earn there on average (``reference``)."""
     values = {
-        "validation_return_mean": return_mean,
-        "validation_retention": retention,
+        "validation_return_mean": record.validation_return_mean,
+        "validation_retention": record.validation_retention,
         "validation_return_mean_teacher": reference[0],
         "validation_return_mean_random": reference[1],
     }
     tracker.scalars("eval", values, env_steps)
 
 
-def track_generation(
-    tracker: Tracker, generation: int, losses: Mapping[str, float], return_mean: float, retention: float, difference: float
-) -> None:
+def track_generation(tracker: Tracker, record: Candidate) -> None:
     """Write what a generation of self-distillation came to; the axis counts generations."""
-    values = {"validation_return_mean": return_mean, "validation_retention": retention, "paired_difference": difference}
-    tracker.scalars("self_distill", {**losses, **values}, generation)
+    names = ("validation_return_mean", "validation_retention", "paired_difference")
+    tracker.scalars("self_distill", {**record.train, **{name: getattr(record, name) for name in names}}, record.number)

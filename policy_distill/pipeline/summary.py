@@ -5,23 +5,20 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policy_distill.evaluation.certify import Certified
 from policy_distill.evaluation.statistics import Plan, Retention, decide
 from policy_distill.evaluation.statistics.sequential import FIRST_LOOK
-from policy_distill.pipeline.context import Run
-from policy_distill.pipeline.imitation import Imitation
-from policy_distill.pipeline.polish import Polished
-from policy_distill.pipeline.prepare import complete_config
-from policy_distill.pipeline.self_distillation import Lineage
+from policy_distill.pipeline.prepare import Job, complete_config
+from policy_distill.pipeline.records import Candidate
+from policy_distill.pipeline.state import State
 from policy_distill.report import plots, summary_table
 from policy_distill.report.candidates import candidates
 from policy_distill.report.drawing import to_pixels
 from policy_distill.report.tensorboard import Tracker
 from policy_distill.rollouts.episodes import Episodes
-from policy_distill.training.value_network import DistilledValues
 
 VERSION = importlib.metadata.version("policy-distill")
 PACKAGES = ("policy-distill", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "box2d")
@@ -62,32 +59,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def summarize(
-    run: Run,
-    imitation: Imitation,
-    lineage: Lineage,
-    polished: Polished | None,
-    origin: str,
-    figure: Retention,
-    student: Episodes,
-    teacher: Episodes,
-    random: Episodes,
-    certified: Certified | None = None,
-    values: DistilledValues | None = None,
-) -> dict[str, Any]:
+def summarize(job: Job, state: State, figure: Retention, student: Episodes, teacher: Episodes, random: Episodes) -> dict[str, Any]:
     """The contract of result.json.
 
     Args:
-        run: its counters are read.
-        imitation, lineage, polished: what the stages left.
-        origin: of the student that was kept.
-        figure: its retention.
+        job: the request.
+        state: of a run that is done.
+        figure: the kept student's retention.
         student, teacher, random: the final episodes.
-        certified: what a certificate found, if one was asked for.
-        values: the value network, if one was asked for.
     """
-    job = run.job
     share = job.config.evaluate.certify or USUAL_SHARE
+    rounds, looks = state.of("round"), state.of("polish")
+    polished = _index_of_kept(looks)
+    start = state.kept[-1 if polished is None else -2]
+    top, chance = state.reference
 
     def figures(episodes: Episodes) -> dict[str, float]:
         return {"return_mean": float(episodes.returns.mean()), "return_std": float(episodes.returns.std(ddof=1))}
@@ -121,24 +106,31 @@ def summarize(
         "compression": job.teacher.params / job.architecture.params if job.teacher.params else None,
         "retention": dataclasses.asdict(figure),
         "final_test": final_test(student, teacher, random, share, job.config.evaluate.confidence),
-        "certificate": certified.summary() if certified else None,
+        "certificate": state.certified.summary() if state.certified else None,
         "agreement": student.agreement,
-        "env_steps": run.env_steps,
-        "evaluation_env_steps": run.evaluation_env_steps,
+        "env_steps": state.env_steps,
+        "evaluation_env_steps": state.evaluation_env_steps,
         "extra_states": job.num_extra_states,
-        "reused_episodes": run.reused_episodes,
-        "gradient_steps": run.gradient_steps,
-        "kept": origin,
-        "chosen_round": imitation.chosen,
+        "reused_episodes": state.reused_episodes,
+        "gradient_steps": state.gradient_steps,
+        "kept": state.kept[-1].origin,
+        "chosen_round": _index_of_kept(rounds),
         "validation": {
-            "episodes": run.num_first,
-            "teacher_return_mean": float(run.teacher_returns[: run.num_first].mean()),
-            "random_return_mean": float(run.random_returns[: run.num_first].mean()),
+            "episodes": state.num_first,
+            "teacher_return_mean": top,
+            "random_return_mean": chance,
         },
-        "rounds": [dataclasses.asdict(record) for record in imitation.rounds],
-        "self_distillation": lineage.summary(),
-        "polish": polished.summary() if polished else None,
-        "value": {"explained_variance": values.explained_variance} if values else None,
+        "rounds": [record.summary() for record in rounds],
+        "self_distillation": [record.summary() for record in state.of("generation")],
+        "polish": {
+            "start": start.origin,
+            "start_retention": state.retention(start.returns),
+            "chosen": polished,
+            "records": [look.summary() for look in looks],
+        }
+        if looks
+        else None,
+        "value": {"explained_variance": state.values.explained_variance} if state.values else None,
         "notices": list(job.notices),
         "returns": {
             "seeds": student.seeds.tolist(),
@@ -146,8 +138,13 @@ def summarize(
             "teacher": teacher.returns.tolist(),
             "random": random.returns.tolist(),
         },
-        "seconds": run.watch.read(),
+        "seconds": state.seconds,
     }
+
+
+def _index_of_kept(records: Sequence[Candidate]) -> int | None:
+    """Index of the record that its stage kept; None if it kept none."""
+    return next((index for index, record in enumerate(records) if record.kept), None)
 
 
 def final_test(student: Episodes, teacher: Episodes, random: Episodes, share: float, confidence: float) -> dict[str, Any] | None:

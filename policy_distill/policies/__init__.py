@@ -1,1 +1,1 @@
-"""What a policy is: observations, action distributions, students, and Q-values as logits."""
+"""What a policy is: observations, action distributions and their divergences, students, and Q-values as logits."""

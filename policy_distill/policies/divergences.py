@@ -1,6 +1,6 @@
-"""How far a student is from its targets: pure functions of tensors that return one value per sample.
+"""Divergences and errors between student and targets: pure functions of tensors that return one value per sample.
 
-Nothing here averages, weighs or multiplies by ``temperature**2``: the trainer does each of these once, in sight.
+Weights and the factor ``temperature**2`` are applied once, in ``losses.objective``; averaging happens where the gradient is taken.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HUBER_DELTA = 0.1
-"""Where Huber's square turns into a line, in box units."""
+"""Threshold of the Huber loss between quadratic and linear, in box units."""
 
 
 def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: Tensor | float = 1.0) -> Tensor:
@@ -149,11 +149,11 @@ def hard_label_cross_entropy(teacher_actions: Tensor, student_logits: Tensor) ->
 def bounded_error(
     target: Tensor, prediction: Tensor, *, near_bound: float = 1.0, limits: tuple[Tensor | float, Tensor | float] = (-1.0, 1.0)
 ) -> Tensor:
-    """``prediction - target`` in box units, where what lies past a target near its bound is no error.
+    """``prediction - target`` in box units, with zero error for predictions beyond a target near its bound.
 
-    Beyond a bound every action is the bound, and a squashed teacher that means the bound never reaches it. Where the target is
-    ``near_bound`` or further out, a prediction past it on that side is no error and has no gradient; one short of it, or past the other
-    bound, is. Unlike the difference of clipped values this never leaves a wrong prediction without a gradient.
+    The environment clips actions to the bound, and a tanh-squashed teacher never reaches it. If ``|target| >= near_bound``, a prediction
+    beyond the target on the same side has zero error and gradient. Unlike the difference of clipped values, a wrong prediction always has
+    a gradient.
 
     Args:
         target: ``[..., action_dim]``; values outside the bounds are taken as the bound.
@@ -191,7 +191,7 @@ def huber(error: Tensor, *, delta: float = HUBER_DELTA) -> Tensor:
 
     Args:
         error: ``[..., action_dim]``.
-        delta: ``> 0``, where the square turns into a line, in the units of ``error``.
+        delta: ``> 0``, threshold between quadratic and linear, in the units of ``error``.
 
     Raises:
         ValueError: if ``delta <= 0``.

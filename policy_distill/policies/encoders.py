@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policy_distill.policies.observations import encode_observations, observation_width
+from policy_distill.policies.observations import encode_observations, is_image, observation_width
 from policy_distill.support.trees import Tree, leaf_spaces
 
 LARGE, MIDDLE = 36, 12
@@ -203,9 +203,8 @@ def may_be_image(space: gym.Space) -> bool:
 
 
 def images_in(space: gym.Space) -> list[gym.Space]:
-    """The parts that are taken for images unless the user says otherwise: boxes of three axes that hold whole numbers or bools."""
-    parts = leaf_spaces(space).values()
-    return [part for part in parts if may_be_image(part) and part.dtype is not None and part.dtype.kind in "uib"]
+    """The parts that are taken for images unless the user says otherwise; see ``observations.is_image``."""
+    return [part for part in leaf_spaces(space).values() if is_image(part)]
 
 
 def usual_channels(images: Sequence[gym.Space], unit: int) -> tuple[int, ...]:

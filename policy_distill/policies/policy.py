@@ -11,8 +11,6 @@ from policy_distill.support.trees import Tree
 
 State: TypeAlias = Any
 """What a policy remembers of N episodes that it plays side by side; None if it remembers nothing."""
-GOES_ON = -1
-"""In ``starts``: the episode began before."""
 
 
 class FeedForward(Protocol):

@@ -1,4 +1,4 @@
-"""Human-readable reports of a run or a suite: Markdown, a page, and the plots on it. Every figure is read from result.json."""
+"""Reports of a run or a suite as Markdown and HTML with plots. All numbers come from result.json or suite.json."""
 
 from policy_distill.report.rows import (
     AGGREGATE_COLUMNS,

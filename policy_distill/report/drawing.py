@@ -1,4 +1,4 @@
-"""A plot's two surfaces: SVG whose colours follow the page's, and pixels for TensorBoard.
+"""Output formats of a plot: SVG whose colours follow the page's, and pixels for TensorBoard.
 
 matplotlib draws both from one description, which is why it and no drawing code of our own does it. It is imported when something is
 drawn: at the end of a run, not by those who only train. Its object interface keeps no global state, and needs no display.
@@ -54,11 +54,11 @@ SETTINGS: Any = {
     "lines.linewidth": 1.6,
     "svg.fonttype": "none",
 }
-"""What makes the plots look alike. Text stays text, in the page's own font."""
+"""Common matplotlib settings of all plots. Text is kept as text, in the page's font."""
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Let a function that draws do so under ``SETTINGS``; nobody else's plots are touched."""
+    """Decorator: draw with ``SETTINGS`` without changing matplotlib's global settings."""
 
     @functools.wraps(draw)
     def under_settings(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -73,7 +73,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 def blank(width: float = 4.8, height: float = 3.3) -> tuple[Figure, Axes]:
     """A figure of ``width`` by ``height`` inches with one pair of axes.
 
-    At 72 points an inch, 4.8 inches are as wide as a telephone: labels of 9 points can be read there, and are larger elsewhere.
+    At 72 points per inch, 4.8 inches are the width of a phone's screen, where labels of 9 points are readable.
     """
     from matplotlib.figure import Figure
 
@@ -85,11 +85,11 @@ def to_svg(figure: Figure, *, label: str) -> str:
     """The figure as an ``<svg>`` element for a page that defines ``--ink``, ``--teacher``, ... and ``--font``.
 
     Args:
-        figure: drawn in the colours of ``LIGHT``.
-        label: what it shows, for those who cannot see it; two figures of a page must not share it, since ids are derived from it.
+        figure: figure in the colours of ``LIGHT``.
+        label: alternative text for screen readers; must be unique within a page, since element ids are derived from it.
 
     Returns:
-        The same text for the same figure, however often it is drawn.
+        SVG text, identical for identical figures.
     """
     import matplotlib
 
@@ -101,7 +101,7 @@ def to_svg(figure: Figure, *, label: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]+")[^>]*>', rf'<svg \1 role="img" aria-label="{html.escape(label)}">', text, count=1)
-    text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)  # of the whole page otherwise
+    text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)  # it would apply to the whole page
     referred = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in referred else "", text)
     text = re.sub(r'font: ([^;"]*?)([\d.]+px) [^;"]+', r"font: \1\2 var(--font)", text)
@@ -112,7 +112,7 @@ def to_svg(figure: Figure, *, label: str) -> str:
 
 @styled
 def to_pixels(figure: Figure, *, dots_per_inch: int = 160) -> np.ndarray:
-    """The figure as uint8 ``[height, width, 3]``, red, green and blue."""
+    """The figure as an RGB image, uint8 ``[height, width, 3]``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(dots_per_inch)

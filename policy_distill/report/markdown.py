@@ -11,10 +11,10 @@ from policy_distill.report.verdict import verdict
 
 
 def run_markdown(summary: Mapping[str, Any]) -> str:
-    """The report as text.
+    """The report as Markdown.
 
     Args:
-        summary: what result.json holds.
+        summary: contents of result.json.
     """
     found, tried = verdict(summary), candidates(summary)
     lines = [
@@ -30,8 +30,8 @@ def run_markdown(summary: Mapping[str, Any]) -> str:
     lines += [
         tally_text(summary["returns"]),
         "Retention is `(student - random) / (teacher - random)` of the mean returns, all three measured on the same seeds, none of which",
-        "was used to train or to choose. The interval holds all shares that a paired test does not reject. Compression is quoted against",
-        "the teacher's acting network. `±` is half of a 95% interval, paired by seed.",
+        "was used for training or selection. The interval contains all retentions that a paired test does not reject. Compression is",
+        "relative to the teacher's acting network. `±` is half of a 95% interval, paired by seed.",
         "",
     ]
     lines += _round_lines(summary, _of("round", tried))
@@ -41,10 +41,10 @@ def run_markdown(summary: Mapping[str, Any]) -> str:
         "## Files",
         "",
         "- `student/`: weights (safetensors) and description (JSON); `policy_distill.Student.load`",
-        "- `student.zip`: the same policy for Stable-Baselines3 (where it supports the spaces); `PPO.load` opens it without policy_distill",
-        "- `config.yaml`: the whole configuration; `policy-distill distill_policy --config config.yaml` runs it again",
-        "- `result.json`: every figure, the returns of each episode among them",
-        "- `report.html`: this report as a page, with plots",
+        "- `student.zip`: the same policy for Stable-Baselines3 (if it supports the spaces); `PPO.load` opens it without policy_distill",
+        "- `config.yaml`: the whole configuration; `policy-distill distill_policy --config config.yaml` repeats the run",
+        "- `result.json`: all numbers, including the return of each episode",
+        "- `report.html`: this report as a web page, with plots",
         "- `tensorboard/`: `tensorboard --logdir` shows the curves",
         "",
     ]
@@ -74,31 +74,31 @@ def _round_lines(summary: Mapping[str, Any], tried: Sequence[Candidate]) -> list
 
 
 def _generation_lines(records: Sequence[Mapping[str, Any]], tried: Sequence[Candidate]) -> list[str]:
-    """The section about students that taught students, where there were any."""
+    """The section on self-distillation; empty without generations."""
     if not records:
         return []
     lines = [
         "## Generations",
         "",
-        "| generation | gradient steps | validation return | retention | against the last, a seed | |",
+        "| generation | gradient steps | validation return | retention | mean paired difference to predecessor | |",
         "|---:|---:|---:|---:|---:|---|",
     ]
     for record, candidate in zip(records, tried, strict=True):
         lines.append(
             f"| {record['generation']} | {record['gradient_steps']:,} | {number(record['validation_return_mean'])} | {candidate.text} "
-            f"| {record['paired_difference']:+.2f} | {'kept' if record['kept'] else 'refused'} |"
+            f"| {record['paired_difference']:+.2f} | {'kept' if record['kept'] else 'rejected'} |"
         )
     return [*lines, ""]
 
 
 def _polish_lines(polish: Mapping[str, Any] | None, tried: Sequence[Candidate]) -> list[str]:
-    """The section about training by reward, where there was any."""
+    """The section on polishing by reward; empty without polishing."""
     if polish is None:
         return []
     lines = [
         "## Polish",
         "",
-        f"It began with {plain(polish['start'])}, which kept {polish['start_retention']:.3f} of the return on the validation seeds.",
+        f"Initial student: {plain(polish['start'])}, with a validation retention of {polish['start_retention']:.3f}.",
         "",
         "| environment steps | sampled return | validation return | retention | as finalist (episodes) |",
         "|---:|---:|---:|---:|---:|",
@@ -109,4 +109,12 @@ def _polish_lines(polish: Mapping[str, Any] | None, tried: Sequence[Candidate]) 
             f"| {record['env_steps']:,}{chosen} | {number(record['metrics'].get('train_return_mean'))} "
             f"| {number(record['validation_return_mean'])} | {candidate.text} | {finalist_text(record)} |"
         )
-    return [*lines, "", *(["No polished student beat that one on all validation seeds.", ""] if polish["chosen"] is None else [])]
+    return [
+        *lines,
+        "",
+        *(
+            ["No polished student had a higher return on all validation seeds than the initial one.", ""]
+            if polish["chosen"] is None
+            else []
+        ),
+    ]

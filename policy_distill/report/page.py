@@ -1,4 +1,4 @@
-"""A page that needs nothing but itself: no network, no script; light or dark as the reader's system is, and as wide as the window."""
+"""Building blocks of a self-contained HTML page: no network, no scripts; responsive, in the system's light or dark mode."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ footer{color:var(--muted);font-size:13px;margin-top:20px}
 
 @dataclass(frozen=True)
 class Markup:
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
     text: str
 
@@ -76,17 +76,17 @@ Cell = str | Markup
 
 
 def escaped(text: str) -> str:
-    """HTML that shows ``text``, whoever wrote it; control characters are shown as escapes."""
+    """``text`` escaped for HTML; control characters are shown as escapes."""
     return html.escape(printable(text))
 
 
 def text_of(cell: Cell) -> str:
-    """HTML of a cell: what is no markup yet is escaped."""
+    """HTML of a cell; anything but ``Markup`` is escaped."""
     return cell.text if isinstance(cell, Markup) else escaped(cell)
 
 
 def document(title: str, *parts: str) -> str:
-    """The whole page."""
+    """The complete HTML page."""
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width,initial-scale=1">\n'
         f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>"
@@ -96,13 +96,13 @@ def document(title: str, *parts: str) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A box with a heading; nothing where all parts are empty."""
+    """A box with a heading; empty if all parts are empty."""
     inner = "\n".join(part for part in parts if part)
     return f"<section>\n<h2>{escaped(title)}</h2>\n{inner}\n</section>" if inner else ""
 
 
 def paragraph(cell: Cell, kind: str = "") -> str:
-    """A paragraph; ``kind`` names a class of the style sheet."""
+    """A paragraph; ``kind`` is its CSS class."""
     return f'<p class="{kind}">{text_of(cell)}</p>' if kind else f"<p>{text_of(cell)}</p>"
 
 
@@ -116,13 +116,13 @@ def code(text: str) -> Markup:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, numbers: Sequence[int] = (), marked: Sequence[int] = ()) -> str:
-    """A table that scrolls sideways by itself where the window is narrower; nothing where there are no rows.
+    """A table that scrolls horizontally in a narrow window; empty without rows.
 
     Args:
         header: names of the columns; () for none.
-        rows: of cells.
-        numbers: indices of the columns that are set flush right.
-        marked: indices of the rows that are set bold.
+        rows: cells of each row.
+        numbers: indices of right-aligned columns.
+        marked: indices of bold rows.
     """
     if not rows:
         return ""
@@ -138,7 +138,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, numbers: Seq
 
 
 def tiles(figures: Sequence[tuple[str, str, str]]) -> str:
-    """Figures at a glance: name, value, and a word beneath."""
+    """Key figures: name, value, and an explanation below."""
     items = (f"<div><dt>{escaped(a)}</dt><dd>{escaped(b)}<span>{escaped(c)}</span></dd></div>" for a, b, c in figures)
     return f'<dl class="tiles">{"".join(items)}</dl>'
 
@@ -150,17 +150,17 @@ def plot(drawing: str, caption: str, kind: str = "") -> str:
 
 
 def beside(*plots: str) -> str:
-    """Plots side by side where there is room."""
+    """Plots side by side if the window is wide enough."""
     return f'<div class="plots">{"".join(plots)}</div>' if any(plots) else ""
 
 
 def details(title: str, inner: str) -> str:
-    """What is shown when asked for; nothing where there is nothing."""
+    """A collapsed section; empty if ``inner`` is."""
     return f"<details><summary>{escaped(title)}</summary>{inner}</details>" if inner else ""
 
 
 def shares(parts: Sequence[tuple[str, float, str]], colours: Sequence[str]) -> str:
-    """A bar of parts and a table that is its legend: name, amount, and the amount in words."""
+    """A stacked bar and a table as its legend: name, amount, and the amount as text."""
     total = sum(amount for _, amount, _ in parts)
     bars = "".join(
         f'<i style="width:{100 * amount / total:.2f}%;background:var(--{colour})"></i>'

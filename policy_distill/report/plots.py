@@ -1,4 +1,4 @@
-"""The plots of a run and of a suite. Each function draws one figure from plain data; see ``drawing`` for what becomes of it."""
+"""The plots of a run and of a suite. Each function draws one figure from plain data; ``drawing`` converts it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOWEST_RETENTION = -0.1
-"""Retentions below are drawn as arrows at the edge with their figure: one hopeless first round must not flatten all that follows."""
+"""Lower limit of the retention axis. Lower retentions are labelled arrows, so that a bad first round does not compress the rest."""
 NARROWEST = (0.9, 1.05)
-"""Axes of retention hold at least this, so that noise in the third digit does not look like news."""
+"""Minimum range of retention axes, so that noise in the third digit does not fill the plot."""
 STAGE_COLOURS = {"round": "student", "generation": "generation", "polish": "polish"}
 
 
 @styled
 def paired_returns(returns: Mapping[str, Sequence[float]]) -> Figure:
-    """The student's return against its teacher's, one dot a seed; on the diagonal both earned the same.
+    """The student's return against its teacher's, one dot per seed; on the diagonal both are equal.
 
     Args:
         returns: ``teacher`` and ``student``, ``[E]`` on the same seeds.
@@ -42,7 +42,7 @@ def paired_returns(returns: Mapping[str, Sequence[float]]) -> Figure:
 
 @styled
 def return_distribution(returns: Mapping[str, Sequence[float]]) -> Figure:
-    """For each return, the share of the episodes that earned at most as much, of teacher, student and random policy."""
+    """Empirical distribution functions of the returns of teacher, student and random policy."""
     figure, axes = blank()
     named = {"student": "student", "teacher": "teacher", "random": "random policy"}  # the teacher's dashes lie on the student's line
     edges = np.concatenate([np.asarray(returns[name]) for name in named])
@@ -54,7 +54,7 @@ def return_distribution(returns: Mapping[str, Sequence[float]]) -> Figure:
         across, up = np.concatenate([[first], ordered, [last]]), np.concatenate([heights, [1.0]])
         dashes: Any = (0, (3, 1.5)) if name == "teacher" else "-"
         axes.step(across, up, where="post", color=LIGHT[name], label=label, linestyle=dashes)
-    axes.set(xlim=(first, last), ylim=(-0.02, 1.02), xlabel="return of an episode", ylabel="share of episodes that earn at most this")
+    axes.set(xlim=(first, last), ylim=(-0.02, 1.02), xlabel="return of an episode", ylabel="share of episodes with at most this return")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     figure.legend(loc="outside upper left", ncols=3)
     return figure
@@ -62,11 +62,11 @@ def return_distribution(returns: Mapping[str, Sequence[float]]) -> Figure:
 
 @styled
 def retention_path(tried: Sequence[Candidate], final: Mapping[str, Any]) -> Figure:
-    """Retention of each student on the way, with 95 % intervals, and of the kept one on fresh seeds.
+    """Validation retention of each candidate, with 95 % intervals, and the final retention on fresh seeds.
 
     Args:
-        tried: in order; those without a retention are left out.
-        final: ``estimate``, ``low`` and ``high`` of the final figure.
+        tried: candidates in order; those without a retention are left out.
+        final: ``estimate``, ``low`` and ``high`` of the final retention.
     """
     figure, axes = blank(7.2, 3.5)
     places: list[tuple[float, str]] = []
@@ -114,11 +114,11 @@ def retention_path(tried: Sequence[Candidate], final: Mapping[str, Any]) -> Figu
 
 @styled
 def loss_by_round(rounds: Sequence[Mapping[str, Any]], term: str) -> Figure:
-    """One loss term by round, in training and on held-out episodes.
+    """One loss term by round, on training and held-out episodes.
 
     Args:
-        rounds: records whose ``train`` and ``held_out`` may hold ``term``.
-        term: its name; a unit at its end becomes the axis's.
+        rounds: records whose ``train`` and ``held_out`` may contain ``term``.
+        term: name of the term; a unit at its end becomes the axis's.
     """
     figure, axes = blank()
     shown: list[float] = []
@@ -145,7 +145,7 @@ def loss_name(term: str) -> str:
 
 @styled
 def performance_profile(retentions: Sequence[float]) -> Figure:
-    """For each retention, the share of teachers of which students kept more (Agarwal et al. 2021, sec. 4.2)."""
+    """For each retention, the share of teachers whose student has a higher one (Agarwal et al. 2021, sec. 4.2)."""
     figure, axes = blank()
     values = np.sort(np.asarray(retentions, float))
     first, last = min(values[0], NARROWEST[0]), max(values[-1], NARROWEST[1])
@@ -155,17 +155,17 @@ def performance_profile(retentions: Sequence[float]) -> Figure:
     axes.step(across, above, where="post", color=LIGHT["student"])
     axes.axvline(1, color=LIGHT["teacher"], linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate("teacher", (1, 1.04), xytext=(3, -2), textcoords="offset points", va="top", color=LIGHT["teacher"], fontsize=8)
-    axes.set(xlim=(across[0], across[-1]), ylim=(-0.02, 1.04), xlabel="retention", ylabel="share of teachers that kept more")
+    axes.set(xlim=(across[0], across[-1]), ylim=(-0.02, 1.04), xlabel="retention", ylabel="share of students above this")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     return figure
 
 
 @styled
 def retention_against_compression(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Each student's retention, with its interval, against how many times smaller than its teacher it is.
+    """Each student's retention, with its interval, against its compression.
 
     Args:
-        rows: with ``teacher``, ``compression``, ``retention``, ``low`` and ``high``.
+        rows: mappings with ``teacher``, ``compression``, ``retention``, ``low`` and ``high``.
     """
     figure, axes = blank()
     across, middle = np.array([row["compression"] for row in rows]), np.array([row["retention"] for row in rows])
@@ -180,5 +180,5 @@ def retention_against_compression(rows: Sequence[Mapping[str, Any]]) -> Figure:
     lowest = int(np.argmin(middle))
     if len(rows) > 1 and middle[lowest] < 0.97:
         axes.annotate(rows[lowest]["teacher"], (across[lowest], middle[lowest]), xytext=(6, -3), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="times smaller than the teacher", ylabel="retention")
+    axes.set(xlabel="compression", ylabel="retention")
     return figure

@@ -1,4 +1,4 @@
-"""report.html: one run as a page."""
+"""report.html: one run as a web page."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from policy_distill.report.verdict import verdict
 from policy_distill.support.figures import return_text
 
 VIDEO = "episode.gif"
-"""Where a run's folder holds it, the page shows it; ``policy-distill render_policy`` makes it."""
+"""File of the animation in a run's folder, made by ``policy-distill render_policy``."""
 FILES = {
-    "student.zip": "the student for Stable-Baselines3: PPO.load opens it where policy_distill is not installed",
+    "student.zip": "the student for Stable-Baselines3; PPO.load opens it without policy_distill",
     "student/": "weights (safetensors) and description (JSON); policy_distill.Student.load",
     "config.yaml": "the whole configuration",
-    "result.json": "every figure on this page, the returns of each episode among them",
-    "certificate.json": "all that is needed to repeat the certification",
+    "result.json": "all numbers of this page, including the return of each episode",
+    "certificate.json": "the certificate, with everything needed to verify it",
     "report.md": "this page as Markdown",
     "tensorboard/": "curves of every stage: tensorboard --logdir",
 }
 WORST = 10
-"""Rows of the tables on disagreements."""
+"""Maximum number of rows of the tables on disagreements."""
 
 
 def run_page(summary: Mapping[str, Any], folder: Path) -> str:
-    """The page as text.
+    """The page as HTML.
 
     Args:
-        summary: what result.json holds.
-        folder: of the run; files that are not there are not named.
+        summary: contents of result.json.
+        folder: the run's folder; only existing files are listed.
     """
     title = f"{summary['teacher']['algo']} on {summary['env']}, distilled"
     return page.document(
@@ -53,7 +53,7 @@ def run_page(summary: Mapping[str, Any], folder: Path) -> str:
         _certificate(summary.get("certificate")),
         _disagreements(summary.get("disagreements")),
         _time(summary["seconds"]),
-        page.section("All figures", page.table((), summary_rows(summary))),
+        page.section("All results", page.table((), summary_rows(summary))),
         _reproduce(summary),
         _files(folder),
         f"<footer>policy-distill {page.text_of(summary['version'])}</footer>",
@@ -77,10 +77,10 @@ def _tiles(summary: Mapping[str, Any]) -> str:
                 f"{kept['estimate']:.3f}" if known(kept["estimate"]) else "unknown",
                 f"{kept['confidence']:.0%} interval {interval}",
             ),
-            ("Smaller", times(summary["compression"]), "than the teacher's acting network"),
+            ("Compression", times(summary["compression"]), "relative to the teacher's acting network"),
             ("Parameters", f"{summary['student']['params']:,}", f"hidden layers {sizes}" if sizes else "one linear layer"),
             ("Agreement", "unknown" if agreement is None else f"{agreement:.1%}", "of the student's states"),
-            ("Environment steps", f"{summary['env_steps']:,}", f"and {summary['evaluation_env_steps']:,} to evaluate"),
+            ("Environment steps", f"{summary['env_steps']:,}", f"and {summary['evaluation_env_steps']:,} for evaluation"),
             ("Time", f"{seconds['total']:.0f} s", f"on {summary['device']}"),
         ]
     )
@@ -96,7 +96,9 @@ def _video(path: Path) -> str:
         return ""
     data = base64.b64encode(path.read_bytes()).decode()
     image = f'<img alt="teacher and student side by side" src="data:image/gif;base64,{data}" style="max-width:900px">'
-    return page.section("Side by side", page.plot(image, "One episode, everyone on the same seed (policy-distill render_policy)."))
+    return page.section(
+        "Side by side", page.plot(image, "One episode, teacher and student on the same seed (policy-distill render_policy).")
+    )
 
 
 def _returns(summary: Mapping[str, Any]) -> str:
@@ -110,12 +112,12 @@ def _returns(summary: Mapping[str, Any]) -> str:
     return page.section(
         "Return",
         page.paragraph(
-            f"{tally_text(returns)} {RETENTION} Agreement is the share of the student's states in which both act alike: the same action, "
-            "or every component within 5% of its range. It is no measure of the return."
+            f"{tally_text(returns)} {RETENTION} Agreement is the share of the student's states in which both choose the same action, or "
+            "every component is within 5% of its range. It does not measure the return."
         ),
         page.beside(
-            page.plot(by_seed, "One dot a seed. Below the line return was lost."),
-            page.plot(spread, "Further right is better; where the curves lie together, so do the policies."),
+            page.plot(by_seed, "One dot per seed. Below the line the student's return is lower."),
+            page.plot(spread, "Further right is better; equal curves mean equal distributions."),
         ),
         page.table(("", "least", "median", "most", "mean ± deviation"), rows, numbers=(1, 2, 3, 4)),
     )
@@ -126,27 +128,25 @@ def _path(summary: Mapping[str, Any]) -> str:
     if not any(candidate.retention is not None for candidate in tried):
         return ""
     bars = (
-        "Bars are 95% intervals, paired by seed"
+        "Error bars are 95% intervals, paired by seed"
         if any(candidate.half_width is not None for candidate in tried)
         else "No intervals were recorded"
     )
     caption = (
-        f"Students on the validation seeds. {bars}; the last one is the final figure on fresh seeds. "
-        "The best of many noisy figures flatters itself, which is why the final one is measured apart."
+        f"Candidates on the validation seeds. {bars}; the last one is the final retention on fresh seeds. "
+        "The best of many noisy estimates is biased upwards, so the final one is measured separately."
     )
-    drawn = page.plot(
-        to_svg(plots.retention_path(tried, summary["retention"]), label="retention of each student on the way"), caption, "wide"
-    )
+    drawn = page.plot(to_svg(plots.retention_path(tried, summary["retention"]), label="retention of each candidate"), caption, "wide")
     marks = {stage: [candidate for candidate in tried if candidate.stage == stage] for stage in STAGES}
     tables = [page.details("Rounds as a table", _rounds(summary["rounds"], marks["round"]))]
     if summary["self_distillation"]:
         tables.append(page.details("Generations as a table", _generations(summary["self_distillation"], marks["generation"])))
     if summary["polish"]:
         polish = summary["polish"]
-        began = f"Polishing began with {polish['start']}, which kept {polish['start_retention']:.3f} on all validation seeds."
-        helped = "" if polish["chosen"] is not None else " No polished student beat it there."
+        began = f"Polishing started from {polish['start']}, with a retention of {polish['start_retention']:.3f} on all validation seeds."
+        helped = "" if polish["chosen"] is not None else " No polished student had a higher return there."
         tables.append(page.paragraph(began + helped) + page.details("Polishing as a table", _polish(polish["records"], marks["polish"])))
-    return page.section("How it got there", page.paragraph(f"Kept: {summary['kept']}."), drawn, *tables)
+    return page.section("Selection of the student", page.paragraph(f"Kept: {summary['kept']}."), drawn, *tables)
 
 
 def _marked(tried: Sequence[Candidate]) -> list[int]:
@@ -166,11 +166,11 @@ def _rounds(records: Sequence[Mapping[str, Any]], tried: Sequence[Candidate]) ->
 
 
 def _generations(records: Sequence[Mapping[str, Any]], tried: Sequence[Candidate]) -> str:
-    header = ("generation", "gradient steps", "return", "retention", "against the last, a seed", "")
+    header = ("generation", "gradient steps", "return", "retention", "mean paired difference to predecessor", "")
     rows = [
         (
             f"{record['generation']}", f"{record['gradient_steps']:,}", number(record["validation_return_mean"]),
-            candidate.text, f"{record['paired_difference']:+.2f}", "kept" if record["kept"] else "refused",
+            candidate.text, f"{record['paired_difference']:+.2f}", "kept" if record["kept"] else "rejected",
         )
         for record, candidate in zip(records, tried, strict=True)
     ]  # fmt: skip
@@ -195,7 +195,7 @@ def _losses(rounds: Sequence[Mapping[str, Any]]) -> str:
     for term in terms:
         name = plots.loss_name(term)
         drawn.append(page.plot(to_svg(plots.loss_by_round(rounds, term), label=f"{name} by round"), name, "one"))
-    note = "Held-out episodes were never trained on. The states change from round to round, as the student acts more."
+    note = "Held-out episodes are not used for training. The distribution of states changes between rounds, as the student acts more."
     return page.section("Losses", page.paragraph(note), page.beside(*drawn))
 
 
@@ -210,7 +210,7 @@ def _disagreements(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
     cost = str(found["cost_kind"]).replace("_", " ")
-    intro = f"In {found['disagreements']:,} of {found['states']:,} states the student acts otherwise than its teacher would. Cost: {cost}."
+    intro = f"In {found['disagreements']:,} of {found['states']:,} states the student's action differs from its teacher's. Cost: {cost}."
     lost = sorted(found["episodes"], key=lambda episode: episode["student_return"] - episode["teacher_return"])
     episodes = [
         (
@@ -225,12 +225,14 @@ def _disagreements(found: Mapping[str, Any] | None) -> str:
         for state in found["worst"][:WORST]
     ]
     return page.section(
-        "Where they part",
+        "Disagreements",
         page.paragraph(intro),
-        "<h3>Episodes that lost most</h3>" if episodes else "",
-        page.table(("seed", "teacher", "student", "first differs at step", "reward parts at step"), episodes, numbers=range(5)),
+        "<h3>Episodes with the largest losses</h3>" if episodes else "",
+        page.table(
+            ("seed", "teacher", "student", "first different action at step", "first different reward at step"), episodes, numbers=range(5)
+        ),
         "<h3>Costliest states</h3>" if states else "",
-        page.table(("seed", "step", "cost", "teacher does", "student does"), states, numbers=range(5)),
+        page.table(("seed", "step", "cost", "teacher's action", "student's action"), states, numbers=range(5)),
     )
 
 
@@ -272,7 +274,7 @@ def _reproduce(summary: Mapping[str, Any]) -> str:
         lines = [Markup(f"<pre>{page.text_of(again)}\n{page.text_of(measured)}</pre>")]
     known_versions = page.table((), list(versions.items())) if versions else ""
     seed = page.paragraph(f"Seed {summary['seed']}. The same seed on the same machine gives the same student, bit for bit.")
-    return page.section("Again", *(page.text_of(line) for line in lines), seed, page.details("Versions", known_versions))
+    return page.section("Reproduce", *(page.text_of(line) for line in lines), seed, page.details("Versions", known_versions))
 
 
 def _files(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""suite.html: a suite of runs as a page."""
+"""suite.html: a suite of runs as a web page."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from policy_distill.support.files import write_atomically
 from policy_distill.support.untrusted import read_json, refuse_damage
 
 MAX_ROWS = 2000
-"""Teachers that are drawn."""
+"""Maximum number of teachers on the page."""
 
 
 def write_suite_report(folder: str | Path) -> Path:
     """Write ``suite.html`` into a suite's folder, from its ``suite.json``.
 
     Raises:
-        RequestError: if the folder holds none.
+        RequestError: if the folder contains none.
     """
     folder = Path(folder)
     path = folder / "suite.json"
     if not os.path.isfile(path):
-        raise RequestError(f"{folder} holds no suite.json: name the folder of a suite")
+        raise RequestError(f"{folder} contains no suite.json: name the folder of a suite")
     suite = read_json(path, "run the suite again")
-    with refuse_damage(path, "it is not of this version; run the suite again"):
+    with refuse_damage(path, "it was written by another version; run the suite again"):
         if len(suite["rows"]) > MAX_ROWS:
             raise ValueError(f"more than {MAX_ROWS:,} teachers")
         page = suite_page(suite, folder)
@@ -41,11 +41,11 @@ def write_suite_report(folder: str | Path) -> Path:
 
 
 def suite_page(suite: Mapping[str, Any], folder: Path) -> str:
-    """The page as text.
+    """The page as HTML.
 
     Args:
-        suite: what suite.json holds.
-        folder: of the suite; reports of runs that are not there are not linked.
+        suite: contents of suite.json.
+        folder: the suite's folder; only existing reports are linked.
     """
     done = [row for row in suite["rows"] if row["status"] == "done"]
     title = f"{len(done)} of {len(suite['rows'])} teachers distilled"
@@ -70,7 +70,7 @@ def _tiles(suite: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> str:
     return page.tiles(
         [
             ("Retention", number(mean["estimate"], ".3f") or "unknown", over + ends),
-            ("Smaller", times(median(smaller)) if smaller else "unknown", "median over teachers"),
+            ("Compression", times(median(smaller)) if smaller else "unknown", "median over teachers"),
             *((f"{word} {KEEPS:.0%}", f"{count} of {len(judged)}", _MEANINGS[word]) for word, count in counts.items()),
             ("Time", f"{sum(row['seconds'] for row in done) / 60:.1f} min", "all runs, one after the other"),
         ]
@@ -82,7 +82,7 @@ _JUDGEMENTS = {
     "Open at": lambda row: row["low"] < KEEPS <= row["high"],
     "Below": lambda row: row["high"] < KEEPS,
 }
-_MEANINGS = {"Kept": "the whole interval is above", "Open at": "the interval holds both", "Below": "the whole interval is below"}
+_MEANINGS = {"Kept": "the whole interval is above", "Open at": "the interval contains it", "Below": "the whole interval is below"}
 
 
 def _together(suite: Mapping[str, Any], judged: Sequence[Mapping[str, Any]]) -> str:
@@ -91,33 +91,43 @@ def _together(suite: Mapping[str, Any], judged: Sequence[Mapping[str, Any]]) -> 
     drawn = [
         page.plot(
             to_svg(plots.performance_profile([row["retention"] for row in judged]), label="performance profile"),
-            "Performance profile: for each retention, the share of teachers of which the student kept more. Further right is better.",
+            "Performance profile: for each retention, the share of teachers whose student has a higher one. Further right is better.",
         )
     ]
     if sized := [row for row in judged if known(row["compression"])]:
         drawn.append(
             page.plot(
                 to_svg(plots.retention_against_compression(sized), label="retention against compression"),
-                "One dot a teacher, with the interval over episodes.",
+                "One dot per teacher, with the interval over episodes.",
             )
         )
     if not suite["aggregates"]:
-        return page.section("All together", page.beside(*drawn))
+        return page.section("Aggregates", page.beside(*drawn))
     rows = aggregate_rows(suite["aggregates"])
     return page.section(
-        "All together",
+        "Aggregates",
         page.paragraph(AGGREGATE_NOTE.format(suite["worth_compressing"])),
         page.table(AGGREGATE_COLUMNS[:-1], [row[:-1] for row in rows], numbers=(1, 2, 3)),
-        page.details("What these figures are", page.table((), [(row[0], row[-1]) for row in rows])),
+        page.details("Definitions", page.table((), [(row[0], row[-1]) for row in rows])),
         page.beside(*drawn),
     )
 
 
 def _table(done: Sequence[Mapping[str, Any]], folder: Path) -> str:
-    header = ("teacher", "retention", "smaller", "student", "parameters", "teacher's return", "student's return", "seconds", "environment")
+    header = (
+        "teacher",
+        "retention",
+        "compression",
+        "student",
+        "parameters",
+        "teacher's return",
+        "student's return",
+        "seconds",
+        "environment",
+    )
     rows: list[tuple[Cell, ...]] = []
     for row in done:
-        report = f"./{row['teacher']}/report.html"  # the name of a folder is no scheme such as javascript:
+        report = f"./{row['teacher']}/report.html"  # "./" keeps a folder's name from being read as a scheme such as javascript:
         rows.append(
             (
                 link(report, row["teacher"]) if (folder / report).is_file() else row["teacher"],
@@ -131,10 +141,10 @@ def _table(done: Sequence[Mapping[str, Any]], folder: Path) -> str:
                 row["env"],
             )
         )
-    return page.section("Each teacher", page.table(header, rows, numbers=range(1, 8)))
+    return page.section("Teachers", page.table(header, rows, numbers=range(1, 8)))
 
 
 def _rest(rows: Sequence[Mapping[str, Any]]) -> str:
     return page.section(
-        "Not distilled", page.table(("teacher", "", "why"), [(row["teacher"], row["status"], row["reason"]) for row in rows])
+        "Not distilled", page.table(("teacher", "", "reason"), [(row["teacher"], row["status"], row["reason"]) for row in rows])
     )

@@ -1,4 +1,4 @@
-"""What a run writes while it goes on and when it is done: TensorBoard and JSON."""
+"""TensorBoard logging of a run."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from torch.utils.tensorboard.summary import hparams
 
 
 class Tracker:
-    """What TensorBoard shows of one run: scalars, pictures, texts, and the settings beside the final figures; a context manager.
+    """Writer of a run's scalars, images, texts, settings and final results to TensorBoard; a context manager.
 
-    Tags begin with the stage (``collect/ train/ eval/ time/``) and end with the unit where there is one. The horizontal axis is the
-    number of environment steps that the student's training has taken; that of ``train_steps/`` and ``self_distill_steps/``, the losses
-    and the learning rate within a round or a generation, is the number of gradient steps, and ``self_distill/`` counts generations.
+    Tags begin with the stage (``collect/ train/ eval/ time/``) and end with the unit, if any. The horizontal axis is the student's
+    environment steps. Exceptions: gradient steps for ``train_steps/`` and ``self_distill_steps/`` (losses and learning rate within a round
+    or generation), and the generation for ``self_distill/``.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self._writer = SummaryWriter(str(folder), flush_secs=10)
 
     def scalars(self, stage: str, values: Mapping[str, float], env_steps: int) -> None:
-        """Write ``stage/name`` for each finite value; ``env_steps`` is where it lies on the stage's axis."""
+        """Write ``stage/name`` for each finite value; ``env_steps`` is the position on the stage's axis."""
         for name, value in values.items():
             if math.isfinite(value):
                 self._writer.add_scalar(f"{stage}/{name}", value, env_steps)
         self._writer.flush()
 
     def text(self, tag: str, markdown: str) -> None:
-        """Write a text that TensorBoard shows as Markdown."""
+        """Write a Markdown text."""
         self._writer.add_text(tag, markdown)
 
     def picture(self, tag: str, pixels: np.ndarray, env_steps: int) -> None:
-        """Write a picture, uint8 ``[height, width, 3]``."""
+        """Write an image, uint8 ``[height, width, 3]``."""
         self._writer.add_image(tag, pixels, env_steps, dataformats="HWC")
 
     def film(self, tag: str, path: str | Path, env_steps: int) -> None:
-        """Write an animated GIF, which TensorBoard plays beside the pictures."""
+        """Write an animated GIF, which TensorBoard plays as an image."""
         with Image.open(path) as gif:
             width, height = gif.size
         image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=Path(path).read_bytes())
         self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), env_steps)
 
     def settings(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
-        """Write a run's settings for TensorBoard's HPARAMS page, with the tags of the scalars that it shows beside them.
+        """Write a run's settings for TensorBoard's HPARAMS page, with the tags of its result scalars.
 
-        ``SummaryWriter.add_hparams`` would write them as a run of its own, named after the time.
+        ``SummaryWriter.add_hparams`` is not used because it would create a separate run named after the time.
 
         Args:
-            config: nested; its leaves become ``group.name``. What was left out (None) is left out, lists become text.
-            metrics: tags that were or will be written by ``scalars``.
+            config: nested settings; leaves become ``group.name``, None is left out, lists become text.
+            metrics: tags written by ``scalars``, before or after.
         """
         experiment, start, end = hparams(flat(config), dict.fromkeys(metrics, 0.0))
         writer = self._writer._get_file_writer()
@@ -74,7 +74,7 @@ class Tracker:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """``{"a": {"b": [1, 2]}}`` -> ``{"a.b": "[1, 2]"}``, without what is None."""
+    """``{"a": {"b": [1, 2]}}`` -> ``{"a.b": "[1, 2]"}``, without None values."""
     found: dict[str, bool | int | float | str] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a run's figures come to, in sentences."""
+"""The conclusion from a run's results, as sentences."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any, Literal
 from policy_distill.report.rows import known
 
 KEEPS = 0.95
-"""Retention that the verdict asks for. The figures are there for another choice."""
+"""Retention above which the verdict is ``kept``."""
 FEW_EPISODES = 50
-"""Number below which a bootstrap interval is too narrow."""
+"""Number of episodes below which the verdict warns that the interval is unreliable."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was made, what it kept, and what that rests on.
+    """Conclusion about a student's size and retention.
 
     Attributes:
-        level: ``kept``, ``lost``, or ``open`` where the episodes do not tell.
-        headline: how small the student is and what it keeps.
-        meaning: what the interval says.
-        trust: what the figure rests on.
+        level: ``kept``, ``lost``, or ``open`` if the episodes do not decide.
+        headline: the student's size and retention.
+        meaning: interpretation of the interval.
+        trust: the data behind the retention.
     """
 
     level: Literal["kept", "open", "lost"]
@@ -32,24 +32,24 @@ class Verdict:
 
 
 def verdict(summary: Mapping[str, Any]) -> Verdict:
-    """Judge a run by its interval, not by its estimate."""
+    """Judge a run by the interval of its retention, not by the estimate."""
     kept, student = summary["retention"], summary["student"]
     subject = f"A student of {student['params']:,} parameters{_compared(summary['compression'])}"
     seeds = f"{kept['episodes']} seeds, the same for student, teacher and random policy"
-    trust = f"Measured on {seeds}, none of which was used to train or to choose."
+    trust = f"Measured on {seeds}, none of which was used for training or selection."
     if kept["episodes"] < FEW_EPISODES:
-        trust += f" Fewer than {FEW_EPISODES} episodes are few: take the interval as a hint."
+        trust += f" The interval is unreliable with fewer than {FEW_EPISODES} episodes."
     if not known(kept["estimate"]):
-        meaning = "Teacher and random policy cannot be told apart on these seeds: there is nothing that could be kept."
-        return Verdict("open", f"{subject} was made; what it keeps cannot be said.", meaning, trust)
+        meaning = "The teacher is not distinguishable from a random policy on these seeds, so the retention is undefined."
+        return Verdict("open", f"{subject} was trained; its retention is undefined.", meaning, trust)
     low, high = kept["low"], kept["high"]
     headline = f"{subject} keeps {kept['estimate']:.1%} of the return ({kept['confidence']:.0%} interval: {low:.1%} to {high:.1%})."
     if low > 1:
-        return Verdict("kept", headline, "It earns more than its teacher: the whole interval is above 100%.", trust)
+        return Verdict("kept", headline, "Its return is higher than its teacher's: the whole interval is above 100%.", trust)
     if low >= KEEPS:
         return Verdict("kept", headline, f"It keeps its teacher's return: the whole interval is above {KEEPS:.0%}.", trust)
     if high >= KEEPS:
-        meaning = f"Whether it keeps {KEEPS:.0%} is open: the interval holds both. More episodes tell (evaluate.episodes)."
+        meaning = f"Whether it keeps {KEEPS:.0%} is open: the interval contains it. Use more episodes (evaluate.episodes)."
         return Verdict("open", headline, meaning, trust)
     meaning = f"It lost return: the whole interval is below {KEEPS:.0%}. A larger student (student.compression) may keep more."
     return Verdict("lost", headline, meaning, trust)

@@ -1,4 +1,4 @@
-"""report.md and report.html, from result.json alone: they can be written again whenever they are wanted."""
+"""Writing report.md and report.html from result.json alone, so that they can be regenerated at any time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from policy_distill.support.files import write_atomically, write_json
 from policy_distill.support.untrusted import read_json, refuse_damage
 
 MAX_RECORDS, MAX_EPISODES, MAX_TERMS = 2000, 100_000, 50
-"""Rounds, episodes and losses that are drawn; a page of more takes minutes."""
+"""Maximum numbers of rounds, episodes and losses in a report; larger reports would take minutes."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -33,7 +33,7 @@ def write_report(folder: str | Path) -> Path:
         text = run_markdown(summary)
     write_atomically(folder / "report.md", lambda target: target.write_text(text, encoding="utf-8"))
     with refuse_damage(folder / "result.json", damaged):
-        page = run_page(summary, folder)  # names the files that are there
+        page = run_page(summary, folder)  # lists the existing files
     return write_atomically(folder / "report.html", lambda target: target.write_text(page, encoding="utf-8"))
 
 
@@ -49,19 +49,19 @@ def _check_sizes(summary: dict[str, Any]) -> None:
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:
-    """What a run's ``result.json`` holds.
+    """The contents of a run's ``result.json``.
 
     Raises:
         RequestError: if there is none, or it is damaged.
     """
     path = Path(folder) / "result.json"
     if not os.path.isfile(path):
-        raise RequestError(f"{folder} holds no result.json: name the folder of a run that was completed")
+        raise RequestError(f"{folder} contains no result.json: name the folder of a completed run")
     return read_json(path, "run the job again")
 
 
 def add_to_report(folder: str | Path, **found: Any) -> Path:
-    """Note in a run's ``result.json`` what was found about it later (a certificate, disagreements), and write its report again.
+    """Add later results (a certificate, disagreements) to a run's ``result.json``, and regenerate its report.
 
     Returns:
         the page.

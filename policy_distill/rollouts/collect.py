@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -10,14 +10,17 @@ import numpy as np
 import torch
 
 from policy_distill.config import EnvironmentFault, Fault
-from policy_distill.environments.action_masks import MASK, draw_allowed
+from policy_distill.environments.action_masks import draw_allowed, mask_among
 from policy_distill.environments.border import Finite, own_random_state
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.environments.vector import Backend, Slots, groups_of, seed_of
 from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.policy import State
 from policy_distill.policies.student import Student
-from policy_distill.rollouts.numpy_policies import actor, labeller
+from policy_distill.rollouts.acting import Player, acting, labelling
+from policy_distill.rollouts.numpy_policies import Labels, labeller
 from policy_distill.rollouts.random_policy import uniform_actions
+from policy_distill.rollouts.stream import Results, Streams, stream
 from policy_distill.rollouts.transitions import AUTORESET_STEP, NO_EPISODE, Transitions
 from policy_distill.support import trees
 from policy_distill.teachers import Teacher
@@ -45,17 +48,17 @@ class Exploration:
     ) -> np.ndarray:
         """Actions ``[N, ...]`` as they are executed; each row draws from a stream of its own, under its ``mask`` ``[N, entries]``."""
         disturbed = actions.copy()
-        for row, stream in enumerate(streams):
+        for row, generator in enumerate(streams):
             if self.action_noise and isinstance(space, gym.spaces.Box):
                 if self.box is None:
                     half_range = np.where(np.isfinite(space.high) & np.isfinite(space.low), (space.high - space.low) / 2, 1.0)
                 else:
                     half_range = self.box.affine()[0].reshape(space.shape)
-                noise = self.action_noise * half_range * stream.standard_normal(space.shape)
+                noise = self.action_noise * half_range * generator.standard_normal(space.shape)
                 disturbed[row] = np.clip(disturbed[row] + noise, space.low, space.high)
-            if self.epsilon and stream.random() < self.epsilon:
+            if self.epsilon and generator.random() < self.epsilon:
                 own = None if mask is None else mask[row]
-                disturbed[row] = uniform_actions(space, stream, box=self.box) if own is None else draw_allowed(space, own, stream)
+                disturbed[row] = uniform_actions(space, generator, box=self.box) if own is None else draw_allowed(space, own, generator)
         return disturbed
 
 
@@ -81,14 +84,13 @@ class Collector:
     @own_random_state()
     def __init__(self, spec: EnvironmentSpec, *, indices: range, num_envs: int, seed: int, backend: Backend = "gymnasium") -> None:
         self._name, self._indices, self._seed = spec.id, indices, seed
-        groups = groups_of(spec, backend, indices, num_envs, seed)
+        self._envs = Streams(groups_of(spec, backend, indices, num_envs, seed), indices)
+        self._envs.reset()
         self._round = -1
         self._choices: list[np.random.Generator] = []
         self._noise: list[np.random.Generator] = []
-        first = trees.concatenate([group.first for _, group in groups])
-        self._slots = Slots(first, np.array(indices, dtype=np.int64), np.zeros(len(indices), bool))
-        self._places = [(part, group, self._slots.of(part)) for part, group in groups]
-        self._all_finite = Finite(first)
+        self._teacher_state: State = None
+        self._student_state: State = None
         self._ages = np.zeros(len(indices), np.int64)  # steps that the present episodes have taken
 
     @own_random_state()
@@ -104,6 +106,8 @@ class Collector:
         exploration: Exploration = NO_EXPLORATION,
     ) -> Transitions:
         """Take ``num_steps`` steps in each environment; the teacher labels every observation and acts with the given probability.
+
+        A teacher that has a state goes on with it from call to call. A student begins each round with its initial state.
 
         A round may be collected in several calls, which give the rows of one.
 
@@ -123,89 +127,105 @@ class Collector:
             EnvironmentFault: if an environment fails, or gives observations or rewards that are not finite.
             Fault: if the teacher answers with NaN.
         """
-        count, action_space, slots = len(self._indices), self._places[0][1].action_space, self._slots
-        shape = (num_steps, count)
-        observations = trees.map_leaves(lambda leaf: np.empty((*shape, *leaf.shape[1:]), leaf.dtype), slots.observations)
-        rewards = np.empty(shape, np.float32)
-        terminated, truncated = np.empty(shape, bool), np.empty(shape, bool)
-        episodes = np.empty(shape, np.int64)
+        count, slots = len(self._indices), self._envs.slots
         if round_index != self._round:
-            self._round = round_index
+            self._round, self._student_state = round_index, None
             self._choices, self._noise = (
                 [np.random.default_rng([self._seed, stream, round_index, index]) for index in self._indices] for stream in (2, 5)
             )
         if student is None:
-            by_teacher = np.ones(shape, bool)
+            by_teacher = np.ones((num_steps, count), bool)
         else:
             by_teacher = np.stack([choices.random(num_steps) < teacher_action_prob for choices in self._choices], axis=1)
-        label, act = labeller(teacher, count), None if student is None else actor(student, count)
-        parameters: dict[str, np.ndarray] = {}
-        actions = np.empty(0)
-        all_finite = Finite(actions)
+        space = self._envs.action_space
+        label = Player(labelling(teacher, count), count, self._teacher_state)
+        act = None if student is None else Player(acting(student, count, space), count, self._student_state)
 
-        for step in range(num_steps):
-            trees.write(observations, step, slots.observations)
-            episodes[step] = slots.episodes
-            episodes[step, slots.idle] = AUTORESET_STEP
-            if not self._all_finite(slots.observations):
-                raise self._not_finite()
-            told, chosen = label(slots.observations)
-            if step == 0:
-                parameters = {name: np.empty((*shape, *value.shape[1:]), value.dtype) for name, value in told.items()}
-                actions = np.empty((*shape, *chosen.shape[1:]), chosen.dtype)
-                all_finite = Finite(actions[0])
-            for name, value in told.items():
-                parameters[name][step] = value
-            actions[step] = chosen
-            if not all_finite(chosen):  # no environment is stepped with NaN
-                break
-            executed = chosen.reshape(count, *(action_space.shape or ()))
-            if act is not None and not by_teacher[step].all():
-                mask = by_teacher[step].reshape(-1, *[1] * (executed.ndim - 1))
-                executed = np.where(mask, executed, act(slots.observations))
-            if exploration != NO_EXPLORATION:
-                seen = slots.observations
-                allowed = seen[MASK] if isinstance(seen, dict) and MASK in seen else None
-                executed = exploration.disturb(executed, action_space, self._noise, allowed)
-            for part, group, places in self._places:
-                group.step(executed[part], places, rewards[step, part], terminated[step, part], truncated[step, part])
+        def executed(step: int, slots: Slots, labels: Labels) -> np.ndarray:
+            actions = labels[1].reshape(count, *(space.shape or ()))
+            if act is not None and (act.state is not None or not by_teacher[step].all()):
+                mask = by_teacher[step].reshape(-1, *[1] * (actions.ndim - 1))
+                actions = np.where(mask, actions, act(slots.observations, slots.starts))
+            if exploration == NO_EXPLORATION:
+                return actions
+            return exploration.disturb(actions, space, self._noise, mask_among(slots.observations))
 
-        for name, values in [*parameters.items(), ("actions", actions)]:
-            rows = slice(step + 1)
-            if values.dtype.kind == "f" and np.isnan(values[rows]).any():
-                where, what = self._place_of(np.isnan(values[rows]), episodes)
-                raise Fault(
-                    f"the teacher answered with NaN ({name}) {where}, to the observation "
-                    f"{trees.map_leaves(np.ndarray.tolist, trees.rows(observations, what))}; it may have "
-                    "diverged in its training: choose another checkpoint"
-                )
-        if not np.isfinite(rewards).all():
-            where, what = self._place_of(~np.isfinite(rewards), episodes)
-            raise EnvironmentFault(f"the reward is {rewards[what]} {where}")
-        goes_on = episodes == slots.episodes
+        rows = _Rows(num_steps, slots, self._check)
+        stream(self._envs, num_steps, executed, label, rows)
+        self._check(rows, num_steps)
+        self._teacher_state, self._student_state = label.state, None if act is None else act.state
+        goes_on = rows.episodes == slots.episodes
         self._ages = goes_on.sum(0) + np.where(goes_on[0], self._ages, 0)
         return Transitions(
-            observations=trees.map_leaves(_flat, _kept(observations, teacher)),
-            targets=ActionTargets({name: _flat(rows) for name, rows in parameters.items()}, _flat(actions)),
-            rewards=_flat(rewards),
-            terminated=_flat(terminated),
-            truncated=_flat(truncated),
-            episodes=_flat(episodes),
+            observations=trees.map_leaves(_flat, _kept(rows.observations, teacher)),
+            targets=ActionTargets({name: _flat(values) for name, values in rows.parameters.items()}, _flat(rows.actions)),
+            rewards=_flat(rows.rewards),
+            terminated=_flat(rows.terminated),
+            truncated=_flat(rows.truncated),
+            episodes=_flat(rows.episodes),
             by_teacher=_flat(by_teacher),
         )
 
-    def _not_finite(self) -> EnvironmentFault:
-        slot = self._all_finite.first_wrong()
-        part, group = next((part, group) for part, group, _ in self._places if part.start <= slot < part.stop)
-        return group.not_finite(slot - part.start, trees.rows(self._slots.observations, slot))
+    def _check(self, rows: _Rows, num_steps: int) -> None:
+        """Raise for the first number among ``num_steps`` steps that should be finite and is not."""
+        for name, values in [*rows.parameters.items(), ("actions", rows.actions)]:
+            if values.dtype.kind == "f":
+                wrong = ~np.isfinite(values[:num_steps]) if name == "actions" else np.isnan(values[:num_steps])
+                if wrong.any():
+                    where, what = self._place_of(wrong, rows)
+                    answer = "NaN" if np.isnan(values[what]).any() else "infinity"
+                    raise Fault(
+                        f"the teacher answered with {answer} ({name}) {where}, to the observation "
+                        f"{trees.map_leaves(np.ndarray.tolist, trees.rows(rows.observations, what))}; it may have "
+                        "diverged in its training: choose another checkpoint"
+                    )
+        if not np.isfinite(rows.rewards[:num_steps]).all():
+            where, what = self._place_of(~np.isfinite(rows.rewards[:num_steps]), rows)
+            raise EnvironmentFault(f"the reward is {rows.rewards[what]} {where}")
 
-    def _place_of(self, wrong: np.ndarray, episodes: np.ndarray) -> tuple[str, tuple[int, int]]:
+    def _place_of(self, wrong: np.ndarray, rows: _Rows) -> tuple[str, tuple[int, int]]:
         """Where the first of ``wrong`` ``[T, N, ...]`` lies, in words and as step and slot."""
         step, slot = (int(index) for index in np.argwhere(wrong)[0][:2])
-        episode = int(episodes[step, slot])
-        in_episode = int((episodes[: step + 1, slot] == episode).sum()) + (self._ages[slot] if episode == episodes[0, slot] else 0)
+        episode = int(rows.episodes[step, slot])
+        before = self._ages[slot] if episode == rows.episodes[0, slot] else 0
+        in_episode = int((rows.episodes[: step + 1, slot] == episode).sum()) + before
         where = f"in {self._name}, environment {self._indices[slot]}, seed {seed_of(self._seed, episode)}, step {in_episode}"
         return where, (step, slot)
+
+
+class _Rows:
+    """What T steps in N environments gave, ``[T, N, ...]`` each.
+
+    Args:
+        num_steps: T.
+        slots: where the environments stand.
+        check: is called with these rows and how many steps they hold, before an environment is stepped with an action that is not finite.
+    """
+
+    def __init__(self, num_steps: int, slots: Slots, check: Callable[[_Rows, int], None]) -> None:
+        self._shape = shape = (num_steps, len(slots.episodes))
+        self._check = check
+        self.observations = trees.map_leaves(lambda leaf: np.empty((*shape, *leaf.shape[1:]), leaf.dtype), slots.observations)
+        self.rewards = np.zeros(shape, np.float32)
+        self.terminated, self.truncated = np.empty(shape, bool), np.empty(shape, bool)
+        self.episodes = np.empty(shape, np.int64)
+        self.parameters: dict[str, np.ndarray] = {}
+
+    def record(self, step: int, slots: Slots, labels: Labels) -> Results:
+        parameters, actions = labels
+        if step == 0:  # the teacher alone knows their shapes
+            self.parameters = {name: np.empty((*self._shape, *value.shape[1:]), value.dtype) for name, value in parameters.items()}
+            self.actions = np.empty((*self._shape, *actions.shape[1:]), actions.dtype)
+            self._all_finite = Finite(self.actions[0])
+        trees.write(self.observations, step, slots.observations)
+        self.episodes[step] = slots.episodes
+        self.episodes[step, slots.idle] = AUTORESET_STEP
+        for name, value in parameters.items():
+            self.parameters[name][step] = value
+        self.actions[step] = actions
+        if not self._all_finite(actions):
+            self._check(self, step + 1)
+        return self.rewards[step], self.terminated[step], self.truncated[step]
 
 
 @torch.inference_mode()

@@ -10,7 +10,8 @@ import numpy as np
 
 from policy_distill.environments.border import Finite, not_finite
 from policy_distill.environments.specs import EnvironmentSpec, make
-from policy_distill.policies.policy import GOES_ON, Policy
+from policy_distill.environments.vector import GOES_ON
+from policy_distill.policies.policy import Policy
 from policy_distill.rollouts.acting import Player, acting
 from policy_distill.support import trees
 from policy_distill.support.trees import Tree

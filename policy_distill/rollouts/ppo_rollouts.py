@@ -15,10 +15,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from policy_distill.environments.border import Border, Finite, not_finite, own_random_state
+from policy_distill.environments.border import Border, Finite, is_finite, not_finite, own_random_state
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.numpy_policies import outputs_of
 from policy_distill.rollouts.processes import Remote
+from policy_distill.support import trees
 from policy_distill.support.pending import Pending
 
 
@@ -36,7 +37,7 @@ class Ended:
     step: int
     index: int
     truncated: bool
-    observation: np.ndarray
+    observation: trees.Tree
     episode_return: float
     length: int
 
@@ -64,15 +65,16 @@ class Steps:
         rewards: ``[T, N]``.
     """
 
-    observations: SharedArray
+    observations: trees.Tree
     starts: SharedArray
     actions: SharedArray
     rewards: SharedArray
 
-    def views(self, columns: slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def views(self, columns: slice = slice(None)) -> tuple[trees.Tree, np.ndarray, np.ndarray, np.ndarray]:
         """The arrays in this order, of some environments."""
         observations, starts, actions, rewards = (
-            array.view()[:, columns] for array in (self.observations, self.starts, self.actions, self.rewards)
+            trees.map_leaves(lambda array: array.view()[:, columns], part)
+            for part in (self.observations, self.starts, self.actions, self.rewards)
         )
         return observations, starts, actions, rewards
 
@@ -108,7 +110,7 @@ class RolloutEnv:
         self._seed, num_envs = seed, len(env_fns)
         components, count = math.prod(inner.shape or ()), min(max(workers, 1) if step_timeout else workers, num_envs)
         steps = Steps(
-            SharedArray((num_steps + 1, num_envs, *(space.shape or ())), space.dtype),
+            trees.of_space(space, lambda part: SharedArray((num_steps + 1, num_envs, *(part.shape or ())), part.dtype)),
             SharedArray((num_steps + 1, num_envs), bool),
             SharedArray((num_steps, num_envs, components), np.float32 if isinstance(inner, gym.spaces.Box) else np.int64),
             SharedArray((num_steps, num_envs), np.float64),
@@ -169,24 +171,26 @@ class _Group:
         self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
         self._starts[-1] = True
         for row, env in enumerate(self._envs):
-            self._observations[-1, row], _ = env.reset(seed=seed + self._columns[row])
+            trees.write(self._observations, (-1, row), env.reset(seed=seed + self._columns[row])[0])
 
     @own_random_state()
     def rollout(self, student: Student) -> list[Ended]:
         """T steps in each environment."""
         ended: list[Ended] = []
-        self._observations[0], self._starts[0] = self._observations[-1], self._starts[-1]
+        trees.write(self._observations, 0, trees.rows(self._observations, -1))
+        self._starts[0] = self._starts[-1]
         family, num_steps, count = student.family, len(self._rewards), len(self._envs)
         outputs, std = outputs_of(student, count), student.log_std.exp().numpy()
         executable = family.executable(self._envs[0].action_space)
         # An environment's draws do not depend on what shares its process.
         noise = np.stack([family.noise(stream, num_steps) for stream in self._streams], axis=1)
-        all_finite = Finite(self._observations[0])
+        all_finite = Finite(trees.rows(self._observations, 0))
         for step in range(num_steps):
-            if not all_finite(self._observations[step]):
+            observations = trees.rows(self._observations, step)
+            if not all_finite(observations):
                 row = all_finite.first_wrong()
-                raise not_finite(self._envs[row], self._observations[step][row])
-            self._actions[step] = family.drawn(outputs(self._observations[step]), std, noise[step])
+                raise not_finite(self._envs[row], trees.rows(observations, row))
+            self._actions[step] = family.drawn(outputs(observations), std, noise[step])
             actions = executable(self._actions[step])
             for row, env in enumerate(self._envs):
                 observation, reward, terminated, truncated, _ = env.step(actions[row])
@@ -195,14 +199,15 @@ class _Group:
                 self._lengths[row] += 1
                 over = terminated or truncated
                 if over:
-                    last = np.array(observation)  # the environment may write the next one into the same array
+                    last = trees.copied(observation)  # the environment may write the next one into the same array
                     by_time = truncated and not terminated
-                    if by_time and not np.isfinite(last).all():  # its value is asked for
+                    if by_time and not is_finite(last):  # its value is asked for
                         raise not_finite(env, last)
                     ended.append(Ended(step, self._columns[row], by_time, last, self._returns[row], self._lengths[row]))
                     self._returns[row], self._lengths[row] = 0.0, 0
                     observation, _ = env.reset()
-                self._observations[step + 1, row], self._starts[step + 1, row] = observation, over
+                trees.write(self._observations, (step + 1, row), observation)
+                self._starts[step + 1, row] = over
         return ended
 
     def close(self) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from policy_distill.environments.action_masks import MASK, draw_allowed
+from policy_distill.environments.action_masks import draw_allowed, mask_among
+from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Box
-from policy_distill.policies.policy import GOES_ON, State
+from policy_distill.policies.policy import State
 from policy_distill.support.trees import Tree, rows
 
 _DRAWS = 64
@@ -45,9 +46,8 @@ def random_actor(space: gym.Space, seed: int) -> Callable[[Tree], Any]:
     actions, stream = random_actions(space, seed), np.random.default_rng([seed, 1])
 
     def draw(observation: Tree) -> Any:
-        if isinstance(observation, dict) and MASK in observation:
-            return draw_allowed(space, observation[MASK], stream)
-        return next(actions)
+        mask = mask_among(observation)
+        return next(actions) if mask is None else draw_allowed(space, mask, stream)
 
     return draw
 

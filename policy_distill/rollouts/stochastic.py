@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from policy_distill.config import RequestError
-from policy_distill.policies.policy import GOES_ON, State
+from policy_distill.environments.vector import GOES_ON
+from policy_distill.policies.policy import State
 from policy_distill.policies.student import Student
 from policy_distill.support import trees
 from policy_distill.support.seeds import derived_seed

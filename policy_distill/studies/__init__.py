@@ -1,1 +1,1 @@
-"""Many jobs: suites, ablations, benchmarks, and the training of teachers."""
+"""Studies of many jobs: suites, ablations and benchmarks; and the training of teachers."""

@@ -1,4 +1,4 @@
-"""Each default against its alternatives: the same job with one setting changed, over agents and seeds, as one page."""
+"""Ablation studies: the same job with one setting changed at a time, over agents and seeds, as a Markdown page."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from policy_distill.studies.completed import AGAIN, read_completed, write_comple
 from policy_distill.support.untrusted import read_yaml, refuse_damage
 
 Key = tuple[str, str, str, int]
-"""Of a run: group, variant, agent, seed."""
+"""A run's group, variant, agent and seed."""
 DEFAULT = "default"
 MAX_RUNS = 100_000
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """Definition of an ablation study.
 
     Attributes:
-        title: of the page.
-        introduction: its first paragraph.
-        base: settings of every run, dotted names.
-        agents: name -> settings of each agent; teacher and size of the student at least.
-        groups: title -> ``{"variants": {name -> settings}, "learned": text, "agents": names or left out for all}``.
-        seeds: of the training.
+        title: title of the page.
+        introduction: first paragraph of the page.
+        base: settings of every run, by dotted name.
+        agents: name -> settings of each agent, at least the teacher and the student's size.
+        groups: title -> ``{"variants": {name -> settings}, "learned": conclusion, "agents": names; left out: all}``.
+        seeds: training seeds.
     """
 
     title: str
@@ -58,7 +58,7 @@ class Study:
         data = read_yaml(path, "it must be YAML such as docs/ablation.yaml")
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(data, dict) or set(data) != names:
-            raise RequestError(f"{path} must hold exactly {', '.join(sorted(names))}")
+            raise RequestError(f"{path} must have exactly the keys {', '.join(sorted(names))}")
         with refuse_damage(path, "it must be YAML such as docs/ablation.yaml"):
             title, introduction = (" ".join(str(data[name]).split()) for name in ("title", "introduction"))
             base, agents, groups = (dict(data[name] or {}) for name in ("base", "agents", "groups"))
@@ -68,11 +68,11 @@ class Study:
                 raise ValueError(f"it asks for {runs:,} runs")
             for settings in study.runs().values():
                 for found in settings_that_run_code(settings):
-                    raise ValueError(f"it {found.what}, and a study runs none: distil that agent with distill_policy")
+                    raise ValueError(f"it {found.what}, which a study does not allow: distil that agent with distill_policy")
         return study
 
     def runs(self) -> dict[Key, dict[str, Any]]:
-        """(group, variant, agent, seed) -> settings; the default is run once for each agent, in the group ``default``."""
+        """(group, variant, agent, seed) -> settings; the default runs once per agent and seed, in the group ``default``."""
         found: dict[Key, dict[str, Any]] = {}
         for agent, own in self.agents.items():
             for seed in self.seeds:
@@ -86,11 +86,11 @@ class Study:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
-        retention: nan of a run that failed.
-        generations: of self-distillation: whether each was kept.
+        retention: the final retention; nan if the run failed.
+        generations: for each generation of self-distillation, whether it was kept.
     """
 
     retention: float
@@ -98,17 +98,17 @@ class Outcome:
 
 
 def run_study(study: Study, output: Path, *, jobs: int, note: Callable[[str], object]) -> dict[Key, Outcome]:
-    """Run what has not been run yet, ``jobs`` at a time, each in one process of one thread.
+    """Run the study's missing runs, ``jobs`` in parallel, each in one process with one thread.
 
     Returns:
-        what each run came to; the reason of one that failed is written into its folder.
+        the result of each run; a failed run has its traceback in error.txt in its folder.
     """
     kept: dict[Key, Outcome] = {}
     waiting = {}
     settings_of = study.runs()
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        # Seed after seed, so that a study that was interrupted has all its variants on some seeds.
+        # Sorted by seed, so that an interrupted study has all variants on the first seeds.
         for key, settings in sorted(settings_of.items(), key=lambda item: item[0][3]):
             folder = output.joinpath(*(part.replace("/", "-").replace(" ", "_") for part in map(str, key)))
             waiting[pool.submit(run_one, settings, folder)] = key
@@ -120,7 +120,7 @@ def run_study(study: Study, output: Path, *, jobs: int, note: Callable[[str], ob
 
 
 def run_one(settings: Mapping[str, Any], folder: Path) -> Outcome:
-    """What one run came to, read from its folder if it was completed there with the same settings."""
+    """Result of one run, read from its folder if it was completed there with the same settings."""
     done = folder / "ablation.json"
     with refuse_damage(done, AGAIN):
         if (stored := read_completed(done, settings)) is not None:
@@ -128,7 +128,7 @@ def run_one(settings: Mapping[str, Any], folder: Path) -> Outcome:
             return Outcome(retention, tuple(stored.get("generations", ())))
     try:
         result = distill(with_settings(DistillConfig(output=str(folder), workers=0, step_timeout=STEP_TIMEOUT), settings))
-    except Exception:  # one that fails must not end the study
+    except Exception:  # a failed run must not end the study
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc())
         return Outcome(math.nan)
@@ -138,11 +138,11 @@ def run_one(settings: Mapping[str, Any], folder: Path) -> Outcome:
 
 
 def interval(strata: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of the strata's means with a percentile bootstrap in which each stratum is resampled for itself (Agarwal et al. 2021).
+    """Mean of the strata's means, with a stratified percentile bootstrap interval (Agarwal et al. 2021).
 
     Args:
         strata: one array ``[seeds]`` for each agent.
-        confidence: of the interval.
+        confidence: confidence level of the interval.
 
     Returns:
         mean, low, high.
@@ -153,10 +153,10 @@ def interval(strata: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[fl
 
 
 def markdown(study: Study, outcomes: Mapping[Key, Outcome], command: str) -> str:
-    """The page: a table for each group, every variant beside the default on the same agents and seeds."""
+    """The page: one table per group, each variant against the default on the same agents and seeds."""
     kept = {key: outcome.retention for key, outcome in outcomes.items()}
     lines = [f"# {study.title}", "", study.introduction, "", "```", command, "```", ""]
-    lines += ["makes this page again from the run folders, and runs what is missing.", ""]
+    lines += ["regenerates this page from the run folders and runs the missing runs.", ""]
     if study.base:
         lines += [f"Settings of every run: {_text_of(study.base)}.", ""]
     seeds = " | ".join(f"seed {seed}" for seed in study.seeds)
@@ -169,9 +169,9 @@ def markdown(study: Study, outcomes: Mapping[Key, Outcome], command: str) -> str
     lines.append("")
     if study.groups:
         lines += [
-            "Below, one setting is changed at a time. A cell is the mean retention over the seeds and its standard deviation. The last "
-            "column is the mean difference to the default over agents, same seeds, with a 95 % interval from a bootstrap that resamples "
-            "the seeds of each agent.",
+            "In the tables below, one setting is changed at a time. Cells show the mean and standard deviation of the retention over the "
+            "seeds. The last column is the mean difference to the default over agents, on the same seeds, with a 95 % bootstrap interval "
+            "stratified by agent.",
             "",
         ]
     for group, content in study.groups.items():
@@ -185,7 +185,7 @@ def markdown(study: Study, outcomes: Mapping[Key, Outcome], command: str) -> str
 
 
 def _gate_lines(group: str, variants: Mapping[str, Any], agents: Sequence[str], outcomes: Mapping[Key, Outcome]) -> list[str]:
-    """How many generations of self-distillation were kept, where there were any."""
+    """Table of the number of generations of self-distillation that were kept, if there were any."""
     rows = []
     for name in variants:
         cells = []
@@ -197,7 +197,7 @@ def _gate_lines(group: str, variants: Mapping[str, Any], agents: Sequence[str], 
             rows.append(f"| {name} | {' | '.join(cells)} |")
     if not rows:
         return []
-    head = [f"| kept, generation after generation | {' | '.join(agents)} |", f"|---|{'---|' * len(agents)}"]
+    head = [f"| generations kept (1st, 2nd, ...) | {' | '.join(agents)} |", f"|---|{'---|' * len(agents)}"]
     return [*head, *rows, ""]
 
 
@@ -223,10 +223,10 @@ def _row(name: str, group: str, agents: Sequence[str], seeds: Sequence[int], kep
 
 
 def with_settings(config: DistillConfig, settings: Mapping[str, Any]) -> DistillConfig:
-    """``config`` with settings by their dotted names: ``{"loss.temperature": 2.0}``.
+    """``config`` with settings replaced by dotted name: ``{"loss.temperature": 2.0}``.
 
     Raises:
-        RequestError: for a name that does not exist or a value that is not allowed.
+        RequestError: for an unknown name or an invalid value.
     """
     for name, value in settings.items():
         config = _replace(config, name, name.split("."), tuple(value) if isinstance(value, list) else value)

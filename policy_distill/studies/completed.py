@@ -1,4 +1,4 @@
-"""One rule for what is done already: a record counts as long as it was made with the same settings."""
+"""Records of completed runs, which are reused only for the same settings."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from policy_distill.support.files import write_json
 from policy_distill.support.untrusted import read_json
 
-AGAIN = "remove it, and the run is made again"
+AGAIN = "remove it to repeat the run"
 
 
 def read_completed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record at ``path`` if it was made with ``settings``; else None.
 
-    A record of other settings is removed: what is about to be overwritten must not count as done if the new run fails.
+    A record of other settings is removed, so that it does not count as completed if the new run fails.
 
     Raises:
         RequestError: if the file is damaged.
@@ -31,7 +31,7 @@ def read_completed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def write_completed(path: Path, settings: Mapping[str, Any], **record: Any) -> None:
-    """Write what ``read_completed`` finds; nan becomes None."""
+    """Write a record for ``read_completed``; nan becomes None."""
     write_json(path, {"settings": _text_of(settings), **record})
 
 

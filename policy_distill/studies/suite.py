@@ -1,4 +1,4 @@
-"""The job over a folder of teachers, and what it says as a whole."""
+"""Distillation of all teachers in a folder, with aggregate results."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ from policy_distill.support.progress import Display
 from policy_distill.support.untrusted import read_json, refuse_damage
 
 WORTH_COMPRESSING = 4000
-"""Parameters from which on a teacher counts in the aggregate: below, there is little to compress."""
+"""Minimum number of a teacher's parameters to count in the aggregates; smaller teachers have little to compress."""
 COLUMNS = ("teacher", "status", "env", "params", "student", "student_params", "compression", "teacher_return", "student_return",
            "retention", "low", "high", "agreement", "env_steps", "seconds", "reason")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """One row for each teacher, and the folder that the tables are in."""
+    """One row per teacher, and the folder of the tables."""
 
     rows: list[dict[str, Any]]
     folder: Path
 
     @property
     def judged(self) -> list[dict[str, Any]]:
-        """Rows of the teachers with ``WORTH_COMPRESSING`` parameters or more whose retention is defined: what the aggregate is over."""
+        """The rows that are aggregated: teachers with ``WORTH_COMPRESSING`` parameters or more and a defined retention."""
         return [row for row in self.rows if row["retention"] is not None and row["params"] >= WORTH_COMPRESSING]
 
     def aggregates(self) -> dict[str, dict[str, Any]]:
-        """What the judged teachers' students kept as a whole: name -> ``Aggregate`` as data; empty where nobody is judged.
+        """Aggregate retentions of the judged teachers' students: name -> ``Aggregate`` as a dict; empty if there are none.
 
-        The intervals are of 95 %, from the returns in the runs' folders; there are none if one is missing.
+        The 95 % intervals are computed from the returns in the runs' folders, and left out if one is missing.
         """
         if not self.judged:
             return {}
@@ -61,23 +61,23 @@ class SuiteResult:
 
 
 def find_teachers(folder: Path) -> list[Path]:
-    """Run folders (RL Zoo layout) below ``folder``: each folder that holds a zip, in the order of their names.
+    """Run folders (RL Zoo layout) below ``folder``: all folders with a zip, sorted by name.
 
     Raises:
         RequestError: if there are none.
     """
     if not os.path.isdir(folder):
-        raise RequestError(f"no such folder: {folder}; name the one that holds ALGO/ENV_RUN/ENV.zip")
+        raise RequestError(f"no such folder: {folder}; name the folder that contains ALGO/ENV_RUN/ENV.zip")
     found = sorted({path.parent for path in folder.rglob("*.zip")})
     if not found:
-        raise RequestError(f"{folder} holds no agents: no .zip was found in it or below")
+        raise RequestError(f"{folder} contains no agents: no .zip was found in it or below")
     return found
 
 
 def run_suite(teachers: Path, config: DistillConfig, *, output: Path, display: Display | None = None) -> SuiteResult:
-    """Distil every teacher below ``teachers`` with the same settings; one that fails is reported and the rest go on.
+    """Distil every teacher below ``teachers`` with the same settings; failures are reported and do not stop the suite.
 
-    A teacher whose files and settings are the same as in a run that was completed in ``output`` is not run again.
+    A teacher is skipped if ``output`` has a completed run with the same files and settings.
     """
     display = display or Display(quiet=True)
     folders = find_teachers(teachers)
@@ -99,7 +99,7 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
     settings = {**dataclasses.asdict(job), "contents": contents}
     stored = read_completed(run / "suite.json", settings)
     if stored is not None and isinstance(stored.get("row"), dict) and set(stored["row"]) == set(COLUMNS):
-        display.note("  done already")
+        display.note("  already completed")
         done: dict[str, Any] = stored["row"]
         return done
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
@@ -109,7 +109,7 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
     except RequestError as error:
         display.note(f"  not supported: {error}")
         return {**row, "status": "not supported", "reason": str(error)}
-    except Exception as error:  # one broken teacher must not end the suite; the reason is kept
+    except Exception as error:  # a failed run must not end the suite; the reason is recorded
         display.note(f"  failed: {error}")
         run.mkdir(parents=True, exist_ok=True)
         (run / "error.txt").write_text(traceback.format_exc())
@@ -120,7 +120,7 @@ def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, displ
 
 
 def row_of(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a run that was completed, from what its result.json holds."""
+    """The row of a completed run, from its result.json."""
     return {
         **dict.fromkeys(COLUMNS),
         "teacher": name,
@@ -163,7 +163,7 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path, config: DistillCo
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], aggregates: Mapping[str, Mapping[str, Any]]) -> str:
-    """The suite as a Markdown table, and its aggregates as another beneath."""
+    """The suite as a Markdown table, followed by a table of its aggregates."""
     lines = [
         "| teacher | environment | parameters | student | compression | teacher's return | student's return "
         "| retention [interval] | seconds |",
@@ -192,8 +192,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], aggregates: Mapping[str, Mapping
 
 
 def _returns(path: Path) -> Returns:
-    with refuse_damage(path, "remove the run's folder, and it is run again"):
-        found = read_json(path, "remove the run's folder, and it is run again")["returns"]
+    with refuse_damage(path, "remove the run's folder to repeat the run"):
+        found = read_json(path, "remove the run's folder to repeat the run")["returns"]
         student, teacher, random = (np.array(found[role], np.float64) for role in ("student", "teacher", "random"))
     return student, teacher, random
 
@@ -203,6 +203,6 @@ def _finite(value: float | None) -> float | None:
 
 
 def _first_and_last_line(message: str) -> str:
-    """What went wrong: a worker's failure says in the first line that it was one, and in the last what it was."""
+    """The first and last line: a worker's error names the worker in the first line and the cause in the last."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join(lines if len(lines) < 2 else (lines[0], lines[-1]))

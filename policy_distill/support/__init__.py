@@ -1,1 +1,1 @@
-"""Files, processes, seeds and progress: what every part needs and nothing of the field."""
+"""General helpers without reinforcement learning: files, threads, seeds, progress and the terminal."""

@@ -1,4 +1,4 @@
-"""Returns as text: as many decimals as their size asks for, since an environment may pay in hundreds or in hundredths."""
+"""Formatting of returns, with decimals that follow their size: rewards may be of the order of hundreds or of hundredths."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 
 def return_text(value: float) -> str:
-    """``281.8``, ``-1.43``, ``0.177``: one decimal from 10 on, below that three significant digits."""
+    """``281.8``, ``-1.43``, ``0.177``: one decimal from 10 on, three significant digits below."""
     return format(value, _form(value))
 
 
 def spread_text(mean: float, std: float) -> str:
-    """``281.8 ± 21.5``, ``0.177 ± 0.021``: both with the decimals that the larger of the two has."""
+    """``281.8 ± 21.5``, ``0.177 ± 0.021``: both with the decimals of the larger one."""
     form = _form(max(abs(mean), abs(std)))
     return f"{mean:{form}} ± {std:{form}}"
 

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, or a crash, never sees half of it; and tensors that lie in files."""
+"""Atomic writing of files, and tensors backed by files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from policy_distill.support.untrusted import reason
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to the disk and rename it into place."""
+    """Write to a temporary file beside ``path`` with ``write``, flush it to the disk and rename it to ``path``."""
     target = Path(path)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
     os.close(handle)
@@ -37,12 +37,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 
 def mapped_tensor(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros that lie in a file in ``folder``: the system keeps as much of it in memory as there is room for.
+    """A tensor of zeros backed by a memory-mapped file in ``folder``.
 
-    The file has no name, so that nobody has to remove it: its room is free again when the tensor is gone, or the process, however it ended.
+    The file is anonymous: its space is freed when the tensor is deleted or the process ends, even by a crash.
 
     Raises:
-        RequestError: if the disk has no room for it; to find that out when a row is written would end the process without a word.
+        RequestError: if the disk has no room for it. Without this check, writing a row would kill the process without a message.
     """
     size = math.prod(shape) * dtype.itemsize
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -65,7 +65,7 @@ def _umask() -> int:
 
 
 def write_json(path: str | Path, data: Mapping[str, Any]) -> Path:
-    """Write ``data`` as indented JSON, atomically; nan and infinities become null, which every reader accepts."""
+    """Write ``data`` atomically as indented JSON; NaN and infinity become null, which every JSON reader accepts."""
     text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
     return write_atomically(path, lambda target: target.write_text(text))
 
@@ -82,10 +82,10 @@ def _finite(value: Any) -> Any:
 
 
 def writable_folder(path: Path) -> Path:
-    """Make the folder and check that files can be written into it.
+    """Make the folder if necessary, and check that files can be written into it.
 
     Raises:
-        RequestError: if not.
+        RequestError: if they cannot.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""An answer that is asked for now and read later."""
+"""A result that is requested now and read later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Other = TypeVar("Other")
 
 
 class Pending(Generic[Answer]):
-    """What a worker was asked for. ``result`` waits for it, once; later calls return the same answer.
+    """A request to a worker. ``result`` waits for the answer once; later calls return the same object.
 
     Args:
         wait: waits for the answer and returns it; is called once.
@@ -22,7 +22,7 @@ class Pending(Generic[Answer]):
 
     @classmethod
     def known(cls, answer: Answer) -> Pending[Answer]:
-        """An answer that nobody has to be asked for."""
+        """A handle for an answer that exists already."""
         return cls(lambda: answer)
 
     @classmethod
@@ -31,7 +31,7 @@ class Pending(Generic[Answer]):
         return Pending(lambda: [part.result() for part in parts])
 
     def result(self) -> Answer:
-        """The answer; raises what its computation raised."""
+        """Wait for the answer; re-raises the exception of its computation."""
         if self._wait is not None:
             wait, self._wait = self._wait, None
             self._answer = wait()
@@ -39,5 +39,5 @@ class Pending(Generic[Answer]):
         return answer
 
     def then(self, function: Callable[[Answer], Other]) -> Pending[Other]:
-        """What ``function`` makes of the answer, when it is read."""
+        """A handle for ``function(answer)``, which is computed when it is read."""
         return Pending(lambda: function(self.result()))

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a job runs: a bar with the figures that matter; plain lines where there is no terminal."""
+"""Progress of a job in the terminal: a bar with key figures; plain lines if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Display:
         self._task: TaskID | None = None
 
     def note(self, message: str) -> None:
-        """Say one line."""
+        """Print one line."""
         if not self.quiet:
             self.console.print(message)
 
     def start(self, description: str, total: int, unit: str = "") -> None:
-        """Begin a bar of ``total`` parts, each a ``unit``; one that is still there goes."""
+        """Start a bar of ``total`` units, in place of the previous one."""
         self.stop()
         if self.quiet or not self.console.is_terminal:
             return
@@ -39,22 +39,22 @@ class Display:
         self._task = self._bar.add_task(description, total=total)
 
     def advance(self, figures: str, amount: int = 1) -> None:
-        """Say the figures of what was done, and move the bar beneath them on."""
+        """Print the figures of a finished part and advance the bar."""
         self.note(figures)
         self.move(amount)
 
     def move(self, amount: int) -> None:
-        """Move the bar on, without a word."""
+        """Advance the bar without printing."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=amount)
 
     def stage(self, description: str) -> None:
-        """Name what is being done now."""
+        """Set the bar's description."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=description)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None

@@ -1,4 +1,4 @@
-"""Drawing evenly from a range."""
+"""Evenly spaced indices."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def evenly(count: int, limit: int, device: torch.device) -> Tensor:
-    """At most ``limit`` of the indices below ``count``, first and last among them."""
+    """Up to ``limit`` evenly spaced indices below ``count``, including the first and the last."""
     return torch.linspace(0, count - 1, min(limit, count), dtype=torch.float64, device=device).long()

@@ -1,4 +1,4 @@
-"""Seeds that follow from others."""
+"""Derived random seeds."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import numpy as np
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed below 2**32 that these numbers alone decide; other numbers, such as a stage's own, give one that has nothing to do with it."""
+    """A seed below 2**32, derived deterministically from ``numbers``; different numbers give independent seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""The terminal as all commands write to it: texts from files cannot steer it."""
+"""Terminal output that is safe for text from files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from policy_distill.config.printable import printable
 
 
 class Terminal(Console):
-    """rich's console for plain texts: no markup, and control characters in a text or a table's cell are shown as escapes."""
+    """rich's console without markup; control characters in texts and table cells are shown as escapes."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"highlight": False, "markup": False, "emoji": False, **settings})

@@ -1,4 +1,4 @@
-"""Threads of torch."""
+"""Number of torch threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Small networks are many times slower with more than one."""
+    """Use one torch thread in this context: small networks are many times slower with more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,8 @@
 """Observations as trees: an array, or a dict of arrays, each with the same leading axes.
 
-Whoever indexes, stacks, stores or sends observations does it by these functions; nothing else asks what an observation looks like. Dtype
-and shape of a leaf come from its space, as in Stable-Baselines3's buffers, and never from a sample. Leaves are numpy arrays where
-environments are stepped, and torch tensors where students are trained. The keys of a dict are in their space's order.
+All code that indexes, stacks, stores or sends observations uses these functions and does not depend on the observations' structure.
+Dtype and shape of a leaf come from its space, as in Stable-Baselines3's buffers, never from a sample. Leaves are numpy arrays while
+environments are stepped and torch tensors in training. The keys of a dict have the order of their space.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 Tree: TypeAlias = Any
-"""An array, or a dict of arrays; functions say which leaves they take."""
+"""An array, or a dict of arrays; each function names the type of its leaves."""
 
 
 def leaf_spaces(space: gym.Space) -> dict[str, gym.Space]:

@@ -1,6 +1,7 @@
-"""The border to files from outside: what is read is bounded, and every kind of damage becomes one ``RequestError``.
+"""Reading of untrusted files: sizes are bounded, and every kind of damage becomes a ``RequestError``.
 
-Sizes are bounded by what is read, never by what a file declares. Only regular files are opened: a pipe or a device would never end.
+Limits apply to the bytes that are read, never to the size that a file declares. Only regular files are opened: a pipe or a device might
+never end.
 """
 
 from __future__ import annotations
@@ -23,32 +24,32 @@ from policy_distill.config import RequestError
 from policy_distill.config.printable import one_line
 
 MAX_JSON_BYTES = 8 << 20
-"""Parsed, lists in lists take fifty times what their text takes."""
+"""Nested lists take fifty times the size of their text once parsed."""
 MAX_YAML_BYTES = 32 << 10
-"""PyYAML takes a second for as much; settings of a run have some hundred bytes."""
+"""PyYAML needs about a second for this size; a run's settings have some hundred bytes."""
 MAX_YAML_ALIASES = 10
-"""A few lines of nested aliases would otherwise stand for billions of entries."""
+"""Without a limit, a few lines of nested aliases can expand to billions of entries."""
 MAX_ELEMENTS = 1 << 20
-"""Of a space, an observation as one vector, or a wrapper's output: larger ones are no policy's input."""
+"""Maximum number of elements of a space, a flattened observation or a wrapper's output."""
 MAX_DIMENSIONS, MAX_BITS = 32, 1024
 MAX_DIRECTORY_BYTES = 4 << 20
-"""Of a zip's directory: 46 bytes and a name for each member."""
+"""Maximum size of a zip's central directory, which has 46 bytes and a name for each member."""
 
 
 @contextmanager
 def refuse_damage(source: str | Path, fix: str, kind: type[RequestError] = RequestError) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into a ``RequestError`` that names it.
+    """Turn any exception while a file is read into a ``RequestError`` that names the file.
 
-    A damaged or hostile file decides what is raised: ``OSError``, ``RecursionError``, ``OverflowError``, ``MemoryError``, or what a
-    parser raises. The block holds the reading alone, so that no fault of the rest of the program is taken for damage.
+    A damaged or hostile file can raise almost anything: ``OSError``, ``RecursionError``, ``OverflowError``, ``MemoryError``, or a parser's
+    own exceptions. The context must contain only the reading, so that bugs elsewhere are not reported as a damaged file.
 
     Args:
         source: the file.
-        fix: what to do, in a few words.
-        kind: of the error.
+        fix: what the user can do, in a few words.
+        kind: class of the error.
     """
     try:
-        with warnings.catch_warnings():  # of parsers, which would print lines of the file
+        with warnings.catch_warnings():  # parsers' warnings would print lines of the file
             warnings.simplefilter("ignore")
             yield
     except RequestError:
@@ -58,18 +59,18 @@ def refuse_damage(source: str | Path, fix: str, kind: type[RequestError] = Reque
 
 
 def reason(error: Exception) -> str:
-    """What an exception says, in one short line."""
+    """An exception's message as one short line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return one_line(error, 160) or type(error).__name__
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file for reading, if it is a regular one.
+    """Open a regular file for reading.
 
     Raises:
         OSError: if it is a folder, a pipe or a device, or cannot be opened.
-        ValueError: if the path holds a NUL byte.
+        ValueError: if the path contains a NUL byte.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))  # a pipe would wait for a writer
     try:
@@ -85,7 +86,7 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     """The contents of a regular file of at most ``limit`` bytes.
 
     Raises:
-        OSError, ValueError: if it is no such file, or larger.
+        OSError, ValueError: if it is not a regular file, or larger.
     """
     with open_regular(path) as file:
         content = file.read(limit + 1)
@@ -95,34 +96,34 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
 
 
 def read_text(path: str | Path, limit: int) -> str:
-    """The same as UTF-8."""
+    """``read_bytes`` decoded as UTF-8."""
     return read_bytes(path, limit).decode("utf-8")
 
 
 def read_json(path: str | Path, fix: str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """The object in a JSON file.
 
     Raises:
-        RequestError: if the file is missing, damaged, too large, or holds something else.
+        RequestError: if the file is missing, damaged, too large, or contains no object.
     """
     with refuse_damage(path, fix):
         return parse_json_object(read_bytes(path, limit))
 
 
 def parse_json_object(content: bytes) -> dict[str, Any]:
-    """The object that JSON text holds.
+    """The object in a JSON text.
 
     Raises:
-        ValueError, RecursionError: if it is none.
+        ValueError, RecursionError: if the text is not a JSON object.
     """
     data = json.loads(content)
     if not isinstance(data, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return data
 
 
 def read_yaml(path: str | Path, fix: str) -> Any:
-    """What a YAML file holds as plain data; tags of Python are refused.
+    """The plain data in a YAML file; Python tags are refused.
 
     Raises:
         RequestError: if the file is missing, damaged or too large.
@@ -132,7 +133,7 @@ def read_yaml(path: str | Path, fix: str) -> Any:
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """Plain YAML with few aliases, none of which stands inside what it names: such a list would hold itself."""
+    """YAML loader for plain data with a limited number of aliases and without recursive ones."""
 
     aliases = 0
 
@@ -143,12 +144,12 @@ class BoundedLoader(yaml.SafeLoader):
             raise yaml.YAMLError("too many aliases")
         node = super().compose_node(parent, index)
         if is_alias and node is not None and node.end_mark is None:  # it has not ended yet
-            raise yaml.YAMLError("an alias inside what it names")
+            raise yaml.YAMLError("a recursive alias")
         return node
 
 
 def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    """A whole number; Python reads hexadecimal ones of any length, and then refuses to print them."""
+    """An integer of limited size: Python parses hexadecimal integers of any length, but refuses to print them."""
     number = yaml.SafeLoader.construct_yaml_int(loader, node)
     if number.bit_length() > MAX_BITS:
         raise ValueError(f"a number of more than {MAX_BITS} bits")
@@ -159,10 +160,10 @@ BoundedLoader.add_constructor("tag:yaml.org,2002:int", _number)
 
 
 def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:
-    """Number of elements of an array of this shape, counted before anything is allocated.
+    """Number of elements of an array of this shape, computed before anything is allocated.
 
     Raises:
-        ValueError: if it is no shape, or has more than ``limit`` elements.
+        ValueError: if it is not a valid shape, or has more than ``limit`` elements.
     """
     sizes = list(shape)
     if len(sizes) > MAX_DIMENSIONS:
@@ -170,7 +171,7 @@ def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:
     count = 1
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
-            raise ValueError(f"a shape holds a {type(size).__name__}, or less than 0")  # to print tuples inside tuples may take for ever
+            raise ValueError(f"a shape holds a {type(size).__name__}, or less than 0")  # printing deeply nested tuples may never end
         count *= int(size)
         if count > limit or size > max(limit, MAX_ELEMENTS):
             raise ValueError(f"a shape of more than {limit:,} elements")
@@ -178,7 +179,7 @@ def element_count(shape: Iterable[Any], limit: int = MAX_ELEMENTS) -> int:
 
 
 def is_shallow(value: Any, levels: int) -> bool:
-    """Whether containers lie in each other ``levels`` deep at most: what is deeper can be read, but neither printed nor copied."""
+    """Whether containers are nested at most ``levels`` deep; deeper ones can be parsed, but not printed or copied."""
     if isinstance(value, Mapping):
         value = list(value.values())
     return not isinstance(value, list | tuple) or (levels > 0 and all(is_shallow(item, levels - 1) for item in value))
@@ -188,7 +189,7 @@ def number_type(name: object) -> np.dtype:
     """The numeric dtype of this name, such as ``float32``.
 
     Raises:
-        ValueError: for any other name; numpy's own reading of names is a small language.
+        ValueError: for any other name; ``np.dtype`` itself accepts far more than names of numeric types.
     """
     if name not in _NUMBER_TYPES:
         raise ValueError(f"{one_line(repr(name), 40)} is no type of numbers")
@@ -201,7 +202,7 @@ _NUMBER_TYPES = frozenset(
 
 
 class _Zip(io.BufferedReader):
-    """A file whose single reads are bounded, as long as ``limit`` is set: ``zipfile`` reads a directory as a whole, however long."""
+    """A file whose single reads are bounded while ``limit`` is set, because ``zipfile`` reads a directory of any length at once."""
 
     limit: int | None = MAX_DIRECTORY_BYTES
 
@@ -215,10 +216,10 @@ class _Zip(io.BufferedReader):
 
 @contextmanager
 def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
-    """A zip whose directory is of bounded length.
+    """Open a zip whose central directory has a bounded size.
 
     Raises:
-        zipfile.BadZipFile, OSError, ValueError: if it is none.
+        zipfile.BadZipFile, OSError, ValueError: if it is not a zip, or its directory is larger.
     """
     bounded = _Zip(file)  # type: ignore[arg-type]
     try:
@@ -230,17 +231,17 @@ def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
 
 
 def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A member of a zip, unpacked to at most ``limit`` bytes whatever its size is said to be.
+    """A member of a zip, unpacked to at most ``limit`` bytes regardless of its declared size.
 
     Raises:
-        ValueError: if it unpacks to more, is encrypted or is packed otherwise than by deflate.
+        ValueError: if it unpacks to more, is encrypted, or uses a method other than store and deflate.
         zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, NotImplementedError: if it is damaged or missing.
     """
     info = archive.getinfo(name)
     if info.flag_bits & 1:
         raise ValueError(f"the member {name!r} is encrypted")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"the member {name!r} is packed by a method that is not read: store and deflate are")
+        raise ValueError(f"the member {name!r} is compressed by an unsupported method; store and deflate are supported")
     if info.file_size > limit:
         raise ValueError(f"the member {name!r} unpacks to {info.file_size:,} bytes, more than the {limit:,} that are read")
     with archive.open(info) as stream:
@@ -251,10 +252,10 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
 
 
 def read_npz(path: str | Path, names: Sequence[str] | None, limit: int) -> Mapping[str, np.ndarray]:
-    """Arrays of an ``.npz``, all of them if ``names`` is None, as many bytes of them as ``limit`` together; they cannot be written to.
+    """Read-only arrays of an ``.npz``, at most ``limit`` bytes in total; all of them if ``names`` is None.
 
     Raises:
-        ValueError, OSError, ...: what the file makes the parsers raise; see ``refuse_damage``.
+        ValueError, OSError, ...: any exception of the parsers; see ``refuse_damage``.
     """
     arrays = {}
     with open_regular(path) as file, open_zip(file) as archive:
@@ -266,7 +267,7 @@ def read_npz(path: str | Path, names: Sequence[str] | None, limit: int) -> Mappi
 
 
 def _array(content: bytes) -> np.ndarray:
-    """The array of a ``.npy``; numpy's own reader reserves whatever size the header claims."""
+    """The array of a ``.npy``. numpy's own reader would allocate whatever size the header declares."""
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
@@ -274,9 +275,9 @@ def _array(content: bytes) -> np.ndarray:
     elif version == (2, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     else:
-        raise ValueError(f"arrays of version {version} are not read")
+        raise ValueError(f"arrays of version {version} are not supported")
     if dtype.kind not in "biufU" or not dtype.itemsize:
-        raise ValueError(f"an array of {dtype}, which are no numbers")
+        raise ValueError(f"an array of {dtype}, which is not numeric")
     start = file.tell()
     if element_count(shape, len(content)) * dtype.itemsize != len(content) - start:
         raise ValueError("an array's bytes do not fit its shape")

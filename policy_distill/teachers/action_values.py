@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from policy_distill.support.trees import Tree
-from policy_distill.teachers.algorithms import ALGORITHMS, layout_of
+from policy_distill.teachers.algorithms import algorithms_with
 from policy_distill.teachers.networks.critics import ActionValue
 from policy_distill.teachers.teacher import Teacher
 
@@ -16,7 +16,7 @@ def why_no_action_values(teacher: Teacher) -> str | None:
     if getattr(teacher.network, "scores", None) == "q_values":
         return None
     if not isinstance(teacher.critic, ActionValue):
-        known = ", ".join(name for name in sorted(ALGORITHMS) if (layout := layout_of(name)) is not None and layout.values_actions)
+        known = algorithms_with(lambda layout: layout.values_actions)
         return f"the teacher has no critic that values single actions: {known} have"
     return teacher.why_no_values()
 

@@ -68,6 +68,11 @@ class Layout:
     action_values: Keys | None = None
 
     @property
+    def has_critic(self) -> bool:
+        """Whether it says what a state is worth."""
+        return self.value is not None or self.values_actions
+
+    @property
     def values_actions(self) -> bool:
         """Whether a critic values single actions."""
         return self.action_values is not None or self.scores == "q_values"
@@ -177,6 +182,11 @@ ALGORITHMS = {
 def layout_of(name: str | None) -> Layout | None:
     """Of the algorithm's networks; None where it is not known or they cannot be rebuilt."""
     return ALGORITHMS[name].layout if name in ALGORITHMS else None
+
+
+def algorithms_with(trait: Callable[[Layout], bool]) -> str:
+    """Names of the algorithms whose networks have ``trait``, for messages."""
+    return ", ".join(sorted(name for name, one in ALGORITHMS.items() if one.layout is not None and trait(one.layout)))
 
 
 def layout_of_weights(keys: Mapping[str, Any]) -> Layout | None:

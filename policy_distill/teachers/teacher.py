@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.config import Reading, RequestError
-from policy_distill.environments.action_masks import OBSERVATION, with_mask
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.families import Family
-from policy_distill.policies.observations import encode_observations, observation_width, parts_of
-from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, of_space, to_tensors, zeros
-from policy_distill.teachers.algorithms import ALGORITHMS, layout_of
+from policy_distill.policies.observations import encode_observations, observation_width
+from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, to_tensors, zeros
+from policy_distill.teachers.algorithms import ALGORITHMS, algorithms_with
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.files.folder import find_agent
-from policy_distill.teachers.files.normalization import ObservationNormalization, Statistics, for_observations, shape_of
+from policy_distill.teachers.files.normalization import ObservationNormalization, Statistics, required
 from policy_distill.teachers.networks.extractor import file_of
-from policy_distill.teachers.networks.live import CallableNetwork
-from policy_distill.teachers.networks.masked import MaskedCritic, MaskedNetwork
+from policy_distill.teachers.networks.live import CallableNetwork, raw_observations
+from policy_distill.teachers.networks.masked import under_masks
 from policy_distill.teachers.networks.recording import layers_inside, record_layers
 from policy_distill.teachers.reading import (
     around,
@@ -85,18 +84,10 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         if algo in ALGORITHMS and ALGORITHMS[algo].masks:
-            network, critic = MaskedNetwork(network, action_space), critic and MaskedCritic(critic)
-            if normalization is not None and not isinstance(normalization, dict):
-                normalization = {OBSERVATION: normalization}
-            observation_space = with_mask(observation_space, action_space)
+            network, critic, normalization, observation_space = under_masks(network, critic, normalization, observation_space, action_space)
         source = path or f"the {algo} agent"
         check_observation_space(observation_space, source)
-        known = None if normalization is None else for_observations(normalization, observation_space)
-        if normalization is not None and known is None:
-            raise RequestError(
-                f"{source}: the normalisation statistics are of shape {shape_of(normalization)}, its observations of "
-                f"{of_space(observation_space, lambda part: part.shape)}; {statistics or 'the vecnormalize.pkl'} is another agent's"
-            )
+        known = None if normalization is None else required(normalization, observation_space, source, statistics)
         self.network = network
         self.critic = critic
         self.reward_scale = reward_scale
@@ -117,8 +108,8 @@ class Teacher(nn.Module):
         # Holds nothing; it lies where the weights do, and asking it is quicker than walking over all modules.
         self.register_buffer("anchor", torch.empty(0), persistent=False)
         if known is not None:
-            self.register_buffer("mean", torch.from_numpy(known.mean.copy()))
-            self.register_buffer("scale", torch.from_numpy(np.sqrt(known.var + known.epsilon)))
+            self.register_buffer("mean", torch.from_numpy(known.mean.flatten()))
+            self.register_buffer("scale", torch.from_numpy(np.sqrt(known.var + known.epsilon).ravel()))
             self.register_buffer("clip", torch.as_tensor(known.clip, dtype=torch.float64), persistent=False)
         self.requires_grad_(False)
         self.eval()
@@ -190,49 +181,28 @@ class Teacher(nn.Module):
     def why_no_values(self) -> str | None:
         """Why ``values`` cannot answer, and what would help; None if it can."""
         if self.critic is None:
-            layouts = {name: layout_of(name) for name in ALGORITHMS}
-            known = ", ".join(name for name, layout in sorted(layouts.items()) if layout and (layout.value or layout.values_actions))
-            return (
-                f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {known}, or an ensemble "
-                "combined by value"
-            )
+            known = f"{algorithms_with(lambda layout: layout.has_critic)}, or an ensemble combined by value"
+            return f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {known}"
         if self.reward_scale is None:
             return f"{name_of(self)} was trained on normalised rewards whose scale is missing: put vecnormalize.pkl where its config.yml is"
         return None
 
     def encode(self, observations: Tree) -> Tree:
         """Raw observations as the networks read them."""
-        if isinstance(self.observation_space, gym.spaces.Dict):
-            return self._encode_parts(self.observation_space, observations)
-        if isinstance(self.observation_space, gym.spaces.Box) and observations.shape[1:] != self.observation_space.shape:
-            numbers = observations.shape[1:].numel()
-            if len(observations) and numbers != self.obs_dim:
-                raise ValueError(f"an observation has {numbers} numbers; this {self.algo} teacher reads {self.obs_dim}")
-            observations = observations.reshape(len(observations), *self.observation_space.shape)
+        space, normalized = self.observation_space, None
+        if isinstance(space, gym.spaces.Box) and len(observations) and (numbers := observations[0].numel()) != self.obs_dim:
+            raise ValueError(f"an observation has {numbers} numbers; this {self.algo} teacher reads {self.obs_dim}")
         if isinstance(self.network, Ensemble):
             return observations  # each member normalises them itself
         if self.normalization is not None:
             # VecNormalize computes in float64 and rounds once.
-            normalized = (observations.double() - self.mean) / self.scale
+            normalized = (encode_observations(space, observations, torch.float64) - self.mean) / self.scale
             if self.normalization.frames > 1:
                 normalized = normalized.masked_fill(self.normalization.is_padding(observations), 0.0)
-            observations = normalized.clamp(-self.clip, self.clip).float()
-        if getattr(self.network, "reads_raw", False):
-            return _as_read(self.observation_space, observations)
-        return encode_observations(self.observation_space, observations)
-
-    def _encode_parts(self, space: gym.spaces.Dict, observations: Tree) -> Tree:
-        if isinstance(self.network, Ensemble):
-            return observations
-        raw = getattr(self.network, "reads_raw", False)
-        encoded = None
-        if self.normalization is not None:
-            encoded = (encode_observations(space, observations, torch.float64) - self.mean) / self.scale
-            encoded = encoded.clamp(-self.clip, self.clip).float()
-        if not raw:
-            return encode_observations(space, observations) if encoded is None else encoded
-        parts = {} if encoded is None else parts_of(space, encoded)
-        return {key: parts[key] if key in self._normalized_keys else _as_read(part, observations[key]) for key, part in space.items()}
+            normalized = normalized.clamp(-self.clip, self.clip).float()
+        if not getattr(self.network, "reads_raw", False):
+            return encode_observations(space, observations) if normalized is None else normalized
+        return raw_observations(space, observations, normalized, self._normalized_keys)
 
     @property
     def members(self) -> tuple[Teacher, ...]:
@@ -379,8 +349,7 @@ class Teacher(nn.Module):
 
         Args:
             function: from a batch of raw observations (float32 ``[B, ...]``; int64 for discrete spaces; by key for a Dict) to what
-                ``outputs`` says. While environments are stepped it is asked about one observation at a time, so that no answer depends on
-                a batch.
+                ``outputs`` says. While environments are stepped it is asked about one at a time: no answer depends on a batch.
             observation_space: of the observations.
             action_space: of the actions.
             outputs: ``actions`` as ``env.step`` takes them (continuous ones are clipped to the bounds; of discrete ones the distribution
@@ -428,8 +397,3 @@ class Teacher(nn.Module):
             facts=facts,
             critic=HighestValue() if combine == "value" else None,
         )  # fmt: skip
-
-
-def _as_read(space: gym.Space, observations: Tensor) -> Tensor:
-    """Raw observations of one array for a network that reads them as they are."""
-    return observations.float() if isinstance(space, gym.spaces.Box) else observations.long()

@@ -24,6 +24,7 @@ from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
+from policy_distill.support.trees import Tree
 from policy_distill.teachers import Teacher
 from policy_distill.training.ppo import PPO
 from policy_distill.training.stack import StudentStack
@@ -141,7 +142,7 @@ def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: Pol
         actor.log_std.copy_(student.log_std)
     draws = torch.Generator().manual_seed(seed)
 
-    def imitation_loss(outputs: Tensor, observations: Tensor) -> Tensor:
+    def imitation_loss(outputs: Tensor, observations: Tree) -> Tensor:
         with torch.no_grad():
             targets = teacher.targets(observations)
         stacked = ActionTargets({name: rows[None] for name, rows in targets.parameters.items()}, targets.actions[None])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from policy_distill.config import PolishConfig
 from policy_distill.policies.observations import encode_observations
 from policy_distill.rollouts.ppo_rollouts import Ended, RolloutEnv
+from policy_distill.support import trees
 from policy_distill.training.stack import Activations, StudentStack
 
 VALUE_WEIGHT = 0.5
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
         log_probs: of the actions when they were taken, ``[B]`` as all that follows.
     """
 
-    observations: Tensor
+    observations: trees.Tree
     inputs: Tensor
     actions: Tensor
     log_probs: Tensor
@@ -60,7 +61,7 @@ class PPO:
     """
 
     def __init__(
-        self, actor: StudentStack, critic: StudentStack, config: PolishConfig, *, seed: int, penalty: Callable[[Tensor, Tensor], Tensor]
+        self, actor: StudentStack, critic: StudentStack, config: PolishConfig, *, seed: int, penalty: Callable[[Tensor, trees.Tree], Tensor]
     ) -> None:
         self.actor, self.critic, self.penalty, self.config = actor, critic, penalty, config
         self.learning_rate, self.penalty_weight, self.gradient_steps = config.learning_rate, 0.0, 0
@@ -91,7 +92,7 @@ class PPO:
             The transitions, and the share of the returns' variance that the critic explains, <= 1; NaN where there is no variance.
         """
         num_steps, num_envs = environments.rewards.shape
-        observations = torch.from_numpy(environments.observations[:-1]).flatten(0, 1)
+        observations = trees.map_leaves(lambda part: torch.from_numpy(part[:-1]).flatten(0, 1), environments.observations)
         actions = torch.from_numpy(environments.actions.astype(np.float32)).flatten(0, 1)
         inputs, discount = self.inputs(observations), self.config.discount
         log_probs, *_ = self.actor.architecture.family.scored(self.outputs(inputs), self.actor.log_std[0, 0], actions)
@@ -99,10 +100,10 @@ class PPO:
         rewards = np.stack([self._reward_scale(*step) for step in zip(environments.rewards, environments.starts[1:], strict=True)])
         if truncated := [episode for episode in ended if episode.truncated]:
             # the episode would have gone on: what was still to come is part of the last reward
-            last = torch.from_numpy(np.stack([episode.observation for episode in truncated]))
+            last = trees.to_tensors(trees.stack([episode.observation for episode in truncated]))
             where = tuple(zip(*((episode.step, episode.index) for episode in truncated), strict=True))
             rewards[where] += discount * self.values(self.inputs(last))
-        following = self.values(self.inputs(torch.from_numpy(environments.observations[-1])))
+        following = self.values(self.inputs(trees.to_tensors(trees.rows(environments.observations, -1))))
         advantages = generalized_advantages(
             rewards, np.concatenate([values, following[None]]), environments.starts[1:], discount, self.config.gae_lambda
         )
@@ -110,7 +111,11 @@ class PPO:
         variance = returns.var()
         explained = float(1 - (returns - values).var() / variance) if variance else float("nan")
         flat = (observations, inputs, actions, log_probs, torch.from_numpy(advantages).flatten(), torch.from_numpy(returns).flatten())
-        return Batch(*(rows.unflatten(0, (num_steps, num_envs)).transpose(0, 1).flatten(0, 1) for rows in flat)), explained
+
+        def by_environment(rows: Tensor) -> Tensor:
+            return rows.unflatten(0, (num_steps, num_envs)).transpose(0, 1).flatten(0, 1)
+
+        return Batch(*(trees.map_leaves(by_environment, rows) for rows in flat)), explained
 
     @torch.no_grad()
     def update(self, batch: Batch) -> tuple[float, float]:
@@ -125,8 +130,8 @@ class PPO:
         for _ in range(self.config.epochs):
             log_ratios: list[Tensor] = []
             order = torch.from_numpy(self._orders.permutation(len(batch.returns)))
-            for rows in zip(*(values[order].split(self.config.batch_size) for values in batch), strict=True):
-                log_ratio, penalty = self.write_gradients(Batch(*rows))
+            for rows in order.split(self.config.batch_size):
+                log_ratio, penalty = self.write_gradients(Batch(*(trees.rows(values, rows) for values in batch)))
                 nn.utils.clip_grad_norm_([self.actor.flat, self.critic.flat], MAX_GRAD_NORM)
                 self._adam.step()
                 self.gradient_steps += 1
@@ -167,7 +172,7 @@ class PPO:
         _backward(actor, inputs, acted, upstream)
         return log_ratio, penalty.detach()
 
-    def inputs(self, observations: Tensor) -> Tensor:
+    def inputs(self, observations: trees.Tree) -> Tensor:
         """Raw observations as both networks read them, ``[B, inputs + 1]``: one-hot where discrete, normalised, ones last."""
         encoded = encode_observations(self.actor.architecture.observation_space, observations, self.actor.mean.dtype)
         normalized = (encoded - self.actor.mean) / self.actor.scale

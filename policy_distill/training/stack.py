@@ -114,7 +114,6 @@ class StudentStack(FlatParameters):
         if has_mask(architecture.observation_space):
             entries = sum(mask_sizes(architecture.action_space))
             self._mask_above = ((0.5 - mean) / scale)[-entries:, None].float()
-        self._activate, self._derive = _FUNCTIONS[architecture.activation]
         widths = architecture.widths
         super().__init__(architecture, len(generators), mean.device, projections)
         layers = [self._windows(width_in + 1, width_out) for width_in, width_out in itertools.pairwise(widths)]
@@ -199,10 +198,10 @@ class StudentStack(FlatParameters):
             activations: of this batch size.
             output: where the output is written instead of its place in ``activations``.
         """
-        below = inputs
+        below, (activate, _) = inputs, _FUNCTIONS[self.architecture.activation]
         for sink, before, hidden, after in activations.upwards:
             torch.bmm(sink, below, out=before)
-            self._activate(before, hidden)
+            activate(before, hidden)
             below = after
         output = torch.bmm(self._sinks[-1], below, out=activations.output if output is None else output)
         if self._mask_above is not None:  # the mask is the last part of an observation; the gradient of a forbidden logit is 0 by itself
@@ -219,11 +218,12 @@ class StudentStack(FlatParameters):
             hints: with respect to each hidden layer after its activation, ``[K, width, B]``; None where the loss does not read it.
         """
         self._take_over_leaves()
+        _, derive = _FUNCTIONS[self.architecture.activation]
         for index, source, above, slope, before, hidden in activations.downwards:
             torch.bmm(source, above, out=slope)
             if hints and (hint := hints[index]) is not None:
                 slope += hint
-            self._derive(slope, before, hidden)
+            derive(slope, before, hidden)
         for left, right, product in activations.multiplied:
             torch.bmm(left, right, out=product)
         factors = _factors(inputs, activations.slopes[0], activations.first_turned)

@@ -33,7 +33,7 @@ def test_a_stage_about_more_than_speed_prints_its_own_table(capsys, monkeypatch)
         (["train", "--sizes", "[300]"], "the stage train has no sizes: leave --sizes out, or time scale"),
         (["scale", "--sizes", "[0]"], "sizes has 0; each must be >= 1"),
         (["scale", "--turns", "0"], "turns is 0; it must be >= 1"),
-        (["scale", "--teachers", "agents"], "the stage scale is not timed with agents"),
+        (["scale", "--teachers", "agents"], "the stage scale uses no agents"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_in_one_line(arguments, message, capsys):

@@ -225,7 +225,7 @@ def test_each_command_explains_its_options(command, capsys):
     assert "--json" in shown
     if command == "distill_policy":
         assert "--student.hidden_sizes" in shown
-        assert "Processes that step environments" in shown
+        assert "Number of processes that step environments" in shown
 
 
 def test_the_list_of_commands_is_shown_with_one_sentence_each(capsys):
@@ -370,7 +370,7 @@ def test_run_suite_reports_the_teacher_that_works_and_the_one_that_does_not(caps
 
 
 def test_square_brackets_are_shown(capsys, monkeypatch, tmp_path):
-    """The table took them for markup: the mend read ``pip install "policy-distill"``."""
+    """The table took them for markup: the fix read ``pip install "policy-distill"``."""
     (tmp_path / "[agents]").mkdir()
     (tmp_path / "[agents]" / "a.zip").write_bytes(b"")
     reason = 'pip install "policy-distill[box2d]"'

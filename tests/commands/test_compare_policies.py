@@ -35,7 +35,7 @@ def test_a_run_s_folder_is_enough_and_receives_the_states(run, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["file"] == str(run / "disagreements.npz")
     assert json.loads((run / "result.json").read_text())["disagreements"] == said
-    assert "the student acts otherwise than its teacher would" in (run / "report.html").read_text()
+    assert "action differs from its teacher" in (run / "report.html").read_text()
     found = Disagreements.load(run / "disagreements.npz")
     assert found.environment == said["env"] == WALK.id
     assert said["agreement"] == found.agreement < 1
@@ -57,14 +57,14 @@ def test_the_tables_fit_a_terminal_of_80_columns(run, capsys, monkeypatch):
     assert max(map(len, lines)) <= 80
     seeds = [line.split()[0] for line in lines if line.lstrip().startswith("40000")]
     assert len(seeds) == 4  # two episodes, two states
-    assert "reward parts" in printed
+    assert "reward differs" in printed
     assert "Costliest states" in printed
 
 
 def test_a_student_alone_needs_its_teacher_named_and_writes_only_where_it_is_told(run, expert, tmp_path, capsys):
     random_student(walk_expert().observation_space, walk_expert().action_space).save(tmp_path / "alone")
     assert main(["compare_policies", "--policy", str(tmp_path / "alone"), "--env", WALK.id]) == 2
-    assert "does not say which teacher it was distilled from: give --teacher" in capsys.readouterr().err
+    assert "does not name the teacher that it was distilled from: give --teacher" in capsys.readouterr().err
     before = sorted(tmp_path.rglob("*.npz"))
     arguments = [
         "compare_policies",

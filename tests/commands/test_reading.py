@@ -81,4 +81,4 @@ def test_a_wrong_algorithm_is_told_in_every_command(command, tmp_path, capsys):
 def test_one_agent_s_statistics_are_no_suite_s(tmp_path, capsys):
     (tmp_path / "agents").mkdir()
     assert main(["run_suite", "--teachers", str(tmp_path / "agents"), "--normalization", "a.pkl"]) == 2
-    assert "normalization is one agent's" in capsys.readouterr().err
+    assert "normalization applies to a single agent" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_a_film_is_the_same_where_a_hanging_environment_would_be_ended(run, caps
         (("--max_steps", "0"), "max_steps is 0"),
         (("--seed=-1",), "seed is -1"),
         (("--step-timeout=-1",), "step_timeout is -1"),
-        (("--output", "/nowhere/x.gif"), "the folder /nowhere of --output is not there"),
+        (("--output", "/nowhere/x.gif"), "the folder /nowhere of --output does not exist"),
         (("--env", WALK.id, "--policy", "WALKER"), "rgb_array is needed"),
         (("--policy", "ZIP"), "does not say which environment it acts in"),
     ],

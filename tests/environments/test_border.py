@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from policy_distill.config import EnvironmentFault, RequestError
 from policy_distill.environments import border as module
-from policy_distill.environments.border import Border, Finite, own_random_state
+from policy_distill.environments.border import Border, Finite, is_finite, not_finite, own_random_state
 from policy_distill.environments.specs import EnvironmentSpec, make
 from tests import rude_worlds as rude
 from tests.rude_worlds import Polite, spec_of
@@ -184,6 +184,76 @@ def test_one_number_among_many_that_is_not_finite_is_found(wrong, dtype):
 def test_whole_numbers_are_finite():
     rows = np.zeros((4, 2), np.int64)
     assert Finite(rows)(rows)
+
+
+class Parts(Polite):
+    """Observes a Dict; ``change`` is what it does wrong."""
+
+    observation_space = gym.spaces.Dict({"goal": gym.spaces.Discrete(5), "place": gym.spaces.Box(-1, 1, (1, 2), np.float32)})
+
+    def __init__(self, **change: Any) -> None:
+        self.change = change
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        observation, info = super().reset(seed=seed)
+        return {"place": observation.astype(np.float64), "goal": 3}, info
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        seen = {"place": observation.tolist(), "goal": np.float32(2.0), **self.change}
+        return {key: value for key, value in seen.items() if value is not None}, *rest
+
+
+def test_the_parts_of_a_dict_are_those_that_stable_baselines3_would_read():
+    answers = played(Border(Parts(), "parts"), 7)
+    theirs: Any = DummyVecEnv([Parts])
+    theirs.seed(7)
+    expected = [theirs.reset(), *(theirs.step(np.array([step % 3]))[0] for step in range(rude.LENGTH - 1))]
+    for (observation, *_), like in zip(answers, expected, strict=False):
+        assert list(observation) == ["goal", "place"]  # the space's order
+        for key, part in observation.items():
+            assert (part.dtype, part.shape) == (Parts.observation_space[key].dtype, Parts.observation_space[key].shape)
+            np.testing.assert_array_equal(part, like[key][0])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"goal": None}, "seed 7, step 1: the observation lacks goal; make the observation"),
+        ({"more": 1, "again": 2}, "the observation has again, more, which its space has not"),
+        ({"goal": 5}, r"the observation's 'goal' is 5, which is not in its space Discrete\(5\)"),
+        ({"goal": np.nan}, "the observation's 'goal' is nan, but its space holds whole numbers"),
+        ({"place": np.zeros(3)}, r"the observation's 'place' of shape \(3,\) does not fit its space of shape \(1, 2\)"),
+    ],
+)
+def test_a_fault_names_the_part_of_a_dict(change, says):
+    env = Border(Parts(**change), "parts")
+    env.reset(seed=7)
+    with pytest.raises(EnvironmentFault, match=says) as caught:
+        env.step(1)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_in_the_place_of_a_dict_is_a_fault():
+    env = Border(gym.wrappers.TransformObservation(Parts(), lambda _: np.zeros(2), Parts.observation_space), "parts")
+    with pytest.raises(EnvironmentFault, match="the observation is a ndarray, but its space is a Dict of goal, place"):
+        env.reset(seed=7)
+
+
+def test_the_first_row_with_a_part_that_is_not_finite_is_found_and_the_part_named():
+    rows: dict[str, np.ndarray] = {"goal": np.zeros((6, 1), np.int64), "place": np.zeros((6, 2), np.float32), "speed": np.zeros(6)}
+    all_finite = Finite(rows)
+    assert all_finite(rows)
+    rows["place"][4, 1], rows["speed"][2] = np.nan, np.inf
+    assert not all_finite(rows)
+    assert all_finite.first_wrong() == 2
+    rows["speed"][2] = 0.0
+    assert not all_finite(rows)
+    assert all_finite.first_wrong() == 4
+    fault = not_finite(Border(Parts(), "parts"), {key: part[4] for key, part in rows.items()})
+    assert "the observation's 'place': its number 1 is nan" in str(fault)
+    assert not is_finite({key: part[4] for key, part in rows.items()})
+    assert is_finite({key: part[3] for key, part in rows.items()})
 
 
 def test_border_wraps_what_is_not_from_make():

@@ -24,6 +24,7 @@ from policy_distill.environments.known_wrappers import (
 )
 from policy_distill.environments.quiet import quiet_known_warnings
 from policy_distill.environments.specs import EnvironmentSpec, make, resolve, time_limit
+from policy_distill.environments.wrappers import TimeFeatureWrapper
 from tests.small_worlds import PUSH
 
 
@@ -249,3 +250,37 @@ def test_a_class_that_a_file_names_is_not_imported(tmp_path: Path):
     """Its name has no colon any more, which stands for what the user typed."""
     (tmp_path / "env.yaml").write_text("id: CartPole-v1\nwrappers: [gymnasium.wrappers.FlattenObservation, Monitor, mine:Shaped]\n")
     assert [name for name, _ in resolve(str(tmp_path / "env.yaml")).wrappers] == ["FlattenObservation", "mine.Shaped"]
+
+
+class Goals(gym.Env):
+    """What goal-conditioned environments observe."""
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Dict(
+            {"goal": gym.spaces.Box(-9, 9, (3,)), "observation": gym.spaces.Box(-9, 9, (2,), np.float32)}
+        )
+        self.action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        return self._look(), {}
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        return self._look(), 0.0, False, False, {}
+
+    def _look(self) -> dict[str, np.ndarray]:
+        return {"goal": np.full(3, 3.0, np.float32), "observation": np.full(2, 2.0, np.float32)}
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+def test_the_time_is_appended_to_a_dict_as_sb3_contrib_appends_it(test_mode):
+    theirs_of = pytest.importorskip("sb3_contrib.common.wrappers").TimeFeatureWrapper
+    inner: Any = Goals()
+    ours, theirs = (kind(env, max_steps=4, test_mode=test_mode) for kind, env in ((TimeFeatureWrapper, inner), (theirs_of, Goals())))
+    assert ours.observation_space == theirs.observation_space
+    assert inner.observation_space.spaces["observation"].shape == (2,), "what is inside stays what it was"
+    for mine, other in zip([ours.reset()[0], ours.step(0)[0]], [theirs.reset()[0], theirs.step(0)[0]], strict=True):
+        assert mine.keys() == other.keys()
+        for key in mine:
+            np.testing.assert_array_equal(mine[key], other[key])
+            assert mine[key].dtype == np.float32
+    assert ours.observation_space.contains(ours.step(1)[0])

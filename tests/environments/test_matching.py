@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +16,7 @@ from policy_distill.environments.matching import check_fits, check_matches, wrap
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import choose_environment
+from tests.small_worlds import PLACES
 
 
 def test_check_matches_ignores_bounds_and_element_types_of_observations():
@@ -69,6 +71,26 @@ def test_check_matches_names_both_and_the_fix(gym_id, observation_space, action_
 )
 def test_the_wrapper_that_would_fit_is_named(length, here, wrapper):
     assert wrapper_that_fits(gym.spaces.Box(-1, 1, (length,)), gym.spaces.Box(-1, 1, here)) == wrapper
+
+
+POSITION = gym.spaces.Box(0, 10, (1,), np.float32)
+
+
+def test_agents_that_read_a_dict_are_compared_key_by_key():
+    env, three = make(PLACES), gym.spaces.Discrete(3)
+    check_matches(PLACES, env, gym.spaces.Dict({"position": POSITION, "target": gym.spaces.Discrete(11)}), three)  # in another order
+    others: list[dict[str, Any]] = [{"position": POSITION}, {"position": POSITION, "target": gym.spaces.Discrete(10)}]
+    for parts in others:
+        with pytest.raises(RequestError, match=r"observations are a Dict \(position: 1 number.*, those of .* a Dict \(target: one of 11"):
+            check_matches(PLACES, env, gym.spaces.Dict(parts), three)
+
+
+def test_the_wrapper_that_would_fit_a_dict_appends_to_its_observation():
+    here = gym.spaces.Dict({"goal": POSITION, "observation": gym.spaces.Box(-1, 1, (3,))})
+    longer = gym.spaces.Dict({"goal": POSITION, "observation": gym.spaces.Box(-1, 1, (4,))})
+    assert wrapper_that_fits(longer, here) == ("TimeFeatureWrapper", {})
+    assert wrapper_that_fits(gym.spaces.Dict({**longer.spaces, "goal": gym.spaces.Discrete(2)}), here) is None
+    assert wrapper_that_fits(gym.spaces.Dict({**here.spaces, "observation": gym.spaces.Box(-1, 1, (6,))}), here) is None
 
 
 @pytest.mark.parametrize(

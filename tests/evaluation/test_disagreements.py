@@ -19,7 +19,22 @@ from policy_distill.rollouts.episodes import evaluate
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks.acting import DiscreteNetwork
 from policy_distill.teachers.networks.critics import StateValue
-from tests.small_worlds import DIALS, PUSH, SWITCHES, WALK, Push, Walk, echo_teacher, push_best, walk_best, walk_teacher
+from tests.small_worlds import (
+    DIALS,
+    PLACES,
+    PUSH,
+    SWITCHES,
+    WALK,
+    Places,
+    Push,
+    Walk,
+    echo_teacher,
+    places_best,
+    places_teacher,
+    push_best,
+    walk_best,
+    walk_teacher,
+)
 
 SEEDS = list(range(40, 70))
 
@@ -219,6 +234,31 @@ def test_what_is_saved_is_loaded_without_pickle(tmp_path):
     assert loaded.cost_kind in COSTS
 
 
+def test_states_of_a_dict_are_saved_and_read_by_key(tmp_path):
+    class Lazy:
+        def act(self, observations: dict[str, np.ndarray]) -> np.ndarray:
+            return np.maximum(places_best(observations), 1)
+
+    teacher = places_teacher()
+    found = find(Lazy(), teacher, PLACES, range(12))
+    assert (found.observations["target"] < found.observations["position"][:, 0]).all()
+    assert 0 < len(found.observations["target"]) == len(found.costs)
+    path = found.save(tmp_path / "disagreements.npz")
+    loaded = Disagreements.load(path).observations
+    assert list(loaded) == ["target", "position"]
+    for key, part in loaded.items():
+        np.testing.assert_array_equal(part, found.observations[key])
+        assert part.dtype == Places.observation_space[key].dtype
+    states, _ = read_worst_states(path, Places.observation_space, 3)
+    assert [len(part) for part in states.values()] == [3, 3]
+    assert len({(int(target), float(position[0])) for target, position in zip(*states.values(), strict=True)}) == 3
+    narrow = gym.spaces.Dict({"target": gym.spaces.Discrete(2), "position": Places.observation_space["position"]})
+    keys = r"their keys are \['target', 'position'\], those of its observations \[\]"
+    for space, said in ((Walk.observation_space, keys), (narrow, "target: some are not in")):
+        with pytest.raises(RequestError, match=said):
+            read_worst_states(path, space, 3)
+
+
 def changed(path: Path, **arrays: Any) -> Path:
     """The file with other arrays; None leaves one out."""
     with np.load(path, allow_pickle=False) as found:
@@ -243,7 +283,7 @@ def test_the_worst_states_are_read_from_a_file(tmp_path):
     [
         ({"observations": None}, "no item named 'observations.npy'"),
         ({"environment": None}, "no item named 'environment.npy'"),
-        ({"observations": np.array([object()])}, "no numbers"),
+        ({"observations": np.array([object()])}, "not numeric"),
         ({"observations": np.float32(1.0)}, "cannot be read"),
         ({"observations": np.empty((0, 2), np.float32)}, "holds no states: the student acted as its teacher"),
         ({"observations": np.ones((3, 4), np.float32)}, r"they are of shape \(4,\), its observations of \(2,\)"),

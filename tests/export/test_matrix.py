@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from stable_baselines3 import PPO
 
 from policy_distill.export.sb3 import save_ppo, why_not_exported
@@ -17,6 +18,7 @@ from policy_distill.policies.encoders import normalization_of
 from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.rollouts.numpy_policies import actor
+from policy_distill.support import trees
 
 ROWS = 64
 f32 = np.float32
@@ -37,6 +39,10 @@ SEEN: dict[str, gym.Space] = {
     "different scales": Box(np.array([0, 1e6, -1e-4], f32), np.array([1, 1e6 + 5000, 1e-4], f32)),
     "far": Box(99_990, 100_010, (4,), f32),
     "far float64": Box(1.7e9, 1.7e9 + 100, (4,), np.float64),
+    "dict": Dict(
+        OrderedDict(z=Box(-5, 5, (2, 2), f32), a=Discrete(3), m=MultiDiscrete([2, 3]), b=MultiBinary(2), c=Box(0, 9, (2,), np.int8))
+    ),
+    "dict float64": Dict({"a": Box(-5, 5, (2,), np.float64), "b": Box(-1, 1, (3,), f32)}),
     "far int64": Box(1_700_000_000, 1_700_000_100, (4,), np.int64),
 }
 ACTED: dict[str, gym.Space] = {
@@ -55,15 +61,17 @@ ACTED: dict[str, gym.Space] = {
 PAIRS = [(seen, acted) for seen in SEEN for acted in ACTED if seen == "vector" or acted in ("discrete", "box")]
 
 
-def student_of(seen: gym.Space, acted: gym.Space, observations: np.ndarray) -> Student:
+def student_of(seen: gym.Space, acted: gym.Space, observations: trees.Tree) -> Student:
     student = Student(Architecture(seen, acted, (16, 16), "tanh"))
-    dtype = torch.float64 if seen.dtype in (np.float64, np.int64) and np.abs(observations).max() > 1e6 else torch.float32
-    student.vectors.normalize_by(*normalization_of([encode_observations(seen, torch.as_tensor(observations), dtype)], dtype))
+    tensors = trees.to_tensors(observations)
+    far = seen.dtype in (np.float64, np.int64) and np.abs(observations).max() > 1e6
+    dtype = torch.float64 if far else torch.float32
+    student.vectors.normalize_by(*normalization_of([encode_observations(seen, tensors, dtype)], dtype))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
-        student.linears[-1].bias.sub_(student(torch.as_tensor(observations)).mean(0))  # so that the actions differ
+        student.linears[-1].bias.sub_(student(tensors).mean(0))  # so that the actions differ
     return student.eval().requires_grad_(False)
 
 
@@ -71,7 +79,7 @@ def student_of(seen: gym.Space, acted: gym.Space, observations: np.ndarray) -> S
 def test_a_student_acts_alike_wherever_it_acts(seen: str, acted: str, tmp_path: Path):
     space = ACTED[acted]
     SEEN[seen].seed(0)
-    observations = np.stack([np.asarray(SEEN[seen].sample()) for _ in range(ROWS)])
+    observations = trees.stack([SEEN[seen].sample() for _ in range(ROWS)])
     student = student_of(SEEN[seen], space, observations)
     expected = student.act(observations)
     if getattr(space, "n", 2) > 1:

@@ -16,6 +16,7 @@ from stable_baselines3 import PPO
 from policy_distill.export.sb3 import fold, save_ppo, to_ppo
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.student import ACTIVATIONS
+from policy_distill.support.trees import to_tensors
 from tests.small_worlds import random_observations, random_student
 
 ACTED: list[gym.Space] = [
@@ -31,6 +32,7 @@ SEEN: list[gym.Space] = [
     gym.spaces.Discrete(6),
     gym.spaces.MultiDiscrete([2, 4]),
     gym.spaces.MultiBinary(3),
+    gym.spaces.Dict({"b": gym.spaces.Box(-5.0, 5.0, (3,)), "a": gym.spaces.Discrete(3)}),
 ]
 
 
@@ -96,7 +98,7 @@ def test_a_critic_on_normalised_observations_predicts_the_same_on_raw_ones(obser
     for parameter in (parameter for layer in critic for parameter in layer.parameters()):
         torch.nn.init.normal_(parameter)
     observations = random_observations(observation_space, 50)
-    hidden = (encode_observations(observation_space, torch.as_tensor(observations)) - student.mean) / student.scale
+    hidden = (encode_observations(observation_space, to_tensors(observations)) - student.mean) / student.scale
     *inner, last = critic
     for layer in inner:
         hidden = getattr(torch, activation)(layer(hidden))

@@ -33,9 +33,12 @@ from policy_distill.config import (
 )
 from policy_distill.evaluation.disagreements import read_worst_states
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.pipeline.distill import DistillResult, distill
-from policy_distill.pipeline.polish import Polished, polish_if_needed
+from policy_distill.pipeline.context import Services
+from policy_distill.pipeline.distill import STAGES, DistillResult, distill
+from policy_distill.pipeline.imitation import choose_round
+from policy_distill.pipeline.polish import polish
 from policy_distill.pipeline.self_distillation import self_distill
+from policy_distill.pipeline.state import State
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluate, evaluation_seeds
 from policy_distill.support.progress import Display
@@ -286,14 +289,12 @@ def test_states_in_which_a_student_parted_teach_the_next_one(expert_zip, tmp_pat
     assert main(["compare_policies", "--policy", str(tmp_path / "earlier"), "--episodes", "60", "--output", str(file)]) == 0
     wrong, _ = read_worst_states(file, walk_teacher().observation_space, 10_000)
     datasets: list[Dataset] = []
-    imitate = sys.modules["policy_distill.pipeline.distill"].imitate
 
-    def remember(run: Any) -> Any:
-        found = imitate(run)
-        datasets.append(found.dataset)
-        return found
+    def remember(state: State, services: Services) -> State:
+        datasets.append(state.dataset)
+        return choose_round(state, services)
 
-    monkeypatch.setattr(sys.modules["policy_distill.pipeline.distill"], "imitate", remember)
+    monkeypatch.setitem(STAGES, "choice", remember)
     config = hasty(tmp_path / "second", expert_zip, extra_states=str(file))
     second = distill(config, display=Display())
     (dataset,) = datasets
@@ -330,24 +331,24 @@ def hardly_imitating(output: Path, **changes: Any) -> DistillConfig:
 
 
 @pytest.fixture(scope="module")
-def polished(tmp_path_factory, expert_zip) -> tuple[DistillResult, Polished]:
-    """A run whose student was trained on by reward, and what that stage left."""
-    stages: list[Any] = []
+def polished(tmp_path_factory, expert_zip) -> tuple[DistillResult, State]:
+    """A run whose student was trained on by reward, and its state."""
+    stages: list[State] = []
 
-    def remember(*arguments: Any) -> Any:
-        stages.append(polish_if_needed(*arguments))
-        return stages[0]
+    def remember(state: State, services: Services) -> State:
+        stages.append(polish(state, services))
+        return state
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["policy_distill.pipeline.distill"], "polish_if_needed", remember)
+        patch.setitem(STAGES, "polish", remember)
         result = distill(hardly_imitating(tmp_path_factory.mktemp("runs") / "polished", teacher=str(expert_zip)))
     return result, stages[0]
 
 
 def test_reward_goes_on_where_imitation_fell_short(polished):
-    result, stage = polished
+    result, state = polished
     found = json.loads((result.folder / "result.json").read_text(), parse_constant=pytest.fail)
-    assert found["polish"] == json.loads(json.dumps(stage.summary()))
+    assert found["polish"]["records"] == json.loads(json.dumps([look.summary() for look in state.of("polish")]))
     # 2000 steps are eight rollouts of 256; the first look is due at 1100, after a tenth for the critic and half of the rest
     assert [record["env_steps"] for record in found["polish"]["records"]] == [1280, 2048]
     assert found["polish"]["start_retention"] < 0.5
@@ -361,8 +362,9 @@ def test_reward_goes_on_where_imitation_fell_short(polished):
 
 
 def test_the_polished_student_is_the_one_that_is_saved_and_exported_with_its_critic(polished):
-    result, stage = polished
-    assert result.student is stage.kept.student
+    result, state = polished
+    assert result.student is state.kept[-1].student
+    assert state.critic is not None
     saved = Student.load(result.folder / "student")
     assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in result.student.state_dict().items())
     model = PPO.load(result.folder / "student.zip", device="cpu")
@@ -371,7 +373,7 @@ def test_the_polished_student_is_the_one_that_is_saved_and_exported_with_its_cri
     np.testing.assert_array_equal(actions, result.student.act(observations))
     assert len(np.unique(actions)) > 1
     hidden = (torch.as_tensor(observations) - saved.mean) / saved.scale
-    *inner, last = stage.critic
+    *inner, last = state.critic
     for layer in inner:
         hidden = torch.relu(layer(hidden))
     policy: Any = model.policy
@@ -439,11 +441,12 @@ def test_a_dataset_on_the_disk_makes_the_same_student_and_is_gone_with_the_run(e
         monkeypatch.setattr(f"policy_distill.{module}.BLOCK_BYTES", 1000)
     mapped: list[bool] = []
 
-    def look(*stage: Any) -> Any:
-        mapped.append(still_mapped(tmp_path))
-        return self_distill(*stage)
+    def look(state: State, services: Services) -> State:
+        if not state.of("generation"):
+            mapped.append(still_mapped(tmp_path))
+        return self_distill(state, services)
 
-    monkeypatch.setattr(sys.modules["policy_distill.pipeline.distill"], "self_distill", look)
+    monkeypatch.setitem(STAGES, "self_distillation", look)
     found = []
     for storage in ("memory", "disk"):
         collect = CollectConfig(env_steps=ENV_STEPS, rounds=4, num_envs=4, window=3, epsilon=0.1, storage=storage)
@@ -469,7 +472,7 @@ def test_a_run_that_fails_leaves_no_dataset_behind(tmp_path, monkeypatch):
         mapped.append(still_mapped(tmp_path))
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["policy_distill.pipeline.distill"], "self_distill", fail)
+    monkeypatch.setitem(STAGES, "self_distillation", fail)
     collect = CollectConfig(env_steps=ENV_STEPS, rounds=4, num_envs=4, storage="disk")
     with pytest.raises(ZeroDivisionError) as caught:
         distill(tiny(tmp_path, collect=collect), teacher=walk_teacher())
@@ -644,7 +647,7 @@ def test_what_imitation_made_is_there_even_if_polishing_fails(tmp_path, expert_z
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["policy_distill.pipeline.distill"], "polish_if_needed", fail)  # the package has a function of that name
+    monkeypatch.setitem(STAGES, "polish", fail)
     with pytest.raises(ZeroDivisionError):
         distill(tiny(tmp_path, teacher=str(expert_zip)))
     student = Student.load(tmp_path / "student")

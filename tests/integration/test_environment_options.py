@@ -74,7 +74,7 @@ def test_the_file_that_a_run_leaves_runs_it_again(paths, tmp_path, capsys):
     """A wrapper of the user's own is code, so that it is named again."""
     _, run = paths
     again = ["distill_policy", "--config", str(run / "config.yaml"), "--output", str(tmp_path / "again")]
-    asked = re.fullmatch(r".*names wrappers of its own, and importing them runs their code: give (.*)", refused(capsys, *again))
+    asked = re.fullmatch(r".*names wrappers by module:Class, and importing them runs their code: give (.*)", refused(capsys, *again))
     assert asked is not None
     printed(capsys, *again, *shlex.split(asked[1]))
     one, other = ((folder / "student" / "student.safetensors").read_bytes() for folder in (run, tmp_path / "again"))
@@ -109,7 +109,7 @@ def test_check_teacher_takes_them_too(paths, capsys):
     plain, scaled = printed(capsys, *options), printed(capsys, *options, "--wrapper", SCALED)
     assert scaled["return_mean"] == pytest.approx(4 * plain["return_mean"])
     shorter = printed(capsys, *options, "--max-episode-steps", "1")
-    assert "each of 6 episodes was over after one step" in json.dumps(shorter["findings"])
+    assert "each of 6 episodes ended after one step" in json.dumps(shorter["findings"])
 
 
 class Endless(gym.Env):

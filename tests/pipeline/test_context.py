@@ -1,20 +1,27 @@
-"""What the stages share: the choice among candidates, retention on the validation seeds, counters and the clock."""
+"""What the stages work with: the choice among candidates, and counters of what is measured."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from policy_distill.evaluation.return_cache import KnownReturns
-from policy_distill.pipeline import context as run_module
-from policy_distill.pipeline.context import Run, Stopwatch, halving
+from policy_distill.pipeline.context import Services, halving, kept_enough
+from policy_distill.pipeline.state import State
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluation_seeds
 from tests.small_worlds import walk_expert
 from tests.stand_ins import STEPS, Table, run_of
+
+Run = tuple[State, Services]
+
+
+def earning(run: Run, teacher: list[float], random: list[float]) -> Run:
+    """The run with what teacher and random policy earn on the validation seeds."""
+    run[0].teacher_returns, run[0].random_returns = np.array(teacher), np.array(random)
+    return run
 
 
 def candidates(*returns: list[float]) -> tuple[list[Student], Table]:
@@ -24,8 +31,9 @@ def candidates(*returns: list[float]) -> tuple[list[Student], Table]:
 
 
 def chosen(run: Run, students: list[Student], table: Table, at_least: float | None = None) -> tuple[int | None, dict[int, list[float]]]:
-    first = [np.array(table.returns[student][: run.num_first]) for student in students]
-    best, full = run.choose(students, first, at_least)
+    state, services = run
+    first = [np.array(table.returns[student][: state.num_first]) for student in students]
+    best, full = services.choose(state, students, first, at_least)
     return best, {index: values.tolist() for index, values in full.items()}
 
 
@@ -62,12 +70,10 @@ def test_the_one_to_keep_played_all_seeds_even_if_another_looked_better_on_fewer
 def test_who_keeps_too_little_drops_out_as_soon_as_it_shows(tmp_path):
     # the teacher earns 10 and a random policy 0; first seeds, then one further, then two more
     students, table = candidates([7, 7, 9, 9, 9], [8, 8, 1, 9, 9], [8, 8, 8, 8, 8], [8, 8, 8, 8, 5])
-    run = run_of(tmp_path, table, finalists=4, further=3)
-    run.teacher_returns, run.random_returns = np.full(5, 10.0), np.zeros(5)
+    run = earning(run_of(tmp_path, table, finalists=4, further=3), [10.0] * 5, [0.0] * 5)
     assert chosen(run, students, table, 0.8) == (2, {3: [8, 8, 8, 8, 5], 2: [8, 8, 8, 8, 8], 1: [8, 8, 1]})
     assert chosen(run_of(tmp_path, table, finalists=4, further=3), students[3:], table)[0] == 0
-    run = run_of(tmp_path, Table(table.returns), finalists=4, further=3)
-    run.teacher_returns, run.random_returns = np.full(5, 10.0), np.zeros(5)
+    run = earning(run_of(tmp_path, Table(table.returns), finalists=4, further=3), [10.0] * 5, [0.0] * 5)
     assert chosen(run, students[3:], table, 0.8) == (None, {0: [8, 8, 8, 8, 5]})
 
 
@@ -85,7 +91,7 @@ def test_only_finalists_play_further_seeds_and_only_those(tmp_path):
     chosen(run, students, table)
     further = evaluation_seeds("validation", 4)[2:]
     assert [(students.index(policy), seeds) for policy, seeds, _ in table.asked] == [(1, further), (2, further)]
-    assert run.evaluation_env_steps == 2 * 2 * STEPS
+    assert run[0].evaluation_env_steps == 2 * 2 * STEPS
 
 
 def test_the_first_seeds_decide_where_there_are_no_further_ones(tmp_path):
@@ -93,41 +99,26 @@ def test_the_first_seeds_decide_where_there_are_no_further_ones(tmp_path):
     run = run_of(tmp_path, table, further=0)
     assert chosen(run, students, table) == (2, {2: [-2, -1], 1: [-1, -2]})
     assert table.asked == []
-    assert run.evaluation_env_steps == 0
-
-
-def test_retention_is_of_the_means_over_as_many_seeds_as_were_played(tmp_path):
-    run = run_of(tmp_path)
-    run.teacher_returns, run.random_returns = np.array([6.0, 8.0, 100.0, 100.0]), np.array([-2.0, 0.0, 20.0, 22.0])
-    assert run.retention(np.array([2.0, 4.0])) == 0.5  # (3 + 1) / (7 + 1)
-    # (16.75 - 10) / (53.5 - 10)
-    assert run.retention(np.array([2.0, 4.0, 30.0, 31.0])) == pytest.approx(6.75 / 43.5)
-    assert run.retention(np.array([-5.0, -5.0])) == -0.5
-
-
-def test_retention_is_undefined_where_teacher_and_random_policy_earn_the_same(tmp_path):
-    run = run_of(tmp_path)
-    run.teacher_returns, run.random_returns = np.array([1.0, 3.0]), np.array([3.0, 1.0])
-    assert math.isnan(run.retention(np.array([2.0, 2.0])))
+    assert run[0].evaluation_env_steps == 0
 
 
 def test_a_run_starts_with_nothing_counted(tmp_path):
-    run = run_of(tmp_path, first=3, further=4)
-    assert (run.env_steps, run.gradient_steps, run.evaluation_env_steps) == (0, 0, 0)
-    assert (run.seeds, run.num_first) == (evaluation_seeds("validation", 7), 3)
+    state, _ = run_of(tmp_path, first=3, further=4)
+    assert (state.env_steps, state.gradient_steps, state.evaluation_env_steps) == (0, 0, 0)
+    assert (state.seeds, state.num_first) == (evaluation_seeds("validation", 7), 3)
 
 
 def test_steps_of_measuring_are_counted_when_the_answer_is_there(tmp_path):
     student = walk_expert()
-    run = run_of(tmp_path, Table({student: [1, 2, 3, 4], "teacher": [5, 6, 7, 8]}))
-    validation, teacher = run.begin_validation(student), run.begin("teacher", run.seeds, with_agreement=True)
-    assert run.evaluation_env_steps == 0
-    assert validation().returns.tolist() == [1, 2]
-    assert run.evaluation_env_steps == 2 * STEPS
-    assert teacher().returns.tolist() == [5, 6, 7, 8]
-    assert run.evaluation_env_steps == 6 * STEPS
-    assert run.env_steps == 0
-    asked = [(policy, len(seeds), options) for policy, seeds, options in run.rollouts.asked]  # type: ignore[attr-defined]
+    state, services = run_of(tmp_path, Table({student: [1, 2, 3, 4], "teacher": [5, 6, 7, 8]}))
+    validation, teacher = services.begin_validation(state, student), services.begin(state, "teacher", state.seeds, with_agreement=True)
+    assert state.evaluation_env_steps == 0
+    assert validation.result().returns.tolist() == [1, 2]
+    assert state.evaluation_env_steps == 2 * STEPS
+    assert teacher.result().returns.tolist() == [5, 6, 7, 8]
+    assert state.evaluation_env_steps == 6 * STEPS
+    assert state.env_steps == 0
+    asked = [(policy, len(seeds), options) for policy, seeds, options in services.rollouts.asked]  # type: ignore[attr-defined]
     assert asked == [
         (student, 2, {"num_envs": 5, "with_agreement": False}),
         ("teacher", 4, {"num_envs": 5, "with_agreement": True}),
@@ -135,54 +126,42 @@ def test_steps_of_measuring_are_counted_when_the_answer_is_there(tmp_path):
 
 
 def test_episodes_that_are_known_are_neither_played_nor_counted(tmp_path):
-    run = run_of(tmp_path, Table({"teacher": [5, 6, 7, 8], "random": [1, 2, 3, 4]}))
-    run.known = {"teacher": KnownReturns(tmp_path / "teacher.npz")}
-    later, first = run.seeds[2:], run.seeds[:2]
-    assert run.begin("teacher", later)().returns.tolist() == [7, 8]
-    assert run.begin("teacher", run.seeds)().returns.tolist() == [5, 6, 7, 8]
-    assert run.begin("teacher", first)().returns.tolist() == [5, 6]
-    assert run.begin("random", first)().returns.tolist() == [1, 2]
-    asked = [(policy, seeds) for policy, seeds, _ in run.rollouts.asked]  # type: ignore[attr-defined]
+    state, services = run_of(tmp_path, Table({"teacher": [5, 6, 7, 8], "random": [1, 2, 3, 4]}))
+    services.known = {"teacher": KnownReturns(tmp_path / "teacher.npz")}
+    later, first = state.seeds[2:], state.seeds[:2]
+    assert services.begin(state, "teacher", later).result().returns.tolist() == [7, 8]
+    assert services.begin(state, "teacher", state.seeds).result().returns.tolist() == [5, 6, 7, 8]
+    assert services.begin(state, "teacher", first).result().returns.tolist() == [5, 6]
+    assert services.begin(state, "random", first).result().returns.tolist() == [1, 2]
+    asked = [(policy, seeds) for policy, seeds, _ in services.rollouts.asked]  # type: ignore[attr-defined]
     assert asked == [("teacher", later), ("teacher", first), ("random", first)]
-    assert run.evaluation_env_steps == (2 + 2 + 2) * STEPS
-    assert run.reused_episodes == 2 + 2
+    assert state.evaluation_env_steps == (2 + 2 + 2) * STEPS
+    assert state.reused_episodes == 2 + 2
 
 
 def test_agreement_is_asked_of_every_episode_and_a_student_is_never_known(tmp_path):
     student = walk_expert()
-    run = run_of(tmp_path, Table({student: [1, 2, 3, 4], "teacher": [5, 6, 7, 8]}))
-    run.known = {"teacher": KnownReturns(tmp_path / "teacher.npz")}
+    state, services = run_of(tmp_path, Table({student: [1, 2, 3, 4], "teacher": [5, 6, 7, 8]}))
+    services.known = {"teacher": KnownReturns(tmp_path / "teacher.npz")}
     for _ in range(2):
-        run.begin("teacher", run.seeds, with_agreement=True)()
-        run.begin(student, run.seeds)()
-    assert len(run.rollouts.asked) == 4  # type: ignore[attr-defined]
-    assert run.reused_episodes == 0
-    assert len(run.known["teacher"].read(run.seeds).seeds) == 0
+        services.begin(state, "teacher", state.seeds, with_agreement=True).result()
+        services.begin(state, student, state.seeds).result()
+    assert len(services.rollouts.asked) == 4  # type: ignore[attr-defined]
+    assert state.reused_episodes == 0
+    assert len(services.known["teacher"].read(state.seeds).seeds) == 0
 
 
-def test_the_stopwatch_adds_up_each_stage(monkeypatch):
-    times = iter([100.0, 101.0, 103.0, 104.0, 108.0, 109.0, 109.5, 120.0])
-    monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    watch = Stopwatch()
-    for stage in ("collect", "polish", "collect"):
-        with watch.measure(stage):
-            pass
-    # 101 to 103, 104 to 108, 109 to 109.5; since 100
-    assert watch.read() == {"collect": 2.5, "train": 0.0, "polish": 4.0, "evaluate": 0.0, "total": 20.0}
-
-
-def test_the_standard_error_of_a_retention_is_paired_by_seed(tmp_path):
-    run = run_of(tmp_path)
-    run.teacher_returns, run.random_returns = np.array([4.0, 6.0, 8.0, 99.0]), np.array([0.0, 2.0, 4.0, 99.0])
-    # half of what the teacher adds on each seed: however much the seeds differ, there is nothing to be unsure about
-    assert run.retention(np.array([2.0, 4.0, 6.0])) == 0.5
-    assert run.retention_standard_error(np.array([2.0, 4.0, 6.0])) == 0.0
-    # contrast at 0.5: -1, 0, 1; standard deviation 1; of the mean of three over a gap of 4
-    assert run.retention_standard_error(np.array([1.0, 4.0, 7.0])) == pytest.approx(1 / math.sqrt(3) / 4)
-
-
-def test_one_episode_or_a_teacher_like_chance_has_no_standard_error(tmp_path):
-    run = run_of(tmp_path)
-    run.teacher_returns, run.random_returns = np.array([4.0, 4.0]), np.array([0.0, 9.0])
-    assert math.isnan(run.retention_standard_error(np.array([2.0])))
-    assert math.isnan(run.retention_standard_error(np.array([2.0, 2.0])))
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ([], False),
+        ([0.9, 0.9], False),
+        ([0.9, 0.9, 0.9], True),
+        ([0.1, 0.9, 0.95, 1.0], True),
+        ([0.9, 0.9, 0.9, 0.89], False),
+        ([0.9, 0.1, 0.9, 0.9], False),
+        ([0.9, 0.9, math.nan], False),
+    ],
+)
+def test_three_passes_in_a_row_and_the_last_three_alone_are_enough(shares, expected):
+    assert kept_enough(shares, 0.9) == expected

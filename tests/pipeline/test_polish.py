@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -17,12 +17,13 @@ from torch import nn
 
 from policy_distill.config import PolishConfig
 from policy_distill.pipeline import polish as polish_module
-from policy_distill.pipeline.context import Kept, Run
-from policy_distill.pipeline.polish import PolishRecord, polish_if_needed
+from policy_distill.pipeline.context import Services
+from policy_distill.pipeline.polish import polish
+from policy_distill.pipeline.state import Kept, State
 from policy_distill.policies.student import Student
 from policy_distill.teachers import Teacher
 from policy_distill.training.kickstart import Snapshot
-from tests.small_worlds import Walk, walk_best, walk_expert
+from tests.small_worlds import Walk, labelled, walk_best, walk_expert, walk_teacher
 from tests.stand_ins import FIRST_SEED, STEPS, Recorder, Table, run_of
 
 TEACHER, RANDOM = [8.0, 6.0, 9.0, 9.0], [0.0, -2.0, -1.0, -1.0]
@@ -78,15 +79,32 @@ def polished(folder: Path, monkeypatch: pytest.MonkeyPatch, start: list[float], 
     table = Table(dict(zip(students, candidates, strict=True)))
     ppo = Kickstart(students)
     monkeypatch.setattr(polish_module, "kickstart", ppo)
-    run = started(run_of(folder, table, **changes))
+    state, services = started(run_of(folder, table, **changes))
     kept = Kept(walk_expert(), np.array(start), "round 2")
-    return run, kept, ppo, polish_if_needed(run, kept)
+    return state, kept, ppo, through(state, services, kept)
 
 
-def started(run: Run) -> Run:
+def started(run: tuple[State, Services]) -> tuple[State, Services]:
     """As imitation leaves it."""
-    run.teacher_returns, run.random_returns, run.env_steps, run.gradient_steps = np.array(TEACHER), np.array(RANDOM), 1000, 70
+    state, _ = run
+    state.teacher_returns, state.random_returns, state.env_steps, state.gradient_steps = np.array(TEACHER), np.array(RANDOM), 1000, 70
+    seen = torch.zeros(1, 2)
+    state.dataset.append(labelled(seen, walk_teacher().targets(seen)))
     return run
+
+
+def through(state: State, services: Services, kept: Kept) -> SimpleNamespace | None:
+    """What the stage made of ``kept``; None if it let it be."""
+    state.stage, state.kept = "polish", [kept]
+    polish(state, services)
+    assert state.stage == "value"
+    records = state.of("polish")
+    if not records:
+        assert state.kept[-1].student is kept.student
+        return None
+    chosen = next((index for index, look in enumerate(records) if look.kept), None)
+    start = state.retention(state.kept[0].returns)
+    return SimpleNamespace(records=records, kept=state.kept[-1], chosen=chosen, critic=state.critic, start=start)
 
 
 # Whether.
@@ -113,14 +131,15 @@ def test_a_student_is_left_alone_where_the_further_seeds_show_that_it_keeps_enou
     monkeypatch.setattr(polish_module, "kickstart", ppo)
     table = Table({student: [0.0] * 6})
     lengths: dict[str, Any] = {"first": 2, "further": 4} if first else {"first": 4, "further": 0}
-    run = started(run_of(tmp_path, table, polish=PolishConfig(below=0.75, confidence=0.95, further_episodes=0), **lengths))
+    config = PolishConfig(below=0.75, confidence=0.95, further_episodes=0)
+    run, services = started(run_of(tmp_path, table, polish=config, **lengths))
     run.teacher_returns, run.random_returns = np.array([9.0, 9.0][: len(first)] + TEACHER), np.array([0.0, 0.0][: len(first)] + RANDOM)
     # 3/4 of 8 and 1/4 of 0, ...
     returns = np.array(first + (np.array([6.0, 4.0, 6.5, 6.5]) + above).tolist())
-    assert (polish_if_needed(run, Kept(walk_expert(), returns, "round 2")) is None) == shown
+    assert (through(run, services, Kept(walk_expert(), returns, "round 2")) is None) == shown
     assert ppo.calls == (not shown)
     if shown:
-        assert (run.env_steps, run.evaluation_env_steps, table.asked, run.tracker.seen) == (1000, 0, [], {})  # type: ignore[attr-defined]
+        assert (run.env_steps, run.evaluation_env_steps, table.asked, services.tracker.seen) == (1000, 0, [], {})  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("confidence", "shown"), [(0.9, False), (0.8, True)])
@@ -139,9 +158,10 @@ def undecided(folder: Path, monkeypatch: pytest.MonkeyPatch, further: list[float
     returns = [5.0, 11.0, 6.0, 10.0, *further]
     of_teacher, of_random = [8.0] * 14, [0.0] * 14
     table = Table({"teacher": of_teacher, "random": of_random, student: returns, polished_student: [-9.0] * 4})
-    run = run_of(folder, table, first=4, further=0, polish=PolishConfig(below=0.75, confidence=0.95, further_episodes=allowed))
+    run, services = run_of(folder, table, first=4, further=0, polish=PolishConfig(below=0.75, confidence=0.95, further_episodes=allowed))
+    started((run, services))
     run.teacher_returns, run.random_returns = np.array(of_teacher[:4]), np.array(of_random[:4])
-    return run, ppo, table, polish_if_needed(run, Kept(student, np.array(returns[:4]), "round 2"))
+    return run, ppo, table, through(run, services, Kept(student, np.array(returns[:4]), "round 2"))
 
 
 def test_a_student_that_is_likely_to_show_it_plays_on_instead(tmp_path, monkeypatch):
@@ -167,9 +187,9 @@ def test_no_episode_is_played_where_as_many_as_are_allowed_are_not_likely_to_sho
 def test_nothing_is_polished_where_retention_is_undefined(tmp_path, monkeypatch):
     ppo = Kickstart([])
     monkeypatch.setattr(polish_module, "kickstart", ppo)
-    run = started(run_of(tmp_path, polish=PolishConfig(below=1e9)))
+    run, services = started(run_of(tmp_path, polish=PolishConfig(below=1e9)))
     run.random_returns = run.teacher_returns
-    assert polish_if_needed(run, Kept(walk_expert(), np.zeros(4), "round 2")) is None
+    assert through(run, services, Kept(walk_expert(), np.zeros(4), "round 2")) is None
     assert ppo.calls == 0
 
 
@@ -186,13 +206,13 @@ def test_spaces_that_ppo_miscounts_are_not_polished_and_that_is_said(tmp_path, m
     gym.register("tests/FromOne-v0", entry_point=lambda: gym.wrappers.TransformAction(Walk(), lambda action: action - 1, space))  # type: ignore[arg-type]
     try:
         teacher = Teacher.from_callable(lambda seen: walk_best(seen) + 1, Walk.observation_space, space)
-        run = started(run_of(tmp_path, teacher=teacher, env="tests/FromOne-v0"))
+        run, services = started(run_of(tmp_path, teacher=teacher, env="tests/FromOne-v0"))
     finally:
         del gym.registry["tests/FromOne-v0"]
-    run.display.quiet = False
+    services.display.quiet = False
     ppo = Kickstart([])
     monkeypatch.setattr(polish_module, "kickstart", ppo)
-    assert polish_if_needed(run, Kept(walk_expert(), np.zeros(4), "round 2")) is None
+    assert through(run, services, Kept(walk_expert(), np.zeros(4), "round 2")) is None
     assert ppo.calls == 0
     assert "not polished: Stable-Baselines3 does not support" in capsys.readouterr().err
 
@@ -213,7 +233,7 @@ def test_the_best_over_all_seeds_is_kept_with_its_own_critic(tmp_path, monkeypat
     assert [record.validation_return_mean for record in found.records] == [6, 5.5, 4, 5]
     assert [record.validation_retention for record in found.records] == [(mean + 1) / 8 for mean in (6, 5.5, 4, 5)]
     assert [record.env_steps for record in found.records] == [100, 200, 300, 400]
-    assert [record.metrics["train_return_mean"] for record in found.records] == [0.0, 0.5, 1.0, 1.5]
+    assert [record.train["train_return_mean"] for record in found.records] == [0.0, 0.5, 1.0, 1.5]
 
 
 @pytest.mark.parametrize("best", [[6.0, 6.0, -2.0, -2.0], [2.0, 2.0, 2.0, 2.0]])
@@ -236,8 +256,11 @@ def test_looks_that_all_keep_less_than_the_start_play_no_further_episodes(tmp_pa
 
 
 def test_ppo_gets_the_kept_student_and_the_run_s_own_settings(tmp_path, monkeypatch, environments):
-    run, kept, ppo, _ = polished(tmp_path, monkeypatch, [2.0] * 4, [3.0] * 4, step_timeout=7.0)
-    job = run.job
+    student = walk_expert()
+    run, services = started(run_of(tmp_path, Table({student: [3.0] * 4}), step_timeout=7.0))
+    ppo, kept, job = Kickstart([student]), Kept(walk_expert(), np.full(4, 2.0), "round 2"), services.job
+    monkeypatch.setattr(polish_module, "kickstart", ppo)
+    through(run, services, kept)
     assert ppo.calls == 1
     (made,) = environments
     for given, own in zip(ppo.arguments, (kept.student, job.teacher, made, job.objective, job.config.polish), strict=True):
@@ -256,9 +279,9 @@ def test_its_environments_are_closed_even_after_a_failure(fails, tmp_path, monke
 
     student = walk_expert()
     monkeypatch.setattr(polish_module, "kickstart", Kickstart([student], maybe_fail))
-    run = started(run_of(tmp_path, Table({student: [3.0] * 4})))
+    state, services = started(run_of(tmp_path, Table({student: [3.0] * 4})))
     with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
-        polish_if_needed(run, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
+        through(state, services, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
     assert [made.closed for made in environments] == [True]
 
 
@@ -270,12 +293,16 @@ def test_its_seed_follows_from_the_run_s_and_is_another(tmp_path, monkeypatch):
 
 
 def test_steps_are_counted_apart_and_the_curves_go_on_where_imitation_ended(tmp_path, monkeypatch):
-    run, _, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, [3, 5, 0, 0], [1.0] * 4)
-    assert (run.env_steps, found.records[-1].env_steps) == (1200, 200)
+    students = [walk_expert() for _ in range(2)]
+    run, services = started(run_of(tmp_path, Table(dict(zip(students, [[3, 5, 0, 0], [1.0] * 4], strict=True)))))
+    monkeypatch.setattr(polish_module, "kickstart", Kickstart(students))
+    found = through(run, services, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
+    assert found is not None
+    assert (run.env_steps, run.gradient_steps, found.records[-1].env_steps) == (1200, 70 + 60, 200)
     assert run.evaluation_env_steps == (2 + 2 + 2) * STEPS  # the second kept less than the start on the first two seeds
-    assert isinstance(run.tracker, Recorder)
+    assert isinstance(services.tracker, Recorder)
     # the last point written of each curve is the second student's
-    assert run.tracker.seen == {
+    assert services.tracker.seen == {
         "polish/train_return_mean": (0.5, 1200),
         "eval/validation_return_mean": (1.0, 1200),
         "eval/validation_retention": (0.25, 1200),
@@ -287,9 +314,9 @@ def test_steps_are_counted_apart_and_the_curves_go_on_where_imitation_ended(tmp_
 def test_a_student_is_measured_while_ppo_goes_on(tmp_path, monkeypatch):
     students = [walk_expert() for _ in range(3)]
     table = Table({student: [3.0] * 4 for student in students})
-    run, progress = started(run_of(tmp_path, table)), []
+    (run, services), progress = started(run_of(tmp_path, table)), []
     monkeypatch.setattr(polish_module, "kickstart", Kickstart(students, lambda: progress.append((len(table.asked), table.answered))))
-    found = polish_if_needed(run, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
+    found = through(run, services, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
     assert progress == [(1, 0), (2, 1), (3, 2)]  # questions, answers
     assert found is not None
     assert len(found.records) == 3
@@ -297,33 +324,21 @@ def test_a_student_is_measured_while_ppo_goes_on(tmp_path, monkeypatch):
 
 def test_the_time_of_polishing_and_that_of_the_final_choice_are_told_apart(tmp_path, monkeypatch):
     run, _, _, _ = polished(tmp_path, monkeypatch, [2.0] * 4, [3.0] * 4)
-    assert run.watch.seconds["polish"] > 0
-    assert run.watch.seconds["evaluate"] > 0
-    assert run.watch.seconds["train"] == 0
+    assert run.seconds["polish"] > 0
+    assert run.seconds["evaluate"] > 0
+    assert run.seconds["train"] == 0
 
 
-def test_what_result_json_holds(tmp_path, monkeypatch):
+def test_what_is_recorded(tmp_path, monkeypatch):
     *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, [3.0, 5.0, 4.0, 4.0])
-    expected = {
-        "start": "round 2", "start_retention": pytest.approx(1 / 3),
-        "chosen": 0,
-        "records": [
-            {
-                "env_steps": 100, "metrics": {"train_return_mean": 0.0}, "validation_return_mean": 4.0,
-                "validation_retention": 0.625, "finalist_return_mean": 4.0, "finalist_episodes": 4,
-                # contrasts at 0.625: 3 - 5 - 0 = -2 and 5 - 3.75 + 0.75 = 2; their mean's error is 2, and the gap 8
-                "validation_retention_standard_error": pytest.approx(0.25),
-            }
-        ],
-    }  # fmt: skip
-    assert found.summary() == expected
-    assert json.loads(json.dumps(found.summary())) == expected
-
-
-def test_a_look_s_line():
-    record = PolishRecord(12_345, {"train_return_mean": 1.26}, 12.34, 0.5)
-    assert record.figures() == "polish     12,345 steps  sampled return 1.26  return 12.3  retention 0.500"
-    assert "sampled return nan" in PolishRecord(1, {}, 0.0, 0.0).figures()
+    assert [look.summary() for look in found.records] == [
+        {
+            "env_steps": 100, "metrics": {"train_return_mean": 0.0}, "validation_return_mean": 4.0,
+            "validation_retention": 0.625, "finalist_return_mean": 4.0, "finalist_episodes": 4,
+            # contrasts at 0.625: 3 - 5 - 0 = -2 and 5 - 3.75 + 0.75 = 2; their mean's error is 2, and the gap 8
+            "validation_retention_standard_error": pytest.approx(0.25),
+        }
+    ]  # fmt: skip
 
 
 def test_the_student_that_it_began_with_is_not_touched(tmp_path, monkeypatch):

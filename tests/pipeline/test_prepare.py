@@ -32,7 +32,19 @@ from policy_distill.support.files import writable_folder
 from policy_distill.support.threads import one_torch_thread
 from policy_distill.teachers import Teacher
 from tests import rude_worlds as rude
-from tests.small_worlds import PUSH, WALK, Walk, push_teacher, random_student, walk_best, walk_expert, walk_teacher
+from tests.small_worlds import (
+    BEACON,
+    PUSH,
+    WALK,
+    Beacon,
+    Walk,
+    beacon_best,
+    push_teacher,
+    random_student,
+    walk_best,
+    walk_expert,
+    walk_teacher,
+)
 
 CARTPOLE = gym.make("CartPole-v1").unwrapped
 LANDER = gym.spaces.Box(-1, 1, (8,), np.float32)
@@ -353,3 +365,55 @@ def test_an_environment_that_ignores_its_seed_is_a_notice_and_gets_no_certificat
     assert "could not be repeated" in refused(tmp_path, teacher, env=rude.spec_of(kind).id, evaluate=certified)
     found = prepare(request(tmp_path, env=rude.spec_of(kind).id), teacher)
     assert any("does not follow its seed" in notice for notice in found.notices)
+
+
+# Students of images.
+
+
+def of_images(params: int = 100_000) -> Teacher:
+    return Teacher.from_callable(beacon_best, Beacon.observation_space, gym.spaces.Discrete(4), params=params)
+
+
+def test_images_are_read_by_convolutions_whose_size_follows_from_the_compression(tmp_path):
+    job = prepare(request(tmp_path, env=BEACON.id, student=StudentConfig(compression=20)), of_images())
+    assert job.architecture.channels == (job.architecture.channels[0], 2 * job.architecture.channels[0])
+    assert 0.6 * 5_000 < job.architecture.params <= 5_000
+    assert any(
+        "no student.zip is written: Stable-Baselines3 has no network with the student's convolutions" in note for note in job.notices
+    )
+    write_config(job)
+    written = yaml.safe_load((job.folder / "config.yaml").read_text())["student"]
+    assert written["channels"] == list(job.architecture.channels)
+    again = prepare(request(tmp_path, env=BEACON.id, student=StudentConfig(**{**written, "hidden_sizes": (32,)})), of_images())
+    assert again.architecture.hidden_sizes == (32,)
+
+
+@pytest.mark.parametrize(
+    ("student", "channels", "hidden_sizes"),
+    [
+        ({"hidden_sizes": (32,)}, (16, 32), (32,)),
+        ({"hidden_sizes": (32,), "channels": (5,)}, (5,), (32,)),
+        ({"hidden_sizes": (32,), "channels": ()}, (), (32,)),
+        ({"channels": (), "compression": 20}, (), (41, 41)),
+    ],
+)
+def test_sizes_of_image_students_as_named(student, channels, hidden_sizes, tmp_path):
+    architecture = prepare(request(tmp_path, env=BEACON.id, student=StudentConfig(**student)), of_images()).architecture
+    assert (architecture.channels, architecture.hidden_sizes) == (channels, hidden_sizes)
+
+
+@pytest.mark.parametrize(
+    ("student", "params", "said"),
+    [
+        ({"channels": (4,)}, 1000, "student.channels are given, so the sizes .*: give student.hidden_sizes"),
+        ({}, 0, "the teacher's parameters cannot be counted, so the sizes .*: give student.hidden_sizes"),
+    ],
+)  # fmt: skip
+def test_sizes_of_image_students_that_are_not_known(student, params, said, tmp_path):
+    with pytest.raises(RequestError, match=said):
+        prepare(request(tmp_path, env=BEACON.id, student=StudentConfig(**student)), of_images(params))
+
+
+def test_channels_without_images_are_refused(tmp_path):
+    student = StudentConfig(hidden_sizes=(4,), channels=(4,))
+    assert "student.channels are for images" in refused(tmp_path, walk_teacher(), env=WALK.id, student=student)

@@ -1,4 +1,4 @@
-"""Rounds: figures worked out by hand, and what TensorBoard is told of them."""
+"""Candidates: their figures worked out by hand, and what TensorBoard is told of them."""
 
 from __future__ import annotations
 
@@ -7,28 +7,10 @@ import math
 from typing import ClassVar
 
 import numpy as np
-import pytest
 
-from policy_distill.pipeline.records import reports_to, track_round, track_validation
+from policy_distill.pipeline.records import Candidate, reports_to, track_generation, track_round, track_validation
 from policy_distill.training.trainer import TrainingReport
 from tests.stand_ins import Recorder, record
-
-
-def test_a_validated_round_has_mean_standard_error_and_retention():
-    plain = record(1)
-    found = plain.validated(np.array([1.0, 2.0, 3.0, 6.0]), teacher_mean=7.0, random_mean=-1.0)
-    assert found.validation_return_mean == 3.0
-    # squares of the deviations: 4 + 1 + 0 + 9 = 14; variance 14 / 3; of a mean of four, 14 / 12
-    assert found.validation_return_standard_error == pytest.approx(math.sqrt(14 / 12))
-    assert found.validation_retention == 0.5  # (3 + 1) / (7 + 1)
-    kept = ("round", "env_steps", "gradient_steps", "teacher_action_prob", "train", "held_out")
-    assert all(getattr(found, name) == getattr(plain, name) for name in kept)
-
-
-def test_a_round_whose_teacher_is_chance_has_no_retention_and_one_episode_no_error():
-    found = record(0).validated(np.array([4.0]), teacher_mean=2.0, random_mean=2.0)
-    assert math.isnan(found.validation_retention)
-    assert found.validation_return_standard_error == 0.0
 
 
 def test_a_round_s_line_counts_from_one_and_names_the_first_loss():
@@ -38,7 +20,7 @@ def test_a_round_s_line_counts_from_one_and_names_the_first_loss():
 def test_what_a_round_writes_to_tensorboard():
     recorder = Recorder()
     round_ = dataclasses.replace(record(1), held_out={"forward_kl_nats": 0.5})
-    seconds = {"collect": 4.0, "train": 0.0, "polish": 0.0, "evaluate": 1.0}
+    seconds = {"collect": 4.0, "train": 0.0, "polish": 0.0, "evaluate": 1.0, "total": 9.0}
     track_round(recorder, round_, 2.0, 1e-3, seconds)  # type: ignore[arg-type]
     seen = {name: value for name, (value, _) in recorder.seen.items()}
     assert {steps for _, steps in recorder.seen.values()} == {2000}
@@ -49,6 +31,7 @@ def test_what_a_round_writes_to_tensorboard():
     assert seen["time/env_steps_per_second"] == 500.0  # 2000 in 4 s
     assert math.isfinite(seen["time/gradient_steps_per_second"])
     assert seen["time/collect_seconds"] == 4.0
+    assert "time/total_seconds" not in seen  # of the stages alone
 
 
 def test_what_a_trainer_reports_is_shown_and_written_over_gradient_steps():
@@ -78,10 +61,57 @@ def test_what_a_trainer_reports_is_shown_and_written_over_gradient_steps():
 
 def test_what_validation_writes_to_tensorboard():
     recorder = Recorder()
-    track_validation(recorder, 1000, 3.0, 0.5, (7.0, -1.0))  # type: ignore[arg-type]
+    track_validation(recorder, record(0, 3.0), 1500, (7.0, -1.0))  # type: ignore[arg-type]
     assert recorder.seen == {
-        "eval/validation_return_mean": (3.0, 1000),
-        "eval/validation_retention": (0.5, 1000),
-        "eval/validation_return_mean_teacher": (7.0, 1000),
-        "eval/validation_return_mean_random": (-1.0, 1000),
+        "eval/validation_return_mean": (3.0, 1500),
+        "eval/validation_retention": (0.5, 1500),
+        "eval/validation_return_mean_teacher": (7.0, 1500),
+        "eval/validation_return_mean_random": (-1.0, 1500),
     }
+
+
+def test_what_a_generation_writes_to_tensorboard_lies_over_generations():
+    recorder = Recorder()
+    generation = dataclasses.replace(record(0, 3.0), origin="generation", number=2, paired_difference=-0.25)
+    track_generation(recorder, generation)  # type: ignore[arg-type]
+    assert recorder.seen == {
+        "self_distill/forward_kl_nats": (0.25, 2),
+        "self_distill/other": (9.0, 2),
+        "self_distill/validation_return_mean": (3.0, 2),
+        "self_distill/validation_retention": (0.5, 2),
+        "self_distill/paired_difference": (-0.25, 2),
+    }
+
+
+FULL = Candidate("round", 3, 640, 50, {"kl": 0.5}, {"kl": 0.75}, 0.25, -1.5, -3.0, 0.125, 0.625, 0.0625, -2.5, 8, True)
+"""Every field has a value of its own."""
+
+
+def test_what_result_json_holds_of_each_candidate():
+    """The keys and their order are a contract."""
+    assert list(FULL.summary().items()) == [
+        ("round", 2), ("env_steps", 640), ("gradient_steps", 50), ("teacher_action_prob", 0.25), ("train", {"kl": 0.5}),
+        ("held_out", {"kl": 0.75}), ("validation_return_mean", -3.0), ("validation_return_standard_error", 0.125),
+        ("validation_retention", 0.625), ("finalist_return_mean", -2.5), ("validation_retention_standard_error", 0.0625),
+        ("finalist_episodes", 8),
+    ]  # fmt: skip
+    assert list(dataclasses.replace(FULL, origin="generation").summary().items()) == [
+        ("generation", 3), ("gradient_steps", 50), ("train", {"kl": 0.5}), ("held_out", {"kl": 0.75}), ("validation_return_mean", -3.0),
+        ("validation_retention", 0.625), ("paired_difference", -1.5), ("kept", True), ("validation_retention_standard_error", 0.0625),
+    ]  # fmt: skip
+    assert list(dataclasses.replace(FULL, origin="polish").summary().items()) == [
+        ("env_steps", 640), ("metrics", {"kl": 0.5}), ("validation_return_mean", -3.0), ("validation_retention", 0.625),
+        ("finalist_return_mean", -2.5), ("validation_retention_standard_error", 0.0625), ("finalist_episodes", 8),
+    ]  # fmt: skip
+
+
+def test_a_finalist_has_the_mean_of_all_that_it_played():
+    found = record(0).as_finalist(np.array([1.0, 2.0, 6.0]))
+    assert (found.finalist_return_mean, found.finalist_episodes) == (3.0, 3)
+    assert found.validation_return_mean == 0.0
+
+
+def test_a_look_s_line():
+    look = Candidate("polish", 1, 12_345, 0, {"train_return_mean": 1.26}, validation_return_mean=12.34, validation_retention=0.5)
+    assert look.figures() == "polish     12,345 steps  sampled return 1.26  return 12.3  retention 0.500"
+    assert "sampled return nan" in dataclasses.replace(look, train={}).figures()

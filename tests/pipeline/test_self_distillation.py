@@ -14,8 +14,9 @@ import torch
 
 from policy_distill.config import LossConfig, SelfDistillConfig, TrainConfig
 from policy_distill.losses.objective import Objective
-from policy_distill.pipeline.context import Kept, Run
+from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.self_distillation import mix_targets, self_distill
+from policy_distill.pipeline.state import Kept, State
 from policy_distill.policies.actions import ActionTargets, Box
 from policy_distill.policies.families import DiagGaussian, family_of
 from policy_distill.policies.student import Architecture, Student
@@ -112,16 +113,17 @@ def test_a_teacher_that_has_all_the_say_is_not_changed(space):
 
 def series(
     folder: Path, monkeypatch: pytest.MonkeyPatch, returns: Sequence[Sequence[float]], *, members: int = 1, **changes: Any
-) -> tuple[Run, Kept, Dataset]:
+) -> tuple[State, Services]:
     """A run whose generations' members earn ``returns`` in turn; the first row is what the start earned."""
     settings: dict[str, Any] = {"generations": (len(returns) - 1) // members, "teacher_weight": 0.5, **changes}
-    run = run_of(
+    state, services = run_of(
         folder,
         Table({}),
         self_distill=SelfDistillConfig(**settings),
         train=TrainConfig(gradient_steps=12, batch_size=8, members=members),
     )
-    run.teacher_returns, run.random_returns = np.full(4, 10.0), np.zeros(4)
+    state.teacher_returns, state.random_returns = np.full(4, 10.0), np.zeros(4)
+    state.stage = "self_distillation"
     waiting = iter(returns[1:])
 
     class NextReturns(dict):
@@ -129,66 +131,76 @@ def series(
             self[policy] = next(waiting)
             return self[policy]
 
-    monkeypatch.setattr(run.rollouts, "returns", NextReturns())
+    monkeypatch.setattr(services.rollouts, "returns", NextReturns())
     observations = torch.rand(60, 2, generator=generator()) * 10
     actions = torch.from_numpy(walk_best(observations.numpy()))
     logits = torch.nn.functional.one_hot(actions, 3).float() * 7
-    dataset = Dataset(60, holdout=0.2, device=CPU)
-    dataset.append(labelled(observations, ActionTargets({"logits": logits}, actions), episodes=torch.arange(60) // 5))
+    state.dataset = Dataset(60, holdout=0.2, device=CPU)
+    state.dataset.append(labelled(observations, ActionTargets({"logits": logits}, actions), episodes=torch.arange(60) // 5))
     student = random_student(Walk.observation_space, gym.spaces.Discrete(3), hidden_sizes=(16, 16))
-    return run, Kept(student, np.array(returns[0]), "round 3"), dataset
+    state.kept.append(Kept(student, np.array(returns[0]), "round 3"))
+    return state, services
+
+
+def through(state: State, services: Services) -> State:
+    """All generations."""
+    while state.stage == "self_distillation":
+        state = self_distill(state, services)
+    return state
 
 
 def test_generations_are_kept_until_one_earns_less(tmp_path, monkeypatch):
     # paired differences: +1, 0 and -0.25: the third is refused and the fourth never made
     rows = [[5, 5, 5, 5], [5, 6, 7, 6], [6, 6, 6, 6], [6, 6, 6, 5], [9, 9, 9, 9]]
-    run, kept, dataset = series(tmp_path, monkeypatch, rows)
-    lineage = self_distill(run, kept, dataset)
-    found = [(record.generation, record.paired_difference, record.kept) for record in lineage.generations]
+    state, services = series(tmp_path, monkeypatch, rows)
+    through(state, services)
+    found = [(record.number, record.paired_difference, record.kept) for record in state.of("generation")]
     assert found == [(1, 1.0, True), (2, 0.0, True), (3, -0.25, False)]
-    assert lineage.kept.origin == "generation 2"
-    assert lineage.kept.returns.tolist() == [6, 6, 6, 6]
-    assert [record.validation_retention for record in lineage.generations] == [0.6, 0.6, 0.575]
-    assert run.gradient_steps == 3 * 12
-    assert "refused" in lineage.generations[2].figures()
-    assert "kept" in lineage.generations[0].figures()
-    assert run.tracker.seen["self_distill/paired_difference"] == (-0.25, 3)  # type: ignore[attr-defined]
-    assert run.tracker.seen["self_distill_steps/learning_rate"] == (0.0, 36)  # type: ignore[attr-defined]
-    assert [entry["kept"] for entry in lineage.summary()] == [True, True, False]
+    assert state.kept[-1].origin == "generation 2"
+    assert state.kept[-1].returns.tolist() == [6, 6, 6, 6]
+    assert [record.validation_retention for record in state.of("generation")] == [0.6, 0.6, 0.575]
+    assert state.gradient_steps == 3 * 12
+    assert "refused" in state.of("generation")[2].figures()
+    assert "kept" in state.of("generation")[0].figures()
+    assert services.tracker.seen["self_distill/paired_difference"] == (-0.25, 3)  # type: ignore[attr-defined]
+    assert services.tracker.seen["self_distill_steps/learning_rate"] == (0.0, 36)  # type: ignore[attr-defined]
+    assert [kept.origin for kept in state.kept] == ["round 3", "generation 1", "generation 2"]
+    assert state.stage == "polish"
 
 
 def test_the_best_member_is_the_generation(tmp_path, monkeypatch):
     # over the first two seeds 2, 6 and 7: the last two play on, and over all four they earn 6 and 4
-    run, kept, dataset = series(tmp_path, monkeypatch, [[5, 5, 5, 5], [2, 2, 9, 9], [6, 6, 6, 6], [7, 7, 1, 1]], members=3)
-    lineage = self_distill(run, kept, dataset)
-    assert [(record.validation_return_mean, record.kept) for record in lineage.generations] == [(6.0, True)]
-    weights = [student.linears[0].weight for student in run.rollouts.returns]  # type: ignore[attr-defined]
+    state, services = series(tmp_path, monkeypatch, [[5, 5, 5, 5], [2, 2, 9, 9], [6, 6, 6, 6], [7, 7, 1, 1]], members=3)
+    through(state, services)
+    assert [(record.validation_return_mean, record.kept) for record in state.of("generation")] == [(6.0, True)]
+    weights = [student.linears[0].weight for student in services.rollouts.returns]  # type: ignore[attr-defined]
     assert len({tuple(weight.flatten().tolist()) for weight in weights}) == 3
-    assert torch.equal(lineage.kept.student.linears[0].weight, weights[1])
+    assert torch.equal(state.kept[-1].student.linears[0].weight, weights[1])
 
 
 def test_a_first_generation_that_is_refused_leaves_the_start(tmp_path, monkeypatch):
-    run, kept, dataset = series(tmp_path, monkeypatch, [[5, 5, 5, 5], [4, 5, 5, 5], [9, 9, 9, 9]])
-    lineage = self_distill(run, kept, dataset)
-    assert lineage.kept is kept
-    assert len(lineage.generations) == 1
+    state, services = series(tmp_path, monkeypatch, [[5, 5, 5, 5], [4, 5, 5, 5], [9, 9, 9, 9]])
+    through(state, services)
+    assert [kept.origin for kept in state.kept] == ["round 3"]
+    assert len(state.of("generation")) == 1
+    assert state.gradient_steps == 12
 
 
 def test_without_generations_nothing_is_done(tmp_path, monkeypatch):
-    run, kept, dataset = series(tmp_path, monkeypatch, [[5, 5, 5, 5]])
-    lineage = self_distill(run, kept, dataset)
-    assert lineage.kept is kept
-    assert lineage.summary() == []
-    assert run.gradient_steps == run.evaluation_env_steps == 0
+    state, services = series(tmp_path, monkeypatch, [[5, 5, 5, 5]])
+    through(state, services)
+    assert [kept.origin for kept in state.kept] == ["round 3"]
+    assert state.records == []
+    assert state.gradient_steps == state.evaluation_env_steps == 0
 
 
 def test_generations_have_weights_of_their_own_and_can_be_repeated(tmp_path, monkeypatch):
     students = []
     for _ in range(2):
-        run, kept, dataset = series(tmp_path, monkeypatch, [[1] * 4, [2] * 4, [3] * 4], gradient_steps=7)
-        self_distill(run, kept, dataset)
-        students.append(list(run.rollouts.returns))  # type: ignore[attr-defined]
-        assert run.gradient_steps == 14
+        state, services = series(tmp_path, monkeypatch, [[1] * 4, [2] * 4, [3] * 4], gradient_steps=7)
+        through(state, services)
+        students.append(list(services.rollouts.returns))  # type: ignore[attr-defined]
+        assert state.gradient_steps == 14
     (first, second), (first_again, second_again) = students
     assert torch.equal(first.linears[0].weight, first_again.linears[0].weight)
     assert torch.equal(second.linears[0].weight, second_again.linears[0].weight)
@@ -197,7 +209,7 @@ def test_generations_have_weights_of_their_own_and_can_be_repeated(tmp_path, mon
 
 @pytest.mark.parametrize("ensemble", [False, True])
 def test_the_last_generation_teaches_or_all_of_them(ensemble, tmp_path, monkeypatch):
-    run, kept, dataset = series(tmp_path, monkeypatch, [[1] * 4, [2] * 4, [3] * 4], ensemble=ensemble)
+    state, services = series(tmp_path, monkeypatch, [[1] * 4, [2] * 4, [3] * 4], ensemble=ensemble)
     asked: list[tuple[int, float]] = []
 
     def spy(objective: Objective, mentors: list[Student], weight: float, *rows: Any) -> ActionTargets:
@@ -205,7 +217,7 @@ def test_the_last_generation_teaches_or_all_of_them(ensemble, tmp_path, monkeypa
         return mix_targets(objective, mentors, weight, *rows)
 
     monkeypatch.setattr("policy_distill.pipeline.self_distillation.mix_targets", spy)
-    self_distill(run, kept, dataset)
+    through(state, services)
     mentors = 2 if ensemble else 1
     assert asked == [(1, 0.5), (1, 0.5), (mentors, 0.5), (mentors, 0.5)]  # each about the rows trained on and those held out
 
@@ -214,13 +226,14 @@ def test_a_pupil_of_a_bad_start_follows_the_teacher_as_far_as_it_has_a_say(tmp_p
     """With weight 1 the generation learns what the teacher says; with weight 0 what the start says, which is always the same action."""
     agreements = []
     for weight in (1.0, 0.0):
-        run, _, dataset = series(tmp_path, monkeypatch, [[1] * 4, [2] * 4], teacher_weight=weight, gradient_steps=800)
+        state, services = series(tmp_path, monkeypatch, [[1] * 4, [2] * 4], teacher_weight=weight, gradient_steps=800)
         start = Student(Architecture(Walk.observation_space, gym.spaces.Discrete(3), (16, 16)))
         with torch.no_grad():
             start.linears[-1].weight.zero_()
             start.linears[-1].bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
-        lineage = self_distill(run, Kept(start.eval(), np.ones(4), "round 1"), dataset)
-        observations, targets = rows_of(dataset)
-        agreements.append(float((lineage.kept.student(observations).argmax(-1) == targets.actions).float().mean()))
+        state.kept = [Kept(start.eval(), np.ones(4), "round 1")]
+        through(state, services)
+        observations, targets = rows_of(state.dataset)
+        agreements.append(float((state.kept[-1].student(observations).argmax(-1) == targets.actions).float().mean()))
     assert agreements[0] > 0.9
     assert agreements[1] < 0.4

@@ -15,15 +15,11 @@ import yaml
 
 from policy_distill.evaluation.statistics import Retention
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.pipeline.context import Kept
-from policy_distill.pipeline.imitation import Imitation
-from policy_distill.pipeline.polish import Polished, PolishRecord
 from policy_distill.pipeline.prepare import write_config
-from policy_distill.pipeline.records import Round
-from policy_distill.pipeline.self_distillation import Generation, Lineage
+from policy_distill.pipeline.records import KEYS, Candidate
+from policy_distill.pipeline.state import Kept
 from policy_distill.pipeline.summary import VERSION, final_test, summarize, track_final
 from policy_distill.teachers import Teacher
-from policy_distill.training.dataset import Dataset
 from tests.small_worlds import WALK, walk_expert
 from tests.stand_ins import Recorder, episodes, record, run_of
 
@@ -44,29 +40,29 @@ RESULT_KEYS = {
 FINAL = episodes(-2.0, -4.0, agreement=0.9), episodes(-1.0, -3.0), episodes(-9.0, -11.0)
 
 
-def summary(folder: Path, polished: Polished | None = None, teacher: Teacher | None = None) -> dict[str, Any]:
-    run = run_of(folder, teacher=teacher)
-    run.teacher_returns, run.random_returns = np.array([-1.0, -2.0, -30.0, -30.0]), np.array([-9.0, -10.0, -50.0, -50.0])
-    run.env_steps, run.gradient_steps, run.evaluation_env_steps = 2000, 20, 300
-    run.watch.seconds["polish"] = 4.0
-    kept = Kept(walk_expert(), FINAL[0].returns, "round 2")
-    imitation = Imitation([record(0), record(1)], 1, kept, Dataset(1, holdout=0.0, device=run.job.device), [FINAL[1]], [FINAL[2]])
-    lineage = Lineage(kept, [Generation(1, 50, {"forward_kl_nats": 0.5}, {}, -3.5, 0.25, -0.5, kept=False)])
-    return summarize(run, imitation, lineage, polished, "round 2", Retention(0.75, 0.5, float("nan"), 0.95, 2), *FINAL)
-
-
-def polished() -> Polished:
-    records = [PolishRecord(640, {"std": 0.5}, -3.0, 0.5), PolishRecord(1280, {}, -2.0, 0.625, -2.5)]
-    return Polished(0.25, "round 2", Kept(walk_expert(), FINAL[0].returns, "polish, 1,280 steps"), records, 1, list(walk_expert().linears))
+def summary(folder: Path, *, polished: bool = False, teacher: Teacher | None = None) -> dict[str, Any]:
+    state, services = run_of(folder, teacher=teacher)
+    state.teacher_returns, state.random_returns = np.array([-1.0, -2.0, -30.0, -30.0]), np.array([-9.0, -10.0, -50.0, -50.0])
+    state.env_steps, state.gradient_steps, state.evaluation_env_steps = 2000, 20, 300
+    state.seconds["polish"] = 4.0
+    generation = Candidate("generation", 1, 2000, 50, {"forward_kl_nats": 0.5}, paired_difference=-0.5, validation_retention=0.25)
+    state.records = [record(0), dataclasses.replace(record(1), kept=True), generation]
+    state.kept = [Kept(walk_expert(), np.array([-3.5, -3.5]), "round 2")]
+    if polished:
+        first = Candidate("polish", 1, 640, 0, {"std": 0.5}, validation_return_mean=-3.0, validation_retention=0.5)
+        second = Candidate("polish", 2, 1280, 0, {}, validation_retention=0.625, finalist_return_mean=-2.5, kept=True)
+        state.records += [first, second]
+        state.kept.append(Kept(walk_expert(), FINAL[0].returns, "polish, 1,280 steps"))
+    return summarize(services.job, state, Retention(0.75, 0.5, float("nan"), 0.95, 2), *FINAL)
 
 
 def test_the_summary_has_the_keys_that_were_promised_and_no_others(tmp_path):
-    found = summary(tmp_path, polished())
+    found = summary(tmp_path, polished=True)
     for where, keys in RESULT_KEYS.items():
         assert set(found[where] if where else found) == set(keys.split()), where
-    assert set(found["rounds"][0]) == {field.name for field in dataclasses.fields(Round)}
-    assert set(found["polish"]["records"][0]) == {field.name for field in dataclasses.fields(PolishRecord)}
-    assert set(found["self_distillation"][0]) == {field.name for field in dataclasses.fields(Generation)}
+    assert {tuple(entry) for entry in found["rounds"]} == {KEYS["round"]}
+    assert {tuple(entry) for entry in found["self_distillation"]} == {KEYS["generation"]}
+    assert {tuple(entry) for entry in found["polish"]["records"]} == {KEYS["polish"]}
     json.dumps(found)
 
 
@@ -94,7 +90,7 @@ def test_the_validation_s_two_lines_are_those_of_every_round(tmp_path):
 
 def test_the_settings_are_those_of_config_yaml(tmp_path):
     found = summary(tmp_path)
-    write_config(run_of(tmp_path).job)
+    write_config(run_of(tmp_path)[1].job)
     assert json.loads(json.dumps(found["config"])) == yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert found["config"]["student"]["activation"] == "relu"  # settled by the job
 
@@ -108,8 +104,10 @@ def test_the_versions_of_what_is_not_installed_are_left_out(tmp_path, monkeypatc
 
 def test_polishing_is_told_where_there_was_any(tmp_path):
     assert summary(tmp_path)["polish"] is None
-    start, share, chosen, records = summary(tmp_path, polished())["polish"].values()
-    assert (start, share, chosen) == ("round 2", 0.25, 1)
+    found = summary(tmp_path, polished=True)
+    start, share, chosen, records = found["polish"].values()
+    assert (start, share, chosen) == ("round 2", 0.75, 1)  # (-3.5 + 9.5) / (-1.5 + 9.5)
+    assert (found["kept"], found["chosen_round"]) == ("polish, 1,280 steps", 1)
     assert records[0] == {
         "env_steps": 640, "metrics": {"std": 0.5}, "validation_return_mean": -3.0, "validation_retention": 0.5,
         "finalist_return_mean": None, "finalist_episodes": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import gymnasium as gym
@@ -10,10 +11,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load
 
 from policy_distill.config import RequestError, TrainingFault
-from policy_distill.policies.student import ACTIVATIONS, SMALLEST_WIDTH, Architecture, Student, count_parameters, hidden_sizes_for
-from tests.small_worlds import ACTED, SEEN, generator, random_observations, random_student
+from policy_distill.policies.student import (
+    ACTIVATIONS,
+    SMALLEST_UNIT,
+    SMALLEST_WIDTH,
+    Architecture,
+    Student,
+    count_parameters,
+    hidden_sizes_for,
+    image_student_for,
+)
+from policy_distill.support import trees
+from tests.small_worlds import ACTED, SEEN, generator, image_student, random_observations, random_student
 
 sizes = st.lists(st.integers(1, 6), max_size=3).map(tuple)
 
@@ -156,4 +168,59 @@ def test_a_student_with_numbers_that_are_not_finite_is_neither_saved_nor_read(va
         patch.setattr(Student, "not_finite", lambda self: None)
         student.save(tmp_path)
     with pytest.raises(RequestError, match=rf"the tensor {name} holds NaN or infinity\): it holds no readable student; write it again"):
+        Student.load(tmp_path)
+
+
+# Images.
+
+IMAGE = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
+BOTH = gym.spaces.Dict({"image": IMAGE, "direction": gym.spaces.Discrete(4)})
+
+
+def test_parameters_of_images_by_hand():
+    # 3 -> 3 channels of 3x3: 28 * 3; -> 4: 28 * 4; 3 * 3 pixels * 4 -> 8 -> 4: 37 * 8 + 9 * 4
+    architecture = Architecture(IMAGE, ACTED[0], (8,), channels=(3, 4))
+    assert architecture.params == 84 + 112 + 296 + 36
+    assert architecture.params == sum(parameter.numel() for parameter in Student(architecture).parameters())
+
+
+@given(st.floats(1, 300), st.integers(3_000, 2_000_000), st.sampled_from([(7, 7, 3), (10, 10, 4), (4, 84, 84), (96, 96, 3)]))
+def test_the_channels_use_the_budget_and_do_not_pass_it(compression, teacher_params, shape):
+    linear = Architecture(gym.spaces.Box(0, 255, shape, np.uint8), ACTED[0], ())
+    chosen = image_student_for(compression, teacher_params, linear)
+    unit = chosen.channels[0]
+    assert unit >= SMALLEST_UNIT
+    assert chosen.channels == (unit, 2 * unit, 2 * unit)[: len(chosen.channels)]
+    assert chosen.hidden_sizes == (8 * unit,)
+    assert chosen.params <= teacher_params / compression or unit == SMALLEST_UNIT
+    larger = dataclasses.replace(chosen, channels=(unit + 1, *[2 * unit + 2] * (len(chosen.channels) - 1)), hidden_sizes=(8 * unit + 8,))
+    assert larger.params > teacher_params / compression
+
+
+@pytest.mark.parametrize("space", [IMAGE, BOTH], ids=["image", "Dict"])
+def test_a_student_of_images_comes_back_from_its_files_bit_for_bit(space, tmp_path):
+    student = image_student(space, ACTED[4])
+    again = Student.load(student.save(tmp_path))
+    assert again.architecture == student.architecture
+    assert json.loads((tmp_path / "student.json").read_text())["encoder"] == {"channels": [3, 4]}
+    assert all(torch.equal(tensor, student.state_dict()[name]) for name, tensor in again.state_dict().items())
+    space.seed(3)
+    seen = trees.stack([trees.map_leaves(np.asarray, space.sample()) for _ in range(20)])
+    np.testing.assert_array_equal(again.act(seen), student.act(seen))
+    assert len(np.unique(student.act(seen), axis=0)) > 10
+
+
+def test_files_of_vectors_are_what_they_have_always_been(tmp_path):
+    random_student(SEEN, ACTED[0], hidden_sizes=(5,)).save(tmp_path)
+    assert "encoder" not in json.loads((tmp_path / "student.json").read_text())
+    tensors = load((tmp_path / "student.safetensors").read_bytes())
+    assert set(tensors) == {"mean", "scale", "log_std", "network.0.weight", "network.0.bias", "network.2.weight", "network.2.bias"}
+
+
+@pytest.mark.parametrize("encoder", [{"channels": [3, 5]}, {"channels": [3, "x"]}, {"channels": [3, 0]}, {}, {"channels": [10**15] * 3}])
+def test_a_damaged_encoder_is_refused(encoder, tmp_path):
+    image_student(IMAGE, ACTED[0]).save(tmp_path)
+    description = tmp_path / "student.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "encoder": encoder}))
+    with pytest.raises(RequestError, match="write it again"):
         Student.load(tmp_path)

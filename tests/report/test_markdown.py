@@ -35,7 +35,7 @@ def test_the_section_on_generations():
     first = lines.index("## Generations") + 4
     assert lines[first : first + 3] == [
         "| 1 | 50 | 495.0 | 0.990 ± 0.039 | +1.25 | kept |",
-        "| 2 | 50 | 495.0 | 0.990 ± 0.039 | +1.25 | refused |",
+        "| 2 | 50 | 495.0 | 0.990 ± 0.039 | +1.25 | rejected |",
         "",
     ]
 
@@ -47,7 +47,7 @@ def polish_section(**changes: Any) -> list[str]:
 
 def test_the_section_on_polishing():
     lines = polish_section()
-    assert lines[2] == "It began with round 3, which kept 0.877 of the return on the validation seeds."
+    assert lines[2] == "Initial student: round 3, with a validation retention of 0.877."
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert {len(row) for row in table} == {5}
     assert table[2:] == [
@@ -59,7 +59,7 @@ def test_the_section_on_polishing():
 
 def test_polishing_that_did_not_help_says_so():
     lines = polish_section(chosen=None)
-    assert "No polished student beat that one on all validation seeds." in lines
+    assert "No polished student had a higher return on all validation seeds than the initial one." in lines
     assert not [line for line in lines if "**chosen**" in line]
 
 

@@ -34,7 +34,7 @@ def page_of(folder: Path = NOWHERE, **values: Any) -> str:
 
 def test_the_page_of_an_ordinary_run():
     text = page_of()
-    assert headings(text) == ["Notes", "Return", "How it got there", "Losses", "Time", "All figures", "Again"]
+    assert headings(text) == ["Notes", "Return", "Selection of the student", "Losses", "Time", "All results", "Reproduce"]
     assert "<h1>ppo on CartPole-v1, distilled</h1>" in text
     found = verdict(SUMMARY)
     assert f"<p>{found.headline}</p>" in text
@@ -50,7 +50,7 @@ def test_no_two_elements_share_an_id():
 
 
 def test_the_rounds():
-    text = section(page_of(), "How it got there")
+    text = section(page_of(), "Selection of the student")
     assert cells(text)[1:] == [
         ["1", "1,000", "2,500", "1.00", "400.0", "0.791", ""],
         ["2", "1,000", "2,500", "0.50", "500.0", "1.000 ± 0.098", "498.8"],
@@ -59,14 +59,14 @@ def test_the_rounds():
 
 
 def test_generations_and_polishing_have_tables_of_their_own():
-    text = section(page_of(self_distillation=[generation(1, True), generation(2, False)], polish=POLISH), "How it got there")
+    text = section(page_of(self_distillation=[generation(1, True), generation(2, False)], polish=POLISH), "Selection of the student")
     rows = cells(text)
     assert ["1", "50", "495.0", "0.990 ± 0.039", "+1.25", "kept"] in rows
-    assert ["2", "50", "495.0", "0.990 ± 0.039", "+1.25", "refused"] in rows
+    assert ["2", "50", "495.0", "0.990 ± 0.039", "+1.25", "rejected"] in rows
     assert rows[-2:] == [["30,720", "412.3", "450.0", "0.895 ± 0.020", ""], ["61,440", "", "490.0", "0.979", "488.8"]]
-    assert "Polishing began with round 3, which kept 0.877 on all validation seeds.</p>" in text
-    refused = section(page_of(polish=POLISH | {"chosen": None}), "How it got there")
-    assert "No polished student beat it there." in refused
+    assert "Polishing started from round 3, with a retention of 0.877 on all validation seeds.</p>" in text
+    refused = section(page_of(polish=POLISH | {"chosen": None}), "Selection of the student")
+    assert "No polished student had a higher return there." in refused
 
 
 def test_the_returns_of_each():
@@ -85,25 +85,25 @@ def test_time_that_no_stage_took_is_named():
 
 
 def test_how_to_run_it_again():
-    text = html.unescape(section(page_of(), "Again"))
+    text = html.unescape(section(page_of(), "Reproduce"))
     assert "policy-distill distill_policy --config 'runs/my run/config.yaml' --output 'runs/my run-again'" in text
     assert "policy-distill evaluate_policy --policy 'runs/my run' --episodes 100 --teacher agents/one.zip" in text
     assert cells(text) == [["python", "3.11.7"], ["torch", "2.13.0"]]
     live = SUMMARY["config"] | {"teacher": ""}  # a model in memory cannot be named
-    assert "--teacher" not in section(page_of(config=live), "Again")
+    assert "--teacher" not in section(page_of(config=live), "Reproduce")
 
 
 def test_a_result_that_is_older_than_these_keys_is_still_a_page():
     older = {key: value for key, value in changed().items() if key not in ("config", "versions", "validation")}
     text = run_page(older, NOWHERE)
-    assert "Seed 7." in section(text, "Again")
+    assert "Seed 7." in section(text, "Reproduce")
 
 
 @pytest.mark.parametrize("nothing", [None, float("nan")])
 def test_an_undefined_retention(nothing):
     rounds = [{**record, "validation_retention": nothing, "validation_retention_standard_error": nothing} for record in SUMMARY["rounds"]]
     text = page_of(retention=UNDEFINED, rounds=rounds, agreement=None, compression=None)
-    assert "How it got there" not in headings(text)
+    assert "Selection of the student" not in headings(text)
     assert "cannot be told apart" in text
     assert not re.search(r"\bnan\b|\bNone\b", text)
 
@@ -131,7 +131,7 @@ def test_the_film_is_on_the_page_itself(tmp_path):
 
 
 def test_where_they_part():
-    text = section(page_of(disagreements=DISAGREEMENTS), "Where they part")
+    text = section(page_of(disagreements=DISAGREEMENTS), "Disagreements")
     assert "In 217 of 5,000 states" in text
     rows = cells(text)
     assert rows[1] == ["11", "500.0", "480.0", "3", "17"]  # the other episode lost nothing

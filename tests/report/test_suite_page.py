@@ -52,12 +52,12 @@ def test_the_page_of_a_suite(tmp_path):
     ]  # fmt: skip
     text = page_of(tmp_path, *rows)
     assert "<h1>3 of 4 teachers distilled</h1>" in text
-    assert headings(text) == ["All together", "Each teacher", "Not distilled"]
+    assert headings(text) == ["Aggregates", "Teachers", "Not distilled"]
     assert text.count("<svg") == 2
     assert "<dd>0.932<span>interquartile mean, teachers of 4,000 parameters or more; 95% interval 0.912 to 0.957</span>" in text
     for words in ("Kept 95%</dt><dd>1 of 3", "Open at 95%</dt><dd>1 of 3", "Below 95%</dt><dd>1 of 3", "Time</dt><dd>4.5 min"):
         assert words in text
-    together = cells(section(text, "All together"))
+    together = cells(section(text, "Aggregates"))
     assert together[:4] == [
         ["figure", "estimate", "other episodes", "other teachers too"],
         ["interquartile mean", "0.932", "[0.912, 0.957]", "[0.700, 1.100]"],
@@ -65,7 +65,7 @@ def test_the_page_of_a_suite(tmp_path):
         ["optimality gap", "0.060", "", ""],
     ]
     assert [row[0] for row in together[4:]] == ["interquartile mean", "geometric mean", "optimality gap"]  # what they are
-    table = section(text, "Each teacher")
+    table = section(text, "Teachers")
     assert cells(table)[1] == ["ppo/One", "0.900 [0.800, 1.000]", "100.0x", "[8, 8]", "5,000", "100.0", "90.0", "90", "One-v1"]
     assert table.count("<a ") == 1
     assert '<a href="./ppo/One/report.html">ppo/One</a>' in table
@@ -74,14 +74,14 @@ def test_the_page_of_a_suite(tmp_path):
 
 def test_what_is_undefined_is_in_the_table_and_in_no_plot(tmp_path):
     text = page_of(tmp_path, row("a", retention=None, low=None, high=None, compression=None, params=None), aggregates={})
-    assert headings(text) == ["Each teacher"]
-    assert cells(section(text, "Each teacher"))[1][:5] == ["a", "undefined", "unknown", "[8, 8]", "unknown"]
+    assert headings(text) == ["Teachers"]
+    assert cells(section(text, "Teachers"))[1][:5] == ["a", "undefined", "unknown", "[8, 8]", "unknown"]
     assert "of 0" in text
 
 
 def test_teachers_that_are_small_have_plots_and_no_aggregates(tmp_path):
     text = page_of(tmp_path, row("a", params=30), aggregates={})
-    assert headings(text) == ["All together", "Each teacher"]
+    assert headings(text) == ["Aggregates", "Teachers"]
     assert "unknown<span>interquartile mean" in text
     assert "other teachers" not in text
 
@@ -96,7 +96,7 @@ def test_a_suite_in_which_nothing_worked(tmp_path):
 
 
 def test_a_folder_without_a_suite_is_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"holds no suite\.json"):
+    with pytest.raises(RequestError, match=r"contains no suite\.json"):
         write_suite_report(tmp_path)
 
 

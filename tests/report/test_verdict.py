@@ -16,7 +16,7 @@ def of(low: float, high: float, episodes: int = 100):
 @pytest.mark.parametrize(
     ("low", "high", "level", "meaning"),
     [
-        (1.001, 1.1, "kept", "earns more than its teacher"),
+        (1.001, 1.1, "kept", "return is higher than its teacher"),
         (1.0, 1.1, "kept", "keeps its teacher's return"),
         (0.95, 0.99, "kept", "keeps its teacher's return"),
         (0.9499, 1.2, "open", "is open"),
@@ -58,5 +58,5 @@ def test_few_episodes_are_called_few():
 def test_what_is_undefined_is_not_judged():
     found = verdict(changed(retention=UNDEFINED))
     assert found.level == "open"
-    assert "cannot be told apart" in found.meaning
+    assert "not distinguishable from a random policy" in found.meaning
     assert "%" not in found.headline

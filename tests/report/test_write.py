@@ -24,13 +24,13 @@ def test_both_are_written_and_written_again(tmp_path):
 
 
 def test_a_folder_without_a_result_is_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"holds no result\.json"):
+    with pytest.raises(RequestError, match=r"contains no result\.json"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_found_later_is_noted_and_shown(tmp_path):
-    with pytest.raises(RequestError, match=r"holds no result\.json"):
+    with pytest.raises(RequestError, match=r"contains no result\.json"):
         add_to_report(tmp_path, certificate=None)
     (tmp_path / "result.json").write_text(json.dumps(SUMMARY))
     found = {"verdict": "refuted", "reason": "it keeps less", "confidence": 0.95, "episodes": 75}

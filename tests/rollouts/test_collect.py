@@ -24,6 +24,7 @@ from policy_distill.teachers.networks.acting import DiscreteNetwork
 from policy_distill.training.dataset import Dataset
 from tests import rude_worlds as rude
 from tests.small_worlds import PUSH, WALK, WALK_LIMIT, WORLDS, Push, Walk, push_best, push_teacher, random_student, walk_best, walk_teacher
+from tests.stateful import Counter, CountingTeacher
 
 STEPS, ENVS = 40, 5
 
@@ -241,6 +242,44 @@ def test_types_and_shapes_are_those_that_are_promised():
     assert {rows.terminated.dtype, rows.truncated.dtype, rows.by_teacher.dtype} == {torch.bool}
     assert rows.episodes.dtype == torch.int64
     assert not rows.observations.requires_grad
+
+
+# Policies with a state.
+
+
+@pytest.mark.parametrize("calls", [(STEPS,), (7, 1, STEPS - 8)])
+@pytest.mark.parametrize("shares", [(range(ENVS),), (range(2), range(2, ENVS))])
+def test_a_teacher_with_a_state_labels_along_the_trajectory_whoever_acts(calls, shares):
+    teacher: Any = CountingTeacher()
+    expected = collected(0.5, student=walk_student(), teacher=teacher)
+    collectors = [Collector(WALK, indices=share, num_envs=ENVS, seed=0) for share in shares]
+    parts = [concatenate([one.collect(steps, teacher, walk_student(), 0.5) for one in collectors], steps) for steps in calls]
+    assert torch.equal(torch.cat([part.observations for part in parts]), expected.observations)
+    labels, episodes = (np.concatenate([values(part) for part in parts]) for values in (lambda p: p.targets.actions, lambda p: p.episodes))
+    seen: dict[int, int] = {}
+    for label, episode in zip(labels, episodes, strict=True):
+        assert label == seen.get(episode, 0) % 3
+        seen[episode] = seen.get(episode, 0) + 1
+    assert max(seen.values()) == WALK_LIMIT
+    assert not expected.by_teacher.all()
+
+
+def test_a_student_with_a_state_acts_along_the_trajectory_and_begins_anew_in_each_round():
+    student: Any = Counter()
+    student.initial_state = lambda num_envs: np.full(num_envs, 3)  # as if three steps were over
+    for calls in ((12,), (5, 1, 6)):
+        collector, known = Collector(WALK, indices=range(ENVS), num_envs=ENVS, seed=0), np.full(ENVS, -1)
+        for index in range(2):
+            parts = [collector.collect(steps, walk_teacher(), student, 0.0, round_index=index) for steps in calls]
+            seen = np.concatenate([part.observations.numpy() for part in parts]).reshape(12, ENVS, 2)
+            episodes = np.concatenate([part.episodes.numpy() for part in parts]).reshape(12, ENVS)
+            for env in range(ENVS):
+                step = -1 if episodes[0, env] != known[env] else 3  # in an episode that goes on the student knows nothing of the last round
+                for row in range(11):
+                    step = 0 if row and episodes[row, env] != episodes[row - 1, env] else step + 1
+                    if episodes[row, env] == episodes[row + 1, env]:
+                        assert seen[row + 1, env, 0] == np.clip(seen[row, env, 0] + step % 3 - 1, 0, 10)
+            known = np.where((parts[-1].terminated | parts[-1].truncated)[-ENVS:], -1, episodes[-1])
 
 
 # Exploration.

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from policy_distill.rollouts.numpy_policies import actor, labeller
+from policy_distill.rollouts.numpy_policies import actor, labeller, outputs_of
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.files.normalization import ObservationNormalization
-from tests.small_worlds import random_student
+from tests.small_worlds import image_student, random_observations, random_student
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, build
 
 ROWS = 6
@@ -127,3 +127,16 @@ def test_anything_else_acts_itself():
             return observations + 1
 
     np.testing.assert_array_equal(actor(Own(), ROWS)(OBSERVATIONS), OBSERVATIONS + 1)
+
+
+def test_a_student_of_images_acts_on_a_row_as_on_that_row_alone():
+    """At every place in the batch, beside whatever, and as its modules do."""
+    student = image_student(gym.spaces.Box(0, 255, (10, 10, 4), np.uint8), gym.spaces.Box(-1.0, 1.0, (2,)), channels=(8, 16))
+    images = random_observations(student.observation_space, 12)
+    together = outputs_of(student, 12)(images)
+    for row in range(12):
+        np.testing.assert_array_equal(outputs_of(student, 1)(images[row : row + 1])[0], together[row])
+    np.testing.assert_array_equal(outputs_of(student, 12)(images[::-1].copy()), together[::-1])
+    np.testing.assert_allclose(together, student(torch.as_tensor(images)).numpy(), rtol=1e-4, atol=1e-5)
+    assert len(np.unique(together, axis=0)) == 12
+    np.testing.assert_allclose(actor(student, 12)(images), student.act(images), rtol=1e-4, atol=1e-5)

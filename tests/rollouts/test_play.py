@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.play import Ended, Recorder, play
 from policy_distill.rollouts.trajectories import record
 from policy_distill.rollouts.workers import Rollouts
 from tests.small_worlds import WALK, WALK_LIMIT, walk_teacher
-from tests.stateful import Counter
+from tests.stateful import Counter, CountingTeacher
 
 SEEDS = list(range(30))
 
@@ -90,7 +93,11 @@ def test_a_policy_with_a_state_acts_by_the_step_of_its_own_episode(num_envs):
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_a_policy_with_a_state_earns_the_same_in_workers_and_agrees_with_itself(workers):
-    with Rollouts(WALK, walk_teacher(), num_envs=4, seed=0, workers=workers) as rollouts:
+    teacher: Any = CountingTeacher()
+    with Rollouts(WALK, teacher, num_envs=4, seed=0, workers=workers) as rollouts:
         found = rollouts.evaluate(Counter(), SEEDS, num_envs=5)
+        np.testing.assert_array_equal(rollouts.evaluate("teacher", SEEDS, num_envs=3).returns, found.returns)
+        (rows,) = rollouts.collect(20, Counter(), 0.5, 0)  # type: ignore[arg-type]
+    assert torch.equal(rows.targets.actions[:4], torch.zeros(4).long())
     np.testing.assert_array_equal(found.returns, evaluate(Counter(), WALK, SEEDS).returns)
     assert evaluate(Counter(), WALK, SEEDS, reference=Counter()).agreement == 1.0

@@ -46,7 +46,7 @@ def test_the_project_s_own_studies_name_settings_that_exist(name):
 def test_a_study_that_cannot_be_read_is_refused(text, tmp_path):
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(
-        RequestError, match=r"study.yaml (must hold exactly agents, base, groups, introduction, seeds, title|cannot be read)"
+        RequestError, match=r"study.yaml (must have exactly the keys agents, base, groups, introduction, seeds, title|cannot be read)"
     ):
         Study.load(tmp_path / "study.yaml")
     with pytest.raises(RequestError, match="cannot be read"):
@@ -131,7 +131,7 @@ def test_the_page_tells_how_many_generations_were_kept():
     series = {("one", 0): (True, True), ("one", 1): (True, False), ("two", 0): (False,), ("two", 1): ()}
     outcomes = {("Heat", "T = 2", *where): Outcome(0.5, gates) for where, gates in series.items()}
     page = markdown(STUDY, outcomes, "the command")
-    assert "| kept, generation after generation | one | two |" in page
+    assert "| generations kept (1st, 2nd, ...) | one | two |" in page
     assert "| T = 2 | 2 of 2, 1 of 2 | 0 of 1 |" in page
 
 
@@ -146,5 +146,5 @@ def test_the_page_tells_how_many_generations_were_kept():
 def test_a_study_that_would_run_code_is_refused(settings, tmp_path):
     page = {"title": "t", "introduction": "i", "base": BASE, "groups": {}, "seeds": [0]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**page, "agents": {"one": {"teacher": "a", **settings}}}))
-    with pytest.raises(RequestError, match=r"study.yaml cannot be read .*a study runs none"):
+    with pytest.raises(RequestError, match=r"study.yaml cannot be read .*a study does not allow"):
         Study.load(tmp_path / "study.yaml")

@@ -112,7 +112,7 @@ def test_statistics_are_of_the_observation_beside_the_mask(tmp_path):
 def test_the_environment_gives_its_masks_to_an_agent_that_reads_them():
     teacher = Teacher.from_sb3(model_of(SPACES.Box(0, 1, (18,), np.float32), SPACES.Discrete(6)))
     spec, _ = environment_for(teacher, "SingleMachine-v0")
-    assert spec == EnvironmentSpec("SingleMachine-v0", wrappers=(("ActionMasks", {}),), max_episode_steps=6)
+    assert spec == EnvironmentSpec("SingleMachine-v0", wrappers=(("ActionMasks", {}),))
     again, _ = environment_for(teacher, EnvironmentOptions("SingleMachine-v0", wrapper=("ActionMasks",)))
     assert again == spec
 

@@ -215,6 +215,22 @@ def test_observations_of_any_type_and_shape_are_kept_as_they_are(dtype, folder):
         assert torch.equal(observations, frames)
 
 
+def test_each_part_of_a_dict_is_kept_beside_the_others(folder):
+    rows = torch.arange(40)
+    parts = {"count": rows, "frame": torch.stack([rows, -rows], dim=1).to(torch.int8)}
+    dataset = Dataset(40, holdout=0.3, device=CPU, folder=folder)
+    dataset.append(labelled(parts, ActionTargets({}, rows), episodes=rows // 4))
+    held_out = dataset.held_out(100)
+    assert held_out is not None
+    for seen, targets in (dataset.take(torch.tensor([3, 0, 5])), held_out, dataset.spread(7), dataset.training_rows()):
+        assert {key: part.dtype for key, part in seen.items()} == {"count": torch.int64, "frame": torch.int8}
+        assert torch.equal(seen["count"], targets.actions)
+        assert torch.equal(seen["frame"], torch.stack([targets.actions, -targets.actions], dim=1).to(torch.int8))
+    assert sum(len(targets.actions) for _, targets in dataset.blocks()) == 40
+    negated = dataset.relabelled(lambda seen, targets: ActionTargets({}, -seen["count"]))
+    assert torch.equal(negated.training_rows()[1].actions, -dataset.training_rows()[0]["count"])
+
+
 def test_forgotten_rows_are_not_drawn_but_still_there():
     dataset = Dataset(200, holdout=0.1, device=CPU)
     dataset.append(numbered(0, 60))

@@ -1,1 +1,1 @@
-"""Reading the options of a command from the command line and from files."""
+"""Parsing of a command's options from the command line and from config files."""

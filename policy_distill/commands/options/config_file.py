@@ -1,4 +1,4 @@
-"""What a file given with ``--config`` may say. It may come from anyone: it sets options, and neither imports nor trusts anything.
+"""Validation of ``--config`` files. They are untrusted: they set options, but cannot import a module or grant trust.
 
 jsonargparse imports and calls what a ``class_path`` names, and takes a text in place of a group of settings for a module's or another
 file's name. Both are refused before it sees the file.
@@ -19,7 +19,7 @@ from policy_distill.support.untrusted import read_yaml, refuse_damage
 
 
 def config_files_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with ``--config FILE`` before all others: a later one counts, so that no file replaces what the user typed."""
+    """Move ``--config FILE`` before all other arguments: later ones take precedence, so typed options override files."""
     files: list[str] = []
     typed: list[str] = []
     rest = list(arguments)
@@ -33,37 +33,37 @@ def config_files_first(arguments: Sequence[str]) -> list[str]:
 
 
 def check_config_files(arguments: Sequence[str], groups: Iterable[type[Any]]) -> None:
-    """Read each ``--config`` file among the arguments as plain data, bounded in size, and look at its form.
+    """Read each ``--config`` file among the arguments as plain data of bounded size, and check its structure.
 
     Args:
-        arguments: of the command line, as ``config_files_first`` returns them.
+        arguments: command line, as returned by ``config_files_first``.
         groups: dataclasses whose fields are options.
 
     Raises:
-        RequestError: if it is no plain settings.
+        RequestError: if a file contains anything but plain settings.
     """
     paths = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
-    for path in filter(os.path.exists, paths):  # jsonargparse says it of those that are not there
+    for path in filter(os.path.exists, paths):  # jsonargparse reports missing files
         data = read_yaml(path, "it must be YAML such as the config.yaml of a run")
         if not isinstance(data, dict):
-            raise RequestError(f"{path} holds no settings: it must be YAML such as the config.yaml of a run")
+            raise RequestError(f"{path} contains no settings: it must be YAML such as the config.yaml of a run")
         if "config" in data:
-            raise RequestError(f"{path} names another config file: give --config for one file that holds all settings")
+            raise RequestError(f"{path} names another config file: give --config for one file with all settings")
         with refuse_damage(path, "it must be YAML such as the config.yaml of a run"):
             _refuse_classes(path, data)
             for group in groups:
                 _check_groups(path, "", data, group)
 
 
-def check_what_only_a_user_says(arguments: Sequence[str], options: Namespace) -> None:
-    """Refuse trust, and the import of a module, that do not stand on the command line itself.
+def check_code_is_typed(arguments: Sequence[str], options: Namespace) -> None:
+    """Refuse settings that run code (trust, imports) unless they are on the command line itself.
 
     Args:
-        arguments: of the command line.
-        options: parsed, with what ``--config`` says.
+        arguments: command line.
+        options: parsed options, including those of ``--config``.
 
     Raises:
-        RequestError: with the option that says it.
+        RequestError: with the option to type.
     """
     typed = {argument.partition("=")[0] for argument in arguments}
     for found in settings_that_run_code(vars(options)):
@@ -74,7 +74,7 @@ def check_what_only_a_user_says(arguments: Sequence[str], options: Namespace) ->
 def _refuse_classes(path: str, value: Any) -> None:
     if isinstance(value, dict):
         if "class_path" in value:
-            raise RequestError(f"{path} holds a class_path, which would import and call what it names: write plain values")
+            raise RequestError(f"{path} contains a class_path, which would import and call what it names: write plain values")
         for item in value.values():
             _refuse_classes(path, item)
     elif isinstance(value, list):
@@ -83,10 +83,10 @@ def _refuse_classes(path: str, value: Any) -> None:
 
 
 def _check_groups(path: str, name: str, value: Any, hint: Any) -> None:
-    """Refuse anything but names and values where ``hint`` is a group of settings, or several."""
+    """Refuse anything but a mapping where ``hint`` is a group of settings (a dataclass) or contains one."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise RequestError(f"{path}: {name} is {value!r}; it must hold settings by their names")
+            raise RequestError(f"{path}: {name} is {value!r}; it must be a mapping of settings")
         hints = get_type_hints(hint)
         for key, item in value.items():
             if key in hints:

@@ -1,4 +1,4 @@
-"""Reading a command's options: jsonargparse with errors of one line, and the RL Zoo's way of naming an agent."""
+"""Parsing of a command's options: jsonargparse with one-line errors, and the RL Zoo's way of naming an agent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from policy_distill.commands.options.config_file import check_config_files, check_what_only_a_user_says, config_files_first
+from policy_distill.commands.options.config_file import check_code_is_typed, check_config_files, config_files_first
 from policy_distill.config import DistillConfig, EnvironmentOptions, Reading, RequestError
 from policy_distill.config.printable import one_line
 
@@ -22,12 +22,12 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class Parser(ArgumentParser):
-    """jsonargparse, with errors of one line.
+    """jsonargparse's parser, with one-line errors.
 
     Args:
-        command: whose options; left out, as jsonargparse does for the items of a list, there is no ``--config`` among them.
-        description: for ``--help``.
-        settings: of jsonargparse's own parser.
+        command: name of the command. Empty for the parsers that jsonargparse itself makes for list items; these have no ``--config``.
+        description: text for ``--help``.
+        settings: arguments of jsonargparse's own parser.
     """
 
     def __init__(self, command: str = "", description: str | None = None, **settings: Any) -> None:
@@ -41,11 +41,11 @@ class Parser(ArgumentParser):
     def add_display_arguments(self) -> None:
         self.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
         self.add_argument(
-            "-P", "--progress", action="store_true", help="accepted for the RL Zoo's sake; progress is always shown in a terminal"
+            "-P", "--progress", action="store_true", help="ignored, for compatibility with the RL Zoo; a terminal always shows progress"
         )
 
     def add_step_timeout(self) -> None:
-        what = "seconds that a step or a reset of the environment may take before the command ends; default: any"
+        what = "time limit in seconds of one step or reset of the environment; default: no limit"
         self.add_argument("--step_timeout", "--step-timeout", type=float | None, default=None, help=what)
 
     def add_class_arguments(self, theclass: type[Any], *arguments: Any, **settings: Any) -> Any:
@@ -63,9 +63,9 @@ class Parser(ArgumentParser):
             raise RequestError("the command line could not be read: see --help") from None
         except RequestError:
             raise
-        except Exception as error:  # jsonargparse raises several kinds; all mean that the request was wrong
+        except Exception as error:  # jsonargparse raises several classes, all for a wrong request
             raise RequestError(self._explain(str(error))) from None
-        check_what_only_a_user_says(arguments, options)
+        check_code_is_typed(arguments, options)
         return options
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -78,11 +78,11 @@ class Parser(ArgumentParser):
             return kind(**{field.name: built[field.name] for field in dataclasses.fields(kind) if field.name in built})
         except RequestError:
             raise
-        except Exception as error:  # a value that jsonargparse lets through, such as null where a number belongs
-            raise RequestError(f"a setting has no value that can be used: {self._explain(str(error))}") from error
+        except Exception as error:  # a value that jsonargparse accepts wrongly, such as null for a number
+            raise RequestError(f"a setting has an invalid value: {self._explain(str(error))}") from error
 
     def _explain(self, message: str) -> str:
-        """Make jsonargparse's message one line, and name the nearest option of one that does not exist."""
+        """Rewrite jsonargparse's message as one line; for an unknown option, suggest the nearest one."""
         message = one_line(message)
         known = [action.dest for action in self._actions]
         unknown = re.search(r"unrecognized arguments?: '?(?:--)?([\w.]+)|[Oo]ption '([\w.]+)' is not accepted|Key '([\w.]+)'", message)
@@ -104,12 +104,12 @@ class Parser(ArgumentParser):
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """Options in the one form that jsonargparse reads.
+    """Translate short forms of options into the form that jsonargparse parses.
 
-    - Hyphens in an option's name are underscores.
-    - ``--trust``, ``--stochastic`` and ``--check.skip`` alone mean ``true``, and ``--student same`` means ``--student.same true``.
-    - ``--env_kwargs a:1 b:True``, the RL Zoo's form, is one mapping; values are Python literals, or else texts. Nothing is evaluated.
-    - ``--wrapper``, given once or several times, is one list.
+    - Hyphens in option names become underscores.
+    - ``--trust``, ``--stochastic`` and ``--check.skip`` without a value mean ``true``; ``--student same`` means ``--student.same true``.
+    - ``--env_kwargs a:1 b:True``, the RL Zoo's form, becomes a mapping; values are Python literals, or else strings. Nothing is evaluated.
+    - ``--wrapper``, given once or several times, becomes one list.
     """
     spelled: list[str] = []
     wrappers: list[Any] = []
@@ -133,7 +133,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
         elif name == "--wrapper":
             values = [value] if equals else _values(rest)
             if not values:
-                raise RequestError("wrapper is left empty; it must be a known name, module:Class, or none")
+                raise RequestError("wrapper is empty; it must be a known name, module:Class, or none")
             wrappers += [_wrapper(text) for text in values]
         else:
             spelled.append(name + equals + value)
@@ -147,7 +147,7 @@ _PAIR = re.compile(r"([^\W\d]\w*):(.*)", re.DOTALL)
 
 
 def _values(rest: list[str]) -> list[str]:
-    """Take the values of an option off the front of what follows it."""
+    """Remove the values of an option from the front of the remaining arguments, and return them."""
     count = next((index for index, text in enumerate(rest) if re.match(r"--?[^\W\d]", text)), len(rest))
     taken = rest[:count]
     del rest[:count]
@@ -155,7 +155,7 @@ def _values(rest: list[str]) -> list[str]:
 
 
 def _literal(text: str) -> Any:
-    """``1``, ``True``, ``[1, 2]`` and ``'text'`` as Python writes them; anything else is a text."""
+    """The Python literal in ``text`` (``1``, ``True``, ``[1, 2]``, ``'text'``), else ``text`` itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -163,7 +163,7 @@ def _literal(text: str) -> Any:
 
 
 def _wrapper(text: str) -> Any:
-    """A wrapper's name, or the mapping or list that the text is in YAML."""
+    """A wrapper's name, or the YAML mapping or list in ``text``."""
     if not text.lstrip().startswith(("{", "[")):
         return text
     try:
@@ -173,37 +173,42 @@ def _wrapper(text: str) -> Any:
 
 
 def add_environment_arguments(parser: Parser) -> None:
-    """``--env`` and what goes with it; ``parser.config(options, EnvironmentOptions)`` reads them."""
+    """Add ``--env`` and the other environment options; ``parser.config(options, EnvironmentOptions)`` builds them."""
     parser.add_class_arguments(EnvironmentOptions)
 
 
 def add_reading_arguments(parser: Parser, *, agent: str = "the agent", teacher: bool = False, skip: bool = True) -> None:
-    """How an agent's files are read; ``reading_of`` collects what was said.
+    """Add options for reading an agent's files; ``reading_of`` builds a ``Reading`` from them.
 
     Args:
-        parser: of the command.
-        agent: who the options are about, for ``--help``.
-        teacher: the command takes a second agent, by ``--teacher``, whose options are called ``--teacher_...``.
-        skip: whether findings that stop the command can be told instead.
+        parser: parser of the command.
+        agent: description of the agent, for ``--help``.
+        teacher: whether the command takes a second agent by ``--teacher``, whose options are named ``--teacher_...``.
+        skip: whether to add ``--check.skip``.
     """
-    for prefix, who in (("", agent), *((("teacher_", "the teacher"),) if teacher else ())):
-        parser.add_argument(f"--{prefix}algo", type=str | None, default=None, help=f"of {who}, where its files do not tell it")
+    for prefix, described in (("", agent), *((("teacher_", "the teacher"),) if teacher else ())):
+        parser.add_argument(f"--{prefix}algo", type=str | None, default=None, help=f"algorithm of {described}, if its files do not name it")
         parser.add_argument(
             f"--{prefix}normalization", type=str | None, default=None, metavar="PATH",
-            help=f"file of VecNormalize statistics of {who}, or none; default: looked for beside the zip and in its settings' folder",
+            help=f"file of VecNormalize statistics of {described}, or none; default: search beside the zip and in its settings folder",
         )  # fmt: skip
         parser.add_argument(
-            f"--{prefix}extractor", type=str | None, default=None, metavar="FILE.py:CLASS", help=f"features extractor of {who}"
+            f"--{prefix}extractor", type=str | None, default=None, metavar="FILE.py:CLASS", help=f"features extractor of {described}"
         )
     parser.add_argument(
-        "--trust", type=bool, default=False, help="let SB3 unpickle an agent that plain data do not describe; runs code from its file"
+        "--trust",
+        type=bool,
+        default=False,
+        help="let SB3 unpickle an agent that cannot be rebuilt from plain data; runs code from its file",
     )
     if skip:
-        parser.add_argument("--check.skip", type=bool, default=False, help="tell what would stop the command, and go on anyway")
+        parser.add_argument(
+            "--check.skip", type=bool, default=False, help="report findings that would stop the command as notes, and continue"
+        )
 
 
 def reading_of(options: Namespace, prefix: str = "") -> Reading:
-    """What the user said about the agent whose options begin with ``prefix``."""
+    """The ``Reading`` of the agent whose options begin with ``prefix``."""
     algo, normalization, extractor = (getattr(options, f"{prefix}{name}") for name in ("algo", "normalization", "extractor"))
     return Reading(algo, normalization, extractor, options.trust)
 
@@ -229,7 +234,7 @@ def zoo_path(teacher: str, folder: str | None, algo: str | None, env: str | None
         return f"{algo}/{env}"
     runs = sorted(Path(folder, algo).glob(f"{env}_*"), key=lambda path: (len(path.name), path.name))
     if not runs:
-        raise RequestError(f"no run {algo}/{env}_N in {folder}: look at what the folder holds")
+        raise RequestError(f"no run {algo}/{env}_N in {folder}: check the folder's contents")
     return str(runs[-1])
 
 

@@ -1,4 +1,4 @@
-"""What many agents show together: aggregates of scores (Agarwal et al. 2021, arXiv 2108.13264)."""
+"""Aggregates of scores over many agents (Agarwal et al. 2021, arXiv 2108.13264)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half of ``values`` ``[N]``, the outer quarters weighed away fractionally (Agarwal et al. 2021)."""
+    """Mean of the middle half of ``values`` ``[N]``, with fractional weights at the quartiles (Agarwal et al. 2021)."""
     ordered = np.sort(np.asarray(values, np.float64))
     count = len(ordered)
     edges = np.arange(count + 1) / count
@@ -15,22 +15,22 @@ def interquartile_mean(values: np.ndarray) -> float:
 
 
 def geometric_mean(values: np.ndarray) -> float:
-    """``exp`` of the mean logarithm of ``values`` ``[N]``: of ratios, where halving and doubling cancel; 0 as soon as one of them is 0.
+    """``exp`` of the mean logarithm of ``values`` ``[N]``, for ratios; 0 if any value is 0.
 
     Raises:
-        ValueError: if a value is below zero; retentions may be.
+        ValueError: if a value is negative, as retentions may be.
     """
     if not (np.asarray(values) >= 0).all():
         raise ValueError(f"a geometric mean needs values >= 0, the smallest is {np.min(values)}")
-    with np.errstate(divide="ignore"):  # exp(-inf) is the 0 that is meant
+    with np.errstate(divide="ignore"):  # log(0) is -inf, and exp(-inf) is 0
         return float(np.exp(np.log(values).mean()))
 
 
 def optimality_gap(values: np.ndarray, target: float = 1.0) -> float:
-    """How far ``values`` ``[N]`` stay below ``target`` on average; what is above it makes nothing good (Agarwal et al. 2021, sec. 4.3)."""
+    """Mean of ``max(target - value, 0)`` over ``values`` ``[N]`` (Agarwal et al. 2021, sec. 4.3)."""
     return float(np.maximum(target - np.asarray(values, np.float64), 0.0).mean())
 
 
 def wins(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of each pair of ``first`` ``[N]`` and ``second`` ``[M]``, ``[N, M]``: 1 if the first is larger, 0.5 if both are equal, else 0."""
+    """For each pair of ``first`` ``[N]`` and ``second`` ``[M]``: 1 if the first is larger, 0.5 if equal, else 0; ``[N, M]``."""
     return 0.5 + 0.5 * np.sign(np.subtract.outer(first, second))

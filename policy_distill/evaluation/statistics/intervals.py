@@ -14,19 +14,19 @@ from policy_distill.evaluation.statistics.means import ROUNDING, contrast, skewn
 
 RESAMPLES = 10_000
 SKEWNESS_SHARE = 0.5
-"""How much of the sample's skewness the interval's test corrects for: all of it over-corrects rare falls (coverage 98 % of nominal 95 %),
-nothing of it leaves 91 %; see docs/statistics.md."""
+"""Fraction of the sample's skewness that the interval's test corrects for. With 1, rare falls are over-corrected (98 % coverage of nominal
+95 %); with 0, coverage is 91 %; see docs/statistics.md."""
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Share of what the teacher adds over a random policy that the student keeps: ``(student - random) / (teacher - random)``.
+    """Retention ``(student - random) / (teacher - random)`` of mean returns, with an interval.
 
     Attributes:
-        estimate: of the mean returns; nan where teacher and random policy cannot be told apart.
-        low, high: ends of the paired interval; nan likewise.
-        confidence: of the interval.
-        episodes: paired episodes behind it.
+        estimate: the retention; nan if the teacher is not distinguishable from a random policy.
+        low, high: ends of the paired interval; nan in the same case.
+        confidence: confidence level of the interval.
+        episodes: number of paired episodes.
     """
 
     estimate: float
@@ -37,7 +37,7 @@ class Retention:
 
     @property
     def defined(self) -> bool:
-        """False where teacher and random policy cannot be told apart: then there is nothing that could be kept."""
+        """Whether the teacher is distinguishable from a random policy; otherwise the retention is undefined."""
         return bool(np.isfinite(self.estimate))
 
 
@@ -53,56 +53,78 @@ def retention(
 ) -> Retention:
     """Estimate the retention from returns on the same seeds, with a paired interval.
 
-    ``test``: all shares that a two-sided test of ``contrast`` does not reject (Fieller 1954), the t-statistic corrected for half the
-    skewness (``without_skewness``). ``bootstrap``: percentiles over resampled episodes (Efron & Tibshirani 1993, ch. 13), each drawn with
-    all three of its returns. Both let cancel what the seed does to all three alike; the first covers the truth more nearly as often as it
-    says where a student falls now and then.
+    ``test`` inverts a two-sided test of ``contrast`` (Fieller 1954) whose t-statistic is corrected for half the skewness
+    (``without_skewness``). ``bootstrap`` takes percentiles over resampled episodes (Efron & Tibshirani 1993, ch. 13), each with all three
+    of its returns. In both, effects of the seed that are common to the three returns cancel. ``test`` has the better coverage for students
+    that fall in a few episodes.
 
     Args:
         student, teacher, random: ``[E]``, returns on the same E seeds in the same order.
-        confidence: of the two-sided interval.
-        method: of the interval.
-        seed: of the bootstrap; the same arrays give the same interval.
-        resamples: of the bootstrap.
+        confidence: confidence level of the two-sided interval.
+        method: method of the interval.
+        seed: seed of the bootstrap; the same arrays give the same interval.
+        resamples: number of bootstrap samples.
 
     Returns:
-        the estimate and its interval; undefined (nan) where the interval of ``teacher - random`` reaches zero.
+        the estimate and its interval; undefined (nan) if the interval of ``teacher - random`` includes zero.
 
     Raises:
-        ValueError: if the arrays differ in length, hold fewer than two episodes, or a return that is not finite.
+        ValueError: if the arrays differ in length, have fewer than two episodes, or contain a return that is not finite.
     """
     rows = paired(student, teacher, random)
     ends = _bootstrap_ends(rows, confidence, seed, resamples) if method == "bootstrap" else _test_ends(rows, confidence)
     episodes = rows.shape[1]
     if ends is None:
         return Retention(float("nan"), float("nan"), float("nan"), confidence, episodes)
-    return Retention(_share_of(rows), *ends, confidence, episodes)
+    return Retention(retention_of_means(*rows), *ends, confidence, episodes)
+
+
+def retention_of_means(student: np.ndarray, teacher: np.ndarray, random: np.ndarray) -> float:
+    """Retention of the mean returns; nan where the teacher earns no more than a random policy.
+
+    Args:
+        student, teacher, random: ``[E]``, returns on the same seeds.
+    """
+    top, chance = teacher.mean(), random.mean()
+    return float((student.mean() - chance) / (top - chance)) if top > chance else float("nan")
+
+
+def retention_standard_error(student: np.ndarray, teacher: np.ndarray, random: np.ndarray) -> float:
+    """Standard error of ``retention_of_means``, paired by seed; nan where that is nan or there is one episode.
+
+    The delta method for a ratio of means: the spread of ``contrast`` at the estimate, over the gap of teacher and random policy.
+    """
+    count, share = len(student), retention_of_means(student, teacher, random)
+    if count < 2 or not np.isfinite(share):
+        return float("nan")
+    spread = contrast(student, teacher, random, share).std(ddof=1)
+    return float(spread / count**0.5 / (teacher.mean() - random.mean()))
 
 
 def paired(student: np.ndarray, teacher: np.ndarray, random: np.ndarray) -> np.ndarray:
     """Stack returns on the same seeds to float64 ``[3, E]``.
 
     Raises:
-        ValueError: if the arrays differ in length, hold fewer than two episodes, or a return that is not finite.
+        ValueError: if the arrays differ in length, have fewer than two episodes, or contain a return that is not finite.
     """
     if not (student.shape == teacher.shape == random.shape and student.ndim == 1 and len(student) >= 2):
         raise ValueError(f"need three arrays of the same E >= 2 returns, got {student.shape}, {teacher.shape}, {random.shape}")
     rows = np.stack([student, teacher, random]).astype(np.float64)
     if not np.isfinite(rows).all():
-        raise ValueError("a return is nan or infinite: the environment's rewards are broken, and no figure would mean anything")
+        raise ValueError("a return is nan or infinite: the environment's rewards are invalid")
     return rows
 
 
 def interval_statistic(student: np.ndarray, teacher: np.ndarray, random: np.ndarray, *, share: float) -> np.ndarray:
-    """The statistic whose test the interval inverts, ``[..., E]`` to ``[...]``: far above zero where ``share`` is too low to be true."""
+    """The test statistic that the interval inverts, ``[..., E]`` to ``[...]``; large if the retention is above ``share``."""
     return _half_corrected(contrast(student, teacher, random, share))
 
 
 def share_where(excess: Callable[[float], float], inside: float, step: float) -> float:
-    """The share nearest to ``inside`` in the direction of ``step`` at which ``excess`` rises above zero; infinite if it never does.
+    """The share nearest to ``inside`` in the direction of ``step`` at which ``excess`` becomes positive; infinite if it never does.
 
     Args:
-        excess: by how much the test rejects a share; not above zero at ``inside``.
+        excess: statistic of a share minus the critical value; not positive at ``inside``.
         inside: a share that is not rejected.
         step: first step outwards; doubled until the share is rejected.
     """
@@ -119,17 +141,12 @@ def _half_corrected(values: np.ndarray) -> np.ndarray:
     return without_skewness(t_statistic(values), SKEWNESS_SHARE * skewness(values), values.shape[-1])
 
 
-def _share_of(rows: np.ndarray) -> float:
-    mean_student, mean_teacher, mean_random = rows.mean(axis=1)
-    return float((mean_student - mean_random) / (mean_teacher - mean_random))
-
-
 def _test_ends(rows: np.ndarray, confidence: float) -> tuple[float, float] | None:
     critical = float(stdtrit(rows.shape[1] - 1, 1 - (1 - confidence) / 2))
     gaps = rows[1] - rows[2]
     if not float(_half_corrected(gaps)) > critical:
         return None
-    estimate = _share_of(rows)
+    estimate = retention_of_means(*rows)
     spread = contrast(rows[0], rows[1], rows[2], estimate).std(ddof=1)
     if spread <= ROUNDING * np.abs(rows).max():
         return estimate, estimate
@@ -144,7 +161,7 @@ def _bootstrap_ends(rows: np.ndarray, confidence: float, seed: int, resamples: i
     gaps = teacher_means - random_means
     if percentile_ends(gaps, confidence)[0] <= 0:
         return None
-    above = gaps > 0  # the few samples whose teacher is not above the random policy have no retention
+    above = gaps > 0  # the retention is undefined in samples where the teacher is not above the random policy
     return percentile_ends((student_means - random_means)[above] / gaps[above], confidence)
 
 

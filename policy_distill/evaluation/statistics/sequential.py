@@ -1,7 +1,7 @@
-"""Certificates of retention: group-sequential tests, so that evaluation ends as soon as it is decided and the error stays what was asked.
+"""Certificates of retention: group-sequential tests, which stop as soon as the data decide and keep the error rate.
 
-Looking again and again at a 95 % interval until it says what one hopes errs far more often than 5 %. Here the error that may be made is
-spent over the looks (Lan & DeMets 1983), little of it early (O'Brien & Fleming 1979): the last look costs almost nothing in power.
+Checking a 95 % interval repeatedly until it gives the desired answer errs far more often than 5 %. Here the allowed error is spent over
+the looks (Lan & DeMets 1983), little of it early (O'Brien & Fleming 1979), so that early looks cost little power.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from policy_distill.evaluation.statistics.intervals import paired, share_where
 from policy_distill.evaluation.statistics.means import contrast, guarded_statistic, skewness
 
 FIRST_LOOK = 50
-"""Episodes before the first look: fewer say little about a mean of returns, however alike they are."""
+"""Number of episodes before the first look."""
 GROWTH = 1.5
-"""Factor between the episodes of one look and the next."""
+"""Ratio of the numbers of episodes of two successive looks."""
 NODES = 200
-"""Of the quadrature over the continuation region; with half as many the boundaries agree to 1e-8."""
+"""Number of quadrature nodes over the continuation region; with half as many the boundaries agree to 1e-8."""
 
 DOUBT = 1.25
-"""What is counted against a verdict beside what was seen, in units of ``share`` times the largest gap: one episode in which the student
-falls a quarter deeper than to the random policy. With 1, students that crash rarely, far below the random policy, were certified in 5.8 %
-of the samples where 5 are allowed (budgets of 300 and 500, 3,000 samples); more costs power."""
+"""Pseudo-loss counted against a verdict, in units of ``share`` times the largest gap: one episode in which the student loses 1.25 times
+the gap. With 1, students with rare crashes far below the random policy were certified in 5.8 % of samples instead of at most 5 % (budgets
+of 300 and 500, 3,000 samples); larger values cost power."""
 
 VerdictName = Literal["certified", "refuted", "undecided"]
 
@@ -48,9 +48,9 @@ def look_schedule(max_episodes: int) -> tuple[int, ...]:
 
 
 def spent(fraction: np.ndarray, alpha: float) -> np.ndarray:
-    """Error that may have been spent when this fraction of the episodes has been seen: ``2 - 2 Phi(z_{alpha/2} / sqrt(fraction))``.
+    """Error-spending function ``2 - 2 Phi(z_{alpha/2} / sqrt(fraction))`` of the fraction of episodes seen.
 
-    The O'Brien-Fleming type of Lan & DeMets (1983, Biometrika 70, sec. 2), one-sided: ``alpha`` at fraction 1.
+    O'Brien-Fleming type of Lan & DeMets (1983, Biometrika 70, sec. 2), one-sided: ``alpha`` at fraction 1.
     """
     return np.asarray(2 * ndtr(ndtri(alpha / 2) / np.sqrt(fraction)))
 
@@ -58,18 +58,18 @@ def spent(fraction: np.ndarray, alpha: float) -> np.ndarray:
 def spending_boundaries(fractions: Sequence[float], alpha: float) -> np.ndarray:
     """Standard normal boundaries ``[looks]`` of a one-sided test that spends ``alpha`` over looks at these fractions of its episodes.
 
-    By the recursion of Armitage, McPherson & Rowe (1969) over the density of the score process that has not crossed yet, with
+    Computed by the recursion of Armitage, McPherson & Rowe (1969) over the density of the score process that has not crossed yet, with
     Gauss-Legendre quadrature; checked against published tables. Stopping for another reason only lowers the error.
 
     Args:
-        fractions: ``[looks]``, rising, in (0, 1].
-        alpha: the whole one-sided error, in (0, 0.5].
+        fractions: ``[looks]``, increasing, in (0, 1].
+        alpha: total one-sided error, in (0, 0.5].
 
     Returns:
-        ``[looks]``; infinite where nothing that a double can hold may be spent yet.
+        ``[looks]``; infinite where the error to spend is below the precision of a double.
 
     Raises:
-        ValueError: if the fractions do not rise within (0, 1], or ``alpha`` is out of its range.
+        ValueError: if the fractions do not increase within (0, 1], or ``alpha`` is out of range.
     """
     times = np.asarray(fractions, np.float64)
     if times.ndim != 1 or len(times) == 0 or times[0] <= 0 or times[-1] > 1 or (np.diff(times) <= 0).any():
@@ -87,7 +87,7 @@ def spending_boundaries(fractions: Sequence[float], alpha: float) -> np.ndarray:
         def excess(bound: float, spread: float = spread, points: np.ndarray = points, mass: np.ndarray = mass, step: float = step) -> float:
             return float((mass * ndtr((points - bound) / spread)).sum() - step)
 
-        farthest = 38.0 * np.sqrt(time)  # beyond it a double holds no probability
+        farthest = 38.0 * np.sqrt(time)  # beyond it the probability underflows
         bound = float(brentq(excess, -farthest, farthest, xtol=1e-12)) if step > 1e-300 else np.inf
         low, high = -9.0 * np.sqrt(time), min(bound, 13.0 * np.sqrt(time))
         inner = low + (high - low) * (nodes + 1) / 2
@@ -99,13 +99,13 @@ def spending_boundaries(fractions: Sequence[float], alpha: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Plan:
-    """A test that is fixed before the first episode is played.
+    """A group-sequential test, fixed before the first episode is played.
 
     Attributes:
-        share: of the retention; the claim is that the student keeps at least this much.
-        confidence: 1 minus the probability of certifying a student that does not, and of refuting one that does.
-        looks: numbers of episodes at which the test looks, rising.
-        boundaries: standard normal, one a look; ``critical`` turns them into those of the statistic.
+        share: the claimed retention; the claim is that the student keeps at least this much.
+        confidence: 1 minus the error rate, of certifying a student below ``share`` and of refuting one above it.
+        looks: numbers of episodes at which the test looks, increasing.
+        boundaries: standard normal boundary of each look; ``critical`` converts them to the statistic's scale.
     """
 
     share: float
@@ -115,7 +115,7 @@ class Plan:
 
     @classmethod
     def of(cls, share: float, confidence: float = 0.95, max_episodes: int = 2000) -> Plan:
-        """Look at 50, 75, 112, ... episodes, at ``max_episodes`` for the last time.
+        """A plan with looks at 50, 75, 112, ... and finally ``max_episodes`` episodes.
 
         Raises:
             ValueError: if ``max_episodes`` is below ``FIRST_LOOK``, ``share`` not above 0 or ``confidence`` out of [0.5, 1).
@@ -126,7 +126,7 @@ class Plan:
 
     @classmethod
     def at(cls, looks: Sequence[int], share: float, confidence: float = 0.95) -> Plan:
-        """Look at these numbers of episodes; one number alone is a test of fixed size."""
+        """A plan with looks at these numbers of episodes; a single number is a fixed-sample test."""
         if not 0.5 <= confidence < 1:
             raise ValueError(f"confidence is {confidence}; it must be in [0.5, 1)")
         boundaries = spending_boundaries([look / looks[-1] for look in looks], 1 - confidence)
@@ -137,9 +137,9 @@ class Plan:
         return float(-stdtrit(self.looks[look], ndtr(-self.boundaries[look])))
 
     def fewest(self) -> int | None:
-        """Episodes after which a student that equals its teacher would be certified, where the gap is the same in all of them.
+        """Episodes after which a student equal to its teacher is certified, if ``teacher - random`` is the same in all episodes.
 
-        Where the gap varies it takes longer. None if not even the last look would do.
+        A varying gap takes longer. None if even the last look is not enough.
         """
         above, doubt = 1 - self.share, DOUBT * self.share
         for index, episodes in enumerate(self.looks):
@@ -150,15 +150,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Look:
-    """What the test saw at one number of episodes.
+    """Statistics at one look.
 
     Attributes:
-        episodes: so far.
-        critical: what a statistic must exceed.
-        keeps: ``guarded_statistic`` of the contrast: that the student keeps the share.
-        loses: of the negative contrast: that it does not.
-        gap: of ``teacher - random``: that there is something to keep.
-        no_gap: of ``random - teacher``.
+        episodes: number of episodes so far.
+        critical: critical value of the statistics.
+        keeps: ``guarded_statistic`` of the contrast, for "the student keeps the share".
+        loses: statistic of the negative contrast, for "the student does not keep the share".
+        gap: statistic of ``teacher - random``, for "the teacher is better than a random policy".
+        no_gap: statistic of ``random - teacher``.
     """
 
     episodes: int
@@ -171,16 +171,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the returns so far decide.
+    """Decision from the returns so far.
 
     Attributes:
         verdict: ``certified``: the student keeps the share; ``refuted``: it does not; ``undecided`` otherwise.
         reason: one sentence.
         final: False while further episodes may decide.
-        episodes: at the last look.
-        low, high: repeated confidence bounds on the retention (Jennison & Turnbull 1989): each holds with the plan's confidence whenever
-            the test stopped; infinite where nothing is shown.
-        looks: what was seen on the way.
+        episodes: number of episodes at the last look.
+        low, high: repeated confidence bounds on the retention (Jennison & Turnbull 1989): each holds at the plan's confidence
+            regardless of when the test stopped; infinite if there is no bound.
+        looks: statistics of each look.
     """
 
     verdict: VerdictName
@@ -197,8 +197,8 @@ def statistics_at(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """``keeps``, ``loses``, ``gap``, ``no_gap`` of a ``Look``, from ``[..., E]`` to ``[...]``.
 
-    What the student may have been lucky to miss, or unlucky, is measured by the largest gap that was seen; see ``DOUBT``. Of the gap
-    itself the doubt is an episode in which the teacher earns what a random policy does.
+    The pseudo-loss of the contrast is ``DOUBT * share`` times the largest observed gap; that of the gap is 0, an episode in which the
+    teacher has a random policy's return.
     """
     above, gaps = contrast(student, teacher, random, share), teacher - random
     doubt = DOUBT * abs(share) * np.maximum(gaps.max(-1), 0.0)
@@ -212,17 +212,17 @@ def statistics_at(
 
 
 def decide(student: np.ndarray, teacher: np.ndarray, random: np.ndarray, *, plan: Plan) -> Decision:
-    """Look at the returns as ``plan`` says, until they decide.
+    """Apply the test ``plan`` to the returns, look by look, until they decide.
 
-    Certified or refuted is a student only where teacher and random policy have been told apart too, at the same error: the claim is then
-    both at once, and needs no correction (Berger 1982).
+    A student is certified or refuted only if the teacher is also shown to be better than a random policy, at the same error rate. This is
+    an intersection-union test, which needs no correction for multiplicity (Berger 1982).
 
     Args:
-        student, teacher, random: ``[E]`` on the same seeds, in the order in which they were played.
-        plan: fixed before.
+        student, teacher, random: ``[E]`` on the same seeds, in the order of playing.
+        plan: the test.
 
     Raises:
-        ValueError: if the arrays do not pair, hold a return that is not finite, or end before the first look.
+        ValueError: if the arrays differ in length, contain a return that is not finite, or end before the first look.
     """
     rows = paired(student, teacher, random)
     if rows.shape[1] < plan.looks[0]:
@@ -257,7 +257,7 @@ def outcomes(student: np.ndarray, teacher: np.ndarray, random: np.ndarray, plan:
         plan: the test.
 
     Returns:
-        ``[R]``: 1 certified, -1 refuted, 0 undecided; and ``[R]``: the episodes that it took.
+        ``[R]``: 1 certified, -1 refuted, 0 undecided; and ``[R]``: the number of episodes used.
     """
     count = len(student)
     verdicts, episodes = np.zeros(count, np.int64), np.full(count, plan.looks[-1])
@@ -275,7 +275,7 @@ def outcomes(student: np.ndarray, teacher: np.ndarray, random: np.ndarray, plan:
 
 
 def _bounds(rows: np.ndarray, critical: float) -> tuple[float, float]:
-    """The shares that would have been certified and refuted at this look at the most and at the least."""
+    """The largest share that would be certified at this look, and the smallest that would be refuted."""
     gap = float((rows[1] - rows[2]).mean())
     estimate = float((rows[0] - rows[2]).mean()) / gap
     step = 0.01 * max(1.0, abs(estimate))

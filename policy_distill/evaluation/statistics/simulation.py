@@ -1,6 +1,6 @@
-"""How often certificates and intervals err: returns are drawn whose true retention is known, and the project's own tests judge them.
+"""Error rates of certificates and intervals on simulated returns with a known retention.
 
-``tables`` writes the figures of docs/statistics.md.
+``tables`` writes the tables of docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from policy_distill.evaluation.statistics.sequential import Plan, outcomes
 from policy_distill.evaluation.statistics.suites import OF_RETENTIONS, basic_ends, resampled_retentions
 
 Returns = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Of student, teacher and random policy, ``[R, E]`` each."""
+"""Returns of student, teacher and random policy, ``[R, E]`` each."""
 Population = Callable[[np.random.Generator, tuple[int, int], float], Returns]
-"""Draws returns from a world in which the student keeps exactly the given share; teacher 1 and random policy 0 on average."""
+"""Samples returns with exactly the given retention; the mean returns of teacher and random policy are 1 and 0."""
 CHUNK = 1000
-"""Samples drawn at a time: memory is ``3 * CHUNK * E`` doubles."""
+"""Number of samples per chunk; memory is ``3 * CHUNK * E`` doubles."""
 
 
 def normal_paired(draws: np.random.Generator, size: tuple[int, int], share: float) -> Returns:
-    """Normal returns of which the seed decides half of the variance."""
+    """Normal returns; half of the variance is common to the seed."""
     common = draws.normal(0, 0.2, size)
     student, teacher, random = (common + draws.normal(0, 0.2, size) for _ in range(3))
     return share + student, 1 + teacher, random
 
 
 def normal_unpaired(draws: np.random.Generator, size: tuple[int, int], share: float) -> Returns:
-    """Normal returns that share nothing."""
+    """Independent normal returns."""
     return share + draws.normal(0, 0.4, size), 1 + draws.normal(0, 0.4, size), draws.normal(0, 0.2, size)
 
 
 def skewed_paired(draws: np.random.Generator, size: tuple[int, int], share: float) -> Returns:
-    """Exponential losses on hard seeds, of which the student takes more."""
+    """Exponential losses of hard seeds, larger for the student."""
     hard = 1 - draws.exponential(1, size)
     return share + 0.5 * hard, 1 + 0.3 * hard, draws.normal(0, 0.1, size)
 
 
 def skewed_unpaired(draws: np.random.Generator, size: tuple[int, int], share: float) -> Returns:
-    """Exponential losses that share nothing."""
+    """Independent exponential losses."""
     student, teacher = (1 - draws.exponential(1, size) for _ in range(2))
     return share + 0.4 * student, 1 + 0.3 * teacher, draws.normal(0, 0.1, size)
 
 
 def lognormal(draws: np.random.Generator, size: tuple[int, int], share: float) -> Returns:
-    """Log-normal losses, of skewness 6."""
+    """Log-normal losses with a skewness of 6."""
     student, teacher = (np.exp(0.5) - draws.lognormal(0, 1, size) for _ in range(2))
     return share + 0.2 * student, 1 + 0.1 * teacher, draws.normal(0, 0.1, size)
 
 
 def rare_falls(draws: np.random.Generator, size: tuple[int, int], share: float) -> Returns:
-    """The student does all that its teacher does, but falls at once with probability ``1 - share``."""
+    """The student equals its teacher, but falls at once with probability ``1 - share``."""
     random = draws.normal(0, 0.02, size)
     return np.where(draws.random(size) < 1 - share, random, 1.0), np.ones(size), random
 
@@ -66,19 +66,19 @@ def rare_crashes(draws: np.random.Generator, size: tuple[int, int], share: float
 
 
 def falls_paired(draws: np.random.Generator, size: tuple[int, int], share: float) -> Returns:
-    """The teacher falls on the hardest fifth of the seeds, the student on these and on further ones."""
+    """The teacher falls on the hardest fifth of the seeds, the student on these and some others."""
     hard = draws.random(size)
     return np.where(hard < 0.8 * share, 1.25, 0.0), np.where(hard < 0.8, 1.25, 0.0), draws.normal(0, 0.05, size)
 
 
 def falls_unpaired(draws: np.random.Generator, size: tuple[int, int], share: float) -> Returns:
-    """Teacher and student fall by chance, whatever the seed."""
+    """Teacher and student fall independently of the seed."""
     student, teacher = draws.random(size) < 0.8 * share, draws.random(size) < 0.8
     return np.where(student, 1.25, 0.0), np.where(teacher, 1.25, 0.0), draws.normal(0, 0.05, size)
 
 
 def sparse_reward(draws: np.random.Generator, size: tuple[int, int], share: float) -> Returns:
-    """One seed in five can be solved, earns 5, and the student misses some of them."""
+    """One seed in five is solvable, with a return of 5; the student misses some of them."""
     found = draws.random(size) < 0.2
     return np.where(found & (draws.random(size) < share), 5.0, 0.0), np.where(found, 5.0, 0.0), np.zeros(size)
 
@@ -112,7 +112,7 @@ def simulate(population: Population, truth: float, plan: Plan, *, replicates: in
 
 
 def naive_certifications(population: Population, plan: Plan, *, replicates: int, seed: int = 0) -> float:
-    """How often a plain t-test at every look, each at the whole level, certifies students that keep just the share."""
+    """Share of students exactly at the plan's share that a plain t-test at every look, each at the full level, certifies."""
     draws = np.random.default_rng(seed)
     above = contrast(*population(draws, (replicates, plan.looks[-1]), plan.share), plan.share)
     certified = np.zeros(replicates, bool)
@@ -128,7 +128,7 @@ def coverage(
 ) -> tuple[float, float]:
     """How often the truth lies below and above the interval of ``retention`` (``method="test"``).
 
-    By inversion an interval holds the truth exactly where its test does not reject it.
+    The interval contains the truth exactly if its test does not reject it, so no interval is computed.
     """
     draws = np.random.default_rng(seed)
     statistic = interval_statistic(*population(draws, (replicates, episodes), truth), share=truth)
@@ -139,7 +139,7 @@ def coverage(
 def bootstrap_coverage(
     population: Population, truth: float, episodes: int, *, confidence: float = 0.95, replicates: int, seed: int = 0, resamples: int = 400
 ) -> tuple[float, float]:
-    """As ``coverage``, of the percentile bootstrap (``method="bootstrap"``) where every sample has a retention."""
+    """``coverage`` of the percentile bootstrap (``method="bootstrap"``), if every sample has a retention."""
     draws = np.random.default_rng(seed)
     returns = np.stack(population(draws, (replicates, episodes), truth), axis=1)
     below = above = 0
@@ -156,21 +156,21 @@ SUITES = {
     "all keep 0.97": np.full(16, 0.97),
     "half keep 1, half 0.8 to 1.05": np.concatenate([np.ones(8), np.linspace(0.8, 1.05, 8)]),
 }
-"""What the students of a suite keep, each exactly so much."""
+"""True retentions of the students of a suite."""
 
 
 def suite_coverage(
     population: Population, truths: np.ndarray, episodes: int, *, replicates: int, seed: int = 0, resamples: int = 400
 ) -> dict[str, tuple[float, float]]:
-    """How often the 95 % intervals of ``suite_aggregates`` over episodes hold the truth, and how often plain percentiles would.
+    """Coverage of the 95 % intervals of ``suite_aggregates`` over episodes, and of plain percentile intervals.
 
     Args:
-        population: of the returns.
-        truths: ``[T]``, what each teacher's student keeps.
-        episodes: of each teacher.
-        replicates: suites.
-        seed: of the returns and the resampling.
-        resamples: bootstrap samples.
+        population: distribution of the returns.
+        truths: ``[T]``, true retention of each teacher's student.
+        episodes: number of episodes per teacher.
+        replicates: number of suites.
+        seed: seed of the returns and the resampling.
+        resamples: number of bootstrap samples.
     """
     draws = np.random.default_rng(seed)
     hits = {name: np.zeros(2) for name in OF_RETENTIONS}
@@ -187,11 +187,11 @@ def suite_coverage(
 
 
 def tables(replicates: int = 4000, progress: Callable[[str], None] = lambda line: None) -> str:
-    """The simulated study as Markdown.
+    """The simulation study as Markdown.
 
     Args:
-        replicates: samples behind each figure; the percentile bootstrap, which is slow, is given a sixteenth of them.
-        progress: told each line as it is found.
+        replicates: number of samples per cell; the percentile bootstrap, which is slow, uses a sixteenth of them.
+        progress: called with each line when it is ready.
     """
     lines: list[str] = []
 
@@ -202,9 +202,9 @@ def tables(replicates: int = 4000, progress: Callable[[str], None] = lambda line
     share, confidence = 0.95, 0.95
     say("## False verdicts\n")
     say(
-        f"Students that keep exactly {share}: certified and refuted in % of {replicates:,} samples, of which at most "
-        f"{100 * (1 - confidence):.0f} are allowed each (standard error {100 * (0.05 * 0.95 / replicates) ** 0.5:.2f}). "
-        "The last column is what a plain t-test at each look, each at the whole level, would certify of the first of these budgets.\n"
+        f"Students with a retention of exactly {share}: percentage of {replicates:,} samples that are certified and refuted; at most "
+        f"{100 * (1 - confidence):.0f} each are allowed (standard error {100 * (0.05 * 0.95 / replicates) ** 0.5:.2f}). "
+        "The last column is the percentage certified by a plain t-test at each look, each at the full level, with the first budget.\n"
     )
     plans = [Plan.of(share, confidence, budget) for budget in (500, 2000)]
     say("| returns | " + " | ".join(f"certified, {plan.looks[-1]:,} | refuted, {plan.looks[-1]:,}" for plan in plans) + " | plain t |")
@@ -218,11 +218,11 @@ def tables(replicates: int = 4000, progress: Callable[[str], None] = lambda line
         say(f"| {name} | " + " | ".join(cells) + f" | {100 * plain:.1f} |")
     say("\n## Power and episodes\n")
     say(
-        f"Students that keep the share in the first column, judged for {share} with a budget of 2,000 episodes; returns are "
+        f"Students with the retention in the first column, tested for {share} with a budget of 2,000 episodes, for returns "
         f"“normal, unpaired” and “falls or not, unpaired”, {replicates // 4:,} samples. "
-        "Fixed: the same test with one look, at 2,000 episodes.\n"
+        "Fixed: the same test with a single look at 2,000 episodes.\n"
     )
-    say("| keeps | returns | certified % | fixed % | refuted % | fixed % | mean episodes |")
+    say("| retention | returns | certified % | fixed % | refuted % | fixed % | mean episodes |")
     say("|---:|---|---:|---:|---:|---:|---:|")
     fixed = Plan.at((2000,), share, confidence)
     for truth in (0.8, 0.9, 0.93, 0.95, 0.97, 0.98, 1.0):
@@ -235,9 +235,9 @@ def tables(replicates: int = 4000, progress: Callable[[str], None] = lambda line
     sizes = (100, 300)
     few = replicates // 16
     say(
-        f"How often the 95 % interval holds a retention of 0.9, in % of {replicates:,} samples (standard error "
-        f"{100 * (0.05 * 0.95 / replicates) ** 0.5:.2f}), and in brackets how often the truth lies below and above it (2.5 each would be "
-        f"perfect); of the percentile bootstrap, {few} samples.\n"
+        f"Percentage of {replicates:,} samples in which the 95 % interval contains the true retention of 0.9 (standard error "
+        f"{100 * (0.05 * 0.95 / replicates) ** 0.5:.2f}); in brackets, percentages in which the truth lies below and above it (nominal: "
+        f"2.5 each). Percentile bootstrap: {few} samples.\n"
     )
     say("| returns | " + " | ".join(f"{size} episodes | bootstrap" for size in sizes) + " |")
     say("|---|" + "---:|" * (2 * len(sizes)))
@@ -252,8 +252,8 @@ def tables(replicates: int = 4000, progress: Callable[[str], None] = lambda line
         say(f"| {name} | " + " | ".join(cells) + " |")
     say("\n## Suites\n")
     say(
-        f"How often the 95 % intervals over episodes hold the truth, in % of {few} suites of 16 teachers with 100 episodes each, returns "
-        "“normal, paired”; in brackets how often plain percentiles do.\n"
+        f"Percentage of {few} suites in which the 95 % interval over episodes contains the truth; 16 teachers with 100 episodes each, "
+        "returns “normal, paired”; in brackets, the same for plain percentile intervals.\n"
     )
     say("| students | " + " | ".join(name.replace("_", " ") for name in OF_RETENTIONS) + " |")
     say("|---|" + "---:|" * len(OF_RETENTIONS))

@@ -1,4 +1,4 @@
-"""What a suite of teachers shows as a whole: aggregates of what their students keep, with intervals (Agarwal et al. 2021)."""
+"""Aggregate retention over a suite of teachers, with bootstrap intervals (Agarwal et al. 2021)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from policy_distill.evaluation.statistics.aggregates import geometric_mean, inte
 from policy_distill.evaluation.statistics.intervals import bootstrap_means, percentile_ends
 
 Returns = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Of one teacher: returns ``[E]`` of student, teacher and random policy on the same seeds."""
+"""Returns ``[E]`` of student, teacher and random policy on the same seeds, for one teacher."""
 Ends = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A figure over all teachers of a suite, with the ends of its intervals.
+    """An aggregate over the teachers of a suite, with intervals.
 
     Attributes:
-        estimate: of the teachers and episodes that there were.
-        over_episodes: what other episodes of these teachers would have given, by a stratified bootstrap: the episodes of each teacher are
-            drawn anew by themselves. None where the returns are not known.
-        over_teachers: what other teachers of this kind would have given: teachers are drawn anew too, and with few of them their choice
-            is most of it. None where the returns are not known, or there are fewer than two teachers.
+        estimate: the aggregate of the data.
+        over_episodes: interval for other episodes of the same teachers: a bootstrap over episodes, stratified by teacher. None if the
+            returns are unknown.
+        over_teachers: interval for other teachers of the same kind: a bootstrap over teachers and episodes, wide if there are few
+            teachers. None if the returns are unknown or there are fewer than two teachers.
     """
 
     estimate: float
@@ -43,12 +43,11 @@ def suite_aggregates(
     """Interquartile mean, geometric mean and optimality gap of the retention, and the probability of improvement on the teacher.
 
     Args:
-        retentions: ``[T]``, of each teacher's student.
-        returns: of each teacher, in the same order; None where they are not known: the estimates stand alone, and the probability of
-            improvement is left out.
-        confidence: of the two-sided intervals.
-        seed: of the resampling.
-        resamples: bootstrap samples.
+        retentions: ``[T]``, retention of each teacher's student.
+        returns: returns of each teacher, in the same order; None if unknown: then there are no intervals and no probability of improvement.
+        confidence: confidence level of the two-sided intervals.
+        seed: seed of the resampling.
+        resamples: number of bootstrap samples.
     """
     kept = np.asarray(retentions, np.float64)
     if returns is None:
@@ -57,7 +56,7 @@ def suite_aggregates(
     kept_again = np.stack([resampled_retentions(rows, draws, resamples) for rows in returns])
     better = np.array([wins(student, teacher).mean() for student, teacher, _ in returns])
     better_again = np.stack([_improvements(student, teacher, draws, resamples) for student, teacher, _ in returns])
-    # A teacher that is drawn twice brings its episodes twice, drawn anew: another column of its row.
+    # A teacher that is sampled twice uses two independent resamples of its episodes: different columns of its row.
     count = len(returns)
     others = tuple(draws.integers(0, limit, (count, resamples)) for limit in (count, resamples))
 
@@ -74,10 +73,10 @@ def suite_aggregates(
 
 
 def basic_ends(estimate: float, resampled: np.ndarray, limits: Ends, *, confidence: float = 0.95) -> Ends:
-    """Percentiles of ``resampled`` ``[resamples]``, reflected at the estimate (Davison & Hinkley 1997, sec. 5.2), and cut at ``limits``.
+    """Basic bootstrap interval: percentiles of ``resampled`` ``[resamples]`` reflected at the estimate (Davison & Hinkley 1997, sec. 5.2).
 
-    Noise in a student's retention can only add to the optimality gap, and resampling adds as much again: the percentiles themselves lie
-    beside the truth (docs/statistics.md).
+    The ends are clipped to ``limits``. Noise in retentions biases the optimality gap upwards, and resampling doubles this bias, so that
+    plain percentile intervals miss the truth (docs/statistics.md).
     """
     near, far = percentile_ends(resampled, confidence)
     low, high = np.clip([2 * estimate - far, 2 * estimate - near], *limits)
@@ -85,7 +84,7 @@ def basic_ends(estimate: float, resampled: np.ndarray, limits: Ends, *, confiden
 
 
 def _geometric_mean_of_retentions(values: np.ndarray) -> float:
-    """A student that earns no more than a random policy keeps nothing: it counts 0, which makes the whole mean 0."""
+    """Geometric mean with negative retentions (students below a random policy) counted as 0, which makes the mean 0."""
     return geometric_mean(np.maximum(values, 0.0))
 
 
@@ -94,19 +93,19 @@ OF_RETENTIONS: dict[str, tuple[Callable[[np.ndarray], float], Ends]] = {
     "geometric_mean": (_geometric_mean_of_retentions, (0.0, np.inf)),
     "optimality_gap": (optimality_gap, (0.0, np.inf)),
 }
-"""Name -> aggregate of retentions ``[T]``, and the values that it can take."""
+"""Name -> aggregate of retentions ``[T]``, and the range of its values."""
 
 
 def resampled_retentions(returns: Returns, draws: np.random.Generator, resamples: int) -> np.ndarray:
-    """Retention ``[resamples]`` of episodes drawn anew, each with all three of its returns."""
+    """Retention ``[resamples]`` of resampled episodes, each with all three of its returns."""
     student, teacher, random = bootstrap_means(np.stack(returns).astype(np.float64), draws, resamples)
-    above = teacher > random  # the few samples whose teacher is not above the random policy have no retention
+    above = teacher > random  # the retention is undefined in samples where the teacher is not above the random policy
     kept = (student - random)[above] / (teacher - random)[above]
     return kept[draws.integers(0, len(kept), resamples)]
 
 
 def _improvements(student: np.ndarray, teacher: np.ndarray, draws: np.random.Generator, resamples: int) -> np.ndarray:
-    """Share ``[resamples]`` of pairs in which the student's episode earns more, of seeds drawn anew, the same for both."""
+    """Share ``[resamples]`` of pairs in which the student's episode has the higher return, over resampled seeds common to both."""
     episodes = len(student)
     drawn = draws.multinomial(episodes, np.full(episodes, 1 / episodes), size=resamples).astype(np.float64)
     return np.einsum("re,re->r", drawn @ wins(student, teacher), drawn) / episodes**2

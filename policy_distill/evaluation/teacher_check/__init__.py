@@ -1,4 +1,4 @@
-"""Before the work: what is this agent, does it do here what it did where it was trained, and what stands in the way of a good student?"""
+"""Checks of a teacher before distillation: its files, its return compared with its training, and problems for the student."""
 
 from policy_distill.evaluation.teacher_check.checkup import Checkup, check_teacher
 from policy_distill.evaluation.teacher_check.claims import Claim, find_claim

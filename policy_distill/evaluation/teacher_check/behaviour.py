@@ -1,4 +1,4 @@
-"""How a teacher acts in the states that it visits: figures first, then what they mean."""
+"""Statistics of a teacher's actions in the states that it visits, and findings from them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from policy_distill.support.trees import Tree, blocks, length, to_tensors
 from policy_distill.teachers import Teacher
 
 ROWS = 4096
-"""States that are looked at in one forward pass."""
+"""Number of states per forward pass."""
 NOT_FINITE = Finding("stop", "not_finite", "the agent answers with NaN or infinity", "take an earlier checkpoint: training diverged")
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Figures over the visited states; None where they mean nothing for this teacher.
+    """Statistics over the visited states; None if not applicable to this teacher.
 
     Attributes:
-        states: how many.
-        finite: whether everything that it says is a number.
-        constant: whether it does the same in all of them.
+        states: number of states.
+        finite: whether all outputs are finite.
+        constant: whether the action is the same in all states.
         reaction: greatest standard deviation of a component of the deterministic action over the states, in units of what it is large
             beside: half of its range or, where a Gaussian policy has one that is smaller, its own mean standard deviation: 0 never reacts.
             Bounds alone say little: people write [-1e6, 1e6] around actions of the order of 1.
@@ -56,7 +56,7 @@ class Behaviour:
 
 @torch.inference_mode()
 def targets_of(teacher: Teacher, observations: Tree) -> ActionTargets:
-    """What ``teacher`` says about ``observations`` ``[B, ...]``, a few thousand at a time."""
+    """The teacher's labels of ``observations`` ``[B, ...]``, computed in chunks of a few thousand."""
     parts = [teacher.targets(to_tensors(rows)) for rows in blocks(observations, ROWS)]
     names = parts[0].parameters
     return ActionTargets({name: torch.cat([part.parameters[name] for part in parts]) for name in names},
@@ -64,7 +64,7 @@ def targets_of(teacher: Teacher, observations: Tree) -> ActionTargets:
 
 
 def observe(teacher: Teacher, observations: Tree, targets: ActionTargets) -> Behaviour:
-    """Work out the figures of what ``teacher`` said, ``targets``, about raw ``observations`` ``[B, ...]``."""
+    """Statistics of the teacher's labels ``targets`` of raw ``observations`` ``[B, ...]``."""
     said = [targets.actions, *targets.parameters.values()]
     finite = not any(bool(value.isnan().any()) for value in said) and bool(targets.actions.isfinite().all())
     constant = length(observations) > 1 and bool((targets.actions == targets.actions[:1]).all())
@@ -96,7 +96,7 @@ def _of_actions(teacher: Teacher, targets: ActionTargets) -> dict[str, float]:
 
 
 def has_distribution(teacher: Teacher) -> bool:
-    """Whether the teacher's distribution is its own: a Gaussian or logits; not Q-values, and not what stands for a function's actions."""
+    """Whether the teacher has a stochastic policy: a Gaussian or logits; not Q-values or the actions of a callable."""
     named = getattr(teacher.network, "scores", "logits") == "q_values" or getattr(teacher.network, "outputs", "logits") == "actions"
     return bool(teacher.family.names) and not named
 
@@ -121,14 +121,14 @@ def _of_normalization(teacher: Teacher, observations: Tree) -> dict[str, float]:
 
 
 def judge(seen: Behaviour) -> list[Finding]:
-    """What the figures mean. The limits lie well outside what 18 agents of the RL Zoo show where they were trained."""
+    """Findings from the statistics. The thresholds lie well outside the values of 18 RL Zoo agents in their training environments."""
     found: list[Finding] = []
     if not seen.finite:
         found.append(NOT_FINITE)
     if seen.constant:
-        what = f"the agent does the same in all {seen.states:,} states that it visited"
+        what = f"the agent takes the same action in all {seen.states:,} states that it visited"
         found.append(
-            Finding("warn", "constant_action", what, "look whether it was trained, and whether its observations are what it read then")
+            Finding("warn", "constant_action", what, "check whether it was trained, and whether the observations are those of its training")
         )
     if seen.beyond_clip is not None:
         center, spread = seen.normalized_center or 0.0, seen.normalized_spread or 0.0
@@ -137,15 +137,15 @@ def judge(seen: Behaviour) -> list[Finding]:
                 f"the observations here do not fit the normalisation statistics: {seen.beyond_clip:.1%} of the normalised components are "
                 f"clipped, their centre is {center:.2g} (0 is usual), their spread {spread:.2g} (1 is usual)"
             )
-            fix = "look whether the statistics are this agent's (--normalization PATH), and the environment the one it was trained in"
+            fix = "check that the statistics belong to this agent (--normalization PATH) and that the environment is that of its training"
             found.append(Finding("warn", "normalization_does_not_fit", what, fix))
     if seen.entropy is not None and seen.entropy > 0.95:
-        what = f"the policy is nearly uniform: {seen.entropy:.0%} of the greatest entropy"
-        found.append(Finding("warn", "near_uniform", what, "its best action is hardly better than the others to it: train it longer"))
+        what = f"the policy is nearly uniform: {seen.entropy:.0%} of the maximum entropy"
+        found.append(Finding("warn", "near_uniform", what, "it hardly prefers its best action: train it longer"))
     if seen.entropy is not None and seen.entropy < 0.02:
-        what = f"the policy is nearly deterministic: {seen.entropy:.1%} of the greatest entropy"
+        what = f"the policy is nearly deterministic: {seen.entropy:.1%} of the maximum entropy"
         found.append(
-            Finding("note", "near_deterministic", what, "its distribution tells a student little; --loss.temperature 2 softens it")
+            Finding("note", "near_deterministic", what, "its distribution carries little information; --loss.temperature 2 softens it")
         )
     if seen.q_gap is not None and seen.q_size is not None:
         what = f"the best two Q-values are {seen.q_gap:.3g} apart (median) at a size of {seen.q_size:.3g}"
@@ -154,6 +154,11 @@ def judge(seen: Behaviour) -> list[Finding]:
     if seen.clipped is not None and seen.clipped > 0.5:
         what = f"{seen.clipped:.0%} of the action components lie on a bound"
         found.append(
-            Finding("note", "clipped_actions", what, "nothing: what the environment receives is learned, not the mean beyond the bound")
+            Finding(
+                "note",
+                "clipped_actions",
+                what,
+                "no action needed: the student learns the action that the environment receives, not the mean beyond the bound",
+            )
         )
     return found

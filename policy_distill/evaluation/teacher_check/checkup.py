@@ -1,4 +1,4 @@
-"""The whole examination of a teacher: ``policy-distill check_teacher``."""
+"""The full check of a teacher: ``policy-distill check_teacher``."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from policy_distill.support.figures import return_text
 from policy_distill.teachers import Teacher
 
 LOOK_EPISODES = SIDE_BY_SIDE
-"""Episodes that are kept step by step at most, and episodes that are played with drawn actions."""
+"""Maximum number of episodes that are recorded step by step, and number of episodes with sampled actions."""
 
 
 @dataclass(frozen=True)
 class Checkup:
-    """What was found out about a teacher.
+    """Result of the full check of a teacher.
 
     Attributes:
-        facts: of its files.
-        episodes: of the teacher here.
-        random_episodes: of a random policy on the same seeds.
+        facts: facts from its files.
+        episodes: episodes of the teacher.
+        random_episodes: episodes of a random policy on the same seeds.
         claim: what its folder says, if it says anything.
-        trained: the last episodes of its training, if its zip remembers them.
+        trained: the last episodes of its training, if recorded in its zip.
         behaviour: figures of how it acts; None where nothing was played.
         drawn: episodes with drawn actions on the first seeds; None for a teacher without a distribution of its own.
         findings: worst first.
@@ -55,9 +55,9 @@ class Checkup:
 
     @property
     def verdict(self) -> str:
-        """One sentence: does the return here fit the claim, and does the agent beat chance?"""
+        """One sentence: whether the return agrees with the claim, and whether the agent beats a random policy."""
         if not len(self.episodes.returns):
-            return "not measured: its answers are no numbers"
+            return "not measured: its actions are not finite"
         mean, error = _mean_and_error(self.episodes.returns)
         random_mean, random_error = _mean_and_error(self.random_episodes.returns)
         if mean - random_mean <= 2 * np.hypot(error, random_error):
@@ -71,21 +71,21 @@ class Checkup:
         return f"{word} what {self.claim.source} says by {return_text(abs(mean - self.claim.mean))}, which is more than noise"
 
     def summary(self) -> dict[str, Any]:
-        """Findings and what they rest on, as data."""
+        """Findings and the underlying data, for JSON."""
         return {
             "trained": dataclasses.asdict(self.trained) if self.trained else None,
             "behaviour": dataclasses.asdict(self.behaviour) if self.behaviour else None,
             "drawn_return_mean": float(self.drawn.returns.mean()) if self.drawn else None,
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "findings": [finding.summary() for finding in self.findings],
         }
 
 
 def check_teacher(
     teacher: Teacher, spec: EnvironmentSpec, *, episodes: int, workers: int | None = None, step_timeout: float | None = None
 ) -> Checkup:
-    """Measure a teacher where it is to be distilled, compare with what is said of it, and look at how it acts.
+    """Measure a teacher in its environment, compare its return with claims in its files, and analyse its actions.
 
-    An agent that answers with NaN, or whose episodes do not end, is not measured further: ``episodes`` are then those that were looked at.
+    An agent that returns NaN, or whose episodes do not end, is not measured further; ``episodes`` are then the first few.
     """
     claim = find_claim(Path(teacher.path)) if teacher.path else None
     record = record_of(teacher)

@@ -1,4 +1,4 @@
-"""What the files around an agent say that it earns."""
+"""Claims about an agent's return in the files beside it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MAX_ARRAY_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Claim:
-    """A return that an agent's folder says it has.
+    """A return that an agent's folder claims.
 
     Attributes:
-        mean, std: of the episodes' returns.
+        mean, std: mean and standard deviation of the returns.
         episodes: behind them.
-        source: the file that says so.
+        source: the file with the claim.
     """
 
     mean: float
@@ -39,7 +39,7 @@ class Claim:
         return float(self.std / np.sqrt(max(self.episodes, 1)))
 
     def text(self) -> str:
-        """For a person: the figures and where they stand."""
+        """Mean, standard deviation and source, as text."""
         return f"{spread_text(self.mean, self.std)} ({self.source})"
 
 

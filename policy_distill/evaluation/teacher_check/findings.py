@@ -1,7 +1,8 @@
-"""What was found wrong, or worth knowing, and what to do about it."""
+"""Findings of a check, with severities and fixes."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,44 +16,48 @@ SEVERITIES: tuple[Severity, ...] = ("stop", "warn", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One finding.
 
     Attributes:
-        severity: ``stop``: a run would be worthless; ``warn``: a student may come out worse than it could; ``note``: good to know.
-        topic: a word for programs, which stays the same between versions.
-        what: is the case, with the figures, in one line.
-        mend: what to do, in one line.
+        severity: ``stop``: a run would be worthless; ``warn``: the student may be worse than necessary; ``note``: for information.
+        topic: identifier for programs, stable between versions.
+        what: the problem with its numbers, in one line.
+        fix: what to do, in one line.
     """
 
     severity: Severity
     topic: str
     what: str
-    mend: str
+    fix: str
 
     def line(self) -> str:
-        """For a person, in one line."""
-        return f"{self.what}; {self.mend}"
+        """The problem and its fix, in one line."""
+        return f"{self.what}; {self.fix}"
+
+    def summary(self) -> dict[str, str]:
+        """The finding for JSON. ``mend`` is the older name of ``fix``."""
+        return {**dataclasses.asdict(self), "mend": self.fix}
 
 
 def settle(findings: Iterable[Finding], *, skip: bool = False) -> tuple[str, ...]:
-    """Lines of the warnings, to be told where the figure is.
+    """Lines of the warnings, to be printed beside the result.
 
     Args:
-        findings: in any order.
-        skip: the user's word that a finding of severity ``stop`` is to be told like a warning.
+        findings: findings in any order.
+        skip: treat findings of severity ``stop`` as warnings.
 
     Raises:
         RequestError: for the first finding of severity ``stop``, unless ``skip``.
     """
-    told = []
+    lines = []
     for finding in findings:
         if finding.severity == "stop" and not skip:
             raise RequestError(f"{finding.line()}; to go on anyway: --check.skip true")
         if finding.severity != "note":
-            told.append(finding.line())
-    return tuple(told)
+            lines.append(finding.line())
+    return tuple(lines)
 
 
 def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Worst first, else in the order in which they were found."""
+    """The findings sorted by severity, worst first; otherwise in their original order."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))

@@ -1,4 +1,4 @@
-"""A first look at a few episodes, step by step: what must not go on to the workers is stopped here."""
+"""First episodes, recorded step by step: they detect NaN and endless episodes before workers are started."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from policy_distill.support.trees import concatenate
 from policy_distill.teachers import Teacher
 
 HARDLY_REACTS = 0.05
-"""``Behaviour.reaction``: below, a continuous agent is compared with one that does nothing. New networks show 0.001 to 0.04."""
+"""``Behaviour.reaction`` below which a continuous agent is compared with an idle one. Untrained networks have 0.001 to 0.04."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a few episodes showed.
+    """Result of the first episodes.
 
     Attributes:
-        own, random: episodes of the teacher and of a random policy on the same seeds; they were cut off where ``stop`` says so.
-        behaviour: how the teacher acts in its own states, or in the random policy's if it was not let to act.
-        stop: why nothing further need be played; None if all is well.
-        warning: what else was found by playing.
+        own, random: episodes of the teacher and of a random policy on the same seeds; truncated if ``stop`` is ``never_ends``.
+        behaviour: statistics of the teacher's actions in its own states, or in the random policy's if it did not act.
+        stop: a finding that makes further episodes pointless; None if there is none.
+        warning: another finding.
     """
 
     own: Episodes
@@ -43,25 +43,27 @@ class Look:
 
 
 def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_with_idle: bool = True) -> Look:
-    """Play one episode a seed, first at random, then by the teacher unless it answers with NaN: that would crash an environment.
+    """Play one episode per seed, first at random, then with the teacher unless it returns NaN, which could crash the environment.
 
     Args:
         teacher: the agent.
         spec: the environment.
         seeds: one for each episode.
-        compare_with_idle: play what does nothing, too, where the teacher hardly reacts to what it sees.
+        compare_with_idle: also play an idle policy if the teacher hardly reacts to observations.
     """
     longest = max(time_limit(spec) or LONG_EPISODE, 1)
-    by_chance = record(None, spec, seeds, max_steps=longest)
-    behaviour = _behaviour(teacher, by_chance)
+    random_episodes = record(None, spec, seeds, max_steps=longest)
+    behaviour = _behaviour(teacher, random_episodes)
     if not behaviour.finite:
-        return Look(_episodes([]), _episodes(by_chance), behaviour, NOT_FINITE)
+        return Look(_episodes([]), _episodes(random_episodes), behaviour, NOT_FINITE)
     played = record(teacher, spec, seeds, max_steps=longest)
-    going_on = next((who for who, part in (("the agent", played), ("a random policy", by_chance)) if not all(x.ended for x in part)), None)
+    endless_actor = next(
+        (name for name, part in (("the agent", played), ("a random policy", random_episodes)) if not all(x.ended for x in part)), None
+    )
     stop = None
-    if going_on:
-        stop = Finding("stop", "never_ends", *endless(spec, going_on, longest))
-    own, random, behaviour = _episodes(played), _episodes(by_chance), _behaviour(teacher, played)
+    if endless_actor:
+        stop = Finding("stop", "never_ends", *endless(spec, endless_actor, longest))
+    own, random, behaviour = _episodes(played), _episodes(random_episodes), _behaviour(teacher, played)
     if compare_with_idle and stop is None and behaviour.reaction is not None and behaviour.reaction < HARDLY_REACTS:
         assert isinstance(teacher.action_space, gym.spaces.Box)
         idle = _episodes(record(Idle(teacher.action_space), spec, seeds, max_steps=longest))
@@ -73,11 +75,11 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_w
 
 
 def judge_lengths(lengths: np.ndarray) -> list[Finding]:
-    """Episodes ``[E]`` that are over at once."""
+    """A finding if all episodes, of lengths ``[E]``, end after one step."""
     if not (lengths == 1).all():
         return []
-    fix = "unless the task is a bandit, look whether the environment, its version and its wrappers are those of training"
-    return [Finding("warn", "one_step_episodes", f"each of {len(lengths)} episodes was over after one step", fix)]
+    fix = "unless the task is a bandit, check that the environment, its version and its wrappers are those of training"
+    return [Finding("warn", "one_step_episodes", f"each of {len(lengths)} episodes ended after one step", fix)]
 
 
 def _behaviour(teacher: Teacher, played: list[Trajectory]) -> Behaviour:

@@ -1,4 +1,4 @@
-"""The short form of the examination, before a job: it refuses what would make hours of work worthless."""
+"""The short check before a job, which refuses teachers that would make the job worthless."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from policy_distill.rollouts.workers import Rollouts
 from policy_distill.teachers import Teacher
 
 EPISODES = 10
-"""Played by teacher and random policy; only where they leave it open whether the teacher is the better one, it is more."""
+"""Number of episodes of teacher and random policy; more are played only if it is unclear whether the teacher is better."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a person should know before the work, and the environment steps that it took to find out."""
+    """Warnings of the check, and its environment steps."""
 
     notices: tuple[str, ...]
     env_steps: int
@@ -34,24 +34,24 @@ class Preflight:
 def preflight(
     teacher: Teacher, spec: EnvironmentSpec, *, workers: int | None = None, step_timeout: float | None = None, skip: bool = False
 ) -> Preflight:
-    """Look at a teacher where it is to be distilled; seconds, unless it looks no better than chance.
+    """Check a teacher in its environment. This takes seconds, unless the teacher appears no better than a random policy.
 
-    The seeds are neither those that choose a student nor those of the final figure.
+    The seeds are separate from those of validation and evaluation.
 
     Args:
         teacher: the agent.
         spec: the environment.
-        workers: processes; None: one a core.
-        skip: judge the files alone, play nothing, and tell what would stop a run like a warning.
+        workers: number of processes; None: one per core.
+        skip: check only the files, play no episodes, and treat findings of severity ``stop`` as warnings.
 
     Raises:
         RequestError: for a finding of severity ``stop``: no better than a random policy, NaN, missing normalisation, endless episodes.
     """
     record = record_of(teacher)
     findings = judge_files(teacher, record)
-    told = settle(findings, skip=skip)
+    notices = settle(findings, skip=skip)
     if skip:
-        return Preflight(told, 0)
+        return Preflight(notices, 0)
     seeds = evaluation_seeds("check", SETTLING_EPISODES)
     looked = call_apart(step_timeout, look, teacher, spec, seeds[:EPISODES])
     settle([looked.stop] if looked.stop else [])

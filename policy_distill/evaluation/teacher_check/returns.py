@@ -1,4 +1,4 @@
-"""What returns tell: better than chance, as good as claimed, as good as when it draws its actions?"""
+"""Findings from returns: compared with a random policy, with claims, with training, with sampled actions, and with an idle policy."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from policy_distill.support.figures import return_text
 from policy_distill.support.trees import Tree, length
 
 SETTLING_EPISODES = 200
-"""Episodes in all, where fewer do not show that a teacher is better than chance."""
+"""Total number of episodes if fewer do not show that the teacher is better than a random policy."""
 GIVE_STATISTICS = "put vecnormalize.pkl beside the zip or give --normalization PATH; --normalization none if rewards alone were normalised"
 FAR_BELOW = 0.5
-"""Share of what an agent added over chance in training."""
+"""Fraction of an agent's gain over a random policy in training."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a teacher stands beside a random policy.
+    """Result of comparing a teacher with a random policy.
 
     Attributes:
         word: ``better``: shown; ``no better``: not even a hint over ``SETTLING_EPISODES``, or shown to be worse; ``unclear``: else.
@@ -36,19 +36,19 @@ class Standing:
     random: np.ndarray
 
     def finding(self) -> Finding | None:
-        """Of a teacher that was not shown to be better."""
+        """The finding if the teacher was not shown to be better."""
         figures = f"{return_text(self.own.mean())} against {return_text(self.random.mean())} over {len(self.own)} episodes"
         if self.word == "no better":
             fix = "look for another environment version, missing normalisation or wrappers; else it is untrained"
             return Finding("stop", "no_better_than_random", f"the agent earns no more here than a random policy, {figures}", fix)
         if self.word == "unclear":
             what = f"whether the agent earns more here than a random policy is unclear, {figures}"
-            return Finding("warn", "hardly_better_than_random", what, "what a student keeps of so little cannot be shown: train it longer")
+            return Finding("warn", "hardly_better_than_random", what, "a student's retention cannot be measured then: train it longer")
         return None
 
 
 def stand(own: np.ndarray, random: np.ndarray, more: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Standing:
-    """Compare a teacher with a random policy; play on only where a few episodes leave it open.
+    """Compare a teacher with a random policy; further episodes are played only if the first ones are inconclusive.
 
     A weak teacher must not be refused: one that is 0.3 standard deviations of the paired difference better is called ``no better``
     in 1 case of 1000 (t is about 4.2, the limit 0.84); where success is rare but real, at 5 % of the episodes, in fewer.
@@ -88,8 +88,8 @@ def against_training(
 
     Args:
         own, random: ``[E]`` returns here.
-        trained: the last training episodes, as the zip remembers them.
-        normalization_missing: VecNormalize stood around the agent in training, and there are no statistics here.
+        trained: claim from the last training episodes in the zip.
+        normalization_missing: whether VecNormalize was used in training and its statistics are missing.
         returns_are_raw: ``trained`` is surely in the environment's rewards; else a difference may be one of units, no reason to stop.
     """
     if trained is None or trained.mean <= random.mean():
@@ -110,40 +110,38 @@ def against_training(
 
 
 def against_drawn(own: np.ndarray, drawn: np.ndarray, random: np.ndarray) -> Finding | None:
-    """A deterministic policy that is clearly worse than the actions that the agent draws."""
+    """A finding if the deterministic policy is clearly worse than sampled actions."""
     gain = drawn - own
     if not shows_positive_mean(gain, 0.99) or gain.mean() < 0.05 * abs(drawn.mean() - random.mean()):
         return None
-    what = f"the agent earns {return_text(own.mean())} with its best actions, but {return_text(drawn.mean())} when it draws them"
-    fix = "a student takes the best action and inherits the loss; train the agent until its best actions are as good"
+    what = f"the agent earns {return_text(own.mean())} with deterministic actions, but {return_text(drawn.mean())} with sampled ones"
+    fix = "the student acts deterministically and inherits this loss; train the agent until its deterministic actions are as good"
     return Finding("warn", "best_action_worse", what, fix)
 
 
 def against_idle(own: np.ndarray, idle: np.ndarray, random: np.ndarray) -> Finding | None:
-    """An agent that hardly reacts to what it sees beside one that does nothing, ``[E]`` on the same seeds.
+    """A finding about an agent that hardly reacts to observations, from returns ``[E]`` on the same seeds.
 
-    Where moving at random costs reward, an untrained network beats the random policy by standing still. One that is not shown to earn more
-    than doing nothing, by a tenth of the standard deviation of what that earns, stops a run: a new network drifts a little to one side.
-    More than that, but less than a tenth of what doing nothing and acting at random are apart, is a warning: how bad acting at random is
-    depends on how wide the bounds are.
+    If random actions cost reward, an untrained network beats the random policy by doing nothing. The agent must be better than the idle
+    policy by a tenth of the standard deviation of the idle returns, or the run stops. If the agent is not better by a tenth of the gap
+    between idle and random policy either, it gets a warning only, because the random policy's return depends on the action bounds.
     """
     apart = 0.1 * abs(idle.mean() - random.mean())
     little = min(0.1 * float(idle.std()), apart)
     what = (
-        f"the agent hardly reacts to what it sees and earns {return_text(own.mean())} here, "
-        f"{return_text(idle.mean())} is what doing nothing earns"
+        f"the agent hardly reacts to its observations and earns {return_text(own.mean())} here, an idle policy {return_text(idle.mean())}"
     )
-    fix = "look whether it was trained, and for missing normalisation"
+    fix = "check whether it was trained, and for missing normalisation"
     if not shows_positive_mean(own - idle - little, 0.975):
         return Finding("stop", "no_better_than_idle", what, fix)
     if not shows_positive_mean(own - idle - apart, 0.975):
-        return Finding("warn", "hardly_better_than_idle", f"{what}, {return_text(random.mean())} what acting at random earns", fix)
+        return Finding("warn", "hardly_better_than_idle", f"{what}, a random policy {return_text(random.mean())}", fix)
     return None
 
 
 @dataclass(frozen=True)
 class Idle:
-    """Does nothing: the action nearest to zero in a box; a policy for ``evaluate``."""
+    """An idle policy, which always takes the action nearest to zero in a box."""
 
     space: gym.spaces.Box
 

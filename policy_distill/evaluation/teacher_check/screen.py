@@ -1,6 +1,6 @@
-"""What must be known of an agent before a figure about it is printed: whether its files are read as they were meant.
+"""Checks of commands that only measure an agent: whether its files were read correctly.
 
-Whether it is worth distilling is another question, which ``preflight`` and ``check_teacher`` ask.
+Whether the agent is worth distilling is checked by ``preflight`` and ``check_teacher``.
 """
 
 from __future__ import annotations
@@ -18,27 +18,25 @@ from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.teachers import Teacher
 
 EPISODES = 4
-"""Played by the agent and at random, where states are needed."""
+"""Number of episodes of the agent and of a random policy."""
 MISREAD = ("not_finite", "never_ends", "normalization_does_not_fit")
-"""Topics of a look that say that a figure would mean nothing, whatever the agent is worth."""
+"""Topics of findings that make any measurement meaningless, however good the agent is."""
 
 
 def screen_files(agent: Teacher, *, skip: bool = False) -> tuple[str, ...]:
-    """Judge the files before anything is played; what is to be told beside the figure, the agent's own notes first.
+    """Check the files before any episode; return the notices to print, the agent's own notes first.
 
     Raises:
-        RequestError: for what makes a figure meaningless, unless ``skip``.
+        RequestError: for a finding that makes the result meaningless, unless ``skip``.
     """
     return (*agent.notes, *settle(judge_files(agent), skip=skip))
 
 
 def screen_states(agent: Teacher, spec: EnvironmentSpec, *, skip: bool = False) -> tuple[str, ...]:
-    """Play a few episodes: are its answers numbers, do episodes end, are its observations those that its statistics are of?
-
-    The seeds are those of ``preflight``.
+    """Play a few episodes on ``preflight``'s seeds: check for NaN, endless episodes, and statistics that do not match the observations.
 
     Raises:
-        RequestError: for what makes a figure meaningless, unless ``skip``.
+        RequestError: for a finding that makes the result meaningless, unless ``skip``.
     """
     looked = look(agent, spec, evaluation_seeds("check", EPISODES), compare_with_idle=False)
     found = [*judge(looked.behaviour), *([looked.stop] if looked.stop else [])]
@@ -47,7 +45,7 @@ def screen_states(agent: Teacher, spec: EnvironmentSpec, *, skip: bool = False) 
 
 
 def screen_returns(agent: Teacher, own: np.ndarray, random: np.ndarray, *, skip: bool = False) -> tuple[str, ...]:
-    """Compare returns that were played anyway, ``[E]`` of the agent and at random, with what its zip remembers of its training.
+    """Compare measured returns ``[E]`` of agent and random policy with the training record in the agent's zip.
 
     Raises:
         RequestError: if normalisation is missing and the return is far below, unless ``skip``.

@@ -1,4 +1,4 @@
-"""The same environment in its other versions: does the agent earn there what it was said to earn?"""
+"""Comparison of an agent's return in other versions of its environment with its claimed return."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from policy_distill.support.figures import return_text
 from policy_distill.teachers import Teacher
 
 EPISODES = 10
-"""Played in each other version."""
+"""Number of episodes in each other version."""
 
 
 def other_versions(spec: EnvironmentSpec, teacher: Teacher) -> list[EnvironmentSpec]:
-    """Versions of the environment that can be made here and whose spaces are the teacher's, newest first."""
+    """Installed versions of the environment with the teacher's spaces, newest first."""
     module, colon, gym_id = spec.id.rpartition(":")
     found = re.fullmatch(r"(.+)-v(\d+)", gym_id)
     if found is None:
@@ -49,11 +49,11 @@ def look_elsewhere(teacher: Teacher, spec: EnvironmentSpec, own: np.ndarray, cla
     """Play the other versions; name the one that comes nearest to the claim, if it is clearly better than this one.
 
     Args:
-        teacher: whose return ``own`` ``[E]`` in ``spec`` is below ``claim``.
-        spec: where it was measured.
-        own: its returns there.
-        claim: what it was said to earn.
-        seeds: of the episodes to play.
+        teacher: the agent.
+        spec: the environment in which ``own`` was measured.
+        own: the agent's returns ``[E]``, below ``claim``.
+        claim: the claimed return.
+        seeds: seeds of the episodes to play.
     """
     best: tuple[float, EnvironmentSpec, np.ndarray] | None = None
     for other in other_versions(spec, teacher):

@@ -1,1 +1,1 @@
-"""How fast each stage is, beside what a user would write today and beside what the machine allows; one module a stage."""
+"""Speed of each stage against common implementations and the machine's limits; one module per stage."""

@@ -1,4 +1,4 @@
-"""The agents that are timed: as ours, and as Stable-Baselines3 acts with the same weights in the same environment."""
+"""The agents to time: as a ``Teacher``, and as a Stable-Baselines3 model with the same weights in the same environment."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from policy_distill.teachers.files.archive import read_archive
 from policy_distill.teachers.files.trusted import load_model
 
 SHIPPED = ("ppo/CartPole-v1", "ppo/LunarLander-v3")
-"""Agents with ``get_distribution`` that everybody has."""
+"""Shipped agents whose policies have ``get_distribution``."""
 ON_POLICY = ("a2c", "ppo", "trpo")
 """Algorithms whose policies have ``get_distribution``."""
 
 
 @dataclass(frozen=True)
 class Agent:
-    """One agent, both ways.
+    """One agent, as a teacher of this package and as a Stable-Baselines3 model.
 
     Attributes:
-        name: for the table.
-        teacher: ours.
-        spec: its environment.
-        model: the same weights as a live Stable-Baselines3 model.
+        name: name in the table.
+        teacher: the agent as a ``Teacher``.
+        spec: the agent's environment.
+        model: a live Stable-Baselines3 model with the same weights.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Agent:
 
     @classmethod
     def load(cls, path_or_name: str) -> Agent:
-        """Open an agent that ships with the project, or of an RL Zoo folder; the latter is unpickled by Stable-Baselines3."""
+        """Load a shipped agent or one in an RL Zoo folder; Stable-Baselines3 unpickles the latter."""
         teacher = Teacher.load(path_or_name)
         spec, _ = environment_for(teacher, None)
         assert teacher.path is not None
@@ -51,7 +51,7 @@ class Agent:
         return cls(f"{teacher.algo} {spec.id}", teacher, spec, model)
 
     def vector_environment(self, num_envs: int, *, processes: bool = False) -> Any:
-        """The environments as a user of Stable-Baselines3 makes them, with the statistics that the agent was trained with."""
+        """Stable-Baselines3's vector environment, with the agent's normalisation statistics."""
         from stable_baselines3.common.monitor import Monitor
         from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
@@ -68,14 +68,14 @@ class Agent:
 
 
 def load_agents(folder: Path | None) -> Sequence[Agent]:
-    """Those that ship with the project, or all of an RL Zoo folder whose policies have ``get_distribution``.
+    """The shipped agents, or all agents in an RL Zoo folder whose policies have ``get_distribution``.
 
     Raises:
-        RequestError: if the folder holds none.
+        RequestError: if the folder contains none.
     """
     if folder is None:
         return [Agent.load(name) for name in SHIPPED]
     runs = [str(path.parent) for algo in ON_POLICY for path in sorted(folder.glob(f"{algo}/*/*.zip"))]
     if not runs:
-        raise RequestError(f"{folder} holds no agent of {', '.join(ON_POLICY)} as ALGO/ENV_RUN/ENV.zip: look at what the folder holds")
+        raise RequestError(f"{folder} contains no agent of {', '.join(ON_POLICY)} as ALGO/ENV_RUN/ENV.zip: check the folder's contents")
     return [Agent.load(run) for run in runs]

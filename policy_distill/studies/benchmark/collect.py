@@ -1,4 +1,4 @@
-"""Collecting labelled steps, beside ``predict`` and ``get_distribution`` on Stable-Baselines3's vector environments."""
+"""Collecting labelled steps, against ``predict`` and ``get_distribution`` on Stable-Baselines3's vector environments."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from policy_distill.studies.benchmark.limits import BareLoop, Recording
 from policy_distill.studies.benchmark.result import Result
 
 NUM_ENVS = CollectConfig.num_envs
-"""Of ours: a job's own number."""
+"""Number of environments of this package's collector: a job's default."""
 NAIVE_ENVS = 8
 STEPS = 500
-"""Of each environment and turn."""
+"""Steps per environment and turn."""
 
 
 def run(turns: int, teachers: Path | None = None) -> list[Result]:
-    """Time every agent in one process (CPU time), on envpool where it is installed, and on all cores (wall time)."""
+    """Time every agent in one process (CPU time), with envpool if it is installed, and on all cores (wall time)."""
     found = []
     for agent in load_agents(teachers):
         found.append(one_process(agent, turns, choose_backend(agent.spec, "auto")))
@@ -38,7 +38,7 @@ def run(turns: int, teachers: Path | None = None) -> list[Result]:
 
 
 def has_envpool(spec: EnvironmentSpec) -> bool:
-    """Whether the environment can be stepped by envpool here."""
+    """Whether envpool is installed and supports the environment."""
     try:
         return choose_backend(spec, "envpool") == "envpool"
     except RequestError:
@@ -46,27 +46,27 @@ def has_envpool(spec: EnvironmentSpec) -> bool:
 
 
 def one_process(agent: Agent, turns: int, backend: Backend) -> Result:
-    """CPU time a step of ``NUM_ENVS`` environments in this process; what we are compared with has ``NAIVE_ENVS``."""
+    """CPU time per step of ``NUM_ENVS`` environments in this process; the baseline has ``NAIVE_ENVS``."""
     collector = Collector(agent.spec, indices=range(NUM_ENVS), num_envs=NUM_ENVS, seed=0, backend=backend)
     seconds = interleave(
         {
-            "ours": lambda: len(executed(collector.collect(STEPS, agent.teacher, None, 1.0))),
-            "naive": by_stable_baselines3(agent, agent.vector_environment(NAIVE_ENVS)),
+            "measured": lambda: len(executed(collector.collect(STEPS, agent.teacher, None, 1.0))),
+            "baseline": by_stable_baselines3(agent, agent.vector_environment(NAIVE_ENVS)),
             "limit": bare(agent, backend),
         },
         turns=turns,
     )
-    ours, theirs, least = (seconds[name].cpu_seconds for name in ("ours", "naive", "limit"))
+    measured, baseline, limit = (seconds[name].cpu_seconds for name in ("measured", "baseline", "limit"))
     return Result(
         "collect", f"{agent.name}{'' if backend == 'gymnasium' else f', {backend}'}",
-        f"predict + get_distribution, DummyVecEnv({NAIVE_ENVS})", Ratio.between(theirs, ours),
-        float(np.median(ours)) * 1e6, float(np.median(least)) * 1e6,
-        f"CPU time a step, {NUM_ENVS} environments in one process; limit: bare stepping and forward",
+        f"predict + get_distribution, DummyVecEnv({NAIVE_ENVS})", Ratio.between(baseline, measured),
+        float(np.median(measured)) * 1e6, float(np.median(limit)) * 1e6,
+        f"CPU time per step, {NUM_ENVS} environments in one process; limit: bare stepping and forward pass",
     )  # fmt: skip
 
 
 def bare(agent: Agent, backend: Backend) -> Callable[[], int]:
-    """The loop that does nothing but stepping and the policy's arithmetic."""
+    """A loop of nothing but environment steps and the policy's forward passes."""
     if backend == "gymnasium":
         return Recording(agent.teacher, agent.spec, num_envs=NUM_ENVS, num_steps=STEPS).replay
     envs = make_vector(agent.spec, NUM_ENVS) if backend == "vector" else make_envpool(agent.spec, list(range(NUM_ENVS)))
@@ -74,29 +74,29 @@ def bare(agent: Agent, backend: Backend) -> Callable[[], int]:
 
 
 def all_cores(agent: Agent, turns: int) -> Result:
-    """Wall time a step of a job's own number of environments in worker processes."""
+    """Wall time per step of a job's default number of environments in worker processes."""
     backend = choose_backend(agent.spec, "auto")
     with Rollouts(agent.spec, agent.teacher, num_envs=NUM_ENVS, seed=0, backend=backend) as rollouts:
         envs = agent.vector_environment(NAIVE_ENVS, processes=True)
         try:
             seconds = interleave(
                 {
-                    "ours": lambda: sum(map(len, rollouts.collect(STEPS, None, 1.0, 0))),
-                    "naive": by_stable_baselines3(agent, envs),
+                    "measured": lambda: sum(map(len, rollouts.collect(STEPS, None, 1.0, 0))),
+                    "baseline": by_stable_baselines3(agent, envs),
                 },
                 turns=turns,
             )
         finally:
             envs.close()
-        ours, theirs = (seconds[name].wall_seconds for name in ("ours", "naive"))
+        measured, baseline = (seconds[name].wall_seconds for name in ("measured", "baseline"))
         return Result(
-            "collect", f"{agent.name}, all cores", f"the same on SubprocVecEnv({NAIVE_ENVS})", Ratio.between(theirs, ours),
-            float(np.median(ours)) * 1e6, None, f"wall time a step, {rollouts.backend}",
+            "collect", f"{agent.name}, all cores", f"the same on SubprocVecEnv({NAIVE_ENVS})", Ratio.between(baseline, measured),
+            float(np.median(measured)) * 1e6, None, f"wall time per step, {rollouts.backend}",
         )  # fmt: skip
 
 
 def by_stable_baselines3(agent: Agent, envs: Any) -> Callable[[], int]:
-    """What a user writes today: act by ``predict``, ask the policy for its distribution, keep both."""
+    """The baseline: act with ``predict``, compute the policy's distribution, and store both."""
     from stable_baselines3.common.utils import obs_as_tensor
 
     model = agent.model

@@ -1,4 +1,4 @@
-"""Evaluating episodes, beside Stable-Baselines3's ``evaluate_policy``."""
+"""Evaluating episodes, against Stable-Baselines3's ``evaluate_policy``."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from policy_distill.studies.benchmark.limits import Recording
 from policy_distill.studies.benchmark.result import Result
 
 EPISODES = SIDE_BY_SIDE
-"""A turn's, of ours."""
+"""Episodes of this package's evaluation per turn."""
 NAIVE_EPISODES = 3
 STEPS = 300
-"""Of each environment, of the limit."""
+"""Steps per environment, for the limit."""
 
 
 def run(turns: int, teachers: Path | None = None) -> list[Result]:
-    """Time every agent in one process; the unit is a step of the environment, since episodes differ in length."""
+    """Time every agent in one process, per environment step, since episodes differ in length."""
     return [one_process(agent, turns) for agent in load_agents(teachers)]
 
 
 def one_process(agent: Agent, turns: int) -> Result:
-    """CPU time a step of ``SIDE_BY_SIDE`` episodes side by side."""
+    """CPU time per step of ``SIDE_BY_SIDE`` parallel episodes."""
     from stable_baselines3.common.evaluation import evaluate_policy
 
     envs: list = []
@@ -35,18 +35,18 @@ def one_process(agent: Agent, turns: int) -> Result:
     recording = Recording(agent.teacher, agent.spec, num_envs=SIDE_BY_SIDE, num_steps=STEPS)
     firsts = itertools.count(0, EPISODES)
 
-    def ours() -> int:
+    def measured() -> int:
         first = next(firsts)
         return evaluate(agent.teacher, agent.spec, range(first, first + EPISODES), envs=envs).env_steps
 
-    def naive() -> int:
+    def baseline() -> int:
         _, lengths = evaluate_policy(agent.model, model_env, n_eval_episodes=NAIVE_EPISODES, return_episode_rewards=True)
         return sum(lengths)  # type: ignore[arg-type]
 
-    seconds = interleave({"ours": ours, "naive": naive, "limit": recording.replay}, turns=turns)
-    mine, theirs, least = (seconds[name].cpu_seconds for name in ("ours", "naive", "limit"))
+    seconds = interleave({"measured": measured, "baseline": baseline, "limit": recording.replay}, turns=turns)
+    own, other, limit = (seconds[name].cpu_seconds for name in ("measured", "baseline", "limit"))
     return Result(
-        "evaluate", agent.name, "evaluate_policy with one environment", Ratio.between(theirs, mine),
-        float(np.median(mine)) * 1e6, float(np.median(least)) * 1e6,
-        f"CPU time a step, {SIDE_BY_SIDE} episodes side by side in one process; limit: bare stepping and forward",
+        "evaluate", agent.name, "evaluate_policy with one environment", Ratio.between(other, own),
+        float(np.median(own)) * 1e6, float(np.median(limit)) * 1e6,
+        f"CPU time per step, {SIDE_BY_SIDE} parallel episodes in one process; limit: bare stepping and forward pass",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One decision on one observation: ours, Stable-Baselines3's ``predict``, and plain numpy."""
+"""Inference on one observation: ``Student.act``, Stable-Baselines3's ``predict``, and plain numpy."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ DECISIONS = 2000
 
 
 def run(turns: int, teachers: Path | None = None) -> list[Result]:
-    """Time a student of each agent's own layers, so that all three do the same arithmetic."""
+    """Time a student with each agent's own layers, so that all three variants do the same arithmetic."""
     return [one_observation(agent, turns) for agent in load_agents(teachers)]
 
 
 def one_observation(agent: Agent, turns: int) -> Result:
-    """CPU time of one decision."""
+    """CPU time of one inference."""
     teacher = agent.teacher
-    told = teacher.describe()
-    layers = tuple(told["layers"][1:-1])
-    student = Student(Architecture(teacher.observation_space, teacher.action_space, layers, told["activation"].lower()))
+    facts = teacher.describe()
+    layers = tuple(facts["layers"][1:-1])
+    student = Student(Architecture(teacher.observation_space, teacher.action_space, layers, facts["activation"].lower()))
     student.eval().requires_grad_(False)
     plain = actor(student, 1)
     observation = np.zeros((1, *(teacher.observation_space.shape or ())), np.float32)
@@ -41,15 +41,15 @@ def one_observation(agent: Agent, turns: int) -> Result:
 
     seconds = interleave(
         {
-            "ours": times(student.act),
-            "naive": times(lambda seen: agent.model.predict(seen, deterministic=True)),
+            "measured": times(student.act),
+            "baseline": times(lambda seen: agent.model.predict(seen, deterministic=True)),
             "limit": times(plain),
         },
         turns=turns,
     )
-    ours, theirs, least = (seconds[name].cpu_seconds for name in ("ours", "naive", "limit"))
+    measured, baseline, limit = (seconds[name].cpu_seconds for name in ("measured", "baseline", "limit"))
     sizes = "x".join(map(str, layers))
     return Result(
-        "infer", f"{agent.name}, {sizes}", "predict of the same layers", Ratio.between(theirs, ours),
-        float(np.median(ours)) * 1e6, float(np.median(least)) * 1e6, "CPU time of Student.act on one observation; limit: numpy",
+        "infer", f"{agent.name}, {sizes}", "predict of the same layers", Ratio.between(baseline, measured),
+        float(np.median(measured)) * 1e6, float(np.median(limit)) * 1e6, "CPU time of Student.act on one observation; limit: numpy",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Timing variants of one thing in turns: what the machine does meanwhile meets all of them alike, and ratios hold where times do not."""
+"""Interleaved timing of variants: other load on the machine affects all of them alike, so ratios are reliable where times are not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Timing:
-    """What one variant took for one unit of work (a step, an episode, a student), turn by turn.
+    """Time of one variant per unit of work (a step, an episode, a student), for each turn.
 
     Attributes:
-        wall_seconds, cpu_seconds: ``[R]`` a unit; CPU time is this process's and its ended or reaped children's.
+        wall_seconds, cpu_seconds: ``[R]`` per unit; CPU time includes child processes that have ended.
     """
 
     wall_seconds: np.ndarray
@@ -24,7 +24,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times less one variant takes than another: the median over the turns and its quartiles."""
+    """Speed-up of one variant over another: the median over the turns and its quartiles."""
 
     median: float
     low: float
@@ -32,7 +32,7 @@ class Ratio:
 
     @classmethod
     def between(cls, slow: np.ndarray, fast: np.ndarray) -> Ratio:
-        """From the seconds of two variants in the same turns, both ``[R]``."""
+        """The speed-up from the seconds of two variants in the same turns, both ``[R]``."""
         low, median, high = np.percentile(slow / fast, [25, 50, 75])
         return cls(float(median), float(low), float(high))
 
@@ -41,8 +41,8 @@ def interleave(variants: Mapping[str, Callable[[], int]], *, turns: int) -> dict
     """Run every variant once to warm up, then all of them in turn, ``turns`` times.
 
     Args:
-        variants: name -> does some work and returns how many units it did.
-        turns: R; the order is reversed in every second one, so that none profits from its place.
+        variants: name -> function that does some work and returns its number of units.
+        turns: R; every second turn has the reverse order, so that no variant benefits from its position.
     """
     for work in variants.values():
         work()

@@ -1,4 +1,4 @@
-"""A whole job with the default settings, and how much of it the environment's own stepping is."""
+"""A whole job with default settings, against the time of its environment steps alone."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from policy_distill.teachers.environment import environment_for
 
 AGENT = SHIPPED[-1]
 WANTED = "ppo/LunarLander-v*/*.zip"
-"""In an RL Zoo folder."""
+"""Pattern of the agent's zip in an RL Zoo folder."""
 
 
 def run(turns: int, teachers: Path | None = None, config: DistillConfig | None = None) -> list[Result]:
-    """Run the job once, whatever ``turns`` is, and time the bare environment ``turns`` times.
+    """Run the job once, regardless of ``turns``, and time the bare environment ``turns`` times.
 
     Args:
-        turns: of the bare environment.
-        teachers: RL Zoo folder whose PPO agent of LunarLander is distilled; None: the one that ships.
-        config: of the job; None: to two layers of 16, with a certificate, and default settings else.
+        turns: number of timings of the bare environment.
+        teachers: RL Zoo folder with a PPO agent of LunarLander to distil; None: the shipped one.
+        config: settings of the job; None: defaults, with hidden layers (16, 16) and a certificate.
 
     Raises:
         RequestError: if the folder has no such agent.
@@ -43,16 +43,16 @@ def run(turns: int, teachers: Path | None = None, config: DistillConfig | None =
             evaluate=EvaluateConfig(reuse_returns=False, certify=0.95),
         )
         began = cpu_seconds()
-        told = distill(config, teacher=teacher, display=Display(quiet=True)).summary
+        summary = distill(config, teacher=teacher, display=Display(quiet=True)).summary
         spent = cpu_seconds() - began
     bare = interleave({"bare": lambda: recording.replay(with_policy=False)}, turns=turns)["bare"].cpu_seconds
-    env_steps = told["env_steps"] + told["evaluation_env_steps"]
+    env_steps = summary["env_steps"] + summary["evaluation_env_steps"]
     return [
         Result(
             "job", f"{teacher.algo} {spec.id}", "", None, spent * 1e6, float(sorted(bare)[len(bare) // 2]) * env_steps * 1e6,
             f"CPU time of the job, all processes; limit: its {env_steps:,} environment steps alone; "
-            f"retention {told['retention']['estimate']:.3f}, "
-            f"{told['certificate']['verdict'] if told['certificate'] else 'no certificate'}",
+            f"retention {summary['retention']['estimate']:.3f}, "
+            f"{summary['certificate']['verdict'] if summary['certificate'] else 'no certificate'}",
         )
     ]  # fmt: skip
 
@@ -61,5 +61,5 @@ def zoo_agent(folder: Path) -> str:
     """The run folder of the first PPO agent of LunarLander."""
     found = sorted(folder.glob(WANTED))
     if not found:
-        raise RequestError(f"{folder} holds no {WANTED}, which this stage distils: look at what the folder holds")
+        raise RequestError(f"{folder} contains no {WANTED}, which this stage distils: check the folder's contents")
     return str(found[0].parent)

@@ -1,4 +1,4 @@
-"""What the machine allows: a bare loop that does the policy's arithmetic and steps the environments, and nothing else."""
+"""The machine's limits: bare loops of the policy's forward passes and environment steps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from policy_distill.rollouts.numpy_policies import actor
 
 
 class Recording:
-    """What a policy did in a few environments, to be done again by the shortest loop there is.
+    """Recorded actions of a policy in a few environments, to be replayed by a minimal loop.
 
     Args:
-        policy: acts.
+        policy: the acting policy.
         spec: the environment.
-        num_envs: N, stepped in turn, as a collector steps them: caches see what they see there.
-        num_steps: T, of each.
+        num_envs: N, stepped in turn as in a collector, so that CPU caches behave alike.
+        num_steps: T, steps of each environment.
     """
 
     def __init__(self, policy: FeedForward, spec: EnvironmentSpec, *, num_envs: int, num_steps: int) -> None:
@@ -38,10 +38,10 @@ class Recording:
             self._rows.append((actions, ended))
 
     def replay(self, *, with_policy: bool = True) -> int:
-        """Step through it again and return the number of environment steps.
+        """Replay the recorded actions and return the number of environment steps.
 
         Args:
-            with_policy: ask the policy before each round of steps, about as many rows as there are environments.
+            with_policy: also run the policy's forward pass on N rows before each step of all environments.
         """
         for slot, env in enumerate(self._envs):
             env.reset(seed=slot)
@@ -57,13 +57,13 @@ class Recording:
 
 
 class BareLoop:
-    """A policy and environments that are stepped by one call, and nothing else.
+    """A minimal loop of a policy and a vector environment.
 
     Args:
-        policy: acts.
-        envs: of ``environments.vector.make_vector`` or ``make_envpool``.
-        num_envs: of these.
-        num_steps: T, of each.
+        policy: the acting policy.
+        envs: a vector environment of ``environments.vector.make_vector`` or ``make_envpool``.
+        num_envs: N, number of its environments.
+        num_steps: T, steps of each environment.
     """
 
     def __init__(self, policy: FeedForward, envs: Any, *, num_envs: int, num_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""What a benchmark found, beside what the machine allows, and on which machine."""
+"""Results of a benchmark, with the machine's limit and a description of the machine."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Result:
     """One comparison.
 
     Attributes:
-        stage: what was timed: collect, train, stack, evaluate, infer or job.
-        case: on what.
-        baseline: what a user would write today.
-        ratio: the baseline's seconds divided by ours, in the same turns; None where nothing was compared.
-        microseconds: ours, a unit, the median over the turns.
-        limit_microseconds: what the same unit takes without anything that could be left out; None where that is not known.
-        note: what the unit is, and whatever else must be known to read the figures.
-        times_default: of a loss, the seconds of a step divided by those with the default loss, in the same turns; else None.
+        stage: the timed stage: collect, train, stack, evaluate, infer or job.
+        case: agent or task.
+        baseline: the common implementation that it is compared with.
+        ratio: seconds of the baseline divided by this package's, in the same turns; None without a baseline.
+        microseconds: this package's time per unit, the median over the turns.
+        limit_microseconds: minimum time per unit, of the indispensable work alone; None if unknown.
+        note: the unit, and how to read the figures.
+        times_default: for a loss, seconds of a step divided by those with the default loss, in the same turns; else None.
     """
 
     stage: str
@@ -47,7 +47,7 @@ class Result:
 
     @property
     def share_of_limit(self) -> float | None:
-        """Limit divided by ours: 1 is as fast as can be."""
+        """Limit divided by the measured time; 1 is optimal."""
         return None if self.limit_microseconds is None else self.limit_microseconds / self.microseconds
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,8 +55,8 @@ class Result:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The results as text of at most ``WIDTH`` columns: a line of figures for each, and beneath it what was compared."""
-    lines = [f"{'':<32}{'times faster':>16}{'ours':>11}{'limit':>11}{'share':>8}"]
+    """The results as text of at most ``WIDTH`` columns: for each a line of figures, and below it the comparison."""
+    lines = [f"{'':<32}{'speed-up':>16}{'measured':>11}{'limit':>11}{'share':>8}"]
     for result in results:
         ratio, limit, share = result.ratio, result.limit_microseconds, result.share_of_limit
         figures = [
@@ -76,7 +76,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, how many cores this process may use, and the versions that decide about speed."""
+    """The processor, the number of usable cores, and the versions that affect speed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "cpu": _processor(),
@@ -91,14 +91,14 @@ def machine() -> dict[str, Any]:
 
 
 def describe_machine(facts: dict[str, Any]) -> str:
-    """``machine()`` in at most ``WIDTH`` columns."""
+    """``machine()`` as text of at most ``WIDTH`` columns."""
     devices = f"{facts['cpu']}, {facts['cores']} cores, load {facts['load']}" + (f", {facts['gpu']}" if facts["gpu"] else "")
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "numpy", "gymnasium"))
     return "\n".join([*textwrap.wrap(devices, WIDTH), *textwrap.wrap(versions, WIDTH)])
 
 
 def _processor() -> str:
-    """The processor's name; ``platform`` knows its family only on Linux."""
+    """The processor's name; on Linux, ``platform`` knows only its family."""
     facts = Path("/proc/cpuinfo")
     if facts.is_file():
         for line in facts.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Memory and time against the number of transitions: each dataset in a process of its own, in memory and on the disk."""
+"""Memory and time against the size of the dataset: each dataset in its own process, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -37,34 +37,33 @@ from policy_distill.training.trainer import Trainer
 SIZES = (100_000, 1_000_000)
 STORAGES = ("memory", "disk")
 TASK = Task(8, 4, True, (64, 64), 256)
-"""LunarLander's observations and actions."""
+"""A task with LunarLander's observation size and number of actions."""
 STEPS = 300
-"""Gradient steps in a turn."""
+"""Gradient steps per turn."""
 APPENDED = 65_536
-"""Rows that are appended at once."""
+"""Rows per append."""
 EPISODE = 200
-"""Rows of an episode, some of which are held out."""
+"""Rows per episode; some episodes are held out."""
 FEW = 1_000
-"""Rows of the dataset that warms a process up."""
+"""Rows of the warm-up dataset."""
 STATUS = Path("/proc/self/status")
 LOOK_SECONDS = 0.002
-"""Between two looks at the memory."""
+"""Interval between two memory samples."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a dataset of one size takes.
+    """Memory and time of a dataset of one size.
 
     Attributes:
-        transitions: of the dataset, which is full.
+        transitions: size of the dataset.
         storage: ``memory`` or ``disk``.
-        array_bytes: of observations, logits and actions, by arithmetic.
-        anonymous_bytes: the most that the process's own memory grew while the dataset was filled, its observations' mean and spread were
-            taken and the first steps were made. Where the system does not tell the two apart, file-backed pages are among it.
-        file_bytes: the same of pages that are backed by files, which the system takes back when it needs the room; None where it does not
-            tell.
-        fill_seconds: of appending all transitions, without making them up.
-        step_cpu_microseconds, step_wall_microseconds: of a gradient step, the median over the turns.
+        array_bytes: computed size of observations, logits and actions.
+        anonymous_bytes: peak growth of the process's anonymous memory while the dataset is filled, its normalisation computed and the first
+            steps made. Includes file-backed pages if the system does not distinguish them.
+        file_bytes: peak growth of file-backed pages, which the system can reclaim; None if the system does not distinguish them.
+        fill_seconds: time of appending all transitions, without generating them.
+        step_cpu_microseconds, step_wall_microseconds: time of a gradient step, the median over the turns.
     """
 
     transitions: int
@@ -81,11 +80,11 @@ class Scale:
 
 
 def run(turns: int, sizes: Sequence[int] = SIZES) -> list[Scale]:
-    """Fill one dataset after the other, then take gradient steps on all of them in turns.
+    """Fill one dataset after the other, then take gradient steps on all of them in interleaved turns.
 
     Args:
-        turns: R, of ``STEPS`` steps each; the order is reversed in every second one, so that none profits from its place.
-        sizes: numbers of transitions; all datasets are there at once.
+        turns: R, of ``STEPS`` steps each; every second turn has the reverse order.
+        sizes: numbers of transitions; all datasets exist at the same time.
 
     Raises:
         RequestError: for a size of less than one transition.
@@ -109,7 +108,7 @@ def run(turns: int, sizes: Sequence[int] = SIZES) -> list[Scale]:
 
 
 def table(results: Sequence[Scale]) -> str:
-    """The results as text of at most ``WIDTH`` columns, with what they mean beneath."""
+    """The results as text of at most ``WIDTH`` columns, with a legend."""
     lines = [
         f"{'transitions':>12}  {'storage':<8}{'arrays':>9}{'own':>9}{'file':>9}{'fill':>9}{'step CPU':>11}{'wall':>9}",
         f"{'':>12}  {'':<8}{'MB':>9}{'MB':>9}{'MB':>9}{'s':>9}{'us':>11}{'us':>9}",
@@ -121,24 +120,24 @@ def table(results: Sequence[Scale]) -> str:
             f"{one.transitions:>12,}  {one.storage:<8}{arrays:>9}{own:>9}{file:>9}{one.fill_seconds:>9.2f}"
             f"{one.step_cpu_microseconds:>11.0f}{one.step_wall_microseconds:>9.0f}"
         )
-    about = f"arrays: what the transitions need; own, file: growth of the process's memory at its peak; step: {TASK.name}, {STEPS} a turn"
+    about = f"arrays: size of the data; own, file: peak growth of the process's memory; step: {TASK.name}, {STEPS} steps per turn"
     return "\n".join([*lines, "", *textwrap.wrap(about, WIDTH)])
 
 
 class Subject:
-    """A dataset of made-up transitions and a student that is trained on it, in the process that is looked at.
+    """A dataset of synthetic transitions and a student trained on it, in the measured process.
 
     Args:
-        rows: of the dataset.
-        folder: where they lie; None: in memory.
+        rows: size of the dataset.
+        folder: folder of its files; None: in memory.
     """
 
     def __init__(self, rows: int, folder: Path | None) -> None:
         self._rows, self._folder = rows, folder
-        self._fill(FEW, folder)  # what is loaded when it is first used counts for no dataset
+        self._fill(FEW, folder)  # lazily loaded libraries must not count as the dataset's memory
 
     def measure(self) -> tuple[int, int, int | None, float]:
-        """Do what a job does before and in its first steps; return ``Scale``'s figures from ``array_bytes`` to ``fill_seconds``."""
+        """Fill the dataset and make the first steps; return ``Scale``'s values from ``array_bytes`` to ``fill_seconds``."""
         with memory_growth() as growth:
             seconds = self._fill(self._rows, self._folder)
         observations, targets = self._dataset.take(torch.zeros(1, dtype=torch.int64))
@@ -146,13 +145,13 @@ class Subject:
         return self._rows * row_bytes, growth["anonymous"], growth.get("file"), seconds
 
     def step(self) -> tuple[float, float]:
-        """Take ``STEPS`` gradient steps; return CPU and wall seconds of one."""
+        """Take ``STEPS`` gradient steps; return CPU and wall seconds per step."""
         began, spent = time.perf_counter(), time.process_time()
         self._trainer.run(self._dataset, STEPS)
         return (time.process_time() - spent) / STEPS, (time.perf_counter() - began) / STEPS
 
     def _fill(self, rows: int, folder: Path | None) -> float:
-        """Fill a dataset, take the mean and the spread of its observations and make the first steps; return the seconds of the first."""
+        """Fill a dataset, compute its normalisation and make the first steps; return the seconds of filling."""
         seconds = 0.0
         self._dataset = Dataset(rows, holdout=TrainConfig().holdout, device=torch.device("cpu"), folder=folder)
         for first in range(0, rows, APPENDED):
@@ -170,7 +169,7 @@ class Subject:
 
 
 def transitions(first: int, count: int) -> Transitions:
-    """Made-up rows ``first`` to ``first + count``, in episodes of ``EPISODE`` rows."""
+    """Synthetic rows ``first`` to ``first + count``, in episodes of ``EPISODE`` rows."""
     draws = torch.Generator().manual_seed(first)
     observations = torch.randn(count, TASK.inputs, generator=draws)
     logits = observations @ torch.randn(TASK.inputs, TASK.outputs, generator=torch.Generator().manual_seed(0))
@@ -181,10 +180,10 @@ def transitions(first: int, count: int) -> Transitions:
 
 @contextmanager
 def memory_growth() -> Iterator[dict[str, int]]:
-    """The most that this process's memory grows inside, in bytes: ``anonymous`` and ``file``, filled in at the end.
+    """Peak growth of this process's memory in the context, in bytes: ``anonymous`` and ``file``, filled in at the end.
 
-    Linux keeps no peak of either, so a thread looks every ``LOOK_SECONDS``. Elsewhere ``anonymous`` is the growth of the peak of both
-    together, and ``file`` is left out.
+    Linux records no peak of either, so a thread samples every ``LOOK_SECONDS``. On other systems ``anonymous`` is the growth of their
+    common peak, and ``file`` is left out.
     """
     growth: dict[str, int] = {}
     _give_back_free_memory()
@@ -208,21 +207,21 @@ def memory_growth() -> Iterator[dict[str, int]]:
 
 
 def _give_back_free_memory() -> None:
-    """Let the C library return its free memory to the system: what is filled of it later would not show as growth."""
+    """Return the C library's free memory to the system, because reusing it later would not show as growth."""
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # there is no glibc
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident() -> dict[str, int]:
-    """Bytes of this process in memory, or the most that there ever were where the system does not say what they are."""
+    """Resident memory of this process in bytes; its peak if the system does not distinguish kinds of memory."""
     if not STATUS.is_file():
         unit = 1 if sys.platform == "darwin" else 1024
         return {"anonymous": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    told = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return {
-        "anonymous": 1024 * int(told["RssAnon"].split()[0]),
-        "file": 1024 * sum(int(told[name].split()[0]) for name in ("RssFile", "RssShmem")),
+        "anonymous": 1024 * int(fields["RssAnon"].split()[0]),
+        "file": 1024 * sum(int(fields[name].split()[0]) for name in ("RssFile", "RssShmem")),
     }
 
 

@@ -1,8 +1,7 @@
-"""A gradient step on one student, beside the loops a user would write: a DataLoader, and random indices with torch's own Adam.
+"""A gradient step of one student, against common loops: a DataLoader, and random indices with torch's fused Adam.
 
-Both sides see the same rows and take the same loss; ours also draws its batches, lays its rows out, keeps a moving average of the
-weights, lets the learning rate fall and reports the mean loss. And a step of a default job's stack with each other loss, beside that with
-the default loss.
+All variants use the same rows and the same loss. This package's step also draws batches, transposes rows, averages the weights, decays
+the learning rate and reports the mean loss. A second benchmark compares a step with each other loss to one with the default loss.
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ from policy_distill.training.stack import StudentStack
 from policy_distill.training.trainer import Trainer
 
 STEPS = 2000
-"""Gradient steps of ours in a turn: half of a default round."""
+"""Gradient steps per turn: half of a default round."""
 NAIVE_STEPS = 300
 ROWS = 100_000
 MATRIX = 768
-"""Rows and columns of the product that says how fast a core multiplies."""
+"""Size of the square matrices whose product measures the multiplication rate of a core."""
 LOSS_STEPS = 1000
-"""Gradient steps of each loss in a turn."""
+"""Gradient steps of each loss per turn."""
 LAYER_WIDTH = 256
-"""Of the teacher's layer that hints and relations read."""
+"""Width of the teacher's layer for hints and relations."""
 BOUND = 15
-"""Greatest ratio between the time of a step with any loss and one with the default loss."""
+"""Allowed ratio of the time of a step with any loss to one with the default loss."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learnt, and by which students.
+    """A supervised task and the students' architecture.
 
     Attributes:
-        inputs, outputs: components of an observation; actions to choose among, or components of a continuous action.
-        discrete: forward KL between choices, else Huber's error.
-        hidden_sizes, batch_size: of each student.
-        activation: between its layers.
+        inputs, outputs: size of an observation; number of discrete actions, or size of a continuous action.
+        discrete: whether actions are discrete (forward KL) or continuous (Huber loss).
+        hidden_sizes, batch_size: hidden layers and batch size of each student.
+        activation: activation function between its layers.
     """
 
     inputs: int
@@ -75,7 +74,7 @@ class Task:
 
     @property
     def flops(self) -> int:
-        """Of one step of one student: per weight and sample two forward, two for its gradient, two for the layer below, save the first."""
+        """FLOPs of a step of one student: per weight and sample 2 forward, 2 for its gradient, 2 for the layer below (not the first)."""
         weights = [above * below for above, below in itertools.pairwise(self.architecture.widths)]
         return (6 * sum(weights) - 2 * weights[0]) * self.batch_size
 
@@ -83,17 +82,17 @@ class Task:
         """Observations ``[ROWS, inputs]``, and logits or actions ``[ROWS, outputs]`` of a linear teacher."""
         generator = torch.Generator().manual_seed(0)
         observations = torch.randn(ROWS, self.inputs, generator=generator)
-        said = observations @ torch.randn(self.inputs, self.outputs, generator=generator)
-        return observations, said if self.discrete else (0.5 * said).clamp(-1, 1)
+        labels = observations @ torch.randn(self.inputs, self.outputs, generator=generator)
+        return observations, labels if self.discrete else (0.5 * labels).clamp(-1, 1)
 
-    def loss(self, outputs: Tensor, said: Tensor) -> Tensor:
-        """As a user would write it."""
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss in plain torch."""
         if self.discrete:
-            return F.kl_div(F.log_softmax(outputs, -1), F.log_softmax(said, -1), log_target=True, reduction="batchmean")
-        return F.smooth_l1_loss(outputs, said, beta=0.1)
+            return F.kl_div(F.log_softmax(outputs, -1), F.log_softmax(labels, -1), log_target=True, reduction="batchmean")
+        return F.smooth_l1_loss(outputs, labels, beta=0.1)
 
     def module(self) -> nn.Sequential:
-        """A student as a user would write it."""
+        """A student in plain torch."""
         layers: list[nn.Module] = []
         for width_in, width_out in itertools.pairwise(self.architecture.widths):
             layers += [nn.Linear(width_in, width_out), ACTIVATIONS[self.activation]()]
@@ -102,7 +101,7 @@ class Task:
 
 CASES = (Task(8, 4, True, (64, 64), 256), Task(17, 6, False, (64, 64), 256))
 LAYERS = {"body": "hidden.1"}
-CHOOSING = {
+DISCRETE_LOSSES = {
     "default": LossConfig(),
     "temperature and hard labels": LossConfig(temperature=2.0, hard_weight=0.3),
     "reverse_kl": LossConfig(divergence="reverse_kl"),
@@ -115,8 +114,8 @@ CHOOSING = {
     "relations, angle": LossConfig(relations=RelationConfig(weight=0.1, layers=LAYERS, kind="angle")),
     "relations, similarity": LossConfig(relations=RelationConfig(weight=0.1, layers=LAYERS, kind="similarity")),
 }
-"""Losses of a student that chooses among three actions, as DQN's does."""
-PUSHING = {
+"""Losses of a student with three discrete actions and a DQN teacher."""
+CONTINUOUS_LOSSES = {
     "forward_kl of Gaussians": LossConfig(kind="kl"),
     "reverse_kl of Gaussians": LossConfig(kind="kl", divergence="reverse_kl"),
     "nll of Gaussians": LossConfig(kind="nll"),
@@ -124,24 +123,24 @@ PUSHING = {
     "regression, squared": LossConfig(kind="regression", regression="squared"),
     "regression, absolute": LossConfig(kind="regression", regression="absolute"),
 }
-"""Losses of one with three continuous actions."""
+"""Losses of a student with three continuous actions."""
 STACK = (4, (8, 8), 512)
-"""Members, widths and batch size of the students on which losses are compared."""
+"""Members, hidden sizes and batch size of the students for the comparison of losses."""
 
 
 def run(turns: int) -> list[Result]:
-    """Time a step of one student, CPU time of one core, and a step of a stack with each loss."""
+    """CPU time of a step of one student, and of a step of a stack with each loss, on one core."""
     return [*(result for task in CASES for result in one_student(task, turns)), *each_loss(turns)]
 
 
 def each_loss(turns: int) -> list[Result]:
-    """A step of a stack with each loss, beside one with the default loss."""
+    """A step of a stack with each loss, relative to one with the default loss."""
     members, widths, batch_size = STACK
     variants: dict[str, Callable[[], int]] = {}
-    for discrete, group in ((True, CHOOSING), (False, PUSHING)):
+    for discrete, group in ((True, DISCRETE_LOSSES), (False, CONTINUOUS_LOSSES)):
         task = Task(2, 3, discrete, widths, batch_size, "relu")
         rows = task.rows()
-        variants |= {name: ours(task, *rows, members=members, steps=LOSS_STEPS, loss=loss) for name, loss in group.items()}
+        variants |= {name: train_stack(task, *rows, members=members, steps=LOSS_STEPS, loss=loss) for name, loss in group.items()}
     spent = {name: timing.cpu_seconds for name, timing in interleave(variants, turns=turns).items()}
     results = []
     for name, seconds in spent.items():
@@ -153,18 +152,18 @@ def each_loss(turns: int) -> list[Result]:
 
 
 def one_student(task: Task, turns: int) -> list[Result]:
-    """A stack of one beside both loops."""
-    observations, said = task.rows()
+    """A stack of one against both loops."""
+    observations, labels = task.rows()
     seconds = interleave(
         {
-            "ours": ours(task, observations, said, members=1, steps=STEPS),
-            "loader": by_data_loader(task, observations, said),
-            "index": by_index(task, observations, said, students=1),
+            "stack": train_stack(task, observations, labels, members=1, steps=STEPS),
+            "loader": by_data_loader(task, observations, labels),
+            "index": by_index(task, observations, labels, students=1),
             "flop": multiply,
         },
         turns=turns,
     )
-    spent, limit = seconds["ours"].cpu_seconds, float(np.median(seconds["flop"].cpu_seconds)) * task.flops
+    spent, limit = seconds["stack"].cpu_seconds, float(np.median(seconds["flop"].cpu_seconds)) * task.flops
     note = "CPU time of a gradient step; limit: its multiplications at the rate of one large product"
     return [
         Result(
@@ -174,23 +173,25 @@ def one_student(task: Task, turns: int) -> list[Result]:
     ]
 
 
-def ours(task: Task, observations: Tensor, said: Tensor, *, members: int, steps: int, loss: LossConfig | None = None) -> Callable[[], int]:
-    """Training ``members`` students as one stack; a unit is a step of all of them.
+def train_stack(
+    task: Task, observations: Tensor, labels: Tensor, *, members: int, steps: int, loss: LossConfig | None = None
+) -> Callable[[], int]:
+    """Training of ``members`` students as one stack; the unit is a step of all of them.
 
     Args:
-        task: what is learnt.
-        observations, said: its rows.
+        task: the task.
+        observations, labels: its rows.
         members: K.
-        steps: in each call of what is returned.
-        loss: if left out, that of the task; hints and relations are to a teacher's layer named "body".
+        steps: gradient steps in each call of the returned function.
+        loss: settings of the loss; left out: the task's. Hints and relations use a teacher's layer named "body".
     """
     loss = loss or LossConfig(kind="kl" if task.discrete else "regression")
     dataset = Dataset(len(observations), holdout=0.0, device=observations.device)
-    parameters: Parameters = {"logits": said} if task.discrete else {"mean": said, "log_std": torch.zeros_like(said)}
+    parameters: Parameters = {"logits": labels} if task.discrete else {"mean": labels, "log_std": torch.zeros_like(labels)}
     if loss.features.weight or loss.relations.weight:
         weights = torch.randn(task.inputs, LAYER_WIDTH, generator=torch.Generator().manual_seed(1))
         parameters[f"{LAYER}body"] = (observations @ weights).relu()
-    targets = ActionTargets(parameters, said.argmax(-1) if task.discrete else said)
+    targets = ActionTargets(parameters, labels.argmax(-1) if task.discrete else labels)
     zeros = torch.zeros(len(observations))
     dataset.append(Transitions(observations, targets, zeros, zeros > 0, zeros > 0, zeros.long(), zeros > 0))
     architecture = task.architecture
@@ -212,16 +213,16 @@ def ours(task: Task, observations: Tensor, said: Tensor, *, members: int, steps:
     return work
 
 
-def by_data_loader(task: Task, observations: Tensor, said: Tensor) -> Callable[[], int]:
-    """The textbook's loop; a unit is a step."""
+def by_data_loader(task: Task, observations: Tensor, labels: Tensor) -> Callable[[], int]:
+    """The textbook loop with a DataLoader; the unit is a step."""
     student = task.module()
     adam = torch.optim.Adam(student.parameters(), lr=1e-3)
-    loader = DataLoader(TensorDataset(observations, said), batch_size=task.batch_size, shuffle=True)
+    loader = DataLoader(TensorDataset(observations, labels), batch_size=task.batch_size, shuffle=True)
 
     def work() -> int:
         count = 0
-        for seen, told in itertools.islice(loader, NAIVE_STEPS):
-            loss = task.loss(student(seen), told)
+        for inputs, labels_batch in itertools.islice(loader, NAIVE_STEPS):
+            loss = task.loss(student(inputs), labels_batch)
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -231,8 +232,8 @@ def by_data_loader(task: Task, observations: Tensor, said: Tensor) -> Callable[[
     return work
 
 
-def by_index(task: Task, observations: Tensor, said: Tensor, *, students: int) -> Callable[[], int]:
-    """What a careful user writes, one student after the other; a unit is a step of all of them."""
+def by_index(task: Task, observations: Tensor, labels: Tensor, *, students: int) -> Callable[[], int]:
+    """An optimised plain loop, one student after the other; the unit is a step of all of them."""
     modules = [task.module() for _ in range(students)]
     adams = [torch.optim.Adam(module.parameters(), lr=1e-3, fused=True) for module in modules]
     steps = max(NAIVE_STEPS // students, 1)
@@ -241,7 +242,7 @@ def by_index(task: Task, observations: Tensor, said: Tensor, *, students: int) -
         for student, adam in zip(modules, adams, strict=True):
             for _ in range(steps):
                 drawn = torch.randint(len(observations), (task.batch_size,))
-                loss = task.loss(student(observations[drawn]), said[drawn])
+                loss = task.loss(student(observations[drawn]), labels[drawn])
                 adam.zero_grad()
                 loss.backward()
                 adam.step()

@@ -1,4 +1,4 @@
-"""What a trained teacher leaves behind: a folder in the RL Zoo's layout, with a slim zip and a card of what the agent earns."""
+"""Writing a trained teacher: a folder in the RL Zoo's layout, with a slim zip and a card with the agent's return."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from policy_distill.environments.specs import EnvironmentSpec, registered
 from policy_distill.support.figures import spread_text
 
 SCHEDULES = ("clip_range", "clip_range_vf", "learning_rate")
-"""Hyper-parameters that may fall over the training: saved as their first value, since a schedule is code."""
+"""Hyper-parameters with schedules: saved as their initial value, since a schedule is code."""
 
 
 def save_slim(model: Any, path: Path) -> None:
-    """Save a model for acting: its class's ``load`` opens it, but it holds no optimiser's moments, buffers, last observations or paths.
+    """Save a model for inference: its class can ``load`` it, but it has no optimiser state, buffers, last observations or paths.
 
-    The model is emptied of them and is not to be trained further.
+    These are removed from the model itself, which must not be trained further.
     """
     for name in SCHEDULES:
         if callable(value := vars(model).get(name)):
@@ -42,12 +42,12 @@ def save_slim(model: Any, path: Path) -> None:
     members["system_info.txt"] = "".join(line for line in system if not line.startswith("- OS:")).encode()
     with zipfile.ZipFile(path, "w") as file:
         for name, content in members.items():
-            # A bare ZipInfo has a fixed date in place of today's.
+            # A bare ZipInfo has a fixed date instead of today's, so that the zip is reproducible.
             file.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
 
 
 def next_folder(folder: Path, env: str) -> Path:
-    """Make the folder ENV_1, or the one with the first number that is free."""
+    """Make the folder ENV_N with the first free number N."""
     run = 1
     while True:
         path = folder / f"{env}_{run}"
@@ -61,13 +61,13 @@ def next_folder(folder: Path, env: str) -> Path:
 def write_agent(
     folder: Path, model: Any, statistics: Any, spec: EnvironmentSpec, settings: Mapping[str, Any], run: Mapping[str, Any]
 ) -> None:
-    """Write ENV.zip and, in the folder ENV/ beside it, what the zoo keeps: config.yml, args.yml, vecnormalize.pkl.
+    """Write ENV.zip and, in the folder ENV/ beside it, the RL Zoo's files: config.yml, args.yml, vecnormalize.pkl.
 
     Args:
         folder: ENV_RUN.
-        model: is slimmed, see ``save_slim``.
-        statistics: the ``VecNormalize`` that the model was trained behind, or None.
-        spec: of the environment.
+        model: the agent; it is modified, see ``save_slim``.
+        statistics: the ``VecNormalize`` that the model was trained with, or None.
+        spec: the environment.
         settings: the recipe.
         run: the other arguments of the training (algo, seed, ...).
     """
@@ -81,19 +81,19 @@ def write_agent(
     config = {**settings, "env_wrapper": wrappers} if wrappers else dict(settings)
     kwargs = dict(spec.kwargs)
     if spec.max_episode_steps not in (None, registered(spec.id).max_episode_steps):
-        kwargs["max_episode_steps"] = spec.max_episode_steps  # which gymnasium.make takes
+        kwargs["max_episode_steps"] = spec.max_episode_steps  # an argument of gymnasium.make
     arguments = {**run, "env": spec.id, **({"env_kwargs": kwargs} if kwargs else {})}
     for file, content in (("config.yml", config), ("args.yml", arguments)):
         (inner / file).write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
 def write_card(folder: Path, card: Mapping[str, Any], package: str) -> None:
-    """Write card.json, and README.md with the same for a reader.
+    """Write card.json, and its contents as README.md.
 
     Args:
         folder: ENV_RUN.
         card: ``algo, env, return_mean, return_std, episodes, first_seed, env_steps, kept_at_env_step, command``.
-        package: that trained the agent; its version is added to the others'.
+        package: package that trained the agent; its version is added to the card.
     """
     packages = sorted({"gymnasium", "numpy", "stable_baselines3", "torch", package})
     versions = {"python": platform.python_version(), **{name: str(importlib.import_module(name).__version__) for name in packages}}

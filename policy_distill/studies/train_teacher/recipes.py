@@ -40,15 +40,15 @@ ACTIVATIONS = {"elu": "ELU", "gelu": "GELU", "leaky_relu": "LeakyReLU", "relu": 
 """Name in a recipe -> class of ``torch.nn``."""
 
 RECIPE_KEYS = ("n_envs", "n_timesteps", "noise_std", "noise_type", "normalize", "policy", "policy_kwargs")
-"""What a recipe may hold besides the arguments of the algorithm's class."""
+"""Keys of a recipe besides the arguments of the algorithm's class."""
 
 FINAL_SEED, VALIDATION_SEED = 1_000_000, 2_000_000
-"""First seeds of the final and of the periodic evaluation, far from those of training: the run's own and the next few."""
+"""First seeds of the final and the periodic evaluation. Training uses the run's seed and the next few."""
 
 
 @dataclass(frozen=True)
 class TrainTeacherConfig:
-    """One training of a teacher."""
+    """Settings for training a teacher."""
 
     algo: str = ""
     """a2c, ars, ddpg, dqn, ppo, ppo_lstm, ppo_mask, qrdqn, sac, td3, tqc or trpo."""
@@ -59,33 +59,33 @@ class TrainTeacherConfig:
     wrapper: tuple[WrapperRequest, ...] | None = None
     """Wrappers around the environment, innermost first: a known name or module:Class; '{"NAME": {"argument": 1}}' with arguments."""
     frame_stack: int | None = None
-    """Stack this many observations, outside the wrappers and inside the normalisation."""
+    """Number of observations to stack, outside the wrappers and inside the normalisation."""
     max_episode_steps: int | None = None
-    """Truncate an episode after this many steps, instead of after those that the environment is registered with."""
+    """Truncate episodes after this many steps, instead of the limit that the environment is registered with."""
     extractor: str | None = None
     """Read observations through a features extractor of your own, file.py:Class (policy_kwargs.features_extractor_kwargs)."""
     output: str = "agents"
-    """Where the agent's folder ALGO/ENV_RUN is made."""
+    """Folder in which the agent's folder ALGO/ENV_RUN is created."""
     seed: int = 0
-    """Of the networks, the environments and the exploration."""
+    """Random seed of the networks, the environments and the exploration."""
     n_timesteps: int | None = None
     """Environment steps. Left out: the recipe's."""
     n_envs: int | None = None
-    """Environments stepped side by side. Left out: the recipe's."""
+    """Number of parallel environments. Left out: the recipe's."""
     hyperparams: Mapping[str, Any] = field(default_factory=dict)
-    """Replace or add to the recipe's hyper-parameters."""
+    """Hyper-parameters that replace or extend the recipe's."""
     eval_episodes: int = 100
-    """Episodes behind the return that is published on the agent's card, on seeds of their own."""
+    """Number of episodes for the return on the agent's card, on separate seeds."""
     validation_episodes: int = 50
-    """Episodes, on other seeds, behind each figure that decides which policy is kept."""
+    """Number of episodes of each periodic evaluation, on separate seeds; the best policy is kept."""
     eval_freq: int = 25_000
-    """Environment steps between these figures; a short training has twenty of them at least."""
+    """Environment steps between two periodic evaluations; reduced in short trainings so that there are at least twenty."""
     device: str = "cpu"
-    """Where the networks are trained: cpu, cuda, auto. Small ones are fastest on the CPU."""
+    """Device for training: cpu, cuda, auto. Small networks are fastest on the CPU."""
     run_folder: str | None = None
-    """Working files: TensorBoard's log and the best policy so far. Left out: runs/train_teacher/ALGO-ENV-SEED."""
+    """Folder of working files: TensorBoard log and best policy so far. Left out: runs/train_teacher/ALGO-ENV-SEED."""
     tensorboard: bool = True
-    """Write TensorBoard's log."""
+    """Write a TensorBoard log."""
 
     def __post_init__(self) -> None:
         if self.algo not in ALGORITHMS:
@@ -103,7 +103,7 @@ class TrainTeacherConfig:
 
     @property
     def environment(self) -> EnvironmentOptions:
-        """What is said of the environment."""
+        """The environment's settings."""
         return EnvironmentOptions(self.env, self.env_kwargs, self.wrapper, self.frame_stack, self.max_episode_steps)
 
     def command(self) -> str:
@@ -122,18 +122,18 @@ class TrainTeacherConfig:
 
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """An agent's folder and what the agent earned."""
+    """A trained agent: its folder and return."""
 
     path: Path
     """Folder ALGO/ENV_RUN."""
     mean: float
-    """Of the return over ``episodes`` deterministic episodes, one seed each."""
+    """Mean return over ``episodes`` deterministic episodes, one seed each."""
     std: float
-    """Of the same returns."""
+    """Standard deviation of these returns."""
     episodes: int
-    """How many there were."""
+    """Number of these episodes."""
     steps: int
-    """Environment steps of the whole training; the policy that is kept may be an earlier one."""
+    """Environment steps of the whole training; the policy that was kept may be from an earlier step."""
 
 
 def train_teacher(
@@ -142,15 +142,15 @@ def train_teacher(
     """Train an agent, keep its best policy, measure it on fresh seeds and write its folder with a card.
 
     Args:
-        config: what to train.
-        note: is called with a line for each figure of the periodic evaluation.
-        progress: show a progress bar; None: where the output is a terminal.
+        config: settings of the training.
+        note: called with one line per periodic evaluation.
+        progress: show a progress bar; None: if the output is a terminal.
 
     Raises:
-        RequestError: in one line, if the environment, the algorithm or a hyper-parameter cannot be used.
+        RequestError: if the environment, the algorithm or a hyper-parameter cannot be used.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on networks of this size more threads only wait for each other
+    torch.set_num_threads(1)  # for small networks, more threads are slower
     try:
         return _train(config, note, sys.stderr.isatty() if progress is None else progress)
     finally:
@@ -219,7 +219,7 @@ def _train(config: TrainTeacherConfig, note: Callable[[str], object], progress: 
 
 
 def _keep_best(config: TrainTeacherConfig, spec: EnvironmentSpec, run_folder: Path, n_timesteps: int, note: Callable[[str], object]) -> Any:
-    """A callback that measures the policy now and then, always on the same episodes, and keeps the best."""
+    """A callback that evaluates the policy periodically on the same episodes and keeps the best one."""
     from stable_baselines3.common.callbacks import BaseCallback
 
     every = max(1, min(config.eval_freq, n_timesteps // 20))
@@ -264,11 +264,11 @@ def _algorithm(algo: str) -> Any:
 
 
 def _check_recipe(algo: str, env: str, algorithm: Any, recipe: Mapping[str, Any]) -> None:
-    ours = {"self", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
-    allowed = sorted({*inspect.signature(algorithm.__init__).parameters, *RECIPE_KEYS} - ours)
+    reserved = {"self", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
+    allowed = sorted({*inspect.signature(algorithm.__init__).parameters, *RECIPE_KEYS} - reserved)
     for name in recipe:
         if name not in allowed:
-            raise RequestError(f"{name!r} is no hyper-parameter of {algo}{_nearest(name, allowed) or '; known: ' + ', '.join(allowed)}")
+            raise RequestError(f"{name!r} is not a hyper-parameter of {algo}{_nearest(name, allowed) or '; known: ' + ', '.join(allowed)}")
     for name in ("n_timesteps", "n_envs"):
         value = recipe.get(name, 1 if name == "n_envs" else None)
         if value is None:
@@ -278,7 +278,7 @@ def _check_recipe(algo: str, env: str, algorithm: Any, recipe: Mapping[str, Any]
 
 
 def _arguments(recipe: Mapping[str, Any], action_space: gym.Space) -> dict[str, Any]:
-    """What the algorithm's class takes: the recipe with its names and schedules turned into objects."""
+    """Arguments of the algorithm's class: the recipe with names and schedules replaced by objects."""
     arguments = {name: value for name, value in recipe.items() if name not in RECIPE_KEYS}
     for name in SCHEDULES:
         if isinstance(arguments.get(name), str):
@@ -303,7 +303,7 @@ def _schedule(name: str, text: str) -> Callable[[float], float]:
     try:
         start = float(text.removeprefix("lin_"))
     except ValueError as error:
-        raise RequestError(f"{name} is {text!r}; it must be a number, or lin_NUMBER (falls along a line to zero)") from error
+        raise RequestError(f"{name} is {text!r}; it must be a number, or lin_NUMBER (linear decay to zero)") from error
     return (lambda progress_remaining: start * progress_remaining) if text.startswith("lin_") else (lambda progress_remaining: start)
 
 

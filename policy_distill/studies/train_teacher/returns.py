@@ -12,7 +12,8 @@ import numpy as np
 from policy_distill.environments.action_masks import MASK, without_mask
 from policy_distill.environments.known_wrappers import MASKS
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.policies.policy import GOES_ON, Memoryless, State
+from policy_distill.environments.vector import GOES_ON
+from policy_distill.policies.policy import Memoryless, State
 from policy_distill.rollouts.episodes import Returns
 from policy_distill.rollouts.play import play
 from policy_distill.support.trees import Tree, length

@@ -1,4 +1,4 @@
-"""A Stable-Baselines3 zip as plain data. Nothing in it is unpickled: an agent from a stranger is read, not run."""
+"""Reading a Stable-Baselines3 zip as plain data, without unpickling: agents are untrusted files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ COMPILED = "_orig_mod."
 
 @dataclass(frozen=True)
 class Archive:
-    """What an agent's zip says, without its optimisers and replay buffers."""
+    """Contents of an agent's zip, without optimisers and replay buffers."""
 
     path: str
     data: Mapping[str, Any]
-    """The member ``data``: scalars as they are, everything else as the dict of plain text that SB3 writes beside its pickle."""
+    """The member ``data``: scalars unchanged, everything else as the dict of strings that SB3 writes beside its pickle."""
     state_dict: Mapping[str, Tensor]
     """The whole policy's weights, on the CPU."""
     observation_space: gym.Space
@@ -41,29 +41,29 @@ class Archive:
     system_info: str | None
     """Versions of Python, PyTorch, ... at training time; None in agents older than 1.3."""
     num_timesteps: int
-    """How long the agent was trained."""
+    """Number of training steps."""
 
     @property
     def policy_kwargs(self) -> Mapping[str, Any]:
-        """What the user passed to the policy, classes as their printed name; empty where defaults were used."""
+        """Arguments that were passed to the policy, classes as their printed name; empty for defaults."""
         kwargs = self.data.get("policy_kwargs")
         return kwargs if isinstance(kwargs, dict) else {}
 
     @property
     def policy_module(self) -> str | None:
-        """The module that defines the policy's class (``stable_baselines3.sac.policies``); None if the file does not tell."""
+        """The module that defines the policy's class (``stable_baselines3.sac.policies``); None if unknown."""
         policy_class = self.data.get("policy_class")
         module = policy_class.get("__module__") if isinstance(policy_class, dict) else None
         return module if isinstance(module, str) else None
 
     @property
     def activation(self) -> str | None:
-        """Name of the activation's class in ``torch.nn``, where the user chose one."""
+        """Name of the activation's class in ``torch.nn``; None for the default."""
         return class_name(self.policy_kwargs.get("activation_fn"))
 
 
 def class_name(text: object) -> str | None:
-    """Last name of a class printed as ``<class 'torch.nn.modules.activation.ReLU'>``; None if ``text`` is None or no class."""
+    """Last part of the name in ``<class 'torch.nn.modules.activation.ReLU'>``; None if ``text`` is not a printed class."""
     match = re.fullmatch(r"<class '(?:[\w<>]+\.)*(\w+)'>", str(text))
     return match.group(1) if match else None
 
@@ -72,7 +72,7 @@ def read_archive(path: str | Path) -> Archive:
     """Read an agent saved by Stable-Baselines3 (1.0 to today) or sb3-contrib.
 
     Raises:
-        RequestError: in one line, if the file is missing, damaged, no agent, or one with spaces that are not supported.
+        RequestError: if the file is missing, damaged, not an agent, or has unsupported spaces.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -101,17 +101,17 @@ def read_archive(path: str | Path) -> Archive:
 
 
 def read_data(path: str | Path, *, with_pickles: bool = False) -> dict[str, Any]:
-    """Read the member ``data`` alone, without its pickles, or with them as the text that they are.
+    """Read the member ``data`` alone, without its pickles or with them as base64 text.
 
     Raises:
-        RequestError: if the file is no agent.
+        RequestError: if the file is not an agent.
     """
     data = parse_data(_read_members(Path(path), only=("data",))["data"], Path(path))
     return data if with_pickles else {key: _without_pickle(value) for key, value in data.items()}
 
 
 LIMITS = {"data": MAX_JSON_BYTES, "policy.pth": MAX_WEIGHT_BYTES, "_stable_baselines3_version": 1 << 16, "system_info.txt": 1 << 16}
-"""What is read of a zip: the few members that describe the policy, and how many bytes of each."""
+"""The members that are read, and their maximum sizes in bytes."""
 
 
 def _read_members(path: Path, only: Collection[str] = tuple(LIMITS)) -> dict[str, bytes]:
@@ -131,7 +131,7 @@ def _read_members(path: Path, only: Collection[str] = tuple(LIMITS)) -> dict[str
 def _check_contents(archive: zipfile.ZipFile, path: Path) -> None:
     missing = [name for name in ("data", "policy.pth") if name not in archive.namelist()]
     if missing and min((info.header_offset for info in archive.infolist()), default=0) > 0:
-        # The end was cut off, and what was found is the zip inside the zip: the weights' own.
+        # The file is truncated, and zipfile found the directory of the inner zip with the weights.
         raise RequestError(f"{path} is a truncated zip; {AGAIN}")
     if missing and (problem := what_the_zip_is(path, archive)):
         raise RequestError(problem)
@@ -140,10 +140,10 @@ def _check_contents(archive: zipfile.ZipFile, path: Path) -> None:
 
 
 def parse_data(content: bytes, path: Path) -> dict[str, Any]:
-    """The member ``data``, with its pickles as the text that they are.
+    """The member ``data``, with its pickles as base64 text.
 
     Raises:
-        RequestError: if it is no JSON object.
+        RequestError: if it is not a JSON object.
     """
     with refuse_damage(f"{path}: its member 'data' is no JSON object and", "save the agent again with Stable-Baselines3 1.0 or newer"):
         return parse_json_object(content)
@@ -154,7 +154,7 @@ def _without_pickle(value: Any) -> Any:
 
 
 def _read_weights(content: bytes, path: Path) -> dict[str, Tensor]:
-    """The weights, if they are ordinary, finite tensors."""
+    """The weights; refuses anything but ordinary, finite tensors."""
     with refuse_damage(f"{path}: its weights (policy.pth)", "they are no plain tensors; save the agent again, do not trust the file"):
         weights = read_weights(content)
     for key, tensor in weights.items():

@@ -6,4 +6,4 @@ from policy_distill.config import RequestError
 
 
 class NotPlainError(RequestError):
-    """The agent cannot be rebuilt from plain data; Stable-Baselines3 can load it, which runs code from the file."""
+    """The agent cannot be rebuilt from plain data, but Stable-Baselines3 may load it, which runs code from the file."""

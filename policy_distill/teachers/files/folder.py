@@ -25,31 +25,31 @@ from policy_distill.teachers.files.saved_config import (
 from policy_distill.teachers.files.statistics_files import Choice, choose_statistics
 
 NO_NORMALIZATION = "none"
-"""The user's word for an agent that reads observations as they are."""
+"""Value of ``normalization`` for an agent that was trained on raw observations."""
 TRAINING_LOGS = "train_eval_metrics.zip"
-"""What the RL Zoo uploads beside an agent."""
+"""Files that the RL Zoo uploads beside an agent."""
 
 
 @dataclass(frozen=True)
 class AgentFiles:
-    """The files of one agent and what the folder around them tells."""
+    """The files of one agent, and settings from its folder."""
 
     zip_path: Path
     algo: str | None
-    """As the folder or ``args.yml`` names it; None if neither does."""
+    """Algorithm named by the folder or ``args.yml``; None if neither names it."""
     env: EnvironmentSpec | None
     """The environment as saved (``LunarLander-v2``), with its wrappers; None for a zip outside a run's folder."""
     normalized: bool
-    """Whether there are statistics for the observations; a file of them may still say that they are not normalised."""
+    """Whether there is a file of statistics; it may still specify ``norm_obs=False``."""
     vecnormalize_path: Path | None
     rewards_normalized: bool | None
-    """Whether the agent's values are of rewards that VecNormalize had divided by a scale; None where no settings tell."""
+    """Whether VecNormalize scaled the rewards in training, and hence the agent's values; None if unknown."""
     reward_statistics_path: Path | None
-    """The file that holds this scale; None where it is missing or not needed."""
+    """File with the reward scale; None if missing or not needed."""
     normalization_source: str | None
-    """What says how observations were normalised: a file of statistics, config.yml, or ``none`` (the user); None if nothing does."""
+    """Source of the normalisation: a file of statistics, config.yml, or ``none`` (by the user); None if there is no information."""
     notes: tuple[str, ...] = ()
-    """What a user should know about the choice of the statistics."""
+    """Notes for the user about the choice of the statistics."""
 
 
 def agents_dir() -> Path:
@@ -68,12 +68,12 @@ def find_agent(name_or_path: str | Path, *, normalization: str | None = None) ->
 
     Args:
         name_or_path: a run's folder, a folder as the RL Zoo uploads it, or a zip.
-        normalization: the file of its statistics, or ``none`` for an agent that reads observations as they are; left out, they are looked
-            for, see ``choose_statistics``.
+        normalization: file of its statistics, or ``none`` for an agent trained on raw observations; left out: search, see
+            ``choose_statistics``.
 
     Raises:
-        RequestError: if there is none, with the nearest names; if the folder is ambiguous; if statistics it needs are missing, ambiguous
-            or another agent's.
+        RequestError: if there is no such agent (with the nearest names); if the folder is ambiguous; if required statistics are missing,
+            ambiguous or another agent's.
     """
     if not str(name_or_path).strip():
         raise RequestError("no teacher is named; give an agent's folder, its .zip, or a name such as ppo/LunarLander-v3")
@@ -130,7 +130,7 @@ def _zip_in(folder: Path) -> Path | None:
 
 
 def _agent(zip_path: Path, normalization: str | None) -> AgentFiles:
-    """Read what lies around the zip; where it is a symbolic link, around the link and around its target."""
+    """Read the files around the zip; for a symbolic link, around the link and its target."""
     runs = dict.fromkeys([zip_path.absolute().parent, zip_path.resolve().parent])
     run, settings = next(((run, found) for run in runs if (found := _settings_folder(zip_path, run))), (next(iter(runs)), None))
     places = [run / zip_path.stem, *([settings] if settings else [])]
@@ -167,7 +167,7 @@ def _agent(zip_path: Path, normalization: str | None) -> AgentFiles:
 
 
 def _environment(settings: Path, run: Path, config: dict[str, Any], arguments: dict[str, Any]) -> EnvironmentSpec | None:
-    """The environment as saved; None where only a folder of another name could tell."""
+    """The environment as saved; None if the files do not name it."""
     name = arguments.get("env")
     if not isinstance(name, str):
         if settings == run:

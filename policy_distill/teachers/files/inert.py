@@ -1,4 +1,4 @@
-"""Pickles read as data: whatever they want to call becomes an inert record of its arguments, and nothing is executed."""
+"""Reading pickles as data: calls become inert records of their arguments, and nothing is executed."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import numpy as np
 from policy_distill.support.untrusted import element_count
 
 MAX_OPERATIONS = 400_000
-"""Of a pickle: a second's work, and as many objects. The weights of a policy take some hundreds, statistics some dozens."""
+"""Maximum number of operations of a pickle, about one second. A policy's weights need some hundreds, statistics some dozens."""
 MAX_NAMES = 1000
-"""Different classes and functions that a pickle names."""
+"""Maximum number of different classes and functions that a pickle names."""
 MAX_ARRAY_ELEMENTS = 10_000_000
 PERSISTENT = "persistent id"
-"""Name of the record of what a pickle refers to and does not hold."""
+"""Name of the record of a persistent id, which refers to an object outside the pickle."""
 
 
 def load_inert(content: bytes) -> Any:
-    """Load a pickle with an ``Inert`` for every class and function that it names. A hostile pickle may raise anything."""
+    """Load a pickle with an ``Inert`` in place of every class and function. A hostile pickle may raise any exception."""
     return load_next(io.BytesIO(content), len(content))
 
 
 def load_next(file: BinaryIO, size: int) -> Any:
-    """The same for one of several pickles in a row; ``size`` is the number of bytes that the file may hold."""
+    """``load_inert`` for the next of several concatenated pickles; ``size`` is the maximum number of bytes of the file."""
     return _InertUnpickler(file, size).load()
 
 
 class Inert:
-    """Stands for whatever a pickle wanted to call: keeps the arguments, the state and what was appended or set, does nothing."""
+    """Placeholder for an object of a pickle: records arguments, state, and appended or set items, and does nothing."""
 
     name = ""
 
@@ -74,7 +74,7 @@ def _counted(operation: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _of_plain_keys(operation: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
-    """``operation``, which hashes those of the topmost objects that ``keys`` selects: of tuples inside tuples that may take for ever."""
+    """``operation`` with a check that its keys are plain values, since hashing deeply nested tuples may never end."""
 
     def checked(unpickler: Any) -> None:
         for key in unpickler.stack[keys]:

@@ -17,22 +17,22 @@ from torch import Tensor
 
 from policy_distill.config import RequestError
 from policy_distill.policies.observations import observation_width
-from policy_distill.support.trees import leaf_spaces
+from policy_distill.support.trees import leaf_spaces, of_space
 from policy_distill.support.untrusted import read_bytes, refuse_damage
 from policy_distill.teachers.files.inert import Inert, load_inert, plain_array
 
 MAX_BYTES = 64 << 20
 FEW_DEVIATIONS = 1000
-"""A component that lies more standard deviations than this from zero has few float32 values within one of them."""
+"""Number of standard deviations from zero above which float32 is too coarse for a component."""
 
 
 @dataclass(frozen=True)
 class ObservationNormalization:
-    """``clip((observation - mean) / sqrt(var + epsilon), -clip, clip)``, what the agent saw in training.
+    """Observation normalisation ``clip((observation - mean) / sqrt(var + epsilon), -clip, clip)``, as in training.
 
-    Where frames were normalised before they were stacked (``VecFrameStack`` around ``VecNormalize``, the RL Zoo's order) the statistics are
-    those of one frame, repeated. The frames before an episode's first were zero after normalisation: raw observations have ``padding``
-    there, which is normalised to exactly zero.
+    If frames were normalised before stacking (``VecFrameStack`` around ``VecNormalize``, the RL Zoo's order), the statistics are those of
+    one frame, repeated. The frames before an episode's first were zero after normalisation: raw observations have ``padding`` there,
+    which is normalised to exactly zero.
     """
 
     mean: np.ndarray
@@ -41,7 +41,7 @@ class ObservationNormalization:
     epsilon: float | np.ndarray
     clip: float | np.ndarray
     frames: int = 1
-    """How many frames one after the other share these statistics."""
+    """Number of stacked frames that share these statistics."""
 
     def __post_init__(self) -> None:
         if self.mean.shape != self.var.shape or not (np.isfinite(self.mean).all() and np.isfinite(self.var).all()):
@@ -50,7 +50,7 @@ class ObservationNormalization:
             raise RequestError("the observation statistics have a variance, epsilon or clip that is not positive; save VecNormalize again")
 
     def for_shape(self, shape: tuple[int, ...] | None) -> ObservationNormalization | None:
-        """The same for observations of this shape: itself, or repeated for as many frames as they hold; None if it does not fit."""
+        """The statistics for observations of this shape: unchanged, or repeated for stacked frames; None if they do not fit."""
         if self.mean.shape == shape:
             return self
         if shape is not None and len(shape) == self.mean.ndim == 1 and self.mean.size and shape[0] % self.mean.size == 0:
@@ -60,11 +60,11 @@ class ObservationNormalization:
 
     @property
     def padding(self) -> np.ndarray | None:
-        """The raw frame ``[size]`` that stands before an episode's first; None where frames are not normalised one by one."""
+        """The raw frame ``[size]`` that pads the stack before an episode's first; None if frames are not normalised separately."""
         return self.mean[: self.mean.size // self.frames] if self.frames > 1 else None
 
     def is_padding(self, observations: Tensor) -> Tensor:
-        """Which of the numbers ``[B, size]`` of raw observations lie in frames before an episode's first: bool ``[B, size]``."""
+        """Mask, bool ``[B, size]``, of the components of raw observations ``[B, size]`` in frames before an episode's first."""
         frames = observations.reshape(len(observations), self.frames, -1)
         padding = torch.as_tensor(self.mean, device=frames.device).to(frames.dtype).reshape(self.frames, -1)
         return (frames == padding).all(-1, keepdim=True).expand_as(frames).reshape(len(frames), -1)
@@ -80,7 +80,7 @@ class ObservationNormalization:
 
 
 Statistics: TypeAlias = ObservationNormalization | dict[str, ObservationNormalization]
-"""What a VecNormalize holds: of one array, or of those keys of a Dict that it normalises."""
+"""Statistics of a VecNormalize, for one array or for the normalised keys of a Dict."""
 
 
 def for_observations(statistics: Statistics, space: gym.Space) -> ObservationNormalization | None:
@@ -102,6 +102,20 @@ def for_observations(statistics: Statistics, space: gym.Space) -> ObservationNor
     return ObservationNormalization(mean, var, epsilon, clip)
 
 
+def required(statistics: Statistics, space: gym.Space, source: str, file: Path | None) -> ObservationNormalization:
+    """``for_observations`` of the agent ``source``.
+
+    Raises:
+        RequestError: if the statistics, read from ``file``, do not fit.
+    """
+    if (found := for_observations(statistics, space)) is None:
+        raise RequestError(
+            f"{source}: the normalisation statistics are of shape {shape_of(statistics)}, its observations of "
+            f"{of_space(space, lambda part: part.shape)}; {file or 'the vecnormalize.pkl'} is another agent's"
+        )
+    return found
+
+
 def shape_of(statistics: Statistics) -> object:
     """The shape of the observations that they are of; of a Dict, by key."""
     return {key: known.mean.shape for key, known in statistics.items()} if isinstance(statistics, dict) else statistics.mean.shape
@@ -115,10 +129,10 @@ def _shape(space: gym.spaces.Dict, key: str) -> tuple[int, ...] | None:
 def read_normalization(path: str | Path) -> Statistics | None:
     """Read ``vecnormalize.pkl`` as saved by ``VecNormalize.save``, of any Stable-Baselines3 version.
 
-    Every class and function that the pickle names becomes an inert record of its arguments; arrays are then made of the recorded bytes.
+    Classes and functions become inert records of their arguments; arrays are rebuilt from the recorded bytes.
 
     Returns:
-        None if the file says that observations are not normalised (``norm_obs=False``).
+        the statistics; None if observations are not normalised (``norm_obs=False``).
 
     Raises:
         RequestError: if the file is missing, damaged, or no VecNormalize.
@@ -152,15 +166,15 @@ def _statistics(state: Mapping[str, Any], moments: Any) -> ObservationNormalizat
 
 
 def read_reward_scale(path: str | Path, *, normalized: bool | None = None) -> float | None:
-    """Read from a file as saved by ``VecNormalize.save`` what rewards were divided by in training: ``sqrt(ret_rms.var + epsilon)``.
+    """The reward scale ``sqrt(ret_rms.var + epsilon)`` in a file saved by ``VecNormalize.save``.
 
     Args:
-        path: of the file.
-        normalized: whether rewards were normalised in training, where the run's settings tell; None: the file's own word counts.
+        path: the file.
+        normalized: whether rewards were normalised in training, if known from the run's settings; None: use the file's own flags.
 
     Returns:
-        ``> 0``; 1 if rewards were not normalised; None if nothing tells: where the file says ``norm_reward=False`` and ``training=False``,
-        as both are set for evaluation.
+        ``> 0``; 1 if rewards were not normalised; None if unknown: the file has ``norm_reward=False`` and ``training=False``, which are
+        both set for evaluation.
 
     Raises:
         RequestError: if the file is missing, damaged, no VecNormalize, or its variance is not finite and positive.
@@ -176,7 +190,7 @@ def read_reward_scale(path: str | Path, *, normalized: bool | None = None) -> fl
 
 
 def reward_scale_of(variance: float, epsilon: float) -> float:
-    """What VecNormalize divides rewards by, ``sqrt(variance + epsilon)``.
+    """VecNormalize's reward scale ``sqrt(variance + epsilon)``.
 
     Raises:
         RequestError: if it is not finite and positive.
@@ -200,7 +214,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _damage_in_one_line(path: Path) -> Iterator[None]:
-    """Name the file in whatever goes wrong with what it holds."""
+    """Turn any exception about the file's contents into a ``RequestError`` that names the file."""
     fix = "it is no readable VecNormalize pickle; save it again with VecNormalize.save, do not trust the file"
     try:
         with refuse_damage(path, fix):

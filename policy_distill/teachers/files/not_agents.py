@@ -1,4 +1,4 @@
-"""Files and folders that are taken for agents: what they are, and what to do, in one line."""
+"""Error messages for files and folders that are not agents: what they are, and how to get an agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from policy_distill.support.untrusted import open_regular, open_zip, refuse_dama
 AGENT = ("data", "policy.pth")
 """Members of an agent's zip."""
 _PREFIX = 1 << 16
-"""Bytes of a PyTorch file's pickle in which its first keys stand."""
+"""Number of bytes of a PyTorch file's pickle that contain its first keys."""
 
 
 def holds_agent(path: Path) -> bool:
@@ -25,7 +25,7 @@ def holds_agent(path: Path) -> bool:
 
 
 def what_the_folder_is(folder: Path) -> str:
-    """Why ``folder``, in which no zip was found, is no agent."""
+    """Message for ``folder``, in which no zip was found."""
     if all((folder / name).is_file() for name in AGENT):
         return f"{folder} is an agent's zip, unpacked; pack it again: (cd {folder} && zip -r ../{folder.name}.zip .)"
     if (folder / "saved_model.pb").is_file():
@@ -36,7 +36,7 @@ def what_the_folder_is(folder: Path) -> str:
 
 
 def what_the_zip_is(path: Path, file: zipfile.ZipFile) -> str | None:
-    """Why the zip is no agent; None if nothing better is known than that members are missing."""
+    """Message for a zip that is not an agent; None if its kind is unknown."""
     names = set(file.namelist())
     if {"parameters", "parameter_list"} <= names:
         return (
@@ -60,7 +60,7 @@ def what_the_zip_is(path: Path, file: zipfile.ZipFile) -> str | None:
 
 
 def what_the_file_is(path: Path) -> str:
-    """Why a regular file that is no zip is no agent.
+    """Message for a regular file that is not a zip.
 
     Raises:
         OSError: if it cannot be read.
@@ -79,7 +79,7 @@ def what_the_file_is(path: Path) -> str:
 
 
 def _of_pytorch(file: zipfile.ZipFile, names: Collection[str]) -> str:
-    """What a file written by ``torch.save`` or ``torch.jit.save`` holds, by the names in it."""
+    """Description of a file written by ``torch.save`` or ``torch.jit.save``, by the names in it."""
     if any("/code/" in name for name in names):
         return (
             "is a TorchScript module, which says neither spaces nor algorithm; save the agent with agent.save(), "

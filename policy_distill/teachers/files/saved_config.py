@@ -1,4 +1,4 @@
-"""What ``config.yml`` and ``args.yml`` of an RL Zoo run say, read without executing their Python tags."""
+"""Reading ``config.yml`` and ``args.yml`` of an RL Zoo run without executing their Python tags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from policy_distill.environments.known_wrappers import STACK, effective, saved_n
 from policy_distill.support.untrusted import MAX_YAML_BYTES, BoundedLoader, read_text, refuse_damage
 
 SETTINGS = ("algo", "env", "env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack", "normalize")
-"""What is read of the files; the rest may hold anything."""
+"""The keys that are read; others are ignored."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _PythonObject:
-    """Stands for an object that a tag asked for and that was not made."""
+    """Placeholder for a Python object that was not constructed."""
 
 
 def _holds_object(value: object) -> bool:
@@ -50,7 +50,7 @@ def _holds_object(value: object) -> bool:
 
 
 class _InertLoader(BoundedLoader):
-    """Plain YAML; the zoo's ordered dicts as dicts; whatever else a tag asks for is an empty ``_PythonObject``."""
+    """YAML loader for plain data and the Zoo's ordered dicts; other Python tags give an empty ``_PythonObject``."""
 
 
 def _ordered_dict(loader: yaml.SafeLoader, node: yaml.Node) -> object:

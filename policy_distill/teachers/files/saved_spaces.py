@@ -18,7 +18,7 @@ from policy_distill.support.untrusted import MAX_DIMENSIONS, MAX_ELEMENTS, numbe
 from policy_distill.teachers.files.errors import NotPlainError
 
 MAX_TEXT = 1 << 20
-"""Characters of a printed array; numpy shortens those of more than 1000 elements."""
+"""Maximum number of characters of a printed array; numpy shortens arrays of more than 1000 elements."""
 
 
 def rebuild_space(text: Mapping[str, Any], *, role: str, source: str) -> gym.Space:
@@ -134,7 +134,7 @@ def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
 
 
 def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Numbers as ``dtype``; those beyond an integer type become its last value, since C does not define what a cast makes of them."""
+    """Numbers as ``dtype``; those outside an integer type's range are clipped, since C leaves such casts undefined."""
     if dtype.kind not in "iu":
         return values.astype(dtype)
     info = np.iinfo(dtype)

@@ -1,4 +1,4 @@
-"""Which file holds an agent's VecNormalize statistics: they lie beside its zip or in its settings' folder, under one of many names."""
+"""Search for an agent's VecNormalize statistics, beside its zip or in its settings folder, under any name."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from policy_distill.teachers.files.saved_spaces import rebuild_space
 from policy_distill.teachers.files.training_record import read_training_record
 
 NORMALIZE = re.compile(r"(?:^|[_-])vec_?norm(?:alize)?(?:_stats)?(?=$|[_-])", re.IGNORECASE)
-"""What the usual names have in common: ``vecnormalize``, ``vec_normalize``, ``NAME_vecnorm``, ``rl_model_vecnormalize_900_steps``."""
+"""Pattern of the usual names: ``vecnormalize``, ``vec_normalize``, ``NAME_vecnorm``, ``rl_model_vecnormalize_900_steps``."""
 SUFFIXES = (".pkl", ".pickle")
 MAX_UNNAMED_BYTES = 16 << 20
-"""A pickle whose name does not speak of VecNormalize is read up to this size; replay buffers are larger."""
+"""Maximum size of a pickle that is read although its name does not match; replay buffers are larger."""
 MAX_FILES = 500
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The file that was chosen, or None, and what a user should know about the choice."""
+    """The chosen file, or None, and notes for the user."""
 
     path: Path | None
     notes: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Choice:
 class _Candidate:
     path: Path
     statistics: Statistics | None
-    """None if observations are not normalised or the file cannot be read, which is told when it is chosen."""
+    """None if observations are not normalised or the file cannot be read, which is reported if it is chosen."""
 
     def fits(self, space: gym.Space | None) -> bool:
         """Whether these can be the statistics of observations of ``space``, or of each of the frames that are stacked in them."""

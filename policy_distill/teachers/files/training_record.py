@@ -1,4 +1,4 @@
-"""What an agent's zip remembers of its training beside the weights: its last episodes, and whether VecNormalize stood around them.
+"""The training record in an agent's zip: returns of the last training episodes, and whether VecNormalize was used.
 
 Stable-Baselines3 saves both as pickles inside the member ``data``. They are read like ``vecnormalize.pkl``: nothing is executed.
 """
@@ -17,19 +17,18 @@ from policy_distill.teachers.files.archive import read_data
 from policy_distill.teachers.files.inert import Inert, load_inert, plain_array
 
 MAX_PICKLE_BYTES = 1 << 20
-"""Of either pickle; a hundred episodes take some kilobytes."""
+"""Maximum size of either pickle; a hundred episodes take some kilobytes."""
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What the zip remembers.
+    """The training record in a zip.
 
     Attributes:
-        returns: ``[E]`` of the last episodes of training (100 at most), explored and in the environment's rewards; None if not kept.
-        inside_vec_normalize: whether VecNormalize stood between environment and agent, be it for observations or for rewards alone;
-            None if the zip does not tell, as those of off-policy agents.
-        returns_are_raw: whether ``returns`` are surely in the environment's rewards: VecNormalize was not there, or Monitor counted them,
-            which stands inside it and rounds to six decimals. VecMonitor, which does not round, may have counted normalised rewards.
+        returns: ``[E]``, returns of the last training episodes (at most 100), with exploration; None if not saved.
+        inside_vec_normalize: whether VecNormalize was used, for observations or rewards; None if unknown, as for off-policy agents.
+        returns_are_raw: whether ``returns`` are certainly of raw rewards: VecNormalize was not used, or Monitor recorded them, which is
+            inside it and rounds to six decimals. VecMonitor does not round and may have recorded normalised rewards.
     """
 
     returns: np.ndarray | None
@@ -38,7 +37,7 @@ class TrainingRecord:
 
 
 def read_training_record(zip_path: str | Path) -> TrainingRecord:
-    """Read what is there; whatever is missing, damaged or of another form counts as not told, for acting does not need it."""
+    """Read the record; missing or damaged parts count as unknown, since acting does not need them."""
     try:
         data = read_data(zip_path, with_pickles=True)
     except RequestError:
@@ -49,7 +48,7 @@ def read_training_record(zip_path: str | Path) -> TrainingRecord:
 
 
 def _returns(data: dict[str, Any]) -> np.ndarray | None:
-    """Of ``ep_info_buffer``, a deque of what Monitor or VecMonitor counted: ``{"r": return, "l": length, ...}``."""
+    """Returns in ``ep_info_buffer``, a deque of records of Monitor or VecMonitor: ``{"r": return, "l": length, ...}``."""
     buffer = _load(data.get("ep_info_buffer"))
     if not isinstance(buffer, Inert) or buffer.name != "collections.deque":
         return None
@@ -75,5 +74,5 @@ def _load(saved: object) -> Any:
         return None
     try:
         return load_inert(base64.b64decode(text))
-    except Exception:  # a hostile pickle may raise anything; what cannot be read was not told
+    except Exception:  # a hostile pickle may raise any exception; unreadable parts count as unknown
         return None

@@ -1,4 +1,4 @@
-"""Loading an agent with Stable-Baselines3 itself. This unpickles the file, so code in it runs: only on the user's word."""
+"""Loading an agent with Stable-Baselines3 itself, which executes code in the file: only if the user gives ``--trust``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SB3_PACKAGES = ("stable_baselines3.", "sb3_contrib.")
 
 
 def load_model(path: Path, algo: str | None, spaces: dict[str, Any]) -> Any:
-    """Load the zip with the class of ``algo`` on the CPU, without a replay buffer worth the name.
+    """Load the zip with the class of ``algo`` on the CPU, with a minimal replay buffer.
 
     Args:
         path: the agent's zip.
         algo: the algorithm.
-        spaces: ``observation_space`` and ``action_space`` where they could be read, so that they need no unpickling.
+        spaces: ``observation_space`` and ``action_space`` if they could be read as data, so that they are not unpickled.
 
     Raises:
         RequestError: if the algorithm is not known or Stable-Baselines3 cannot load the file.

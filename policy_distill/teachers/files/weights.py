@@ -1,4 +1,4 @@
-"""The weights of a policy (``policy.pth``), read without PyTorch's loader: their pickle is data, and sizes are checked against bytes.
+"""Reading a policy's weights (``policy.pth``) without PyTorch's loader: the pickle is data, and sizes are checked against the bytes.
 
 A file of ``torch.save`` is a pickle of names and of views (storage, offset, shape, strides), and the storages' bytes. Since PyTorch 1.6
 they are members of a zip; before, they follow the pickle. ``torch.load`` trusts the declared sizes: a stride of zero, a storage that is
@@ -18,7 +18,7 @@ from policy_distill.support.untrusted import element_count, open_zip, read_membe
 from policy_distill.teachers.files.inert import PERSISTENT, Inert, load_inert, load_next
 
 MAX_WEIGHT_BYTES = 160 << 20
-"""Of a policy's weights, also as float32: 42 million. The file and the tensors are in memory at once."""
+"""Maximum size of a policy's weights, also as float32: 42 million numbers. File and tensors are in memory at the same time."""
 MAX_PICKLE_BYTES = 16 << 20
 MAX_TENSORS = 2000
 TYPES = {
@@ -26,7 +26,7 @@ TYPES = {
     "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
     "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
-"""Kind of storage -> type of its elements."""
+"""Storage class -> element type."""
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 Plain = TypeVar("Plain", int, str)
@@ -127,7 +127,7 @@ def _tensors(saved: Any, record: Record) -> dict[str, Tensor]:
 
 
 def _name(value: Any) -> str:
-    """A text and nothing else: to hash or print tuples inside tuples may take for ever."""
+    """Require a string, since hashing or printing deeply nested tuples may never end."""
     return _plain(value, str)
 
 

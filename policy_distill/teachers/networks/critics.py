@@ -99,7 +99,7 @@ def rebuild_critic(
     """
     algorithm = ALGORITHMS[algo]
     layout = algorithm.layout
-    if layout is None or (layout.value is None and not layout.values_actions):
+    if layout is None or not layout.has_critic:
         return None
     if layout.scores == "q_values":
         return GreedyValue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from policy_distill.policies.actions import ActionTargets, Box, Parameters
 from policy_distill.policies.families import Family, family_of
-from policy_distill.support.trees import Tree, leaves, length, map_leaves
+from policy_distill.policies.observations import parts_of
+from policy_distill.support.trees import Tree, leaves, length, map_leaves, of_space
 from policy_distill.teachers.networks.acting import ActionBounds, SwitchLogits, count, scores_both
 
 
@@ -113,6 +114,26 @@ class CallableNetwork(nn.Module):
             return ActionTargets(self.family.confident(named), named)
         told = {self.family.names[0]: answer.float()}
         return ActionTargets(told, self.family.mode(told))
+
+
+def raw_observations(space: gym.Space, observations: Tree, normalized: Tensor | None, keys: Collection[str]) -> Tree:
+    """What a network that encodes by itself is given: float32 for boxes, int64 for discrete spaces.
+
+    Args:
+        space: of the observations.
+        observations: raw ``[B, ...]``; boxes may be flattened.
+        normalized: the vectors ``[B, width]`` that VecNormalize makes of them, or None.
+        keys: of a Dict, those that it normalises.
+    """
+
+    def plain(part: gym.Space, rows: Tensor) -> Tensor:
+        return rows.float().reshape(len(rows), *part.shape) if isinstance(part, gym.spaces.Box) else rows.long()
+
+    raw = map_leaves(plain, of_space(space, lambda part: part), observations)
+    if normalized is None:
+        return raw
+    parts = parts_of(space, normalized)
+    return {key: parts[key] if key in keys else raw[key] for key in raw} if isinstance(raw, dict) else parts
 
 
 def _on_cpu(observations: Tree) -> Tree:

@@ -7,9 +7,18 @@ from typing import Any
 import gymnasium as gym
 from torch import Tensor, nn
 
-from policy_distill.environments.action_masks import MASK, mask_sizes, without_mask
+from policy_distill.environments.action_masks import MASK, OBSERVATION, mask_sizes, with_mask, without_mask
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.families import Family
+
+
+def under_masks(
+    network: nn.Module, critic: nn.Module | None, statistics: Any, observation_space: gym.Space, action_space: gym.Space
+) -> tuple[MaskedNetwork, MaskedCritic | None, Any, gym.Space]:
+    """An agent's network, critic, statistics and space of observations, for observations with a mask behind their other parts."""
+    keyed = statistics if statistics is None or isinstance(statistics, dict) else {OBSERVATION: statistics}
+    masked_critic = None if critic is None else MaskedCritic(critic)
+    return MaskedNetwork(network, action_space), masked_critic, keyed, with_mask(observation_space, action_space)
 
 
 class MaskedNetwork(nn.Module):

@@ -35,18 +35,18 @@ def parse(folder, text, *arguments, kind=DistillConfig):
     [
         (f"loss: {{class_path: {CANARY}.Thing}}", "class_path"),
         (f"train: {{vary: [{{class_path: {CANARY}.Thing}}]}}", "class_path"),
-        (f"loss: {CANARY}.Thing", "loss is .* must hold settings by their names"),
-        (f"student: {{hidden_sizes: [8]}}\nensemble: {CANARY}.Thing", "ensemble is .* must hold settings"),
-        (f"train: {{vary: [{CANARY}.Thing]}}", "vary is .* must hold settings"),
-        ("loss: other.yaml", "must hold settings by their names"),
+        (f"loss: {CANARY}.Thing", "loss is .* must be a mapping of settings"),
+        (f"student: {{hidden_sizes: [8]}}\nensemble: {CANARY}.Thing", "ensemble is .* must be a mapping of settings"),
+        (f"train: {{vary: [{CANARY}.Thing]}}", "vary is .* must be a mapping of settings"),
+        ("loss: other.yaml", "must be a mapping of settings"),
         ("config: other.yaml", "names another config file"),
-        ("- 1", "holds no settings"),
+        ("- 1", "contains no settings"),
         ("seed: !!python/object/apply:os.getpid []", "cannot be read"),
         ("[" * 5000, "cannot be read"),
         ("x" * 40_000, "larger than"),
         ("seed: " + "9" * 5000, "cannot be read"),
-        ("hyperparams: &a [*a]", "an alias inside what it names"),
-        ("loss: {temperature: null}", "no value that can be used"),
+        ("hyperparams: &a [*a]", "a recursive alias"),
+        ("loss: {temperature: null}", "invalid value"),
         ("\n".join(["b0: &b0 [1]", *(f"b{i}: &b{i} [*b{i - 1}, *b{i - 1}]" for i in range(1, 30))]), "too many aliases"),
     ],
 )
@@ -70,7 +70,7 @@ def test_a_run_s_own_file_is_read(canary):
 
 
 def test_trust_is_what_stands_on_the_command_line(canary):
-    with pytest.raises(RequestError, match=r"the config file says trust: true.* give --trust"):
+    with pytest.raises(RequestError, match=r"the config file sets trust: true.* give --trust"):
         parse(canary, "trust: true")
     assert parse(canary, "trust: true", "--trust").trust
     assert not parse(canary, "trust: true", "--trust", "false").trust

@@ -59,7 +59,7 @@ def test_hyphens_are_underscores_in_names_alone():
     [
         (["--env_kwargs", "nonsense"], "env_kwargs is 'nonsense'; it must be '{\"NAME\": VALUE}' or NAME:VALUE"),
         (["--env_kwargs"], "env_kwargs is ''; it must be '{\"NAME\": VALUE}' or NAME:VALUE"),
-        (["--wrapper"], "wrapper is left empty"),
+        (["--wrapper"], "wrapper is empty"),
         (["--wrapper", "{a"], "cannot be read as YAML"),
         (["--wrapper", '{"A": 3}'], "wrapper is "),
         (["--frame-stack", "two"], "frame_stack"),

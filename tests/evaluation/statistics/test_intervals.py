@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from policy_distill.evaluation.statistics import retention
+from policy_distill.evaluation.statistics import retention, retention_of_means, retention_standard_error
 from policy_distill.evaluation.statistics.intervals import interval_statistic, percentile_ends, share_where
 from policy_distill.evaluation.statistics.simulation import POPULATIONS
 
@@ -184,3 +184,19 @@ def test_percentile_ends_by_hand():
     # 0, 1, ..., 100: the percentiles are the values themselves
     assert percentile_ends(np.arange(101.0), 0.9) == (pytest.approx(5), pytest.approx(95))
     assert percentile_ends(np.arange(101.0)) == (pytest.approx(2.5), pytest.approx(97.5))
+
+
+def test_the_standard_error_of_a_retention_is_paired_by_seed():
+    teacher, random = np.array([4.0, 6.0, 8.0]), np.array([0.0, 2.0, 4.0])
+    # half of what the teacher adds on each seed: however much the seeds differ, there is nothing to be unsure about
+    assert retention_of_means(np.array([2.0, 4.0, 6.0]), teacher, random) == 0.5
+    assert retention_standard_error(np.array([2.0, 4.0, 6.0]), teacher, random) == 0.0
+    # contrast at 0.5: -1, 0, 1; standard deviation 1; of the mean of three over a gap of 4
+    assert retention_standard_error(np.array([1.0, 4.0, 7.0]), teacher, random) == pytest.approx(1 / math.sqrt(3) / 4)
+
+
+def test_a_teacher_like_chance_has_no_retention_and_one_episode_no_standard_error():
+    assert math.isnan(retention_of_means(np.array([2.0, 2.0]), np.array([1.0, 3.0]), np.array([3.0, 1.0])))
+    assert math.isnan(retention_standard_error(np.array([2.0, 2.0]), np.array([4.0, 4.0]), np.array([0.0, 9.0])))
+    assert retention_of_means(np.array([2.0]), np.array([4.0]), np.array([0.0])) == 0.5
+    assert math.isnan(retention_standard_error(np.array([2.0]), np.array([4.0]), np.array([0.0])))

@@ -138,4 +138,4 @@ def test_figures_are_judged(change, topic, severity):
 def test_the_temperature_that_q_values_imply_is_a_tenth_of_their_gap():
     (finding,) = judge(dataclasses.replace(PLAIN, q_gap=0.25, q_size=100.0))
     assert "0.25 apart" in finding.what
-    assert "temperature of 0.025" in finding.mend
+    assert "temperature of 0.025" in finding.fix

@@ -131,7 +131,7 @@ def test_an_agent_that_answers_with_nan_is_not_let_to_act():
     found = check_teacher(teacher, PUSH, episodes=6, workers=0)
     assert topics(found) == {"not_finite": "stop"}
     assert len(found.episodes.returns) == 0
-    assert found.verdict == "not measured: its answers are no numbers"
+    assert found.verdict == "not measured: its actions are not finite"
 
 
 def test_a_bandit_is_asked_about(tmp_path):

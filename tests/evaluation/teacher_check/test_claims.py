@@ -45,7 +45,7 @@ def test_the_best_evaluation_is_the_best_model_s(tmp_path):
 
 def test_nothing_is_unpickled(tmp_path):
     np.savez(tmp_path / "evaluations.npz", results=np.array([[1.0], None], object))
-    with pytest.raises(ValueError, match="no numbers"):
+    with pytest.raises(ValueError, match="not numeric"):
         find_claim(tmp_path / "agent.zip")
 
 

@@ -46,7 +46,7 @@ def test_the_version_that_keeps_the_promise_is_named():
     finding = look_elsewhere(walk_teacher(), UPHILL, own, Claim(-4.0, 1.0, 100, "card.json"), SEEDS)
     assert finding is not None
     assert "in tests/Hill-v3 the agent earns" in finding.what
-    assert finding.mend == "give --env tests/Hill-v3"
+    assert finding.fix == "give --env tests/Hill-v3"
 
 
 def test_one_that_is_further_from_it_is_not():

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, tensor
+from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import Categorical as TorchCategorical
+from torch.distributions import Normal
 
 from policy_distill.policies.actions import Box
-from policy_distill.policies.families import Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical, family_of
+from policy_distill.policies.families import (
+    FAMILIES,
+    Bernoulli,
+    Categorical,
+    Deterministic,
+    DiagGaussian,
+    Family,
+    MultiCategorical,
+    family_of,
+)
 from tests.small_worlds import generator
 
 ASYMMETRIC = Box((-2.0, 0.0), (6.0, 1.0))
@@ -157,3 +170,94 @@ def test_other_spaces_are_refused_by_name(space):
 
 def test_a_deterministic_family_is_as_wide_as_its_box():
     assert Deterministic(ASYMMETRIC).width == DiagGaussian(ASYMMETRIC).width == 2
+
+
+# Densities, against torch.distributions.
+
+BOX = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([6, 1], np.float32))
+ACTED = [gym.spaces.Discrete(4), gym.spaces.Discrete(3, start=2), gym.spaces.MultiDiscrete([2, 3]), gym.spaces.MultiBinary(3), BOX]
+
+
+def random_parameters(family: Family, count: int) -> dict[str, Tensor]:
+    outputs, log_std = (torch.randn(count, family.width, generator=generator(seed)) for seed in (1, 2))
+    return family.parameters_of(outputs, log_std / 2)
+
+
+def oracle(family: Family, parameters: dict[str, Tensor]) -> list[Any]:
+    """One distribution for each component."""
+    if isinstance(family, DiagGaussian):
+        return [Normal(*pair) for pair in zip(parameters["mean"].T, parameters["log_std"].exp().T, strict=True)]
+    if isinstance(family, Bernoulli):
+        return [TorchBernoulli(logits=logits) for logits in parameters["logits"].T]
+    return [TorchCategorical(logits=part) for part in parameters["logits"].split(list(family.sizes), -1)]
+
+
+@pytest.mark.parametrize("space", ACTED, ids=str)
+def test_log_probabilities_and_entropies_are_those_of_torch(space):
+    family = family_of(space)
+    parameters = random_parameters(family, 50)
+    raw = family.raw(family.sample(parameters, generator(3)))
+    parts = oracle(family, parameters)
+    expected = sum(part.log_prob(column.float()) for part, column in zip(parts, raw.T, strict=True))
+    torch.testing.assert_close(family.log_prob(parameters, raw), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(family.entropy(parameters), sum(part.entropy() for part in parts), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", ACTED, ids=str)
+def test_uniform_numbers_draw_from_the_distribution(space):
+    """The negative mean log-probability of many draws is the entropy; each component has its own mean."""
+    family = family_of(space)
+    parameters = {name: value.expand(DRAWS, -1) for name, value in random_parameters(family, 1).items()}
+    uniform = torch.rand(DRAWS, family.width, generator=generator(5)).clamp(1e-7, 1 - 1e-7)
+    raw = family.draw(parameters, uniform)
+    assert raw.shape == (DRAWS, math.prod(family.action_shape))
+    assert float(-family.log_prob(parameters, raw).mean()) == pytest.approx(float(family.entropy(parameters)[0]), abs=0.04)
+    for component, part in zip(raw.double().T, oracle(family, {name: value[:1] for name, value in parameters.items()}), strict=True):
+        values = torch.arange(part.probs.shape[-1]) if isinstance(part, TorchCategorical) else None
+        mean = float((part.probs * values).sum()) if values is not None else float(part.mean)
+        assert float(component.mean()) == pytest.approx(mean, abs=0.05)
+
+
+def test_an_agent_without_a_density_only_names_its_action():
+    gaussian = DiagGaussian(ASYMMETRIC)
+    assert gaussian.of_agent(density=False) == Deterministic(ASYMMETRIC)
+    assert gaussian.of_agent(density=True, squashed=True) == DiagGaussian(ASYMMETRIC, squashed=True)
+    assert Categorical(3).of_agent(density=False) == Categorical(3)
+
+
+def test_other_units_change_the_box_alone():
+    units = ((1.0, 2.0), (0.5, 0.0))
+    other = Box(ASYMMETRIC.low, ASYMMETRIC.high, units)
+    assert DiagGaussian(ASYMMETRIC, squashed=True).in_units(units) == DiagGaussian(other, squashed=True)
+    assert Bernoulli(2).in_units(units) == Bernoulli(2)
+
+
+def test_named_actions_have_nearly_all_the_probability():
+    torch.testing.assert_close(Categorical(3, start=2).confident(tensor([3]))["logits"].exp(), tensor([[0.0005, 0.999, 0.0005]]))
+    torch.testing.assert_close(
+        MultiCategorical((2, 3)).confident(tensor([[1, 0]]))["logits"].exp(), tensor([[0.001, 0.999, 0.999, 0.0005, 0.0005]])
+    )
+    torch.testing.assert_close(Bernoulli(2).confident(tensor([[0, 1]]))["logits"].sigmoid(), tensor([[0.001, 0.999]]))
+    with pytest.raises(ValueError, match="outside its space: 3 choices, named -1 to -1"):
+        Categorical(3, start=2).confident(tensor([1]))
+    with pytest.raises(ValueError, match="switches other than 0 and 1"):
+        Bernoulli(1).confident(tensor([[2]]))
+
+
+@pytest.mark.parametrize("space", ACTED, ids=str)
+def test_the_chooser_in_numpy_is_the_mode(space):
+    family = family_of(space)
+    outputs = torch.randn(64, family.width, generator=generator(7))
+    chosen = family.chooser(space.shape or ())(outputs.numpy())
+    np.testing.assert_allclose(chosen, family.mode(family.parameters_of(outputs, torch.zeros(family.spread))).numpy(), atol=1e-6)
+
+
+class Dial(gym.spaces.Discrete):
+    """A space of one's own."""
+
+
+def test_a_space_has_the_family_of_its_nearest_ancestor(monkeypatch):
+    assert family_of(Dial(3)) == Categorical(3)
+    monkeypatch.setitem(FAMILIES, Dial, lambda space: Bernoulli(int(space.n)))
+    assert family_of(Dial(3)) == Bernoulli(3)
+    assert family_of(gym.spaces.Discrete(3)) == Categorical(3)

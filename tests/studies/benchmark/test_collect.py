@@ -38,7 +38,7 @@ def test_bare_loops_take_the_steps_that_they_say(agent):
 
 
 def test_a_folder_without_the_job_s_agent_is_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"holds no ppo/LunarLander-v\*/\*\.zip"):
+    with pytest.raises(RequestError, match=r"contains no ppo/LunarLander-v\*/\*\.zip"):
         job.run(1, tmp_path)
 
 

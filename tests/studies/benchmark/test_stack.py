@@ -22,7 +22,7 @@ def small(monkeypatch):
 
 def test_seconds_are_divided_among_the_members(monkeypatch):
     """A step of the stack of 4 takes 8 s, one of four modules 40 s, one of a stack of one 6 s."""
-    told = {"ours": 8.0, "modules": 40.0, "alone": 6.0, "flop": 1e-3}
+    told = {"stack": 8.0, "modules": 40.0, "alone": 6.0, "flop": 1e-3}
 
     def timed(variants, *, turns):
         return {name: Timing(np.full(turns, told[name]), np.full(turns, told[name])) for name in variants}

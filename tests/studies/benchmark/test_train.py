@@ -31,20 +31,20 @@ def test_the_arithmetic_by_hand():
 
 def test_both_sides_take_the_same_loss():
     draws = torch.Generator().manual_seed(0)
-    outputs, said = torch.randn(50, 4, generator=draws), torch.randn(50, 4, generator=draws)
-    torch.testing.assert_close(TASKS[0].loss(outputs, said), losses.forward_kl(said, outputs).mean())
+    outputs, labels = torch.randn(50, 4, generator=draws), torch.randn(50, 4, generator=draws)
+    torch.testing.assert_close(TASKS[0].loss(outputs, labels), losses.forward_kl(labels, outputs).mean())
     # between bounds that nothing touches Huber's error is the plain one
-    outputs, said = torch.randn(50, 2, generator=draws), 0.9 * torch.rand(50, 2, generator=draws)
-    torch.testing.assert_close(TASKS[1].loss(outputs, said), losses.huber(losses.bounded_error(said, outputs)).mean())
+    outputs, labels = torch.randn(50, 2, generator=draws), 0.9 * torch.rand(50, 2, generator=draws)
+    torch.testing.assert_close(TASKS[1].loss(outputs, labels), losses.huber(losses.bounded_error(labels, outputs)).mean())
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_both_sides_train_students_of_one_size(task):
     assert sum(parameter.numel() for parameter in task.module().parameters()) == task.architecture.params
-    observations, said = task.rows()
-    assert train.ours(task, observations, said, members=2, steps=5)() == 5
-    assert train.by_data_loader(task, observations, said)() == 4
-    assert train.by_index(task, observations, said, students=2)() == 2
+    observations, labels = task.rows()
+    assert train.train_stack(task, observations, labels, members=2, steps=5)() == 5
+    assert train.by_data_loader(task, observations, labels)() == 4
+    assert train.by_index(task, observations, labels, students=2)() == 2
     assert train.multiply() == 20 * 16**3
 
 
@@ -60,7 +60,7 @@ def test_a_step_is_compared_with_both_loops():
 
 
 def test_each_loss_is_compared_with_the_default_and_the_table_says_whether_it_is_within_the_bound(monkeypatch):
-    seconds = {name: np.array([0.001, 0.001, 0.001]) for name in (*train.CHOOSING, *train.PUSHING)}
+    seconds = {name: np.array([0.001, 0.001, 0.001]) for name in (*train.DISCRETE_LOSSES, *train.CONTINUOUS_LOSSES)}
     seconds["nll"] = np.array([0.014, 0.015, 0.016])
     seconds["reverse_kl"] = np.array([0.014, 0.0151, 0.016])
     monkeypatch.setattr(train, "interleave", lambda variants, turns: {name: Timing(seconds[name], seconds[name]) for name in variants})
@@ -73,15 +73,15 @@ def test_each_loss_is_compared_with_the_default_and_the_table_says_whether_it_is
     assert "ABOVE the bound" in table([found["reverse_kl"]])
 
 
-@pytest.mark.parametrize("name", [*train.CHOOSING, *train.PUSHING])
+@pytest.mark.parametrize("name", [*train.DISCRETE_LOSSES, *train.CONTINUOUS_LOSSES])
 def test_every_loss_trains_in_the_benchmark(name):
-    task = Task(2, 3, name in train.CHOOSING, (8, 8), 16)
-    assert train.ours(task, *task.rows(), members=2, steps=3, loss={**train.CHOOSING, **train.PUSHING}[name])() == 3
+    task = Task(2, 3, name in train.DISCRETE_LOSSES, (8, 8), 16)
+    assert train.train_stack(task, *task.rows(), members=2, steps=3, loss={**train.DISCRETE_LOSSES, **train.CONTINUOUS_LOSSES}[name])() == 3
 
 
 def test_every_kind_of_loss_has_its_row():
     """A loss that is added to the configuration is timed too."""
-    losses = [*train.CHOOSING.values(), *train.PUSHING.values()]
+    losses = [*train.DISCRETE_LOSSES.values(), *train.CONTINUOUS_LOSSES.values()]
     for name, of in {
         "divergence": lambda loss: loss.divergence,
         "regression": lambda loss: loss.regression if loss.kind == "regression" else None,

@@ -1,4 +1,4 @@
-"""Reading a zip: nothing in it runs, and every refusal is one line that says how to mend it."""
+"""Reading a zip: nothing in it runs, and every refusal is one line with the fix."""
 
 from __future__ import annotations
 

@@ -1,0 +1,141 @@
+"""The state of a run: everything that it needs to go on, and nothing that it can make again from its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from policy_distill.evaluation.certify import Certified
+from policy_distill.evaluation.statistics import retention_of_means, retention_standard_error
+from policy_distill.pipeline.prepare import Job
+from policy_distill.pipeline.records import Candidate, Origin
+from policy_distill.policies.student import Student
+from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
+from policy_distill.training.dataset import Dataset
+from policy_distill.training.trainer import Trainer
+from policy_distill.training.value_network import DistilledValues
+
+Stage = Literal["imitation", "choice", "self_distillation", "polish", "value", "evaluation", "certificate", "done"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The student that a stage hands on.
+
+    Attributes:
+        student: itself.
+        returns: ``[E]`` on the first E validation seeds.
+        origin: where it comes from, in words: ``round 7``, ``polish, 102,400 steps``.
+    """
+
+    student: Student
+    returns: np.ndarray
+    origin: str
+
+
+@dataclass
+class State:
+    """Where a run stands between two advances.
+
+    An advance is ``advance(state, services) -> state``: a round, the choice among the rounds' students, a generation, or a whole later
+    stage. It changes the state in place and returns it. Between two of them nothing is under way: the services may be closed and made
+    again, here or in another process, and the run ends with the same student. How far a stage has come is the number of its ``records``.
+
+    Attributes:
+        seeds: of validation; every candidate plays the first ``num_first``, finalists play more of them.
+        dataset: everything that was collected, and the extra states.
+        stage: which advance is next.
+        env_steps, gradient_steps: that training has taken so far, all stages together.
+        evaluation_env_steps: that measuring has taken, reported apart; episodes that were known take none.
+        reused_episodes: of teacher and random policy that were known from earlier jobs, and not played.
+        seconds: spent at each kind of work and in total.
+        teacher_returns, random_returns: ``[E]`` on the first E validation seeds.
+        records: of all candidates so far.
+        trainer: of the rounds: the stack's weights and their averages, the optimiser, the generators that draw batches.
+        students: of all rounds, each round's members together.
+        returns: ``[num_first]`` of each of ``students``; the last round's members are measured while the next round trains.
+        first_rows: where each round's rows begin among the dataset's training rows.
+        teacher_parts, random_parts: of the final episodes, which are played in shares while rounds train.
+        kept: the chosen round's student and those that took its place: generations, and a polished one. The run goes on with the last.
+        critic: the value network of a polished student.
+        values: the value network, if one was asked for.
+        student_episodes: the final ones.
+        certified: what a certificate found, if one was asked for.
+    """
+
+    seeds: list[int]
+    num_first: int
+    dataset: Dataset
+    stage: Stage = "imitation"
+    env_steps: int = 0
+    gradient_steps: int = 0
+    evaluation_env_steps: int = 0
+    reused_episodes: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("collect", "train", "polish", "evaluate", "total"), 0.0))
+    teacher_returns: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    random_returns: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    records: list[Candidate] = field(default_factory=list)
+    trainer: Trainer | None = None
+    students: list[Student] = field(default_factory=list)
+    returns: list[np.ndarray] = field(default_factory=list)
+    first_rows: list[int] = field(default_factory=list)
+    teacher_parts: list[Episodes] = field(default_factory=list)
+    random_parts: list[Episodes] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    critic: list[nn.Linear] | None = None
+    values: DistilledValues | None = None
+    student_episodes: Episodes | None = None
+    certified: Certified | None = None
+
+    @classmethod
+    def begin(cls, job: Job) -> State:
+        """Nothing was done yet."""
+        collect, evaluate = job.config.collect, job.config.evaluate
+        capacity = collect.env_steps // collect.num_envs * collect.num_envs + job.num_extra_states
+        folder = job.folder if collect.storage == "disk" else None
+        return cls(
+            evaluation_seeds("validation", evaluate.validation_episodes + evaluate.finalist_episodes),
+            evaluate.validation_episodes,
+            Dataset(capacity, holdout=job.config.train.holdout, device=job.device, folder=folder),
+        )
+
+    def of(self, origin: Origin) -> list[Candidate]:
+        """The records of one stage."""
+        return [record for record in self.records if record.origin == origin]
+
+    @contextmanager
+    def measure(self, work: str) -> Iterator[None]:
+        """Add the seconds that the block takes."""
+        began = time.perf_counter()
+        yield
+        self.seconds[work] += time.perf_counter() - began
+
+    @property
+    def reference(self) -> tuple[float, float]:
+        """Mean returns of the teacher and of a random policy on the seeds that every candidate plays."""
+        return float(self.teacher_returns[: self.num_first].mean()), float(self.random_returns[: self.num_first].mean())
+
+    def beside(self, returns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The returns ``[E]`` of a student on the first E validation seeds, and those of teacher and random policy."""
+        return returns, self.teacher_returns[: len(returns)], self.random_returns[: len(returns)]
+
+    def retention(self, returns: np.ndarray) -> float:
+        """Of a student with these returns ``[E]`` on the first E validation seeds; see ``retention_of_means``."""
+        return retention_of_means(*self.beside(returns))
+
+    def validated(self, record: Candidate, returns: np.ndarray) -> Candidate:
+        """The record with its student's returns ``[E]`` on the first E validation seeds."""
+        return dataclasses.replace(
+            record,
+            validation_return_mean=float(returns.mean()),
+            validation_return_standard_error=float(returns.std() / max(len(returns) - 1, 1) ** 0.5),
+            validation_retention=self.retention(returns),
+            validation_retention_standard_error=retention_standard_error(*self.beside(returns)),
+        )

@@ -1,0 +1,83 @@
+"""Environments that go on across episodes: the loop of collecting and of PPO's rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from policy_distill.environments.border import Finite
+from policy_distill.environments.vector import GOES_ON, Group, Slots
+from policy_distill.rollouts.acting import Player
+from policy_distill.support import trees
+
+Actor: TypeAlias = Callable[[int, Slots, Any], np.ndarray]
+"""From the step, where the environments stand and the labels to the actions ``[N, ...]`` that are executed."""
+Results: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Rewards, terminated, truncated of a step, ``[N]`` each."""
+
+
+class StreamRecorder(Protocol):
+    """Keeps what it needs of a stream."""
+
+    def record(self, step: int, slots: Slots, labels: Any) -> Results:
+        """Note where the environments stand and what was said of it; return the arrays that this step's results are written to."""
+        ...
+
+
+class Streams:
+    """Some environments of a run, which go on from one call of ``stream`` to the next.
+
+    Args:
+        groups: the environments, each group with its place among them.
+        indices: which of the run's environments these are, the numbers of their first episodes.
+
+    Attributes:
+        slots: where they stand.
+    """
+
+    def __init__(self, groups: list[tuple[slice, Group]], indices: range) -> None:
+        self.action_space = groups[0][1].action_space
+        self.slots = Slots.of_space(groups[0][1].observation_space, indices)
+        self._places = [(part, group, self.slots.of(part)) for part, group in groups]
+        self._all_finite = Finite(self.slots.observations)
+
+    def reset(self) -> None:
+        """Begin the first episodes."""
+        for _, group, slots in self._places:
+            group.reset(slots)
+
+    def check(self) -> None:
+        """Raise ``EnvironmentFault`` if an observation is not finite."""
+        if not self._all_finite(self.slots.observations):
+            slot = self._all_finite.first_wrong()
+            part, group = next((part, group) for part, group, _ in self._places if part.start <= slot < part.stop)
+            raise group.not_finite(slot - part.start, trees.rows(self.slots.observations, slot))
+
+    def step(self, actions: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
+        """Execute ``actions`` ``[N, ...]`` and write the results."""
+        self.slots.starts.fill(GOES_ON)
+        for part, group, slots in self._places:
+            group.step(actions[part], slots, rewards[part], terminated[part], truncated[part])
+
+
+def stream(envs: Streams, num_steps: int, actor: Actor, labeller: Player | None, recorder: StreamRecorder) -> None:
+    """Take ``num_steps`` steps in each environment.
+
+    Args:
+        envs: have been reset.
+        num_steps: T.
+        actor: chooses what is executed.
+        labeller: is asked about each observation once; None: there are no labels.
+        recorder: keeps what happens.
+
+    Raises:
+        EnvironmentFault: if an environment fails, or gives observations or rewards that are not finite.
+    """
+    slots = envs.slots
+    for step in range(num_steps):
+        envs.check()
+        labels = None if labeller is None else labeller(slots.observations, slots.starts)
+        results = recorder.record(step, slots, labels)
+        envs.step(actor(step, slots, labels), *results)
