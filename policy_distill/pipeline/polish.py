@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 
 import numpy as np
 from torch import nn
 
-from policy_distill.environments.specs import make
 from policy_distill.evaluation.statistics import contrast, episodes_to_show, shows_positive_mean
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.pipeline.context import Services, kept_enough
@@ -17,7 +15,6 @@ from policy_distill.pipeline.records import Candidate, track_validation
 from policy_distill.pipeline.state import Kept, State
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import Episodes
-from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support.pending import Pending
 from policy_distill.support.seeds import derived_seed
 from policy_distill.training.kickstart import Snapshot, kickstart
@@ -48,7 +45,7 @@ def polish(state: State, services: Services) -> State:
     looks, seed = _Looks(state, services, start), derived_seed(job.config.seed, 4)
     with state.measure("polish"):
         job.objective.calibrate(state.dataset.training_rows()[1])
-        with contextlib.closing(_environments(services, seed)) as environments:
+        with contextlib.closing(services.rollouts.for_ppo(config.num_envs, config.num_steps, seed)) as environments:
             kickstart(kept.student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=looks.take)
         looks.note()
     records = looks.records
@@ -67,12 +64,7 @@ def polish(state: State, services: Services) -> State:
 
 
 class _Looks:
-    """Students on the way, each measured by the workers while PPO goes on.
-
-    Args:
-        state, services: of the run.
-        start: retention of the student that PPO began with.
-    """
+    """Students on the way, each measured by the workers while PPO goes on; PPO began with one whose retention is ``start``."""
 
     def __init__(self, state: State, services: Services, start: float) -> None:
         self._state, self._services, self._start = state, services, start
@@ -106,13 +98,6 @@ class _Looks:
         env_steps = state.env_steps + record.env_steps  # the axis goes on where imitation ended
         services.tracker.scalars("polish", record.train, env_steps)
         track_validation(services.tracker, record, env_steps, state.reference)
-
-
-def _environments(services: Services, seed: int) -> RolloutEnv:
-    """Where rollouts are taken, in as many processes as the run has."""
-    job, config = services.job, services.job.config.polish
-    made = [functools.partial(make, job.spec)] * config.num_envs
-    return RolloutEnv(made, config.num_steps, seed=seed, workers=services.rollouts.num_workers, step_timeout=job.config.step_timeout)
 
 
 def _shows_enough(state: State, services: Services) -> bool:

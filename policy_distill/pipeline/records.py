@@ -111,11 +111,7 @@ def track_round(tracker: Tracker, record: Candidate, reward_mean: float, learnin
 def reports_to(tracker: Tracker, display: Display, stage: str, title: str, begun: int = 0) -> Callable[[TrainingReport], None]:
     """What a trainer reports goes to TensorBoard, over gradient steps, and moves a bar of gradient steps on.
 
-    Args:
-        tracker, display: where to.
-        stage: the tags are ``stage/`` and the names of the losses, and ``stage/learning_rate``.
-        title: of the stage, beside the bar.
-        begun: gradient steps that were taken before this trainer's.
+    Tags are ``stage/`` and the names of the losses; ``title`` stands beside the bar; ``begun`` gradient steps were taken before.
     """
 
     def report(now: TrainingReport) -> None:

@@ -60,14 +60,7 @@ def versions() -> dict[str, str]:
 
 
 def summarize(job: Job, state: State, figure: Retention, student: Episodes, teacher: Episodes, random: Episodes) -> dict[str, Any]:
-    """The contract of result.json.
-
-    Args:
-        job: the request.
-        state: of a run that is done.
-        figure: the kept student's retention.
-        student, teacher, random: the final episodes.
-    """
+    """The contract of result.json; ``figure`` is the kept student's retention on the final episodes."""
     share = job.config.evaluate.certify or USUAL_SHARE
     rounds, looks = state.of("round"), state.of("polish")
     polished = _index_of_kept(looks)

@@ -38,6 +38,7 @@ class Streams:
     """
 
     def __init__(self, groups: list[tuple[slice, Group]], indices: range) -> None:
+        self._indices = indices
         self.action_space = groups[0][1].action_space
         self.slots = Slots.of_space(groups[0][1].observation_space, indices)
         self._places = [(part, group, self.slots.of(part)) for part, group in groups]
@@ -45,6 +46,7 @@ class Streams:
 
     def reset(self) -> None:
         """Begin the first episodes."""
+        self.slots.episodes[:] = self._indices
         for _, group, slots in self._places:
             group.reset(slots)
 

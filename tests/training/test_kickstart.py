@@ -354,6 +354,15 @@ def test_a_bad_student_learns_from_the_reward_alone(name, gain):
     assert after > before + gain
 
 
+def test_the_best_return_is_reached():
+    """Naming the number that is shown earns 1."""
+    student, teacher, spec = world("discrete observations")
+    config = tiny(env_steps=16384, num_steps=64, batch_size=64, epochs=4, critic_warmup=0.1, learning_rate=1e-2)
+    assert evaluate(student, spec, range(40)).returns.min() == 0
+    (found,) = polish(student, teacher, spec, config)
+    assert evaluate(found.student, spec, range(40)).returns.min() == 1
+
+
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_pull_leads_to_the_teacher_even_against_the_reward(name):
     student, _, spec = world(name)
