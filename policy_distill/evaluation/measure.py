@@ -228,7 +228,7 @@ def try_out(
     agents = agents_among(acting, reference)
     notices: tuple[str, ...] = ()
     for agent in agents:
-        notices += check.screen_files(agent, spec, skip=skip)
+        notices += check.screen_files(agent, skip=skip)
     probed = probe(spec, step_timeout)
     notices += probed.notices
     with one_torch_thread():

@@ -14,7 +14,7 @@ from policy_distill.environments.border import NEVER_ENDING, Border, is_finite, 
 from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, make
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import call_apart
-from policy_distill.rollouts.random_policy import random_actions
+from policy_distill.rollouts.random_policy import random_actor
 from policy_distill.support.trees import leaves, map_leaves
 
 EPISODES, STEPS = 8, 10
@@ -105,9 +105,9 @@ def _begin(env: Border, seed: int, *, disturb: bool = False) -> list[StepResult]
         np.random.seed(seed % 2**31 + 1)  # noqa: NPY002
         torch.default_generator.manual_seed(seed + 1)
     results: list[StepResult] = [(_checked(env, observation), 0.0, False, False)]
-    actions = random_actions(env.action_space, seed)
+    act = random_actor(env.action_space, seed)
     while len(results) <= STEPS and not any(results[-1][2:]):
-        action = next(actions)
+        action = act(observation)
         observation, reward, terminated, truncated, _ = env.step(action)
         results.append((_checked(env, observation, action), reward, terminated, truncated))
     return results
@@ -129,6 +129,10 @@ def _difference(seed: int, first: list[StepResult], second: list[StepResult]) ->
 
 
 def _ends(env: Border, seed: int) -> bool:
-    env.reset(seed=seed)
-    actions = random_actions(env.action_space, seed)
-    return any(any(env.step(next(actions))[2:4]) for _ in range(LONG))
+    observation, _ = env.reset(seed=seed)
+    act = random_actor(env.action_space, seed)
+    for _ in range(LONG):
+        observation, _, terminated, truncated, _ = env.step(act(observation))
+        if terminated or truncated:
+            return True
+    return False

@@ -166,7 +166,7 @@ def verify(
         found.notes.append(f"the environment's code is not the one that was certified: {', '.join(other)} changed")
         changed += other
     for agent in agents_among(acting, reference):
-        found.notes += check.screen_files(agent, spec, skip=skip_check)
+        found.notes += check.screen_files(agent, skip=skip_check)
     student = Drawing(acting) if data["student"].get("stochastic") else acting
     seeds = data["seeds"][:count]
     if display is not None:

@@ -99,8 +99,6 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     elif algo is None and files.algo is not None:
         recognised = files.algo
     name = algo or recognised
-    if note := ALGORITHMS[name].note:
-        notes.append(note)
     spaces = archive.observation_space, archive.action_space
     maker = _maker(archive, extractor, notes)
     acting = rebuild_network(archive.state_dict, layout, *spaces, archive.policy_kwargs, archive.path, maker)

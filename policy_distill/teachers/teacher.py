@@ -18,12 +18,13 @@ from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.families import Family
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, to_tensors, zeros
-from policy_distill.teachers.algorithms import algorithms_with
+from policy_distill.teachers.algorithms import ALGORITHMS, algorithms_with
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.files.folder import find_agent
 from policy_distill.teachers.files.normalization import ObservationNormalization, Statistics, required
 from policy_distill.teachers.networks.extractor import file_of
 from policy_distill.teachers.networks.live import CallableNetwork, raw_observations
+from policy_distill.teachers.networks.masked import under_masks
 from policy_distill.teachers.networks.recording import layers_inside, record_layers
 from policy_distill.teachers.reading import (
     around,
@@ -42,7 +43,7 @@ class Teacher(nn.Module):
     Attributes:
         algo: ``ppo``, ``sac``, ...; ``callable`` for a function, ``ensemble`` for several agents.
         path: of the zip, or None.
-        observation_space: of the raw observations.
+        observation_space: of the raw observations; of ppo_mask, with an action mask among their parts.
         action_space: what ``env.step`` takes.
         family: of the distributions in ``targets``.
         params: the acting network's number of parameters, what compression is quoted against; the standard deviation's count where they are
@@ -82,6 +83,8 @@ class Teacher(nn.Module):
         reading: Reading | None = None,
     ) -> None:
         super().__init__()
+        if algo in ALGORITHMS and ALGORITHMS[algo].masks:
+            network, critic, normalization, observation_space = under_masks(network, critic, normalization, observation_space, action_space)
         source = path or f"the {algo} agent"
         check_observation_space(observation_space, source)
         known = None if normalization is None else required(normalization, observation_space, source, statistics)
