@@ -18,6 +18,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
+from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.actions import Parameters, Units
 from policy_distill.policies.encoders import (
     Encoder,
@@ -182,8 +183,9 @@ class Student(nn.Module):
         return self.encoder
 
     def forward(self, observations: Tree) -> Tensor:
-        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``."""
-        return run(self.network, self.encoder.forward(observations))
+        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``; logits of actions that a mask forbids are ``FORBIDDEN``."""
+        output = run(self.network, self.encoder.forward(observations))
+        return self.family.masked(output, observations[MASK]) if has_mask(self.observation_space) else output
 
     def parameters_of(self, observations: Tree) -> Parameters:
         """The parameters of the student's action distribution."""

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.encoders import Encoder, Images, Vectors
 from policy_distill.policies.observations import encode_observations, observation_width
@@ -31,6 +32,7 @@ from policy_distill.teachers.networks.acting import (
     LinearSpread,
     StateDependentSpread,
 )
+from policy_distill.teachers.networks.masked import MaskedNetwork
 
 Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
 """The parameters and actions of ``ActionTargets`` as arrays; the next question may overwrite them."""
@@ -52,6 +54,8 @@ def labeller(teacher: Teacher, rows: int) -> Label:
     match teacher.network:
         case DiscreteNetwork():
             return _discrete(teacher, teacher.network, rows)
+        case MaskedNetwork(network=DiscreteNetwork()):
+            return _masked(teacher, teacher.network, rows)
         case DeterministicNetwork():
             return _deterministic(teacher, teacher.network, rows)
         case GaussianNetwork():
@@ -80,6 +84,8 @@ def outputs_of(student: Student, rows: int) -> Function:
     The next question may overwrite them.
     """
     read, head = _features_of(student.encoder, rows), Layers(student.network, rows)
+    if has_mask(student.observation_space):
+        return lambda observations: student.family.masked(head(read(observations)), observations[MASK])
     return lambda observations: head(read(observations))
 
 
@@ -196,6 +202,19 @@ def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
         if quantiles > 1:
             scores = scores.reshape(rows, quantiles, -1).mean(1)
         return {name: scores, **body.seen}, choose(scores)
+
+    return ask
+
+
+def _masked(teacher: Teacher, network: MaskedNetwork, rows: int) -> Label:
+    inner: Any = network.network
+    encode, choose = _encoder(teacher, rows), network.family.chooser(())
+    body = Layers(inner.body, rows, name="network.body", recorded=_recorded(teacher))
+
+    def ask(observations: np.ndarray) -> Labels:
+        features, mask = network.parts(encode(observations))
+        logits = network.family.masked(body(np.ascontiguousarray(features)), mask)
+        return {"logits": logits, **body.seen}, choose(logits)
 
     return ask
 

@@ -12,7 +12,7 @@ from torch import nn
 from policy_distill.config import Reading, RequestError
 from policy_distill.policies.observations import observation_width
 from policy_distill.support.untrusted import refuse_damage
-from policy_distill.teachers.algorithms import ALGORITHMS, algorithm_of_fields, algorithm_of_networks, layout_of
+from policy_distill.teachers.algorithms import ALGORITHMS, RECURRENT, algorithm_of_fields, algorithm_of_networks, layout_of
 from policy_distill.teachers.files.archive import COMPILED, Archive, class_name, read_archive, read_data
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.files.folder import AgentFiles
@@ -38,6 +38,7 @@ from policy_distill.teachers.networks.rebuild import (
     rebuild_network,
     recognise_layout,
 )
+from policy_distill.teachers.networks.recurrent import rebuild_recurrent
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     Raises:
         RequestError: if they are not supported; ``NotPlainError`` where ``--trust`` might help.
     """
-    told = algorithm_of_fields(archive.data)
-    if told is not None and ALGORITHMS[told].has_memory:
-        raise RequestError(f"{archive.path} {HAS_MEMORY}")
     if archive.policy_module is not None and not archive.policy_module.startswith(SB3_PACKAGES):
+        told = algorithm_of_fields(archive.data)
+        if told is not None and ALGORITHMS[told].has_memory:
+            raise RequestError(f"{archive.path} {HAS_MEMORY}")
         raise NotPlainError(
             f"{archive.path} uses the custom policy class of {archive.policy_module!r}, which weights alone do not describe; "
             "if you trust the file, load it with --trust, which runs its code"
@@ -100,11 +101,10 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     elif algo is None and files.algo is not None:
         recognised = files.algo
     name = algo or recognised
-    if note := ALGORITHMS[name].note:
-        notes.append(note)
     spaces = archive.observation_space, archive.action_space
     maker = _maker(archive, extractor, notes)
-    acting = rebuild_network(archive.state_dict, layout, *spaces, archive.policy_kwargs, archive.path, maker)
+    rebuild = rebuild_recurrent if layout is RECURRENT else rebuild_network
+    acting = rebuild(archive.state_dict, layout, *spaces, archive.policy_kwargs, archive.path, maker)
     width = observation_width(archive.observation_space)
     critic = rebuild_critic(archive.state_dict, name, acting, archive.policy_kwargs, width, archive.path, maker)
     return Networks(acting, critic, name)
@@ -131,8 +131,8 @@ def networks_of_model(model: Any) -> Networks:
     """
     name = algorithm_of(model)
     source = f"the {type(model).__name__} model"
-    if name is None or ALGORITHMS[name].has_memory:
-        raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms without memory are")
+    if name is None:
+        raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms are")
     check_observation_space(model.observation_space, source)
     check_start(model.observation_space, model.action_space, source)
     policy = getattr(model.policy, COMPILED.rstrip("."), model.policy)
@@ -142,12 +142,14 @@ def networks_of_model(model: Any) -> Networks:
         try:
             check_supported(weights, kwargs, source, extractor_known=False)
             layout = recognise_layout(weights, source)
-            reader = pixel_reader(model.observation_space, weights, kwargs)
-            acting = rebuild_network(weights, layout, model.observation_space, model.action_space, kwargs, source, reader)
-            width = observation_width(model.observation_space)
+            rebuild = rebuild_recurrent if layout is RECURRENT else rebuild_network
+            reader, width = pixel_reader(model.observation_space, weights, kwargs), observation_width(model.observation_space)
+            acting: nn.Module = rebuild(weights, layout, model.observation_space, model.action_space, kwargs, source, reader)
             return Networks(acting, rebuild_critic(weights, name, acting, kwargs, width, source, reader), name)
         except NotPlainError:
-            pass  # a features extractor or activation of the user's own: copied below
+            if ALGORITHMS[name].has_memory:
+                raise
+            # a features extractor or activation of the user's own: copied below
     live = LivePolicy(policy, model.action_space, acting_family(model.action_space, source))
     return Networks(live, live_critic(live), name)
 
