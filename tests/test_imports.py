@@ -65,6 +65,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "registration",
         "action_masks",
         "zoo_wrappers",
+        "image_wrappers",
         "wrappers",
         "single_machine",
     ),
@@ -206,6 +207,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "threads",
         "terminal",
         "trees",
+        "images",
         "pending",
     ),
     "policy_distill.teachers": (
@@ -263,6 +265,7 @@ KNOWS_SB3 = tuple(
     f"policy_distill.{name}"
     for name in (
         "teachers",
+        "environments.image_wrappers",
         "export.sb3",
         "studies.benchmark",
         "studies.train_teacher",

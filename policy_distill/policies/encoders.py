@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policy_distill.policies.observations import encode_observations, is_image, observation_width
+from policy_distill.policies.observations import encode_observations, observation_width
+from policy_distill.support.images import is_image
 from policy_distill.support.trees import Tree, leaf_spaces
 
 LARGE, MIDDLE = 36, 12
@@ -218,7 +219,7 @@ def may_be_image(space: gym.Space) -> bool:
 
 
 def images_in(space: gym.Space) -> list[gym.Space]:
-    """The parts that are taken for images unless the user says otherwise; see ``observations.is_image``."""
+    """The parts that are taken for images unless the user says otherwise; see ``support.images``."""
     return [part for part in leaf_spaces(space).values() if is_image(part)]
 
 

@@ -16,8 +16,9 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from policy_distill.policies.observations import is_image, observation_width
+from policy_distill.policies.observations import observation_width
 from policy_distill.policies.reading_layers import Divide, SideBySide
+from policy_distill.support.images import is_image
 from policy_distill.support.trees import leaf_spaces
 from policy_distill.teachers.files.errors import NotPlainError
 
