@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from policy_distill.config import RequestError
 from policy_distill.environments.wrappers import STACK_BEGINS
 from policy_distill.support.images import channels_come_first, is_image
-from policy_distill.support.trees import leaf_spaces, of_space
+from policy_distill.support.trees import leaf_spaces
 
 Step = tuple[Any, Any, bool, bool, dict[str, Any]]
 
@@ -27,7 +28,8 @@ class TransposeImage(gym.ObservationWrapper):
         self._turned = [key for key, part in leaf_spaces(space).items() if _channels_last(part)]
         if not self._turned:
             raise RequestError(f"the wrapper VecTransposeImage needs images [height, width, channels] as observation, not {space}")
-        self.observation_space = of_space(space, lambda part: _turned_space(part) if _channels_last(part) else part)
+        parts = OrderedDict((key, _turned_space(part) if key in self._turned else part) for key, part in leaf_spaces(space).items())
+        self.observation_space = gym.spaces.Dict(parts) if isinstance(space, gym.spaces.Dict) else parts[""]
 
     def observation(self, observation: Any) -> Any:
         if not isinstance(observation, dict):

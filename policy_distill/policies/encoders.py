@@ -218,9 +218,17 @@ def may_be_image(space: gym.Space) -> bool:
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 3
 
 
-def images_in(space: gym.Space) -> list[gym.Space]:
-    """The parts that are taken for images unless the user says otherwise; see ``support.images``."""
-    return [part for part in leaf_spaces(space).values() if is_image(part)]
+def images_in(space: gym.Space, *, convolved: bool | None = None) -> list[gym.Space]:
+    """The parts that convolutions read unless the user says otherwise.
+
+    Args:
+        space: of the observations.
+        convolved: whether the teacher reads anything by convolutions: then these are all boxes of three axes, else none. None if that is
+            not known: then they are what Stable-Baselines3 takes for images; see ``support.images``.
+    """
+    if convolved is None:
+        return [part for part in leaf_spaces(space).values() if is_image(part)]
+    return [part for part in leaf_spaces(space).values() if convolved and may_be_image(part)]
 
 
 def usual_channels(images: Sequence[gym.Space], unit: int) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from policy_distill.policies.encoders import (
     encoder_of,
     encoder_shapes,
     feature_width,
-    images_in,
+    may_be_image,
     parameter_count,
     usual_channels,
 )
@@ -34,7 +34,7 @@ from policy_distill.policies.families import Family, family_of
 from policy_distill.policies.fast_forward import lay_out, run
 from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.support.files import write_atomically
-from policy_distill.support.trees import Tree, to_tensors
+from policy_distill.support.trees import Tree, leaf_spaces, to_tensors
 from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -114,7 +114,7 @@ def image_student_for(compression: float, teacher_params: int, architecture: Arc
 
     Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units.
     """
-    images = images_in(architecture.observation_space)
+    images = [part for part in leaf_spaces(architecture.observation_space).values() if may_be_image(part)]
 
     def of(unit: int) -> Architecture:
         return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(8 * unit,))

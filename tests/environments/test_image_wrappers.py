@@ -48,7 +48,8 @@ class Film(gym.Env):
 
 
 def assert_equal(mine: Any, theirs: Any) -> None:
-    for one, other in zip(trees.leaves(mine), trees.leaves(theirs), strict=True):
+    pairs = [(part, theirs[key]) for key, part in mine.items()] if isinstance(mine, dict) else [(mine, theirs)]
+    for one, other in pairs:
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other[0])
 
@@ -60,10 +61,9 @@ def test_frames_are_stacked_and_turned_as_in_stable_baselines(name):
     mine = wrap(Film(space), STACK, {"n_stack": 3})
     if name in ("channels last", "a Dict"):
         theirs, mine = VecTransposeImage(theirs), wrap(mine, TRANSPOSE, {})
-    for one, other in zip(
-        trees.leaf_spaces(mine.observation_space).values(), trees.leaf_spaces(theirs.observation_space).values(), strict=True
-    ):
-        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    others = trees.leaf_spaces(theirs.observation_space)
+    for key, one in trees.leaf_spaces(mine.observation_space).items():
+        assert (one.shape, one.dtype) == (others[key].shape, others[key].dtype)
     theirs.seed(7)
     assert_equal(mine.reset(seed=7)[0], theirs.reset())
     for _ in range(11):
