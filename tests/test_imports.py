@@ -246,6 +246,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "counting",
         "extractor",
         "pixels",
+        "plain_layers",
     ),
     "policy_distill.training": (
         "value_network",

@@ -29,6 +29,7 @@ from policy_distill.support.files import writable_folder, write_atomically
 from policy_distill.support.trees import Tree, leaf_spaces, length
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import environment_for
+from policy_distill.teachers.networks.recording import convolves
 
 USUAL_UNIT = 16
 """Channels of an image student's first convolution if the user gives only the sizes of the head."""
@@ -123,7 +124,7 @@ def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture
     """
     linear = Architecture(teacher.observation_space, teacher.action_space, (), choose_activation(config.activation, teacher))
     sizes, channels = config.hidden_sizes, config.channels
-    images = images_in(teacher.observation_space, convolved=teacher.convolves)
+    images = images_in(teacher.observation_space, convolved=convolves(teacher.network))
     if channels is None and images and not config.same:
         if sizes is None and teacher.params:
             return image_student_for(config.compression or 10.0, teacher.params, linear)

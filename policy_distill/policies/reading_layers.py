@@ -27,6 +27,17 @@ class Divide(nn.Module):
         return values / self.divisor
 
 
+class Permute(nn.Module):
+    """The axes in another order."""
+
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.permute(self.dims)
+
+
 class SideBySide(nn.Module):
     """Networks that each read a part of the numbers, and their features side by side.
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from policy_distill.policies.reading_layers import Divide, SideBySide
+from policy_distill.policies.reading_layers import Divide, Permute, SideBySide
 from policy_distill.support.trees import Tree, blocks, map_leaves
 
 Function: TypeAlias = Callable[[np.ndarray], np.ndarray]
@@ -84,6 +84,10 @@ def _step(module: nn.Module, rows: int) -> Function:
             return lambda values: values.reshape(rows, -1)
         case nn.Unflatten(dim=1, unflattened_size=shape):
             return lambda values: values.reshape(rows, *shape)
+        case Permute(dims=dims):
+            return lambda values: values.transpose(dims)
+        case nn.Identity():
+            return lambda values: values
         case Divide(divisor=divisor):
             numbers = divisor.numpy()
             return lambda values: np.divide(values, numbers)
@@ -91,11 +95,16 @@ def _step(module: nn.Module, rows: int) -> Function:
 
 
 def _inside(network: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of what is applied one after the other: nested ``nn.Sequential`` are opened, other modules are not."""
+    """Name and module of what is applied one after the other.
+
+    Nested ``nn.Sequential`` are opened, and modules that list their ``steps`` so.
+    """
     if isinstance(network, nn.Sequential):
         for key, part in network._modules.items():  # named_children leaves out a module that was there before
             assert part is not None
             yield from _inside(part, f"{name}.{key}" if name else key)
+    elif isinstance(steps := getattr(network, "steps", None), list):
+        yield from ((f"{name}.{inner}", module) for inner, module in steps)
     else:
         yield name, network
 

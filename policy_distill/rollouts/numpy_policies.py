@@ -32,6 +32,7 @@ from policy_distill.teachers.networks.acting import (
     LinearSpread,
     StateDependentSpread,
 )
+from policy_distill.teachers.networks.extractor import CustomExtractor
 from policy_distill.teachers.networks.masked import MaskedNetwork
 
 Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
@@ -51,6 +52,8 @@ def labeller(teacher: Teacher, rows: int) -> Label:
     """
     if teacher.anchor.device.type != "cpu":
         return _refuse_device
+    if any(not _is_seen(teacher, name) for name in teacher.recorded):
+        return lambda observations: _label_one_by_one(teacher, observations)
     match teacher.network:
         case DiscreteNetwork():
             return _discrete(teacher, teacher.network, rows)
@@ -63,6 +66,12 @@ def labeller(teacher: Teacher, rows: int) -> Label:
         case Ensemble(combine="mean") if not teacher.recorded:
             return _mixture(teacher.network, rows)
     return lambda observations: _label_one_by_one(teacher, observations)
+
+
+def _is_seen(teacher: Teacher, name: str) -> bool:
+    """Whether numpy computes this layer: not those inside an extractor of the agent's own that torch is asked about as a whole."""
+    inside = [part for part, module in teacher.network.named_modules() if isinstance(module, CustomExtractor) and module.steps is None]
+    return not name.startswith(tuple(f"{part}." for part in inside))
 
 
 def actor(policy: Any, rows: int) -> Function:

@@ -202,13 +202,6 @@ class Teacher(nn.Module):
         return raw_observations(space, observations, normalized, self._normalized_keys)
 
     @property
-    def convolves(self) -> bool | None:
-        """Whether its network reads anything by convolutions; None where its layers are not known."""
-        if next(self.network.parameters(), None) is None:
-            return None
-        return any(isinstance(module, nn.Conv1d | nn.Conv2d) for module in self.network.modules())
-
-    @property
     def members(self) -> tuple[Teacher, ...]:
         """The agents that an ensemble is made of; the agent itself where it is none."""
         return tuple(self.network.members) if isinstance(self.network, Ensemble) else (self,)  # type: ignore[arg-type]

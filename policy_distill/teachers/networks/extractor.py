@@ -21,16 +21,24 @@ from torch import Tensor, nn
 from policy_distill.config import RequestError
 from policy_distill.policies.observations import observation_width, parts_of
 from policy_distill.teachers.networks.pixels import scaling
+from policy_distill.teachers.networks.plain_layers import plain_layers
 
 
 class CustomExtractor(nn.Module):
-    """Reads vectors ``[B, width]`` and gives them to ``module`` in their space's shape, as Stable-Baselines3 does; ``[B, features]``."""
+    """Reads vectors ``[B, width]`` and gives them to ``module`` in their space's shape, as Stable-Baselines3 does; ``[B, features]``.
+
+    Attributes:
+        steps: names and layers that compute the same one after the other; None where ``module`` does more.
+    """
 
     def __init__(self, module: nn.Module, space: gym.Space, text: str) -> None:
         super().__init__()
         self.module = module
         self.space = space
         self.text = text
+        self.steps: list[tuple[str, nn.Module]] | None = None
+        if isinstance(space, gym.spaces.Box) and (plain := plain_layers(module, space.shape)):
+            self.steps = [("shaped", nn.Unflatten(1, space.shape)), *((f"module.{name}", layer) for name, layer in plain)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CustomExtractor:
         return CustomExtractor(copy.deepcopy(self.module, memo), self.space, self.text)
