@@ -6,16 +6,18 @@ import contextlib
 import dataclasses
 import functools
 
+import gymnasium as gym
 import numpy as np
 from torch import nn
 
-from policy_distill.environments.specs import make
+from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.evaluation.statistics import contrast, episodes_to_show, shows_positive_mean
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.pipeline.context import Services, kept_enough
 from policy_distill.pipeline.records import Candidate, track_validation
 from policy_distill.pipeline.state import Kept, State
 from policy_distill.policies.student import Student
+from policy_distill.policies.views import View, ViewedEnv
 from policy_distill.rollouts.episodes import Episodes
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support.pending import Pending
@@ -32,7 +34,7 @@ def polish(state: State, services: Services) -> State:
     state.stage = "value"
     if config.below == 0 or not np.isfinite(state.retention(kept.returns)) or _shows_enough(state, services):
         return state
-    reason = why_not_ppo(job.architecture)
+    reason = why_not_ppo(job.architecture.without_view)
     if job.teacher.needs_float64:
         reason = "Stable-Baselines3 reads observations in float32, which is too coarse for these"
     if reason:
@@ -49,7 +51,15 @@ def polish(state: State, services: Services) -> State:
     with state.measure("polish"):
         job.objective.calibrate(state.dataset.training_rows()[1])
         with contextlib.closing(_environments(services, seed)) as environments:
-            kickstart(kept.student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=looks.take)
+            kickstart(
+                kept.student.behind(job.architecture.without_view),
+                job.teacher,
+                environments,
+                job.objective,
+                config,
+                seed=seed,
+                on_snapshot=looks.take,
+            )
         looks.note()
     records = looks.records
     with state.measure("evaluate"):
@@ -85,10 +95,11 @@ class _Looks:
     def take(self, snapshot: Snapshot) -> bool:
         """Have a student measured; read about the last one first, and say whether that was enough."""
         self.note()
-        self.students.append(snapshot.student)
+        student = snapshot.student.behind(self._services.job.architecture)
+        self.students.append(student)
         self.critics.append(snapshot.critic)
         self.records.append(Candidate("polish", len(self.students), snapshot.env_steps, snapshot.gradient_steps, snapshot.metrics))
-        self._waiting = self._services.begin_validation(self._state, snapshot.student)
+        self._waiting = self._services.begin_validation(self._state, student)
         config = self._services.job.config.polish
         shares = [record.validation_retention for record in self.records[:-1]]
         lately = shares[-config.patience :]
@@ -111,8 +122,12 @@ class _Looks:
 def _environments(services: Services, seed: int) -> RolloutEnv:
     """Where rollouts are taken, in as many processes as the run has."""
     job, config = services.job, services.job.config.polish
-    made = [functools.partial(make, job.spec)] * config.num_envs
+    made = [functools.partial(_make, job.spec, job.architecture.view)] * config.num_envs
     return RolloutEnv(made, config.num_steps, seed=seed, workers=services.rollouts.num_workers, step_timeout=job.config.step_timeout)
+
+
+def _make(spec: EnvironmentSpec, view: View | None) -> gym.Env:
+    return make(spec) if view is None else ViewedEnv(make(spec), view)
 
 
 def _shows_enough(state: State, services: Services) -> bool:

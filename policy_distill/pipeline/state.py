@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -22,7 +22,7 @@ from policy_distill.training.dataset import Dataset
 from policy_distill.training.trainer import Trainer
 from policy_distill.training.value_network import DistilledValues
 
-Stage = Literal["imitation", "choice", "self_distillation", "polish", "value", "evaluation", "certificate", "done"]
+Stage = Literal["imitation", "choice", "self_distillation", "polish", "value", "view", "evaluation", "certificate", "done"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,9 @@ class State:
         kept: the chosen round's student and those that took its place: generations, and a polished one. The run goes on with the last.
         critic: the value network of a polished student.
         values: the value network, if one was asked for.
+        columns: components of what the student sees that vary, known after the first round; None: all of them.
+        view_loss: what the student's view costs; see ``pipeline.view_loss``.
+        notices: what the run found that is to be said, beside the job's.
         student_episodes: the final ones.
         certified: what a certificate found, if one was asked for.
     """
@@ -91,6 +94,9 @@ class State:
     kept: list[Kept] = field(default_factory=list)
     critic: list[nn.Linear] | None = None
     values: DistilledValues | None = None
+    columns: tuple[int, ...] | None = None
+    view_loss: dict[str, Any] | None = None
+    notices: list[str] = field(default_factory=list)
     student_episodes: Episodes | None = None
     certified: Certified | None = None
 

@@ -14,6 +14,7 @@ from policy_distill.evaluation.statistics.sequential import FIRST_LOOK
 from policy_distill.pipeline.prepare import Job, complete_config
 from policy_distill.pipeline.records import Candidate
 from policy_distill.pipeline.state import State
+from policy_distill.pipeline.varying import settled
 from policy_distill.report import plots, summary_table
 from policy_distill.report.candidates import candidates
 from policy_distill.report.drawing import to_pixels
@@ -68,6 +69,7 @@ def summarize(job: Job, state: State, figure: Retention, student: Episodes, teac
         figure: the kept student's retention.
         student, teacher, random: the final episodes.
     """
+    job = settled(job, state.columns)
     share = job.config.evaluate.certify or USUAL_SHARE
     rounds, looks = state.of("round"), state.of("polish")
     polished = _index_of_kept(looks)
@@ -100,6 +102,8 @@ def summarize(job: Job, state: State, figure: Retention, student: Episodes, teac
             **({"channels": list(job.architecture.channels)} if job.architecture.channels else {}),
             "activation": job.architecture.activation,
             "params": job.architecture.params,
+            **({"inputs": job.architecture.view.to_dict()} if job.architecture.view else {}),
+            **({"varying_inputs": list(state.columns)} if state.columns else {}),
             **figures(student),
         },
         "random": figures(random),
@@ -131,7 +135,8 @@ def summarize(job: Job, state: State, figure: Retention, student: Episodes, teac
         if looks
         else None,
         "value": {"explained_variance": state.values.explained_variance} if state.values else None,
-        "notices": list(job.notices),
+        "view": state.view_loss,
+        "notices": [*job.notices, *state.notices],
         "returns": {
             "seeds": student.seeds.tolist(),
             "student": student.returns.tolist(),

@@ -1,7 +1,8 @@
-"""Students: an encoder that carries its own normalisation, and a small head; raw observations in, actions out."""
+"""Students: a view of the raw observations, an encoder that carries its own normalisation, and a small head that acts."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -32,8 +33,10 @@ from policy_distill.policies.encoders import (
 from policy_distill.policies.families import Family, family_of
 from policy_distill.policies.fast_forward import lay_out, run
 from policy_distill.policies.observations import space_from_dict, space_to_dict
+from policy_distill.policies.policy import State
+from policy_distill.policies.views import View, read_columns, read_view
 from policy_distill.support.files import write_atomically
-from policy_distill.support.trees import Tree, to_tensors
+from policy_distill.support.trees import Tree, to_arrays, to_tensors
 from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -59,6 +62,20 @@ class Architecture:
     """Of continuous outputs, where they are not those of the action space's bounds."""
     channels: tuple[int, ...] = ()
     """Of the convolutions that read each image; () reads observations as vectors."""
+    view: View | None = None
+    """What the student sees of ``observation_space``; None: everything."""
+    columns: tuple[int, ...] | None = None
+    """Components of the vector it sees that its first layer reads, ascending; None: all of them. The others never vary."""
+
+    @property
+    def seen_space(self) -> gym.Space:
+        """Of what the encoder reads."""
+        return self.observation_space if self.view is None else self.view.space
+
+    @property
+    def without_view(self) -> Architecture:
+        """The same networks in an environment that returns what the student sees."""
+        return dataclasses.replace(self, observation_space=self.seen_space, view=None)
 
     @property
     def family(self) -> Family:
@@ -68,22 +85,23 @@ class Architecture:
     @property
     def widths(self) -> tuple[int, ...]:
         """Of the head: its features, hidden layers and outputs."""
-        return (feature_width(self.observation_space, self.channels), *self.hidden_sizes, self.family.width)
+        return (feature_width(self.seen_space, self.channels, self.columns), *self.hidden_sizes, self.family.width)
 
     @property
     def params(self) -> int:
         """Parameters of encoder and head; a normalisation folds into the layer that follows and adds none."""
-        encoder = parameter_count(encoder_shapes(self.observation_space, self.channels).items()) if self.channels else 0
+        encoder = parameter_count(encoder_shapes(self.seen_space, self.channels).items()) if self.channels else 0
         return encoder + count_parameters(self.widths)
 
     def new_encoder(self) -> Encoder:
         """A fresh encoder, which normalises nothing yet."""
-        return encoder_of(self.observation_space, self.channels, ACTIVATIONS[self.activation])
+        return encoder_of(self.seen_space, self.channels, ACTIVATIONS[self.activation], self.columns)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of a student's tensors by their names in student.safetensors, without making any."""
         widths = self.widths
-        shapes = {self.written(f"encoder.{name}"): shape for name, shape in encoder_shapes(self.observation_space, self.channels).items()}
+        encoder = encoder_shapes(self.seen_space, self.channels, self.columns)
+        shapes = {self.written(f"encoder.{name}"): shape for name, shape in encoder.items()}
         shapes["log_std"] = (self.family.spread,)
         for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             shapes |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
@@ -113,7 +131,7 @@ def image_student_for(compression: float, teacher_params: int, architecture: Arc
 
     Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units.
     """
-    images = images_in(architecture.observation_space)
+    images = images_in(architecture.seen_space)
 
     def of(unit: int) -> Architecture:
         return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(8 * unit,))
@@ -151,7 +169,12 @@ class Student(nn.Module):
 
     @property
     def observation_space(self) -> gym.Space:
+        """Of the environment's observations, whatever the student sees of them."""
         return self.architecture.observation_space
+
+    @property
+    def view(self) -> View | None:
+        return self.architecture.view
 
     @property
     def action_space(self) -> gym.Space:
@@ -181,19 +204,44 @@ class Student(nn.Module):
         assert isinstance(self.encoder, Vectors), "its encoder reads images"
         return self.encoder
 
-    def forward(self, observations: Tree) -> Tensor:
-        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``."""
-        return run(self.network, self.encoder.forward(observations))
+    def behind(self, architecture: Architecture) -> Student:
+        """The same weights behind another view, which shows them the same space."""
+        twin = copy.copy(self)
+        twin.architecture = architecture
+        return twin
 
-    def parameters_of(self, observations: Tree) -> Parameters:
-        """The parameters of the student's action distribution."""
-        output = self(observations)
+    def forward(self, seen: Tree) -> Tensor:
+        """What the student sees ``[B, ...]`` (raw observations, where it has no view) to logits or means ``[B, outputs]``."""
+        return run(self.network, self.encoder.forward(seen))
+
+    def parameters_of(self, seen: Tree) -> Parameters:
+        """The parameters of the student's action distribution, of what it sees."""
+        output = self(seen)
         return self.family.parameters_of(output, self.log_std.expand(*output.shape[:-1], -1))
 
     @torch.inference_mode()
     def act(self, observations: Tree, *, generator: torch.Generator | None = None) -> np.ndarray:
-        """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given."""
-        parameters = self.parameters_of(to_tensors(observations))
+        """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given.
+
+        Raises:
+            ValueError: if the student sees a history or noise; see ``step``.
+        """
+        return self._act(observations if self.view is None else self.view.see(to_arrays(observations)), generator)
+
+    def initial_state(self, num_envs: int) -> State:
+        """What the student remembers before the first step of N environments; None if it remembers nothing."""
+        return None if self.view is None else self.view.initial_state(num_envs)
+
+    @torch.inference_mode()
+    def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
+        """Actions in N environments, and the state for the next step; see ``policies.policy.Stateful.step``."""
+        if self.view is None:
+            return self._act(observations), state
+        seen, state = self.view.step(to_arrays(observations), state, starts)
+        return self._act(seen), state
+
+    def _act(self, seen: Tree, generator: torch.Generator | None = None) -> np.ndarray:
+        parameters = self.parameters_of(to_tensors(seen))
         actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)
         array = actions.numpy()
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
@@ -219,6 +267,8 @@ class Student(nn.Module):
             "activation": self.architecture.activation,
             "params": self.params,
             **({"encoder": {"channels": list(self.architecture.channels)}} if self.architecture.channels else {}),
+            **({} if self.view is None else {"inputs": self.view.to_dict()}),
+            **({} if self.architecture.columns is None else {"varying_inputs": list(self.architecture.columns)}),
             "observation_space": space_to_dict(self.observation_space),
             "action_space": space_to_dict(self.action_space),
             **({} if self.architecture.action_units is None else {"action_units": self.architecture.action_units}),
@@ -230,11 +280,15 @@ class Student(nn.Module):
         return path
 
     @classmethod
-    def load(cls, folder: str | Path) -> Student:
+    def load(cls, folder: str | Path, *, trust: bool = False) -> Student:
         """Read what ``save`` wrote.
 
+        Args:
+            folder: of the student.
+            trust: whether a wrapper that the student sees through may be imported, which runs its module.
+
         Raises:
-            RequestError: if the folder holds no student or the files do not fit together.
+            RequestError: if the folder holds no student, the files do not fit together, or a wrapper would have to be imported.
         """
         path = Path(folder)
         description = read_description(path)
@@ -243,14 +297,17 @@ class Student(nn.Module):
                 raise RequestError(
                     f"{path} is of format {description.get('format')}, this version reads {FORMAT}: install the one that wrote it"
                 )
-            action_space = space_from_dict(description["action_space"])
+            action_space, observed = (space_from_dict(description[name]) for name in ("action_space", "observation_space"))
+            view = read_view(description.get("inputs"), observed, path, trust)
             architecture = Architecture(
-                space_from_dict(description["observation_space"]),
+                observed,
                 action_space,
                 tuple(description["hidden_sizes"]),
                 description["activation"],
                 _read_units(description.get("action_units"), action_space),
                 tuple(description["encoder"]["channels"]) if "encoder" in description else (),
+                view,
+                read_columns(description.get("varying_inputs"), observed if view is None else view.space),
             )
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)

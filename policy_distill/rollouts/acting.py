@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from policy_distill.policies.policy import Memoryless, Policy, State, Stateful, StatefulTeacher
-from policy_distill.rollouts.numpy_policies import Labels, actor, labeller
+from policy_distill.policies.student import Student
+from policy_distill.policies.views import View
+from policy_distill.rollouts.numpy_policies import Labels, actor, labeller, student_actor
 from policy_distill.rollouts.random_policy import RandomPolicy
 from policy_distill.support import trees
 from policy_distill.support.trees import Tree
@@ -42,6 +44,25 @@ class OneByOne:
         return self._join(answers), state
 
 
+class Viewing:
+    """A student that sees its own view of the observations; rows do not depend on each other.
+
+    Args:
+        view: from raw observations to what it sees.
+        act: from what it sees to actions.
+    """
+
+    def __init__(self, view: View, act: Callable[[Tree], np.ndarray]) -> None:
+        self._view, self._act = view, act
+
+    def initial_state(self, num_envs: int) -> State:
+        return self._view.initial_state(num_envs)
+
+    def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
+        seen, state = self._view.step(observations, state, starts)
+        return self._act(seen), state
+
+
 class Player:
     """A policy that acts, or labels, in N environments, and its state there.
 
@@ -67,6 +88,8 @@ def acting(policy: Policy | None, rows: int, space: gym.Space) -> Stateful:
         return RandomPolicy(space)
     if isinstance(policy, Memoryless | RandomPolicy):
         return policy
+    if isinstance(policy, Student):
+        return Memoryless(actor(policy, rows)) if policy.view is None else Viewing(policy.view, student_actor(policy, rows))
     if isinstance(policy, Stateful):
         return OneByOne(policy.initial_state, policy.step, np.concatenate)
     return Memoryless(actor(policy, rows))

@@ -70,27 +70,36 @@ def actor(policy: Any, rows: int) -> Function:
     if isinstance(policy, Teacher) and policy.anchor.device.type == "cpu":
         return _teacher_actor(policy, rows)
     if isinstance(policy, Student):
-        return _student_actor(policy, rows)
+        view, act = policy.view, student_actor(policy, rows)
+        return act if view is None else lambda observations: act(view.see(observations))
     return lambda observations: one_by_one(policy.act, observations)
 
 
 def outputs_of(student: Student, rows: int) -> Function:
-    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
+    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` observations as it sees them.
 
     The next question may overwrite them. Convolutions round a row differently in another batch: a student of images is asked about one
     observation at a time.
     """
     if not isinstance(student.encoder, Vectors):
         return lambda observations: one_by_one(lambda row: _forward(student, row), observations)
-    layers, space = Layers(student.network, rows), student.observation_space
-    mean, scale = student.mean.numpy(), student.scale.numpy()
+    layers, space = Layers(student.network, rows), student.architecture.seen_space
+    mean, scale, columns = student.mean.numpy(), student.scale.numpy(), student.architecture.columns
     encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
 
     def outputs(observations: trees.Tree) -> np.ndarray:
         np.subtract(vectors(observations), mean, out=encoded, casting="same_kind")
         return layers(np.divide(encoded, scale, out=encoded))
 
-    return outputs
+    if columns is None:
+        return outputs
+    read = list(columns)
+
+    def outputs_of_some(observations: trees.Tree) -> np.ndarray:
+        np.subtract(vectors(observations)[:, read], mean, out=encoded, casting="same_kind")
+        return layers(np.divide(encoded, scale, out=encoded))
+
+    return outputs_of_some
 
 
 def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray]:
@@ -140,7 +149,8 @@ def _teacher_actor(teacher: Teacher, rows: int) -> Function:
     return lambda observations: label(observations)[1].reshape(shape).astype(dtype, copy=False)
 
 
-def _student_actor(student: Student, rows: int) -> Function:
+def student_actor(student: Student, rows: int) -> Function:
+    """The student's actions for batches of exactly ``rows`` observations as it sees them."""
     outputs, choose = outputs_of(student, rows), student.family.chooser(student.action_space.shape or ())
     return lambda observations: choose(outputs(observations))
 

@@ -32,18 +32,23 @@ class Drawing:
     def __post_init__(self) -> None:
         policy = self.policy
         names = policy.family.names
-        if not names or not set(names) <= _parameters(policy, trees.zeros(policy.observation_space, 2)).keys():
+        space = policy.architecture.seen_space if isinstance(policy, Student) else policy.observation_space
+        if not names or not set(names) <= _parameters(policy, trees.zeros(space, 2)).keys():
             raise RequestError("the policy only names its actions, it has no distribution to draw from: leave --stochastic out")
 
     def initial_state(self, num_envs: int) -> State:
-        return [torch.Generator() for _ in range(num_envs)]
+        generators = [torch.Generator() for _ in range(num_envs)]
+        return generators, self.policy.initial_state(num_envs) if isinstance(self.policy, Student) else None
 
     @torch.inference_mode()
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
         family, space = self.policy.family, self.policy.action_space
+        generators, viewed = state
+        if isinstance(self.policy, Student) and self.policy.view is not None:
+            observations, viewed = self.policy.view.step(observations, viewed, starts)
         parameters = _parameters(self.policy, observations)
         drawn = []
-        for row, generator in enumerate(state):
+        for row, generator in enumerate(generators):
             if starts is not None and starts[row] != GOES_ON:
                 generator.manual_seed(derived_seed(int(starts[row]), 2))
             own = {name: values[row : row + 1] for name, values in parameters.items()}
@@ -51,7 +56,7 @@ class Drawing:
         array: np.ndarray = np.concatenate(drawn)
         if isinstance(space, gym.spaces.Box):
             array = array.reshape(len(array), *space.shape).astype(space.dtype)
-        return array, state
+        return array, (generators, viewed)
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from policy_distill.environments.specs import EnvironmentSpec, for_worker
 from policy_distill.environments.vector import WORDS, Backend, group_size
 from policy_distill.policies.policy import Policy
 from policy_distill.policies.student import Student
+from policy_distill.policies.views import View
 from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
 from policy_distill.rollouts.episodes import Episodes, evaluate, merge
 from policy_distill.rollouts.processes import Remote, available_cores
@@ -37,6 +38,7 @@ class Rollouts:
         backend: what steps the environments that transitions are collected from; see ``environments.vector``. Returns are always
             measured in Gymnasium's.
         step_timeout: seconds that a step or a reset may take; there is one worker at least then, which is ended. None or 0: any.
+        view: what the run's students see; None: everything.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Rollouts:
         workers: int | None = None,
         backend: Backend = "gymnasium",
         step_timeout: float | None = None,
+        view: View | None = None,
     ) -> None:
         self.num_envs, self._teacher, self._backend = num_envs, teacher, backend
         count = min(available_cores() if workers is None else workers, num_envs)
@@ -56,8 +59,8 @@ class Rollouts:
         shares = shares_of(num_envs, max(count, 1), group_size(backend))
         self._collecting = len(shares)
         shares += [range(0)] * (count - len(shares))  # these only measure
-        self._here = _Shard(spec, teacher, shares[0], num_envs, seed, backend) if count == 0 else None
-        arguments = [(for_worker(spec), teacher, share, num_envs, seed, backend) for share in shares] if count else []
+        self._here = _Shard(spec, teacher, shares[0], num_envs, seed, backend, view) if count == 0 else None
+        arguments = [(for_worker(spec), teacher, share, num_envs, seed, backend, view) for share in shares] if count else []
         self._workers = [Remote(_Shard, *each, step_timeout=step_timeout) for each in arguments]
 
     @property
@@ -141,11 +144,20 @@ def shares_of(num_envs: int, parts: int, group: int) -> list[range]:
 class _Shard:
     """What one worker does; the same code runs in this process when there are no workers."""
 
-    def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, indices: range, num_envs: int, seed: int, backend: Backend) -> None:
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        teacher: Teacher | None,
+        indices: range,
+        num_envs: int,
+        seed: int,
+        backend: Backend,
+        view: View | None = None,
+    ) -> None:
         self._spec, self._teacher = spec, teacher
         self._collector: Collector | None = None
         self._evaluation_envs: list[gym.Env] = []
-        self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed, backend=backend)
+        self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed, backend=backend, view=view)
 
     def collect(
         self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int, exploration: Exploration

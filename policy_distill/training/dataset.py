@@ -23,6 +23,8 @@ BLOCK_BYTES = 2**20
 class Dataset:
     """A growing set of labelled observations in preallocated tensors.
 
+    Observations are those that the student sees. Where it has a view, the environment's own lie beside them.
+
     Rows that are trained on fill them from the front, those held out from the back, and stay where they are: there is no index, and
     nothing but these tensors grows with the number of rows.
 
@@ -37,6 +39,7 @@ class Dataset:
         self.capacity, self.device = capacity, device
         self._holdout, self._folder = holdout, folder
         self._observations: Tree = None
+        self._raw: Tree = None  # where the student sees something else
         self._targets: ActionTargets
         self._num_train = self._num_held = self._first_train = 0
 
@@ -63,23 +66,38 @@ class Dataset:
             raise ValueError(f"{count} transitions do not fit: {len(self)} of {self.capacity} rows are taken")
         if self._observations is None:
             self._targets = self._allocate_targets(transitions.targets)
-            self._observations = map_leaves(self._allocate, transitions.observations)
+            self._observations = map_leaves(self._allocate, _seen(transitions))
+            self._raw = None if transitions.seen is None else map_leaves(self._allocate, transitions.observations)
         held_out = self._is_held_out(transitions.episodes)
         trained, held = (~held_out).nonzero().flatten(), held_out.nonzero().flatten().flip(0)
         front, back = self._num_train, self.capacity - self._num_held
-        observations = zip(leaves(self._observations), leaves(transitions.observations), strict=True)
+        observations = list(zip(leaves(self._observations), leaves(_seen(transitions)), strict=True))
+        if self._raw is not None:
+            observations += zip(leaves(self._raw), leaves(transitions.observations), strict=True)
         for array, values in [*observations, *_pairs(self._targets, transitions.targets)]:
             array[front : front + len(trained)] = _take_rows(values, trained)
             array[back - len(held) : back] = _take_rows(values, held)
         self._num_train += len(trained)
         self._num_held += len(held)
 
-    def relabelled(self, tell: Callable[[Tree, ActionTargets], ActionTargets]) -> Dataset:
+    def seeing_everything(self) -> Dataset:
+        """The same rows as a student without a view sees them: raw observations."""
+        twin = copy.copy(self)
+        if self._raw is not None:
+            twin._observations, twin._raw = self._raw, None
+        return twin
+
+    def relabelled(self, tell: Callable[[Tree, ActionTargets], ActionTargets], *, raw: bool = False) -> Dataset:
         """The same rows with the targets that ``tell`` makes of some of them at a time; the observations are shared.
 
         Args:
             tell: observations ``[b, ...]`` and their targets -> other targets.
+            raw: whether it is shown the environment's observations, not what the student sees of them.
         """
+        if raw:
+            twin = copy.copy(self)
+            twin._targets = self.seeing_everything().relabelled(tell)._targets
+            return twin
         told: ActionTargets | None = None
         for rows in self._blocks():
             answer = tell(*self._view(rows))
@@ -193,6 +211,11 @@ class Dataset:
         """Multiples of the golden ratio are spread evenly: every stretch of episodes holds out its share, and never the first one."""
         chosen = (episodes + 1) * 618_033_989 % 1_000_000_000 < self._holdout * 1_000_000_000
         return chosen & (episodes != NO_EPISODE)
+
+
+def _seen(transitions: Transitions) -> Tree:
+    """What the student sees of them."""
+    return transitions.observations if transitions.seen is None else transitions.seen
 
 
 def _pairs(ours: ActionTargets, theirs: ActionTargets) -> list[tuple[Tensor, Tensor]]:
