@@ -205,7 +205,9 @@ class Student(nn.Module):
         return self.encoder
 
     def behind(self, architecture: Architecture) -> Student:
-        """The same weights behind another view, which shows them the same space."""
+        """The same weights behind another view, which shows them the same space; itself where the view is its own."""
+        if architecture.view == self.view:
+            return self
         twin = copy.copy(self)
         twin.architecture = architecture
         return twin

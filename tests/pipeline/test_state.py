@@ -116,7 +116,7 @@ def assert_the_same_interrupted(folder: Path, teacher: Teacher, env: str, **chan
 def test_a_run_that_is_interrupted_between_any_two_advances_is_the_same_run(tmp_path):
     found, stages = assert_the_same_interrupted(tmp_path, walk_teacher(), WALK.id)
     assert stages == {"imitation": 4, "choice": 1, "self_distillation": stages["self_distillation"], "polish": 1} | dict.fromkeys(
-        ("value", "evaluation", "certificate"), 1
+        ("value", "view", "evaluation", "certificate"), 1
     )
     assert stages["self_distillation"] >= 2
     assert found.of("polish")

@@ -45,7 +45,8 @@ def by_env(values: torch.Tensor) -> np.ndarray:
 def assert_equal(one: Transitions, other: Transitions) -> None:
     for field in dataclasses.fields(one):
         if field.name != "targets":
-            assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
+            first, second = getattr(one, field.name), getattr(other, field.name)
+            assert first is second is None or torch.equal(first, second), field.name
     assert torch.equal(one.targets.actions, other.targets.actions)
     assert one.targets.parameters.keys() == other.targets.parameters.keys()
     assert all(torch.equal(value, other.targets.parameters[name]) for name, value in one.targets.parameters.items())
