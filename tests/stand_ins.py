@@ -46,6 +46,16 @@ class Recorder:
         self.hparams = config, list(metrics)
 
 
+class Environments:
+    """Stands in for ``RolloutEnv``: remembers how it was made, and whether it was closed."""
+
+    def __init__(self, *arguments: int) -> None:
+        self.arguments, self.closed = arguments, False
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class Table:
     """Rollouts whose answers are written down.
 
@@ -53,14 +63,18 @@ class Table:
         returns: of each policy (a student, or a name), one for each validation seed.
         asked: policy, seeds and options of each question so far.
         answered: how many of them were waited for.
+        environments: that were made for PPO.
     """
-
-    num_workers = 3
 
     def __init__(self, returns: Mapping[Any, Sequence[float]]) -> None:
         self.returns = dict(returns)
+        self.environments: list[Environments] = []
         self.asked: list[tuple[Any, list[int], dict[str, Any]]] = []
         self.answered = 0
+
+    def for_ppo(self, num_envs: int, num_steps: int, seed: int) -> Environments:
+        self.environments.append(Environments(num_envs, num_steps, seed))
+        return self.environments[-1]
 
     def begin_evaluation(self, policy: Any, seeds: Sequence[int], **options: Any) -> Pending[Episodes]:
         self.asked.append((policy, list(seeds), options))

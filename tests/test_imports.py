@@ -63,8 +63,11 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "known_wrappers",
         "quiet",
         "border",
+        "registration",
+        "action_masks",
         "zoo_wrappers",
         "wrappers",
+        "single_machine",
     ),
     "policy_distill.evaluation": (
         "verify",
@@ -126,6 +129,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "families",
         "divergences",
         "q_values",
+        "rowwise_lstm",
         "rowwise",
         "fast_forward",
         "actions",
@@ -192,6 +196,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.studies.train_teacher": (
         "recipes",
+        "returns",
         "publish",
     ),
     "policy_distill.support": (
@@ -209,6 +214,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.teachers": (
         "action_values",
         "environment",
+        "recurrent",
         "teacher",
         "reading",
         "ensemble",
@@ -233,6 +239,8 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.teachers.networks": (
         "critics",
         "live",
+        "masked",
+        "recurrent",
         "rebuild",
         "recording",
         "acting",

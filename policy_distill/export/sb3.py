@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policy_distill.environments.action_masks import has_mask
 from policy_distill.policies.observations import FAR_FROM_ZERO, observation_width
 from policy_distill.policies.student import ACTIVATIONS, Architecture, Student
 from policy_distill.support.files import write_atomically
@@ -74,6 +75,8 @@ def why_not_ppo(architecture: Architecture) -> str | None:
     Stable-Baselines3 counts discrete values from 0, wherever the space starts, and has distributions of its own and convolutions of one
     size alone: a zip with others could only be loaded where policy_distill is installed.
     """
+    if has_mask(architecture.observation_space):
+        return "Stable-Baselines3's PPO knows no action masks"
     if architecture.channels:
         return "Stable-Baselines3 has no network with the student's convolutions (student.channels)"
     if architecture.view is not None and architecture.view.columns is None:

@@ -19,6 +19,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
+from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.actions import Parameters, Units
 from policy_distill.policies.encoders import (
     Encoder,
@@ -205,7 +206,7 @@ class Student(nn.Module):
         return self.encoder
 
     def behind(self, architecture: Architecture) -> Student:
-        """The same weights behind another view, which shows them the same space; itself where the view is its own."""
+        """The same weights behind another view, which shows them the same space; the student itself where the view is its own."""
         if architecture.view == self.view:
             return self
         twin = copy.copy(self)
@@ -213,8 +214,12 @@ class Student(nn.Module):
         return twin
 
     def forward(self, seen: Tree) -> Tensor:
-        """What the student sees ``[B, ...]`` (raw observations, where it has no view) to logits or means ``[B, outputs]``."""
-        return run(self.network, self.encoder.forward(seen))
+        """What the student sees ``[B, ...]`` (raw observations without a view) to logits or means ``[B, outputs]``.
+
+        Logits of actions that a mask forbids are ``FORBIDDEN``.
+        """
+        output = run(self.network, self.encoder.forward(seen))
+        return self.family.masked(output, seen[MASK]) if has_mask(self.observation_space) else output
 
     def parameters_of(self, seen: Tree) -> Parameters:
         """The parameters of the student's action distribution, of what it sees."""

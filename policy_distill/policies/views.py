@@ -16,6 +16,7 @@ import numpy as np
 
 from policy_distill.config import RequestError
 from policy_distill.config.inputs import SECTION, InputsConfig, parse_inputs
+from policy_distill.environments.action_masks import MASK, OBSERVATION, has_mask
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.observations import observation_width
 from policy_distill.support import trees
@@ -42,6 +43,8 @@ class ViewState:
 class View:
     """What a student sees: a pure function of the observation, the history, and noise of the episode's own.
 
+    A mask of forbidden actions is shown as it is, beside whatever else is seen.
+
     Args:
         config: the steps.
         observed: space of the environment's observations.
@@ -55,13 +58,15 @@ class View:
 
     def __init__(self, config: InputsConfig, observed: gym.Space) -> None:
         self.config, self.observed = config, observed
-        self._wrapper: Any = None if config.wrapper is None else _wrapped(config.wrapper, observed)
-        shown = observed if self._wrapper is None else self._wrapper.observation_space
+        unmasked = _unmasked(observed)
+        self._wrapper: Any = None if config.wrapper is None else _wrapped(config.wrapper, unmasked)
+        shown = unmasked if self._wrapper is None else self._wrapper.observation_space
         self._wrapped_space = shown
         self._single = _selected(config, shown)
         self._noise = trees.of_space(self._single, functools.partial(_spread, config)) if config.is_noisy else None
         noisy = _of_parts(self._single, _unbounded) if config.is_noisy else self._single
-        self.space = _of_parts(noisy, functools.partial(_stacked, config.history)) if config.history > 1 else noisy
+        seen = _of_parts(noisy, functools.partial(_stacked, config.history)) if config.history > 1 else noisy
+        self.space = seen if unmasked is observed else _joined(seen, {MASK: observed[MASK]}, gym.spaces.Dict)  # type: ignore[index]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "observed": self.observed}
@@ -83,12 +88,16 @@ class View:
     @property
     def hides(self) -> bool:
         """Whether something that the environment returns is kept from the student, or may be: by a wrapper, or by noise."""
-        return self._wrapper is not None or self.config.is_noisy or observation_width(self._single) < observation_width(self.observed)
+        return (
+            self._wrapper is not None
+            or self.config.is_noisy
+            or observation_width(self._single) < observation_width(_unmasked(self.observed))
+        )
 
     @property
     def columns(self) -> tuple[int, ...] | None:
         """Which components of the encoded observation the student sees, in its order; None if it sees anything else."""
-        if self.has_state or self._wrapper is not None:
+        if self.has_state or self._wrapper is not None or has_mask(self.observed):
             return None
         first, places = 0, {}
         for key, part in trees.leaf_spaces(self._wrapped_space).items():
@@ -116,7 +125,7 @@ class View:
             seen = trees.map_leaves(lambda leaf, spread: _noisy(leaf, spread, state.streams), seen, self._noise)
         if self.config.history > 1:
             seen = self._with_history(seen, state, began)
-        return seen, state
+        return self._with_mask(seen, observations), state
 
     def see(self, observations: Tree) -> Tree:
         """What the student sees of ``observations`` ``[B, ...]`` alone.
@@ -126,9 +135,15 @@ class View:
         """
         if self.has_state:
             raise ValueError("the student sees a history or noise: ask it step after step, with a state (Student.step)")
-        return self._selected(observations)
+        return self._with_mask(self._selected(observations), observations)
+
+    def _with_mask(self, seen: Tree, observations: Tree) -> Tree:
+        return _joined(seen, {MASK: observations[MASK]}, dict) if has_mask(self.observed) else seen
 
     def _selected(self, observations: Tree) -> Tree:
+        if has_mask(self.observed):
+            parts = {key: part for key, part in observations.items() if key != MASK}
+            observations = parts[OBSERVATION] if [*parts] == [OBSERVATION] else parts
         if self._wrapper is not None:
             count = trees.length(observations)
             rows = [self._wrapper.observation(trees.copied(trees.rows(observations, row))) for row in range(count)]
@@ -160,6 +175,20 @@ class View:
     def to_dict(self) -> dict[str, Any]:
         """The steps as JSON-able data."""
         return self.config.to_dict()
+
+
+def _unmasked(space: gym.Space) -> gym.Space:
+    """The space without its mask, if it has one; that of the one part beside it where the environment's observation has no parts."""
+    if not has_mask(space):
+        return space
+    parts = {key: part for key, part in trees.leaf_spaces(space).items() if key != MASK}
+    return parts[OBSERVATION] if [*parts] == [OBSERVATION] else gym.spaces.Dict(OrderedDict(parts))
+
+
+def _joined(seen: Any, mask: dict[str, Any], kind: Any) -> Any:
+    """What is seen, or its space, with the mask beside it."""
+    parts = dict(seen) if isinstance(seen, dict | gym.spaces.Dict) else {OBSERVATION: seen}
+    return kind(OrderedDict(parts | mask))
 
 
 def _selected(config: InputsConfig, space: gym.Space) -> gym.Space:

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.encoders import Vectors
 from policy_distill.policies.observations import encode_observations, observation_width
@@ -31,6 +32,7 @@ from policy_distill.teachers.networks.acting import (
     LinearSpread,
     StateDependentSpread,
 )
+from policy_distill.teachers.networks.masked import MaskedNetwork
 
 Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
 """The parameters and actions of ``ActionTargets`` as arrays; the next question may overwrite them."""
@@ -52,6 +54,8 @@ def labeller(teacher: Teacher, rows: int) -> Label:
     match teacher.network:
         case DiscreteNetwork():
             return _discrete(teacher, teacher.network, rows)
+        case MaskedNetwork(network=DiscreteNetwork()):
+            return _masked(teacher, teacher.network, rows)
         case DeterministicNetwork():
             return _deterministic(teacher, teacher.network, rows)
         case GaussianNetwork():
@@ -87,19 +91,16 @@ def outputs_of(student: Student, rows: int) -> Function:
     mean, scale, columns = student.mean.numpy(), student.scale.numpy(), student.architecture.columns
     encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
 
+    read = None if columns is None else list(columns)
+
     def outputs(observations: trees.Tree) -> np.ndarray:
-        np.subtract(vectors(observations), mean, out=encoded, casting="same_kind")
+        vector = vectors(observations)
+        np.subtract(vector if read is None else vector[:, read], mean, out=encoded, casting="same_kind")
         return layers(np.divide(encoded, scale, out=encoded))
 
-    if columns is None:
-        return outputs
-    read = list(columns)
-
-    def outputs_of_some(observations: trees.Tree) -> np.ndarray:
-        np.subtract(vectors(observations)[:, read], mean, out=encoded, casting="same_kind")
-        return layers(np.divide(encoded, scale, out=encoded))
-
-    return outputs_of_some
+    if has_mask(space):
+        return lambda observations: student.family.masked(outputs(observations), observations[MASK])
+    return outputs
 
 
 def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray]:
@@ -197,6 +198,19 @@ def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
         if quantiles > 1:
             scores = scores.reshape(rows, quantiles, -1).mean(1)
         return {name: scores, **body.seen}, choose(scores)
+
+    return ask
+
+
+def _masked(teacher: Teacher, network: MaskedNetwork, rows: int) -> Label:
+    inner: Any = network.network
+    encode, choose = _encoder(teacher, rows), network.family.chooser(())
+    body = Layers(inner.body, rows, name="network.body", recorded=_recorded(teacher))
+
+    def ask(observations: np.ndarray) -> Labels:
+        features, mask = network.parts(encode(observations))
+        logits = network.family.masked(body(np.ascontiguousarray(features)), mask)
+        return {"logits": logits, **body.seen}, choose(logits)
 
     return ask
 

@@ -1,4 +1,4 @@
-"""Whole rollouts for PPO, taken in this process or in several; the result is the same.
+"""Whole rollouts for PPO, taken in this process or by the workers of a job; what comes of it is the same.
 
 A step of an environment takes less than two processes need to agree on it. Each process therefore has a copy of the policy, and takes all
 steps of a rollout with its share of the environments before it answers.
@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from policy_distill.environments.border import Border, Finite, is_finite, not_finite, own_random_state
+from policy_distill.environments.border import Border, is_finite, not_finite, own_random_state
+from policy_distill.environments.vector import GOES_ON, SequentialEnvs, Slots
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.numpy_policies import outputs_of
-from policy_distill.rollouts.processes import Remote
+from policy_distill.rollouts.processes import Host, Local, Remote
+from policy_distill.rollouts.stream import Results, Streams, stream
 from policy_distill.support import trees
 from policy_distill.support.pending import Pending
+from policy_distill.support.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -37,93 +39,62 @@ class Ended:
     step: int
     index: int
     truncated: bool
-    observation: trees.Tree
+    observation: Tree
     episode_return: float
     length: int
 
 
-class SharedArray:
-    """Zeros that processes which are started with it see alike."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self._shape, self._dtype = shape, np.dtype(dtype)
-        self._memory = RawArray("b", math.prod(shape) * self._dtype.itemsize)
-
-    def view(self) -> np.ndarray:
-        """The array itself."""
-        return np.frombuffer(self._memory, self._dtype).reshape(self._shape)
-
-
 @dataclass(frozen=True)
 class Steps:
-    """The arrays of one rollout of T steps in N environments, shared with the processes that write them.
+    """One rollout of T steps in N environments.
 
     Attributes:
         observations: ``[T + 1, N, ...]``; the last one is where the next rollout begins.
         starts: ``[T + 1, N]``, whether an episode begins with this observation.
         actions: ``[T, N, components]`` as drawn: in box units and not clipped where continuous.
-        rewards: ``[T, N]``.
+        rewards: ``[T, N]``, float64.
+        ended: the episodes that ended.
     """
 
-    observations: trees.Tree
-    starts: SharedArray
-    actions: SharedArray
-    rewards: SharedArray
-
-    def views(self, columns: slice = slice(None)) -> tuple[trees.Tree, np.ndarray, np.ndarray, np.ndarray]:
-        """The arrays in this order, of some environments."""
-        observations, starts, actions, rewards = (
-            trees.map_leaves(lambda array: array.view()[:, columns], part)
-            for part in (self.observations, self.starts, self.actions, self.rewards)
-        )
-        return observations, starts, actions, rewards
+    observations: Tree
+    starts: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    ended: list[Ended]
 
 
 class RolloutEnv:
     """Environments in which a student with noise takes whole rollouts. Continuous actions are in box units, and clipped to the bounds.
 
     Args:
-        env_fns: make one environment each.
+        env_fns: make one environment each; where they are sent to a process they are pickled.
         num_steps: T, of each environment in a rollout.
         seed: of the actions' noise, of which each environment has a stream of its own, and of its first episode in environment 0; it is
             one more in each further environment.
-        workers: processes that share the environments; 0: all of them are stepped here.
-        step_timeout: seconds that a step or a reset may take; there is one worker at least then. None or 0: any.
+        sites: processes, each with a ``Host``, that share the environments; none: all of them are stepped here.
 
     Attributes:
-        observations, starts, actions, rewards: what the last rollout wrote, see ``Steps``; the next one overwrites it.
+        observations, starts, actions, rewards: of the last rollout, see ``Steps``.
     """
 
-    @own_random_state()
-    def __init__(
-        self,
-        env_fns: Sequence[Callable[[], gym.Env]],
-        num_steps: int,
-        *,
-        seed: int = 0,
-        workers: int = 0,
-        step_timeout: float | None = None,
-    ) -> None:
-        example = env_fns[0]()
-        space, inner = example.observation_space, example.action_space
-        example.close()
-        self._seed, num_envs = seed, len(env_fns)
-        components, count = math.prod(inner.shape or ()), min(max(workers, 1) if step_timeout else workers, num_envs)
-        steps = Steps(
-            trees.of_space(space, lambda part: SharedArray((num_steps + 1, num_envs, *(part.shape or ())), part.dtype)),
-            SharedArray((num_steps + 1, num_envs), bool),
-            SharedArray((num_steps, num_envs, components), np.float32 if isinstance(inner, gym.spaces.Box) else np.int64),
-            SharedArray((num_steps, num_envs), np.float64),
-        )
-        self.observations, self.starts, self.actions, self.rewards = steps.views()
-        self._here = None if count else _Group(env_fns, 0, seed, steps)
-        shares = np.array_split(np.arange(num_envs), count) if count else []
-        arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), seed, steps) for share in shares]
-        self._workers = [Remote(_Group, *each, step_timeout=step_timeout) for each in arguments]
+    observations: Tree
+    starts: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
 
-    def reset(self) -> None:
-        """Begin an episode in each environment; the last row of ``observations`` holds where the next rollout begins."""
-        self._all("reset", self._seed)
+    def __init__(
+        self, env_fns: Sequence[Callable[[], gym.Env]], num_steps: int, *, seed: int = 0, sites: Sequence[Remote | Local] = ()
+    ) -> None:
+        num_envs = len(env_fns)
+        self._sites = list(sites or [Local(Host())])[:num_envs]
+        shares = np.array_split(np.arange(num_envs), len(self._sites))
+        arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), num_envs, num_steps, seed) for share in shares]
+        hosted = [site.ask("host", _NAME, _Group, *each) for site, each in zip(self._sites, arguments, strict=True)]
+        Pending.together(hosted).result()
+
+    def reset(self) -> Tree:
+        """Begin an episode in each environment; return its first observations ``[N, ...]``."""
+        return trees.concatenate(self._all("reset"))
 
     def rollout(self, student: Student) -> list[Ended]:
         """Let ``student`` take T steps in each environment, with noise of its own standard deviation or entropy.
@@ -131,83 +102,100 @@ class RolloutEnv:
         Returns:
             The episodes that ended, in the order of their ends.
         """
-        ended = [episode for part in self._all("rollout", student) for episode in part]
-        return sorted(ended, key=lambda episode: (episode.step, episode.index))
+        parts: list[Steps] = self._all("rollout", student)
+        self.observations = trees.concatenate([part.observations for part in parts], axis=1)
+        self.starts, self.actions, self.rewards = (
+            np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("starts", "actions", "rewards")
+        )
+        return sorted((episode for part in parts for episode in part.ended), key=lambda episode: (episode.step, episode.index))
 
-    def _all(self, method: str, argument: Any) -> list[Any]:
-        if self._here is not None:
-            return [getattr(self._here, method)(argument)]
-        return Pending.together([worker.ask(method, argument) for worker in self._workers]).result()
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        return Pending.together([site.ask("call", _NAME, method, *arguments) for site in self._sites]).result()
 
     def close(self) -> None:
-        """Close the environments and end the processes."""
-        if self._here is not None:
-            self._here.close()
-        for worker in self._workers:
-            worker.close()
-        self._workers = []
+        """Close the environments."""
+        Pending.together([site.ask("release", _NAME) for site in self._sites]).result()
+
+
+_NAME = "rollouts of PPO"
+"""Of the environments among what a ``Host`` keeps."""
 
 
 class _Group:
-    """Environments stepped one after the other, which write their columns of arrays that hold those of all.
+    """Environments stepped one after the other.
 
     Args:
         env_fns: make one environment each.
         first: column of the first of them.
-        seed: of the noise.
-        steps: what is written to.
+        num_envs: of all groups.
+        num_steps: T.
+        seed: of the noise and of the first episodes.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], first: int, seed: int, steps: Steps) -> None:
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], first: int, num_envs: int, num_steps: int, seed: int) -> None:
         made = [make() for make in env_fns]
         self._envs = [env if isinstance(env, Border) else Border(env, str(env)) for env in made]
-        self._columns = range(first, first + len(self._envs))
-        self._streams = [np.random.default_rng([seed, 6, column]) for column in self._columns]
-        self._observations, self._starts, self._actions, self._rewards = steps.views(slice(first, first + len(self._envs)))
-        self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
+        self._columns, self._num_steps = range(first, first + len(made)), num_steps
+        group = SequentialEnvs(self._envs, num_envs, lambda episode: seed + episode if episode < num_envs else None, self._end)
+        self._streams = Streams([(slice(0, len(made)), group)], self._columns)
+        self._generators = [np.random.default_rng([seed, 6, column]) for column in self._columns]
 
     @own_random_state()
-    def reset(self, seed: int) -> None:
-        self._returns, self._lengths = [0.0] * len(self._envs), [0] * len(self._envs)
-        self._starts[-1] = True
-        for row, env in enumerate(self._envs):
-            trees.write(self._observations, (-1, row), env.reset(seed=seed + self._columns[row])[0])
+    def reset(self) -> Tree:
+        self._returns, self._lengths = np.zeros(len(self._envs)), np.zeros(len(self._envs), np.int64)
+        self._streams.reset()
+        return self._streams.slots.observations
 
     @own_random_state()
-    def rollout(self, student: Student) -> list[Ended]:
+    def rollout(self, student: Student) -> Steps:
         """T steps in each environment."""
-        ended: list[Ended] = []
-        trees.write(self._observations, 0, trees.rows(self._observations, -1))
-        self._starts[0] = self._starts[-1]
-        family, num_steps, count = student.family, len(self._rewards), len(self._envs)
-        outputs, std = outputs_of(student, count), student.log_std.exp().numpy()
-        executable = family.executable(self._envs[0].action_space)
+        family, num_steps, count, slots = student.family, self._num_steps, len(self._envs), self._streams.slots
+        space = self._streams.action_space
+        self._observations = trees.map_leaves(lambda leaf: np.empty((num_steps + 1, *leaf.shape), leaf.dtype), slots.observations)
+        self._starts, self._rewards = np.empty((num_steps + 1, count), bool), np.empty((num_steps, count))
+        self._terminated, self._truncated = np.empty((num_steps, count), bool), np.empty((num_steps, count), bool)
+        actions = np.empty((num_steps, count, math.prod(space.shape or ())), np.float32 if isinstance(space, gym.spaces.Box) else np.int64)
+        outputs, std, executable = outputs_of(student, count), student.log_std.exp().numpy(), family.executable(space)
         # An environment's draws do not depend on what shares its process.
-        noise = np.stack([family.noise(stream, num_steps) for stream in self._streams], axis=1)
-        all_finite = Finite(trees.rows(self._observations, 0))
-        for step in range(num_steps):
-            observations = trees.rows(self._observations, step)
-            if not all_finite(observations):
-                row = all_finite.first_wrong()
-                raise not_finite(self._envs[row], trees.rows(observations, row))
-            self._actions[step] = family.drawn(outputs(observations), std, noise[step])
-            actions = executable(self._actions[step])
-            for row, env in enumerate(self._envs):
-                observation, reward, terminated, truncated, _ = env.step(actions[row])
-                self._rewards[step, row] = reward
-                self._returns[row] += float(reward)
-                self._lengths[row] += 1
-                over = terminated or truncated
-                if over:
-                    last = trees.copied(observation)  # the environment may write the next one into the same array
-                    by_time = truncated and not terminated
-                    if by_time and not is_finite(last):  # its value is asked for
-                        raise not_finite(env, last)
-                    ended.append(Ended(step, self._columns[row], by_time, last, self._returns[row], self._lengths[row]))
-                    self._returns[row], self._lengths[row] = 0.0, 0
-                    observation, _ = env.reset()
-                trees.write(self._observations, (step + 1, row), observation)
-                self._starts[step + 1, row] = over
+        noise = np.stack([family.noise(generator, num_steps) for generator in self._generators], axis=1)
+        self._last: list[list[tuple[bool, Tree]]] = [[] for _ in self._envs]
+
+        def act(step: int, slots: Slots, labels: None) -> np.ndarray:
+            actions[step] = family.drawn(outputs(slots.observations), std, noise[step])
+            return executable(actions[step])
+
+        stream(self._streams, num_steps, act, None, self)
+        self._note(num_steps, slots)
+        return Steps(self._observations, self._starts, actions, self._rewards, self._ended())
+
+    def record(self, step: int, slots: Slots, labels: None) -> Results:
+        self._note(step, slots)
+        return self._rewards[step], self._terminated[step], self._truncated[step]
+
+    def _note(self, step: int, slots: Slots) -> None:
+        trees.write(self._observations, step, slots.observations)
+        np.not_equal(slots.starts, GOES_ON, out=self._starts[step])
+
+    def _end(self, row: int, observation: Tree, by_time: bool) -> None:
+        last = trees.copied(observation)  # the environment may write the next one into the same array
+        if by_time and not is_finite(last):  # its value is asked for
+            raise not_finite(self._envs[row], last)
+        self._last[row].append((by_time, last))
+
+    def _ended(self) -> list[Ended]:
+        """The episodes that ended in this rollout; returns and lengths go on in the next."""
+        ended, over = [], self._terminated | self._truncated
+        for row, column in enumerate(self._columns):
+            begin = 0
+            for end, (by_time, last) in zip([*np.flatnonzero(over[:, row]), len(over) - 1], [*self._last[row], (False, None)], strict=True):
+                rewards = self._rewards[begin : end + 1, row]
+                # one after the other, as everywhere: numpy's sum has another order
+                self._returns[row] = np.append(self._returns[row], rewards).cumsum()[-1]
+                self._lengths[row] += len(rewards)
+                begin = end + 1
+                if last is not None:
+                    ended.append(Ended(int(end), column, by_time, last, float(self._returns[row]), int(self._lengths[row])))
+                    self._returns[row] = self._lengths[row] = 0
         return ended
 
     def close(self) -> None:

@@ -28,6 +28,39 @@ DEBUG = "POLICY_DISTILL_DEBUG"
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
+class Host:
+    """Keeps objects by name for as long as they are needed; see ``Remote``."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def host(self, name: str, make: Callable[..., Any], *arguments: Any) -> None:
+        """Make an object and keep it under a name, in place of an earlier one."""
+        self._kept[name] = make(*arguments)
+
+    def call(self, name: str, method: str, *arguments: Any) -> Any:
+        """Call a method of a kept object."""
+        return getattr(self._kept[name], method)(*arguments)
+
+    def release(self, name: str) -> None:
+        """Close a kept object, and keep it no longer."""
+        self._kept.pop(name).close()
+
+
+class Local:
+    """An object of this process behind the interface of ``Remote``: it answers at once."""
+
+    def __init__(self, resident: Any) -> None:
+        self._resident = resident
+
+    def ask(self, method: str, *arguments: Any) -> Pending[Any]:
+        """Call a method."""
+        return Pending.known(getattr(self._resident, method)(*arguments))
+
+    def close(self) -> None:
+        """There is no process to end."""
+
+
 class Remote:
     """A process that makes an object and answers calls of its methods, one after the other; in the end it calls ``close``, if there is one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -10,14 +11,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from policy_distill.environments.specs import EnvironmentSpec, for_worker
+from policy_distill.environments.specs import EnvironmentSpec, for_worker, make
 from policy_distill.environments.vector import WORDS, Backend, group_size
 from policy_distill.policies.policy import Policy
 from policy_distill.policies.student import Student
-from policy_distill.policies.views import View
+from policy_distill.policies.views import View, ViewedEnv
 from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
 from policy_distill.rollouts.episodes import Episodes, evaluate, merge
-from policy_distill.rollouts.processes import Remote, available_cores
+from policy_distill.rollouts.ppo_rollouts import RolloutEnv
+from policy_distill.rollouts.processes import Host, Local, Remote, available_cores
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.support.pending import Pending
 from policy_distill.teachers import Teacher
@@ -55,23 +57,21 @@ class Rollouts:
     ) -> None:
         self.num_envs, self._teacher, self._backend = num_envs, teacher, backend
         count = min(available_cores() if workers is None else workers, num_envs)
-        count = max(count, 1) if step_timeout else count
+        self.num_workers = count = max(count, 1) if step_timeout else count
+        self._spec = for_worker(spec) if count else spec
         shares = shares_of(num_envs, max(count, 1), group_size(backend))
         self._collecting = len(shares)
         shares += [range(0)] * (count - len(shares))  # these only measure
-        self._here = _Shard(spec, teacher, shares[0], num_envs, seed, backend, view) if count == 0 else None
-        arguments = [(for_worker(spec), teacher, share, num_envs, seed, backend, view) for share in shares] if count else []
-        self._workers = [Remote(_Shard, *each, step_timeout=step_timeout) for each in arguments]
-
-    @property
-    def num_workers(self) -> int:
-        return len(self._workers)
+        self._view = view
+        arguments = [(self._spec, teacher, share, num_envs, seed, backend, view) for share in shares]
+        self._sites: list[Remote | Local] = [Remote(_Shard, *each, step_timeout=step_timeout) for each in arguments] if count else []
+        self._sites = self._sites or [Local(_Shard(*arguments[0]))]
 
     @property
     def backend(self) -> str:
         """Where the environments are stepped, in words."""
         what = f"{self.num_envs} {WORDS[self._backend]}"
-        if not self._workers:
+        if not self.num_workers:
             return f"{what} in this process"
         return f"{what} in {self._collecting} worker process{'es' if self._collecting > 1 else ''}"
 
@@ -87,10 +87,8 @@ class Rollouts:
         for first in range(0, num_steps, self._block_steps):
             steps = min(self._block_steps, num_steps - first)
             arguments = (steps, student, teacher_action_prob, round_index, exploration)
-            if self._here is not None:
-                yield executed(self._here.collect(*arguments))
-            else:
-                yield executed(concatenate(self._ask("collect", [arguments] * self._collecting).result(), steps))
+            parts = self._ask("collect", [arguments] * self._collecting).result()
+            yield executed(parts[0] if len(parts) == 1 else concatenate(parts, steps))
 
     @property
     def _block_steps(self) -> int:
@@ -107,16 +105,18 @@ class Rollouts:
         self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
     ) -> Pending[Episodes]:
         """Start ``evaluate`` in the workers; without workers it is done at once."""
-        if self._here is not None:
-            return Pending.known(merge([self._here.evaluate(policy, seeds, num_envs, with_agreement)]))
-        shares = [share for share in (seeds[index :: self.num_workers] for index in range(self.num_workers)) if len(share)]
+        shares = [share for share in (seeds[index :: len(self._sites)] for index in range(len(self._sites))) if len(share)]
         return self._ask("evaluate", [(policy, share, num_envs, with_agreement) for share in shares]).then(merge)
+
+    def for_ppo(self, num_envs: int, num_steps: int, seed: int) -> RolloutEnv:
+        """Environments for polishing, which show what the students see, shared out among the same workers; see ``RolloutEnv``."""
+        return RolloutEnv([functools.partial(_make, self._spec, self._view)] * num_envs, num_steps, seed=seed, sites=self._sites)
 
     def close(self) -> None:
         """End the workers."""
-        for worker in self._workers:
-            worker.close()
-        self._workers = []
+        for site in self._sites:
+            site.close()
+        self._sites = []
 
     def __enter__(self) -> Rollouts:
         return self
@@ -126,7 +126,11 @@ class Rollouts:
 
     def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Pending[list[Any]]:
         """Call a method of as many workers as there are arguments. A worker answers its calls one after the other."""
-        return Pending.together([worker.ask(method, *each) for worker, each in zip(self._workers, arguments, strict=False)])
+        return Pending.together([site.ask(method, *each) for site, each in zip(self._sites, arguments, strict=False)])
+
+
+def _make(spec: EnvironmentSpec, view: View | None) -> gym.Env:
+    return make(spec) if view is None else ViewedEnv(make(spec), view)
 
 
 def split(indices: range, parts: int) -> list[range]:
@@ -141,7 +145,7 @@ def shares_of(num_envs: int, parts: int, group: int) -> list[range]:
     return [range(share.start * group, min(share.stop * group, num_envs)) for share in shares if len(share)]
 
 
-class _Shard:
+class _Shard(Host):
     """What one worker does; the same code runs in this process when there are no workers."""
 
     def __init__(
@@ -154,6 +158,7 @@ class _Shard:
         backend: Backend,
         view: View | None = None,
     ) -> None:
+        super().__init__()
         self._spec, self._teacher = spec, teacher
         self._collector: Collector | None = None
         self._evaluation_envs: list[gym.Env] = []

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.encoders import Encoder
 from policy_distill.policies.student import Architecture, Student, layer_names
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, rows
@@ -119,6 +120,8 @@ class AutogradStack(FlatParameters):
                 values = module(values)
                 if not isinstance(module, nn.Linear):
                     layers.append(values)
+            if has_mask(student.observation_space):
+                values = student.family.masked(values, rows(inputs, index)[MASK])
             activations.outputs.append(values)
             activations.layers.append(layers)
             for room, layer in zip([*activations.hidden, output], [*layers, values], strict=True):

@@ -23,7 +23,6 @@ from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import Collector, concatenate
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.numpy_policies import actor, labeller, outputs_of
-from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.rollouts.trajectories import record
 from policy_distill.rollouts.transitions import Transitions
@@ -100,13 +99,12 @@ def collected(teacher: Teacher, student: Student, parts: int) -> str:
 
 def rolled(student: Student, workers: int) -> str:
     """Two rollouts of PPO."""
-    env = RolloutEnv([Chaos] * 11, 60, seed=1, workers=workers)
-    env.reset()
-    for _ in range(2):
-        env.rollout(student)
-    found = digest(env.observations, env.actions, env.rewards)
-    env.close()
-    return found
+    with Rollouts(SPEC, None, num_envs=11, seed=0, workers=workers) as rollouts:
+        env = rollouts.for_ppo(11, 60, seed=1)
+        env.reset()
+        for _ in range(2):
+            env.rollout(student)
+        return digest(env.observations, env.actions, env.rewards)
 
 
 def certified(student: Student, teacher: Teacher, workers: int, num_envs: int) -> str:

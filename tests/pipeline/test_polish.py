@@ -50,29 +50,6 @@ class Kickstart:
             self.between()
 
 
-class Environments:
-    """Stands in for ``RolloutEnv``: remembers how it was made, and whether it was closed."""
-
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], num_steps: int, **options: Any) -> None:
-        self.env_fns, self.num_steps, self.options, self.closed = env_fns, num_steps, options, False
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@pytest.fixture(autouse=True)
-def environments(monkeypatch) -> list[Environments]:
-    """Those that were made so far."""
-    made: list[Environments] = []
-
-    def remember(*arguments: Any, **options: Any) -> Environments:
-        made.append(Environments(*arguments, **options))
-        return made[-1]
-
-    monkeypatch.setattr(polish_module, "RolloutEnv", remember)
-    return made
-
-
 def polished(folder: Path, monkeypatch: pytest.MonkeyPatch, start: list[float], *candidates: list[float], **changes: Any) -> Any:
     """The run, what it began with, what stood in for PPO and what came of it; of each student the returns on the validation seeds."""
     students = [walk_expert() for _ in candidates]
@@ -98,7 +75,7 @@ def through(state: State, services: Services, kept: Kept) -> SimpleNamespace | N
     state.stage, state.kept = "polish", [kept]
     polish(state, services)
     assert state.stage == "value"
-    records = state.of("polish")
+    records = state.records_of("polish")
     if not records:
         assert state.kept[-1].student is kept.student
         return None
@@ -255,34 +232,34 @@ def test_looks_that_all_keep_less_than_the_start_play_no_further_episodes(tmp_pa
 # How it is called, and what is written down.
 
 
-def test_ppo_gets_the_kept_student_and_the_run_s_own_settings(tmp_path, monkeypatch, environments):
+def test_ppo_gets_the_kept_student_and_the_run_s_own_settings(tmp_path, monkeypatch):
     student = walk_expert()
-    run, services = started(run_of(tmp_path, Table({student: [3.0] * 4}), step_timeout=7.0))
+    table = Table({student: [3.0] * 4})
+    run, services = started(run_of(tmp_path, table))
     ppo, kept, job = Kickstart([student]), Kept(walk_expert(), np.full(4, 2.0), "round 2"), services.job
     monkeypatch.setattr(polish_module, "kickstart", ppo)
     through(run, services, kept)
     assert ppo.calls == 1
-    (made,) = environments
+    (made,) = table.environments
     for given, own in zip(ppo.arguments, (kept.student, job.teacher, made, job.objective, job.config.polish), strict=True):
         assert given is own
-    assert (len(made.env_fns), made.num_steps) == (job.config.polish.num_envs, job.config.polish.num_steps)
-    assert isinstance(made.env_fns[0]().unwrapped, Walk)
-    assert made.options == {"seed": ppo.seed, "workers": Table.num_workers, "step_timeout": 7.0}
+    assert made.arguments == (job.config.polish.num_envs, job.config.polish.num_steps, ppo.seed)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_its_environments_are_closed_even_after_a_failure(fails, tmp_path, monkeypatch, environments):
+def test_its_environments_are_closed_even_after_a_failure(fails, tmp_path, monkeypatch):
     def maybe_fail() -> None:
-        assert not environments[0].closed
+        assert not table.environments[0].closed
         if fails:
             raise ZeroDivisionError
 
     student = walk_expert()
     monkeypatch.setattr(polish_module, "kickstart", Kickstart([student], maybe_fail))
-    state, services = started(run_of(tmp_path, Table({student: [3.0] * 4})))
+    table = Table({student: [3.0] * 4})
+    state, services = started(run_of(tmp_path, table))
     with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
         through(state, services, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
-    assert [made.closed for made in environments] == [True]
+    assert [made.closed for made in table.environments] == [True]
 
 
 def test_its_seed_follows_from_the_run_s_and_is_another(tmp_path, monkeypatch):

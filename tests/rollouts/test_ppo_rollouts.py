@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from policy_distill.config import EnvironmentFault
+from policy_distill.config import EnvironmentFault, RequestError
 from policy_distill.environments.specs import make
 from policy_distill.policies.student import Student
-from policy_distill.rollouts.ppo_rollouts import RolloutEnv, SharedArray
+from policy_distill.rollouts.ppo_rollouts import RolloutEnv
+from policy_distill.rollouts.processes import Host, Remote
 from tests import rude_worlds as rude
 from tests.small_worlds import BANDIT, PUSH, WALK, WORLDS, random_student
 
@@ -32,16 +36,25 @@ def student_of(world: Any, outputs: list[float] | None = None, log_std: float = 
     return student
 
 
+@contextlib.contextmanager
+def sites(workers: int) -> Iterator[list[Remote]]:
+    """Processes that can share environments."""
+    made = [Remote(Host) for _ in range(workers)]
+    yield made
+    for site in made:
+        site.close()
+
+
 def play(spec: Any, workers: int, rollouts: int = 2, *, seed: int = 4) -> list[Any]:
     """What five environments write in rollouts of 15 steps."""
-    env = RolloutEnv([functools.partial(make, spec)] * 5, 15, seed=seed, workers=workers)
-    env.reset()
-    said: list[Any] = [env.observations[-1].copy()]
-    for _ in range(rollouts):
-        ended = env.rollout(student_of(make(spec)))
-        told = [dataclasses.asdict(episode) for episode in ended]
-        said += [env.observations.copy(), env.starts.copy(), env.actions.copy(), env.rewards.copy(), told]
-    env.close()
+    with sites(workers) as shared:
+        env = RolloutEnv([functools.partial(make, spec)] * 5, 15, seed=seed, sites=shared)
+        said: list[Any] = [env.reset()]
+        for _ in range(rollouts):
+            ended = env.rollout(student_of(make(spec)))
+            told = [dataclasses.asdict(episode) for episode in ended]
+            said += [env.observations, env.starts, env.actions, env.rewards, told]
+        env.close()
     return said
 
 
@@ -72,33 +85,34 @@ def test_environments_draw_apart_from_each_other_and_anew_in_each_rollout():
 
 
 def test_a_failure_in_a_process_is_told():
-    env = RolloutEnv([Broken] * 2, 3, workers=2)
-    env.reset()
-    with pytest.raises(RuntimeError, match="the rope tore"):
-        env.rollout(student_of(Broken))
-    env.close()
+    with sites(2) as shared:
+        env = RolloutEnv([Broken] * 2, 3, sites=shared)
+        env.reset()
+        with pytest.raises(RuntimeError, match="the rope tore"):
+            env.rollout(student_of(Broken))
 
 
-def test_a_shared_array_begins_with_zeros_and_all_views_are_one():
-    shared = SharedArray((2, 3), np.float32)
-    assert shared.view().tolist() == [[0, 0, 0], [0, 0, 0]]
-    shared.view()[1, 2] = 5
-    assert shared.view()[1, 2] == 5
-    assert shared.view().dtype == np.float32
-    assert SharedArray((), np.int64).view().shape == ()
+class Closing(gym.Wrapper):
+    """Leaves a file where it is closed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(make(WALK))
+        self._folder = folder
+
+    def close(self) -> None:
+        (self._folder / f"{os.getpid()}-{id(self)}").touch()
+        super().close()
 
 
-def test_environments_are_closed_in_their_processes(tmp_path):
-    class Closing(gym.Wrapper):
-        def close(self) -> None:
-            (tmp_path / f"{os.getpid()}-{id(self)}").touch()
-            super().close()
-
-    env = RolloutEnv([lambda: Closing(make(WALK))] * 3, 5, workers=2)
-    env.reset()
-    env.close()
-    processes = [path.name.split("-")[0] for path in tmp_path.iterdir()]
-    assert sorted(processes.count(process) for process in set(processes)) == [1, 1, 2]  # this one showed its spaces
+def test_environments_are_closed_in_their_processes_which_go_on(tmp_path):
+    with sites(2) as shared:
+        env = RolloutEnv([functools.partial(Closing, tmp_path)] * 3, 5, sites=shared)
+        env.reset()
+        assert not list(tmp_path.iterdir())
+        env.close()
+        processes = [path.name.split("-")[0] for path in tmp_path.iterdir()]
+        assert sorted(processes.count(process) for process in set(processes)) == [1, 2]
+        assert len(RolloutEnv([functools.partial(make, WALK)] * 3, 5, sites=shared).reset()) == 3
 
 
 class Broken(gym.Env):
@@ -189,19 +203,16 @@ def test_an_action_without_bounds_is_passed_on_and_a_reached_goal_is_no_truncati
     ("kind", "says"), [(rude.NanObservation, "step 13: the observation"), (rude.NanReward, "step 13: the reward is nan")]
 )
 def test_numbers_that_are_not_finite_stop_the_rollout_with_seed_and_step(kind, says, workers):
-    env = RolloutEnv([functools.partial(make, rude.spec_of(kind))] * 8, 15, seed=3, workers=workers)
-    env.reset()
-    with pytest.raises(EnvironmentFault, match=rf"tests/{kind.__name__}-v0, seed \d+, {says}"):
-        env.rollout(student_of(make(rude.spec_of(kind))))
-    env.close()
+    with sites(workers) as shared:
+        env = RolloutEnv([functools.partial(make, rude.spec_of(kind))] * 8, 15, seed=3, sites=shared)
+        env.reset()
+        with pytest.raises(EnvironmentFault, match=rf"tests/{kind.__name__}-v0, seed \d+, {says}"):
+            env.rollout(student_of(make(rude.spec_of(kind))))
 
 
 def test_an_environment_that_cannot_be_made_in_a_process_is_told():
-    made = iter([make(WALK)])  # the first is made here
-    env = RolloutEnv([lambda: next(made)] * 2, 3, workers=1)
-    with pytest.raises(RuntimeError, match="a worker process failed: StopIteration"):
-        env.reset()
-    env.close()
+    with sites(1) as shared, pytest.raises(RequestError, match="colour"):
+        RolloutEnv([functools.partial(make, dataclasses.replace(WALK, kwargs={"colour": 1}))] * 2, 3, sites=shared)
 
 
 def test_a_last_observation_that_is_not_finite_is_told_where_its_value_is_asked_for():

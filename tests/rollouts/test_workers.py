@@ -122,7 +122,7 @@ def test_a_failure_in_a_worker_is_raised_here_with_its_message():
 
 def test_a_worker_that_dies_is_told():
     with Rollouts(WALK, walk_teacher(), num_envs=1, seed=0, workers=1) as rollouts:
-        process = rollouts._workers[0]._process
+        process = rollouts._sites[0]._process  # type: ignore[union-attr]
         process.kill()
         process.join()
         with pytest.raises((RuntimeError, BrokenPipeError)):
@@ -131,7 +131,7 @@ def test_a_worker_that_dies_is_told():
 
 def test_workers_end_with_their_rollouts():
     rollouts = Rollouts(WALK, walk_teacher(), num_envs=2, seed=0, workers=2)
-    processes = [worker._process for worker in rollouts._workers]
+    processes = [site._process for site in rollouts._sites]  # type: ignore[union-attr]
     assert all(process.is_alive() for process in processes)
     rollouts.close()
     for process in processes:

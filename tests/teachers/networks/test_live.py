@@ -80,8 +80,9 @@ def test_an_agent_that_normalises_inside_is_called_as_it_is():
 
 def test_models_that_are_not_supported_are_refused():
     pytest.importorskip("sb3_contrib")
-    with pytest.raises(RequestError, match="without memory are"):
-        Teacher.from_sb3(build("RecurrentPPO", policy="MlpLstmPolicy", n_steps=8))
+    recurrent = {"features_extractor_class": Halves}
+    with pytest.raises(RequestError, match="cannot be rebuilt from its weights alone"):
+        Teacher.from_sb3(build("RecurrentPPO", policy="MlpLstmPolicy", n_steps=8, policy_kwargs=recurrent))
     with pytest.raises(RequestError, match="is not supported"):
         Teacher.from_sb3(object())
     image = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
@@ -134,9 +135,9 @@ def test_a_function_that_answers_something_else_is_refused():
     observations = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="returned 1 numbers an observation; 2 actions are expected"):
         Teacher.from_callable(lambda x: x[:, :1], VECTOR, LOPSIDED).targets(observations)
-    with pytest.raises(ValueError, match="outside its space: 3 choices, named 7"):
+    with pytest.raises(ValueError, match="outside its space: it has 3 values, and the actions are 7"):
         Teacher.from_callable(lambda x: np.array([7, 7]), VECTOR, THREE).targets(observations)
-    with pytest.raises(ValueError, match="switches other than 0 and 1"):
+    with pytest.raises(ValueError, match="values other than 0 and 1"):
         Teacher.from_callable(lambda x: np.array([[2], [0]]), VECTOR, gym.spaces.MultiBinary(1)).targets(observations)
     with pytest.raises(RequestError, match="the action space is continuous"):
         Teacher.from_callable(lambda x: x, VECTOR, LOPSIDED, outputs="logits")
