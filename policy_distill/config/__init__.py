@@ -65,9 +65,8 @@ class StudentConfig:
         finite = self.compression is None or (self.compression > 0 and math.isfinite(self.compression))
         require(finite, "student.compression", self.compression, "> 0")
         require_choice(type(self), "student", "activation", self.activation)
-        require(
-            not self.same or self.view is None, "student.inputs", self.inputs, "left out with student.same: the teacher sees everything"
-        )
+        view = self.view  # checks it
+        require(not self.same or view is None, "student.inputs", self.inputs, "left out with student.same: the teacher sees everything")
 
     @property
     def view(self) -> InputsConfig | None:
