@@ -210,6 +210,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.teachers": (
         "action_values",
         "environment",
+        "recurrent",
         "teacher",
         "reading",
         "ensemble",

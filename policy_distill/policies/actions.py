@@ -8,6 +8,7 @@ dimension without finite bounds keeps the environment's units.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -38,6 +39,12 @@ class ActionTargets:
 
     parameters: Parameters
     actions: Tensor
+
+
+def joined(parts: Sequence[ActionTargets]) -> ActionTargets:
+    """What was said of several batches, one after the other."""
+    parameters = {name: torch.cat([part.parameters[name] for part in parts]) for name in parts[0].parameters}
+    return ActionTargets(parameters, torch.cat([part.actions for part in parts]))
 
 
 @dataclass(frozen=True)

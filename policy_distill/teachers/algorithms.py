@@ -89,7 +89,7 @@ class Algorithm:
         layout: of its networks; None where they cannot be rebuilt.
         tells: a further sign in ``data``.
         averages_critics: whether the value of an action is the mean of all critics' outputs, and not the least of them.
-        has_memory: whether it acts on more than the last observation, which is not supported.
+        has_memory: whether it acts on more than the last observation.
         masks: whether it acts under the environment's action masks.
     """
 

@@ -63,6 +63,7 @@ class Teacher(nn.Module):
     scale: Tensor
     clip: Tensor
     anchor: Tensor
+    network_kind = nn.Module  # a subclass stands for agents with another kind
 
     def __init__(
         self,
@@ -121,8 +122,7 @@ class Teacher(nn.Module):
     @property
     def needs_float64(self) -> bool:
         """Whether rounding its observations to float32 would lose what they say."""
-        known = [one.normalization for one in (self.network.members if isinstance(self.network, Ensemble) else [self])]
-        far = any(isinstance(one, ObservationNormalization) and one.is_far_from_zero for one in known)
+        far = any(one.normalization is not None and one.normalization.is_far_from_zero for one in self.members)
         return far and any(part.dtype != np.float32 for part in leaf_spaces(self.observation_space).values())
 
     @property
@@ -132,9 +132,6 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode: a teacher is frozen."""
         return super().train(False)
-
-    def forward(self, observations: Tree) -> ActionTargets:
-        return self.targets(observations)
 
     def targets(self, observations: Tree) -> ActionTargets:
         """Label raw observations in one forward pass.
@@ -240,10 +237,9 @@ class Teacher(nn.Module):
             RequestError: if there is no such layer.
         """
         wanted, known = tuple(dict.fromkeys(names)), self.layers()
-        for name in wanted:
-            if name not in known:
-                listed = ", ".join(f"{layer} ({width})" for layer, width in known.items()) or "none"
-                raise RequestError(f"the teacher has no layer {name!r}; its layers and their widths: {listed}")
+        if missing := [name for name in wanted if name not in known]:
+            listed = ", ".join(f"{layer} ({width})" for layer, width in known.items()) or "none"
+            raise RequestError(f"the teacher has no layer {missing[0]!r}; its layers and their widths: {listed}")
         twin = copy.copy(self)
         twin.recorded = wanted
         return twin
@@ -284,6 +280,10 @@ class Teacher(nn.Module):
         }
 
     @classmethod
+    def _of(cls, network: nn.Module) -> type[Teacher]:
+        return next((kind for kind in cls.__subclasses__() if isinstance(network, kind.network_kind)), cls)
+
+    @classmethod
     def load(
         cls,
         path_or_name: str | Path,
@@ -312,7 +312,7 @@ class Teacher(nn.Module):
         networks, spaces, facts = networks_of_files(files, reading, notes)
         surroundings = around(files)
         notes += normalization_notes(files, surroundings["normalization"])
-        return cls(
+        return cls._of(networks.acting)(
             networks.acting, *spaces, algo=networks.algo, notes=tuple(notes), facts=facts, critic=networks.critic, reading=reading,
             **surroundings,
         )  # fmt: skip
@@ -330,7 +330,7 @@ class Teacher(nn.Module):
             RequestError: if the model is not supported.
         """
         networks = networks_of_model(model)
-        return cls(
+        return cls._of(networks.acting)(
             networks.acting, model.observation_space, model.action_space, algo=networks.algo, facts=model_facts(model),
             critic=networks.critic, **inside(vec_normalize if vec_normalize is not None else model.get_vec_normalize_env()),
         )  # fmt: skip

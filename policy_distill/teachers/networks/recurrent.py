@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.families import Family
 from policy_distill.policies.observations import observation_width
-from policy_distill.teachers.algorithms import ON_POLICY, RECURRENT
+from policy_distill.teachers.algorithms import ON_POLICY, RECURRENT, Layout
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.networks.acting import count
 from policy_distill.teachers.networks.extractor import ExtractorMaker
@@ -67,6 +67,7 @@ class RecurrentNetwork(nn.Module):
 
 def rebuild_recurrent(
     weights: Mapping[str, Tensor],
+    layout: Layout,
     observation_space: gym.Space,
     action_space: gym.Space,
     policy_kwargs: Mapping[str, Any],
@@ -77,6 +78,7 @@ def rebuild_recurrent(
 
     Args:
         weights: of the whole policy; those of the critic are left out.
+        layout: of the networks, ``RECURRENT``.
         observation_space: what the network reads, flattened.
         action_space: what it acts in.
         policy_kwargs: the user's settings, classes as printed text.
@@ -87,14 +89,14 @@ def rebuild_recurrent(
         NotPlainError: if the LSTM is none that RecurrentPPO can act with, or its layers do not fit each other.
     """
     lstm = _lstm({key.removeprefix(LSTM): value for key, value in weights.items() if key.startswith(LSTM)}, source)
-    layers = Layers(weights, activation_of(policy_kwargs, RECURRENT, source), source, extractor)
+    layers = Layers(weights, activation_of(policy_kwargs, layout, source), source, extractor)
     features = nn.Sequential(*layers.features(*ON_POLICY.actor.features))
     with torch.no_grad():
         width = features(torch.zeros(1, observation_width(observation_space))).shape[-1]
     if width != lstm.input_size:
         raise NotPlainError(f"{source}: its memory reads {lstm.input_size} numbers, its observations have {width}; it is damaged")
     hidden = gym.spaces.Box(-np.inf, np.inf, (lstm.hidden_size,))
-    return RecurrentNetwork(features, lstm, rebuild_network(weights, RECURRENT, hidden, action_space, policy_kwargs, source))
+    return RecurrentNetwork(features, lstm, rebuild_network(weights, layout, hidden, action_space, policy_kwargs, source))
 
 
 def _lstm(weights: Mapping[str, Tensor], source: str) -> nn.LSTM:

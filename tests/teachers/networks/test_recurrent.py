@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from policy_distill.policies.observations import encode_observations
+from policy_distill.teachers.algorithms import RECURRENT
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.networks.recurrent import RecurrentNetwork, rebuild_recurrent
 
@@ -55,7 +56,7 @@ def policy_of(observations: gym.Space, actions: gym.Space, **settings):
 
 def rebuilt(policy, **settings) -> RecurrentNetwork:
     kwargs = {key: str(value) if isinstance(value, type) else value for key, value in settings.items()}
-    return rebuild_recurrent(policy.state_dict(), policy.observation_space, policy.action_space, kwargs, "agent.zip").eval()
+    return rebuild_recurrent(policy.state_dict(), RECURRENT, policy.observation_space, policy.action_space, kwargs, "agent.zip").eval()
 
 
 def compare(policy, network, steps: int = 40, rows: int = 5) -> np.ndarray:
@@ -143,4 +144,4 @@ def test_parameters_are_those_that_act():
 def test_what_does_not_fit_is_refused(change, says):
     policy = policy_of(BOX, ACTIONS["discrete"])
     with pytest.raises(NotPlainError, match=says):
-        rebuild_recurrent({**policy.state_dict(), **change}, BOX, ACTIONS["discrete"], {}, "agent.zip")
+        rebuild_recurrent({**policy.state_dict(), **change}, RECURRENT, BOX, ACTIONS["discrete"], {}, "agent.zip")
