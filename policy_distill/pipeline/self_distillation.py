@@ -38,18 +38,18 @@ def self_distill(state: State, services: Services) -> State:
         display.start("self-distillation", config.generations * steps, "steps")
     display.stage(f"generation {number}")
     mentors = [kept.student for kept in (state.kept if config.ensemble else state.kept[-1:])]
-    with state.measure("train"):
+    with state.timed("train"):
         job.objective.calibrate(state.dataset.training_rows()[1])
         mixed = state.dataset.relabelled(functools.partial(mix_targets, job.objective, mentors, config.teacher_weight))
         trainer = new_trainer(job, mixed, steps, generation=number, members=job.num_members)
         report = reports_to(services.tracker, display, "self_distill_steps", f"generation {number}: training", state.gradient_steps)
         losses = trainer.run(mixed, steps, report)
         siblings = trainer.students(state.dataset)
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         best, played = services.choose(state, siblings, services.validate(state, siblings))
     assert best is not None, "without at_least no candidate drops out"
     student, returns = siblings[best], played[best]
-    with state.measure("train"):
+    with state.timed("train"):
         held_out = trainer.validate(mixed, student)
     state.gradient_steps += steps
     difference = float((returns - state.kept[-1].returns).mean())

@@ -112,7 +112,7 @@ class State:
         return [record for record in self.records if record.origin == origin]
 
     @contextmanager
-    def measure(self, work: str) -> Iterator[None]:
+    def timed(self, work: str) -> Iterator[None]:
         """Add the block's duration to ``seconds[work]``."""
         began = time.perf_counter()
         yield

@@ -196,7 +196,7 @@ def test_seconds_are_added_up_for_each_kind_of_work(tmp_path, monkeypatch):
     state, _ = run_of(tmp_path)
     state.seconds["polish"] = 10.0
     for work in ("collect", "polish", "collect"):
-        with state.measure(work):
+        with state.timed(work):
             pass
     # 101 to 103, 104 to 108, 109 to 109.5; what was spent before counts
     assert state.seconds == {"collect": 2.5, "train": 0.0, "polish": 14.0, "evaluate": 0.0, "total": 0.0}
