@@ -74,6 +74,8 @@ def why_not_ppo(architecture: Architecture) -> str | None:
     Stable-Baselines3 counts discrete values from 0, wherever the space starts, and has distributions of its own and convolutions of one
     size alone: a zip with others could only be loaded where policy_distill is installed.
     """
+    if architecture.memory:
+        return "Stable-Baselines3's PPO has no policy with a memory, and that of sb3-contrib has an LSTM (student.memory)"
     if architecture.channels:
         return "Stable-Baselines3 has no network with the student's convolutions (student.channels)"
     spaces = (architecture.observation_space, architecture.action_space)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from policy_distill.policies.policy import Memoryless, Policy, State, Stateful, StatefulTeacher
-from policy_distill.rollouts.numpy_policies import Labels, actor, labeller
+from policy_distill.policies.student import Student
+from policy_distill.rollouts.numpy_policies import Labels, RecurrentActor, actor, labeller
 from policy_distill.rollouts.random_policy import RandomPolicy
 from policy_distill.support import trees
 from policy_distill.support.trees import Tree
@@ -67,6 +68,8 @@ def acting(policy: Policy | None, rows: int, space: gym.Space) -> Stateful:
         return RandomPolicy(space)
     if isinstance(policy, Memoryless | RandomPolicy):
         return policy
+    if isinstance(policy, Student):
+        return RecurrentActor(policy, rows) if policy.architecture.memory else Memoryless(actor(policy, rows))
     if isinstance(policy, Stateful):
         return OneByOne(policy.initial_state, policy.step, np.concatenate)
     return Memoryless(actor(policy, rows))
