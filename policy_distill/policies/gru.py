@@ -61,14 +61,15 @@ class _Scan(torch.autograd.Function):
         units = state.shape[-1]
         own = gates.clone()
         own[..., 2 * units :] = 0.0
-        switches, held = own[..., : 2 * units], own[..., 2 * units :]
+        reset, update, held = own.chunk(3, -1)
         new, states = torch.empty_like(held), torch.empty_like(held)
         before = state
-        for step, gate in enumerate(gates[..., 2 * units :].unbind(0)):
-            torch.baddbmm(own[step], before, recurrent, out=own[step])
-            reset, update = switches[step].sigmoid_().chunk(2, -1)
-            torch.addcmul(gate, reset, held[step], out=new[step]).tanh_()
-            before = torch.lerp(new[step], before, update, out=states[step])
+        arrays = own, own[..., : 2 * units], reset, update, held, gates[..., 2 * units :], new, states
+        for row, switches, let_in, keep, holds, gate, fresh, after in zip(*(array.unbind(0) for array in arrays), strict=True):
+            torch.baddbmm(row, before, recurrent, out=row)
+            switches.sigmoid_()
+            torch.addcmul(gate, let_in, holds, out=fresh).tanh_()
+            before = torch.lerp(fresh, before, keep, out=after)
         ctx.save_for_backward(own, new, states, recurrent, state)
         return states
 
@@ -83,10 +84,11 @@ class _Scan(torch.autograd.Function):
         factors = torch.stack([inner * held * reset * (1 - reset), (before - new) * update * (1 - update), inner * reset], -2)
         of_gates, of_states = torch.empty_like(factors), torch.empty_like(states)
         later, turned = torch.zeros_like(state), recurrent.mT
-        for step in reversed(range(len(slopes))):
-            slope = torch.add(slopes[step], later, out=of_states[step])
-            torch.mul(slope[..., None, :], factors[step], out=of_gates[step])
-            later = torch.baddbmm(slope * update[step], of_gates[step].flatten(-2), turned)
+        arrays = slopes, of_states, of_gates, of_gates.flatten(-2), factors, update
+        for direct, slope, gates, flat, factor, keep in zip(*(array.unbind(0)[::-1] for array in arrays), strict=True):
+            torch.add(direct, later, out=slope)
+            torch.mul(slope[..., None, :], factor, out=gates)
+            later = torch.baddbmm(slope * keep, flat, turned)
         of_gates = of_gates.flatten(-2)
         of_recurrent = torch.einsum("tkbu,tkbg->kug", before, of_gates)
         of_gates[..., 2 * state.shape[-1] :] = of_states * inner  # the state's part of n goes through r, that of the features does not
