@@ -62,8 +62,11 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "known_wrappers",
         "quiet",
         "border",
+        "registration",
+        "action_masks",
         "zoo_wrappers",
         "wrappers",
+        "single_machine",
     ),
     "policy_distill.evaluation": (
         "verify",
@@ -123,6 +126,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "divergences",
         "q_values",
         "gru",
+        "rowwise_lstm",
         "rowwise",
         "fast_forward",
         "actions",
@@ -189,6 +193,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.studies.train_teacher": (
         "recipes",
+        "returns",
         "publish",
     ),
     "policy_distill.support": (
@@ -206,6 +211,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.teachers": (
         "action_values",
         "environment",
+        "recurrent",
         "teacher",
         "reading",
         "ensemble",
@@ -230,6 +236,8 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.teachers.networks": (
         "critics",
         "live",
+        "masked",
+        "recurrent",
         "rebuild",
         "recording",
         "acting",

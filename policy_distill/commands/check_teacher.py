@@ -57,7 +57,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
         notices += probe(spec, options.step_timeout).notices
         for notice in notices:
             Display(quiet=options.json).note(f"note: {notice}")
-        check.screen_files(teacher, spec, skip=options.check.skip)
+        check.screen_files(teacher, skip=options.check.skip)
         with one_torch_thread():
             found = check.check_teacher(
                 teacher, spec, episodes=options.episodes, workers=options.workers, step_timeout=options.step_timeout

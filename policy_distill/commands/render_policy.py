@@ -54,7 +54,7 @@ def render_policy(arguments: Sequence[str]) -> int:
     teacher = teacher_of(options.policy, options.teacher, reading_of(options, "teacher_"))
     spec, notices = common_environment(options.policy, acting, saved, teacher, parser.config(options, EnvironmentOptions))
     for agent in agents_among(acting, teacher):
-        notices += check.screen_files(agent, spec, skip=options.check.skip)
+        notices += check.screen_files(agent, skip=options.check.skip)
     display = Display(quiet=options.json)
     for notice in dict.fromkeys(notices):
         display.note(f"note: {notice}")

@@ -16,8 +16,9 @@ from policy_distill.config import RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
 from policy_distill.environments import wrappers as shipped
 from policy_distill.environments import zoo_wrappers as zoo
+from policy_distill.environments.action_masks import ActionMasks
 
-STACK, PADDING = "VecFrameStack", "PadObservation"
+STACK, PADDING, MASKS = "VecFrameStack", "PadObservation", "ActionMasks"
 
 
 def _gymnasiums(name: str) -> Any:
@@ -44,6 +45,7 @@ WRAPPERS: Mapping[str, Any] = {
     STACK: shipped.FrameStack,
     PADDING: shipped.PadObservation,
     "TimeFeatureWrapper": shipped.TimeFeatureWrapper,
+    MASKS: ActionMasks,
     **{kind.__name__: kind for kind in (zoo.HistoryWrapper, zoo.ActionNoiseWrapper, zoo.ActionSmoothingWrapper, zoo.DelayedRewardWrapper,
                                         zoo.FrameSkip, zoo.MaskVelocityWrapper)},
     "FrameStack": _old_frame_stack,
@@ -149,6 +151,8 @@ def wrap(env: gym.Env, name: str, kwargs: Mapping[str, Any]) -> gym.Env:
     kind = WRAPPERS[name] if name in WRAPPERS else _imported(name)
     try:
         wrapped = kind(env, **kwargs)
+    except RequestError:
+        raise
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         given = f"the arguments {dict(kwargs)}" if kwargs else "this environment without arguments"
         raise RequestError(f"the wrapper {name} does not take {given}: {' '.join(str(error).split())}") from error

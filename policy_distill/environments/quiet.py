@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -19,6 +20,18 @@ def quiet_known_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", r".*The environment \S+ is out of date", DeprecationWarning)
         warnings.filterwarnings("ignore", r"builtin type \w+ has no __module__ attribute", DeprecationWarning)
         yield
+
+
+@contextlib.contextmanager
+def quiet_missing_seaborn() -> Iterator[None]:
+    """MinAtar warns, through the root logger, that nothing can be drawn without seaborn when it is imported."""
+    missing = logging.Filter()
+    missing.filter = lambda record: "seaborn" not in record.getMessage()  # type: ignore[method-assign]
+    logging.root.addFilter(missing)
+    try:
+        yield
+    finally:
+        logging.root.removeFilter(missing)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
 from policy_distill.environments.border import Border
 from policy_distill.environments.known_wrappers import STACK, asked_name, check_wrappers, effective, saved_name, trusting, wrap
-from policy_distill.environments.quiet import quiet_known_warnings, quiet_mujoco
-from policy_distill.environments.wrappers import FreshWorld
+from policy_distill.environments.quiet import quiet_known_warnings, quiet_missing_seaborn, quiet_mujoco
+from policy_distill.environments.registration import extra_of, register_known
+from policy_distill.environments.wrappers import FRESH
 from policy_distill.support.untrusted import is_shallow, read_yaml, refuse_damage
 
 NOT_HERE = {
@@ -31,7 +32,6 @@ NOT_HERE = {
     r"Panda\w+-v\d+": "it needs panda-gym; name it as panda_gym:ID, with the version of today (v3)",
     r"MiniGrid-.+": "it needs minigrid, and its observations are dictionaries with images",
     r"(highway|intersection|merge|parking|racetrack)\w*-v\d+": "it needs highway-env; install it and name it as highway_env:ID",
-    r"\w+NoVel-v\d+": "its observations hide the velocities; it is for recurrent policies, which are not supported",
 }
 """Patterns of ids in the RL Zoo that cannot be run -> reason."""
 
@@ -235,10 +235,9 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
     _check_registered(spec)
     known = dataclasses.replace(registered(spec.id), order_enforce=False)
     entry_point = str(known.entry_point)
-    shipped = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", entry_point)
-    extra = spec.extra or (shipped[1] if shipped else None)
+    extra = spec.extra or extra_of(entry_point)
     try:
-        with quiet_known_warnings(), quiet_mujoco(extra == "mujoco"):
+        with quiet_known_warnings(), quiet_mujoco(extra == "mujoco"), quiet_missing_seaborn():
             # Its wrapper that watches the order of calls costs a step of CartPole 7 %; here they are always in order.
             env = gym.make(known, disable_env_checker=True, **options, **spec.kwargs)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
@@ -254,8 +253,9 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
         if isinstance(error, TypeError | AssertionError) and spec.kwargs:
             raise RequestError(f"{spec.id} does not take the arguments {spec.kwargs} (see --env-kwargs): {text}") from error
         raise RequestError(f"{spec.id} cannot be made: its constructor raised {type(error).__name__}: {text}") from error
-    if entry_point.startswith("gymnasium.envs.box2d.bipedal_walker:"):
-        env = FreshWorld(env)
+    for beginning, fresh in FRESH.items():
+        if entry_point.startswith(beginning):
+            env = fresh(env)
     with quiet_known_warnings():
         for name, kwargs in spec.wrappers:
             env = wrap(env, name, kwargs)
@@ -299,6 +299,7 @@ def _check_registered(spec: EnvironmentSpec) -> None:
             importlib.import_module(module)
         except (ImportError, ValueError) as error:
             raise RequestError(f"the module {module} of the environment {name} cannot be imported: {error}") from error
+    register_known(gym_id)
     if gym_id in gym.registry:
         return
     if module and not spec.imports:

@@ -29,6 +29,22 @@ class FreshWorld(gym.Wrapper):
         return super().reset(**kwargs)
 
 
+class NoLastAction(gym.Wrapper):
+    """Begin each episode of MinAtar without a last action, as its first one does.
+
+    It repeats the last action with probability 0.1, and in an episode's first step that was the last one of the episode before.
+    """
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        game: Any = self.unwrapped
+        game.game.last_action = 0
+        return super().reset(**kwargs)
+
+
+FRESH = {"gymnasium.envs.box2d.bipedal_walker:": FreshWorld, "minatar.gym:": NoLastAction}
+"""Beginning of an entry point -> the wrapper without which an episode would depend on the one before."""
+
+
 class TimeFeatureWrapper(gym.ObservationWrapper):
     """Append the remaining fraction of the episode, from 1 to 0 (Pardo et al. 2018, arXiv 1712.00378), as in sb3-contrib.
 

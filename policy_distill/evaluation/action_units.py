@@ -1,7 +1,7 @@
-"""In which units continuous actions are learnt where their bounds say nothing about their size.
+"""Units of continuous actions whose bounds are far wider than the actions.
 
-Environments without natural bounds are often given wide ones, ``Box(-100, 100)`` or the largest float32, and agents act around 1 in them.
-An error of a hundredth of the range is then the whole action. What the teacher does in a few episodes says in which units to measure.
+Environments without natural bounds are often given wide ones, ``Box(-100, 100)`` or the largest float32, while agents act around 1.
+An error of a hundredth of the range is then as large as the action. Here the units follow from the teacher's actions in a few episodes.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from policy_distill.teachers.ensemble import Ensemble
 from policy_distill.teachers.networks.acting import ActionBounds
 
 EPISODES, STEPS = 4, 500
-"""Episodes that are played, and the most steps of each."""
+"""Number of episodes played, and maximum steps of each."""
 
 
 def suited(teacher: Teacher, spec: EnvironmentSpec, step_timeout: float | None = None) -> tuple[Teacher, int]:
-    """The teacher in units that suit what it does in a few episodes, and their environment steps.
+    """The teacher with action units that suit its actions in a few episodes, and the environment steps of these episodes.
 
-    It is returned as it is, and nothing is played, where all bounds are finite and no further apart than ``actions.WIDE``.
+    If all bounds are finite and no further apart than ``actions.WIDE``, nothing is played and the teacher is returned unchanged.
 
     Args:
         teacher: the agent.
         spec: the environment.
-        step_timeout: seconds that a step or a reset may take; None or 0: any.
+        step_timeout: time limit of a step or a reset in seconds; None or 0: no limit.
     """
     space = teacher.action_space
     if not isinstance(space, gym.spaces.Box) or not (box := Box.from_space(space)).may_be_wide.any():
@@ -54,7 +54,7 @@ def suited(teacher: Teacher, spec: EnvironmentSpec, step_timeout: float | None =
 
 
 def in_units(teacher: Teacher, box: Box) -> Teacher:
-    """The same teacher, which shares its weights, with a distribution in the units of ``box``; its actions stay what they are."""
+    """A teacher with the same weights, whose distribution is in the units of ``box``; its actions do not change."""
     twin = _shallow(teacher)
     network = teacher.network
     if isinstance(network, Ensemble):
@@ -68,7 +68,7 @@ def in_units(teacher: Teacher, box: Box) -> Teacher:
 
 
 def _shallow(module: Any) -> Any:
-    """A copy with a list of parts of its own; the parts are shared."""
+    """A copy of a module with its own dict of submodules; the submodules are shared."""
     twin = copy.copy(module)
     assert isinstance(twin, nn.Module)
     twin._modules = dict(twin._modules)
@@ -76,15 +76,16 @@ def _shallow(module: Any) -> Any:
 
 
 def units_of_actions(family: Family, targets: ActionTargets) -> Units | None:
-    """Box units that suit a policy's actions where the bounds are far wider; None where all of them are those of the bounds.
+    """Box units that suit a policy's actions; None if the units of the bounds suit every component.
 
     Args:
-        family: of the policy, with the units of its bounds.
-        targets: what it does in states that it visits, ``[B, dim]``.
+        family: the policy's family, with the units of its bounds.
+        targets: the policy's actions ``[B, dim]`` and distributions in states that it visits.
 
     Returns:
-        Of a component whose range is ``WIDE`` times that of its actions, and wider than ``WIDE``: half the actions' range, at least their
-        standard deviation when they are drawn, and the middle of the range. Of the others scale and offset of the bounds.
+        Scale and offset of each component. If its range exceeds both ``WIDE`` and ``WIDE`` times the range of the actions: half the
+        actions' range, but at least the mean standard deviation of sampled actions, and the middle of their range. Otherwise those of
+        the bounds.
     """
     if family.box is None:
         return None

@@ -1,4 +1,4 @@
-"""A certificate: that a student keeps a share of its teacher's return, or that it does not, with all that is needed to repeat it."""
+"""Certificates: a sequential test of whether a student keeps a share of its teacher's return, with all data needed to repeat it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
 
 FORMAT = 1
-"""Of certificate.json."""
+"""Version of certificate.json's format."""
 ROLES = ("student", "teacher", "random")
 
 
 @dataclass(frozen=True)
 class Certified:
-    """A test that was carried out.
+    """A completed sequential test.
 
     Attributes:
-        plan: what was fixed before the first episode.
+        plan: the test's plan, fixed before the first episode.
         decision: its outcome.
         student, teacher, random: the episodes, on the same seeds.
     """
@@ -56,7 +56,7 @@ class Certified:
         return self.student.returns, self.teacher.returns, self.random.returns
 
     def summary(self) -> dict[str, Any]:
-        """The verdict in figures, for result.json."""
+        """Verdict and figures, as result.json holds them."""
         decision = self.decision
         return {
             "verdict": decision.verdict,
@@ -71,32 +71,31 @@ class Certified:
 
 
 def play(rollouts: Rollouts, student: Policy, plan: Plan, *, num_envs: int = 16, display: Display | None = None) -> Certified:
-    """Play the certificate's seeds from look to look, student, teacher and random policy alike, until they decide.
+    """Play the certificate's seeds with student, teacher and random policy, look by look, until the test decides.
 
-    Nobody has been chosen or trained on these seeds. The verdict does not depend on how many episodes run side by side: all up to a look
-    are played, whichever ends first.
+    No policy was trained or selected on these seeds. The verdict does not depend on ``num_envs``: all episodes up to a look are played.
 
     Args:
         rollouts: the environments and the teacher.
-        student: what is judged.
-        plan: fixed beforehand.
-        num_envs: episodes side by side.
-        display: told each look.
+        student: the policy under test.
+        plan: the test's plan, fixed beforehand.
+        num_envs: number of parallel episodes.
+        display: shows the statistics of each look.
     """
     seeds = evaluation_seeds("certificate", plan.looks[-1])
     parts: dict[str, list[Episodes]] = {role: [] for role in ROLES}
     played = 0
     for look in plan.looks:
-        players: Sequence[Policy | str] = (student, "teacher", "random")
-        answers = [rollouts.begin_evaluation(player, seeds[played:look], num_envs=num_envs) for player in players]
-        for role, answer in zip(ROLES, answers, strict=True):
-            parts[role].append(answer.result())
+        policies: Sequence[Policy | str] = (student, "teacher", "random")
+        evaluations = [rollouts.begin_evaluation(policy, seeds[played:look], num_envs=num_envs) for policy in policies]
+        for role, evaluation in zip(ROLES, evaluations, strict=True):
+            parts[role].append(evaluation.result())
         played = look
         episodes = [merge(parts[role]) for role in ROLES]
         decision = decide(*(part.returns for part in episodes), plan=plan)
         if display is not None:
-            seen = decision.looks[-1]
-            figures = f"keeps {plan.share:g}: {seen.keeps:.2f}  does not: {seen.loses:.2f}  needed: {seen.critical:.2f}"
+            last = decision.looks[-1]
+            figures = f"keeps {plan.share:g}: {last.keeps:.2f}  does not: {last.loses:.2f}  needed: {last.critical:.2f}"
             display.note(f"certify   {look:>5,} episodes  {figures}")
         if decision.final:
             break
@@ -104,20 +103,20 @@ def play(rollouts: Rollouts, student: Policy, plan: Plan, *, num_envs: int = 16,
 
 
 def plan_of(config: EvaluateConfig) -> Plan | None:
-    """The test that ``evaluate.certify`` asks for; None if it asks for none."""
+    """The test's plan; None if ``evaluate.certify`` is not set."""
     return None if config.certify is None else Plan.of(config.certify, config.confidence, config.max_episodes)
 
 
 def certificate(
     found: Certified, *, spec: EnvironmentSpec, student: Mapping[str, Any], teacher: Mapping[str, Any], stochastic: bool = False
 ) -> dict[str, Any]:
-    """Everything that is needed to repeat ``found``, as JSON-able data.
+    """Contents of certificate.json: everything that is needed to repeat the test.
 
     Args:
         found: the test.
         spec: the environment.
-        student, teacher: which files they are; see ``files_of_student`` and ``files_of_teacher``.
-        stochastic: whether the student drew its actions.
+        student, teacher: their files and hashes; see ``files_of_student`` and ``files_of_teacher``.
+        stochastic: whether the student sampled its actions.
     """
     plan, decision = found.plan, found.decision
     return {
@@ -143,40 +142,40 @@ def certificate(
 
 
 def write_certificate(path: str | Path, data: Mapping[str, Any]) -> Path:
-    """Write the certificate, its agents' places relative to its own folder, so that the folder can be moved as a whole."""
+    """Write the certificate, with the agents' paths relative to its folder, so that the whole folder can be moved."""
     folder = Path(path).parent
-    places = {}
+    agents = {}
     for role in ("student", "teacher"):
         reading = dict(data[role].get("reading", {}))
         if "normalization" in reading:
             reading["normalization"] = _relative(reading["normalization"], folder)
-        places[role] = {**data[role], "path": _relative(data[role]["path"], folder), **({"reading": reading} if reading else {})}
-    return write_json(path, {**data, **places})
+        agents[role] = {**data[role], "path": _relative(data[role]["path"], folder), **({"reading": reading} if reading else {})}
+    return write_json(path, {**data, **agents})
 
 
 def files_of_student(folder: str | Path) -> dict[str, Any]:
-    """Which student it is: where it lies, and the hashes of its weights and its description."""
+    """Identity of a student: its folder, and the hashes of its weights and its description."""
     names = ("student.safetensors", "student.json")
     return {"path": str(folder), "sha256": {name: sha256(Path(folder) / name) for name in names}}
 
 
 def files_of_teacher(teacher: Teacher, name: str | None) -> dict[str, Any]:
-    """Which agent it is: what it was called, and the hashes of its zip, its statistics and its extractor's source.
+    """Identity of a teacher: its name or path, and the hashes of its zip, its statistics and its extractor's source.
 
     Args:
-        teacher: the agent; of an ensemble the files of all members are hashed, of a live model there are none.
-        name: what the user called it; None if it cannot be loaded again by a name.
+        teacher: the agent; an ensemble has the files of all its members, a live model has none.
+        name: name or path that the user gave; None if it cannot be loaded by name.
     """
     alone = len(teacher.members) == 1
     again = name if alone and teacher.path else None
-    # Two members may be called alike in different folders.
+    # Members in different folders may have the same file name.
     hashes = {path.name if alone else str(path): sha256(path) for path in teacher.files}
     reading = teacher.reading.recorded()
     return {"path": again, "algo": teacher.algo, **({"reading": reading} if reading else {}), "sha256": hashes}
 
 
 def files_of(policy: Student | Teacher, path: str) -> dict[str, Any]:
-    """Which policy it is that ``measure.load_policy`` opened."""
+    """Identity of a policy that ``measure.load_policy`` opened."""
     if isinstance(policy, Teacher):
         return files_of_teacher(policy, path)
     folder = Path(path)
@@ -184,13 +183,13 @@ def files_of(policy: Student | Teacher, path: str) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's contents, in hexadecimal digits."""
+    """SHA-256 of a file's contents, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions(spec: EnvironmentSpec) -> dict[str, str]:
-    """Of everything that a return depends on, the processor's rounding among it."""
+    """Versions of everything that a return depends on, including the machine and its rounding."""
     found = {
         "policy-distill": importlib.metadata.version("policy-distill"),
         "python": platform.python_version(),
@@ -211,9 +210,9 @@ def versions(spec: EnvironmentSpec) -> dict[str, str]:
 
 
 def environment_sources(spec: EnvironmentSpec) -> dict[str, str]:
-    """Hashes of the files that define the environment and its wrappers, by module; ``unknown`` where there is no file.
+    """Hashes of the files that define the environment and its wrappers, by module; ``unknown`` if there is no file.
 
-    Gymnasium's own and this package's are left out: their versions say what they are.
+    Modules of Gymnasium and of this package are left out: their versions identify them.
     """
     found = {}
     env: gym.Env = make(spec)
@@ -235,5 +234,5 @@ def environment_sources(spec: EnvironmentSpec) -> dict[str, str]:
 
 
 def _relative(place: str | None, folder: Path) -> str | None:
-    """A path as seen from ``folder``; the name of an agent that ships with the project stays one."""
+    """A path relative to ``folder``; the name of a shipped agent is returned unchanged."""
     return os.path.relpath(place, folder) if place and Path(place).exists() else place

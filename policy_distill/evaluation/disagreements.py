@@ -1,7 +1,8 @@
-"""Where a student parts from its teacher: in which states it acts otherwise, what that costs, and in which episodes its return fell."""
+"""Disagreements of a student and its teacher: the states in which their actions differ, the cost, and the episodes that lost return."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -33,37 +34,34 @@ COSTS = {
     "log_prob_gap": "log p(teacher's action) - log p(student's action), by the teacher, in nats",
     "action_distance": "distance of the two actions, in halves of the range",
 }
-"""What a disagreement costs, the best measure that a teacher has first."""
+"""Measures of a disagreement's cost, the most informative first."""
 PARTED = 0.1
-"""Share of what an episode lost in the end from which on its running reward counts as parted."""
-
-
+"""Share of an episode's final loss above which its running loss counts as parted."""
 CHUNK = 4096
-"""States that are asked about in one forward pass."""
+"""States in one forward pass."""
 MAX_BYTES = 128 << 20
-"""A file that unpacks to more is not read."""
+"""Maximum unpacked size of a file."""
 
 
 @dataclass(frozen=True)
 class Disagreements:
-    """D states that the student visited and in which it acts otherwise than its teacher, the costliest first; and the E episodes.
+    """D states that the student visited and in which its action differs from its teacher's, costliest first; and the E episodes.
 
-    Two actions are the same if ``episodes.alike`` says so: equal, or every component within 5 % of its range.
+    Two actions agree as ``episodes.alike`` defines it: they are equal, or every component is within 5 % of its range.
 
     Attributes:
-        environment: its id.
-        cost_kind: what ``costs`` are, a key of ``COSTS``.
-        states: how many states were visited, all in all.
-        observations: ``[D, ...]`` raw; of a Dict by key.
+        environment: id of the environment.
+        cost_kind: the measure of ``costs``, a key of ``COSTS``.
+        states: total number of visited states.
+        observations: ``[D, ...]`` raw; a dict by key for a Dict space.
         teacher_actions, student_actions: ``[D, ...]`` as ``env.step`` takes them.
-        costs: ``[D]``, descending; may be below 0 where they are a critic's.
+        costs: ``[D]``, descending; may be negative if estimated by a critic.
         seeds, steps: ``[D]`` the episode's seed and the step, from 0.
         episode_seeds: ``[E]``.
         student_returns, teacher_returns: ``[E]`` on the same seeds.
         student_lengths, teacher_lengths: ``[E]`` in steps.
-        first_steps: ``[E]`` step of the student's first disagreement; -1 if there was none.
-        parting_steps: ``[E]`` the student's step from which on its running reward stays behind its teacher's by more than ``PARTED``
-            of what it lost in the end; -1 if it lost nothing.
+        first_steps: ``[E]`` step of the student's first disagreement; -1 if there is none.
+        parting_steps: ``[E]`` see ``parting_step``; -1 if the student lost nothing.
     """
 
     environment: str
@@ -85,27 +83,27 @@ class Disagreements:
 
     @property
     def agreement(self) -> float:
-        """Share of the visited states in which both act alike."""
+        """Share of the visited states in which both actions agree."""
         return 1 - len(self.costs) / self.states
 
     @property
     def losses(self) -> np.ndarray:
-        """``[E]`` what each episode of the student earned less than its teacher's."""
+        """``[E]`` the teacher's return minus the student's, for each episode."""
         return self.teacher_returns - self.student_returns
 
     def worst_episodes(self) -> np.ndarray:
-        """Indices of the episodes in which the return fell, those that lost most first."""
+        """Indices of the episodes that lost return, largest loss first."""
         order = np.argsort(-self.losses, kind="stable")
         return order[self.losses[order] > 0]
 
     def save(self, path: str | Path) -> Path:
-        """Write all of it as an ``.npz`` that ``numpy.load`` reads without pickle."""
+        """Write all fields to an ``.npz`` file that ``numpy.load`` reads without pickle."""
         arrays = {item.name: np.asarray(getattr(self, item.name)) for item in fields(self) if item.name != "observations"}
         parts = self.observations if isinstance(self.observations, dict) else {"": self.observations}
         arrays |= {f"observations.{key}" if key else "observations": part for key, part in parts.items()}
 
         def write(target: Path) -> None:
-            with target.open("wb") as file:  # numpy would add .npz to another ending
+            with target.open("wb") as file:  # given a path, numpy would append .npz
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
         return write_atomically(path, write)
@@ -113,37 +111,38 @@ class Disagreements:
     @classmethod
     def load(cls, path: str | Path) -> Disagreements:
         """The inverse of ``save``."""
-        found: dict[str, Any] = dict(read_npz(path, None, MAX_BYTES))
-        parts = {name.removeprefix("observations."): found[name] for name in found if name.startswith("observations.")}
+        arrays: dict[str, Any] = dict(read_npz(path, None, MAX_BYTES))
+        parts = {name.removeprefix("observations."): arrays[name] for name in arrays if name.startswith("observations.")}
         if parts:
-            found["observations"] = parts
-        if missing := [item.name for item in fields(cls) if item.name not in found]:
+            arrays["observations"] = parts
+        if missing := [item.name for item in fields(cls) if item.name not in arrays]:
             raise ValueError(f"there is no item named '{missing[0]}.npy' in it")
-        found = {item.name: found[item.name] for item in fields(cls)}
-        words: dict[str, Any] = {name: str(found[name]) for name in ("environment", "cost_kind")}
-        return cls(**{**found, **words, "states": int(found["states"])})
+        values = {item.name: arrays[item.name] for item in fields(cls)}
+        texts: dict[str, Any] = {name: str(values[name]) for name in ("environment", "cost_kind")}
+        return cls(**{**values, **texts, "states": int(values["states"])})
 
 
 def find(student: FeedForward, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
-    """Let both play one episode a seed, and ask the teacher about every state that the student visited.
+    """Play one episode of each policy on each seed, and compute the teacher's action in every state that the student visited.
 
     Args:
-        student: anything that acts.
-        teacher: of the same spaces.
+        student: any policy without a state.
+        teacher: an agent of the same spaces.
         spec: the environment, which must end its episodes.
-        seeds: one for each episode; ``evaluation_seeds("comparison", E)`` are free for training on what is found.
+        seeds: one for each episode; ``evaluation_seeds("comparison", E)`` may also be used for training.
     """
-    played, taught = record(student, spec, seeds), record(teacher, spec, seeds)
-    observations, actions = (concatenate([getattr(episode, name) for episode in played]) for name in ("observations", "actions"))
-    advised = _ask(teacher, observations)
-    lengths = np.array([len(episode.rewards) for episode in played])
-    episodes = np.repeat(np.arange(len(played)), lengths)
+    student_episodes, teacher_episodes = record(student, spec, seeds), record(teacher, spec, seeds)
+    observations = concatenate([episode.observations for episode in student_episodes])
+    actions = concatenate([episode.actions for episode in student_episodes])
+    teacher_actions = _actions_of(teacher, observations)
+    lengths = np.array([len(episode.rewards) for episode in student_episodes])
+    episodes = np.repeat(np.arange(len(student_episodes)), lengths)
     steps = np.concatenate([np.arange(length) for length in lengths])
-    differ = ~alike(actions, advised, teacher.action_space, student, teacher)
-    kind, costs = _cost(teacher, played, observations, actions, advised)
+    differ = ~alike(actions, teacher_actions, teacher.action_space, student, teacher)
+    kind, costs = _cost(teacher, student_episodes, observations, actions, teacher_actions)
     rows = np.flatnonzero(differ)
     rows = rows[np.argsort(-costs[rows], kind="stable")]
-    first = np.full(len(played), -1)
+    first = np.full(len(student_episodes), -1)
     for row in np.flatnonzero(differ)[::-1]:  # backwards, so that the first is written last
         first[episodes[row]] = steps[row]
     return Disagreements(
@@ -151,23 +150,28 @@ def find(student: FeedForward, teacher: Teacher, spec: EnvironmentSpec, seeds: S
         cost_kind=kind,
         states=length(observations),
         observations=rows_of(observations, rows),
-        teacher_actions=advised[rows],
+        teacher_actions=teacher_actions[rows],
         student_actions=actions[rows],
         costs=costs[rows],
         seeds=np.asarray(seeds, np.int64)[episodes[rows]],
         steps=steps[rows],
         episode_seeds=np.asarray(seeds, np.int64),
-        student_returns=np.array([episode.episode_return for episode in played]),
-        teacher_returns=np.array([episode.episode_return for episode in taught]),
+        student_returns=np.array([episode.episode_return for episode in student_episodes]),
+        teacher_returns=np.array([episode.episode_return for episode in teacher_episodes]),
         student_lengths=lengths,
-        teacher_lengths=np.array([len(episode.rewards) for episode in taught]),
+        teacher_lengths=np.array([len(episode.rewards) for episode in teacher_episodes]),
         first_steps=first,
-        parting_steps=np.array([parting_step(own.rewards, best.rewards) for own, best in zip(played, taught, strict=True)]),
+        parting_steps=np.array(
+            [
+                parting_step(of_student.rewards, of_teacher.rewards)
+                for of_student, of_teacher in zip(student_episodes, teacher_episodes, strict=True)
+            ]
+        ),
     )
 
 
 def worst_states(found: Disagreements, count: int) -> Tree:
-    """Raw observations ``[<= count, ...]`` of the costliest disagreements, each state once: where a student has most to learn."""
+    """Raw observations ``[<= count, ...]`` of the costliest disagreements, without duplicates."""
     if not length(found.observations):
         return found.observations
     flat = np.concatenate([part.reshape(len(part), -1) for part in leaves(found.observations)], axis=1)
@@ -176,12 +180,17 @@ def worst_states(found: Disagreements, count: int) -> Tree:
 
 
 def read_worst_states(path: str | Path, space: gym.Space, count: int) -> tuple[Tree, str]:
-    """``worst_states`` of a file that ``Disagreements.save`` wrote, for who sees ``space``, and the id of the environment they lie in.
+    """``worst_states`` of a file that ``Disagreements.save`` wrote, and the id of their environment.
 
     The file is data: nothing in it is executed.
 
+    Args:
+        path: the file.
+        space: observation space that the states must belong to.
+        count: maximum number of states.
+
     Raises:
-        RequestError: in one line, if it is not there, is damaged, holds no state, or states of another observation space.
+        RequestError: in one line, if the file is missing or damaged, holds no state, or holds states of another observation space.
     """
     fix = "name the disagreements.npz that compare_policies writes"
     if not os.path.isfile(path):
@@ -197,7 +206,7 @@ def read_worst_states(path: str | Path, space: gym.Space, count: int) -> tuple[T
 
 
 def _why_not_of(space: gym.Space, observations: Tree) -> str | None:
-    """Why ``observations`` ``[B, ...]`` are none of ``space``; None if they are. Bounds of a box are not looked at."""
+    """Why ``observations`` ``[B, ...]`` do not belong to ``space``; None if they do. The bounds of a Box are not checked."""
     if isinstance(space, gym.spaces.Dict) or isinstance(observations, dict):
         parts = space.spaces if isinstance(space, gym.spaces.Dict) else {}
         keys = list(observations) if isinstance(observations, dict) else []
@@ -216,9 +225,10 @@ def _why_not_of(space: gym.Space, observations: Tree) -> str | None:
 
 
 def parting_step(student_rewards: np.ndarray, teacher_rewards: np.ndarray) -> int:
-    """The student's step from which on it stays behind by more than ``PARTED`` of what it lost in the end; -1 if it lost nothing.
+    """The student's first step after which its running loss always exceeds ``PARTED`` of its final loss; -1 if it lost nothing.
 
-    Of an episode that is over, the running reward stays what it was. A student that fails early parts where its episode ends.
+    The loss is the teacher's sum of rewards minus the student's. After an episode's end its sum is constant, so a student that fails early
+    parts at its episode's end at the latest.
 
     Args:
         student_rewards, teacher_rewards: ``[T]`` of two episodes, which may be of different lengths.
@@ -232,29 +242,29 @@ def parting_step(student_rewards: np.ndarray, teacher_rewards: np.ndarray) -> in
     return int(min(level[-1] + 1 if len(level) else 0, len(student_rewards) - 1))
 
 
-def _ask(policy: FeedForward, observations: Tree) -> np.ndarray:
-    """Actions in all of ``observations`` ``[B, ...]``, those that ``evaluate`` would take."""
+def _actions_of(policy: FeedForward, observations: Tree) -> np.ndarray:
+    """A policy's actions for ``observations`` ``[B, ...]``, the same as in ``evaluate``."""
     return np.concatenate([actor(policy, length(part))(part) for part in blocks(observations, CHUNK)])
 
 
 def _cost(
-    teacher: Teacher, played: list[Trajectory], observations: Tree, actions: np.ndarray, advised: np.ndarray
+    teacher: Teacher, episodes: list[Trajectory], observations: Tree, actions: np.ndarray, teacher_actions: np.ndarray
 ) -> tuple[str, np.ndarray]:
-    """What each of the student's actions ``[B, ...]`` costs, by the best measure that the teacher has, and its name."""
+    """The most informative measure of ``COSTS`` that the teacher supports, and the cost ``[B]`` of the student's actions ``[B, ...]``."""
     if why_no_action_values(teacher) is None:
-        return "q_gap", _by_chunks(lambda seen, done: q_gap(teacher, seen, done), observations, actions)
+        return "q_gap", _by_chunks(functools.partial(q_gap, teacher), observations, actions)
     gamma = teacher.facts.get("gamma")
     if teacher.has_values and isinstance(gamma, int | float):
-        return "advantage", np.concatenate([_shortfall(teacher, episode, float(gamma)) for episode in played])
+        return "advantage", np.concatenate([_shortfall(teacher, episode, float(gamma)) for episode in episodes])
     if teacher.family.box is None:
-        return "log_prob_gap", _by_chunks(lambda seen, done: _log_prob_gap(teacher, seen, done), observations, actions)
+        return "log_prob_gap", _by_chunks(functools.partial(_log_prob_gap, teacher), observations, actions)
     scale, _ = teacher.family.box.affine()
-    return "action_distance", np.linalg.norm(((actions - advised).reshape(len(actions), -1)) / scale, axis=1)
+    return "action_distance", np.linalg.norm(((actions - teacher_actions).reshape(len(actions), -1)) / scale, axis=1)
 
 
 def _by_chunks(cost: Callable[[Tree, Tensor], Tensor], observations: Tree, actions: np.ndarray) -> np.ndarray:
-    both = blocks(to_tensors(observations), CHUNK), torch.from_numpy(actions).split(CHUNK)
-    return torch.cat([cost(*part) for part in zip(*both, strict=True)]).double().numpy()
+    parts = zip(blocks(to_tensors(observations), CHUNK), torch.from_numpy(actions).split(CHUNK), strict=True)
+    return torch.cat([cost(*part) for part in parts]).double().numpy()
 
 
 @torch.inference_mode()
@@ -262,7 +272,7 @@ def _shortfall(teacher: Teacher, episode: Trajectory, gamma: float) -> np.ndarra
     """``V(s) - (reward + gamma V(next s))`` ``[T]``: minus the one-step estimate of the advantage (Schulman et al. 2016, sec. 3)."""
     states = concatenate([episode.observations, stack([episode.last_observation])])
     values = teacher.values(to_tensors(states)).double().numpy()
-    if episode.terminated:  # a truncated episode would have gone on
+    if episode.terminated:  # after truncation the last state keeps its value
         values[-1] = 0.0
     return values[:-1] - (episode.rewards + gamma * values[1:])
 
@@ -273,5 +283,5 @@ def _log_prob_gap(teacher: Teacher, observations: Tree, actions: Tensor) -> Tens
     family, parameters = teacher.family, targets.parameters
     if "q_values" in parameters:
         parameters = {"logits": parameters["q_values"]}
-    own, others = (family.log_prob(parameters, family.raw(chosen)) for chosen in (targets.actions, actions))
-    return own - others
+    of_teacher, of_student = (family.log_prob(parameters, family.raw(chosen)) for chosen in (targets.actions, actions))
+    return of_teacher - of_student

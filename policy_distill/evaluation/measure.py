@@ -1,4 +1,4 @@
-"""The return of anything that acts, beside a random policy's and its teacher's on the same seeds."""
+"""Return of a policy, of a random policy and of a teacher on the same seeds."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import choose_environment, fill_stack
 
 AS_FOUND = Reading()
-"""An agent's files as they are, with nothing said about them."""
+"""Default reading of an agent's files."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Returns on the same seeds; teacher and retention only where a teacher was named."""
+    """Returns on the same seeds; ``teacher`` and ``retention`` are None without a teacher."""
 
     policy: str
     params: int
@@ -49,10 +49,10 @@ class Measurement:
     certified: Certified | None = None
     certificate_path: Path | None = None
     notices: tuple[str, ...] = ()
-    """What a reader of the figures must know."""
+    """Warnings that apply to the figures."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a person reads: name, figure."""
+        """Rows of the printed table: name, figure."""
         rows = [
             ("policy", f"{self.policy}, {self.params:,} parameters"),
             ("environment", self.spec.text()),
@@ -71,7 +71,7 @@ class Measurement:
         return [*rows, *(("note", notice) for notice in self.notices)]
 
     def summary(self) -> dict[str, Any]:
-        """The same as data."""
+        """The figures as data."""
 
         def figures(episodes: Episodes) -> dict[str, Any]:
             returns = episodes.returns
@@ -109,34 +109,34 @@ def measure(
     step_timeout: float | None = None,
     display: Display | None = None,
 ) -> Measurement:
-    """Run ``policy`` on the final seeds; see ``policy_distill.rollouts.episodes.evaluate``.
+    """Evaluate ``policy`` on the final seeds; see ``policy_distill.rollouts.episodes.evaluate``.
 
     Args:
-        env: where it is measured, as ``choose_environment`` understands it; an id alone will do.
+        env: the environment, for ``choose_environment``; an id is enough.
         reading, teacher_reading: how the files of policy and teacher are read.
-        skip_check: tell what would make the figure meaningless, and go on anyway.
-        stochastic: the policy draws its actions from its own distribution; its teacher acts as always.
-        step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
+        skip_check: report what would make a figure meaningless as a notice, instead of stopping.
+        stochastic: the policy samples its actions; its teacher acts as usual.
+        step_timeout: time limit of a step or a reset in seconds; None or 0: no limit.
 
     Raises:
         RequestError: if a file cannot be read, environment and policy do not fit together, or a figure would be meaningless.
     """
     acting, reference, spec, _, notices = _open(policy, teacher, env, reading, teacher_reading, skip_check, display, step_timeout)
-    player = Drawing(acting) if stochastic else acting
+    evaluated = Drawing(acting) if stochastic else acting
     seeds = evaluation_seeds("final", episodes)
-    asked = reference or (acting if isinstance(acting, Teacher) else None)
+    teacher_agent = reference or (acting if isinstance(acting, Teacher) else None)
     with (
         one_torch_thread(),
-        Rollouts(spec, asked, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
+        Rollouts(spec, teacher_agent, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
     ):
-        own = rollouts.evaluate(player, seeds, num_envs=num_envs, with_agreement=reference is not None)
+        of_policy = rollouts.evaluate(evaluated, seeds, num_envs=num_envs, with_agreement=reference is not None)
         random = rollouts.evaluate("random", seeds, num_envs=num_envs)
         of_teacher = rollouts.evaluate("teacher", seeds, num_envs=num_envs) if reference else None
-    for agent, episodes_of in ((acting, own), (reference, of_teacher)):
-        if isinstance(agent, Teacher) and episodes_of is not None:
-            notices += check.screen_returns(agent, episodes_of.returns, random.returns, skip=skip_check)
-    kept = retention(own.returns, of_teacher.returns, random.returns, confidence=confidence) if of_teacher else None
-    return Measurement(policy, acting.params, spec, own, random, of_teacher, kept, notices=tuple(dict.fromkeys(notices)))
+    for agent, played in ((acting, of_policy), (reference, of_teacher)):
+        if isinstance(agent, Teacher) and played is not None:
+            notices += check.screen_returns(agent, played.returns, random.returns, skip=skip_check)
+    kept = retention(of_policy.returns, of_teacher.returns, random.returns, confidence=confidence) if of_teacher else None
+    return Measurement(policy, acting.params, spec, of_policy, random, of_teacher, kept, notices=tuple(dict.fromkeys(notices)))
 
 
 def certify(
@@ -158,7 +158,7 @@ def certify(
     """Test whether ``policy`` keeps ``plan.share`` of its teacher's return, on the certificate's seeds, and write certificate.json.
 
     Args:
-        output: the file, or the folder that it is written into; None: the policy's own folder.
+        output: the file or its folder; None: the policy's folder.
 
     Raises:
         RequestError: if a file cannot be read or written, environment and policies do not fit together, or a figure would be meaningless.
@@ -168,22 +168,22 @@ def certify(
     probed.require_repeatable()
     target = _certificate_path(policy, acting, output)
     writable_folder(target.parent)
-    player = Drawing(acting) if stochastic else acting
+    evaluated = Drawing(acting) if stochastic else acting
     with (
         one_torch_thread(),
         Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
     ):
-        found = play(rollouts, player, plan, num_envs=num_envs, display=display)
-    for agent, episodes_of in ((acting, found.student), (reference, found.teacher)):
+        found = play(rollouts, evaluated, plan, num_envs=num_envs, display=display)
+    for agent, played in ((acting, found.student), (reference, found.teacher)):
         if isinstance(agent, Teacher):
-            notices += check.screen_returns(agent, episodes_of.returns, found.random.returns, skip=skip_check)
-    own, of_teacher = files_of(acting, policy), files_of(reference, teacher)
-    write_certificate(target, certificate(found, spec=spec, student=own, teacher=of_teacher, stochastic=stochastic))
+            notices += check.screen_returns(agent, played.returns, found.random.returns, skip=skip_check)
+    policy_files, teacher_files = files_of(acting, policy), files_of(reference, teacher)
+    write_certificate(target, certificate(found, spec=spec, student=policy_files, teacher=teacher_files, stochastic=stochastic))
     if output is None and (target.parent / "result.json").is_file():
         add_to_report(target.parent, certificate=found.summary())
     kept = retention(*found.returns, confidence=plan.confidence)
-    told = tuple(dict.fromkeys(notices))
-    return Measurement(policy, acting.params, spec, found.student, found.random, found.teacher, kept, found, target, told)
+    distinct_notices = tuple(dict.fromkeys(notices))
+    return Measurement(policy, acting.params, spec, found.student, found.random, found.teacher, kept, found, target, distinct_notices)
 
 
 def _open(
@@ -196,13 +196,13 @@ def _open(
     display: Display | None,
     step_timeout: float | None,
 ) -> tuple[Student | Teacher, Teacher | None, EnvironmentSpec, Probe, tuple[str, ...]]:
-    """Load policy and teacher, settle the environment in which both act, try it, and screen both there."""
+    """Load policy and teacher, choose their environment, and check all three."""
     acting, saved = load_policy(policy, reading)
     reference = Teacher.load(teacher, **teacher_reading.arguments()) if teacher else None
     spec, notices = common_environment(policy, acting, saved, reference, env)
     probed, found = try_out(spec, acting, reference, skip=skip_check, step_timeout=step_timeout)
     notices += found
-    if reference is not None:  # what counts as agreement is 5 % of the actions' size, not of bounds that are far wider
+    if reference is not None:  # agreement is 5 % of the actions' size, not of bounds that are far wider
         reference, _ = suited(reference, spec, step_timeout)
     for notice in dict.fromkeys(notices):
         (display or Display(quiet=True)).note(f"note: {notice}")
@@ -217,22 +217,22 @@ def try_out(
     skip: bool = False,
     step_timeout: float | None = None,
 ) -> tuple[Probe, tuple[str, ...]]:
-    """Try the environment and who acts there before anything is measured.
+    """Check the environment and the policies before anything is measured.
 
     Returns:
-        What was found of the environment, and what must be said beside the figures.
+        Properties of the environment, and notices that belong to the figures.
 
     Raises:
-        RequestError: for what makes a figure meaningless; with ``skip``, for an environment that cannot be run alone.
+        RequestError: if a figure would be meaningless; with ``skip``, only if the environment cannot be run.
     """
     agents = agents_among(acting, reference)
     notices: tuple[str, ...] = ()
     for agent in agents:
-        notices += check.screen_files(agent, spec, skip=skip)
+        notices += check.screen_files(agent, skip=skip)
     probed = probe(spec, step_timeout)
     notices += probed.notices
     with one_torch_thread():
-        if isinstance(acting, Student) and not skip:  # agents are looked at below
+        if isinstance(acting, Student) and not skip:  # agents are checked below
             call_apart(step_timeout, check_ends, spec, {"the student": acting, "a random policy": None})
         for agent in agents:
             notices += call_apart(step_timeout, functools.partial(check.screen_states, skip=skip), agent, spec)
@@ -246,10 +246,10 @@ def common_environment(
     reference: Teacher | None = None,
     env: EnvironmentOptions | str | None = None,
 ) -> tuple[EnvironmentSpec, tuple[str, ...]]:
-    """The environment in which ``acting`` and its teacher act, and notices; that of the policy where both know one.
+    """The environment of ``acting`` and its teacher, and notices; if both files name one, the policy's is used.
 
     Raises:
-        RequestError: if neither knows one and the user names none, or one of them does not fit.
+        RequestError: if neither the files nor the user name one, or a policy's spaces do not fit it.
     """
     options = env if isinstance(env, EnvironmentOptions) else EnvironmentOptions(env)
     if saved is None and reference is not None:
@@ -265,12 +265,12 @@ def common_environment(
 
 
 def agents_among(*policies: Student | Teacher | None) -> list[Teacher]:
-    """Those that were read from other people's files, whose files have to be screened."""
+    """The agents among ``policies``: their files come from outside and have to be screened."""
     return [policy for policy in policies if isinstance(policy, Teacher)]
 
 
 def _certificate_path(policy: str, acting: Student | Teacher, output: str | None) -> Path:
-    """Where a certificate belongs: into the run's folder, or that of a student alone."""
+    """Path of a certificate: ``output``, else within the run's folder, or the student's if it belongs to no run."""
     if output is not None:
         return Path(output) if output.endswith(".json") else Path(output, "certificate.json")
     if not isinstance(acting, Student):
@@ -281,16 +281,16 @@ def _certificate_path(policy: str, acting: Student | Teacher, output: str | None
 
 
 def load_policy(path: str, reading: Reading = AS_FOUND) -> tuple[Student | Teacher, EnvironmentSpec | None]:
-    """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent, with the environment that its files tell.
+    """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent, with the environment that its files name.
 
     Raises:
-        RequestError: if it cannot be read, or ``reading`` says of a student what can be said of agents alone.
+        RequestError: if it cannot be read, or if ``reading`` holds options of agents and it is a student.
     """
     for folder in (Path(path), Path(path) / "student"):
         if os.path.isfile(folder / "student.json"):
-            if said := reading.recorded():
-                name = next(iter(said))
-                raise RequestError(f"{path} is a student, which needs no --{name}; what is said about its teacher is --teacher_{name}")
+            if options := reading.recorded():
+                name = next(iter(options))
+                raise RequestError(f"{path} is a student, which needs no --{name}; the option for its teacher is --teacher_{name}")
             return Student.load(folder), _saved_environment(folder)
     agent = Teacher.load(path, **reading.arguments())
     beside = Path(path).parent / "student"
@@ -305,17 +305,17 @@ def _saved_environment(folder: Path) -> EnvironmentSpec | None:
 
 
 def teacher_of(policy: str, named: str | None, reading: Reading = AS_FOUND) -> Teacher | None:
-    """The teacher that the user ``named``, else the one that a run noted beside its student, read as it was then; None if there is none."""
+    """The teacher that the user ``named``, else the teacher recorded with the student, read as in its run; None if there is none."""
     if named is None:
-        noted = _noted_teacher(policy)
-        if noted.get("path") is None:
+        recorded = _recorded_teacher(policy)
+        if recorded.get("path") is None:
             return None
-        named, reading = noted["path"], reading.over(noted.get("reading") or {})
+        named, reading = recorded["path"], reading.over(recorded.get("reading") or {})
     return Teacher.load(named, **reading.arguments())
 
 
-def _noted_teacher(path: str) -> dict[str, Any]:
-    """What a run noted of its teacher, if ``path`` is a run's or a student's folder."""
+def _recorded_teacher(path: str) -> dict[str, Any]:
+    """A run's record of its teacher, if ``path`` is a run's or a student's folder, else empty."""
     for folder in (Path(path), Path(path) / "student"):
         if os.path.isfile(folder / "student.json"):
             return read_description(folder).get("teacher") or {}

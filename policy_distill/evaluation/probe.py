@@ -1,4 +1,4 @@
-"""A few steps in an environment before the work: can it be run at all, does it follow its seed, and does it end its episodes?"""
+"""A short test of an environment before the work: does it run, is it reproducible by its seed, does it end its episodes?"""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from policy_distill.environments.border import NEVER_ENDING, Border, is_finite, 
 from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, make
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import call_apart
-from policy_distill.rollouts.random_policy import random_actions
+from policy_distill.rollouts.random_policy import random_actor
 from policy_distill.support.trees import leaves, map_leaves
 
 EPISODES, STEPS = 8, 10
-"""Episodes that are begun twice, and the steps of each that are compared."""
+"""Number of episodes started twice, and number of steps of each that are compared."""
 LONG = 1000
-"""Steps within which an episode of a random policy should end where there is no time limit."""
+"""Steps within which an episode of a random policy should end if there is no time limit."""
 FIX = "let it draw all random numbers from self.np_random, which reset(seed) seeds"
 
-Answer = tuple[bytes, float, bool, bool]
+StepResult = tuple[bytes, float, bool, bool]
+"""Observation's bytes, reward, terminated, truncated."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found.
+    """Outcome of the test.
 
     Attributes:
-        ignores_seed: which answers differed though seed and actions were the same, in words; None if none did.
-        endless: whether there is no time limit, and an episode at random did not end within ``LONG`` steps.
-        name: of the environment.
+        name: id of the environment.
+        ignores_seed: description of the first difference between two episodes with the same seed and actions; None if there is none.
+        endless: whether there is no time limit, and a random policy's episode did not end within ``LONG`` steps.
     """
 
     name: str
@@ -42,22 +43,22 @@ class Probe:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What must be said where figures of this environment are printed."""
-        found = []
+        """Warnings that belong to figures of this environment."""
+        notices = []
         if self.ignores_seed:
-            found.append(
+            notices.append(
                 f"{self.name} does not follow its seed ({self.ignores_seed}): these returns cannot be repeated, and teacher and student do "
                 f"not play the same episode on the same seed; {FIX}"
             )
         if self.endless:
-            found.append(
-                f"{self.name} has no time limit, and an episode at random did not end within {LONG:,} steps; the work stops at one that "
-                f"goes on for {LONG_EPISODE:,} steps while it is tried, or {NEVER_ENDING:,} later: --max-episode-steps gives it a limit"
+            notices.append(
+                f"{self.name} has no time limit, and a random policy's episode did not end within {LONG:,} steps; the work stops at an "
+                f"episode of {LONG_EPISODE:,} steps during the checks, or of {NEVER_ENDING:,} later: --max-episode-steps sets a limit"
             )
-        return tuple(found)
+        return tuple(notices)
 
     def require_repeatable(self) -> None:
-        """Raise ``RequestError`` where a certificate could not be repeated."""
+        """Raise ``RequestError`` if a certificate could not be repeated."""
         if self.ignores_seed:
             raise RequestError(
                 f"{self.name} does not follow its seed ({self.ignores_seed}), so a certificate's episodes could not be repeated; {FIX}"
@@ -65,17 +66,17 @@ class Probe:
 
 
 def probe(spec: EnvironmentSpec, step_timeout: float | None = None) -> Probe:
-    """Begin a few episodes at random, twice, and compare; seconds at most.
+    """Start a few episodes of a random policy twice and compare them.
 
-    The second time their order is another, and the global generators are in another state after each reset, as they are where other
-    episodes run beside. An environment that draws from them in ``reset`` alone is found to be repeatable: ``Border`` seeds them there.
+    The second time the order differs, and the global generators have another state after each reset, as with parallel episodes. An
+    environment that draws from them only in ``reset`` counts as reproducible: ``Border`` seeds them there.
 
     Args:
         spec: the environment.
-        step_timeout: seconds that a step or a reset may take; None or 0: any.
+        step_timeout: time limit of a step or a reset in seconds; None or 0: no limit.
 
     Raises:
-        RequestError: if the environment cannot be made, reset or stepped, or answers with what no agent can be asked about.
+        RequestError: if the environment cannot be made, reset or stepped, or if its observations are invalid.
     """
     try:
         return call_apart(step_timeout, _probe, spec)
@@ -89,27 +90,27 @@ def _probe(spec: EnvironmentSpec) -> Probe:
     try:
         seeds = evaluation_seeds("check", EPISODES)
         first = {seed: _begin(env, seed) for seed in seeds}
-        again = {seed: _begin(env, seed, disturb=True) for seed in reversed(seeds)}
-        differing = next((text for seed in seeds if (text := _difference(seed, first[seed], again[seed]))), None)
-        return Probe(spec.id, differing, not env.has_time_limit and not _ends(env, seeds[0]))
+        second = {seed: _begin(env, seed, disturb=True) for seed in reversed(seeds)}
+        difference = next((text for seed in seeds if (text := _difference(seed, first[seed], second[seed]))), None)
+        return Probe(spec.id, difference, not env.has_time_limit and not _ends(env, seeds[0]))
     finally:
         env.close()
 
 
-def _begin(env: Border, seed: int, *, disturb: bool = False) -> list[Answer]:
-    """The first answers of an episode at random: the reset's, then those of at most ``STEPS`` steps."""
+def _begin(env: Border, seed: int, *, disturb: bool = False) -> list[StepResult]:
+    """The reset and at most ``STEPS`` first steps of a random policy's episode; ``disturb`` changes the global generators' state."""
     observation, _ = env.reset(seed=seed)
     if disturb:
         random.seed(seed + 1)
         np.random.seed(seed % 2**31 + 1)  # noqa: NPY002
         torch.default_generator.manual_seed(seed + 1)
-    answers: list[Answer] = [(_checked(env, observation), 0.0, False, False)]
-    actions = random_actions(env.action_space, seed)
-    while len(answers) <= STEPS and not any(answers[-1][2:]):
-        action = next(actions)
+    results: list[StepResult] = [(_checked(env, observation), 0.0, False, False)]
+    act = random_actor(env.action_space, seed)
+    while len(results) <= STEPS and not any(results[-1][2:]):
+        action = act(observation)
         observation, reward, terminated, truncated, _ = env.step(action)
-        answers.append((_checked(env, observation, action), reward, terminated, truncated))
-    return answers
+        results.append((_checked(env, observation, action), reward, terminated, truncated))
+    return results
 
 
 def _checked(env: Border, observation: Any, action: Any = None) -> bytes:
@@ -118,16 +119,20 @@ def _checked(env: Border, observation: Any, action: Any = None) -> bytes:
     return b"".join(np.asarray(leaf).tobytes() for leaf in leaves(observation))
 
 
-def _difference(seed: int, first: list[Answer], again: list[Answer]) -> str | None:
-    for step, (one, other) in enumerate(zip(first, again, strict=False)):
-        for what, mine, theirs in zip(("observation", "reward", "end", "end"), one, other, strict=True):
-            if mine != theirs:
+def _difference(seed: int, first: list[StepResult], second: list[StepResult]) -> str | None:
+    for step, results in enumerate(zip(first, second, strict=False)):
+        for name, one, other in zip(("observation", "reward", "end", "end"), *results, strict=True):
+            if one != other:
                 where = "reset" if not step else f"step {step}"
-                return f"seed {seed} twice, {where}: another {what}"
+                return f"seed {seed} twice, {where}: another {name}"
     return None
 
 
 def _ends(env: Border, seed: int) -> bool:
-    env.reset(seed=seed)
-    actions = random_actions(env.action_space, seed)
-    return any(any(env.step(next(actions))[2:4]) for _ in range(LONG))
+    observation, _ = env.reset(seed=seed)
+    act = random_actor(env.action_space, seed)
+    for _ in range(LONG):
+        observation, _, terminated, truncated, _ = env.step(act(observation))
+        if terminated or truncated:
+            return True
+    return False

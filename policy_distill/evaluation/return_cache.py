@@ -1,20 +1,19 @@
-"""What teacher and random policy earned in earlier jobs, kept on disk: an episode of theirs need not be played twice.
+"""Disk cache of the returns of teacher and random policy, so that no job plays their episodes again.
 
-Such an episode depends on who acts, on the environment, on its seed, and on the code that runs. A file holds the returns of one policy in
-one environment, and is named after a hash of all the rest:
+A file holds the returns of one policy in one environment by seed. Its name is a hash of everything else that an episode depends on:
 
-- the environment: its ``EnvironmentSpec``, and what Gymnasium's registry says of its id;
-- the teacher: its files, its algorithm, its network as it lies in memory (the files may have been replaced since they were read), and the
-  layers that are recorded, for which torch answers in numpy's place and rounds differently;
+- the environment: its ``EnvironmentSpec``, and its entry in Gymnasium's registry;
+- the teacher: its files, its algorithm, its network in memory (the files may have been replaced since they were read), and its recorded
+  layers, for which torch replaces numpy and rounds differently;
 - the code: the sources of this package and of Gymnasium, the versions that a certificate names, the processor, and the system with its C
-  library. Whatever of it changes, nothing old is found.
+  library. If any of it changes, no old entry is found.
 
-What cannot be identified so is played each time:
+Episodes that cannot be identified this way are always played:
 
-- live models, callables, ensembles, and agents whose own code acts (``--trust``);
-- environments but those of ``REPEATABLE``: code of a user's own may change under the same id, and a simulator may carry something from one
-  episode to the next;
-- ids registered with wrappers, and arguments that are texts: they may name a file.
+- those of live models, callables, ensembles, and agents that run their own code (``--trust``);
+- those in environments that ``REPEATABLE`` does not match: a user's code may change under the same id, and a simulator may carry state
+  from one episode to the next;
+- those in environments registered with wrappers, or with strings among the arguments, which may name a file.
 """
 
 from __future__ import annotations
@@ -43,31 +42,30 @@ from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks.acting import DeterministicNetwork, DiscreteNetwork, GaussianNetwork
 
 REPEATABLE = re.compile(r"gymnasium\.envs\.(classic_control|mujoco|box2d\.(lunar_lander|bipedal_walker))[.:]")
-"""Entry points of environments in which an episode does not depend on those before it (BipedalWalker's with ``wrappers.FreshWorld``)."""
+"""Entry points of environments whose episodes do not depend on earlier ones (BipedalWalker needs ``wrappers.FreshWorld``)."""
 
 MAX_BYTES = 64 << 20
 NONE = Episodes(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
 
 
 class KnownReturns:
-    """The returns and lengths of one policy's episodes in one environment, in a file.
+    """A file with the returns and lengths of one policy's episodes in one environment.
 
-    Several processes may read and write it: a file is replaced as a whole, by what it held and what is new. Of two that write at the very
-    same moment one is forgotten, and its episodes are played again. A missing or damaged file holds nothing; where the folder cannot be
-    written, nothing is kept.
+    Several processes may read and write it, because each write replaces the whole file. Of two simultaneous writes one is lost, and its
+    episodes are played again. A missing or damaged file counts as empty; if the folder cannot be written, nothing is cached.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self, seeds: Sequence[int]) -> Episodes:
-        """The episodes that are known of those with ``seeds``, in this order."""
+        """The cached episodes among ``seeds``, in this order."""
         known = self._load()
         index = {int(seed): number for number, seed in enumerate(known.seeds)}
         return _select(known, [index[seed] for seed in seeds if seed in index])
 
     def add(self, episodes: Episodes) -> None:
-        """Keep ``episodes``, too."""
+        """Add ``episodes`` to the file."""
         known = self._load()
         new = _select(episodes, np.flatnonzero(~np.isin(episodes.seeds, known.seeds)))
         both = merge([known, new])
@@ -88,17 +86,17 @@ class KnownReturns:
 
 
 def known_returns(teacher: Teacher, spec: EnvironmentSpec) -> dict[str, KnownReturns]:
-    """What is known of "teacher" and of "random" in an environment; who cannot be identified is left out."""
+    """The caches of "teacher" and "random" in an environment, without policies that cannot be identified."""
     environment, base = _environment(spec), folder()
     if environment is None or base is None:
         return {}
     common = {**environment, "sources": SOURCES, "versions": {**versions(spec), "processor": processor(), "system": platform.platform()}}
-    players = {"teacher": _teacher(teacher), "random": {}}
-    return {who: KnownReturns(base / f"{_digest({**common, who: player})}.npz") for who, player in players.items() if player is not None}
+    policies = {"teacher": _teacher(teacher), "random": {}}
+    return {role: KnownReturns(base / f"{_digest({**common, role: data})}.npz") for role, data in policies.items() if data is not None}
 
 
 def folder() -> Path | None:
-    """Where the files lie: below ``$XDG_CACHE_HOME`` if that is an absolute path, else below ``~/.cache``; None without a home.
+    """The cache's folder: below ``$XDG_CACHE_HOME`` if that is an absolute path, else below ``~/.cache``; None without a home.
 
     https://specifications.freedesktop.org/basedir-spec/latest/
     """
@@ -108,11 +106,11 @@ def folder() -> Path | None:
 
 
 def _environment(spec: EnvironmentSpec) -> dict[str, Any] | None:
-    """The environment as data; None if data do not say what it does."""
+    """Identity of an environment as data; None if data do not identify it."""
     registered = gym.registry.get(spec.id.rpartition(":")[2])
     if registered is None or registered.nondeterministic or registered.additional_wrappers:
         return None
-    if any(":" in name for name, _ in spec.wrappers):  # a user's own, whose code may change
+    if any(":" in name for name, _ in spec.wrappers):  # a user's code, which may change
         return None
     if not REPEATABLE.match(str(registered.entry_point)):
         return None
@@ -125,7 +123,7 @@ def _environment(spec: EnvironmentSpec) -> dict[str, Any] | None:
 
 
 def _teacher(teacher: Teacher) -> dict[str, Any] | None:
-    """The teacher as data; None if it was not read from files as data."""
+    """Identity of a teacher as data; None if it was not read from files as data."""
     network = teacher.network
     if teacher.path is None or type(network) not in (DiscreteNetwork, DeterministicNetwork, GaussianNetwork):
         return None
@@ -133,7 +131,7 @@ def _teacher(teacher: Teacher) -> dict[str, Any] | None:
         return None
     try:
         files = files_of_teacher(teacher, None)
-    except (RequestError, OSError):  # they are gone
+    except (RequestError, OSError):  # the files were removed
         return None
     weights = hashlib.sha256()
     for name, tensor in teacher.state_dict().items():
@@ -167,4 +165,4 @@ SOURCES = {
     name: _sources(folder)
     for name, folder in {"policy_distill": Path(__file__).parents[1], "gymnasium": Path(str(gym.__file__)).parent}.items()
 }
-"""As they were when this module was imported, which is what runs: a source may be edited while a long suite goes on."""
+"""Hashes of the sources that run, taken at import: a file may be edited during a long suite."""

@@ -1,4 +1,4 @@
-"""How this machine rounds. numpy, torch and the C library choose their functions by the processor, and the last bits are theirs."""
+"""How this machine rounds: numpy, torch and the C library choose their kernels by the processor, which affects the last bits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import torch
 from policy_distill.policies.rowwise import product
 
 SHAPES = ((4, 64), (17, 64), (64, 64), (64, 6), (96, 130), (256, 3))
-"""Of products that are computed in different ways."""
+"""Shapes of matrix products that use different kernels."""
 
 
 @functools.cache
 def rounding() -> str:
-    """A digest of the bits of a few fixed computations; where it is the same, a policy acts alike to the last bit.
+    """A digest of the results of a few fixed computations; machines with the same digest give the same actions bit for bit.
 
-    They are those that acting and stepping consist of: products as ``rowwise`` takes them, elementary functions of numpy and torch, a
-    layer of torch's, functions of the C library. The names of the kernels would not do: the same name rounds differently in another
-    version, and two names may stand for the same code.
+    The computations are those of acting and stepping: products as in ``rowwise``, elementary functions of numpy and torch, a torch layer,
+    functions of the C library. The names of the kernels are not enough: one name may round differently in another version, and two names
+    may denote the same code.
     """
     draws = np.random.default_rng(0)
     found: list[np.ndarray] = []
@@ -54,7 +54,7 @@ def processor() -> str:
 
 
 def kernels() -> dict[str, str]:
-    """What is known of the functions that round here, by name, to be read by people; ``rounding`` is what is compared."""
+    """Names of processor and kernels, for information only; comparisons use ``rounding``."""
     built = np.show_config(mode="dicts")
     blas = built.get("Build Dependencies", {}).get("blas", {})
     core = os.environ.get("OPENBLAS_CORETYPE")

@@ -1,4 +1,4 @@
-"""Does a certificate hold? Its files, its arithmetic and its episodes, again."""
+"""Verification of a certificate: hashes of its files, its test, and its episodes played again."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ LAYOUT: dict[str, Any] = {
     "environment": {"id": str}, "student": AGENT, "teacher": {**AGENT, "algo": str | None},
     "test": {"looks": list, "boundaries": list, "seen": list}, "versions": dict, "seeds": list, "returns": dict,
 }  # fmt: skip
-"""What is read of a certificate, and its types."""
+"""Keys that are read of a certificate, and their types."""
 SURE = 0.9999
-"""Of a difference between means, on each side, before it is called one."""
+"""One-sided confidence at which two mean returns count as different."""
 NEGLIGIBLE = 1e-3
-"""Share of what the teacher adds over a random policy: a certificate's own bound is not known more closely."""
+"""Differences of means below this share of the teacher's advantage over a random policy are ignored."""
 Returns: TypeAlias = np.ndarray
 """``[3, E]``, in the order of ``ROLES``."""
 
 
 @dataclass
 class Verification:
-    """What was found.
+    """Outcome of a verification.
 
     Attributes:
-        path: of the certificate.
-        claim, verdict: what it says.
-        objections: why it does not hold; empty where it does.
-        notes: what a reader should know.
-        replayed: episodes that were played again.
+        path: the certificate's path.
+        claim, verdict: the certificate's.
+        objections: reasons why it does not hold; empty if it holds.
+        notes: limitations of this verification.
+        replayed: number of episodes that were played again.
     """
 
     path: str
@@ -71,7 +71,7 @@ class Verification:
         return not self.objections
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a person reads: name, figure."""
+        """Rows of the printed table: name, figure."""
         return [
             ("certificate", self.path),
             ("claim", self.claim),
@@ -83,7 +83,7 @@ class Verification:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """The same as data; ``notices`` are the ``notes``, by the name that they have in the other commands."""
+        """The outcome as data; ``notices`` equals ``notes``, under the key of the other commands."""
         return {
             "certificate": self.path, "claim": self.claim, "verdict": self.verdict, "holds": self.holds, "objections": self.objections,
             "notes": self.notes, "notices": self.notes, "replayed": self.replayed,
@@ -106,20 +106,20 @@ def verify(
     wrappers: Sequence[Wrapper] = (),
     display: Display | None = None,
 ) -> Verification:
-    """Hash the files again, compute the test again, play the episodes again.
+    """Hash the files, compute the test and play the episodes again.
 
     Args:
-        path: of certificate.json.
-        policy, teacher: where they lie now, if not where the certificate says; their hashes must be the same.
-        env: the certificate's environment once more, where it is ``module:ID`` and the module may be imported.
+        path: path of certificate.json.
+        policy, teacher: their present paths, if they were moved; their hashes must be the same.
+        env: the certificate's environment ``module:ID``, given again if the module may be imported.
         episodes: number of episodes to play, from the first; None: all of them, 0: none.
-        num_envs: episodes side by side; the returns do not depend on it.
-        workers: processes; None: one a core.
-        reading, teacher_reading: how the files of student and teacher are read; what is left open is as the certificate says.
-        skip_check: tell what would make a figure meaningless, and go on anyway.
-        step_timeout: seconds that a step or a reset of the environment may take; None or 0: any.
-        wrappers: ``module:Class`` of those in the certificate that may be imported.
-        display: told what is being done.
+        num_envs: number of parallel episodes; the returns do not depend on it.
+        workers: number of processes; None: one for each core.
+        reading, teacher_reading: how the files of student and teacher are read; the certificate gives the defaults.
+        skip_check: report what would make a figure meaningless as a note, instead of stopping.
+        step_timeout: time limit of a step or a reset in seconds; None or 0: no limit.
+        wrappers: ``module:Class`` of the certificate's wrappers that may be imported.
+        display: shows progress.
 
     Raises:
         RequestError: if the certificate cannot be read, or an agent cannot be found.
@@ -136,12 +136,13 @@ def verify(
     if changed:
         found.notes.append(f"written with other versions: {', '.join(changed)}")
     if _rounds_differently(data):
-        found.notes.append(f"written where numbers are rounded differently, on {_named(data.get('kernels'))}; here on {_named(kernels())}")
+        recorded_kernels, own_kernels = _kernels_text(data.get("kernels")), _kernels_text(kernels())
+        found.notes.append(f"written where numbers are rounded differently, on {recorded_kernels}; here on {own_kernels}")
     _check_test(data, found)
     total = len(data["seeds"])
     count = total if episodes is None else min(episodes, total)
     names = {
-        role: given or _place(data[role]["path"], Path(path).parent, role) for role, given in (("student", policy), ("teacher", teacher))
+        role: given or _path_of(data[role]["path"], Path(path).parent, role) for role, given in (("student", policy), ("teacher", teacher))
     }
     missing = [role for role, name in names.items() if name is None]
     if missing and count:
@@ -150,7 +151,7 @@ def verify(
             f"the {missing[0]} was no single file and cannot be loaded again: give {option}, or --episodes 0 to play nothing"
         )
     if missing:
-        found.notes.append(f"the files of the {' and the '.join(missing)} were not looked at")
+        found.notes.append(f"the files of the {' and the '.join(missing)} were not checked")
         return found
     acting, _ = load_policy(str(names["student"]), reading.over(_reading(data, "student", path)))
     recorded = {"algo": data["teacher"].get("algo"), **_reading(data, "teacher", path)}
@@ -158,15 +159,15 @@ def verify(
     for role, agent in (("student", acting), ("teacher", reference)):
         _check_files(role, data[role]["sha256"], files_of(agent, str(names[role]))["sha256"], found)
     if not found.holds or not count:
-        return found  # what plays would not be what was certified
+        return found  # changed files: these are not the certified policies
     check_fits(spec, *((agent.observation_space, agent.action_space) for agent in (acting, reference)))
     probe(spec, step_timeout).require_repeatable()
     if other := _other_sources(data, spec):
         found.notes.append(f"the environment's code is not the one that was certified: {', '.join(other)} changed")
         changed += other
     for agent in agents_among(acting, reference):
-        found.notes += check.screen_files(agent, spec, skip=skip_check)
-    player = Drawing(acting) if data["student"].get("stochastic") else acting
+        found.notes += check.screen_files(agent, skip=skip_check)
+    student = Drawing(acting) if data["student"].get("stochastic") else acting
     seeds = data["seeds"][:count]
     if display is not None:
         display.note(f"playing {count} episodes again, three times: student, teacher, random policy")
@@ -177,16 +178,16 @@ def verify(
 
         def play(seeds: list[int]) -> Returns:
             found.replayed += len(seeds)
-            return np.stack([rollouts.evaluate(who, seeds, num_envs=num_envs).returns for who in (player, "teacher", "random")])
+            return np.stack([rollouts.evaluate(policy, seeds, num_envs=num_envs).returns for policy in (student, "teacher", "random")])
 
-        again = play(seeds)
-        if _compare(data, again, changed, found) and count == total:
-            _compare_verdicts(data, again, play, found)
+        returns = play(seeds)
+        if _compare(data, returns, changed, found) and count == total:
+            _compare_verdicts(data, returns, play, found)
     return found
 
 
 def place_of(path: str) -> Path:
-    """The file, where a folder that holds one may be named."""
+    """Path of the certificate's file, from the path of the file or of its folder."""
     return Path(path, "certificate.json") if os.path.isdir(path) else Path(path)
 
 
@@ -194,7 +195,7 @@ def read_certificate(path: str | Path) -> dict[str, Any]:
     """Contents of a certificate.
 
     Raises:
-        RequestError: if it is not there, no certificate, or of another format.
+        RequestError: if the file is missing, is not a certificate, or has another format.
     """
     data = read_json(path, "name a certificate.json")
     if "format" not in data or "claim" not in data:
@@ -213,7 +214,7 @@ def read_certificate(path: str | Path) -> dict[str, Any]:
 
 
 def _misfit(data: dict[str, Any], layout: dict[str, Any]) -> str | None:
-    """Dotted name of the first entry of ``layout`` that ``data`` lacks or has as another type; None if all are there."""
+    """Dotted name of the first key of ``layout`` that is missing in ``data`` or has another type; None if there is none."""
     for name, kind in layout.items():
         if name not in data or not isinstance(data[name], dict if isinstance(kind, dict) else kind):
             return name
@@ -226,24 +227,24 @@ def _misfit(data: dict[str, Any], layout: dict[str, Any]) -> str | None:
     return None
 
 
-def _place(recorded: str | None, folder: Path, role: str) -> str | None:
-    """Where an agent lies: as seen from the certificate's folder, or the name of one that ships with the project."""
+def _path_of(recorded: str | None, folder: Path, role: str) -> str | None:
+    """Path of an agent, which is recorded relative to the certificate's folder, or the name of a shipped agent."""
     if recorded is None:
         return None
-    beside = folder / recorded
-    if os.path.exists(beside):
-        return str(beside)
+    path = folder / recorded
+    if os.path.exists(path):
+        return str(path)
     if role == "student":
-        raise RequestError(f"the student is no longer at {beside}: say where it is with --policy")
+        raise RequestError(f"the student is no longer at {path}: give its path with --policy")
     return recorded
 
 
 def _reading(data: dict[str, Any], role: str, path: str | Path) -> dict[str, Any]:
-    """How an agent's files were read, the place of its statistics as seen from the certificate's folder."""
+    """How an agent's files were read; the path of its statistics is recorded relative to the certificate's folder."""
     recorded = dict(data[role].get("reading") or {})
     statistics = recorded.get("normalization")
-    if isinstance(statistics, str) and os.path.isfile(beside := Path(path).parent / statistics):
-        recorded["normalization"] = str(beside)
+    if isinstance(statistics, str) and os.path.isfile(file := Path(path).parent / statistics):
+        recorded["normalization"] = str(file)
     return recorded
 
 
@@ -252,7 +253,7 @@ def _plan(data: dict[str, Any]) -> Plan:
 
 
 def _objection_to_test(data: dict[str, Any]) -> str | None:
-    """Why boundaries, verdict or statistics are not those of the returns that the certificate holds; None if they are."""
+    """Why boundaries, verdict or statistics do not follow from the certificate's returns; None if they do."""
     returns = [np.array(data["returns"].get(role, ()), np.float64) for role in ROLES]
     if any(len(values) != len(data["seeds"]) for values in returns):
         return "there is not one return of each policy for each seed"
@@ -268,29 +269,29 @@ def _objection_to_test(data: dict[str, Any]) -> str | None:
 
 
 def _check_test(data: dict[str, Any], found: Verification) -> None:
-    """Seeds, boundaries and statistics, from the returns that the certificate holds."""
+    """Check the seeds, and compute boundaries, verdict and statistics from the certificate's returns."""
     if data["seeds"] != evaluation_seeds("certificate", len(data["seeds"])):
         found.objections.append("the seeds are not those of certificates: they may have been chosen")
     try:
         with refuse_damage("its numbers", "they were changed"):
             objection = _objection_to_test(data)
-    except RequestError as error:  # numbers that are none
+    except RequestError as error:  # some values are not numbers
         objection = f"the test cannot be computed: {error}"
     if objection:
         found.objections.append(objection)
 
 
 def _same_statistics(decision: Decision, seen: list[dict[str, Any]]) -> bool:
-    """To nine digits; infinities are null in JSON."""
+    """Whether the statistics agree to nine digits; infinities are null in JSON."""
     if len(seen) != len(decision.looks):
         return False
     names = ("episodes", "critical", "keeps", "loses", "gap", "no_gap")
     for look, recorded in zip(decision.looks, seen, strict=True):
         for name in names:
-            ours, theirs = getattr(look, name), recorded[name]
-            if theirs is None:
-                theirs = ours if not math.isfinite(ours) else math.nan
-            if ours != theirs and not math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=1e-9):
+            computed, written = getattr(look, name), recorded[name]
+            if written is None:
+                written = computed if not math.isfinite(computed) else math.nan
+            if computed != written and not math.isclose(computed, written, rel_tol=1e-9, abs_tol=1e-9):
                 return False
     return True
 
@@ -303,7 +304,7 @@ def _check_files(role: str, recorded: dict[str, str], now: dict[str, str], found
 
 
 def _other_versions(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:
-    """What was of another version when the certificate was written, in words."""
+    """Descriptions of the versions that differ from those recorded in the certificate."""
     here = versions(spec)
     return [
         f"{name} {data['versions'].get(name, 'none')} (here {here.get(name, 'none')})"
@@ -313,7 +314,7 @@ def _other_versions(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:
 
 
 def _other_sources(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:
-    """Modules of the environment whose code was another when the certificate was written; older certificates do not say."""
+    """Modules of the environment whose code changed since the certificate was written; older certificates do not record it."""
     recorded, here = data.get("sources"), environment_sources(spec)
     if not isinstance(recorded, dict):
         return []
@@ -321,33 +322,33 @@ def _other_sources(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:
 
 
 def _rounds_differently(data: dict[str, Any]) -> bool:
-    """Whether the certificate says so; older ones do not say."""
+    """Whether the recorded rounding differs from this machine's; older certificates do not record it."""
     return data["versions"].get("rounding", rounding()) != rounding()
 
 
-def _named(kernels: Any) -> str:
-    return ", ".join(f"{value}" for value in kernels.values()) if isinstance(kernels, dict) else "kernels that it does not name"
+def _kernels_text(kernels: Any) -> str:
+    return ", ".join(f"{value}" for value in kernels.values()) if isinstance(kernels, dict) else "unrecorded kernels"
 
 
-def _compare(data: dict[str, Any], again: Returns, changed: list[str], found: Verification) -> bool:
-    """Returns must be equal to the last bit on the same versions; where some ``changed``, their means must agree, see ``_differs``.
+def _compare(data: dict[str, Any], returns: Returns, changed: list[str], found: Verification) -> bool:
+    """Compare replayed returns with the recorded ones: bit for bit on the same versions, by their means if some ``changed``.
 
     Returns:
-        Whether some differ as they may.
+        True if some returns differ and changed versions may explain it; the verdict must then be compared too.
     """
-    count = again.shape[1]
+    count = returns.shape[1]
     recorded = np.array([data["returns"][role][:count] for role in ROLES], np.float64)
-    differing = dict(zip(ROLES, (again != recorded).sum(1).tolist(), strict=True))
+    differing = dict(zip(ROLES, (returns != recorded).sum(1).tolist(), strict=True))
     if not any(differing.values()):
         return False
     text = ", ".join(f"{number} of the {role}'s" for role, number in differing.items() if number)
-    text += f" {count} returns differ, by up to {float(np.abs(again - recorded).max()):.3g}"
+    text += f" {count} returns differ, by up to {float(np.abs(returns - recorded).max()):.3g}"
     if not changed:
         found.objections.append(f"{text}, on the same versions")
         return False
     found.notes.append(f"{text}, which the versions may explain: compared are the means and the verdict")
     unit = abs(float(recorded[1].mean() - recorded[2].mean()))
-    for role, now, then in zip(ROLES, again, recorded, strict=True):
+    for role, now, then in zip(ROLES, returns, recorded, strict=True):
         if _differs(now, then, unit):
             means = f"{now.mean():.6g} here, {then.mean():.6g} in the certificate"
             found.objections.append(f"the {role}'s mean return over {count} episodes is {means}: chance and rounding do not explain that")
@@ -355,11 +356,11 @@ def _compare(data: dict[str, Any], again: Returns, changed: list[str], found: Ve
 
 
 def _differs(now: np.ndarray, then: np.ndarray, unit: float) -> bool:
-    """Whether returns ``[E]`` of the same policy on the same seeds have another mean than rounding and chance explain.
+    """Whether the mean returns ``[E]`` of one policy on the same seeds differ by more than rounding and chance explain.
 
-    Where a last bit grows to another episode, the differences are those of two draws: their mean is 0 up to what a paired t-test at
-    ``SURE`` allows. Where it does not, they are tiny, but may all point the same way: means closer than ``NEGLIGIBLE`` of what the
-    teacher adds over chance, ``unit``, are the same.
+    If rounding changes the course of an episode, its two returns are like independent samples: their mean difference is tested for 0 by a
+    paired t-test at ``SURE``. If it does not, the differences are tiny but may share a sign: differences of means below ``NEGLIGIBLE``
+    times ``unit``, the teacher's advantage over a random policy, are ignored.
     """
     difference = now - then
     if abs(float(difference.mean())) <= NEGLIGIBLE * unit:
@@ -367,19 +368,19 @@ def _differs(now: np.ndarray, then: np.ndarray, unit: float) -> bool:
     return shows_positive_mean(difference, SURE) or shows_positive_mean(-difference, SURE)
 
 
-def _compare_verdicts(data: dict[str, Any], again: Returns, play: Callable[[list[int]], Returns], found: Verification) -> None:
-    """The test from the returns here must come to the certificate's verdict; where they leave it open, it is played on to its next looks.
+def _compare_verdicts(data: dict[str, Any], returns: Returns, play: Callable[[list[int]], Returns], found: Verification) -> None:
+    """Compare the test's verdict on the replayed returns with the certificate's; an open test continues to its next looks.
 
-    A certificate that leaves its question open claims nothing that could be wrong: what is found here is noted.
+    An undecided certificate makes no claim that could be wrong, so another verdict is only a note.
     """
     plan = _plan(data)
-    decision = decide(*again, plan=plan)
+    decision = decide(*returns, plan=plan)
     for look in plan.looks:
-        if not decision.final and look > again.shape[1]:
-            again = np.concatenate([again, play(evaluation_seeds("certificate", look)[again.shape[1] :])], axis=1)
-            decision = decide(*again, plan=plan)
+        if not decision.final and look > returns.shape[1]:
+            returns = np.concatenate([returns, play(evaluation_seeds("certificate", look)[returns.shape[1] :])], axis=1)
+            decision = decide(*returns, plan=plan)
     if decision.verdict != data["verdict"]:
-        said = found.notes if data["verdict"] == "undecided" else found.objections
-        said.append(f"the returns here give: {decision.verdict} after {decision.episodes} episodes")
+        target = found.notes if data["verdict"] == "undecided" else found.objections
+        target.append(f"the returns here give: {decision.verdict} after {decision.episodes} episodes")
     elif decision.episodes != data["episodes"]:
         found.notes.append(f"the returns here give the same verdict after {decision.episodes} episodes")

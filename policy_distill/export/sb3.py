@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policy_distill.environments.action_masks import has_mask
 from policy_distill.policies.observations import FAR_FROM_ZERO
 from policy_distill.policies.student import ACTIVATIONS, Architecture, Student
 from policy_distill.support.files import write_atomically
@@ -76,6 +77,8 @@ def why_not_ppo(architecture: Architecture) -> str | None:
     """
     if architecture.memory:
         return "Stable-Baselines3's PPO has no policy with a memory, and that of sb3-contrib has an LSTM (student.memory)"
+    if has_mask(architecture.observation_space):
+        return "Stable-Baselines3's PPO knows no action masks"
     if architecture.channels:
         return "Stable-Baselines3 has no network with the student's convolutions (student.channels)"
     spaces = (architecture.observation_space, architecture.action_space)

@@ -1,9 +1,9 @@
-"""Losses on actions whose gradient with respect to the students' outputs is written out: the default ones, without autograd.
+"""Analytic gradients of the default losses on actions with respect to the students' outputs.
 
-A chunk of gradient steps is prepared at once: what depends on the teacher alone is computed there, and each term's value is taken there
-when its steps are done. What remains in a step are four to six operations. Tensors lie feature after feature, ``[..., width, B]``.
+Each object handles a chunk of gradient steps: ``load`` computes everything that depends only on the teacher, ``values`` computes the terms
+after the last step. A single step takes four to six operations. Tensors are feature-major, ``[..., width, B]``.
 
-Everything else that ``Objective`` knows goes through autograd (``autograd_gradients``); both ways end at the same numbers.
+All other losses of ``Objective`` use autograd (``autograd_gradients``); where both exist they agree.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from policy_distill.policies.divergences import HUBER_DELTA
 from policy_distill.policies.families import Choices, DiagGaussian
 
 BOUNDLESS = 1e38
-"""Times the smallest distance that a float32 can tell, it still exceeds any error."""
+"""Times the smallest nonzero float32 difference of values near 1, it still exceeds any error."""
 Gradient: TypeAlias = "ChoiceGradient | GaussianGradient | RegressionGradient | AutogradGradient"
 
 
 def written_out(objective: Objective) -> bool:
-    """Whether the gradient of the loss on actions is written out: forward KL of choices and Gaussians, or regression."""
+    """Whether the loss on actions has an analytic gradient here: forward KL of choices and Gaussians, or regression."""
     config = objective.config
     plain = objective.kind == "kl" and config.divergence == "forward_kl" and not config.standardize_logits
     return (plain and isinstance(objective.family, Choices | DiagGaussian)) or objective.kind == "regression"
 
 
 def gradient_of(objective: Objective, inputs: Tensor, log_std: Tensor, generators: Sequence[torch.Generator] = ()) -> Gradient:
-    """The gradient of the loss on actions, with room for chunks of the shape of ``inputs``, ``[S, K, inputs, B]``.
+    """The gradient of the loss on actions, with buffers for chunks of the shape of ``inputs``, ``[S, K, inputs, B]``.
 
     Args:
         objective: the loss.
-        inputs: only its shape, type and device are read.
-        log_std: ``[K, 1, action_dim]``, the students', a leaf of autograd's; a loss that reads it writes its gradient there.
-        generators: one a member, for a loss that draws the teacher's actions.
+        inputs: only its shape, dtype and device are read.
+        log_std: ``[K, 1, action_dim]``, the students', a leaf tensor; a loss that reads it writes its ``grad``.
+        generators: one for each member, for a loss that samples the teacher's actions.
     """
     steps, members, _, batch = inputs.shape
     like = inputs.new_zeros(steps, members, objective.family.width, batch)
@@ -61,8 +61,8 @@ class ChoiceGradient:
         like: ``[S, K, width, B]``.
 
     Attributes:
-        outputs: of each step ``[K, width, B]``, where the students' outputs belong before ``write``; they are left as they are.
-        divisor: what ``write`` writes is the gradient times this number.
+        outputs: for each step a buffer ``[K, width, B]``, to be filled with the students' outputs before ``write``, which keeps it.
+        divisor: ``write`` writes the gradient times this number.
     """
 
     def __init__(self, objective: Objective, like: Tensor) -> None:
@@ -84,11 +84,11 @@ class ChoiceGradient:
             self._labels = torch.empty_like(self._logits)
 
     def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
-        """Take in what the next steps' teacher says.
+        """Set the teacher's targets of the next S steps.
 
         Args:
             targets: with leading ``[S, K, B]``.
-            progress: ``[S]``, share of the training that is done at each step.
+            progress: ``[S]``, completed share of the training at each step.
         """
         logits = self._pair(self._objective.distribution_of(targets.parameters)["logits"].transpose(-1, -2), self._logits)
         if self._softens:
@@ -105,39 +105,39 @@ class ChoiceGradient:
         """Write the gradient of the mean over the batch with respect to ``outputs[step]``, times ``divisor``, into ``slope``."""
         logits = self._pair(self.outputs[step], self._padded) if self._switches else self.outputs[step]
         scaled = torch.div(logits, self._temperatures[step], out=self._scaled) if self._softens else logits
-        found = self._difference if self._switches else slope
-        _over_choices(torch.softmax, scaled, self._sizes, found)
-        found.sub_(self._teachers[step])
+        gradient = self._difference if self._switches else slope
+        _over_choices(torch.softmax, scaled, self._sizes, gradient)
+        gradient.sub_(self._teachers[step])
         if self._softens or self._labelled:
-            found.mul_(self._shares[step])
+            gradient.mul_(self._shares[step])
         if self._labelled:
             _over_choices(torch.softmax, logits, self._sizes, self._scaled)
-            found.add_(self._scaled.sub_(self._labels[step]).mul_(self._alpha))
+            gradient.add_(self._scaled.sub_(self._labels[step]).mul_(self._alpha))
         if self._switches:
-            slope.copy_(found[:, 1::2])
+            slope.copy_(gradient[:, 1::2])
 
     def values(self) -> dict[str, Tensor]:
-        """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
-        share = self._samples * self._members
+        """Sum over the steps of each term's mean over members and samples (``Objective.terms``); call it once for each ``load``."""
+        count = self._samples * self._members
         logits = self._pair(self._outputs, self._logits)
-        found = {}
+        hard = {}
         if self._labelled:
             _over_choices(torch.log_softmax, logits, self._sizes, self._log_probs)
-            found["hard_cross_entropy_nats"] = -_dot(self._labels, self._log_probs) / share
+            hard["hard_cross_entropy_nats"] = -_dot(self._labels, self._log_probs) / count
         if self._softens:
             logits = torch.div(logits, self._temperatures, out=self._logits)
         _over_choices(torch.log_softmax, logits, self._sizes, self._log_probs)
-        # 0 * -inf is no number: what the teacher forbids contributes zero
+        # An action that the teacher forbids contributes zero; the clamp avoids 0 * -inf.
         difference = self._teacher_log_probs.clamp_min_(torch.finfo(self._teacher.dtype).min).sub_(self._log_probs)
-        return {self._objective.soft_name: _dot(self._teacher, difference) / share} | found
+        return {self._objective.soft_name: _dot(self._teacher, difference) / count} | hard
 
-    def _pair(self, logits: Tensor, room: Tensor) -> Tensor:
-        """Logits ``[..., width, B]``; of switches with the logit 0 of "off" before each, ``[..., 2 * width, B]``, in ``room``."""
+    def _pair(self, logits: Tensor, buffer: Tensor) -> Tensor:
+        """Logits ``[..., width, B]``; for Bernoulli families in ``buffer``, each after the logit 0 of "off": ``[..., 2 * width, B]``."""
         if not self._switches:
             return logits
-        room[..., ::2, :] = 0.0
-        room[..., 1::2, :] = logits
-        return room
+        buffer[..., ::2, :] = 0.0
+        buffer[..., 1::2, :] = logits
+        return buffer
 
 
 class GaussianGradient:
@@ -149,11 +149,11 @@ class GaussianGradient:
     Args:
         objective: the loss.
         like: ``[S, K, action_dim, B]``.
-        log_std: ``[K, 1, action_dim]``, the students' as it is at each step; its gradient is written to it.
+        log_std: ``[K, 1, action_dim]``, the students', read at each step; ``write`` sets its ``grad``.
 
     Attributes:
-        outputs: of each step ``[K, width, B]``, where the students' outputs belong before ``write``; they are left as they are.
-        divisor: what ``write`` writes is the gradient times this number.
+        outputs: for each step a buffer ``[K, width, B]``, to be filled with the students' outputs before ``write``, which keeps it.
+        divisor: ``write`` writes the gradient times this number.
     """
 
     def __init__(self, objective: Objective, like: Tensor, log_std: Tensor) -> None:
@@ -167,11 +167,11 @@ class GaussianGradient:
         self._steps = list(zip(*(part.unbind(0) for part in (self._mean, self._variance, self._error, self._log_stds)), strict=True))
 
     def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
-        """Take in what the next steps' teacher says.
+        """Set the teacher's targets of the next S steps.
 
         Args:
             targets: with leading ``[S, K, B]``.
-            progress: ``[S]``, share of the training that is done at each step.
+            progress: ``[S]``, completed share of the training at each step.
         """
         self._temperatures, self._shares = _schedules(self._objective, progress, self._mean)
         self._mean.copy_(targets.parameters["mean"].transpose(-1, -2))
@@ -193,7 +193,7 @@ class GaussianGradient:
         self._log_std.grad = (1 - distance * precision).mul_(self._samples * share * temperature).transpose(1, 2)
 
     def values(self) -> dict[str, Tensor]:
-        """The term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
+        """Sum over the steps of the term's mean over members and samples (``Objective.terms``); call it once for each ``load``."""
         precision = (-2 * self._log_stds).exp()
         log_ratio = self._log_stds - self._teacher_log_std
         distance = self._variance + self._error.square_().mean(-1, keepdim=True) / self._temperatures
@@ -202,18 +202,18 @@ class GaussianGradient:
 
 
 class RegressionGradient:
-    """Squared, absolute or Huber's error in box units, mean over the components; see ``divergences.bounded_error``.
+    """Squared, absolute or Huber error in box units, mean over the components; see ``divergences.bounded_error``.
 
-    The gradient with respect to the prediction is the error between bounds: those of the target (``divergences.bounded_error``), and for
-    Huber's loss those where the square turns into a line.
+    The gradient with respect to the prediction is the error clamped twice: as in ``divergences.bounded_error``, and for the Huber loss to
+    its threshold.
 
     Args:
         objective: the loss.
         like: ``[S, K, action_dim, B]``.
 
     Attributes:
-        outputs: of each step ``[K, width, B]``, where the students' outputs belong before ``write``; they are left as they are.
-        divisor: what ``write`` writes is the gradient times this number.
+        outputs: for each step a buffer ``[K, width, B]``, to be filled with the students' outputs before ``write``, which keeps it.
+        divisor: ``write`` writes the gradient times this number.
     """
 
     def __init__(self, objective: Objective, like: Tensor) -> None:
@@ -232,15 +232,15 @@ class RegressionGradient:
         self._steps = list(zip(*(part.unbind(0) for part in parts), strict=True))
 
     def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
-        """Take in what the next steps' teacher says.
+        """Set the teacher's targets of the next S steps.
 
         Args:
             targets: with leading ``[S, K, B]``.
-            progress: ``[S]``; a regression does not change on the way.
+            progress: ``[S]``; unused, since a regression has no schedule.
         """
         actions = self._box.to_box(targets.actions).transpose(-1, -2)
         target = torch.clamp(actions, *self._limits, out=self._target)  # type: ignore[arg-type]
-        # Zero where the target is near the bound, else beyond any error; ``torch.where`` takes thirty times as long.
+        # Zero where the target is near the bound, else larger than any error; ``torch.where`` takes thirty times as long.
         torch.sub(target, self._near[0], out=self._lower).clamp_min_(0).mul_(-BOUNDLESS)
         torch.sub(self._near[1], target, out=self._upper).clamp_min_(0).mul_(BOUNDLESS)
         if self._kind == "huber":
@@ -255,15 +255,15 @@ class RegressionGradient:
             slope.sign_()
 
     def values(self) -> dict[str, Tensor]:
-        """Each term's sum over the steps of its mean over members and samples, as ``Objective.terms`` has it; once for each ``load``."""
+        """Sum over the steps of each term's mean over members and samples (``Objective.terms``); call it once for each ``load``."""
         error = torch.clamp(self._error, self._lower, self._upper, out=self._error)
         return {self._name: REGRESSIONS[self._kind](error.transpose(-1, -2)).mean() * self.num_steps}
 
 
 def _schedules(objective: Objective, progress: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:
-    """At each step, of all members or of each, ``[S, 1 or K, 1, 1]``: the temperature, and the soft term's weight divided by it.
+    """The temperature at each step, and the soft term's weight divided by it: ``[S, 1 or K, 1, 1]``.
 
-    The latter is what remains of the weight in the gradient with respect to an output that is divided by the temperature.
+    Outputs are divided by the temperature, so their gradient has the weight divided by it.
     """
     shares = like.new_tensor(progress).view(-1, 1, 1)
     temperature, weight = (
@@ -274,7 +274,7 @@ def _schedules(objective: Objective, progress: Sequence[float], like: Tensor) ->
 
 
 def _each(value: float | Tensor, like: Tensor) -> Tensor:
-    """One number for all members, or ``[K, 1]``, as ``[1 or K, 1, 1]``."""
+    """A number for all members, or ``[K, 1]``, as ``[1 or K, 1, 1]``."""
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
@@ -286,8 +286,8 @@ def _over_choices(function: Callable[..., Tensor], logits: Tensor, sizes: tuple[
         shape = (len(sizes), sizes[0])
         function(logits.unflatten(-2, shape), -2, out=out.unflatten(-2, shape))
     else:
-        for part, room in zip(logits.split(sizes, -2), out.split(sizes, -2), strict=True):
-            room.copy_(function(part, -2))
+        for part, result in zip(logits.split(sizes, -2), out.split(sizes, -2), strict=True):
+            result.copy_(function(part, -2))
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which loss terms a student of this teacher has, and with which weights."""
+"""The loss of a student: its terms, weights and temperature schedule."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from policy_distill.policies.q_values import Q_TEMPERATURES, median_action_gap, 
 from policy_distill.support.sampling import evenly
 
 CALIBRATION_ROWS = 65_536
-"""Rows that are looked at, evenly over all of them, for the gaps between Q-values."""
+"""Maximum number of rows, evenly spaced, that estimate the gap between Q-values."""
 LAYER_ROWS = 8192
-"""The same for how much a layer varies, which takes a hundred times as many numbers a row and is known as well from fewer."""
+"""Maximum number of rows that estimate a layer's variance; a layer has a hundred times as many numbers a row."""
 OUTPUT = "output"
-"""Name of a network's own output among its layers: logits, Q-values or means."""
+"""Name of a network's output among its layers: logits, Q-values or means."""
 REGRESSIONS = {"squared": mean_squared, "absolute": mean_absolute, "huber": huber}
 _LAYER_DISTANCES = {"mse": normalized_squared_error, "cosine": cosine_distance}
 
 
 class Objective:
-    """A loss with weights.
+    """A weighted sum of loss terms.
 
     Args:
-        config: as asked for, with the layers named.
-        family: of the teacher.
+        config: the loss's settings, with all layers named.
+        family: the teacher's family of action distributions.
 
     Attributes:
         kind: ``kl``, ``nll`` or ``regression``.
-        soft_name: of the term that is divided by the temperature; ``soft_weight`` multiplies it by ``temperature**2``, and nothing else.
+        soft_name: name of the term that the temperature softens; only ``soft_weight`` multiplies it by ``temperature**2``.
 
     Raises:
         RequestError: if the loss does not suit the teacher.
@@ -45,18 +45,18 @@ class Objective:
         self.config, self.family = config, family
         self.kind = resolve_kind(config, family)
         self.soft_name = {"kl": f"{config.divergence}_nats", "nll": "negative_log_likelihood_nats", "regression": "action_error"}[self.kind]
-        self._serve_one(config)
-        # What ``calibrate`` takes from the data, shared with the same loss for several members.
+        self._set_single(config)
+        # Set by ``calibrate``, and shared with copies for several members.
         self._measured = {"q_gap": 1.0}
         self._layer_variance: dict[str, float] = {}
 
-    def _serve_one(self, config: LossConfig) -> None:
+    def _set_single(self, config: LossConfig) -> None:
         self._members: Sequence[LossConfig] = (config,)
         self.hard_weight: float | Tensor = config.hard_weight
         self._temperatures: tuple[float | Tensor, float | Tensor] = _ends_of(config)
 
     def for_members(self, configs: Sequence[LossConfig], device: torch.device) -> Objective:
-        """The same loss with a temperature and an alpha of its own for each of K members; nothing else of ``configs`` is read.
+        """The loss of K members with different temperatures and alphas; nothing else of ``configs`` is read.
 
         Raises:
             RequestError: if one of them does not suit the teacher.
@@ -77,12 +77,12 @@ class Objective:
     def of_member(self, index: int) -> Objective:
         """The loss of one member alone."""
         twin = copy.copy(self)
-        twin._serve_one(self._members[index % len(self._members)])
+        twin._set_single(self._members[index % len(self._members)])
         return twin
 
     @property
     def q_gap(self) -> float:
-        """Difference in Q that becomes one nat; ``calibrate`` sets it from the data."""
+        """Difference of Q-values that corresponds to one nat; set by ``calibrate``."""
         return self._measured["q_gap"]
 
     @q_gap.setter
@@ -91,70 +91,69 @@ class Objective:
 
     @property
     def has_hard_labels(self) -> bool:
-        """Whether there is a cross-entropy of the teacher's greedy action."""
+        """Whether the loss contains the cross-entropy of the teacher's greedy action."""
         return any(config.hard_weight > 0 for config in self._members)
 
     @property
     def softens(self) -> bool:
-        """Whether a temperature is ever other than 1."""
+        """Whether any temperature differs from 1."""
         return any(end != 1 for config in self._members for end in _ends_of(config))
 
     @property
     def reads(self) -> set[str]:
         """Names of the targets' parameters that the terms read; a regression reads the action alone."""
-        own = set() if self.kind == "regression" else {*self.family.names, "q_values"}
-        output = {*self.family.names[:1], "q_values"} if OUTPUT in self._hinted else set()
-        return own | output | {f"{LAYER}{name}" for name in self._hinted if name != OUTPUT}
+        distribution = set() if self.kind == "regression" else {*self.family.names, "q_values"}
+        output = {*self.family.names[:1], "q_values"} if OUTPUT in self._teacher_layers else set()
+        return distribution | output | {f"{LAYER}{name}" for name in self._teacher_layers if name != OUTPUT}
 
     @property
     def reads_actions(self) -> bool:
         """Whether the terms read the teacher's deterministic action."""
-        return self.kind == "regression" or self.has_hard_labels or OUTPUT in self._hinted
+        return self.kind == "regression" or self.has_hard_labels or OUTPUT in self._teacher_layers
 
     @property
     def layers_read(self) -> set[str]:
         """Names of the students' layers that hints and relations read."""
-        return {ours for pairs in self._pairs for ours in pairs.values()}
+        return {layer for pairs in self._pairs for layer in pairs.values()}
 
     def samples_read(self, name: str, batch_size: int) -> int:
-        """How many samples of a batch, its first ones, the terms read the target ``name`` of: all but where relations alone read it."""
+        """Number of first samples of a batch whose target ``name`` is read: all, but fewer for layers that only relations read."""
         hints, _ = self._pairs
-        layer = name.removeprefix(LAYER)
-        alone = name.startswith(LAYER) and layer not in hints
-        return min(batch_size, samples_compared(self.config.relations.kind)) if alone else batch_size
+        only_relations = name.startswith(LAYER) and name.removeprefix(LAYER) not in hints
+        return min(batch_size, samples_compared(self.config.relations.kind)) if only_relations else batch_size
 
     @property
-    def _hinted(self) -> list[str]:
+    def _teacher_layers(self) -> list[str]:
         """The teacher's layers that hints and relations read."""
-        return [theirs for pairs in self._pairs for theirs in pairs]
+        return [layer for pairs in self._pairs for layer in pairs]
 
     @property
     def _pairs(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Teacher's layer -> student's layer, of hints and of relations."""
+        """Maps from the teacher's to the student's layers, for hints and for relations."""
         features, relations = self.config.features, self.config.relations
         return (features.layers or {}) if features.weight else {}, (relations.layers or {}) if relations.weight else {}
 
     def calibrate(self, targets: ActionTargets) -> None:
-        """Take what depends on the data: the gaps between the best two Q-values, and how much the teacher's layers vary."""
+        """Estimate the gap between the best two Q-values and the variances of hinted layers from data."""
         if "q_values" in targets.parameters:
             self.q_gap = self.config.q_gap_fraction * median_action_gap(_some(targets.parameters["q_values"], CALIBRATION_ROWS))
         for name in self._pairs[0]:
             self._layer_variance[name] = max(float(_some(self._teacher_layer(targets, name), LAYER_ROWS).var(0).mean()), 1e-12)
 
     def temperature(self, progress: float | Tensor) -> float | Tensor:
-        """At ``progress`` in [0, 1] of the training: along a line from ``temperature`` to ``temperature_end``.
+        """Temperature at ``progress`` in [0, 1] of the training, linear from ``temperature`` to ``temperature_end``.
 
         Args:
             progress: a number, or ``[S, 1, 1]``.
 
         Returns:
-            Of that shape; of members ``[K, 1]``, or ``[S, K, 1]``.
+            The shape of ``progress``; if members differ ``[K, 1]`` or ``[S, K, 1]``.
         """
         start, end = self._temperatures
         return start + (end - start) * progress
 
     def soft_weight(self, progress: float | Tensor) -> float | Tensor:
-        """Of the term named ``soft_name``: ``(1 - alpha) * T**2`` of a divergence; of the shape of ``temperature``."""
+        """Weight of the term ``soft_name``, ``(1 - alpha) * T**2`` for a divergence; same shape as ``temperature``."""
         return (1 - self.hard_weight) * (self.temperature(progress) ** 2 if self.kind == "kl" else 1.0)
 
     def terms(
@@ -172,20 +171,20 @@ class Objective:
 
         Args:
             outputs: the students' logits or means ``[K, B, outputs]``.
-            log_std: ``[K, 1, action_dim]``, read for Gaussians alone.
-            targets: with leading ``[K, B]``.
-            progress: share of the training that is done, for the temperature.
-            draws: uniform numbers in (0, 1) of the teacher's parameters' shape, read for ``nll`` alone.
-            layers: the students' hidden layers and output by name, ``[K, B, width]``; left out, no hints and relations are returned.
+            log_std: ``[K, 1, action_dim]``, only read for Gaussians.
+            targets: the teacher's labels, with leading ``[K, B]``.
+            progress: completed share of the training, for the temperature.
+            draws: uniform numbers in (0, 1) of the shape of the teacher's parameters, only read for ``nll``.
+            layers: the students' hidden layers and output by name, ``[K, B, width]``; None leaves out hints and relations.
             projections: for each pair of hinted layers a weight ``[K, student's width, teacher's width]`` and a bias ``[K, 1, ...]``.
         """
-        found = self._action_terms(outputs, log_std, targets, self.temperature(progress), draws)
+        terms = self._action_terms(outputs, log_std, targets, self.temperature(progress), draws)
         if layers is not None:
-            found |= self.layer_terms(layers, targets, projections)
-        return found
+            terms |= self.layer_terms(layers, targets, projections)
+        return terms
 
     def total(self, terms: Mapping[str, Tensor], *, progress: float = 1.0) -> Tensor:
-        """The weighted sum ``[K, B]``: ``alpha * CE + (1 - alpha) * T**2 * KL`` (Hinton et al. 2015, sec. 2), hints and relations added."""
+        """Weighted sum ``[K, B]``: ``alpha * CE + (1 - alpha) * T**2 * KL`` (Hinton et al. 2015, sec. 2) plus hints and relations."""
         loss = self.config
         weights: dict[str, float | Tensor] = {
             name: loss.features.weight if name.startswith("feature") else loss.relations.weight for name in terms
@@ -207,17 +206,17 @@ class Objective:
         if self.kind == "nll":
             assert draws is not None, "sampled targets need random numbers"
             return {self.soft_name: -family.log_prob(student, family.draw(teacher, draws))}
-        own = (teacher, student)
+        compared = (teacher, student)
         if config.standardize_logits:
-            own = (family.standardized(teacher), family.standardized(student))
+            compared = (family.standardized(teacher), family.standardized(student))
         beta = config.jensen_shannon_beta
-        found = {self.soft_name: family.divergence(config.divergence, *own, temperature=temperature, beta=beta)}
+        terms = {self.soft_name: family.divergence(config.divergence, *compared, temperature=temperature, beta=beta)}
         if self.has_hard_labels:
-            found["hard_cross_entropy_nats"] = -family.log_prob(student, family.raw(targets.actions))
-        return found
+            terms["hard_cross_entropy_nats"] = -family.log_prob(student, family.raw(targets.actions))
+        return terms
 
     def distribution_of(self, parameters: Parameters) -> Parameters:
-        """The teacher's own parameters ``[..., width]``; of Q-values the logits that are made of them."""
+        """The teacher's distribution parameters ``[..., width]``; Q-values are turned into logits."""
         if "q_values" not in parameters:
             return parameters
         values, config = parameters["q_values"], self.config
@@ -228,17 +227,17 @@ class Objective:
 
     def layer_terms(self, layers: Mapping[str, Tensor], targets: ActionTargets, projections: Sequence[Projection]) -> dict[str, Tensor]:
         """Hints and relations, each term's value per sample ``[K, B]``, unweighted; arguments as in ``terms``."""
-        (hints, related), found = self._pairs, {}
+        (hints, relations), terms = self._pairs, {}
         distance, relation = self.config.features.distance, self.config.relations.kind
-        for (theirs, ours), projection in zip(hints.items(), projections, strict=True):
-            target, variance = self._teacher_layer(targets, theirs), self._layer_variance.get(theirs, 1.0)
-            found[f"feature_{distance}_{theirs}"] = _LAYER_DISTANCES[distance](target, layers[ours], variance, projection)
-        for theirs, ours in related.items():
-            found[f"relation_{relation}_{theirs}"] = RELATIONS[relation](self._teacher_layer(targets, theirs), layers[ours])
-        return found
+        for (teacher, student), projection in zip(hints.items(), projections, strict=True):
+            target, variance = self._teacher_layer(targets, teacher), self._layer_variance.get(teacher, 1.0)
+            terms[f"feature_{distance}_{teacher}"] = _LAYER_DISTANCES[distance](target, layers[student], variance, projection)
+        for teacher, student in relations.items():
+            terms[f"relation_{relation}_{teacher}"] = RELATIONS[relation](self._teacher_layer(targets, teacher), layers[student])
+        return terms
 
     def _teacher_layer(self, targets: ActionTargets, name: str) -> Tensor:
-        """A layer of the teacher ``[..., width]``; its output is the first of its distribution's parameters, or else its action."""
+        """A layer of the teacher ``[..., width]``; ``OUTPUT`` is the first parameter of its distribution, or else its action."""
         if name != OUTPUT:
             return targets.parameters[f"{LAYER}{name}"]
         known = [targets.parameters[key] for key in (*self.family.names[:1], "q_values") if key in targets.parameters]
@@ -246,7 +245,7 @@ class Objective:
 
 
 def _ends_of(config: LossConfig) -> tuple[float, float]:
-    """Temperatures at the beginning and at the end."""
+    """Temperatures at the start and at the end of training."""
     return config.temperature, config.temperature if config.temperature_end is None else config.temperature_end
 
 
@@ -263,7 +262,7 @@ def sum_of(values: Iterable[Tensor]) -> Tensor:
 
 
 def resolve_kind(config: LossConfig, family: Family) -> str:
-    """What ``auto`` means for this teacher.
+    """The kind of loss; ``auto`` is the default of the teacher's family.
 
     Raises:
         RequestError: if the loss does not suit the teacher.

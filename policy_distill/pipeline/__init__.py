@@ -1,1 +1,1 @@
-"""One job: its preparation, its stages, and what becomes result.json."""
+"""One distillation job: its preparation, its stages and its result.json."""

@@ -1,4 +1,4 @@
-"""What the stages of one job work with: workers, log, known returns; measuring students and choosing among them."""
+"""Services of a job's stages: workers, log and cached returns; evaluation of students and the choice among them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from policy_distill.support.pending import Pending
 from policy_distill.support.progress import Display
 
 CONSECUTIVE_PASSES = 3
-"""Measurements in a row that must be good enough to end a stage early."""
+"""Consecutive measurements with enough retention that end a stage early."""
 
 
 @dataclass
 class Services:
-    """What the stages work with. It holds nothing that decides about the student: new services go on from any state.
+    """Workers, log and cache of a job. They do not affect the student: new services can continue from any state.
 
     Attributes:
         job: the request.
         rollouts, tracker, display: workers, log, terminal.
-        known: where returns of "teacher" and "random" are kept from job to job; who is left out plays each time.
-        collected_rounds: through which these rollouts' environments have gone; their episodes go on from round to round.
+        known: cached returns of "teacher" and "random" from earlier jobs; a policy without an entry is always played.
+        collected_rounds: rounds that these rollouts' environments have collected; episodes continue from round to round.
     """
 
     job: Job
@@ -42,9 +42,9 @@ class Services:
     collected_rounds: int = 0
 
     def begin(self, state: State, policy: Policy | str, seeds: Sequence[int], *, with_agreement: bool = False) -> Pending[Episodes]:
-        """Start measuring; see ``Rollouts.begin_evaluation``.
+        """Start an evaluation; see ``Rollouts.begin_evaluation``.
 
-        Episodes of teacher and random policy that are known are not played again, unless agreement is asked for.
+        Cached episodes of teacher and random policy are not played again, unless agreement is measured.
         """
         num_envs, store = self.job.config.evaluate.num_envs, None
         known, unknown = NONE, list(seeds)
@@ -66,68 +66,68 @@ class Services:
         return self.rollouts.begin_evaluation(policy, unknown, num_envs=num_envs, with_agreement=with_agreement).then(count)
 
     def begin_validation(self, state: State, student: Student) -> Pending[Episodes]:
-        """Start measuring on the seeds that every candidate plays."""
+        """Start an evaluation on the seeds that every candidate plays."""
         return self.begin(state, student, state.seeds[: state.num_first])
 
     def validate(self, state: State, students: Sequence[Student]) -> list[np.ndarray]:
-        """Returns ``[num_first]`` of students on the seeds that every candidate plays, all measured side by side."""
+        """Returns ``[num_first]`` of each student on the seeds that every candidate plays, evaluated in parallel."""
         return [pending.result().returns for pending in [self.begin_validation(state, student) for student in students]]
 
-    def play_on(self, state: State, episodes: int) -> None:
-        """Measure the kept student, which has played all validation seeds, teacher and random policy on this many more of them."""
+    def extend_validation(self, state: State, episodes: int) -> None:
+        """Add ``episodes`` validation seeds, and play them with the kept student, the teacher and the random policy."""
         kept, known = state.kept[-1], len(state.seeds)
         state.seeds = evaluation_seeds("validation", known + episodes)
-        waiting = [self.begin(state, who, state.seeds[known:]) for who in ("teacher", "random", kept.student)]
-        teacher, chance, student = (pending.result().returns for pending in waiting)
-        state.teacher_returns = np.concatenate([state.teacher_returns, teacher])
-        state.random_returns = np.concatenate([state.random_returns, chance])
-        state.kept[-1] = dataclasses.replace(kept, returns=np.concatenate([kept.returns, student]))
+        evaluations = [self.begin(state, policy, state.seeds[known:]) for policy in ("teacher", "random", kept.student)]
+        teacher_returns, random_returns, student_returns = (pending.result().returns for pending in evaluations)
+        state.teacher_returns = np.concatenate([state.teacher_returns, teacher_returns])
+        state.random_returns = np.concatenate([state.random_returns, random_returns])
+        state.kept[-1] = dataclasses.replace(kept, returns=np.concatenate([kept.returns, student_returns]))
 
     def choose(
         self, state: State, students: Sequence[Student], returns: Sequence[np.ndarray], at_least: float | None = None
     ) -> tuple[int | None, dict[int, np.ndarray]]:
-        """Let the best few candidates play on the further validation seeds, half of them less and less, and choose among the last two.
+        """Choose a candidate by sequential halving: the best few play further validation seeds, and each stage drops the worse half.
 
-        The best of many noisy means flatters itself, and more episodes for all of them would mostly go to those that are out of the
-        question (sequential halving, Karnin et al. 2013, https://proceedings.mlr.press/v28/karnin13.html). Of equals the later one is
-        kept.
+        The highest of many noisy means overestimates its candidate, and extra episodes for all candidates would mostly go to poor ones
+        (Karnin et al. 2013, https://proceedings.mlr.press/v28/karnin13.html). Ties go to the later candidate.
 
         Args:
-            state: whose validation seeds they play.
+            state: the run, with its validation seeds.
             students: the candidates.
-            returns: of each, ``[num_first]`` on the first validation seeds.
-            at_least: a retention; who keeps less of it on what it has played drops out too, most episodes would go to such candidates.
+            returns: ``[num_first]`` of each candidate on the first validation seeds.
+            at_least: minimum retention on the episodes played so far; candidates below it drop out.
 
         Returns:
-            Index of the candidate to keep, None if all dropped out; and the returns of each finalist on the validation seeds that it
-            played; the one to keep played all of them.
+            Index of the chosen candidate, None if all dropped out; and each finalist's returns on the validation seeds that it played.
+            The chosen candidate played all of them.
         """
         evaluate = self.job.config.evaluate
         played = dict(enumerate(returns))
 
         def best(count: int) -> dict[int, np.ndarray]:
-            able = [index for index, own in played.items() if at_least is None or state.retention(own) >= at_least]
-            return {index: played[index] for index in sorted(able, key=lambda index: (played[index].mean(), index), reverse=True)[:count]}
+            eligible = [index for index, values in played.items() if at_least is None or state.retention(values) >= at_least]
+            ranked = sorted(eligible, key=lambda index: (played[index].mean(), index), reverse=True)
+            return {index: played[index] for index in ranked[:count]}
 
         full = played = best(evaluate.finalists)
         known = state.num_first
         for survivors, episodes in halving(evaluate.finalists, evaluate.finalist_episodes):
             seeds = state.seeds[known : state.num_first + episodes]
-            waiting = {index: self.begin(state, students[index], seeds) for index in best(survivors)}
-            played = {index: np.concatenate([played[index], pending.result().returns]) for index, pending in waiting.items()}
+            evaluations = {index: self.begin(state, students[index], seeds) for index in best(survivors)}
+            played = {index: np.concatenate([played[index], pending.result().returns]) for index, pending in evaluations.items()}
             full, known = full | played, state.num_first + episodes
         return next(iter(best(1)), None), full
 
 
-def kept_enough(shares: Sequence[float], enough: float) -> bool:
+def kept_enough(retentions: Sequence[float], enough: float) -> bool:
     """Whether the last ``CONSECUTIVE_PASSES`` retentions are all at least ``enough``; nan is not."""
-    return len(shares) >= CONSECUTIVE_PASSES and all(share >= enough for share in shares[-CONSECUTIVE_PASSES:])
+    return len(retentions) >= CONSECUTIVE_PASSES and all(value >= enough for value in retentions[-CONSECUTIVE_PASSES:])
 
 
 def halving(candidates: int, episodes: int) -> list[tuple[int, int]]:
-    """How many candidates go on, and how many episodes each of them has then played: twice as many for half of them, in each stage.
+    """Stages of sequential halving: number of candidates, and number of further episodes that each has played at the stage's end.
 
-    The last two play ``episodes``. Stages without an episode are left out.
+    Each stage has half the candidates and twice the episodes; the last two play ``episodes``. Stages without new episodes are left out.
     """
     survivors = [candidates]
     while survivors[-1] > 2:

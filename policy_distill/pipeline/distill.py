@@ -1,4 +1,4 @@
-"""The job: a teacher and an environment in, a small student and what it kept of the return out."""
+"""A distillation job: from a teacher and an environment to a small student and its retention."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from policy_distill.training.value_network import fit_values
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What a run found; the same figures as in its result.json.
+    """Student and figures of a run, the same as in its result.json.
 
     Attributes:
-        student: the chosen round's.
-        retention: on fresh seeds, with its interval.
-        student_episodes, teacher_episodes, random_episodes: the returns behind it, on the same seeds.
-        folder: of the run.
-        summary: what result.json holds.
+        student: the student that was kept.
+        retention: estimate and confidence interval on fresh seeds.
+        student_episodes, teacher_episodes, random_episodes: the final episodes, on the same seeds.
+        folder: the run folder.
+        summary: contents of result.json.
     """
 
     student: Student
@@ -56,12 +56,12 @@ class DistillResult:
 
 
 def distill(config: DistillConfig, *, teacher: Teacher | None = None, display: Display | None = None) -> DistillResult:
-    """Distil ``config.teacher`` into a small student, measure what it kept, and leave a run folder.
+    """Distil ``config.teacher`` into a small student, measure its retention, and write a run folder.
 
     Args:
-        config: the run.
+        config: the settings of the run.
         teacher: used instead of ``config.teacher``: a live Stable-Baselines3 model or a callable, wrapped by ``Teacher``.
-        display: where progress is shown; None shows nothing.
+        display: shows progress; None shows nothing.
 
     Raises:
         RequestError: before any work, if the request cannot be carried out.
@@ -73,10 +73,10 @@ def distill(config: DistillConfig, *, teacher: Teacher | None = None, display: D
         display.note(f"note: {notice}")
     with one_torch_thread():
         before = preflight(job.teacher, job.spec, workers=config.workers, step_timeout=config.step_timeout, skip=config.check.skip)
-        job, looked = settle_action_units(dataclasses.replace(job, notices=(*job.notices, *before.notices)))
+        job, unit_env_steps = settle_action_units(dataclasses.replace(job, notices=(*job.notices, *before.notices)))
         for notice in job.notices[known:]:
             display.note(f"note: {notice}")
-        return _run(job, display, before.env_steps + looked)
+        return _run(job, display, before.env_steps + unit_env_steps)
 
 
 def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
@@ -98,15 +98,15 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         known = known_returns(job.teacher, job.spec) if config.evaluate.reuse_returns else {}
         services = Services(job, rollouts, tracker, display, known)
         while state.stage != "done":
-            if state.stage == "polish":  # whatever becomes of the rest, this one is not lost
+            if state.stage == "polish":  # saved early, in case a later stage fails
                 _save(job, state.kept[-1].student)
             with state.measure("total"):
                 state = STAGES[state.stage](state, services)
         assert state.student_episodes is not None
         student = state.kept[-1].student
         episodes = (state.student_episodes, merge(state.teacher_parts), merge(state.random_parts))
-        figure = retention(*(part.returns for part in episodes), confidence=config.evaluate.confidence)
-        summary = summarize(job, state, figure, *episodes)
+        final_retention = retention(*(part.returns for part in episodes), confidence=config.evaluate.confidence)
+        summary = summarize(job, state, final_retention, *episodes)
         track_final(tracker, summary)
     _save(job, student, teacher=summary["teacher"])
     if reason := why_not_exported(student):
@@ -119,7 +119,7 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         write_certificate(job.folder / "certificate.json", found)
     write_json(job.folder / "result.json", summary)
     write_report(job.folder)
-    return DistillResult(student, figure, *episodes, job.folder, summary)
+    return DistillResult(student, final_retention, *episodes, job.folder, summary)
 
 
 def _save(job: Job, student: Student, **extra: Any) -> None:
@@ -127,22 +127,22 @@ def _save(job: Job, student: Student, **extra: Any) -> None:
 
 
 def distil_values(state: State, services: Services) -> State:
-    """Fit the value network for student.zip, if one is asked for."""
+    """Fit the value network for student.zip, if ``value.hidden_sizes`` is set."""
     config, state.stage = services.job.config, "evaluation"
     if config.value.hidden_sizes is None:
         return state
     services.display.stage("fitting the value network")
     with state.measure("train"):
         seed = derived_seed(config.seed, 7)
-        found = fit_values(services.job.teacher, state.dataset, state.kept[-1].student, config.value, config.train, seed=seed)
-    services.tracker.scalars("value", {"explained_variance": found.explained_variance}, state.env_steps)
-    services.display.note(f"the value network explains {found.explained_variance:.3f} of the variance of the critic's values")
-    state.values = found
+        values = fit_values(services.job.teacher, state.dataset, state.kept[-1].student, config.value, config.train, seed=seed)
+    services.tracker.scalars("value", {"explained_variance": values.explained_variance}, state.env_steps)
+    services.display.note(f"the value network explains {values.explained_variance:.3f} of the variance of the critic's values")
+    state.values = values
     return state
 
 
 def measure(state: State, services: Services) -> State:
-    """Play the final episodes of the kept student; those of teacher and random policy were played while rounds trained."""
+    """Play the kept student's final episodes; those of teacher and random policy were played while rounds trained."""
     services.display.stage("measuring the student")
     seeds = evaluation_seeds("final", services.job.config.evaluate.episodes)
     with state.measure("evaluate"):
@@ -152,7 +152,7 @@ def measure(state: State, services: Services) -> State:
 
 
 def certify(state: State, services: Services) -> State:
-    """Test whether the student keeps its share, if a certificate is asked for."""
+    """Run the sequential test of the student's retention, if ``evaluate.certify`` is set."""
     evaluate, state.stage = services.job.config.evaluate, "done"
     if plan := plan_of(evaluate):
         with state.measure("evaluate"):
@@ -171,4 +171,4 @@ STAGES: dict[Stage, Callable[[State, Services], State]] = {
     "evaluation": measure,
     "certificate": certify,
 }
-"""What advances each stage."""
+"""The function that advances each stage."""

@@ -1,4 +1,4 @@
-"""The first stage: rounds of collecting, labelling and fitting, after which the best round's student is kept."""
+"""The first stage: rounds that collect, label and fit, and the choice of the best round's student."""
 
 from __future__ import annotations
 
@@ -25,30 +25,29 @@ from policy_distill.training.trainer import Trainer
 
 
 def imitate(state: State, services: Services) -> State:
-    """One round: train the students on their teacher's labels of states that are, round after round, more often the student's own.
+    """One round: collect transitions, label them with the teacher, and train the students on all labelled data.
 
-    With several members, which differ in their first weights and in their batches alone, the one that did best in the last round that was
-    measured acts, and each of them is a candidate in every round. The rounds end early where ``collect.enough`` says so. While this
-    process trains, the workers measure: the last round's students, and a share of what teacher and random policy earn on the final seeds,
-    which does not depend on the student.
+    Several members differ only in initial weights and batches. The acting policy is the best member of the last evaluated round, and each
+    member is a candidate in every round. ``collect.enough`` may end the rounds early. While this process trains, the workers evaluate the
+    last round's students, and play a part of the final episodes of teacher and random policy, which do not depend on the student.
     """
     job, display, index = services.job, services.display, len(state.records)
     rounds, enough = job.config.collect.rounds, job.config.collect.enough
-    last = index + 1 == rounds or kept_enough(_shares(state, job.num_members), enough)
+    last = index + 1 == rounds or kept_enough(_retentions(state, job.num_members), enough)
     if services.collected_rounds == 0:
         display.start("measuring the teacher", job.config.train.gradient_steps - state.gradient_steps, "steps")
     display.stage(f"round {index + 1}: collecting")
-    collected = state.env_steps
+    env_steps_before = state.env_steps
     with state.measure("collect"):
         rewards = _collect(state, services, index)
     state.env_steps = len(state.dataset) - job.num_extra_states
     final_seeds = evaluation_seeds("final", job.config.evaluate.episodes)
-    share = [seed for part in range(index, rounds if last else index + 1) for seed in final_seeds[part::rounds]]
+    final_part = [seed for part in range(index, rounds if last else index + 1) for seed in final_seeds[part::rounds]]
     members = state.students[len(state.returns) :]
     with state.measure("evaluate"):
-        waiting = [services.begin_validation(state, member) for member in members]
-        waiting = waiting or [services.begin(state, who, state.seeds) for who in ("teacher", "random")]
-        finals = [services.begin(state, who, share) for who in ("teacher", "random") if share]
+        validations = [services.begin_validation(state, member) for member in members]
+        validations = validations or [services.begin(state, policy, state.seeds) for policy in ("teacher", "random")]
+        finals = [services.begin(state, policy, final_part) for policy in ("teacher", "random") if final_part]
     display.stage(f"round {index + 1}: training")
     with state.measure("train"):
         if state.trainer is None:
@@ -60,20 +59,20 @@ def imitate(state: State, services: Services) -> State:
         trained = trainer.students(state.dataset)
         held_out = trainer.validate(state.dataset, trained[0])
     with state.measure("evaluate"):
-        answers = [pending.result().returns for pending in waiting]
+        returns = [pending.result().returns for pending in validations]
         for parts, pending in zip((state.teacher_parts, state.random_parts), finals, strict=False):
             parts.append(pending.result())
     if members:
-        _note_validation(state, services, answers)
+        _record_validation(state, services, returns)
     else:
-        state.teacher_returns, state.random_returns = answers
-        display.note(f"teacher {return_text(answers[0].mean())}, random policy {return_text(answers[1].mean())}")
+        state.teacher_returns, state.random_returns = returns
+        display.note(f"teacher {return_text(returns[0].mean())}, random policy {return_text(returns[1].mean())}")
     state.students += trained
     state.gradient_steps = trainer.gradient_steps
     probability = job.config.collect.teacher_action_prob_in(index)
     record = Candidate("round", index + 1, state.env_steps, state.gradient_steps, losses, held_out, teacher_action_prob=probability)
     state.records.append(record)
-    track_round(services.tracker, record, rewards / (state.env_steps - collected), trainer.learning_rate, state.seconds)
+    track_round(services.tracker, record, rewards / (state.env_steps - env_steps_before), trainer.learning_rate, state.seconds)
     if last:
         state.stage = "choice"
     return state
@@ -84,29 +83,29 @@ def choose_round(state: State, services: Services) -> State:
     services.display.stage("choosing a round")
     num_members = services.job.num_members
     with state.measure("evaluate"):
-        _note_validation(state, services, services.validate(state, state.students[len(state.returns) :]))
+        _record_validation(state, services, services.validate(state, state.students[len(state.returns) :]))
         best, full = services.choose(state, state.students, state.returns)
-    assert best is not None, "nobody has to keep a certain share"
-    # of a round's finalists the one that came furthest is recorded
-    for number in sorted(full, key=lambda candidate: (len(full[candidate]), full[candidate].mean(), candidate)):
-        index = number // num_members
-        state.records[index] = state.records[index].as_finalist(full[number])
+    assert best is not None, "without at_least no candidate drops out"
+    # A round's record shows the finalist that played most episodes: it is written last.
+    for candidate in sorted(full, key=lambda candidate: (len(full[candidate]), full[candidate].mean(), candidate)):
+        index = candidate // num_members
+        state.records[index] = state.records[index].as_finalist(full[candidate])
     chosen, member = divmod(best, num_members)
     state.records[chosen] = dataclasses.replace(state.records[chosen], kept=True)
     origin = f"round {chosen + 1}" + (f", member {member + 1}" if num_members > 1 else "")
     state.kept.append(Kept(state.students[best], full[best], origin))
     state.trainer, state.students, state.returns = None, [], []
     if state.reused_episodes:
-        what = f"{state.reused_episodes} episodes of teacher and random policy are known from earlier jobs"
-        services.display.note(f"{what}; --evaluate.reuse_returns false plays them again")
+        reused = f"{state.reused_episodes} episodes of teacher and random policy are known from earlier jobs"
+        services.display.note(f"{reused}; --evaluate.reuse_returns false plays them again")
     state.stage = "self_distillation"
     return state
 
 
 def actor_of(state: State, index: int, num_members: int) -> Student | None:
-    """Who acts beside the teacher in round ``index``: of the last round's students the member that did best in the round before that one.
+    """The student that acts in round ``index``: from round ``index - 1``, the member that was best in round ``index - 2``.
 
-    The last round's own students are measured while round ``index`` trains; in round 0 the teacher acts alone.
+    The students of round ``index - 1`` are evaluated only while round ``index`` trains. In round 0 the teacher acts alone.
     """
     if index == 0:
         return None
@@ -117,8 +116,8 @@ def actor_of(state: State, index: int, num_members: int) -> Student | None:
 def _collect(state: State, services: Services, index: int) -> float:
     """Add a round's transitions to the dataset and return the sum of their rewards.
 
-    Episodes go on from one round to the next. Rollouts that are new to the run bring their environments to where they must stand by
-    collecting the rounds before once more: who acted in them follows from the state.
+    Episodes continue from one round to the next. After a restart, new environments collect the earlier rounds once more to reach the same
+    point; the state holds the acting policies of these rounds.
     """
     job, dataset = services.job, state.dataset
     for earlier in range(services.collected_rounds, index):
@@ -147,38 +146,38 @@ def _transitions(state: State, services: Services, index: int) -> Iterator[Trans
     return services.rollouts.collect(steps, actor, config.teacher_action_prob_in(index), index, exploration)
 
 
-def _note_validation(state: State, services: Services, answers: list[np.ndarray]) -> None:
-    """Record how the members of the last round did."""
-    state.returns += answers
-    state.records[-1] = record = state.validated(state.records[-1], answers[_best(answers)])
+def _record_validation(state: State, services: Services, returns: list[np.ndarray]) -> None:
+    """Record the validation returns of the last round's members."""
+    state.returns += returns
+    state.records[-1] = record = state.validated(state.records[-1], returns[_best(returns)])
     services.display.note(record.figures())
     track_validation(services.tracker, record, record.env_steps, state.reference)
 
 
-def _rounds(of_students: Sequence[Any], num_members: int) -> list[Sequence[Any]]:
-    """What there is of each student, round by round."""
-    return [of_students[first : first + num_members] for first in range(0, len(of_students), num_members)]
+def _rounds(values: Sequence[Any], num_members: int) -> list[Sequence[Any]]:
+    """Values of all students (one for each), grouped by round."""
+    return [values[first : first + num_members] for first in range(0, len(values), num_members)]
 
 
 def _best(returns: Sequence[np.ndarray]) -> int:
-    """The first member of those whose mean return is the highest."""
+    """Index of the member with the highest mean return, the first of equals."""
     return max(range(len(returns)), key=lambda member: returns[member].mean())
 
 
-def _shares(state: State, num_members: int) -> list[float]:
-    """Of each round that was measured: the retention of its students together."""
+def _retentions(state: State, num_members: int) -> list[float]:
+    """Retention of each evaluated round, over all its students."""
     return [state.retention(np.mean(returns, axis=0)) for returns in _rounds(state.returns, num_members)]
 
 
 def new_trainer(job: Job, dataset: Dataset, gradient_steps: int, *, generation: int = 0, members: int = 1) -> Trainer:
-    """Fresh students, normalised by the observations that there are.
+    """Trainer of freshly initialised students, whose normalisation follows from the dataset's observations.
 
     Args:
         job: the request.
-        dataset: what was collected so far.
-        gradient_steps: over which the learning rate falls.
-        generation: of self-distillation; each starts from weights of its own.
-        members: students in the stack, each with weights and batches of its own; the first is what a stack of one holds.
+        dataset: all data collected so far.
+        gradient_steps: length of the learning rate's schedule.
+        generation: number of the generation of self-distillation, 0 in rounds; part of the seed.
+        members: number of students K in the stack, each with its own seed; the first equals the student of a stack of one.
     """
     dtype = torch.float64 if job.teacher.needs_float64 else torch.float32
     encoder = job.architecture.new_encoder()
@@ -191,12 +190,12 @@ def new_trainer(job: Job, dataset: Dataset, gradient_steps: int, *, generation: 
 
 
 def _seed(run_seed: int, generation: int, member: int) -> int:
-    """Of a student's weights and batches; the first one's is the run's own."""
+    """Seed of a student's weights and batches; the first student has the run's seed."""
     if generation == member == 0:
         return run_seed
     return derived_seed(run_seed, 3, generation, member)
 
 
 def part_of(total: int, parts: int, index: int) -> int:
-    """Part ``index`` of ``total`` cut into nearly equal parts."""
+    """Size of part ``index`` when ``total`` is cut into nearly equal parts."""
     return total * (index + 1) // parts - total * index // parts

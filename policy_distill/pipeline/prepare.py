@@ -1,4 +1,4 @@
-"""A request, checked: everything is there, fits together and can be written, before any work is done."""
+"""Checks of the whole request before any work: files exist, spaces fit, the run folder can be written."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import environment_for
 
 USUAL_UNIT = 16
-"""Channels of an image student's first convolution where the user gives the sizes of the head alone."""
+"""Channels of an image student's first convolution if the user gives only the sizes of the head."""
 USUAL_MEMORY, SMALLEST_MEMORY = 32, 4
-"""Units of a memory where the user gives the sizes of the head alone, and the fewest that are chosen."""
+"""Units of a memory if the user gives only the sizes of the head, and the smallest number that is chosen."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request that was checked: everything is there, fits together and can be written."""
+    """A checked request."""
 
     config: DistillConfig
     teacher: Teacher
@@ -43,14 +43,14 @@ class Job:
     architecture: Architecture
     objective: Objective
     projections: tuple[tuple[int, int], ...]
-    """Student's and teacher's width of each hinted pair of layers."""
+    """Widths of student's and teacher's layer of each hinted pair."""
     device: torch.device
     folder: Path
     notices: tuple[str, ...]
     backend: Backend = "gymnasium"
-    """What steps the environments while transitions are collected."""
+    """Steps the environments while transitions are collected."""
     extra_states: Tree | None = None
-    """Raw observations ``[B, ...]`` that join the first round's data."""
+    """Raw observations ``[B, ...]`` added to the first round's data."""
 
     @property
     def num_extra_states(self) -> int:
@@ -58,7 +58,7 @@ class Job:
 
     @property
     def num_members(self) -> int:
-        """Students that are trained side by side."""
+        """Number of students that are trained together."""
         return self.config.train.members_of(self.architecture.params)
 
 
@@ -66,7 +66,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     """Check the whole request before any work is done.
 
     Raises:
-        RequestError: one line that says what is wrong and how to fix it.
+        RequestError: in one line, the fault and its fix.
     """
     if teacher is None:
         if not config.teacher:
@@ -74,8 +74,8 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         reading = Reading(config.algo, config.normalization, config.extractor, config.trust)
         teacher = Teacher.load(config.teacher, **reading.arguments())
     if config.ensemble.teachers:
-        others = [Teacher.load(name, trust=config.trust) for name in config.ensemble.teachers]
-        teacher = Teacher.ensemble([teacher, *others], weights=config.ensemble.weights, combine=config.ensemble.combine)
+        further = [Teacher.load(name, trust=config.trust) for name in config.ensemble.teachers]
+        teacher = Teacher.ensemble([teacher, *further], weights=config.ensemble.weights, combine=config.ensemble.combine)
     spec, notices = environment_for(teacher, config.environment)
     check_fits(spec, (teacher.observation_space, teacher.action_space))
     probed = probe(spec, config.step_timeout)
@@ -107,8 +107,8 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
     if architecture.memory:
         check_sequences(config)
-    extra_states, found = read_extra_states(config.collect, teacher, spec)
-    notices += found
+    extra_states, extra_notices = read_extra_states(config.collect, teacher, spec)
+    notices += extra_notices
     device = choose_device(config.device)
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
     return Job(
@@ -117,10 +117,10 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
 
 
 def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture:
-    """Settle the student's encoder and the widths of its head.
+    """The student's architecture: its encoder and the widths of its head.
 
     Raises:
-        RequestError: if the sizes that were given do not go together, or do not tell the student's size.
+        RequestError: if the given sizes contradict each other or do not determine the student's size.
     """
     linear = Architecture(teacher.observation_space, teacher.action_space, (), choose_activation(config.activation, teacher))
     sizes, channels = config.hidden_sizes, config.channels
@@ -135,8 +135,8 @@ def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture
         channels = usual_channels(images, USUAL_UNIT)
     if channels:
         if sizes is None:
-            known = "student.channels are given" if config.channels else "the teacher's parameters cannot be counted"
-            raise RequestError(f"{known}, so the sizes of other layers do not follow from them: give student.hidden_sizes")
+            reason = "student.channels are given" if config.channels else "the teacher's parameters cannot be counted"
+            raise RequestError(f"{reason}, so the sizes of other layers do not follow from them: give student.hidden_sizes")
         if not any(map(may_be_image, leaf_spaces(teacher.observation_space).values())):
             raise RequestError(f"student.channels are for images, and {teacher.observation_space} holds none: leave them out")
         return dataclasses.replace(linear, channels=tuple(channels), hidden_sizes=tuple(sizes))
@@ -192,12 +192,12 @@ def check_sequences(config: DistillConfig) -> None:
 
 
 def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architecture) -> tuple[LossConfig, tuple[tuple[int, int], ...]]:
-    """Name the layers that were left out, and return the widths of each hinted pair, student's first.
+    """The loss with default layers filled in, and the widths of each hinted pair of layers, student's first.
 
     Raises:
         RequestError: if a layer does not exist.
     """
-    ours = dict(zip(layer_names(len(architecture.hidden_sizes)), architecture.widths[1:], strict=True))
+    student_widths = dict(zip(layer_names(len(architecture.hidden_sizes)), architecture.widths[1:], strict=True))
     settled = {}
     for name in ("features", "relations"):
         section = getattr(config, name)
@@ -206,30 +206,32 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
         layers = section.layers
         if layers is None:
             hidden = teacher.last_hidden_layer()
-            if hidden is None or len(ours) < 2:
-                who = "teacher" if hidden is None else "student"
+            if hidden is None or len(student_widths) < 2:
+                role = "teacher" if hidden is None else "student"
                 raise RequestError(
-                    f"loss.{name}.layers was left out, but the {who} has no one last hidden layer: name the layers, or set the weight to 0"
+                    f"loss.{name}.layers was left out, but the {role} has no single last hidden layer: "
+                    "name the layers, or set the weight to 0"
                 )
-            layers = {hidden: list(ours)[-2]}
+            layers = {hidden: list(student_widths)[-2]}
         for layer in layers.values():
-            if layer not in ours:
-                raise RequestError(f"loss.{name}.layers names {layer!r}, which the student does not have; it has {', '.join(ours)}")
+            if layer not in student_widths:
+                names = ", ".join(student_widths)
+                raise RequestError(f"loss.{name}.layers names {layer!r}, which the student does not have; it has {names}")
         settled[name] = dataclasses.replace(section, layers=layers)
     loss = dataclasses.replace(config, **settled)
     if not loss.features.weight:
         return loss, ()
     pairs = loss.features.layers or {}
-    known = teacher.recording(name for name in pairs if name != OUTPUT).layers()  # refuses what is not there
-    widths = {**known, OUTPUT: teacher.family.width}
-    return loss, tuple((ours[student], widths[layer]) for layer, student in pairs.items())
+    known = teacher.recording(name for name in pairs if name != OUTPUT).layers()  # refuses unknown layers
+    teacher_widths = {**known, OUTPUT: teacher.family.width}
+    return loss, tuple((student_widths[student], teacher_widths[layer]) for layer, student in pairs.items())
 
 
 def read_extra_states(config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec) -> tuple[Tree | None, tuple[str, ...]]:
-    """States that an earlier comparison left, if any are asked for, and what is to be said about them.
+    """States of ``collect.extra_states``, a file of an earlier comparison, and notices about them; None without such a file.
 
     Raises:
-        RequestError: if the file cannot be read, or holds none of the teacher's observations.
+        RequestError: if the file cannot be read or its states are not the teacher's observations.
     """
     if config.extra_states is None:
         return None, ()
@@ -241,18 +243,18 @@ def read_extra_states(config: CollectConfig, teacher: Teacher, spec: Environment
 
 
 def choose_activation(name: str, teacher: Teacher) -> str:
-    """``auto`` is the teacher's own: a student fits functions of its own kind better (docs/defaults.md)."""
+    """The student's activation; ``auto`` is the teacher's, which a student with the same one fits better (docs/defaults.md)."""
     if name != "auto":
         return name
-    own = str(teacher.describe()["activation"]).lower()
-    return own if own in ACTIVATIONS else "relu"
+    of_teacher = str(teacher.describe()["activation"]).lower()
+    return of_teacher if of_teacher in ACTIVATIONS else "relu"
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA when there.
+    """The device of training; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        RequestError: if the device is not known or not here.
+        RequestError: if the device is unknown or not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -268,7 +270,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def complete_config(job: Job) -> dict[str, Any]:
-    """The configuration as data, with what was left to the job (folder, student's sizes and activation) filled in."""
+    """The configuration as data, with the job's choices filled in: run folder, student's sizes and activation."""
     data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
     sizes = {
         "hidden_sizes": list(job.architecture.hidden_sizes),
@@ -281,13 +283,13 @@ def complete_config(job: Job) -> dict[str, Any]:
 
 
 def write_config(job: Job) -> None:
-    """Write the whole configuration, so that ``--config config.yaml`` runs it again."""
+    """Write the whole configuration to config.yaml; ``--config config.yaml`` repeats the run."""
     text = yaml.safe_dump(complete_config(job), sort_keys=False)
     write_atomically(job.folder / "config.yaml", lambda target: target.write_text(text))
 
 
 def settle_action_units(job: Job) -> tuple[Job, int]:
-    """The job in units that suit the teacher's actions, and the environment steps that it took to see them; see ``suited``."""
+    """The job with action units that suit the teacher's actions, and the environment steps this took; see ``suited``."""
     teacher, env_steps = suited(job.teacher, job.spec, job.config.step_timeout)
     if teacher is job.teacher:
         return job, env_steps
@@ -295,10 +297,10 @@ def settle_action_units(job: Job) -> tuple[Job, int]:
     units = teacher.family.box.units
     assert units is not None
     natural = Box.from_space(job.teacher.action_space).affine()[0]  # type: ignore[arg-type]
-    wide = [index for index, (own, theirs) in enumerate(zip(units[0], natural, strict=True)) if own != theirs]
+    wide = [index for index, (chosen, of_bounds) in enumerate(zip(units[0], natural, strict=True)) if chosen != of_bounds]
     notice = (
-        f"the bounds of the action's components {wide} are far wider than what the teacher does: "
-        "errors, agreement and noise are measured in units of its own actions"
+        f"the bounds of the action's components {wide} are far wider than the teacher's actions: "
+        "errors, agreement and noise are measured in units of these actions"
     )
     settled = dataclasses.replace(
         job,

@@ -1,4 +1,4 @@
-"""What a run records of each candidate, and what TensorBoard shows of it."""
+"""Records of a run's candidates, and their TensorBoard scalars."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ KEYS: dict[Origin, tuple[str, ...]] = {
         "validation_retention_standard_error", "finalist_episodes",
     ),
 }  # fmt: skip
-"""What result.json holds of each candidate."""
+"""Keys of each candidate in result.json."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One student on the way: of a round (its best member), of a generation, or of a look while polishing.
+    """Record of one candidate: a round's best member, a generation, or a snapshot of polishing.
 
     Attributes:
-        origin: which stage made it.
-        number: within its stage, from 1.
-        env_steps: of all rounds so far; of polishing so far.
-        gradient_steps: of all rounds so far; of this generation; of polishing so far.
-        train: each loss term's mean over the gradient steps of its round or generation, with the unit in its name; of a look what
-            ``kickstart.Snapshot`` calls metrics.
-        held_out: the same on episodes that are never trained on, against the targets that were learnt; empty as long as there are none.
-        teacher_action_prob: of a round.
-        paired_difference: of a generation: mean over the validation seeds of its return minus that of the student kept before it.
-        validation_return_mean, validation_return_standard_error: on the first validation seeds; of a generation on all that it played.
-        validation_retention, validation_retention_standard_error: of these returns, paired by seed.
-        finalist_return_mean, finalist_episodes: of a finalist: over all validation seeds that it played, and how many they were.
+        origin: its stage.
+        number: number within its stage, from 1.
+        env_steps: environment steps so far: of all rounds, or of polishing.
+        gradient_steps: gradient steps: of all rounds so far, of this generation, or of polishing so far.
+        train: mean of each loss term over the round's or generation's gradient steps, with the unit in its name; for polishing
+            ``kickstart.Snapshot.metrics``.
+        held_out: the same terms on held-out episodes, against the targets of training; empty if there are no such episodes.
+        teacher_action_prob: probability that the teacher acts; rounds only.
+        paired_difference: mean over the validation seeds of its return minus the previous student's; generations only.
+        validation_return_mean, validation_return_standard_error: on the first validation seeds; a generation: on all that it played.
+        validation_retention, validation_retention_standard_error: retention of these returns, paired by seed.
+        finalist_return_mean, finalist_episodes: mean return over all validation seeds that a finalist played, and their number.
         kept: whether its stage kept it.
     """
 
@@ -71,30 +71,30 @@ class Candidate:
     kept: bool = False
 
     def as_finalist(self, returns: np.ndarray) -> Candidate:
-        """The same with the returns ``[E]`` of a finalist on the validation seeds that it played."""
+        """The record with a finalist's ``returns`` ``[E]`` on the validation seeds that it played."""
         return dataclasses.replace(self, finalist_return_mean=float(returns.mean()), finalist_episodes=len(returns))
 
     def summary(self) -> dict[str, Any]:
-        """For result.json."""
+        """Its entry in result.json."""
         names = {"round": self.number - 1, "generation": self.number, "metrics": self.train}
         return {key: names[key] if key in names else getattr(self, key) for key in KEYS[self.origin]}
 
     def figures(self) -> str:
-        """One line for the display."""
-        earned = f"return {return_text(self.validation_return_mean)}  retention {self.validation_retention:.3f}"
+        """One line of figures for the display."""
+        validation = f"return {return_text(self.validation_return_mean)}  retention {self.validation_retention:.3f}"
         match self.origin:
             case "round":
                 name, loss = next(iter(self.train.items()))
-                return f"round {self.number:>2}  {self.env_steps:>7,} steps  {name.removesuffix('_nats')} {loss:.3g}  {earned}"
+                return f"round {self.number:>2}  {self.env_steps:>7,} steps  {name.removesuffix('_nats')} {loss:.3g}  {validation}"
             case "generation":
                 verdict = "kept" if self.kept else "refused"
-                return f"generation {self.number}  {earned}  {self.paired_difference:+.2f} a pair against the last: {verdict}"
+                return f"generation {self.number}  {validation}  {self.paired_difference:+.2f} a pair against the last: {verdict}"
         sampled = return_text(self.train.get("train_return_mean", NAN))
-        return f"polish    {self.env_steps:>7,} steps  sampled return {sampled}  {earned}"
+        return f"polish    {self.env_steps:>7,} steps  sampled return {sampled}  {validation}"
 
 
 def track_round(tracker: Tracker, record: Candidate, reward_mean: float, learning_rate: float, seconds: Mapping[str, float]) -> None:
-    """Write what is known when a round's training ends; ``reward_mean`` is over the steps that it collected."""
+    """Write a round's scalars when its training ends; ``reward_mean`` is the mean over the steps that it collected."""
     steps = record.env_steps
     collect = {"reward_mean": reward_mean, "teacher_action_prob": record.teacher_action_prob}
     tracker.scalars("collect", collect, steps)
@@ -109,22 +109,22 @@ def track_round(tracker: Tracker, record: Candidate, reward_mean: float, learnin
 
 
 def reports_to(tracker: Tracker, display: Display, stage: str, title: str, begun: int = 0) -> Callable[[TrainingReport], None]:
-    """What a trainer reports goes to TensorBoard, over gradient steps, and moves a bar of gradient steps on.
+    """A callback that writes a trainer's reports to TensorBoard, over gradient steps, and advances the progress bar.
 
-    Tags are ``stage/`` and the names of the losses; ``title`` stands beside the bar; ``begun`` gradient steps were taken before.
+    Tags are ``stage/`` and the names of the losses; ``title`` is the bar's label; ``begun`` is the number of earlier gradient steps.
     """
 
-    def report(now: TrainingReport) -> None:
-        tracker.scalars(stage, {**now.losses, "learning_rate": now.learning_rate}, begun + now.gradient_steps)
-        name, loss = next(iter(now.losses.items()))
+    def write(report: TrainingReport) -> None:
+        tracker.scalars(stage, {**report.losses, "learning_rate": report.learning_rate}, begun + report.gradient_steps)
+        name, loss = next(iter(report.losses.items()))
         display.stage(f"{title}, {name.removesuffix('_nats')} {loss:.3g}")
-        display.move(now.num_steps)
+        display.move(report.num_steps)
 
-    return report
+    return write
 
 
 def track_validation(tracker: Tracker, record: Candidate, env_steps: int, reference: tuple[float, float]) -> None:
-    """Write how a student did on the validation seeds, and what teacher and random policy earn there on average (``reference``)."""
+    """Write a student's validation figures; ``reference`` holds the mean returns of teacher and random policy on the same seeds."""
     values = {
         "validation_return_mean": record.validation_return_mean,
         "validation_retention": record.validation_retention,
@@ -135,6 +135,6 @@ def track_validation(tracker: Tracker, record: Candidate, env_steps: int, refere
 
 
 def track_generation(tracker: Tracker, record: Candidate) -> None:
-    """Write what a generation of self-distillation came to; the axis counts generations."""
+    """Write the figures of a generation of self-distillation; the axis counts generations."""
     names = ("validation_return_mean", "validation_retention", "paired_difference")
     tracker.scalars("self_distill", {**record.train, **{name: getattr(record, name) for name in names}}, record.number)

@@ -1,8 +1,8 @@
 """Self-distillation: a student teaches the next one of its own architecture (born-again networks, Furlanello et al. 2018, 1805.04770).
 
-Each generation is fitted from fresh weights to everything that was collected, its targets a mixture of the teacher's labels and of what
-the generations before it say. As many members as in the rounds are fitted side by side, and the best of them is the generation. One that
-earns less than the last on the validation seeds is refused, and the series ends there.
+Each generation is fitted from fresh weights to the whole dataset. Its targets mix the teacher's labels with the outputs of earlier
+generations. As many members as in the rounds are fitted together, and the best of them is the generation. A generation with a lower mean
+return than the last on the validation seeds is refused and ends the series.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from policy_distill.training.sequences import CHUNK, CHUNK_NUMBERS, all_answers
 
 
 def self_distill(state: State, services: Services) -> State:
-    """One generation; the series ends after ``self_distill.generations`` of them, or with the first that is refused."""
-    job, display, number = services.job, services.display, len(state.of("generation")) + 1
+    """Train one generation; the series ends after ``self_distill.generations``, or with the first that is refused."""
+    job, display, number = services.job, services.display, len(state.records_of("generation")) + 1
     config = job.config.self_distill
     if number > config.generations:
         state.stage = "polish"
@@ -50,7 +50,7 @@ def self_distill(state: State, services: Services) -> State:
         siblings = trainer.students(state.dataset)
     with state.measure("evaluate"):
         best, played = services.choose(state, siblings, services.validate(state, siblings))
-    assert best is not None, "nobody has to keep a certain share"
+    assert best is not None, "without at_least no candidate drops out"
     student, returns = siblings[best], played[best]
     with state.measure("train"):
         held_out = trainer.validate(mixed, student)
@@ -69,27 +69,27 @@ def self_distill(state: State, services: Services) -> State:
 
 @torch.no_grad()
 def mix_targets(
-    objective: Objective, mentors: Sequence[Student], teacher_weight: float, told: Sequence[Parameters], targets: ActionTargets
+    objective: Objective, mentors: Sequence[Student], teacher_weight: float, answers: Sequence[Parameters], targets: ActionTargets
 ) -> ActionTargets:
-    """The teacher's targets mixed with the mean of its pupils', row by row.
+    """The teacher's targets mixed with the students' mean, row by row.
 
-    Distributions are mixed as probabilities, Gaussians by their first two moments, actions as they are executed; what a mixture cannot
-    change (recorded layers) stays the teacher's.
+    Distributions are mixed as probabilities, Gaussians by their first two moments, deterministic policies by their executed actions.
+    Recorded layers stay the teacher's.
 
     Args:
-        objective: of the run; it turns Q-values into logits.
-        mentors: students whose mean is mixed in.
-        teacher_weight: share of the teacher, in [0, 1].
-        told: the parameters ``[B, ...]`` of each mentor's distribution.
-        targets: the teacher's labels of the same rows.
+        objective: the run's objective; it turns Q-values into logits.
+        mentors: the students.
+        teacher_weight: weight of the teacher, in [0, 1].
+        answers: parameters ``[B, ...]`` of each mentor's distribution.
+        targets: the teacher's labels of the same observations.
     """
     family, parameters = objective.family, dict(targets.parameters)
-    shares = [teacher_weight, *[(1 - teacher_weight) / len(mentors)] * len(mentors)]
-    told = [{name: value.to(targets.actions.device) for name, value in each.items()} for each in told]
+    weights = [teacher_weight, *[(1 - teacher_weight) / len(mentors)] * len(mentors)]
+    mentor_parameters = [{name: value.to(targets.actions.device) for name, value in answer.items()} for answer in answers]
     if objective.kind == "regression":
-        actions = weighted_mean([targets.actions, *map(mentors[0].family.mode, told)], shares)
+        actions = weighted_mean([targets.actions, *map(mentors[0].family.mode, mentor_parameters)], weights)
         return ActionTargets(parameters, actions)
-    mixed = family.mix([objective.distribution_of(parameters), *told], shares)
+    mixed = family.mix([objective.distribution_of(parameters), *mentor_parameters], weights)
     parameters.pop("q_values", None)
     return ActionTargets({**parameters, **mixed}, family.mode(mixed))
 

@@ -1,4 +1,4 @@
-"""The state of a run: everything that it needs to go on, and nothing that it can make again from its settings."""
+"""The state of a run: everything that it needs to continue, except what follows from its settings."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Stage = Literal["imitation", "choice", "self_distillation", "polish", "value", "
 
 @dataclass(frozen=True)
 class Kept:
-    """The student that a stage hands on.
+    """A student that a stage kept.
 
     Attributes:
-        student: itself.
+        student: the student.
         returns: ``[E]`` on the first E validation seeds.
-        origin: where it comes from, in words: ``round 7``, ``polish, 102,400 steps``.
+        origin: description of its stage: ``round 7``, ``polish, 102,400 steps``.
     """
 
     student: Student
@@ -42,32 +42,33 @@ class Kept:
 
 @dataclass
 class State:
-    """Where a run stands between two advances.
+    """State of a run between two advances.
 
     An advance is ``advance(state, services) -> state``: a round, the choice among the rounds' students, a generation, or a whole later
-    stage. It changes the state in place and returns it. Between two of them nothing is under way: the services may be closed and made
-    again, here or in another process, and the run ends with the same student. How far a stage has come is the number of its ``records``.
+    stage. It changes the state in place and returns it. Between two advances no work is pending: the services may be closed and created
+    again, here or in another process, and the run ends with the same student. A stage's progress is the number of its ``records``.
 
     Attributes:
-        seeds: of validation; every candidate plays the first ``num_first``, finalists play more of them.
-        dataset: everything that was collected, and the extra states.
-        stage: which advance is next.
-        env_steps, gradient_steps: that training has taken so far, all stages together.
-        evaluation_env_steps: that measuring has taken, reported apart; episodes that were known take none.
-        reused_episodes: of teacher and random policy that were known from earlier jobs, and not played.
-        seconds: spent at each kind of work and in total.
+        seeds: validation seeds; every candidate plays the first ``num_first``, finalists play more.
+        num_first: number of validation seeds that every candidate plays.
+        dataset: all collected transitions and the extra states.
+        stage: the next advance.
+        env_steps, gradient_steps: steps that training has taken so far in all stages.
+        evaluation_env_steps: environment steps of evaluation, not part of ``env_steps``; cached episodes count none.
+        reused_episodes: episodes of teacher and random policy taken from earlier jobs.
+        seconds: time spent on each kind of work and in total.
         teacher_returns, random_returns: ``[E]`` on the first E validation seeds.
-        records: of all candidates so far.
-        trainer: of the rounds: the stack's weights and their averages, the optimiser, the generators that draw batches.
-        students: of all rounds, each round's members together.
-        returns: ``[num_first]`` of each of ``students``; the last round's members are measured while the next round trains.
-        first_rows: where each round's rows begin among the dataset's training rows.
-        teacher_parts, random_parts: of the final episodes, which are played in shares while rounds train.
-        kept: the chosen round's student and those that took its place: generations, and a polished one. The run goes on with the last.
-        critic: the value network of a polished student.
-        values: the value network, if one was asked for.
-        student_episodes: the final ones.
-        certified: what a certificate found, if one was asked for.
+        records: records of all candidates so far.
+        trainer: trainer of the rounds: the stack's weights and their averages, the optimiser, the generators that draw batches.
+        students: students of all rounds, each round's members together.
+        returns: ``[num_first]`` of each of ``students``; the last round's members are evaluated while the next round trains.
+        first_rows: index of each round's first row among the dataset's training rows.
+        teacher_parts, random_parts: final episodes played so far, in parts while rounds train.
+        kept: the chosen round's student and its successors: generations and a polished student. The run continues with the last.
+        critic: value network of a polished student.
+        values: distilled value network, if ``value.hidden_sizes`` is set.
+        student_episodes: final episodes of the kept student.
+        certified: outcome of the sequential test, if ``evaluate.certify`` is set.
     """
 
     seeds: list[int]
@@ -96,7 +97,7 @@ class State:
 
     @classmethod
     def begin(cls, job: Job) -> State:
-        """Nothing was done yet."""
+        """The state before any work."""
         collect, evaluate = job.config.collect, job.config.evaluate
         capacity = collect.env_steps // collect.num_envs * collect.num_envs + job.num_extra_states
         folder = job.folder if collect.storage == "disk" else None
@@ -112,13 +113,13 @@ class State:
             ),
         )
 
-    def of(self, origin: Origin) -> list[Candidate]:
-        """The records of one stage."""
+    def records_of(self, origin: Origin) -> list[Candidate]:
+        """Records of one stage."""
         return [record for record in self.records if record.origin == origin]
 
     @contextmanager
     def measure(self, work: str) -> Iterator[None]:
-        """Add the seconds that the block takes."""
+        """Add the block's duration to ``seconds[work]``."""
         began = time.perf_counter()
         yield
         self.seconds[work] += time.perf_counter() - began
@@ -128,13 +129,13 @@ class State:
         """Mean returns of the teacher and of a random policy on the seeds that every candidate plays."""
         return float(self.teacher_returns[: self.num_first].mean()), float(self.random_returns[: self.num_first].mean())
 
-    def beside(self, returns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The returns ``[E]`` of a student on the first E validation seeds, and those of teacher and random policy."""
+    def with_references(self, returns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns ``[E]`` of a student on the first E validation seeds, of the teacher and of the random policy."""
         return returns, self.teacher_returns[: len(returns)], self.random_returns[: len(returns)]
 
     def retention(self, returns: np.ndarray) -> float:
-        """Of a student with these returns ``[E]`` on the first E validation seeds; see ``retention_of_means``."""
-        return retention_of_means(*self.beside(returns))
+        """Retention of a student with ``returns`` ``[E]`` on the first E validation seeds; see ``retention_of_means``."""
+        return retention_of_means(*self.with_references(returns))
 
     def validated(self, record: Candidate, returns: np.ndarray) -> Candidate:
         """The record with its student's returns ``[E]`` on the first E validation seeds."""
@@ -143,5 +144,5 @@ class State:
             validation_return_mean=float(returns.mean()),
             validation_return_standard_error=float(returns.std() / max(len(returns) - 1, 1) ** 0.5),
             validation_retention=self.retention(returns),
-            validation_retention_standard_error=retention_standard_error(*self.beside(returns)),
+            validation_retention_standard_error=retention_standard_error(*self.with_references(returns)),
         )

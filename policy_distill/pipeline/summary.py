@@ -1,4 +1,4 @@
-"""What a run found, as result.json holds it."""
+"""The contents of result.json."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from policy_distill.rollouts.episodes import Episodes
 
 VERSION = importlib.metadata.version("policy-distill")
 PACKAGES = ("policy-distill", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "box2d")
-"""Whose versions a result names, where they are installed."""
-
+"""Packages whose versions result.json records, where they are installed."""
 
 USUAL_SHARE = 0.95
-"""Of the retention: what the final episodes are asked for where no certificate names another."""
+"""Retention that the final episodes are tested for if ``evaluate.certify`` is not set."""
 
 
 def track_final(tracker: Tracker, summary: Mapping[str, Any]) -> None:
-    """Write the final figures beside the settings they came from, the closing table as a text, and the plots of the report."""
+    """Write the final figures, the run's settings, the summary table as text, and the report's plots to TensorBoard."""
     kept, steps = summary["retention"], summary["env_steps"]
     figures = {
         "retention": kept["estimate"],
@@ -49,7 +48,7 @@ def track_final(tracker: Tracker, summary: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a result may depend on."""
+    """Versions of Python, the platform and the packages that a result may depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES:
         try:
@@ -59,13 +58,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def summarize(job: Job, state: State, figure: Retention, student: Episodes, teacher: Episodes, random: Episodes) -> dict[str, Any]:
-    """The contract of result.json; ``figure`` is the kept student's retention on the final episodes."""
+def summarize(job: Job, state: State, final_retention: Retention, student: Episodes, teacher: Episodes, random: Episodes) -> dict[str, Any]:
+    """Contents of result.json; ``final_retention`` is the kept student's on the final episodes."""
     share = job.config.evaluate.certify or USUAL_SHARE
-    rounds, looks = state.of("round"), state.of("polish")
-    polished = _index_of_kept(looks)
+    rounds, snapshots = state.records_of("round"), state.records_of("polish")
+    polished = _index_of_kept(snapshots)
     start = state.kept[-1 if polished is None else -2]
-    top, chance = state.reference
+    teacher_mean, random_mean = state.reference
 
     def figures(episodes: Episodes) -> dict[str, float]:
         return {"return_mean": float(episodes.returns.mean()), "return_std": float(episodes.returns.std(ddof=1))}
@@ -98,7 +97,7 @@ def summarize(job: Job, state: State, figure: Retention, student: Episodes, teac
         },
         "random": figures(random),
         "compression": job.teacher.params / job.architecture.params if job.teacher.params else None,
-        "retention": dataclasses.asdict(figure),
+        "retention": dataclasses.asdict(final_retention),
         "final_test": final_test(student, teacher, random, share, job.config.evaluate.confidence),
         "certificate": state.certified.summary() if state.certified else None,
         "agreement": student.agreement,
@@ -111,18 +110,18 @@ def summarize(job: Job, state: State, figure: Retention, student: Episodes, teac
         "chosen_round": _index_of_kept(rounds),
         "validation": {
             "episodes": state.num_first,
-            "teacher_return_mean": top,
-            "random_return_mean": chance,
+            "teacher_return_mean": teacher_mean,
+            "random_return_mean": random_mean,
         },
         "rounds": [record.summary() for record in rounds],
-        "self_distillation": [record.summary() for record in state.of("generation")],
+        "self_distillation": [record.summary() for record in state.records_of("generation")],
         "polish": {
             "start": start.origin,
             "start_retention": state.retention(start.returns),
             "chosen": polished,
-            "records": [look.summary() for look in looks],
+            "records": [snapshot.summary() for snapshot in snapshots],
         }
-        if looks
+        if snapshots
         else None,
         "value": {"explained_variance": state.values.explained_variance} if state.values else None,
         "notices": list(job.notices),
@@ -137,15 +136,15 @@ def summarize(job: Job, state: State, figure: Retention, student: Episodes, teac
 
 
 def _index_of_kept(records: Sequence[Candidate]) -> int | None:
-    """Index of the record that its stage kept; None if it kept none."""
+    """Index of the record whose student was kept; None if there is none."""
     return next((index for index, record in enumerate(records) if record.kept), None)
 
 
 def final_test(student: Episodes, teacher: Episodes, random: Episodes, share: float, confidence: float) -> dict[str, Any] | None:
-    """Whether the final episodes alone show that the student keeps ``share`` or does not; one look, at the whole level.
+    """Test of the final episodes alone for a retention of ``share``: one look at the full significance level.
 
     Returns:
-        a certificate's summary; None where they are too few, or show neither.
+        a certificate's summary; None if there are too few episodes or the test is undecided.
     """
     count = len(student.returns)
     if count < FIRST_LOOK:

@@ -8,6 +8,7 @@ bounds keeps its own units), unless a ``Box`` was told other units. ``Box`` does
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -39,6 +40,12 @@ class ActionTargets:
 
     parameters: Parameters
     actions: Tensor
+
+
+def joined(parts: Sequence[ActionTargets]) -> ActionTargets:
+    """What was said of several batches, one after the other."""
+    parameters = {name: torch.cat([part.parameters[name] for part in parts]) for name in parts[0].parameters}
+    return ActionTargets(parameters, torch.cat([part.actions for part in parts]))
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,19 @@ def gru_shapes(width: int, units: int) -> dict[str, tuple[int, ...]]:
     return {"inputs.weight": (3 * units, width), "inputs.bias": (3 * units,), "recurrent.weight": (3 * units, units)}
 
 
+def read_memory(saved: Any) -> int:
+    """Units of the memory that student.json describes; 0 where it has none.
+
+    Raises:
+        ValueError: if it is no memory that this version knows.
+    """
+    if saved is None:
+        return 0
+    if saved["kind"] != "gru" or type(saved["size"]) is not int or saved["size"] < 1:
+        raise ValueError(f"memory is {saved}")
+    return int(saved["size"])
+
+
 def scan(gates: Tensor, recurrent: Tensor, state: Tensor) -> Tensor:
     """The states ``[T, K, B, units]`` of K units after each of T steps; differentiable.
 

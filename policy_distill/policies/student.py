@@ -18,6 +18,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
+from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Parameters, Units
 from policy_distill.policies.encoders import (
@@ -32,7 +33,7 @@ from policy_distill.policies.encoders import (
 )
 from policy_distill.policies.families import Family, family_of
 from policy_distill.policies.fast_forward import lay_out, run
-from policy_distill.policies.gru import Gru, gru_shapes
+from policy_distill.policies.gru import Gru, gru_shapes, read_memory
 from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import Tree, flattened, length, map_leaves, to_tensors
@@ -201,10 +202,17 @@ class Student(nn.Module):
         return self.encoder
 
     def forward(self, observations: Tree) -> Tensor:
-        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``, of a student without a memory."""
+        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``; logits of actions that a mask forbids are ``FORBIDDEN``.
+
+        Raises:
+            TypeError: if the student has a memory; see ``step`` and ``unroll``.
+        """
         if self.architecture.memory:
-            raise TypeError("a student with a memory does not answer to single observations: use step, or unroll")
-        return run(self.network, self.encoder.forward(observations))
+            raise TypeError("a student with a memory has no answer to single observations: use step or unroll")
+        return self._masked(run(self.network, self.encoder.forward(observations)), observations)
+
+    def _masked(self, output: Tensor, observations: Tree) -> Tensor:
+        return self.family.masked(output, observations[MASK]) if has_mask(self.observation_space) else output
 
     def parameters_of(self, observations: Tree) -> Parameters:
         """The parameters of the action distribution of a student without a memory."""
@@ -238,7 +246,7 @@ class Student(nn.Module):
         lead = length(observations), length(map_leaves(lambda leaf: leaf[0], observations))
         features = self.encoder.forward(flattened(observations)).unflatten(0, lead)
         states = self.memory.forward(features, features.new_zeros(lead[1], self.architecture.memory) if state is None else state)
-        return run(self.network, states), states[-1]
+        return self._masked(run(self.network, states), observations), states[-1]
 
     def initial_state(self, num_envs: int) -> Tensor:
         """The memory ``[num_envs, units]`` at the beginning of episodes; without a memory there are no units."""
@@ -313,7 +321,7 @@ class Student(nn.Module):
                 description["activation"],
                 _read_units(description.get("action_units"), action_space),
                 tuple(description["encoder"]["channels"]) if "encoder" in description else (),
-                _read_memory(description.get("memory")),
+                read_memory(description.get("memory")),
             )
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)
@@ -336,19 +344,6 @@ def _read_units(saved: Any, space: gym.Space) -> Units | None:
     if not (np.isfinite(units).all() and (units[0] > 0).all()):
         raise ValueError("action_units must be finite, and their scales positive")
     return tuple(map(float, saved[0])), tuple(map(float, saved[1]))
-
-
-def _read_memory(saved: Any) -> int:
-    """Units of the memory that student.json describes; 0 where it has none.
-
-    Raises:
-        ValueError: if it is no memory that this version knows.
-    """
-    if saved is None:
-        return 0
-    if saved["kind"] != "gru" or type(saved["size"]) is not int or saved["size"] < 1:
-        raise ValueError(f"memory is {saved}")
-    return int(saved["size"])
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from policy_distill.config import EnvironmentFault, Fault
+from policy_distill.environments.action_masks import draw_allowed, mask_among
 from policy_distill.environments.border import Finite, own_random_state
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.environments.vector import Backend, Slots, groups_of, seed_of
@@ -42,8 +43,10 @@ class Exploration:
     action_noise: float = 0.0
     box: Box | None = None
 
-    def disturb(self, actions: np.ndarray, space: gym.Space, streams: Sequence[np.random.Generator]) -> np.ndarray:
-        """Actions ``[N, ...]`` as they are executed; each row draws from a stream of its own."""
+    def disturb(
+        self, actions: np.ndarray, space: gym.Space, streams: Sequence[np.random.Generator], mask: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Actions ``[N, ...]`` as they are executed; each row draws from a stream of its own, under its ``mask`` ``[N, entries]``."""
         disturbed = actions.copy()
         for row, generator in enumerate(streams):
             if self.action_noise and isinstance(space, gym.spaces.Box):
@@ -54,7 +57,8 @@ class Exploration:
                 noise = self.action_noise * half_range * generator.standard_normal(space.shape)
                 disturbed[row] = np.clip(disturbed[row] + noise, space.low, space.high)
             if self.epsilon and generator.random() < self.epsilon:
-                disturbed[row] = uniform_actions(space, generator, box=self.box)
+                own = None if mask is None else mask[row]
+                disturbed[row] = uniform_actions(space, generator, box=self.box) if own is None else draw_allowed(space, own, generator)
         return disturbed
 
 
@@ -142,7 +146,9 @@ class Collector:
             if act is not None and (act.state is not None or not by_teacher[step].all()):
                 mask = by_teacher[step].reshape(-1, *[1] * (actions.ndim - 1))
                 actions = np.where(mask, actions, act(slots.observations, slots.starts))
-            return actions if exploration == NO_EXPLORATION else exploration.disturb(actions, space, self._noise)
+            if exploration == NO_EXPLORATION:
+                return actions
+            return exploration.disturb(actions, space, self._noise, mask_among(slots.observations))
 
         rows = _Rows(num_steps, slots, self._check)
         stream(self._envs, num_steps, executed, label, rows)

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.encoders import Vectors
@@ -33,6 +34,7 @@ from policy_distill.teachers.networks.acting import (
     LinearSpread,
     StateDependentSpread,
 )
+from policy_distill.teachers.networks.masked import MaskedNetwork
 
 Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
 """The parameters and actions of ``ActionTargets`` as arrays; the next question may overwrite them."""
@@ -54,6 +56,8 @@ def labeller(teacher: Teacher, rows: int) -> Label:
     match teacher.network:
         case DiscreteNetwork():
             return _discrete(teacher, teacher.network, rows)
+        case MaskedNetwork(network=DiscreteNetwork()):
+            return _masked(teacher, teacher.network, rows)
         case DeterministicNetwork():
             return _deterministic(teacher, teacher.network, rows)
         case GaussianNetwork():
@@ -85,6 +89,8 @@ def outputs_of(student: Student, rows: int) -> Function:
     if not isinstance(student.encoder, Vectors):
         return lambda observations: one_by_one(lambda row: _answer(student, row), observations)
     layers, features = Layers(student.network, rows), _features_of(student, rows)
+    if has_mask(student.observation_space):
+        return lambda observations: student.family.masked(layers(features(observations)), observations[MASK])
     return lambda observations: layers(features(observations))
 
 
@@ -93,11 +99,8 @@ class RecurrentActor:
 
     def __init__(self, student: Student, rows: int) -> None:
         assert student.memory is not None
-        self._features, self._memory, self._layers = (
-            _features_of(student, rows),
-            RowwiseGru(student.memory, rows),
-            Layers(student.network, rows),
-        )
+        self._features, self._memory = _features_of(student, rows), RowwiseGru(student.memory, rows)
+        self._layers, self._family, self._has_mask = Layers(student.network, rows), student.family, has_mask(student.observation_space)
         self._choose = student.family.chooser(student.action_space.shape or ())
 
     def initial_state(self, num_envs: int) -> np.ndarray:
@@ -107,7 +110,10 @@ class RecurrentActor:
         if starts is not None:
             state = np.where((starts == GOES_ON)[:, None], state, np.float32(0))
         state = self._memory(self._features(observations), state)
-        return self._choose(self._layers(state)), state
+        output = self._layers(state)
+        if self._has_mask:
+            output = self._family.masked(output, observations[MASK])
+        return self._choose(output), state
 
 
 def _features_of(student: Student, rows: int) -> Function:
@@ -219,6 +225,19 @@ def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
         if quantiles > 1:
             scores = scores.reshape(rows, quantiles, -1).mean(1)
         return {name: scores, **body.seen}, choose(scores)
+
+    return ask
+
+
+def _masked(teacher: Teacher, network: MaskedNetwork, rows: int) -> Label:
+    inner: Any = network.network
+    encode, choose = _encoder(teacher, rows), network.family.chooser(())
+    body = Layers(inner.body, rows, name="network.body", recorded=_recorded(teacher))
+
+    def ask(observations: np.ndarray) -> Labels:
+        features, mask = network.parts(encode(observations))
+        logits = network.family.masked(body(np.ascontiguousarray(features)), mask)
+        return {"logits": logits, **body.seen}, choose(logits)
 
     return ask
 

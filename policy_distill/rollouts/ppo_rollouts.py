@@ -53,7 +53,7 @@ class Steps:
         starts: ``[T + 1, N]``, whether an episode begins with this observation.
         actions: ``[T, N, components]`` as drawn: in box units and not clipped where continuous.
         rewards: ``[T, N]``, float64.
-        ended: the episodes that ended, in the order of their ends.
+        ended: the episodes that ended.
     """
 
     observations: Tree
@@ -158,7 +158,7 @@ class _Group:
         outputs, std, executable = outputs_of(student, count), student.log_std.exp().numpy(), family.executable(space)
         # An environment's draws do not depend on what shares its process.
         noise = np.stack([family.noise(generator, num_steps) for generator in self._generators], axis=1)
-        self._last: list[tuple[bool, Tree]] = []
+        self._last: list[list[tuple[bool, Tree]]] = [[] for _ in self._envs]
 
         def act(step: int, slots: Slots, labels: None) -> np.ndarray:
             actions[step] = family.drawn(outputs(slots.observations), std, noise[step])
@@ -180,18 +180,22 @@ class _Group:
         last = trees.copied(observation)  # the environment may write the next one into the same array
         if by_time and not is_finite(last):  # its value is asked for
             raise not_finite(self._envs[row], last)
-        self._last.append((by_time, last))
+        self._last[row].append((by_time, last))
 
     def _ended(self) -> list[Ended]:
         """The episodes that ended in this rollout; returns and lengths go on in the next."""
-        ended, lasts = [], iter(self._last)
-        for step, over in enumerate(self._terminated | self._truncated):
-            self._returns += self._rewards[step]
-            self._lengths += 1
-            for row in np.flatnonzero(over):
-                how = *next(lasts), float(self._returns[row]), int(self._lengths[row])
-                ended.append(Ended(step, self._columns[row], *how))
-                self._returns[row] = self._lengths[row] = 0
+        ended, over = [], self._terminated | self._truncated
+        for row, column in enumerate(self._columns):
+            begin = 0
+            for end, (by_time, last) in zip([*np.flatnonzero(over[:, row]), len(over) - 1], [*self._last[row], (False, None)], strict=True):
+                rewards = self._rewards[begin : end + 1, row]
+                # one after the other, as everywhere: numpy's sum has another order
+                self._returns[row] = np.append(self._returns[row], rewards).cumsum()[-1]
+                self._lengths[row] += len(rewards)
+                begin = end + 1
+                if last is not None:
+                    ended.append(Ended(int(end), column, by_time, last, float(self._returns[row]), int(self._lengths[row])))
+                    self._returns[row] = self._lengths[row] = 0
         return ended
 
     def close(self) -> None:

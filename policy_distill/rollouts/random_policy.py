@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from policy_distill.environments.action_masks import draw_allowed, mask_among
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Box
 from policy_distill.policies.policy import State
-from policy_distill.support.trees import Tree
+from policy_distill.support.trees import Tree, rows
 
 _DRAWS = 64
 """Random actions that are drawn at once; another number would give other actions."""
 
 
 class RandomPolicy:
-    """Acts uniformly at random; an episode's actions depend on its seed alone.
+    """Acts uniformly at random, among the allowed actions where observations hold a mask; an episode's actions depend on its seed alone.
 
     Args:
         space: of the actions.
@@ -29,13 +30,26 @@ class RandomPolicy:
         self._space = space
 
     def initial_state(self, num_envs: int) -> State:
-        return [iter(())] * num_envs
+        return [None] * num_envs
 
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[list[Any], State]:
         if starts is not None:
             for row in np.flatnonzero(starts != GOES_ON):
-                state[row] = random_actions(self._space, int(starts[row]))
-        return [next(stream) for stream in state], state
+                state[row] = random_actor(self._space, int(starts[row]))
+        if isinstance(observations, dict):
+            return [draw(rows(observations, row)) for row, draw in enumerate(state)], state
+        return [draw(None) for draw in state], state
+
+
+def random_actor(space: gym.Space, seed: int) -> Callable[[Tree], Any]:
+    """What ``RandomPolicy`` does in one episode: a function of the observation, of which only a mask is read."""
+    actions, stream = random_actions(space, seed), np.random.default_rng([seed, 1])
+
+    def draw(observation: Tree) -> Any:
+        mask = mask_among(observation)
+        return next(actions) if mask is None else draw_allowed(space, mask, stream)
+
+    return draw
 
 
 def random_actions(space: gym.Space, seed: int) -> Iterator[Any]:

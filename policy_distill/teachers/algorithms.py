@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -89,8 +89,8 @@ class Algorithm:
         layout: of its networks; None where they cannot be rebuilt.
         tells: a further sign in ``data``.
         averages_critics: whether the value of an action is the mean of all critics' outputs, and not the least of them.
-        has_memory: whether it acts on more than the last observation, which is not supported.
-        note: what a user should know about every agent of it.
+        has_memory: whether it acts on more than the last observation.
+        masks: whether it acts under the environment's action masks.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Algorithm:
     tells: Callable[[Mapping[str, Any]], bool] = lambda data: True
     averages_critics: bool = False
     has_memory: bool = False
-    note: str | None = None
+    masks: bool = False
 
 
 ON_POLICY = Layout(
@@ -115,6 +115,8 @@ ON_POLICY = Layout(
     sde_features="sde_features_extractor",
     value=Keys("value_net", ("mlp_extractor.shared_net", "mlp_extractor.value_net"), ("vf_features_extractor", "features_extractor")),
 )
+RECURRENT = replace(ON_POLICY, signs=("lstm_actor.",), actor=replace(ON_POLICY.actor, features=()), value=None)
+"""The LSTM stands between the features extractor and the rest."""
 CRITICS = Keys("critic.qf", (), ("critic.features_extractor",))
 SAC = Layout(
     signs=("actor.latent_pi.", "actor.log_std"),  # without hidden layers there is no latent_pi
@@ -146,6 +148,10 @@ def _is_recurrent(data: Mapping[str, Any]) -> bool:
     return "_last_lstm_states" in data or _module_says(".recurrent", data)
 
 
+def _is_maskable(data: Mapping[str, Any]) -> bool:
+    return _module_says(".maskable", data)
+
+
 def _has_one_critic(data: Mapping[str, Any]) -> bool:
     """SB3's DDPG is TD3 without its three additions; the single critic is saved with the policy's arguments."""
     kwargs = data.get("policy_kwargs")
@@ -155,11 +161,8 @@ def _has_one_critic(data: Mapping[str, Any]) -> bool:
 ALGORITHMS = {
     algorithm.name: algorithm
     for algorithm in (
-        Algorithm("ppo_lstm", "sb3_contrib.RecurrentPPO", ("gae_lambda",), None, _is_recurrent, has_memory=True),
-        Algorithm(
-            "ppo_mask", "sb3_contrib.MaskablePPO", ("gae_lambda",), ON_POLICY, lambda data: _module_says(".maskable", data),
-            note="trained with action masks, which are not applied here",
-        ),
+        Algorithm("ppo_lstm", "sb3_contrib.RecurrentPPO", ("gae_lambda",), RECURRENT, _is_recurrent, has_memory=True),
+        Algorithm("ppo_mask", "sb3_contrib.MaskablePPO", ("gae_lambda",), ON_POLICY, _is_maskable, masks=True),
         Algorithm("trpo", "sb3_contrib.TRPO", ("gae_lambda", "cg_max_steps"), ON_POLICY),
         Algorithm("ppo", "stable_baselines3.PPO", ("gae_lambda", "clip_range"), ON_POLICY),
         Algorithm("a2c", "stable_baselines3.A2C", ("gae_lambda",), ON_POLICY),

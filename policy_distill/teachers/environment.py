@@ -13,7 +13,8 @@ import numpy as np
 
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments.known_wrappers import PADDING, STACK, WRAPPERS, asked_name, check_wrappers, effective, wrap
+from policy_distill.environments.action_masks import has_mask, space_without_mask
+from policy_distill.environments.known_wrappers import MASKS, PADDING, STACK, WRAPPERS, asked_name, check_wrappers, effective, wrap
 from policy_distill.environments.matching import first_difference
 from policy_distill.environments.quiet import quiet_known_warnings
 from policy_distill.environments.specs import EnvironmentSpec, make, modernize, named, named_again, substitution
@@ -62,7 +63,7 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, asked: Envir
         own = None if asked.wrappers is None else effective((asked_name(name), kwargs) for name, kwargs in asked.wrappers)
         wrappers = _merged(saved.wrappers, own, asked.frame_stack)
         check_wrappers(wrappers)
-        spec, notices = modernize(replace(saved, wrappers=wrappers), observation_width(agent.observation_space))
+        spec, notices = modernize(replace(saved, wrappers=wrappers), observation_width(space_without_mask(agent.observation_space)))
         kwargs = {**spec.kwargs, **asked.env_kwargs}
         spec = replace(spec, kwargs=kwargs, max_episode_steps=asked.max_episode_steps or spec.max_episode_steps)
     else:
@@ -70,7 +71,14 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, asked: Envir
     if isinstance(agent, Teacher):
         spec, padded = fill_stack(spec, agent)
         notices += padded
-    return spec, notices
+    return _masking(spec, agent), notices
+
+
+def _masking(spec: EnvironmentSpec, agent: Agent) -> EnvironmentSpec:
+    """The environment with its action masks among the observations, for an agent that reads them."""
+    if not has_mask(agent.observation_space) or MASKS in dict(spec.wrappers):
+        return spec
+    return replace(spec, wrappers=(*spec.wrappers, (MASKS, {})))
 
 
 def fill_stack(spec: EnvironmentSpec, teacher: Teacher) -> tuple[EnvironmentSpec, tuple[str, ...]]:
@@ -182,7 +190,7 @@ def _needed(spec: EnvironmentSpec, candidates: Sequence[Wrapper]) -> list[Wrappe
 
 
 def _fits(spec: EnvironmentSpec, agent: Agent) -> bool:
-    env = make(spec)
+    env = make(_masking(spec, agent))
     try:
         return first_difference((agent.observation_space, agent.action_space), (env.observation_space, env.action_space)) is None
     finally:

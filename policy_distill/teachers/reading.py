@@ -13,7 +13,7 @@ from policy_distill.config import Reading, RequestError
 from policy_distill.policies.observations import is_image, observation_width
 from policy_distill.support.trees import leaf_spaces
 from policy_distill.support.untrusted import refuse_damage
-from policy_distill.teachers.algorithms import ALGORITHMS, algorithm_of_fields, algorithm_of_networks, layout_of
+from policy_distill.teachers.algorithms import ALGORITHMS, RECURRENT, algorithm_of_fields, algorithm_of_networks, layout_of
 from policy_distill.teachers.files.archive import COMPILED, Archive, class_name, read_archive, read_data
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.files.folder import AgentFiles
@@ -37,6 +37,7 @@ from policy_distill.teachers.networks.rebuild import (
     rebuild_network,
     recognise_layout,
 )
+from policy_distill.teachers.networks.recurrent import rebuild_recurrent
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,10 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     Raises:
         RequestError: if they are not supported; ``NotPlainError`` where ``--trust`` might help.
     """
-    told = algorithm_of_fields(archive.data)
-    if told is not None and ALGORITHMS[told].has_memory:
-        raise RequestError(f"{archive.path} {HAS_MEMORY}")
     if archive.policy_module is not None and not archive.policy_module.startswith(SB3_PACKAGES):
+        told = algorithm_of_fields(archive.data)
+        if told is not None and ALGORITHMS[told].has_memory:
+            raise RequestError(f"{archive.path} {HAS_MEMORY}")
         raise NotPlainError(
             f"{archive.path} uses the custom policy class of {archive.policy_module!r}, which weights alone do not describe; "
             "if you trust the file, load it with --trust, which runs its code"
@@ -99,11 +100,10 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     elif algo is None and files.algo is not None:
         recognised = files.algo
     name = algo or recognised
-    if note := ALGORITHMS[name].note:
-        notes.append(note)
     spaces = archive.observation_space, archive.action_space
     maker = _maker(archive, extractor, notes)
-    acting = rebuild_network(archive.state_dict, layout, *spaces, archive.policy_kwargs, archive.path, maker)
+    rebuild = rebuild_recurrent if layout is RECURRENT else rebuild_network
+    acting = rebuild(archive.state_dict, layout, *spaces, archive.policy_kwargs, archive.path, maker)
     width = observation_width(archive.observation_space)
     critic = rebuild_critic(archive.state_dict, name, acting, archive.policy_kwargs, width, archive.path, maker)
     return Networks(acting, critic, name)
@@ -130,8 +130,8 @@ def networks_of_model(model: Any) -> Networks:
     """
     name = algorithm_of(model)
     source = f"the {type(model).__name__} model"
-    if name is None or ALGORITHMS[name].has_memory:
-        raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms without memory are")
+    if name is None:
+        raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms are")
     check_observation_space(model.observation_space, source)
     refuse_images(model.observation_space, source)
     check_start(model.observation_space, model.action_space, source)
@@ -142,10 +142,13 @@ def networks_of_model(model: Any) -> Networks:
         try:
             check_supported(weights, kwargs, source, extractor_known=False)
             layout = recognise_layout(weights, source)
-            acting = rebuild_network(weights, layout, model.observation_space, model.action_space, kwargs, source)
+            rebuild = rebuild_recurrent if layout is RECURRENT else rebuild_network
+            acting: nn.Module = rebuild(weights, layout, model.observation_space, model.action_space, kwargs, source)
             return Networks(acting, rebuild_critic(weights, name, acting, kwargs, observation_width(model.observation_space), source), name)
         except NotPlainError:
-            pass  # a features extractor or activation of the user's own: copied below
+            if ALGORITHMS[name].has_memory:
+                raise
+            # a features extractor or activation of the user's own: copied below
     live = LivePolicy(policy, model.action_space, acting_family(model.action_space, source))
     return Networks(live, live_critic(live), name)
 

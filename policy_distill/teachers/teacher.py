@@ -18,12 +18,13 @@ from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.families import Family
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, to_tensors, zeros
-from policy_distill.teachers.algorithms import algorithms_with
+from policy_distill.teachers.algorithms import ALGORITHMS, algorithms_with
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.files.folder import find_agent
 from policy_distill.teachers.files.normalization import ObservationNormalization, Statistics, required
 from policy_distill.teachers.networks.extractor import file_of
 from policy_distill.teachers.networks.live import CallableNetwork, raw_observations
+from policy_distill.teachers.networks.masked import under_masks
 from policy_distill.teachers.networks.recording import layers_inside, record_layers
 from policy_distill.teachers.reading import (
     around,
@@ -42,7 +43,7 @@ class Teacher(nn.Module):
     Attributes:
         algo: ``ppo``, ``sac``, ...; ``callable`` for a function, ``ensemble`` for several agents.
         path: of the zip, or None.
-        observation_space: of the raw observations.
+        observation_space: of the raw observations; of ppo_mask, with an action mask among their parts.
         action_space: what ``env.step`` takes.
         family: of the distributions in ``targets``.
         params: the acting network's number of parameters, what compression is quoted against; the standard deviation's count where they are
@@ -62,6 +63,7 @@ class Teacher(nn.Module):
     scale: Tensor
     clip: Tensor
     anchor: Tensor
+    network_kind = nn.Module  # a subclass stands for agents with another kind
 
     def __init__(
         self,
@@ -82,6 +84,8 @@ class Teacher(nn.Module):
         reading: Reading | None = None,
     ) -> None:
         super().__init__()
+        if algo in ALGORITHMS and ALGORITHMS[algo].masks:
+            network, critic, normalization, observation_space = under_masks(network, critic, normalization, observation_space, action_space)
         source = path or f"the {algo} agent"
         check_observation_space(observation_space, source)
         known = None if normalization is None else required(normalization, observation_space, source, statistics)
@@ -118,8 +122,7 @@ class Teacher(nn.Module):
     @property
     def needs_float64(self) -> bool:
         """Whether rounding its observations to float32 would lose what they say."""
-        known = [one.normalization for one in (self.network.members if isinstance(self.network, Ensemble) else [self])]
-        far = any(isinstance(one, ObservationNormalization) and one.is_far_from_zero for one in known)
+        far = any(one.normalization is not None and one.normalization.is_far_from_zero for one in self.members)
         return far and any(part.dtype != np.float32 for part in leaf_spaces(self.observation_space).values())
 
     @property
@@ -129,9 +132,6 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode: a teacher is frozen."""
         return super().train(False)
-
-    def forward(self, observations: Tree) -> ActionTargets:
-        return self.targets(observations)
 
     def targets(self, observations: Tree) -> ActionTargets:
         """Label raw observations in one forward pass.
@@ -237,10 +237,9 @@ class Teacher(nn.Module):
             RequestError: if there is no such layer.
         """
         wanted, known = tuple(dict.fromkeys(names)), self.layers()
-        for name in wanted:
-            if name not in known:
-                listed = ", ".join(f"{layer} ({width})" for layer, width in known.items()) or "none"
-                raise RequestError(f"the teacher has no layer {name!r}; its layers and their widths: {listed}")
+        if missing := [name for name in wanted if name not in known]:
+            listed = ", ".join(f"{layer} ({width})" for layer, width in known.items()) or "none"
+            raise RequestError(f"the teacher has no layer {missing[0]!r}; its layers and their widths: {listed}")
         twin = copy.copy(self)
         twin.recorded = wanted
         return twin
@@ -281,6 +280,10 @@ class Teacher(nn.Module):
         }
 
     @classmethod
+    def _of(cls, network: nn.Module) -> type[Teacher]:
+        return next((kind for kind in cls.__subclasses__() if isinstance(network, kind.network_kind)), cls)
+
+    @classmethod
     def load(
         cls,
         path_or_name: str | Path,
@@ -309,7 +312,7 @@ class Teacher(nn.Module):
         networks, spaces, facts = networks_of_files(files, reading, notes)
         surroundings = around(files)
         notes += normalization_notes(files, surroundings["normalization"])
-        return cls(
+        return cls._of(networks.acting)(
             networks.acting, *spaces, algo=networks.algo, notes=tuple(notes), facts=facts, critic=networks.critic, reading=reading,
             **surroundings,
         )  # fmt: skip
@@ -327,7 +330,7 @@ class Teacher(nn.Module):
             RequestError: if the model is not supported.
         """
         networks = networks_of_model(model)
-        return cls(
+        return cls._of(networks.acting)(
             networks.acting, model.observation_space, model.action_space, algo=networks.algo, facts=model_facts(model),
             critic=networks.critic, **inside(vec_normalize if vec_normalize is not None else model.get_vec_normalize_env()),
         )  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.encoders import Encoder
 from policy_distill.policies.student import Architecture, Student, layer_names
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, rows
@@ -121,6 +122,8 @@ class AutogradStack(FlatParameters):
                 values = module(values)
                 if not isinstance(module, nn.Linear):
                     layers.append(values)
+            if has_mask(student.observation_space):
+                values = student.family.masked(values, self._mask(inputs, index))
             activations.outputs.append(values)
             activations.layers.append(layers)
             for room, layer in zip([*activations.hidden, output], [*layers, values], strict=True):
@@ -131,6 +134,10 @@ class AutogradStack(FlatParameters):
         """What each member's head reads, ``[B, width]``."""
         for index, student in enumerate(self._students):
             yield student.encoder(rows(inputs, index))
+
+    def _mask(self, inputs: Tree, index: int) -> Tensor:
+        """A member's action masks ``[B, ...]``, where observations have them."""
+        return rows(inputs[MASK], index)
 
     @torch.inference_mode(False)
     def backward(self, inputs: Tree, activations: Pass, hints: Sequence[Tensor | None] = ()) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from policy_distill.environments.action_masks import MASK
 from policy_distill.policies.gru import Gru, scan
 from policy_distill.support.trees import Tree, flattened, leaves, rows
 from policy_distill.training.autograd_stack import AutogradStack
@@ -43,6 +44,9 @@ class RecurrentStack(AutogradStack):
         states = scan(self._gates(inputs.window), recurrent, state)
         for index, read in enumerate(inputs.read):
             yield states[:, index].flatten(0, 1)[read]
+
+    def _mask(self, inputs: Sequences, index: int) -> Tensor:
+        return rows(inputs.window[MASK], index).flatten(0, 1)[inputs.read[index]]
 
     def _gates(self, observations: Tree) -> Tensor:
         """What the memories make of the observations ``[K, T, Q, ...]`` alone: ``[T, K, Q, 3 * units]``."""

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from policy_distill.environments.action_masks import has_mask, mask_sizes
 from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.student import Architecture, Student, layer_names
 from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
@@ -109,6 +110,10 @@ class StudentStack(FlatParameters):
         if hidden_sizes and projections:
             raise ValueError("members of different widths have no hints in common")
         self.mean, self.scale = mean, scale
+        self._mask_above: Tensor | None = None
+        if has_mask(architecture.observation_space):
+            entries = sum(mask_sizes(architecture.action_space))
+            self._mask_above = ((0.5 - mean) / scale)[-entries:, None].float()
         widths = architecture.widths
         super().__init__(architecture, len(generators), mean.device, projections)
         layers = [self._windows(width_in + 1, width_out) for width_in, width_out in itertools.pairwise(widths)]
@@ -198,8 +203,11 @@ class StudentStack(FlatParameters):
             torch.bmm(sink, below, out=before)
             activate(before, hidden)
             below = after
-        output = activations.output if output is None else output
-        return torch.bmm(self._sinks[-1], below, out=output)
+        output = torch.bmm(self._sinks[-1], below, out=activations.output if output is None else output)
+        if self._mask_above is not None:  # the mask is the last part of an observation; the gradient of a forbidden logit is 0 by itself
+            mask = inputs[:, -1 - len(self._mask_above) : -1] > self._mask_above
+            output.copy_(self.architecture.family.masked(output.mT, mask.mT).mT)
+        return output
 
     def backward(self, inputs: Tensor, activations: Activations, hints: Sequence[Tensor | None] = ()) -> None:
         """Write the loss's gradient with respect to all parameters into ``gradient``.

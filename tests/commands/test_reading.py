@@ -67,7 +67,7 @@ def test_what_is_said_of_a_student_is_refused(option, tmp_path, capsys):
     walk_expert().save(tmp_path / "student", extra={"environment": WALK.to_dict()})
     assert main(["evaluate_policy", "--policy", str(tmp_path / "student"), option, "x"]) == 2
     name = option.removeprefix("--")
-    assert f"is a student, which needs no --{name}; what is said about its teacher is --teacher_{name}" in capsys.readouterr().err
+    assert f"is a student, which needs no --{name}; the option for its teacher is --teacher_{name}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["distill_policy", "evaluate_policy", "compare_policies", "render_policy", "check_teacher"])

@@ -101,7 +101,7 @@ def test_the_name_that_a_user_gives(name, asked):
     ("name", "says"),
     [
         ("TimeFeatureWraper", "did you mean TimeFeatureWrapper?"),
-        ("Qqq", "known: ActionNoiseWrapper, "),
+        ("Qqq", "known: ActionMasks, "),
         ("NormalizeObservation", "its running statistics are not among the agent's files"),
     ],
 )

@@ -232,7 +232,7 @@ class Backwards:
 
 def test_files_that_moved_apart_are_named(folder, tmp_path):
     shutil.move(folder / "student", tmp_path / "elsewhere")
-    with pytest.raises(RequestError, match="say where it is with --policy"):
+    with pytest.raises(RequestError, match="give its path with --policy"):
         verified(folder)
     assert verified(folder, policy=str(tmp_path / "elsewhere"), episodes=2).holds
 
@@ -243,7 +243,7 @@ def test_a_teacher_without_files_must_be_named_to_be_played(folder):
         verified(folder)
     found = verified(folder, episodes=0)
     assert found.holds
-    assert "were not looked at" in found.notes[0]
+    assert "were not checked" in found.notes[0]
     assert verified(folder, teacher=str(folder / "ppo.zip"), episodes=2).holds
 
 

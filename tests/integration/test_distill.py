@@ -348,7 +348,7 @@ def polished(tmp_path_factory, expert_zip) -> tuple[DistillResult, State]:
 def test_reward_goes_on_where_imitation_fell_short(polished):
     result, state = polished
     found = json.loads((result.folder / "result.json").read_text(), parse_constant=pytest.fail)
-    assert found["polish"]["records"] == json.loads(json.dumps([look.summary() for look in state.of("polish")]))
+    assert found["polish"]["records"] == json.loads(json.dumps([look.summary() for look in state.records_of("polish")]))
     # 2000 steps are eight rollouts of 256; the first look is due at 1100, after a tenth for the critic and half of the rest
     assert [record["env_steps"] for record in found["polish"]["records"]] == [1280, 2048]
     assert found["polish"]["start_retention"] < 0.5
@@ -442,7 +442,7 @@ def test_a_dataset_on_the_disk_makes_the_same_student_and_is_gone_with_the_run(e
     mapped: list[bool] = []
 
     def look(state: State, services: Services) -> State:
-        if not state.of("generation"):
+        if not state.records_of("generation"):
             mapped.append(still_mapped(tmp_path))
         return self_distill(state, services)
 

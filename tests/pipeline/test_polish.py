@@ -75,7 +75,7 @@ def through(state: State, services: Services, kept: Kept) -> SimpleNamespace | N
     state.stage, state.kept = "polish", [kept]
     polish(state, services)
     assert state.stage == "value"
-    records = state.of("polish")
+    records = state.records_of("polish")
     if not records:
         assert state.kept[-1].student is kept.student
         return None

@@ -338,7 +338,7 @@ def test_hints_of_several_agents_name_their_layers(zips, tmp_path):
     assert job.teacher.recorded == ("members.1.network.body.3",)
     unnamed = LossConfig(features=FeatureConfig(weight=0.1))
     line = refused(tmp_path / "other", teacher=zips[0], loss=unnamed, **team(zips[1]))
-    assert "loss.features.layers was left out, but the teacher has no one last hidden layer: name the layers" in line
+    assert "loss.features.layers was left out, but the teacher has no single last hidden layer: name the layers" in line
 
 
 def test_several_agents_have_no_architecture_to_copy(zips, tmp_path):

@@ -156,14 +156,14 @@ def test_generations_are_kept_until_one_earns_less(tmp_path, monkeypatch):
     rows = [[5, 5, 5, 5], [5, 6, 7, 6], [6, 6, 6, 6], [6, 6, 6, 5], [9, 9, 9, 9]]
     state, services = series(tmp_path, monkeypatch, rows)
     through(state, services)
-    found = [(record.number, record.paired_difference, record.kept) for record in state.of("generation")]
+    found = [(record.number, record.paired_difference, record.kept) for record in state.records_of("generation")]
     assert found == [(1, 1.0, True), (2, 0.0, True), (3, -0.25, False)]
     assert state.kept[-1].origin == "generation 2"
     assert state.kept[-1].returns.tolist() == [6, 6, 6, 6]
-    assert [record.validation_retention for record in state.of("generation")] == [0.6, 0.6, 0.575]
+    assert [record.validation_retention for record in state.records_of("generation")] == [0.6, 0.6, 0.575]
     assert state.gradient_steps == 3 * 12
-    assert "refused" in state.of("generation")[2].figures()
-    assert "kept" in state.of("generation")[0].figures()
+    assert "refused" in state.records_of("generation")[2].figures()
+    assert "kept" in state.records_of("generation")[0].figures()
     assert services.tracker.seen["self_distill/paired_difference"] == (-0.25, 3)  # type: ignore[attr-defined]
     assert services.tracker.seen["self_distill_steps/learning_rate"] == (0.0, 36)  # type: ignore[attr-defined]
     assert [kept.origin for kept in state.kept] == ["round 3", "generation 1", "generation 2"]
@@ -174,7 +174,7 @@ def test_the_best_member_is_the_generation(tmp_path, monkeypatch):
     # over the first two seeds 2, 6 and 7: the last two play on, and over all four they earn 6 and 4
     state, services = series(tmp_path, monkeypatch, [[5, 5, 5, 5], [2, 2, 9, 9], [6, 6, 6, 6], [7, 7, 1, 1]], members=3)
     through(state, services)
-    assert [(record.validation_return_mean, record.kept) for record in state.of("generation")] == [(6.0, True)]
+    assert [(record.validation_return_mean, record.kept) for record in state.records_of("generation")] == [(6.0, True)]
     weights = [student.linears[0].weight for student in services.rollouts.returns]  # type: ignore[attr-defined]
     assert len({tuple(weight.flatten().tolist()) for weight in weights}) == 3
     assert torch.equal(state.kept[-1].student.linears[0].weight, weights[1])
@@ -184,7 +184,7 @@ def test_a_first_generation_that_is_refused_leaves_the_start(tmp_path, monkeypat
     state, services = series(tmp_path, monkeypatch, [[5, 5, 5, 5], [4, 5, 5, 5], [9, 9, 9, 9]])
     through(state, services)
     assert [kept.origin for kept in state.kept] == ["round 3"]
-    assert len(state.of("generation")) == 1
+    assert len(state.records_of("generation")) == 1
     assert state.gradient_steps == 12
 
 

@@ -119,7 +119,7 @@ def test_a_run_that_is_interrupted_between_any_two_advances_is_the_same_run(tmp_
         ("value", "evaluation", "certificate"), 1
     )
     assert stages["self_distillation"] >= 2
-    assert found.of("polish")
+    assert found.records_of("polish")
     assert found.certified is not None
     assert found.reused_episodes == 0
 
@@ -143,7 +143,7 @@ def test_so_it_is_with_environments_that_come_together_q_values_and_a_value_netw
     changes = {"value": value, "evaluate": evaluate, "polish": PolishConfig(below=0)}
     found, _ = assert_the_same_interrupted(tmp_path, Teacher.load(agent), agent.split("/")[1], **changes)
     assert (found.values is not None) == with_critic
-    assert found.of("generation")
+    assert found.records_of("generation")
 
 
 # Figures on the validation seeds.

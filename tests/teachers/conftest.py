@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from policy_distill.environments.action_masks import MASK, OBSERVATION, has_mask
+from policy_distill.support import trees
+from policy_distill.teachers import Teacher
+
 
 class TinyEnv(gym.Env):
     """Any pair of spaces as an environment; nothing happens in it."""
@@ -54,6 +58,14 @@ def build(
     if algo not in ("ARS",):
         kwargs.setdefault("policy_kwargs", {}).setdefault("net_arch", [7, 5])
     return scrambled(getattr(library, algo)(policy, TinyEnv(observation_space, action_space), device="cpu", seed=0, **kwargs))
+
+
+def unmasked(teacher: Teacher, observations: Any) -> Any:
+    """Observations as the teacher reads them; a mask among them allows everything."""
+    if not has_mask(teacher.observation_space):
+        return observations
+    mask = np.ones((trees.length(observations), *teacher.observation_space[MASK].shape), np.int8)  # type: ignore[index]
+    return {**(observations if isinstance(observations, dict) else {OBSERVATION: observations}), MASK: mask}
 
 
 @pytest.fixture

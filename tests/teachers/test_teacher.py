@@ -16,9 +16,10 @@ import torch
 
 from policy_distill.config import RequestError
 from policy_distill.policies.families import Bernoulli, Categorical, Deterministic, DiagGaussian, MultiCategorical
+from policy_distill.support import trees
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.algorithms import ON_POLICY
-from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build
+from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build, unmasked
 
 GRID = gym.spaces.Box(-1, 1, (2, 3), np.float32)
 BITS = gym.spaces.MultiBinary(4)
@@ -105,7 +106,7 @@ def test_a_saved_agent_acts_as_it_does_in_stable_baselines(name, save):
     observations = batch(model.observation_space)
     expected, _ = model.predict(observations, deterministic=True)
 
-    actions = teacher.act(observations)
+    actions = teacher.act(unmasked(teacher, observations))
 
     assert actions.shape == expected.shape
     np.testing.assert_allclose(actions, expected, atol=1e-6)
@@ -121,7 +122,7 @@ def test_the_distribution_is_that_of_stable_baselines(name, save):
     observations = batch(model.observation_space)
     expected = reference(model, observations)
 
-    parameters = teacher.targets(torch.tensor(observations)).parameters
+    parameters = teacher.targets(trees.to_tensors(unmasked(teacher, observations))).parameters
 
     match teacher.family:
         case DiagGaussian(box=box, squashed=squashed):
@@ -141,8 +142,9 @@ def test_the_distribution_is_that_of_stable_baselines(name, save):
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.split()[0] not in ("td3", "ddpg", "ars")])
 def test_the_action_is_the_mode_of_the_distribution(name, save):
-    teacher = Teacher.load(save(case(name)))
-    targets = teacher.targets(torch.tensor(batch(teacher.observation_space)))
+    model = case(name)
+    teacher = Teacher.load(save(model))
+    targets = teacher.targets(trees.to_tensors(unmasked(teacher, batch(model.observation_space))))
 
     assert not isinstance(teacher.family, Deterministic)
     torch.testing.assert_close(teacher.family.mode(targets.parameters), targets.actions, atol=1e-5, rtol=1e-5)

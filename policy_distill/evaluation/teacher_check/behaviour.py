@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from policy_distill.evaluation.teacher_check.findings import Finding
-from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.actions import ActionTargets, joined
 from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.q_values import median_action_gap
 from policy_distill.support.trees import Tree, blocks, length, to_tensors
@@ -57,10 +57,7 @@ class Behaviour:
 @torch.inference_mode()
 def targets_of(teacher: Teacher, observations: Tree) -> ActionTargets:
     """The teacher's labels of ``observations`` ``[B, ...]``, computed in chunks of a few thousand."""
-    parts = [teacher.targets(to_tensors(rows)) for rows in blocks(observations, ROWS)]
-    names = parts[0].parameters
-    return ActionTargets({name: torch.cat([part.parameters[name] for part in parts]) for name in names},
-                         torch.cat([part.actions for part in parts]))  # fmt: skip
+    return joined([teacher.targets(to_tensors(rows)) for rows in blocks(observations, ROWS)])
 
 
 def observe(teacher: Teacher, observations: Tree, targets: ActionTargets) -> Behaviour:

@@ -90,7 +90,7 @@ def check_teacher(
     claim = find_claim(Path(teacher.path)) if teacher.path else None
     record = record_of(teacher)
     trained = training_claim(record)
-    found: list[Finding | None] = [*judge_files(teacher, record, spec)]
+    found: list[Finding | None] = [*judge_files(teacher, record)]
     seeds = evaluation_seeds("final", episodes)
     looked = call_apart(step_timeout, look, teacher, spec, seeds[:LOOK_EPISODES])
     found += [*judge(looked.behaviour), looked.warning] if looked.stop is None else [looked.stop]

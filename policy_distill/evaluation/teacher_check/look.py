@@ -11,10 +11,11 @@ from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, end
 from policy_distill.evaluation.teacher_check.behaviour import NOT_FINITE, Behaviour, observe, targets_of
 from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.evaluation.teacher_check.returns import Idle, against_idle
+from policy_distill.policies.actions import joined
 from policy_distill.rollouts.episodes import Episodes
 from policy_distill.rollouts.trajectories import Trajectory, record
 from policy_distill.support.trees import concatenate
-from policy_distill.teachers import Teacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 
 HARDLY_REACTS = 0.05
 """``Behaviour.reaction`` below which a continuous agent is compared with an idle one. Untrained networks have 0.001 to 0.04."""
@@ -84,6 +85,8 @@ def judge_lengths(lengths: np.ndarray) -> list[Finding]:
 
 def _behaviour(teacher: Teacher, played: list[Trajectory]) -> Behaviour:
     observations = concatenate([episode.observations for episode in played])
+    if isinstance(teacher, RecurrentTeacher):
+        return observe(teacher, observations, joined([teacher.along(episode.observations) for episode in played]))
     return observe(teacher, observations, targets_of(teacher, observations))
 
 

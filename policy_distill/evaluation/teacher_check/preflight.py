@@ -45,11 +45,10 @@ def preflight(
         skip: check only the files, play no episodes, and treat findings of severity ``stop`` as warnings.
 
     Raises:
-        RequestError: for a finding of severity ``stop``: no better than a random policy, NaN, missing normalisation, action masks, endless
-            episodes.
+        RequestError: for a finding of severity ``stop``: no better than a random policy, NaN, missing normalisation, endless episodes.
     """
     record = record_of(teacher)
-    findings = judge_files(teacher, record, spec)
+    findings = judge_files(teacher, record)
     notices = settle(findings, skip=skip)
     if skip:
         return Preflight(notices, 0)

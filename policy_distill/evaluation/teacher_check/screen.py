@@ -23,13 +23,13 @@ MISREAD = ("not_finite", "never_ends", "normalization_does_not_fit")
 """Topics of findings that make any measurement meaningless, however good the agent is."""
 
 
-def screen_files(agent: Teacher, spec: EnvironmentSpec, *, skip: bool = False) -> tuple[str, ...]:
+def screen_files(agent: Teacher, *, skip: bool = False) -> tuple[str, ...]:
     """Check the files before any episode; return the notices to print, the agent's own notes first.
 
     Raises:
         RequestError: for a finding that makes the result meaningless, unless ``skip``.
     """
-    return (*agent.notes, *settle(judge_files(agent, spec=spec), skip=skip))
+    return (*agent.notes, *settle(judge_files(agent), skip=skip))
 
 
 def screen_states(agent: Teacher, spec: EnvironmentSpec, *, skip: bool = False) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policy_distill.policies.actions import Parameters
-from policy_distill.policies.families.choices import CONFIDENCE, Choices, log_of_mean
+from policy_distill.policies.families.choices import CONFIDENCE, FORBIDDEN, Choices, log_of_mean, where_of
+from policy_distill.policies.families.family import Outputs
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Bernoulli(Choices):
 
     def draw(self, parameters: Parameters, uniform: Tensor) -> Tensor:
         return (parameters["logits"] + uniform.logit() > 0).long()
+
+    def masked(self, outputs: Outputs, mask: Outputs) -> Outputs:
+        where, off, on = where_of(outputs), mask[..., 0::2] != 0, mask[..., 1::2] != 0
+        return where(on, where(off, outputs, -FORBIDDEN), where(off, FORBIDDEN, 0 * outputs))  # equal where neither is allowed
 
     def mix(self, members: Sequence[Parameters], weights: Sequence[float]) -> Parameters:
         logits = torch.stack([member["logits"] for member in members])

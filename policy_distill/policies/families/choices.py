@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,15 @@ from torch import Tensor
 
 from policy_distill.policies.actions import Parameters
 from policy_distill.policies.divergences import forward_kl, hard_label_cross_entropy, jensen_shannon, reverse_kl
-from policy_distill.policies.families.family import Family
+from policy_distill.policies.families.family import Family, Outputs
 from policy_distill.policies.q_values import standardize_logits
 
 CONFIDENCE = 0.999
 """Share of the probability on the named action of a teacher that only names one: its log-probabilities stay finite, as a KL needs."""
+
+
+FORBIDDEN = -1e8
+"""Logit of a forbidden choice, as in sb3-contrib: its probability is exactly 0, and where nothing is allowed all are equal."""
 
 
 class Choices(Family):
@@ -73,6 +78,9 @@ class Choices(Family):
         parts = self.parts(parameters["logits"])
         return self.total(torch.distributions.Categorical(logits=part, validate_args=False).entropy() for part in parts)
 
+    def masked(self, outputs: Outputs, mask: Outputs) -> Outputs:
+        return where_of(outputs)(mask != 0, outputs, FORBIDDEN)
+
     def mix(self, members: Sequence[Parameters], weights: Sequence[float]) -> Parameters:
         parts = self.parts(torch.stack([member["logits"] for member in members]))
         return {"logits": torch.cat([log_of_mean(part.log_softmax(-1), weights) for part in parts], dim=-1)}
@@ -104,6 +112,11 @@ def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Draw one index a row by the Gumbel trick."""
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device).clamp_min(1e-20)
     return (logits - (-uniform.log()).log()).argmax(-1)
+
+
+def where_of(values: Tensor | np.ndarray) -> Callable[..., Any]:
+    """``where`` of torch or numpy."""
+    return torch.where if isinstance(values, Tensor) else np.where
 
 
 def log_of_mean(log_probs: Tensor, weights: Sequence[float]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from policy_distill.policies.actions import Box, Parameters, Units
 from policy_distill.policies.rowwise import Function
+
+Outputs = TypeVar("Outputs", Tensor, np.ndarray)
 
 
 class Family(ABC):
@@ -125,6 +127,15 @@ class Family(ABC):
     def entropy(self, parameters: Parameters) -> Tensor:
         """In nats, ``[...]``; of continuous actions in box units."""
         raise ValueError(f"{self} has no density")
+
+    def masked(self, outputs: Outputs, mask: Outputs) -> Outputs:
+        """Outputs whose distribution never draws a forbidden action, as in sb3-contrib's ``common/maskable/distributions.py``.
+
+        Args:
+            outputs: logits ``[..., width]``.
+            mask: ``[..., sum of sizes]``, nonzero where a value of a component is allowed.
+        """
+        raise ValueError(f"{self} has no masks")
 
     def mix(self, members: Sequence[Parameters], weights: Sequence[float]) -> Parameters:
         """The weighted mean of distributions, as this family.

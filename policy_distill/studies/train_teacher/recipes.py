@@ -8,7 +8,7 @@ import inspect
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,19 @@ from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Arguments, WrapperRequest
 from policy_distill.environments import specs as environments
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.policies.policy import Memoryless
-from policy_distill.rollouts.episodes import Returns
-from policy_distill.rollouts.play import play
 from policy_distill.studies.train_teacher.publish import SCHEDULES, next_folder, write_agent, write_card
+from policy_distill.studies.train_teacher.returns import evaluate_model
 from policy_distill.support.figures import return_text, spread_text
-from policy_distill.support.trees import Tree
+from policy_distill.teachers.networks.extractor import extractor_class
 
 ALGORITHMS = {
     **dict.fromkeys(("a2c", "ddpg", "dqn", "ppo", "sac", "td3"), "stable_baselines3"),
-    **dict.fromkeys(("ars", "qrdqn", "tqc", "trpo"), "sb3_contrib"),
+    **dict.fromkeys(("ars", "ppo_lstm", "ppo_mask", "qrdqn", "tqc", "trpo"), "sb3_contrib"),
 }
-"""Algorithm -> the package that trains it; the class has the same name in capitals."""
+"""Algorithm -> the package that trains it."""
+
+CLASS_NAMES = {"ppo_lstm": "RecurrentPPO", "ppo_mask": "MaskablePPO"}
+"""Algorithm -> its class, where that is not the same name in capitals."""
 
 ACTIVATIONS = {"elu": "ELU", "gelu": "GELU", "leaky_relu": "LeakyReLU", "relu": "ReLU", "silu": "SiLU", "tanh": "Tanh"}
 """Name in a recipe -> class of ``torch.nn``."""
@@ -50,7 +51,7 @@ class TrainTeacherConfig:
     """Settings for training a teacher."""
 
     algo: str = ""
-    """a2c, ars, ddpg, dqn, ppo, qrdqn, sac, td3, tqc or trpo."""
+    """a2c, ars, ddpg, dqn, ppo, ppo_lstm, ppo_mask, qrdqn, sac, td3, tqc or trpo."""
     env: str = ""
     """A Gymnasium id or an entry of envs/."""
     env_kwargs: Arguments = field(default_factory=dict)
@@ -61,6 +62,8 @@ class TrainTeacherConfig:
     """Number of observations to stack, outside the wrappers and inside the normalisation."""
     max_episode_steps: int | None = None
     """Truncate episodes after this many steps, instead of the limit that the environment is registered with."""
+    extractor: str | None = None
+    """Read observations through a features extractor of your own, file.py:Class (policy_kwargs.features_extractor_kwargs)."""
     output: str = "agents"
     """Folder in which the agent's folder ALGO/ENV_RUN is created."""
     seed: int = 0
@@ -110,6 +113,8 @@ class TrainTeacherConfig:
         changed = [f"--{name} {getattr(self, name)}" for name in names if getattr(self, name) != getattr(default, name)]
         if options := self.environment.options():
             changed.append(options)
+        if self.extractor:
+            changed.append(f"--extractor {shlex.quote(self.extractor)}")
         if self.hyperparams:
             changed.append(f"--hyperparams {shlex.quote(json.dumps(dict(self.hyperparams)))}")
         return " ".join([f"python scripts/train_teacher.py --algo {self.algo} --env {self.env} --seed {self.seed}", *changed])
@@ -159,26 +164,6 @@ def read_recipe(algo: str, env: str) -> dict[str, Any]:
     return dict(recipes.get(env) or recipes.get("default") or {})
 
 
-def evaluate_model(model: Any, spec: EnvironmentSpec, seeds: Sequence[int], statistics: Any = None) -> np.ndarray:
-    """Returns ``[len(seeds)]`` of a Stable-Baselines3 model's deterministic policy, one episode per seed.
-
-    Args:
-        model: any object with ``predict``.
-        spec: the environment.
-        seeds: seeds of the episodes.
-        statistics: the ``VecNormalize`` that the model was trained with, if any.
-    """
-
-    def act(observations: Tree) -> np.ndarray:
-        seen = observations if statistics is None else statistics.normalize_obs(observations)
-        actions: np.ndarray = model.predict(seen, deterministic=True)[0]
-        return actions
-
-    recorder = Returns(len(seeds))
-    play([Memoryless(act)], spec, seeds, recorder)
-    return recorder.returns
-
-
 def _train(config: TrainTeacherConfig, note: Callable[[str], object], progress: bool) -> TrainedTeacher:
     from stable_baselines3.common.vec_env import VecNormalize
 
@@ -197,6 +182,8 @@ def _train(config: TrainTeacherConfig, note: Callable[[str], object], progress: 
         settings = dict(normalize) if isinstance(normalize, Mapping) else {}
         vec_env = VecNormalize(vec_env, **{"gamma": recipe.get("gamma", 0.99), **settings})
     arguments = _arguments(recipe, vec_env.action_space)
+    if config.extractor:
+        arguments["policy_kwargs"]["features_extractor_class"] = extractor_class(config.extractor)
     log = str(run_folder / "tensorboard") if config.tensorboard else None
     try:
         model = algorithm(env=vec_env, seed=config.seed, device=config.device, tensorboard_log=log, **arguments)
@@ -271,7 +258,7 @@ def _keep_best(config: TrainTeacherConfig, spec: EnvironmentSpec, run_folder: Pa
 
 def _algorithm(algo: str) -> Any:
     try:
-        return getattr(importlib.import_module(ALGORITHMS[algo]), algo.upper())
+        return getattr(importlib.import_module(ALGORITHMS[algo]), CLASS_NAMES.get(algo, algo.upper()))
     except ModuleNotFoundError as error:
         raise RequestError(f'{algo} needs sb3-contrib: pip install "policy-distill[contrib]"') from error
 

@@ -30,7 +30,7 @@ def load_model(path: Path, algo: str | None, spaces: dict[str, Any]) -> Any:
     """
     known = {name: algorithm.sb3_class for name, algorithm in ALGORITHMS.items() if not algorithm.has_memory}
     if algo in ALGORITHMS and algo not in known:
-        raise RequestError(f"{path} has a memory (RecurrentPPO), which is not supported: agents that act on the last observation alone are")
+        raise RequestError(f"{path} has a memory (RecurrentPPO) and cannot be rebuilt from plain data; --trust does not load such agents")
     if algo not in known:
         raise RequestError(f"{path}: the algorithm is not told by the file; name it (--algo ppo); known: {', '.join(sorted(known))}")
     package, _, name = known[algo].rpartition(".")

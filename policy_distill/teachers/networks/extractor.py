@@ -86,6 +86,15 @@ def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any
     Raises:
         RequestError: if the file or the class is missing, or the arguments cannot be read in the zip.
     """
+    return ExtractorMaker(text, extractor_class(text), space, _arguments(policy_kwargs.get("features_extractor_kwargs"), text, source))
+
+
+def extractor_class(text: str) -> Callable[..., nn.Module]:
+    """The class that ``text`` names, ``file.py:Class``. This runs the user's file.
+
+    Raises:
+        RequestError: if the file or the class is missing.
+    """
     name, colon, attribute = text.rpartition(":")
     if not colon or not name or not attribute.isidentifier():
         raise RequestError(f"extractor is {text!r}; name the file and the class in it, as in networks.py:MyExtractor")
@@ -95,7 +104,7 @@ def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any
     made = getattr(_run_file(path), attribute, None)
     if not callable(made):
         raise RequestError(f"{path} defines no class {attribute!r}; name the agent's features extractor in it")
-    return ExtractorMaker(text, made, space, _arguments(policy_kwargs.get("features_extractor_kwargs"), text, source))
+    return made
 
 
 def file_of(text: str) -> Path:

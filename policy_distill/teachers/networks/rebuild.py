@@ -35,7 +35,7 @@ from policy_distill.teachers.networks.extractor import ExtractorMaker
 
 ActingNetwork = DiscreteNetwork | DeterministicNetwork | GaussianNetwork
 
-HAS_MEMORY = "has a memory (LSTM, RecurrentPPO), which is not supported: agents that act on the last observation alone are"
+HAS_MEMORY = "has a memory of its own kind, which is not supported: RecurrentPPO's LSTM is"
 
 ACTIVATIONS = (
     "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "ReLU", "ReLU6", "SELU", "SiLU",
@@ -57,7 +57,7 @@ def check_supported(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, A
         RequestError: for a memory; ``NotPlainError`` where ``--trust`` might help.
     """
     unsupported = {
-        r"^lstm_": HAS_MEMORY,
+        r"^lstm_(?!actor|critic)": HAS_MEMORY,
         r"running_mean$|running_var$|ra_mean$": "normalises inside its network (as CrossQ does), which cannot be rebuilt; --trust loads it",
     }
     rebuilt = [key for key in weights if not (extractor_known and "features_extractor." in key)]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from policy_distill.commands.cli import main
-from policy_distill.config import CheckConfig, DistillConfig, RequestError
+from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.evaluation.teacher_check import judge_files, screen_files, screen_returns, screen_states
-from policy_distill.evaluation.teacher_check.files import has_masks
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.pipeline.distill import distill
-from policy_distill.pipeline.prepare import prepare
 from policy_distill.teachers import ObservationNormalization, Teacher
+from policy_distill.teachers.environment import environment_for
 from tests.small_worlds import WALK, walk_expert, walk_teacher
 
 DECK, UNMASKED = EnvironmentSpec("tests/Deck-v0"), EnvironmentSpec("tests/UnmaskedDeck-v0")
@@ -61,23 +59,18 @@ def masked(tmp_path_factory) -> Path:
     return path
 
 
-def test_who_offers_masks():
-    assert has_masks(DECK)
-    assert not has_masks(UNMASKED)
+def test_masks_of_the_environment_are_given_to_the_agent(masked):
+    spec, _ = environment_for(Teacher.load(masked), DECK.id)
+    assert [name for name, _ in spec.wrappers] == ["ActionMasks"]
 
 
-@pytest.mark.parametrize(("spec", "what"), [(DECK, "would take actions that are not allowed"), (UNMASKED, r"v0 has no action_masks\(\)")])
-def test_masks_that_are_not_applied_stop_unless_skipped(spec, what, masked):
-    teacher = Teacher.load(masked)
-    with pytest.raises(RequestError, match=f"{what}.*to go on anyway: --check.skip true"):
-        screen_files(teacher, spec)
-    told = screen_files(teacher, spec, skip=True)
-    assert any("MaskablePPO" in line for line in told)
-
-
-def test_a_member_of_an_ensemble_is_screened_too(masked):
-    both = Teacher.ensemble([Teacher.load(masked), Teacher.load(masked)])
-    assert [finding.topic for finding in judge_files(both, spec=DECK)] == ["masks_not_applied"]
+def test_a_member_of_an_ensemble_is_screened_too():
+    member = walk_teacher()
+    member.network.register_parameter("spoilt", torch.nn.Parameter(torch.tensor([np.nan])))
+    assert [finding.topic for finding in judge_files(Teacher.ensemble([walk_teacher(), member]))] == ["not_finite"]
+    with pytest.raises(RequestError, match=r"NaN or infinity.*to go on anyway: --check.skip true"):
+        screen_files(member)
+    assert "NaN or infinity" in screen_files(member, skip=True)[0]
 
 
 @pytest.mark.parametrize(
@@ -92,33 +85,18 @@ def test_a_member_of_an_ensemble_is_screened_too(masked):
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_every_command_stops_before_it_plays(arguments, masked, tmp_path, monkeypatch, capsys):
+def test_every_command_stops_where_masks_are_missing(arguments, masked, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = [str(masked) if word == "AGENT" else word for word in arguments]
-    assert main([*arguments, "--env", DECK.id]) == 2
+    assert main([*arguments, "--env", UNMASKED.id]) == 2
     said = capsys.readouterr()
-    assert "trained with action masks" in said.err
+    assert "UnmaskedDeck-v0 has no action_masks()" in said.err
+    assert "--algo ppo lets it act without masks" in said.err
     assert said.err.count("\n") == 1 + said.err.count("note:")
 
 
-def test_the_files_alone_may_be_looked_at(masked, capsys):
-    assert main(["check_teacher", "--teacher", str(masked), "--env", DECK.id, "--episodes", "0"]) == 0
-    assert "STOP" in capsys.readouterr().out
-
-
-def test_what_was_skipped_is_told_beside_the_figure(masked, capsys):
-    arguments = ["evaluate_policy", "--policy", str(masked), "--env", DECK.id, "--episodes", "4", "--workers", "0"]
-    assert main([*arguments, "--json", "--check.skip"]) == 0
-    assert any("trained with action masks" in notice for notice in json.loads(capsys.readouterr().out)["notices"])
-    assert main([*arguments, "--check.skip", "true"]) == 0
-    assert "\nnote " in capsys.readouterr().out
-
-
-def test_a_live_model_with_masks_is_stopped(masked, tmp_path):
-    model = pytest.importorskip("sb3_contrib").MaskablePPO("MlpPolicy", Deck(), seed=0, device="cpu")
-    config = DistillConfig(env=DECK.id, output=str(tmp_path / "run"), workers=0)
-    with pytest.raises(RequestError, match="trained with action masks"):
-        distill(config, teacher=Teacher.from_sb3(model))
+def test_the_files_alone_may_be_looked_at(masked):
+    assert main(["check_teacher", "--teacher", str(masked), "--env", UNMASKED.id, "--episodes", "0"]) == 0
 
 
 def test_statistics_of_another_place_stop_nothing_but_are_told():
@@ -157,26 +135,16 @@ def trained_inside_vec_normalize(path: Path) -> Teacher:
 
 def test_missing_statistics_stop_where_the_return_is_far_below_training(tmp_path):
     teacher = trained_inside_vec_normalize(tmp_path / "agent.zip")
-    assert any("trained inside a VecNormalize" in line for line in screen_files(teacher, WALK))
+    assert any("trained inside a VecNormalize" in line for line in screen_files(teacher))
     poor, worse = np.linspace(-151, -149, 20), np.linspace(-202, -198, 20)
     with pytest.raises(RequestError, match="through a VecNormalize that is missing here"):
         screen_returns(teacher, poor, worse)
     assert "through a VecNormalize that is missing here" in screen_returns(teacher, poor, worse, skip=True)[0]
     assert screen_returns(teacher, np.zeros(20), worse) == ()
     told = Teacher.load(tmp_path / "agent.zip", normalization="none")
-    assert screen_files(told, WALK) == ()  # the user says that there are none
+    assert screen_files(told) == ()  # the user says that there are none
     assert "missing here" not in " ".join(screen_returns(told, poor, worse))
 
 
-def test_a_job_that_skips_the_check_tells_what_the_files_say(masked, tmp_path):
-    config = DistillConfig(teacher=str(masked), env=DECK.id, output=str(tmp_path / "run"), workers=0, check=CheckConfig(skip=True))
-    job = prepare(config)
-    from policy_distill.evaluation.teacher_check import preflight
-
-    looked = preflight(job.teacher, job.spec, workers=0, skip=True)
-    assert looked.env_steps == 0
-    assert "trained with action masks" in looked.notices[0]
-
-
 def test_our_own_export_needs_no_word(tmp_path):
-    assert screen_files(Teacher.load(save_ppo(walk_expert(), tmp_path / "agent.zip")), WALK) == ()
+    assert screen_files(Teacher.load(save_ppo(walk_expert(), tmp_path / "agent.zip"))) == ()

@@ -306,3 +306,63 @@ def test_a_schedule_falls_along_a_line_to_zero():
     assert [arguments["learning_rate"](remaining) for remaining in (1.0, 0.5, 0.0)] == [0.01, 0.005, 0.0]
     assert [arguments["clip_range"](remaining) for remaining in (1.0, 0.5)] == [0.2, 0.2]
     assert "n_timesteps" not in arguments
+
+
+def test_a_memory_is_carried_through_each_episode_and_emptied_between_them(tmp_path):
+    """RecurrentPPO without velocities: evaluated 16 at a time as one after the other with sb3-contrib's own loop."""
+    pytest.importorskip("sb3_contrib")
+    hyperparams = {"n_steps": 25, "batch_size": 50, "n_epochs": 1, "policy_kwargs": {"net_arch": [8], "lstm_hidden_size": 8}}
+    agent = train_teacher(config(tmp_path, algo="ppo_lstm", env="CartPoleNoVel-v1", hyperparams=hyperparams))
+    assert agent.path.name == "CartPoleNoVel-v1_1"
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    spec = environments.resolve("CartPoleNoVel-v1")
+    model = RecurrentPPO.load(agent.path / "CartPoleNoVel-v1.zip", device="cpu")
+    statistics = VecNormalize.load(
+        str(agent.path / agent.path.name.removesuffix("_1") / "vecnormalize.pkl"), DummyVecEnv([lambda: environments.make(spec)])
+    )
+    alone = []
+    for seed in range(40):
+        env = environments.make(spec)
+        observation, _ = env.reset(seed=seed)
+        state, length, over = None, 0, False
+        while not over:
+            action, state = model.predict(statistics.normalize_obs(observation), state, np.array([length == 0]), deterministic=True)
+            observation, _, terminated, truncated, _ = env.step(action)
+            length, over = length + 1, terminated or truncated
+        alone.append(length)
+    assert len(set(alone)) > 5
+    np.testing.assert_array_equal(evaluate_model(model, spec, range(40), statistics), alone)
+
+
+def test_masks_are_shown_where_the_algorithm_takes_them(tmp_path):
+    """The environment refuses a finished job, so that an action without its mask would stop the training."""
+    pytest.importorskip("sb3_contrib")
+    hyperparams = {"n_steps": 24, "batch_size": 48, "n_epochs": 1, "policy_kwargs": {"net_arch": [8]}}
+    agent = train_teacher(config(tmp_path, algo="ppo_mask", env="SingleMachine-v0", hyperparams=hyperparams))
+    assert Teacher.load(agent.path).algo == "ppo_mask"
+
+
+def test_dicts_of_observations_are_trained_on(tmp_path):
+    hyperparams = {"n_steps": 25, "batch_size": 50, "n_epochs": 1}
+    agent = train_teacher(config(tmp_path, env="BitFlippingEnv-v0", hyperparams=hyperparams))
+    assert -10 <= agent.mean <= -1
+
+
+def test_a_features_extractor_of_the_users_own_is_read_again_without_running_the_zip(tmp_path):
+    pytest.importorskip("minatar")
+    extractor = f"{environments.data_dir('agents') / 'minatar.py'}:MinAtarNetwork"
+    hyperparams = {
+        "n_steps": 25,
+        "batch_size": 50,
+        "n_epochs": 1,
+        "policy_kwargs": {"net_arch": [8], "features_extractor_kwargs": {"filters": 2}},
+    }
+    agent = train_teacher(config(tmp_path, env="MinAtar-Breakout-v1", hyperparams=hyperparams, extractor=extractor))
+    assert f"--extractor {extractor}" in json.loads((agent.path / "card.json").read_text())["command"]
+    teacher = Teacher.load(agent.path, extractor=extractor)
+    assert teacher.params == 4 * 2 * 9 + 2 + 2 * 64 * 128 + 128 + 128 * 8 + 8 + 8 * 3 + 3
+    assert teacher.saved_env == EnvironmentSpec("MinAtar/Breakout-v1", max_episode_steps=2500)
+    with pytest.raises(RequestError, match="which does not exist"):
+        train_teacher(config(tmp_path, extractor="nowhere.py:Thing"))

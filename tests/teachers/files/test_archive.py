@@ -241,11 +241,10 @@ def test_images_are_refused(save):
     refused(path, "images .* not supported", trust=True)
 
 
-def test_agents_with_a_memory_are_refused(save):
+def test_an_agent_with_a_memory_is_not_read_as_one_without(save):
     pytest.importorskip("sb3_contrib")
     path = save(build("RecurrentPPO", policy="MlpLstmPolicy", n_steps=8, policy_kwargs={"lstm_hidden_size": 4}))
-    refused(path, "has a memory")
-    refused(path, "has a memory", trust=True, algo="ppo")
+    refused(path, "holds the networks of ppo_lstm", algo="ppo")
 
 
 def test_actions_that_do_not_begin_at_zero_are_refused(save):

@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from policy_distill.config import RequestError
 from policy_distill.teachers import Teacher
-from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, build, rewrite
+from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, build, rewrite, unmasked
 from tests.teachers.files.test_archive import edited
 
 
@@ -80,7 +80,7 @@ def test_a_bare_zip_tells_its_algorithm_to_trust(algo, save):
     model = build(algo, VECTOR, THREE if discrete else LOPSIDED, policy_kwargs={"features_extractor_class": Squared})
     observations = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
     teacher = Teacher.load(save(model), trust=True)
-    np.testing.assert_allclose(teacher.act(observations), model.predict(observations, deterministic=True)[0], atol=1e-5)
+    np.testing.assert_allclose(teacher.act(unmasked(teacher, observations)), model.predict(observations, deterministic=True)[0], atol=1e-5)
 
 
 def test_a_compiled_policy_is_read_without_trust(save):

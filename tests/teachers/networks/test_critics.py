@@ -13,13 +13,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from policy_distill.config import RequestError
 from policy_distill.policies.actions import Box
+from policy_distill.support import trees
 from policy_distill.teachers import Teacher, read_archive
 from policy_distill.teachers.algorithms import ALGORITHMS, ON_POLICY
 from policy_distill.teachers.networks.acting import ActionBounds, DeterministicNetwork
 from policy_distill.teachers.networks.critics import ActionValue, StateValue, rebuild_critic
 from policy_distill.teachers.networks.live import LivePolicy
 from policy_distill.teachers.networks.rebuild import rebuild_network
-from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build
+from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build, unmasked
 from tests.teachers.networks.test_live import Halves
 from tests.teachers.test_teacher import CASES, batch, case, rows
 
@@ -67,7 +68,7 @@ def test_the_values_are_those_of_stable_baselines(name, save):
     assert expected.std() > 1e-3  # or the test could not tell states apart
 
     for teacher in (Teacher.load(save(model)), Teacher.from_sb3(model)):
-        values = teacher.values(torch.tensor(observations))
+        values = teacher.values(trees.to_tensors(unmasked(teacher, observations)))
         assert teacher.has_values
         assert (values.shape, values.dtype, values.requires_grad) == ((len(observations),), torch.float32, False)
         torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)

@@ -80,8 +80,9 @@ def test_an_agent_that_normalises_inside_is_called_as_it_is():
 
 def test_models_that_are_not_supported_are_refused():
     pytest.importorskip("sb3_contrib")
-    with pytest.raises(RequestError, match="without memory are"):
-        Teacher.from_sb3(build("RecurrentPPO", policy="MlpLstmPolicy", n_steps=8))
+    recurrent = {"features_extractor_class": Halves}
+    with pytest.raises(RequestError, match="cannot be rebuilt from its weights alone"):
+        Teacher.from_sb3(build("RecurrentPPO", policy="MlpLstmPolicy", n_steps=8, policy_kwargs=recurrent))
     with pytest.raises(RequestError, match="is not supported"):
         Teacher.from_sb3(object())
     image = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)

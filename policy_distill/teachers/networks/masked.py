@@ -1,0 +1,67 @@
+"""The acting network of MaskablePPO: it reads the mask behind the observation and never names a forbidden action."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from torch import Tensor, nn
+
+from policy_distill.environments.action_masks import MASK, OBSERVATION, mask_sizes, with_mask, without_mask
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.families import Family
+
+
+def under_masks(
+    network: nn.Module, critic: nn.Module | None, statistics: Any, observation_space: gym.Space, action_space: gym.Space
+) -> tuple[MaskedNetwork, MaskedCritic | None, Any, gym.Space]:
+    """An agent's network, critic, statistics and space of observations, for observations with a mask behind their other parts."""
+    keyed = statistics if statistics is None or isinstance(statistics, dict) else {OBSERVATION: statistics}
+    masked_critic = None if critic is None else MaskedCritic(critic)
+    return MaskedNetwork(network, action_space), masked_critic, keyed, with_mask(observation_space, action_space)
+
+
+class MaskedNetwork(nn.Module):
+    """``network`` with a mask in the last columns of what it reads, or among its parts where it reads raw observations.
+
+    Args:
+        network: names logits; it does not see the mask.
+        action_space: says how long the mask is.
+    """
+
+    def __init__(self, network: nn.Module, action_space: gym.Space) -> None:
+        super().__init__()
+        self.network = network
+        self.entries = sum(mask_sizes(action_space))
+        self.family: Family = network.family  # type: ignore[assignment]
+        self.reads_raw = getattr(network, "reads_raw", False)
+
+    @property
+    def acting_params(self) -> int:
+        return self.network.acting_params  # type: ignore[return-value]
+
+    def parts(self, features: Any) -> tuple[Any, Any]:
+        """What the network reads, and the mask ``[B, entries]``."""
+        if self.reads_raw:
+            return without_mask(features), features[MASK]
+        return features[:, : -self.entries], features[:, -self.entries :]
+
+    def forward(self, features: Any) -> ActionTargets:
+        rest, mask = self.parts(features)
+        told = self.network(rest)
+        logits = self.family.masked(told.parameters["logits"], mask)
+        parameters = {**told.parameters, "logits": logits}
+        return ActionTargets(parameters, self.family.mode(parameters))
+
+
+class MaskedCritic(nn.Module):
+    """The critic of a masked network: it does not see the mask either."""
+
+    def __init__(self, critic: nn.Module) -> None:
+        super().__init__()
+        self.critic = critic
+
+    def forward(self, features: Any, network: MaskedNetwork) -> Tensor:
+        rest, _ = network.parts(features)
+        values: Tensor = self.critic(rest, network.network)
+        return values

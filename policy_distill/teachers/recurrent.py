@@ -1,0 +1,53 @@
+"""A teacher with a memory: it labels along an episode, whoever acts in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from policy_distill.config import RequestError
+from policy_distill.environments.vector import GOES_ON
+from policy_distill.policies.actions import ActionTargets, joined
+from policy_distill.support.trees import Tree, blocks, length, map_leaves
+from policy_distill.teachers.networks.recurrent import RecurrentNetwork
+from policy_distill.teachers.teacher import Teacher
+
+
+class RecurrentTeacher(Teacher):
+    """RecurrentPPO's agent, a ``policies.policy.StatefulTeacher``. Its state is what its LSTM remembers."""
+
+    network: RecurrentNetwork
+    network_kind = RecurrentNetwork
+
+    def initial_state(self, num_envs: int) -> Any:
+        return self.network.initial_state(num_envs)
+
+    @torch.inference_mode()
+    def label(self, observations: Tree, state: Any, starts: np.ndarray | None) -> tuple[ActionTargets, Any]:
+        """What it does in the present states, and its memory after them; see ``StatefulTeacher.label``."""
+        begins = np.zeros(length(observations), bool) if starts is None else starts != GOES_ON
+        features = self.encode(map_leaves(lambda part: torch.tensor(part, device=self.anchor.device), observations))
+        return self.network.step(features, state, torch.from_numpy(begins).to(self.anchor.device))
+
+    def step(self, observations: Tree, state: Any, starts: np.ndarray | None) -> tuple[np.ndarray, Any]:
+        targets, state = self.label(observations, state, starts)
+        actions = targets.actions.cpu().numpy()
+        space = self.action_space
+        return (actions.reshape(-1, *space.shape).astype(space.dtype) if isinstance(space, gym.spaces.Box) else actions), state
+
+    def along(self, observations: Tree) -> ActionTargets:
+        """Its labels of one episode's observations ``[T, ...]``, from the first to the last."""
+        state, told = self.initial_state(1), []
+        for step, row in enumerate(blocks(observations, 1)):
+            targets, state = self.label(row, state, np.array([0 if step == 0 else GOES_ON]))
+            told.append(targets)
+        return joined(told)
+
+    def targets(self, observations: Tree) -> ActionTargets:
+        raise RequestError(f"{self.path or 'the agent'} has a memory: what it does depends on the episode so far, not on one observation")
+
+    def layers(self) -> dict[str, int]:
+        return {}
