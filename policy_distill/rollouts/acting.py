@@ -14,7 +14,8 @@ from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.policy import Memoryless, Policy, State, Stateful, StatefulTeacher
 from policy_distill.policies.rowwise import Layers
 from policy_distill.policies.rowwise_lstm import Lstm
-from policy_distill.rollouts.numpy_policies import Labels, actor, encoder, executable, head, labeller
+from policy_distill.policies.student import Student
+from policy_distill.rollouts.numpy_policies import Labels, RecurrentActor, actor, encoder, executable, head, labeller
 from policy_distill.rollouts.random_policy import RandomPolicy
 from policy_distill.support import trees
 from policy_distill.support.trees import Tree
@@ -116,6 +117,8 @@ def acting(policy: Policy | None, rows: int, space: gym.Space) -> Stateful:
         return policy
     if isinstance(policy, RecurrentTeacher):
         return ActingRecurrent(policy, rows)
+    if isinstance(policy, Student):
+        return RecurrentActor(policy, rows) if policy.architecture.memory else Memoryless(actor(policy, rows))
     if isinstance(policy, Stateful):
         return OneByOne(policy.initial_state, policy.step, np.concatenate)
     return Memoryless(actor(policy, rows))

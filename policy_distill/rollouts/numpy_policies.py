@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.encoders import Vectors
+from policy_distill.policies.gru import RowwiseGru
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student
@@ -102,18 +104,47 @@ def outputs_of(student: Student, rows: int) -> Function:
     observation at a time.
     """
     if not isinstance(student.encoder, Vectors):
-        return lambda observations: one_by_one(lambda row: _forward(student, row), observations)
-    layers, space = Layers(student.network, rows), student.observation_space
+        return lambda observations: one_by_one(lambda row: _answer(student, row), observations)
+    layers, features = Layers(student.network, rows), _features_of(student, rows)
+    if has_mask(student.observation_space):
+        return lambda observations: student.family.masked(layers(features(observations)), observations[MASK])
+    return lambda observations: layers(features(observations))
+
+
+class RecurrentActor:
+    """A student with a memory as it acts in ``rows`` environments; see ``policies.policy.Stateful``. Its state is ``[rows, units]``."""
+
+    def __init__(self, student: Student, rows: int) -> None:
+        assert student.memory is not None
+        self._features, self._memory = _features_of(student, rows), RowwiseGru(student.memory, rows)
+        self._layers, self._family, self._has_mask = Layers(student.network, rows), student.family, has_mask(student.observation_space)
+        self._choose = student.family.chooser(student.action_space.shape or ())
+
+    def initial_state(self, num_envs: int) -> np.ndarray:
+        return np.zeros((num_envs, self._memory.units), np.float32)
+
+    def step(self, observations: trees.Tree, state: np.ndarray, starts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        if starts is not None:
+            state = np.where((starts == GOES_ON)[:, None], state, np.float32(0))
+        state = self._memory(self._features(observations), state)
+        output = self._layers(state)
+        if self._has_mask:
+            output = self._family.masked(output, observations[MASK])
+        return self._choose(output), state
+
+
+def _features_of(student: Student, rows: int) -> Function:
+    """What a student's encoder makes of ``rows`` raw observations, overwritten by the next question."""
+    if not isinstance(student.encoder, Vectors):
+        return lambda observations: one_by_one(lambda row: _answer(student.encoder, row), observations)
     mean, scale = student.mean.numpy(), student.scale.numpy()
-    encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
+    encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(student.observation_space, rows)
 
-    def outputs(observations: trees.Tree) -> np.ndarray:
+    def features(observations: trees.Tree) -> np.ndarray:
         np.subtract(vectors(observations), mean, out=encoded, casting="same_kind")
-        return layers(np.divide(encoded, scale, out=encoded))
+        return np.divide(encoded, scale, out=encoded)
 
-    if has_mask(space):
-        return lambda observations: student.family.masked(outputs(observations), observations[MASK])
-    return outputs
+    return features
 
 
 def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray]:
@@ -140,8 +171,9 @@ def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray
 
 
 @torch.inference_mode()
-def _forward(student: Student, observations: trees.Tree) -> np.ndarray:
-    return student(trees.to_tensors(observations)).numpy()
+def _answer(module: torch.nn.Module, observations: trees.Tree) -> np.ndarray:
+    answer: np.ndarray = module(trees.to_tensors(observations)).numpy()
+    return answer
 
 
 def _refuse_device(observations: np.ndarray) -> Labels:
