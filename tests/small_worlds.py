@@ -21,6 +21,7 @@ from policy_distill.training.dataset import Dataset
 WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Bandit-v0"), EnvironmentSpec("tests/Push-v0")
 PLACES = EnvironmentSpec("tests/Places-v0")
 DIALS, SWITCHES = EnvironmentSpec("tests/Echo-v0", {"sizes": (2, 3)}), EnvironmentSpec("tests/Echo-v0", {"sizes": 3})
+RECALL, RECALL_CUES, RECALL_STEPS = EnvironmentSpec("tests/Recall-v0"), 4, 6
 BEACON = EnvironmentSpec("tests/Beacon-v0")
 WALK_LIMIT = 12
 
@@ -119,6 +120,31 @@ class Echo(gym.Env):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action), f"{action!r} is no action"
         return self.shown, float((action == self.shown).sum()), True, False, {}
+
+
+class Recall(gym.Env):
+    """A number is shown at the start, then nothing; at the end it must be named. Earlier actions do not matter.
+
+    The best return is 1. Who sees single observations alone earns one in ``RECALL_CUES`` at best.
+    """
+
+    observation_space = gym.spaces.Discrete(RECALL_CUES + 2)
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Discrete(RECALL_CUES)
+        self.shown = self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.shown, self.steps = int(self.np_random.integers(RECALL_CUES)), 0
+        return self.shown, {}
+
+    def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is no action"
+        self.steps += 1
+        over = self.steps == RECALL_STEPS
+        seen = RECALL_CUES + (self.steps == RECALL_STEPS - 1)
+        return seen, float(over and action == self.shown), over, False, {}
 
 
 class Push(gym.Env):
@@ -302,7 +328,7 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
 
 for _name, _limit in (
     *(("Walk", WALK_LIMIT), ("Places", WALK_LIMIT), ("Halves", WALK_LIMIT)),
-    *(("Bandit", None), ("Echo", None), ("Push", None), ("Beacon", 12)),
+    *(("Bandit", None), ("Echo", None), ("Push", None), ("Recall", None), ("Beacon", 12)),
 ):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)
 

@@ -75,6 +75,8 @@ def why_not_ppo(architecture: Architecture) -> str | None:
     Stable-Baselines3 counts discrete values from 0 wherever the space starts, and has a fixed set of distributions and of convolutions. A
     zip with other ones would need policy_distill.
     """
+    if architecture.memory:
+        return "Stable-Baselines3's PPO has no policy with a memory, and that of sb3-contrib has an LSTM (student.memory)"
     if has_mask(architecture.observation_space):
         return "Stable-Baselines3's PPO has no action masks"
     if architecture.channels:

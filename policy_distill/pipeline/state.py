@@ -104,7 +104,13 @@ class State:
         return cls(
             evaluation_seeds("validation", evaluate.validation_episodes + evaluate.finalist_episodes),
             evaluate.validation_episodes,
-            Dataset(capacity, holdout=job.config.train.holdout, device=job.device, folder=folder),
+            Dataset(
+                capacity,
+                holdout=job.config.train.holdout,
+                device=job.device,
+                folder=folder,
+                sequences=job.architecture.memory > 0,
+            ),
         )
 
     def records_of(self, origin: Origin) -> list[Candidate]:

@@ -1,4 +1,4 @@
-"""Students: an encoder that carries its own normalisation, and a small head; raw observations in, actions out."""
+"""Students: an encoder that carries its own normalisation, perhaps a memory, and a small head; raw observations in, actions out."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
 from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Parameters, Units
 from policy_distill.policies.encoders import (
     Encoder,
@@ -32,9 +33,10 @@ from policy_distill.policies.encoders import (
 )
 from policy_distill.policies.families import Family, family_of
 from policy_distill.policies.fast_forward import lay_out, run
+from policy_distill.policies.gru import Gru, gru_shapes, read_memory
 from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.support.files import write_atomically
-from policy_distill.support.trees import Tree, to_tensors
+from policy_distill.support.trees import Tree, flattened, length, map_leaves, to_tensors
 from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -60,6 +62,8 @@ class Architecture:
     """Of continuous outputs, where they are not those of the action space's bounds."""
     channels: tuple[int, ...] = ()
     """Of the convolutions that read each image; () reads observations as vectors."""
+    memory: int = 0
+    """Units of the GRU between encoder and head; 0: the student has no memory."""
 
     @property
     def family(self) -> Family:
@@ -68,14 +72,22 @@ class Architecture:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the head: its features, hidden layers and outputs."""
-        return (feature_width(self.observation_space, self.channels), *self.hidden_sizes, self.family.width)
+        """Of the head: what it reads (features, or the memory's state), hidden layers and outputs."""
+        return (self.memory or self.features, *self.hidden_sizes, self.family.width)
+
+    @property
+    def features(self) -> int:
+        """Number of features that the encoder makes of one observation."""
+        return feature_width(self.observation_space, self.channels)
 
     @property
     def params(self) -> int:
-        """Parameters of encoder and head; a normalisation folds into the layer that follows and adds none."""
+        """Parameters of encoder, memory and head; a normalisation folds into the layer that follows and adds none."""
         encoder = parameter_count(encoder_shapes(self.observation_space, self.channels).items()) if self.channels else 0
-        return encoder + count_parameters(self.widths)
+        return encoder + parameter_count(self._memory_shapes().items()) + count_parameters(self.widths)
+
+    def _memory_shapes(self) -> dict[str, tuple[int, ...]]:
+        return gru_shapes(self.features, self.memory) if self.memory else {}
 
     def new_encoder(self) -> Encoder:
         """A fresh encoder, which normalises nothing yet."""
@@ -85,6 +97,7 @@ class Architecture:
         """The shapes of a student's tensors by their names in student.safetensors, without making any."""
         widths = self.widths
         shapes = {self.written(f"encoder.{name}"): shape for name, shape in encoder_shapes(self.observation_space, self.channels).items()}
+        shapes |= {f"memory.{name}": shape for name, shape in self._memory_shapes().items()}
         shapes["log_std"] = (self.family.spread,)
         for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             shapes |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
@@ -112,12 +125,14 @@ def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outpu
 def image_student_for(compression: float, teacher_params: int, architecture: Architecture) -> Architecture:
     """The largest student of images that has ``teacher_params / compression`` parameters at most, and ``SMALLEST_UNIT`` at least.
 
-    Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units.
+    Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units, as wide
+    as the memory if ``architecture`` has one.
     """
     images = images_in(architecture.observation_space)
 
     def of(unit: int) -> Architecture:
-        return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(8 * unit,))
+        memory = 8 * unit if architecture.memory else 0
+        return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(8 * unit,), memory=memory)
 
     unit = SMALLEST_UNIT
     while of(unit + 1).params <= teacher_params / compression:
@@ -128,9 +143,12 @@ def image_student_for(compression: float, teacher_params: int, architecture: Arc
 class Student(nn.Module):
     """One trained or training policy. Continuous outputs are means in box units; ``log_std`` completes them to a distribution.
 
+    One with a memory answers step by step (``step``) or to whole sequences (``unroll``), one without to any batch (``act``, a call).
+
     Attributes:
         encoder: from raw observations to features; see ``encoders``.
-        network: the head, fully connected layers from features to logits or means.
+        memory: from features to the state that the head reads; None without one.
+        network: the head, fully connected layers to logits or means.
         log_std: ``[action_dim]`` in box units for continuous actions, else empty.
     """
 
@@ -142,6 +160,7 @@ class Student(nn.Module):
         self.family = architecture.family
         widths, activation = architecture.widths, ACTIVATIONS[architecture.activation]
         self.encoder = architecture.new_encoder()
+        self.memory = Gru(architecture.features, architecture.memory) if architecture.memory else None
         layers: list[nn.Module] = []
         for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             if index:
@@ -183,22 +202,70 @@ class Student(nn.Module):
         return self.encoder
 
     def forward(self, observations: Tree) -> Tensor:
-        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``; logits of actions that a mask forbids are ``FORBIDDEN``."""
-        output = run(self.network, self.encoder.forward(observations))
+        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``; logits of actions that a mask forbids are ``FORBIDDEN``.
+
+        Raises:
+            TypeError: if the student has a memory; see ``step`` and ``unroll``.
+        """
+        if self.architecture.memory:
+            raise TypeError("a student with a memory has no answer to single observations: use step or unroll")
+        return self._masked(run(self.network, self.encoder.forward(observations)), observations)
+
+    def _masked(self, output: Tensor, observations: Tree) -> Tensor:
         return self.family.masked(output, observations[MASK]) if has_mask(self.observation_space) else output
 
     def parameters_of(self, observations: Tree) -> Parameters:
-        """The parameters of the student's action distribution."""
-        output = self(observations)
+        """The parameters of the action distribution of a student without a memory."""
+        return self.distribution(self(observations))
+
+    def distribution(self, output: Tensor) -> Parameters:
+        """The parameters of the action distribution that has these logits or means ``[..., outputs]``."""
         return self.family.parameters_of(output, self.log_std.expand(*output.shape[:-1], -1))
 
     @torch.inference_mode()
     def act(self, observations: Tree, *, generator: torch.Generator | None = None) -> np.ndarray:
         """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given."""
         parameters = self.parameters_of(to_tensors(observations))
-        actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)
-        array = actions.numpy()
+        return self._for_environment(self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator))
+
+    def _for_environment(self, actions: Tensor) -> np.ndarray:
+        array: np.ndarray = actions.numpy()
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
+
+    def unroll(self, observations: Tree, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What a student with a memory answers to sequences.
+
+        Args:
+            observations: raw, ``[T, B, ...]``: T steps of each of B sequences.
+            state: ``[B, units]`` before the first step; None: that of an episode's beginning.
+
+        Returns:
+            Logits or means ``[T, B, outputs]``, and the state after the last step.
+        """
+        assert self.memory is not None, "it has no memory"
+        lead = length(observations), length(map_leaves(lambda leaf: leaf[0], observations))
+        features = self.encoder.forward(flattened(observations)).unflatten(0, lead)
+        states = self.memory.forward(features, features.new_zeros(lead[1], self.architecture.memory) if state is None else state)
+        return self._masked(run(self.network, states), observations), states[-1]
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        """The memory ``[num_envs, units]`` at the beginning of episodes; without a memory there are no units."""
+        return torch.zeros(num_envs, self.architecture.memory)
+
+    @torch.inference_mode()
+    def step(self, observations: Tree, state: Tensor, starts: np.ndarray | None) -> tuple[np.ndarray, Tensor]:
+        """The actions, and the memory after the step; see ``policies.policy.Stateful``."""
+        parameters, state = self.parameters_after(to_tensors(observations), state, starts)
+        return self._for_environment(self.family.mode(parameters)), state
+
+    def parameters_after(self, observations: Tree, state: Tensor, starts: np.ndarray | None) -> tuple[Parameters, Tensor]:
+        """The parameters of the action distribution in one step of N environments, and the memory after it; see ``step``."""
+        if self.memory is None:
+            return self.parameters_of(observations), state
+        if starts is not None:
+            state = torch.where(torch.from_numpy(starts == GOES_ON)[:, None], state, 0.0)
+        output, state = self.unroll(map_leaves(lambda leaf: leaf[None], observations), state)
+        return self.distribution(output[0]), state
 
     def not_finite(self) -> str | None:
         """The first tensor that holds NaN or infinity; None if all are finite."""
@@ -221,6 +288,7 @@ class Student(nn.Module):
             "activation": self.architecture.activation,
             "params": self.params,
             **({"encoder": {"channels": list(self.architecture.channels)}} if self.architecture.channels else {}),
+            **({"memory": {"kind": "gru", "size": self.architecture.memory}} if self.architecture.memory else {}),
             "observation_space": space_to_dict(self.observation_space),
             "action_space": space_to_dict(self.action_space),
             **({} if self.architecture.action_units is None else {"action_units": self.architecture.action_units}),
@@ -253,6 +321,7 @@ class Student(nn.Module):
                 description["activation"],
                 _read_units(description.get("action_units"), action_space),
                 tuple(description["encoder"]["channels"]) if "encoder" in description else (),
+                read_memory(description.get("memory")),
             )
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)

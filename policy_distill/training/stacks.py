@@ -11,6 +11,7 @@ from torch import Tensor
 from policy_distill.policies.encoders import Encoder, Vectors
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.training.autograd_stack import AutogradStack
+from policy_distill.training.recurrent_stack import RecurrentStack
 from policy_distill.training.stack import StudentStack
 
 
@@ -81,6 +82,8 @@ def stack_of(
     projections: Sequence[tuple[int, int]] = (),
 ) -> Stack:
     """New students with the normalisation and device of ``encoder``: an analytic backward pass for vectors, else autograd."""
+    if architecture.memory:
+        return RecurrentStack(architecture, encoder, generators=generators, projections=projections)
     if isinstance(encoder, Vectors):
         return StudentStack(architecture, generators=generators, mean=encoder.mean, scale=encoder.scale, projections=projections)
     return AutogradStack(architecture, encoder, generators=generators, projections=projections)

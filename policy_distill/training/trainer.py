@@ -18,9 +18,8 @@ from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.divergences import bounded_error
 from policy_distill.policies.student import Student, layer_names
-from policy_distill.support.trees import on_cpu
-from policy_distill.training.batches import Batches
 from policy_distill.training.dataset import Dataset
+from policy_distill.training.sequences import answers, batches_of
 from policy_distill.training.stacks import Pass, Stack
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -107,7 +106,7 @@ class Trainer:
             TrainingFault: if a loss or a weight is no longer finite.
         """
         self.objective.calibrate(dataset.training_rows()[1])
-        batches = Batches(dataset, self.stack, self.objective, self.config.batch_size, self.generators, num_steps)
+        batches = batches_of(dataset, self.stack, self.objective, self.config, self.generators, num_steps)
         totals: dict[str, float] = {}
         sums: dict[str, Tensor] = {}
         reported = 0
@@ -207,11 +206,10 @@ class Trainer:
     @torch.no_grad()
     def validate(self, dataset: Dataset, student: Student, member: int = 0) -> dict[str, float]:
         """Mean of each term of a member's loss over held-out rows; empty if no episode is held out."""
-        held_out = dataset.held_out(self._rows_at_once)
+        held_out = answers(student, dataset, self._rows_at_once, held_out=True)
         if held_out is None:
             return {}
-        observations, targets = held_out
-        outputs = student(on_cpu(observations))[None].to(self.stack.flat.device)
+        outputs, targets = held_out[0][None].to(self.stack.flat.device), held_out[1]
         stacked = ActionTargets({name: value[None] for name, value in targets.parameters.items()}, targets.actions[None])
         log_std = student.log_std[None, None].to(outputs.device)
         draws = torch.full_like(outputs, 0.5) if self.objective.kind == "nll" else None  # the teacher's median action
@@ -229,10 +227,12 @@ class Trainer:
         if not student.family.spread or self.objective.kind != "regression":
             return
         assert student.family.box is not None
-        observations, targets = dataset.spread(self._rows_at_once)
+        answered = answers(student, dataset, self._rows_at_once)
+        assert answered is not None, "the dataset is empty"
+        outputs, targets = answered
         target = student.family.box.to_box(targets.actions.cpu())
         near_bound, limits = self.objective.config.near_bound, student.family.box.limits(target)
-        error = bounded_error(target, student(on_cpu(observations)), near_bound=near_bound, limits=limits)
+        error = bounded_error(target, outputs, near_bound=near_bound, limits=limits)
         variance = error.square().mean(0)
         log_std = self.objective.family.box_log_std(targets.parameters)
         if log_std is not None:

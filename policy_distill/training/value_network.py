@@ -54,7 +54,7 @@ def fit_values(
         seed: seed of initial weights and batches.
     """
     assert config.hidden_sizes is not None
-    valued = dataset.relabelled(lambda observations, _: ActionTargets({}, _values(teacher, observations)))
+    valued = dataset.relabelled(lambda _, observations, __: ActionTargets({}, _values(teacher, observations)))
     low, high = (float(end) for end in valued.training_rows()[1].actions.aminmax())
     margin = MARGIN * (high - low) + 1e-3
     space = gym.spaces.Box(low - margin, high + margin, (1,))
