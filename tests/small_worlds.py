@@ -22,7 +22,7 @@ WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Ba
 PLACES = EnvironmentSpec("tests/Places-v0")
 DIALS, SWITCHES = EnvironmentSpec("tests/Echo-v0", {"sizes": (2, 3)}), EnvironmentSpec("tests/Echo-v0", {"sizes": 3})
 RECALL, RECALL_CUES, RECALL_STEPS = EnvironmentSpec("tests/Recall-v0"), 4, 6
-BEACON = EnvironmentSpec("tests/Beacon-v0")
+BEACON, BEFORE = EnvironmentSpec("tests/Beacon-v0"), EnvironmentSpec("tests/Before-v0")
 WALK_LIMIT = 12
 
 
@@ -201,6 +201,30 @@ class Beacon(gym.Env):
         return self._look(), -1.0, bool((self.walker == self.bright).all()), False, {}
 
 
+class Before(gym.Env):
+    """Name the bit that was shown before this one; each right answer earns 1. Before the first step the first bit was shown as well.
+
+    Observed are the bit, the bit before it, and six numbers that never vary: whoever sees the first alone needs a history of two.
+    """
+
+    observation_space = gym.spaces.Box(-1, 1, (8,), np.float32)
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Discrete(2)
+        self.state = np.zeros(8, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state[:2] = 2 * int(self.np_random.integers(2)) - 1
+        self.state[2:] = 0.5
+        return self.state.copy(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(int(action) == (self.state[1] > 0))
+        self.state[:2] = 2 * int(self.np_random.integers(2)) - 1, self.state[0]
+        return self.state.copy(), reward, False, False, {}
+
+
 def beacon_best(images: np.ndarray) -> np.ndarray:
     """Along the first axis as long as the places differ there, then along the second."""
     walker, bright = (np.stack(np.divmod(images[..., plane].reshape(-1, 36).argmax(1), 6), axis=1) for plane in (0, 1))
@@ -230,6 +254,15 @@ def places_best(observations: dict[str, np.ndarray]) -> np.ndarray:
 
 def places_teacher() -> Teacher:
     return Teacher.from_callable(places_best, Places.observation_space, gym.spaces.Discrete(3))
+
+
+def before_best(observations: np.ndarray) -> np.ndarray:
+    """The bit that was shown before."""
+    return (observations[:, 1] > 0).astype(np.int64)
+
+
+def before_teacher(params: int = 0) -> Teacher:
+    return Teacher.from_callable(before_best, Before.observation_space, gym.spaces.Discrete(2), params=params)
 
 
 def push_teacher() -> Teacher:
@@ -328,7 +361,7 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
 
 for _name, _limit in (
     *(("Walk", WALK_LIMIT), ("Places", WALK_LIMIT), ("Halves", WALK_LIMIT)),
-    *(("Bandit", None), ("Echo", None), ("Push", None), ("Recall", None), ("Beacon", 12)),
+    *(("Bandit", None), ("Echo", None), ("Push", None), ("Recall", None), ("Beacon", 12), ("Before", 10)),
 ):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)
 

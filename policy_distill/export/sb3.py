@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from policy_distill.environments.action_masks import has_mask
-from policy_distill.policies.observations import FAR_FROM_ZERO
+from policy_distill.policies.observations import FAR_FROM_ZERO, observation_width
 from policy_distill.policies.student import ACTIVATIONS, Architecture, Student
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import leaf_spaces
@@ -81,6 +81,8 @@ def why_not_ppo(architecture: Architecture) -> str | None:
         return "Stable-Baselines3's PPO has no action masks"
     if architecture.channels:
         return "Stable-Baselines3 has no network with the student's convolutions (student.channels)"
+    if architecture.view is not None and architecture.view.columns is None:
+        return "Stable-Baselines3 has no policy with the student's history, noise or wrapper (student.inputs)"
     spaces = (architecture.observation_space, architecture.action_space)
     for space in (part for whole in spaces for part in leaf_spaces(whole).values()):
         if np.any(getattr(space, "start", 0)):
@@ -116,11 +118,17 @@ def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _fold_normalization(layers: Sequence[torch.nn.Linear], student: Student) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and biases of ``layers`` in float64, with the normalisation folded into the first layer."""
+    """Weights and biases of ``layers`` in float64, the first of which now reads raw observations: zeros for what is not seen."""
     weights = [layer.weight.detach().double() for layer in layers]
     biases = [layer.bias.detach().double() for layer in layers]
     weights[0] = weights[0] / student.scale.double()
     biases[0] = biases[0] - weights[0] @ student.mean.double()
+    view, columns = student.view, student.architecture.columns
+    for place, inputs in ((columns, student.architecture.seen_space), (None if view is None else view.columns, student.observation_space)):
+        if place is not None:
+            whole = weights[0].new_zeros(len(weights[0]), observation_width(inputs))
+            whole[:, list(place)] = weights[0]
+            weights[0] = whole
     return weights, biases
 
 

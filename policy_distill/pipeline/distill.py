@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from policy_distill.config import DistillConfig
 from policy_distill.evaluation.certify import certificate, files_of_student, files_of_teacher, plan_of, play, write_certificate
@@ -21,6 +21,8 @@ from policy_distill.pipeline.prepare import Job, prepare, settle_action_units, w
 from policy_distill.pipeline.self_distillation import self_distill
 from policy_distill.pipeline.state import Stage, State
 from policy_distill.pipeline.summary import summarize, track_final
+from policy_distill.pipeline.varying import settled
+from policy_distill.pipeline.view_loss import compare_views
 from policy_distill.policies.student import Student
 from policy_distill.report import write_report
 from policy_distill.report.tensorboard import Tracker
@@ -92,6 +94,7 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         workers=config.workers,
         backend=job.backend,
         step_timeout=config.step_timeout,
+        view=job.architecture.view,
     )
     with workers as rollouts, Tracker(job.folder / "tensorboard") as tracker, display:
         display.note(rollouts.backend)
@@ -103,11 +106,13 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
             with state.timed("total"):
                 state = STAGES[state.stage](state, services)
         assert state.student_episodes is not None
+        job = services.job
         student = state.kept[-1].student
         episodes = (state.student_episodes, merge(state.teacher_parts), merge(state.random_parts))
         final_retention = retention(*(part.returns for part in episodes), confidence=config.evaluate.confidence)
         summary = summarize(job, state, final_retention, *episodes)
         track_final(tracker, summary)
+    write_config(job)  # sizes may have followed from the first round
     _save(job, student, teacher=summary["teacher"])
     if reason := why_not_exported(student):
         display.note(f"note: no student.zip is written: {reason}")
@@ -128,7 +133,7 @@ def _save(job: Job, student: Student, **extra: Any) -> None:
 
 def distil_values(state: State, services: Services) -> State:
     """Fit the value network for student.zip, if ``value.hidden_sizes`` is set."""
-    config, state.stage = services.job.config, "evaluation"
+    config, state.stage = services.job.config, "view"
     if config.value.hidden_sizes is None:
         return state
     services.display.stage("fitting the value network")
@@ -162,13 +167,27 @@ def certify(state: State, services: Services) -> State:
     return state
 
 
-STAGES: dict[Stage, Callable[[State, Services], State]] = {
-    "imitation": imitate,
-    "choice": choose_round,
-    "self_distillation": self_distill,
-    "polish": polish,
-    "value": distil_values,
-    "evaluation": measure,
-    "certificate": certify,
+Advance: TypeAlias = Callable[[State, Services], State]
+
+
+def _with_settled_job(advance: Advance) -> Advance:
+    """``advance`` with the job that follows from the first round, whose services may be new to the run."""
+
+    def settled_advance(state: State, services: Services) -> State:
+        services.job = settled(services.job, state.columns)
+        return advance(state, services)
+
+    return settled_advance
+
+
+STAGES: dict[Stage, Advance] = {
+    "imitation": _with_settled_job(imitate),
+    "choice": _with_settled_job(choose_round),
+    "self_distillation": _with_settled_job(self_distill),
+    "polish": _with_settled_job(polish),
+    "value": _with_settled_job(distil_values),
+    "view": _with_settled_job(compare_views),
+    "evaluation": _with_settled_job(measure),
+    "certificate": _with_settled_job(certify),
 }
 """The function that advances each stage."""

@@ -29,7 +29,7 @@ def polish(state: State, services: Services) -> State:
     state.stage = "value"
     if config.below == 0 or not np.isfinite(state.retention(kept.returns)) or _shows_enough(state, services):
         return state
-    reason = why_not_ppo(job.architecture)
+    reason = why_not_ppo(job.architecture.without_view)
     if job.teacher.needs_float64:
         reason = "Stable-Baselines3 reads observations in float32, which is too coarse for these"
     if reason:
@@ -46,7 +46,8 @@ def polish(state: State, services: Services) -> State:
     with state.timed("polish"):
         job.objective.calibrate(state.dataset.training_rows()[1])
         with contextlib.closing(services.rollouts.for_ppo(config.num_envs, config.num_steps, seed)) as environments:
-            kickstart(kept.student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=snapshots.take)
+            student = kept.student.behind(job.architecture.without_view)  # its view lies around the environments
+            kickstart(student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=snapshots.take)
         snapshots.record_last()
     records = snapshots.records
     with state.timed("evaluate"):
@@ -77,10 +78,11 @@ class _Snapshots:
     def take(self, snapshot: Snapshot) -> bool:
         """Record the last snapshot's returns, start the evaluation of this one, and return whether PPO should stop."""
         self.record_last()
-        self.students.append(snapshot.student)
+        student = snapshot.student.behind(self._services.job.architecture)
+        self.students.append(student)
         self.critics.append(snapshot.critic)
         self.records.append(Candidate("polish", len(self.students), snapshot.env_steps, snapshot.gradient_steps, snapshot.metrics))
-        self._evaluation = self._services.begin_validation(self._state, snapshot.student)
+        self._evaluation = self._services.begin_validation(self._state, student)
         config = self._services.job.config.polish
         retentions = [record.validation_retention for record in self.records[:-1]]
         recent = retentions[-config.patience :]

@@ -22,6 +22,7 @@ from policy_distill.losses.objective import OUTPUT, Objective
 from policy_distill.policies.actions import Box
 from policy_distill.policies.encoders import images_in, may_be_image, usual_channels
 from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
+from policy_distill.policies.views import View
 from policy_distill.support.files import writable_folder, write_atomically
 from policy_distill.support.trees import Tree, leaf_spaces, length
 from policy_distill.teachers import Teacher
@@ -83,8 +84,13 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         probed.require_repeatable()
     notices += probed.notices
     backend = choose_backend(spec, config.collect.backend)
+    view = None if config.student.view is None else View(config.student.view, teacher.observation_space)
+    if view is not None and config.polish.teacher_weight:
+        raise RequestError(
+            "polish.teacher_weight needs the teacher's labels while polishing, which only has what the student sees: leave it out"
+        )
     try:
-        architecture = choose_architecture(config.student, teacher)
+        architecture = choose_architecture(config.student, teacher, view)
     except ValueError as error:
         raise RequestError(str(error)) from None
     loss, projections = settle_layers(config.loss, teacher, architecture)
@@ -107,7 +113,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
     if architecture.memory:
         check_sequences(config)
-    extra_states, extra_notices = read_extra_states(config.collect, teacher, spec)
+    extra_states, extra_notices = read_extra_states(config.collect, teacher, spec, view)
     notices += extra_notices
     device = choose_device(config.device)
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
@@ -116,15 +122,24 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     )
 
 
-def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture:
+def choose_architecture(
+    config: StudentConfig, teacher: Teacher, view: View | None = None, columns: tuple[int, ...] | None = None
+) -> Architecture:
     """The student's architecture: its encoder and the widths of its head.
+
+    Args:
+        config: what the user says.
+        teacher: of whose parameters the student has a share.
+        view: what the student sees; None: everything.
+        columns: components of that vector that its first layer reads; None: all of them.
 
     Raises:
         RequestError: if the given sizes contradict each other or do not determine the student's size.
     """
-    linear = Architecture(teacher.observation_space, teacher.action_space, (), choose_activation(config.activation, teacher))
+    activation = choose_activation(config.activation, teacher)
+    linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns)
     sizes, channels = config.hidden_sizes, config.channels
-    images = images_in(teacher.observation_space)
+    images = images_in(linear.seen_space)
     if config.memory != "none":
         linear = dataclasses.replace(linear, memory=config.memory_size or USUAL_MEMORY)
         if config.memory_size and sizes is None:
@@ -137,8 +152,8 @@ def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture
         if sizes is None:
             reason = "student.channels are given" if config.channels else "the teacher's parameters cannot be counted"
             raise RequestError(f"{reason}, so the sizes of other layers do not follow from them: give student.hidden_sizes")
-        if not any(map(may_be_image, leaf_spaces(teacher.observation_space).values())):
-            raise RequestError(f"student.channels are for images, and {teacher.observation_space} holds none: leave them out")
+        if not any(map(may_be_image, leaf_spaces(linear.seen_space).values())):
+            raise RequestError(f"student.channels are for images, and {linear.seen_space} holds none: leave them out")
         return dataclasses.replace(linear, channels=tuple(channels), hidden_sizes=tuple(sizes))
     if config.same:
         layers = teacher.describe()["layers"]
@@ -227,7 +242,9 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
     return loss, tuple((student_widths[student], teacher_widths[layer]) for layer, student in pairs.items())
 
 
-def read_extra_states(config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec) -> tuple[Tree | None, tuple[str, ...]]:
+def read_extra_states(
+    config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec, view: View | None = None
+) -> tuple[Tree | None, tuple[str, ...]]:
     """States of ``collect.extra_states``, a file of an earlier comparison, and notices about them; None without such a file.
 
     Raises:
@@ -235,6 +252,8 @@ def read_extra_states(config: CollectConfig, teacher: Teacher, spec: Environment
     """
     if config.extra_states is None:
         return None, ()
+    if view is not None and view.config.history > 1:
+        raise RequestError("collect.extra_states are single observations, and the student sees a history: leave one of the two out")
     states, environment = read_worst_states(config.extra_states, teacher.observation_space, config.max_extra_states)
     notices = [f"{length(states):,} states of {config.extra_states} join the first round's data; they are no environment steps"]
     if environment != spec.id:

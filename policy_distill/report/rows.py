@@ -97,6 +97,18 @@ def finalist_text(record: Mapping[str, Any]) -> str:
     return number(mean) + (f" ({episodes})" if known(mean) and episodes else "")
 
 
+def inputs_text(student: Mapping[str, Any]) -> str:
+    """``keep [0, 1], history 4; 27 of them vary``; nothing for a student that reads everything."""
+    named = ", ".join(f"{name} {value}" for name, value in student.get("inputs", {}).items())
+    varying = f"{len(student['varying_inputs'])} of them vary" if student.get("varying_inputs") else ""
+    return "; ".join(filter(None, (named, varying)))
+
+
+def view_text(found: Mapping[str, Any]) -> str:
+    """``0.1203 with the student's inputs, 0.0041 with all (forward_kl_nats)``."""
+    return f"{found['seen']:.4g} with the student's inputs, {found['everything']:.4g} with all ({found['loss']})"
+
+
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of the summary table of a run: name, figure."""
     teacher, student, kept = summary["teacher"], summary["student"], summary["retention"]
@@ -104,6 +116,8 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("environment", EnvironmentSpec.from_dict(summary.get("environment") or {"id": summary["env"]}).text()),
         ("teacher", f"{teacher['algo']}, {format(teacher['params'], ',') if teacher['params'] else 'unknown'} parameters"),
         ("student", f"{student['hidden_sizes']}, {student['params']:,} parameters"),
+        *([("student's inputs", inputs_text(student))] if inputs_text(student) else []),
+        *([("held-out loss of a wide network", view_text(summary["view"]))] if summary.get("view") else []),
         ("compression", times(summary["compression"])),
         ("teacher's return", mean_and_std(teacher)),
         ("student's return", mean_and_std(student)),

@@ -93,12 +93,13 @@ def actor(policy: Any, rows: int) -> Function:
     if isinstance(policy, Teacher) and policy.anchor.device.type == "cpu":
         return _teacher_actor(policy, rows)
     if isinstance(policy, Student):
-        return _student_actor(policy, rows)
+        view, act = policy.view, student_actor(policy, rows)
+        return act if view is None else lambda observations: act(view.see(observations))
     return lambda observations: one_by_one(policy.act, observations)
 
 
 def outputs_of(student: Student, rows: int) -> Function:
-    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
+    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` observations as it sees them.
 
     The next question may overwrite them. Convolutions round a row differently in another batch: a student of images is asked about one
     observation at a time.
@@ -134,14 +135,16 @@ class RecurrentActor:
 
 
 def _features_of(student: Student, rows: int) -> Function:
-    """What a student's encoder makes of ``rows`` raw observations, overwritten by the next question."""
+    """What a student's encoder makes of ``rows`` observations as the student sees them; the next call may overwrite it."""
     if not isinstance(student.encoder, Vectors):
         return lambda observations: one_by_one(lambda row: _answer(student.encoder, row), observations)
-    mean, scale = student.mean.numpy(), student.scale.numpy()
-    encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(student.observation_space, rows)
+    mean, scale, columns = student.mean.numpy(), student.scale.numpy(), student.architecture.columns
+    encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(student.architecture.seen_space, rows)
+    read = None if columns is None else list(columns)
 
     def features(observations: trees.Tree) -> np.ndarray:
-        np.subtract(vectors(observations), mean, out=encoded, casting="same_kind")
+        vector = vectors(observations)
+        np.subtract(vector if read is None else vector[:, read], mean, out=encoded, casting="same_kind")
         return np.divide(encoded, scale, out=encoded)
 
     return features
@@ -200,7 +203,8 @@ def executable(space: gym.Space, rows: int) -> Function:
     return lambda actions: actions.reshape(shape).astype(dtype, copy=False)
 
 
-def _student_actor(student: Student, rows: int) -> Function:
+def student_actor(student: Student, rows: int) -> Function:
+    """The student's actions for batches of exactly ``rows`` observations as it sees them."""
     outputs, choose = outputs_of(student, rows), student.family.chooser(student.action_space.shape or ())
     return lambda observations: choose(outputs(observations))
 

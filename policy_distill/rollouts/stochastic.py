@@ -32,17 +32,17 @@ class Drawing:
     def __post_init__(self) -> None:
         policy = self.policy
         names, nothing = policy.family.names, trees.zeros(policy.observation_space, 2)
-        if not names or not set(names) <= _parameters(policy, nothing, _memory(policy, 2), None)[0].keys():
+        if not names or not set(names) <= _parameters(policy, nothing, _state(policy, 2), np.arange(2))[0].keys():
             raise RequestError("the policy only names its actions, it has no distribution to draw from: leave --stochastic out")
 
     def initial_state(self, num_envs: int) -> State:
-        return [torch.Generator() for _ in range(num_envs)], _memory(self.policy, num_envs)
+        return [torch.Generator() for _ in range(num_envs)], _state(self.policy, num_envs)
 
     @torch.inference_mode()
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
         family, space = self.policy.family, self.policy.action_space
-        generators, memory = state
-        parameters, memory = _parameters(self.policy, observations, memory, starts)
+        generators, own_state = state
+        parameters, own_state = _parameters(self.policy, observations, own_state, starts)
         drawn = []
         for row, generator in enumerate(generators):
             if starts is not None and starts[row] != GOES_ON:
@@ -52,19 +52,18 @@ class Drawing:
         array: np.ndarray = np.concatenate(drawn)
         if isinstance(space, gym.spaces.Box):
             array = array.reshape(len(array), *space.shape).astype(space.dtype)
-        return array, (generators, memory)
+        return array, (generators, own_state)
 
 
-def _memory(policy: Student | Teacher, num_envs: int) -> State:
+def _state(policy: Student | Teacher, num_envs: int) -> State:
     return None if isinstance(policy, Teacher) else policy.initial_state(num_envs)
 
 
 @torch.inference_mode()
 def _parameters(
-    policy: Student | Teacher, observations: Tree, memory: State, starts: np.ndarray | None
+    policy: Student | Teacher, observations: Tree, state: State, starts: np.ndarray | None
 ) -> tuple[dict[str, torch.Tensor], State]:
-    """Of the policy's distribution, and its memory after the step."""
-    tensor = trees.map_leaves(torch.tensor, observations)
+    """Parameters of the policy's distribution, and its state after the step."""
     if isinstance(policy, Teacher):
-        return policy.targets(tensor).parameters, memory
-    return policy.parameters_after(tensor, memory, starts)
+        return policy.targets(trees.map_leaves(torch.tensor, observations)).parameters, state
+    return policy.parameters_after(trees.map_leaves(np.array, observations), state, starts)

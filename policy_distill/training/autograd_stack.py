@@ -88,7 +88,7 @@ class AutogradStack(FlatParameters):
     @property
     def sample_size(self) -> int:
         """Numbers of one observation as the stack reads it."""
-        return sum(math.prod(part.shape or ()) for part in leaf_spaces(self.architecture.observation_space).values())
+        return sum(math.prod(part.shape or ()) for part in leaf_spaces(self.architecture.seen_space).values())
 
     def inputs(self, steps: int, batch_size: int) -> tuple[int, int, int]:
         """The lead of what ``load`` returns: ``(S, K, B)``. Raw observations need no room of their own."""

@@ -23,6 +23,8 @@ BLOCK_BYTES = 2**20
 class Dataset:
     """A growing set of labelled observations in preallocated tensors.
 
+    Observations are those that the student sees. Where it has a view, the environment's own lie beside them.
+
     Rows that are trained on fill them from the front, those held out from the back, and stay where they are: there is no index, and
     nothing but these tensors grows with the number of rows.
 
@@ -39,6 +41,7 @@ class Dataset:
         self._holdout, self._folder, self._sequences = holdout, folder, sequences
         self._observations: Tree = None
         self._episodes: Tensor | None = None
+        self._raw: Tree = None  # where the student sees something else
         self._targets: ActionTargets
         self._num_train = self._num_held = self._first_train = 0
 
@@ -65,12 +68,15 @@ class Dataset:
             raise ValueError(f"{count} transitions do not fit: {len(self)} of {self.capacity} rows are taken")
         if self._observations is None:
             self._targets = self._allocate_targets(transitions.targets)
-            self._observations = map_leaves(self._allocate, transitions.observations)
+            self._observations = map_leaves(self._allocate, _seen(transitions))
+            self._raw = None if transitions.seen is None else map_leaves(self._allocate, transitions.observations)
             self._episodes = self._allocate(transitions.episodes) if self._sequences else None
         held_out = self._is_held_out(transitions.episodes)
         trained, held = (~held_out).nonzero().flatten(), held_out.nonzero().flatten().flip(0)
         front, back = self._num_train, self.capacity - self._num_held
-        arrays = [*zip(leaves(self._observations), leaves(transitions.observations), strict=True)]
+        arrays = [*zip(leaves(self._observations), leaves(_seen(transitions)), strict=True)]
+        if self._raw is not None:
+            arrays += zip(leaves(self._raw), leaves(transitions.observations), strict=True)
         if self._episodes is not None:
             arrays.append((self._episodes, transitions.episodes))
         for array, values in [*arrays, *_pairs(self._targets, transitions.targets)]:
@@ -79,12 +85,24 @@ class Dataset:
         self._num_train += len(trained)
         self._num_held += len(held)
 
-    def relabelled(self, tell: Callable[[slice, Tree, ActionTargets], ActionTargets]) -> Dataset:
+    def seeing_everything(self) -> Dataset:
+        """The same rows as a student without a view sees them: raw observations."""
+        twin = copy.copy(self)
+        if self._raw is not None:
+            twin._observations, twin._raw = self._raw, None
+        return twin
+
+    def relabelled(self, tell: Callable[[slice, Tree, ActionTargets], ActionTargets], *, raw: bool = False) -> Dataset:
         """The same rows with the targets that ``tell`` makes of some of them at a time; the observations are shared.
 
         Args:
             tell: which rows, see ``take_rows``, their observations ``[b, ...]`` and targets -> other targets.
+            raw: whether ``tell`` gets the environment's observations, not what the student sees of them.
         """
+        if raw:
+            twin = copy.copy(self)
+            twin._targets = self.seeing_everything().relabelled(tell)._targets
+            return twin
         told: ActionTargets | None = None
         for rows in self._blocks():
             answer = tell(rows, *self._view(rows))
@@ -232,6 +250,11 @@ class Dataset:
         """Multiples of the golden ratio are spread evenly: every stretch of episodes holds out its share, and never the first one."""
         chosen = (episodes + 1) * 618_033_989 % 1_000_000_000 < self._holdout * 1_000_000_000
         return chosen & (episodes != NO_EPISODE)
+
+
+def _seen(transitions: Transitions) -> Tree:
+    """What the student sees of them."""
+    return transitions.observations if transitions.seen is None else transitions.seen
 
 
 def _pairs(ours: ActionTargets, theirs: ActionTargets) -> list[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ and the imitation loss follow kickstarting (Schmitt et al. 2018, https://arxiv.o
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections import deque
@@ -22,7 +23,7 @@ from policy_distill.config import PolishConfig, TrainingFault
 from policy_distill.environments.border import own_random_state, seed_global_generators
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support.trees import Tree
 from policy_distill.teachers import Teacher
@@ -126,7 +127,8 @@ def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: Pol
     Seeds the global generators. The value network has the initial weights of a new PPO agent of Stable-Baselines3 with these layers and
     this seed; that agent initialises an actor too, so one is drawn here.
     """
-    value = Architecture(student.observation_space, gym.spaces.Box(-np.inf, np.inf, (1,)), CRITIC_SIZES, student.architecture.activation)
+    values = gym.spaces.Box(-np.inf, np.inf, (1,))
+    value = dataclasses.replace(student.architecture, action_space=values, hidden_sizes=CRITIC_SIZES, action_units=None)
     kinds = (student.architecture, value)
     actor, critic = (StudentStack(kind, generators=[torch.Generator()], mean=student.mean, scale=student.scale) for kind in kinds)
     seed_global_generators(seed)

@@ -175,7 +175,10 @@ class PPO:
 
     def inputs(self, observations: trees.Tree) -> Tensor:
         """Inputs of both networks ``[B, inputs + 1]`` from raw observations: encoded, normalised, and a last column of ones."""
-        encoded = encode_observations(self.actor.architecture.observation_space, observations, self.actor.mean.dtype)
+        architecture = self.actor.architecture
+        encoded = encode_observations(architecture.seen_space, observations, self.actor.mean.dtype)
+        if architecture.columns is not None:
+            encoded = encoded[:, list(architecture.columns)]
         normalized = (encoded - self.actor.mean) / self.actor.scale
         return torch.cat([normalized, normalized.new_ones(len(normalized), 1)], dim=1)
 

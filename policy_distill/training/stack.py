@@ -145,7 +145,9 @@ class StudentStack(FlatParameters):
     def load(self, observations: Tensor, room: Tensor) -> Sequence[Tensor]:
         """Encode and normalise raw observations ``[S * K * B, ...]`` into the buffer ``room``; return the inputs of each step."""
         steps, members, _, batch_size = room.shape
-        encoded = encode_observations(self.architecture.observation_space, observations, self.mean.dtype)
+        encoded = encode_observations(self.architecture.seen_space, observations, self.mean.dtype)
+        if self.architecture.columns is not None:
+            encoded = encoded[:, list(self.architecture.columns)]
         turned = encoded.reshape(steps, members, batch_size, -1).transpose(2, 3)
         torch.sub(turned, self.mean[:, None], out=room[:, :, :-1]).div_(self.scale[:, None])
         return room.unbind(0)

@@ -13,7 +13,7 @@ from policy_distill.config import LossConfig, TrainConfig, ValueConfig
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets, Box
 from policy_distill.policies.families import Deterministic
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.support.trees import Tree, blocks, leaves, on_cpu
 from policy_distill.teachers import Teacher
 from policy_distill.training.dataset import Dataset
@@ -54,13 +54,13 @@ def fit_values(
         seed: seed of initial weights and batches.
     """
     assert config.hidden_sizes is not None
-    valued = dataset.relabelled(lambda _, observations, __: ActionTargets({}, _values(teacher, observations)))
+    valued = dataset.relabelled(lambda _, observations, __: ActionTargets({}, _values(teacher, observations)), raw=True)
     low, high = (float(end) for end in valued.training_rows()[1].actions.aminmax())
     margin = MARGIN * (high - low) + 1e-3
     space = gym.spaces.Box(low - margin, high + margin, (1,))
     box = Box.from_space(space)
     stack = StudentStack(
-        Architecture(student.observation_space, space, config.hidden_sizes, student.architecture.activation),
+        dataclasses.replace(student.architecture, action_space=space, hidden_sizes=config.hidden_sizes, action_units=None),
         generators=[torch.Generator().manual_seed(seed)],
         mean=student.mean.to(dataset.device),
         scale=student.scale.to(dataset.device),
