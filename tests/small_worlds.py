@@ -21,7 +21,8 @@ from policy_distill.training.dataset import Dataset
 WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Bandit-v0"), EnvironmentSpec("tests/Push-v0")
 PLACES = EnvironmentSpec("tests/Places-v0")
 DIALS, SWITCHES = EnvironmentSpec("tests/Echo-v0", {"sizes": (2, 3)}), EnvironmentSpec("tests/Echo-v0", {"sizes": 3})
-BEACON, RECALL = EnvironmentSpec("tests/Beacon-v0"), EnvironmentSpec("tests/Recall-v0")
+RECALL, RECALL_CUES, RECALL_STEPS = EnvironmentSpec("tests/Recall-v0"), 4, 6
+BEACON, BEFORE = EnvironmentSpec("tests/Beacon-v0"), EnvironmentSpec("tests/Before-v0")
 WALK_LIMIT = 12
 
 
@@ -121,6 +122,31 @@ class Echo(gym.Env):
         return self.shown, float((action == self.shown).sum()), True, False, {}
 
 
+class Recall(gym.Env):
+    """A number is shown at the start, then nothing; at the end it must be named. Earlier actions do not matter.
+
+    The best return is 1. Who sees single observations alone earns one in ``RECALL_CUES`` at best.
+    """
+
+    observation_space = gym.spaces.Discrete(RECALL_CUES + 2)
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Discrete(RECALL_CUES)
+        self.shown = self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.shown, self.steps = int(self.np_random.integers(RECALL_CUES)), 0
+        return self.shown, {}
+
+    def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is no action"
+        self.steps += 1
+        over = self.steps == RECALL_STEPS
+        seen = RECALL_CUES + (self.steps == RECALL_STEPS - 1)
+        return seen, float(over and action == self.shown), over, False, {}
+
+
 class Push(gym.Env):
     """Five steps, each of which costs the distance to ``push_best``; the bounds are not symmetric and the best action often lies on one."""
 
@@ -175,7 +201,7 @@ class Beacon(gym.Env):
         return self._look(), -1.0, bool((self.walker == self.bright).all()), False, {}
 
 
-class Recall(gym.Env):
+class Before(gym.Env):
     """Name the bit that was shown before this one; each right answer earns 1. Before the first step the first bit was shown as well.
 
     Observed are the bit, the bit before it, and six numbers that never vary: whoever sees the first alone needs a history of two.
@@ -230,13 +256,13 @@ def places_teacher() -> Teacher:
     return Teacher.from_callable(places_best, Places.observation_space, gym.spaces.Discrete(3))
 
 
-def recall_best(observations: np.ndarray) -> np.ndarray:
+def before_best(observations: np.ndarray) -> np.ndarray:
     """The bit that was shown before."""
     return (observations[:, 1] > 0).astype(np.int64)
 
 
-def recall_teacher(params: int = 0) -> Teacher:
-    return Teacher.from_callable(recall_best, Recall.observation_space, gym.spaces.Discrete(2), params=params)
+def before_teacher(params: int = 0) -> Teacher:
+    return Teacher.from_callable(before_best, Before.observation_space, gym.spaces.Discrete(2), params=params)
 
 
 def push_teacher() -> Teacher:
@@ -335,7 +361,7 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
 
 for _name, _limit in (
     *(("Walk", WALK_LIMIT), ("Places", WALK_LIMIT), ("Halves", WALK_LIMIT)),
-    *(("Bandit", None), ("Echo", None), ("Push", None), ("Beacon", 12), ("Recall", 10)),
+    *(("Bandit", None), ("Echo", None), ("Push", None), ("Recall", None), ("Beacon", 12), ("Before", 10)),
 ):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)
 

@@ -43,6 +43,13 @@ class StudentConfig:
     """Activation function between the layers. ``auto``: the teacher's own if it is one of these, else relu."""
     same: bool = False
     """Use the teacher's own architecture (a born-again network), without compression. Short form: ``--student same``."""
+    memory: Literal["none", "gru"] = "none"
+    """Memory of the student. ``gru``: a gated recurrent unit between encoder and head, for what a single observation does not show
+    (velocities, what was seen at the episode's start). It begins anew with each episode, and is trained on sequences
+    (``train.sequence_length``)."""
+    memory_size: int | None = None
+    """Units of the memory. Left out, they follow from ``compression``, with one hidden layer as wide as the memory; 32 if
+    ``hidden_sizes`` is given."""
     inputs: InputsRequest | None = None
     """What the student sees of the observations; the teacher goes on seeing everything. ``[0,1,4:6]``: these components of a vector;
     ``'{"keys": ["observation"]}'``: these parts of a Dict; also wrapper, history, noise, which combine (docs/views.md)."""
@@ -65,6 +72,16 @@ class StudentConfig:
         finite = self.compression is None or (self.compression > 0 and math.isfinite(self.compression))
         require(finite, "student.compression", self.compression, "> 0")
         require_choice(type(self), "student", "activation", self.activation)
+        require_choice(type(self), "student", "memory", self.memory)
+        size, remembers = self.memory_size, self.memory != "none"
+        require(size is None or (remembers and size >= 1), "student.memory_size", size, ">= 1, and left out without student.memory")
+        require(
+            size is None or self.compression is None,
+            "student.memory_size",
+            size,
+            "left out when student.compression is given (one of the two decides the size)",
+        )
+        require(not (self.same and remembers), "student.memory", self.memory, "none when student.same is given")
         view = self.view  # checks it
         require(not self.same or view is None, "student.inputs", self.inputs, "left out with student.same: the teacher sees everything")
 

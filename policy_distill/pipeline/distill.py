@@ -103,7 +103,7 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         while state.stage != "done":
             if state.stage == "polish":  # saved early, in case a later stage fails
                 _save(job, state.kept[-1].student)
-            with state.measure("total"):
+            with state.timed("total"):
                 state = STAGES[state.stage](state, services)
         assert state.student_episodes is not None
         job = services.job
@@ -137,7 +137,7 @@ def distil_values(state: State, services: Services) -> State:
     if config.value.hidden_sizes is None:
         return state
     services.display.stage("fitting the value network")
-    with state.measure("train"):
+    with state.timed("train"):
         seed = derived_seed(config.seed, 7)
         values = fit_values(services.job.teacher, state.dataset, state.kept[-1].student, config.value, config.train, seed=seed)
     services.tracker.scalars("value", {"explained_variance": values.explained_variance}, state.env_steps)
@@ -150,7 +150,7 @@ def measure(state: State, services: Services) -> State:
     """Play the kept student's final episodes; those of teacher and random policy were played while rounds trained."""
     services.display.stage("measuring the student")
     seeds = evaluation_seeds("final", services.job.config.evaluate.episodes)
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         state.student_episodes = services.begin(state, state.kept[-1].student, seeds, with_agreement=True).result()
     state.stage = "certificate"
     return state
@@ -160,7 +160,7 @@ def certify(state: State, services: Services) -> State:
     """Run the sequential test of the student's retention, if ``evaluate.certify`` is set."""
     evaluate, state.stage = services.job.config.evaluate, "done"
     if plan := plan_of(evaluate):
-        with state.measure("evaluate"):
+        with state.timed("evaluate"):
             found = play(services.rollouts, state.kept[-1].student, plan, num_envs=evaluate.num_envs, display=services.display)
         state.evaluation_env_steps += sum(part.env_steps for part in (found.student, found.teacher, found.random))
         state.certified = found

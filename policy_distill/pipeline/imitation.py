@@ -40,7 +40,7 @@ def imitate(state: State, services: Services) -> State:
         display.start("measuring the teacher", job.config.train.gradient_steps - state.gradient_steps, "steps")
     display.stage(f"round {index + 1}: collecting")
     env_steps_before = state.env_steps
-    with state.measure("collect"):
+    with state.timed("collect"):
         rewards = _collect(state, services, index)
     state.env_steps = len(state.dataset) - job.num_extra_states
     if index == 0:
@@ -48,12 +48,12 @@ def imitate(state: State, services: Services) -> State:
     final_seeds = evaluation_seeds("final", job.config.evaluate.episodes)
     final_part = [seed for part in range(index, rounds if last else index + 1) for seed in final_seeds[part::rounds]]
     members = state.students[len(state.returns) :]
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         validations = [services.begin_validation(state, member) for member in members]
         validations = validations or [services.begin(state, policy, state.seeds) for policy in ("teacher", "random")]
         finals = [services.begin(state, policy, final_part) for policy in ("teacher", "random") if final_part]
     display.stage(f"round {index + 1}: training")
-    with state.measure("train"):
+    with state.timed("train"):
         if state.trainer is None:
             state.trainer = new_trainer(job, state.dataset, job.config.train.gradient_steps, members=job.num_members)
         trainer, steps = state.trainer, part_of(job.config.train.gradient_steps, rounds, index)
@@ -62,7 +62,7 @@ def imitate(state: State, services: Services) -> State:
         losses = trainer.run(state.dataset, steps, reports_to(services.tracker, display, "train_steps", f"round {index + 1}: training"))
         trained = trainer.students(state.dataset)
         held_out = trainer.validate(state.dataset, trained[0])
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         returns = [pending.result().returns for pending in validations]
         for parts, pending in zip((state.teacher_parts, state.random_parts), finals, strict=False):
             parts.append(pending.result())
@@ -86,7 +86,7 @@ def choose_round(state: State, services: Services) -> State:
     """Keep the best of all rounds' students."""
     services.display.stage("choosing a round")
     num_members = services.job.num_members
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         _record_validation(state, services, services.validate(state, state.students[len(state.returns) :]))
         best, full = services.choose(state, state.students, state.returns)
     assert best is not None, "without at_least no candidate drops out"

@@ -43,14 +43,14 @@ def polish(state: State, services: Services) -> State:
     display.note(f"{kept.origin} keeps {start:.3f}, which does not show {config.below}: training on by reward")
     display.start("polishing", config.snapshots)
     snapshots, seed = _Snapshots(state, services, start), derived_seed(job.config.seed, 4)
-    with state.measure("polish"):
+    with state.timed("polish"):
         job.objective.calibrate(state.dataset.training_rows()[1])
         with contextlib.closing(services.rollouts.for_ppo(config.num_envs, config.num_steps, seed)) as environments:
             student = kept.student.behind(job.architecture.without_view)  # its view lies around the environments
             kickstart(student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=snapshots.take)
         snapshots.record_last()
     records = snapshots.records
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         chosen, full = services.choose(state, snapshots.students, snapshots.returns, at_least=start)
     for index, returns in full.items():
         records[index] = records[index].as_finalist(returns)
@@ -126,5 +126,5 @@ def _extend_validation(state: State, services: Services) -> None:
     if not 0 < more <= config.further_episodes:
         return
     services.display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}: {more} more episodes may show {config.below}")
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         services.extend_validation(state, more)

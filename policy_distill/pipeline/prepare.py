@@ -30,6 +30,8 @@ from policy_distill.teachers.environment import environment_for
 
 USUAL_UNIT = 16
 """Channels of an image student's first convolution if the user gives only the sizes of the head."""
+USUAL_MEMORY, SMALLEST_MEMORY = 32, 4
+"""Units of a memory if the user gives only the sizes of the head, and the smallest number that is chosen."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         raise RequestError(f"value.hidden_sizes asks for a network that learns the teacher's values: {reason}")
     if config.value.hidden_sizes is not None and architecture.channels:
         raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
+    if architecture.memory:
+        check_sequences(config)
     extra_states, extra_notices = read_extra_states(config.collect, teacher, spec, view)
     notices += extra_notices
     device = choose_device(config.device)
@@ -136,6 +140,10 @@ def choose_architecture(
     linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns)
     sizes, channels = config.hidden_sizes, config.channels
     images = images_in(linear.seen_space)
+    if config.memory != "none":
+        linear = dataclasses.replace(linear, memory=config.memory_size or USUAL_MEMORY)
+        if config.memory_size and sizes is None:
+            sizes = (config.memory_size,)
     if channels is None and images and not config.same:
         if sizes is None and teacher.params:
             return image_student_for(config.compression or 10.0, teacher.params, linear)
@@ -155,10 +163,47 @@ def choose_architecture(
     if sizes is None:
         if not teacher.params:
             raise RequestError("the teacher's parameters cannot be counted, so compression means nothing: give student.hidden_sizes")
+        if linear.memory:
+            return recurrent_student_for(config.compression or 10.0, teacher.params, linear)
         sizes = hidden_sizes_for(config.compression or 10.0, teacher.params, linear.widths[0], linear.widths[-1])
         if teacher.params <= linear.params:
             sizes = ()  # a linear teacher needs no more than a linear student
     return dataclasses.replace(linear, hidden_sizes=tuple(sizes))
+
+
+def recurrent_student_for(compression: float, teacher_params: int, architecture: Architecture) -> Architecture:
+    """The largest student with a memory that has ``teacher_params / compression`` parameters at most, ``SMALLEST_MEMORY`` units at least.
+
+    The head has one hidden layer, as wide as the memory.
+    """
+
+    def of(units: int) -> Architecture:
+        return dataclasses.replace(architecture, memory=units, hidden_sizes=(units,))
+
+    units = SMALLEST_MEMORY
+    while of(units + 1).params <= teacher_params / compression:
+        units += 1
+    return of(units)
+
+
+def check_sequences(config: DistillConfig) -> None:
+    """What a student with a memory is trained on.
+
+    Raises:
+        RequestError: if there are no sequences of the length that is asked for, or something reads single observations.
+    """
+    length, batch = config.train.sequence_length, config.train.batch_size
+    if batch % length:
+        raise RequestError(
+            f"train.batch_size is {batch}, and a student with a memory is trained on sequences of {length} steps: choose a multiple of "
+            "train.sequence_length"
+        )
+    if config.value.hidden_sizes is not None:
+        raise RequestError("value.hidden_sizes asks for a network on single observations, and the student has a memory: leave it out")
+    if config.collect.extra_states is not None:
+        raise RequestError(
+            "collect.extra_states are single observations, and a student with a memory needs what came before them: leave it out"
+        )
 
 
 def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architecture) -> tuple[LossConfig, tuple[tuple[int, int], ...]]:
@@ -246,7 +291,11 @@ def choose_device(name: str) -> torch.device:
 def complete_config(job: Job) -> dict[str, Any]:
     """The configuration as data, with the job's choices filled in: run folder, student's sizes and activation."""
     data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
-    sizes = {"hidden_sizes": list(job.architecture.hidden_sizes), "channels": list(job.architecture.channels) or None}
+    sizes = {
+        "hidden_sizes": list(job.architecture.hidden_sizes),
+        "channels": list(job.architecture.channels) or None,
+        "memory_size": job.architecture.memory or None,
+    }
     settled = {**sizes, "compression": None, "same": False}
     data["student"] = {**data["student"], **settled, "activation": job.architecture.activation}
     return data

@@ -110,7 +110,13 @@ class State:
         return cls(
             evaluation_seeds("validation", evaluate.validation_episodes + evaluate.finalist_episodes),
             evaluate.validation_episodes,
-            Dataset(capacity, holdout=job.config.train.holdout, device=job.device, folder=folder),
+            Dataset(
+                capacity,
+                holdout=job.config.train.holdout,
+                device=job.device,
+                folder=folder,
+                sequences=job.architecture.memory > 0,
+            ),
         )
 
     def records_of(self, origin: Origin) -> list[Candidate]:
@@ -118,7 +124,7 @@ class State:
         return [record for record in self.records if record.origin == origin]
 
     @contextmanager
-    def measure(self, work: str) -> Iterator[None]:
+    def timed(self, work: str) -> Iterator[None]:
         """Add the block's duration to ``seconds[work]``."""
         began = time.perf_counter()
         yield

@@ -29,7 +29,7 @@ def compare_views(state: State, services: Services) -> State:
     if job.architecture.view is None or not job.architecture.view.hides or not state.dataset.num_held_out:
         return state
     services.display.stage("measuring the loss of a student that sees everything")
-    with state.measure("train"):
+    with state.timed("train"):
         state.view_loss = view_loss(job, state.dataset)
     found = state.view_loss
     services.tracker.scalars("view", {name: found[name] for name in ("seen", "everything")}, state.env_steps)

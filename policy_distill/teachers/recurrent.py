@@ -36,7 +36,9 @@ class RecurrentTeacher(Teacher):
         targets, state = self.label(observations, state, starts)
         actions = targets.actions.cpu().numpy()
         space = self.action_space
-        return (actions.reshape(-1, *space.shape).astype(space.dtype) if isinstance(space, gym.spaces.Box) else actions), state
+        if isinstance(space, gym.spaces.Box):
+            actions = actions.reshape(-1, *space.shape).astype(space.dtype if space.dtype.kind == "f" else np.float32, copy=False)
+        return actions, state
 
     def along(self, observations: Tree) -> ActionTargets:
         """Its labels of one episode's observations ``[T, ...]``, from the first to the last."""

@@ -32,12 +32,12 @@ from policy_distill.rollouts.collect import Collector
 from policy_distill.rollouts.episodes import evaluate, evaluation_seeds
 from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.rollouts.workers import Rollouts
-from tests.small_worlds import RECALL, WALK, Recall, Walk, places_teacher, random_observations, recall_teacher, walk_teacher
+from tests.small_worlds import BEFORE, WALK, Before, Walk, before_teacher, places_teacher, random_observations, walk_teacher
 
 
 def config_of(tmp_path: Path, inputs: Any, **changes: Any) -> DistillConfig:
     settings: dict[str, Any] = {
-        "env": RECALL.id,
+        "env": BEFORE.id,
         "output": str(tmp_path / "run"),
         "workers": 0,
         "student": StudentConfig(hidden_sizes=(16,), inputs=inputs),
@@ -53,7 +53,7 @@ def config_of(tmp_path: Path, inputs: Any, **changes: Any) -> DistillConfig:
 def remembering(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("views")
     config = config_of(folder, {"keep": [0, 2, 3], "history": 2}, self_distill=SelfDistillConfig(generations=1))
-    distill(config, teacher=recall_teacher())
+    distill(config, teacher=before_teacher())
     return folder / "run"
 
 
@@ -77,7 +77,7 @@ def test_a_student_reaches_by_its_history_what_its_teacher_sees(remembering):
 
 
 def test_without_one_it_can_only_guess_and_the_loss_says_so(tmp_path):
-    distill(config_of(tmp_path, [0]), teacher=recall_teacher())
+    distill(config_of(tmp_path, [0]), teacher=before_teacher())
     found = result_of(tmp_path / "run")
     assert found["student"]["return_mean"] < 8
     # a bit that is seen by the teacher alone: ln 2 nats
@@ -89,10 +89,10 @@ def test_saved_students_are_given_their_view_by_every_command(remembering, capsy
     assert main(["evaluate_policy", "--policy", str(remembering), "--episodes", "5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["policy"]["return_mean"] == 10
     student, seeds = Student.load(remembering / "student"), evaluation_seeds("check", 6)
-    assert (evaluate(student, RECALL, seeds).returns == 10).all()
-    assert evaluate(student, RECALL, seeds, reference=recall_teacher()).agreement == 1
-    assert find(student, recall_teacher(), RECALL, seeds).agreement == 1
-    assert evaluate(Drawing(student), RECALL, seeds).returns.mean() > 9
+    assert (evaluate(student, BEFORE, seeds).returns == 10).all()
+    assert evaluate(student, BEFORE, seeds, reference=before_teacher()).agreement == 1
+    assert find(student, before_teacher(), BEFORE, seeds).agreement == 1
+    assert evaluate(Drawing(student), BEFORE, seeds).returns.mean() > 9
 
 
 @pytest.mark.parametrize("inputs", [{"history": 3}, {"keep": [0], "noise": 2.0}, {"history": 2, "noise": 0.5}])
@@ -149,10 +149,10 @@ def test_a_round_that_is_collected_in_parts_goes_on_with_the_history():
 
 
 def test_a_zip_takes_the_whole_observation_and_ignores_what_is_hidden(tmp_path):
-    distill(config_of(tmp_path, [1, 0, 4]), teacher=recall_teacher())
+    distill(config_of(tmp_path, [1, 0, 4]), teacher=before_teacher())
     student, model = Student.load(tmp_path / "run" / "student"), PPO.load(tmp_path / "run" / "student.zip", device="cpu")
     assert student.architecture.columns == (0, 1)  # the third is constant
-    observations = random_observations(Recall.observation_space, 200)
+    observations = random_observations(Before.observation_space, 200)
     expected = student.act(observations)
     assert len(np.unique(expected)) == 2
     np.testing.assert_array_equal(model.predict(observations, deterministic=True)[0], expected)
@@ -175,7 +175,7 @@ def test_polishing_sees_what_the_student_sees(tmp_path):
     polish = PolishConfig(below=10, env_steps=3000, num_steps=64, num_envs=4, snapshots=2)
     evaluate_ = EvaluateConfig(episodes=20, validation_episodes=4, finalist_episodes=4)
     inputs = {"keep": [0], "history": 2, "noise": 0.1}
-    result = distill(config_of(tmp_path, inputs, polish=polish, evaluate=evaluate_), teacher=recall_teacher())
+    result = distill(config_of(tmp_path, inputs, polish=polish, evaluate=evaluate_), teacher=before_teacher())
     assert result.summary["polish"]["records"]
     assert result.student.view == Student.load(tmp_path / "run" / "student").view
     assert result.student_episodes.returns.mean() > 9
@@ -190,24 +190,24 @@ def test_polishing_sees_what_the_student_sees(tmp_path):
 )
 def test_what_cannot_be_with_a_history_is_refused_before_any_work(changes, message, tmp_path):
     with pytest.raises(RequestError, match=message):
-        distill(config_of(tmp_path, {"history": 2}, **changes), teacher=recall_teacher())
+        distill(config_of(tmp_path, {"history": 2}, **changes), teacher=before_teacher())
 
 
 def test_inputs_that_vary_late_are_said_and_break_nothing(tmp_path, monkeypatch):
     """Here the second component varies in the second round only."""
-    step, reset = Recall.step, Recall.reset
+    step, reset = Before.step, Before.reset
     monkeypatch.setattr("policy_distill.pipeline.imitation.varying_inputs", lambda job, dataset: (0, 1))
     calls = {"resets": 0}
 
-    def later(self: Recall, **kwargs: Any) -> Any:
+    def later(self: Before, **kwargs: Any) -> Any:
         observation, info = reset(self, **kwargs)
         calls["resets"] += 1
         self.state[5] = observation[5] = 0.5 if calls["resets"] < 900 else -0.5
         return observation, info
 
-    monkeypatch.setattr(Recall, "reset", later)
-    assert Recall.step is step
-    distill(config_of(tmp_path, None), teacher=recall_teacher())
+    monkeypatch.setattr(Before, "reset", later)
+    assert Before.step is step
+    distill(config_of(tmp_path, None), teacher=before_teacher())
     found = result_of(tmp_path / "run")
     assert found["student"]["varying_inputs"] == [0, 1]
     assert any("[5] varied in later rounds" in notice for notice in found["notices"])

@@ -36,7 +36,7 @@ from policy_distill.rollouts.episodes import merge
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
-from tests.small_worlds import PUSH, RECALL, WALK, push_teacher, recall_teacher, walk_teacher
+from tests.small_worlds import BEFORE, PUSH, WALK, before_teacher, push_teacher, walk_teacher
 from tests.stand_ins import Recorder, record, run_of
 
 POLISH = PolishConfig(below=1e9, env_steps=512, num_envs=4, num_steps=64, batch_size=64, epochs=2, snapshots=2)
@@ -151,7 +151,7 @@ def test_so_it_is_with_a_view_and_with_inputs_that_are_left_out_after_the_first_
     student = StudentConfig(compression=2.0, inputs={"keep": [0, 2], "history": 3, "noise": [0.05, 0.0]})
     collect = CollectConfig(env_steps=10_000, rounds=2, num_envs=4)
     changes = {"student": student, "collect": collect, "polish": PolishConfig(below=0)}
-    found, _ = assert_the_same_interrupted(tmp_path, recall_teacher(params=400), RECALL.id, **changes)
+    found, _ = assert_the_same_interrupted(tmp_path, before_teacher(params=400), BEFORE.id, **changes)
     assert found.columns == (0, 2, 4)
     # 200 parameters: 3 -> 11 -> 11 -> 2 has 44 + 132 + 24
     assert found.kept[-1].student.architecture.widths == (3, 11, 11, 2)
@@ -208,7 +208,7 @@ def test_seconds_are_added_up_for_each_kind_of_work(tmp_path, monkeypatch):
     state, _ = run_of(tmp_path)
     state.seconds["polish"] = 10.0
     for work in ("collect", "polish", "collect"):
-        with state.measure(work):
+        with state.timed(work):
             pass
     # 101 to 103, 104 to 108, 109 to 109.5; what was spent before counts
     assert state.seconds == {"collect": 2.5, "train": 0.0, "polish": 14.0, "evaluate": 0.0, "total": 0.0}

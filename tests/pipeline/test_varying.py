@@ -16,12 +16,12 @@ from policy_distill.pipeline.varying import MIN_ROWS, settled, varied_in, varyin
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.teachers import Teacher
 from policy_distill.training.dataset import Dataset
-from tests.small_worlds import RECALL, labelled, recall_teacher
+from tests.small_worlds import BEFORE, before_teacher, labelled
 
 
 def job_of(tmp_path: Path, teacher: Teacher | None = None, **changes: Any) -> Job:
-    settings: dict[str, Any] = {"env": RECALL.id, "output": str(tmp_path / "run"), "student": StudentConfig(hidden_sizes=(8,))}
-    return prepare(DistillConfig(**{**settings, **changes}), teacher or recall_teacher())
+    settings: dict[str, Any] = {"env": BEFORE.id, "output": str(tmp_path / "run"), "student": StudentConfig(hidden_sizes=(8,))}
+    return prepare(DistillConfig(**{**settings, **changes}), teacher or before_teacher())
 
 
 def dataset_of(observations: torch.Tensor) -> Dataset:
@@ -43,10 +43,10 @@ def test_those_that_differ_in_a_single_row_vary(tmp_path):
     assert varying_inputs(job_of(tmp_path), dataset_of(rows)) == (1, 4)
     rows[1234, 6] += 1e-6
     assert varying_inputs(job_of(tmp_path), dataset_of(rows)) == (1, 4, 6)
-    np.testing.assert_array_equal(np.flatnonzero(varied_in(dataset_of(rows), RECALL_SPACE)), [1, 4, 6])
+    np.testing.assert_array_equal(np.flatnonzero(varied_in(dataset_of(rows), BEFORE_SPACE)), [1, 4, 6])
 
 
-RECALL_SPACE = gym.spaces.Box(-1, 1, (8,), np.float32)
+BEFORE_SPACE = gym.spaces.Box(-1, 1, (8,), np.float32)
 
 
 def test_nothing_is_left_out_where_all_vary_none_does_or_too_few_rows_tell(tmp_path):
@@ -64,7 +64,7 @@ def test_a_state_that_was_not_visited_yet_is_no_constant(tmp_path):
 
 
 def test_what_varied_in_the_teacher_s_training_may_vary_again(tmp_path):
-    teacher = recall_teacher()
+    teacher = before_teacher()
     job = job_of(tmp_path, teacher)
     known = dataclasses.replace(job)
     scale = torch.full((8,), 1e-4, dtype=torch.float64)
@@ -82,12 +82,12 @@ def test_what_varied_in_the_teacher_s_training_may_vary_again(tmp_path):
 
 
 def test_the_sizes_are_those_of_the_inputs_that_are_read(tmp_path):
-    job = job_of(tmp_path, recall_teacher(params=1000), student=StudentConfig(compression=5.0))
+    job = job_of(tmp_path, before_teacher(params=1000), student=StudentConfig(compression=5.0))
     # 200 parameters: 8 -> 9 -> 9 -> 2 has 81 + 90 + 20, 2 -> 11 -> 11 -> 2 has 33 + 132 + 24
     assert (job.architecture.hidden_sizes, job.architecture.params) == ((9, 9), 191)
     narrow = settled(job, (0, 1))
     assert (narrow.architecture.hidden_sizes, narrow.architecture.params) == ((11, 11), 189)
-    assert narrow.architecture.observation_space == RECALL_SPACE
+    assert narrow.architecture.observation_space == BEFORE_SPACE
     assert settled(job, None) is job
     assert settled(narrow, (0, 1)) is narrow
 

@@ -24,10 +24,16 @@ BLIND = EnvironmentSpec("CartPole-v1", wrappers=(("MaskVelocityWrapper", {}),))
 PARTS = gym.spaces.Dict({"far": gym.spaces.Box(-5, 5, (4,), np.float32), "near": gym.spaces.Discrete(3)})
 
 
-def model_of(env: gym.Env, policy: str = "MlpLstmPolicy") -> Any:
-    model = sb3_contrib.RecurrentPPO(
-        policy, env, n_steps=8, batch_size=8, seed=0, device="cpu", policy_kwargs={"net_arch": [8], "lstm_hidden_size": 12}
-    )
+def tiny(observations: gym.Space, actions: gym.Space) -> gym.Env:
+    """An environment of these spaces."""
+    return TinyEnv(observations, actions)
+
+
+def model_of(env: gym.Env, *, use_sde: bool = False, **settings: Any) -> Any:
+    """An untrained agent whose weights are large enough to name different actions."""
+    policy = "MultiInputLstmPolicy" if isinstance(env.observation_space, gym.spaces.Dict) else "MlpLstmPolicy"
+    kwargs = {"net_arch": [8], "lstm_hidden_size": 12, **settings}
+    model = sb3_contrib.RecurrentPPO(policy, env, n_steps=8, batch_size=8, seed=0, device="cpu", use_sde=use_sde, policy_kwargs=kwargs)
     with torch.no_grad():
         for name, parameter in model.policy.named_parameters():
             if "log_std" not in name:
@@ -70,7 +76,7 @@ def test_episodes_are_those_of_sb3_contrib_however_many_are_played(blind, tmp_pa
 
 @pytest.mark.parametrize("actions", [gym.spaces.Discrete(4), gym.spaces.Box(-2, 1, (2,), np.float32), gym.spaces.MultiBinary(3)], ids=str)
 def test_a_dict_is_read_as_by_its_policy(actions):
-    model = model_of(TinyEnv(PARTS, actions), "MultiInputLstmPolicy")
+    model = model_of(tiny(PARTS, actions))
     teacher = Teacher.from_sb3(model)
     assert isinstance(teacher, RecurrentTeacher)
     state, theirs = teacher.initial_state(1), None
