@@ -28,7 +28,7 @@ from policy_distill.policies.encoders import (
     encoder_of,
     encoder_shapes,
     feature_width,
-    images_in,
+    may_be_image,
     parameter_count,
     usual_channels,
 )
@@ -39,7 +39,7 @@ from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.policies.policy import State
 from policy_distill.policies.views import View, read_columns, read_view
 from policy_distill.support.files import write_atomically
-from policy_distill.support.trees import Tree, flattened, length, map_leaves, to_arrays, to_tensors
+from policy_distill.support.trees import Tree, flattened, leaf_spaces, length, map_leaves, to_arrays, to_tensors
 from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -146,7 +146,7 @@ def image_student_for(compression: float, teacher_params: int, architecture: Arc
     Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units, as wide
     as the memory if ``architecture`` has one.
     """
-    images = images_in(architecture.seen_space)
+    images = [part for part in leaf_spaces(architecture.seen_space).values() if may_be_image(part)]
 
     def of(unit: int) -> Architecture:
         memory = 8 * unit if architecture.memory else 0
