@@ -24,7 +24,7 @@ from policy_distill.policies.encoders import images_in, may_be_image, usual_chan
 from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
 from policy_distill.support.files import writable_folder, write_atomically
 from policy_distill.support.trees import Tree, leaf_spaces, length
-from policy_distill.teachers import Teacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.environment import environment_for
 
 USUAL_UNIT = 16
@@ -132,6 +132,8 @@ def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture
         if not any(map(may_be_image, leaf_spaces(teacher.observation_space).values())):
             raise RequestError(f"student.channels are for images, and {teacher.observation_space} holds none: leave them out")
         return dataclasses.replace(linear, channels=tuple(channels), hidden_sizes=tuple(sizes))
+    if config.same and isinstance(teacher, RecurrentTeacher):
+        raise RequestError("student.same asks for the teacher's architecture, which has a memory: give student.hidden_sizes")
     if config.same:
         layers = teacher.describe()["layers"]
         if not layers:
@@ -159,6 +161,11 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
         if not section.weight:
             continue
         layers = section.layers
+        if isinstance(teacher, RecurrentTeacher) and set(layers or {""}) != {OUTPUT}:
+            raise RequestError(
+                f"loss.{name} compares layers, and those of a teacher with a memory are not recorded: "
+                f"compare its output (--loss.{name}.layers.output output), or set the weight to 0"
+            )
         if layers is None:
             hidden = teacher.last_hidden_layer()
             if hidden is None or len(student_widths) < 2:
@@ -190,6 +197,10 @@ def read_extra_states(config: CollectConfig, teacher: Teacher, spec: Environment
     """
     if config.extra_states is None:
         return None, ()
+    if isinstance(teacher, RecurrentTeacher):
+        raise RequestError(
+            "collect.extra_states are single states, and what a teacher with a memory does in them depends on their episode: leave it out"
+        )
     states, environment = read_worst_states(config.extra_states, teacher.observation_space, config.max_extra_states)
     notices = [f"{length(states):,} states of {config.extra_states} join the first round's data; they are no environment steps"]
     if environment != spec.id:

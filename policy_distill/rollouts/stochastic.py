@@ -15,13 +15,13 @@ from policy_distill.policies.student import Student
 from policy_distill.support import trees
 from policy_distill.support.seeds import derived_seed
 from policy_distill.support.trees import Tree
-from policy_distill.teachers import Teacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 
 
 @dataclass(frozen=True)
 class Drawing:
     """``policy`` with drawn actions. Its state is a generator for each episode, which the episode's seed alone decides and which is not
-    the environment's.
+    the environment's, and the memory of a teacher that has one.
 
     Raises:
         RequestError: if the policy has no distribution: agents with Q-values, td3, ddpg and ars only name an action.
@@ -32,18 +32,20 @@ class Drawing:
     def __post_init__(self) -> None:
         policy = self.policy
         names = policy.family.names
-        if not names or not set(names) <= _parameters(policy, trees.zeros(policy.observation_space, 2)).keys():
+        answered, _ = self._asked(trees.zeros(policy.observation_space, 2), self._memory(2), None)
+        if not names or not set(names) <= answered.keys():
             raise RequestError("the policy only names its actions, it has no distribution to draw from: leave --stochastic out")
 
     def initial_state(self, num_envs: int) -> State:
-        return [torch.Generator() for _ in range(num_envs)]
+        return [torch.Generator() for _ in range(num_envs)], self._memory(num_envs)
 
     @torch.inference_mode()
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
         family, space = self.policy.family, self.policy.action_space
-        parameters = _parameters(self.policy, observations)
+        generators, memory = state
+        parameters, memory = self._asked(observations, memory, starts)
         drawn = []
-        for row, generator in enumerate(state):
+        for row, generator in enumerate(generators):
             if starts is not None and starts[row] != GOES_ON:
                 generator.manual_seed(derived_seed(int(starts[row]), 2))
             own = {name: values[row : row + 1] for name, values in parameters.items()}
@@ -51,10 +53,16 @@ class Drawing:
         array: np.ndarray = np.concatenate(drawn)
         if isinstance(space, gym.spaces.Box):
             array = array.reshape(len(array), *space.shape).astype(space.dtype)
-        return array, state
+        return array, (generators, memory)
 
+    def _memory(self, num_envs: int) -> State:
+        return self.policy.initial_state(num_envs) if isinstance(self.policy, RecurrentTeacher) else None
 
-@torch.inference_mode()
-def _parameters(policy: Student | Teacher, observations: Tree) -> dict[str, torch.Tensor]:
-    tensor = trees.map_leaves(torch.tensor, observations)
-    return policy.targets(tensor).parameters if isinstance(policy, Teacher) else policy.parameters_of(tensor)
+    @torch.inference_mode()
+    def _asked(self, observations: Tree, memory: State, starts: np.ndarray | None) -> tuple[dict[str, torch.Tensor], State]:
+        """The parameters of the distributions, and what a teacher with a memory remembers."""
+        policy, tensor = self.policy, trees.map_leaves(torch.tensor, observations)
+        if isinstance(policy, RecurrentTeacher):
+            targets, memory = policy.label(observations, memory, starts)
+            return targets.parameters, memory
+        return policy.targets(tensor).parameters if isinstance(policy, Teacher) else policy.parameters_of(tensor), memory

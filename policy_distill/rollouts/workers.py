@@ -21,7 +21,7 @@ from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.rollouts.processes import Host, Local, Remote, available_cores
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.support.pending import Pending
-from policy_distill.teachers import Teacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 
 BLOCK_BYTES = 2**23
 """Of the observations that are collected before they are handed over: a round need not fit into memory beside the dataset."""
@@ -106,7 +106,9 @@ class Rollouts:
 
     def for_ppo(self, num_envs: int, num_steps: int, seed: int) -> RolloutEnv:
         """Environments for polishing, shared out among the same workers; see ``RolloutEnv``."""
-        return RolloutEnv([functools.partial(make, self._spec)] * num_envs, num_steps, seed=seed, sites=self._sites)
+        teacher = self._teacher if isinstance(self._teacher, RecurrentTeacher) else None  # others are asked about each batch
+        envs = [functools.partial(make, self._spec)] * num_envs
+        return RolloutEnv(envs, num_steps, seed=seed, teacher=teacher, sites=self._sites)
 
     def close(self) -> None:
         """End the workers."""

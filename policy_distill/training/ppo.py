@@ -33,7 +33,8 @@ class Batch(NamedTuple):
         observations: raw ``[B, ...]``.
         inputs: ``[B, inputs + 1]``, the same as the networks read them.
         actions: ``[B, components]``.
-        log_probs: of the actions when they were taken, ``[B]`` as all that follows.
+        log_probs: of the actions when they were taken, ``[B]``; advantages and returns, ``[B]`` too.
+        labels: of a teacher with a memory, see ``ppo_rollouts.Steps``; empty without one.
     """
 
     observations: trees.Tree
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     log_probs: Tensor
     advantages: Tensor
     returns: Tensor
+    labels: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
 
 
 class PPO:
@@ -52,7 +54,7 @@ class PPO:
         critic: one network of one output, the value; it reads the same normalised observations.
         config: discount, lambda, clip range, epochs, batch size, and the learning rate to begin with.
         seed: of the order of the transitions.
-        penalty: (outputs ``[B, width]``, raw observations) -> a further loss of the actor ``[B]``.
+        penalty: (outputs ``[B, width]``, raw observations, labels as in ``Batch``) -> a further loss of the actor ``[B]``.
 
     Attributes:
         learning_rate: of Adam, in the next update.
@@ -61,7 +63,13 @@ class PPO:
     """
 
     def __init__(
-        self, actor: StudentStack, critic: StudentStack, config: PolishConfig, *, seed: int, penalty: Callable[[Tensor, trees.Tree], Tensor]
+        self,
+        actor: StudentStack,
+        critic: StudentStack,
+        config: PolishConfig,
+        *,
+        seed: int,
+        penalty: Callable[[Tensor, trees.Tree, dict[str, Tensor]], Tensor],
     ) -> None:
         self.actor, self.critic, self.penalty, self.config = actor, critic, penalty, config
         self.learning_rate, self.penalty_weight, self.gradient_steps = config.learning_rate, 0.0, 0
@@ -110,7 +118,16 @@ class PPO:
         returns = advantages + values
         variance = returns.var()
         explained = float(1 - (returns - values).var() / variance) if variance else float("nan")
-        flat = (observations, inputs, actions, log_probs, torch.from_numpy(advantages).flatten(), torch.from_numpy(returns).flatten())
+        labels = {name: torch.from_numpy(values).flatten(0, 1) for name, values in environments.labels.items()}
+        flat = (
+            observations,
+            inputs,
+            actions,
+            log_probs,
+            torch.from_numpy(advantages).flatten(),
+            torch.from_numpy(returns).flatten(),
+            labels,
+        )
 
         def by_environment(rows: Tensor) -> Tensor:
             return rows.unflatten(0, (num_steps, num_envs)).transpose(0, 1).flatten(0, 1)
@@ -162,7 +179,7 @@ class PPO:
         if self.penalty_weight:
             leaf = outputs.clone().requires_grad_()
             with torch.enable_grad():
-                penalty = self.penalty(leaf, batch.observations).mean()
+                penalty = self.penalty(leaf, batch.observations, batch.labels).mean()
                 (self.penalty_weight * penalty).backward()
             assert leaf.grad is not None
             upstream += leaf.grad
