@@ -1,8 +1,8 @@
-"""What a teacher says about observations, and the units of continuous actions.
+"""A teacher's labels, and the units of continuous actions.
 
-Parameters of distributions are plain tensors in a dict, so that they can be stored, indexed and sent as they are; ``families`` says what
-they mean. Continuous parameters live in *box units*: the environment's ``[low, high]`` is mapped to ``[-1, 1]`` (a dimension without finite
-bounds keeps its own units), unless a ``Box`` was told other units. ``Box`` does the mapping.
+Parameters of distributions are plain tensors in a dict, which can be stored, indexed and sent; ``families`` defines their meaning.
+Continuous parameters are in *box units*: ``Box`` maps the environment's ``[low, high]`` to ``[-1, 1]``, unless it has other ``units``. A
+dimension without finite bounds keeps the environment's units.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ Parameters: TypeAlias = dict[str, Tensor]
 Units: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Scale and offset of each component, with ``environment = box * scale + offset``."""
 WIDE = 20.0
-"""Bounds say nothing about the size of an action where they are further apart than this, and than this many times the actions."""
+"""Bounds do not determine the units if they are further apart than this, and than this many times the range of the actions."""
 LAYER = "layer:"
 """Prefix of a teacher's intermediate layers among the parameters of ``ActionTargets``."""
 
 
 @dataclass(frozen=True)
 class ActionTargets:
-    """What a teacher says about a batch of observations; each observation is labelled once.
+    """A teacher's labels for a batch of observations; each observation is labelled once.
 
     Attributes:
-        parameters: of the teacher's family, each ``[B, width]``: ``logits`` or ``q_values``; ``mean`` and ``log_std`` in box units
-            (before tanh where the family is squashed); empty for a deterministic teacher. Layers that the teacher was told to record stand
-            beside them as ``layer:NAME``.
+        parameters: parameters of the teacher's family, each ``[B, width]``: ``logits`` or ``q_values``; ``mean`` and ``log_std`` in box
+            units (before tanh if squashed); none for a deterministic teacher. Recorded layers are added as ``layer:NAME``.
         actions: the deterministic action as ``env.step`` takes it, after clipping or unscaling: ``[B]`` or ``[B, components]`` integers,
             or ``[B, action_dim]`` floats.
     """
@@ -43,18 +42,18 @@ class ActionTargets:
 
 
 def joined(parts: Sequence[ActionTargets]) -> ActionTargets:
-    """What was said of several batches, one after the other."""
+    """The labels of several batches, concatenated."""
     parameters = {name: torch.cat([part.parameters[name] for part in parts]) for name in parts[0].parameters}
     return ActionTargets(parameters, torch.cat([part.actions for part in parts]))
 
 
 @dataclass(frozen=True)
 class Box:
-    """The bounds of a continuous action space, flattened: environment units to box units and back.
+    """Bounds of a flattened continuous action space, and the conversion between environment units and box units.
 
     Attributes:
         low, high: the bounds.
-        units: of the box, where they are not those of the bounds: bounds may be far wider than the actions that matter.
+        units: scale and offset; None: those of the bounds. Bounds may be far wider than the actions.
     """
 
     low: tuple[float, ...]
@@ -63,7 +62,7 @@ class Box:
 
     @classmethod
     def from_space(cls, space: gym.spaces.Box) -> Box:
-        """Take the bounds of ``space``."""
+        """The box with the bounds of ``space``."""
         return cls(tuple(map(float, space.low.ravel())), tuple(map(float, space.high.ravel())))
 
     @property
@@ -72,9 +71,9 @@ class Box:
 
     @functools.cache  # noqa: B019  (frozen, hashable and few)
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(scale, offset)``, each ``[dim]``, with ``environment = box * scale + offset``.
+        """``(scale, offset)``, each ``[dim]``, with ``environment = box * scale + offset``.
 
-        Without ``units`` the scale is 1 where a bound is infinite or both are the same number, the offset 0 where a bound is infinite.
+        Without ``units`` the scale is 1 if a bound is infinite or both are equal, and the offset is 0 if a bound is infinite.
         """
         if self.units is not None:
             return np.asarray(self.units[0]), np.asarray(self.units[1])
@@ -87,11 +86,11 @@ class Box:
 
     @property
     def may_be_wide(self) -> np.ndarray:
-        """``[dim]`` bool: components whose bounds are infinite or so far apart that they may say nothing about the size of an action."""
+        """``[dim]`` bool: components whose bounds are infinite or further apart than ``WIDE``."""
         return ~(np.subtract(self.high, self.low) <= WIDE)
 
     def limits(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """The bounds in box units: -1 and 1, or ``[dim]`` where some differ or are infinite."""
+        """The bounds in box units: -1 and 1, or ``[dim]`` if some differ or are infinite."""
         ordinary = self.units is None and bool(np.isfinite([self.low, self.high]).all())
         return (-1.0, 1.0) if ordinary else _limit_tensors(self, like.dtype, like.device)
 
@@ -99,19 +98,19 @@ class Box:
         return _affine_tensors(self, like.dtype, like.device)
 
     def to_box(self, actions: Tensor) -> Tensor:
-        """Environment units to box units, ``[..., dim]``."""
+        """Actions ``[..., dim]`` in box units, from environment units."""
         scale, offset, _, _ = self._tensors(actions)
         return (actions - offset) / scale
 
     def to_environment(self, actions: Tensor) -> Tensor:
-        """Box units to environment units, clipped to the bounds, ``[..., dim]``."""
+        """Actions ``[..., dim]`` in environment units, clipped to the bounds, from box units."""
         scale, offset, low, high = self._tensors(actions)
         return torch.clamp(actions * scale + offset, low, high)
 
 
 @functools.cache
 def _affine_tensors(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``Box.affine`` and the bounds as tensors, made once: they are read in every gradient step and for every action."""
+    """``Box.affine`` and the bounds as tensors; cached, since every gradient step and every action reads them."""
     with torch.inference_mode(False):
         scale, offset, low, high = (torch.as_tensor(array, dtype=dtype, device=device) for array in (*box.affine(), box.low, box.high))
     return scale, offset, low, high
@@ -122,9 +121,9 @@ def _limit_tensors(box: Box, dtype: torch.dtype, device: torch.device) -> tuple[
     scale, offset = box.affine()
     ends = []
     for bound, end in ((box.low, -1.0), (box.high, 1.0)):
-        # Exactly -1 and 1 where the units are those of the bounds; bounds that meet are no reason to stop a prediction.
-        own = np.full(box.dim, end) if box.units is None else (np.asarray(bound) - offset) / scale
-        ends.append(np.where(np.isfinite(bound), own, np.inf * end))
+        # Exactly -1 and 1 if the units are those of the bounds, even if both bounds are equal.
+        limit = np.full(box.dim, end) if box.units is None else (np.asarray(bound) - offset) / scale
+        ends.append(np.where(np.isfinite(bound), limit, np.inf * end))
     with torch.inference_mode(False):
         low, high = (torch.as_tensor(array, dtype=dtype, device=device) for array in ends)
     return low, high

@@ -30,6 +30,10 @@ steps of 1. With three layers and 84x84 pixels these are the convolutions of Mni
 class Vectors(nn.Module):
     """Observations as one vector, normalised.
 
+    Args:
+        space: of the raw observations.
+        columns: which components of the vector are read; None: all of them.
+
     Attributes:
         mean, scale: ``[width]``; features are ``(vector - mean) / scale``. Where they are float64, so is this arithmetic: rounding to
             float32 before would lose what the observations say.
@@ -38,17 +42,21 @@ class Vectors(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, space: gym.Space) -> None:
+    def __init__(self, space: gym.Space, columns: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.space = space
-        width = observation_width(space)
+        self.space, self.columns = space, None if columns is None else list(columns)
+        width = observation_width(space) if columns is None else len(columns)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
     def forward(self, observations: Tree) -> Tensor:
         """Raw observations to features ``[B, width]`` in float32."""
-        encoded = encode_observations(self.space, observations, self.mean.dtype)
-        return ((encoded - self.mean) / self.scale).float()
+        return ((self.encode(observations, self.mean.dtype) - self.mean) / self.scale).float()
+
+    def encode(self, observations: Tree, dtype: torch.dtype) -> Tensor:
+        """Raw observations ``[B, ...]`` as those components ``[B, width]`` that are read, not normalised."""
+        encoded = encode_observations(self.space, observations, dtype)
+        return encoded if self.columns is None else encoded[:, self.columns]
 
     def normalize_by(self, mean: Tensor, scale: Tensor) -> None:
         """Take over the normalisation, and whether it is computed in float32 or in float64."""
@@ -56,7 +64,7 @@ class Vectors(nn.Module):
 
     def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
         """Take the normalisation from raw observations, of which each block holds some."""
-        self.normalize_by(*normalization_of((encode_observations(self.space, block, dtype) for block in blocks()), dtype))
+        self.normalize_by(*normalization_of((self.encode(block, dtype) for block in blocks()), dtype))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         """The precision is that of the tensors that are loaded."""
@@ -173,27 +181,28 @@ class Parts(nn.Module):
 Encoder: TypeAlias = Vectors | Images | Parts
 
 
-def encoder_of(space: gym.Space, channels: Sequence[int], activation: type[nn.Module]) -> Encoder:
+def encoder_of(space: gym.Space, channels: Sequence[int], activation: type[nn.Module], columns: Sequence[int] | None = None) -> Encoder:
     """A fresh encoder.
 
     Args:
         space: of the raw observations.
         channels: of the convolutions that read each image; () reads everything as vectors.
         activation: after each convolution.
+        columns: components that are read of vectors; None: all of them.
     """
     if not channels:
-        return Vectors(space)
+        return Vectors(space, columns)
     parts = {key: Images(part, channels, activation) if may_be_image(part) else Vectors(part) for key, part in leaf_spaces(space).items()}
     return Parts(parts) if isinstance(space, gym.spaces.Dict) else parts[""]
 
 
-def encoder_shapes(space: gym.Space, channels: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def encoder_shapes(space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None) -> dict[str, tuple[int, ...]]:
     """The shapes of an encoder's tensors by name, without making any."""
     if isinstance(space, gym.spaces.Dict) and channels:
         parts = enumerate(leaf_spaces(space).values())
         return {f"parts.{index}.{name}": shape for index, part in parts for name, shape in encoder_shapes(part, channels).items()}
     if not channels or not may_be_image(space):
-        width = observation_width(space)
+        width = feature_width(space, (), columns)
         return {"mean": (width,), "scale": (width,)}
     shapes: dict[str, tuple[int, ...]] = {"scale": (image_sizes(space)[0],)}
     for index, layer in enumerate(convolutions(space, channels)):
@@ -202,10 +211,10 @@ def encoder_shapes(space: gym.Space, channels: Sequence[int]) -> dict[str, tuple
     return shapes
 
 
-def feature_width(space: gym.Space, channels: Sequence[int]) -> int:
+def feature_width(space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None) -> int:
     """Number of features that an encoder makes of one observation."""
     if not channels:
-        return observation_width(space)
+        return observation_width(space) if columns is None else len(columns)
     widths = []
     for part in leaf_spaces(space).values():
         last = convolutions(part, channels)[-1] if may_be_image(part) else None

@@ -1,4 +1,4 @@
-"""Observation and action spaces as plain data, and observations as the flat vector that a network reads."""
+"""Spaces as plain data, and observations as flat vectors for a network."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from policy_distill.support.trees import Tree, leaf_spaces
 from policy_distill.support.untrusted import MAX_ELEMENTS, element_count, number_type
 
 FAR_FROM_ZERO = 1e4
-"""Standard deviations from 0 beyond which rounding an observation to float32 loses a thousandth of a standard deviation."""
+"""Distance from 0, in standard deviations, beyond which float32 rounds by about a thousandth of a standard deviation."""
 
 
 def observation_width(space: gym.Space) -> int:
-    """Length of the vector that ``encode_observations`` makes.
+    """Width of the vectors of ``encode_observations``.
 
     Raises:
-        ValueError: for a space that no vector is made of (Tuple, a Dict within a Dict, ...).
+        ValueError: for an unsupported space (Tuple, a Dict within a Dict, ...).
     """
     match space:
         case gym.spaces.Dict():
@@ -40,9 +40,9 @@ def observation_width(space: gym.Space) -> int:
 
 
 def encode_observations(space: gym.Space, observations: Tree, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Raw observations ``[B, ...]`` as ``[B, width]``: boxes flattened, discrete ones one-hot, as Stable-Baselines3 does.
+    """Vectors ``[B, width]`` of raw observations ``[B, ...]``: boxes flattened, discrete values one-hot, as in Stable-Baselines3.
 
-    The parts of a Dict follow each other in the order of the space's keys, as in its ``CombinedExtractor``.
+    The parts of a Dict are concatenated in the order of the space's keys, as in its ``CombinedExtractor``.
     """
     match space:
         case gym.spaces.Dict():
@@ -58,7 +58,7 @@ def encode_observations(space: gym.Space, observations: Tree, dtype: torch.dtype
 
 
 def parts_of(space: gym.Space, vectors: Tensor) -> Tree:
-    """What ``encode_observations`` made of each part, as views ``[B, ...]`` of ``vectors`` ``[B, width]``; discrete ones stay one-hot."""
+    """Views ``[B, ...]`` of the parts of encoded ``vectors`` ``[B, width]``, by key; discrete parts stay one-hot."""
     spaces = leaf_spaces(space)
     parts = [
         part.reshape(len(part), *(one.shape if isinstance(one, gym.spaces.Box | gym.spaces.MultiBinary) else (-1,)))
@@ -85,10 +85,10 @@ def space_to_dict(space: gym.Space) -> dict[str, Any]:
 
 
 def space_from_dict(data: dict[str, Any]) -> gym.Space:
-    """Build the space that ``space_to_dict`` described.
+    """The space that ``space_to_dict`` described.
 
     Raises:
-        ValueError, KeyError, ...: for a type that is not known, a damaged description, or more than ``MAX_ELEMENTS`` components.
+        ValueError, KeyError, ...: for an unknown type, a damaged description, or more than ``MAX_ELEMENTS`` components.
     """
     space = _space(data)
     if (width := observation_width(space)) > MAX_ELEMENTS:
@@ -98,7 +98,7 @@ def space_from_dict(data: dict[str, Any]) -> gym.Space:
 
 def _space(data: dict[str, Any]) -> gym.Space:
     match data["type"]:
-        case "Dict":  # a plain dict's keys would be sorted
+        case "Dict":  # gymnasium sorts the keys of a plain dict
             return gym.spaces.Dict(OrderedDict((key, _space(part)) for key, part in data["spaces"].items()))
         case "Box":
             dtype = number_type(data["dtype"])
@@ -116,5 +116,5 @@ def _space(data: dict[str, Any]) -> gym.Space:
 
 
 def _number(value: float) -> float | str:
-    """JSON has no infinity; ``float`` reads the word back."""
+    """A number for JSON: infinities become strings, which ``float`` reads."""
     return float(value) if math.isfinite(value) else str(float(value))

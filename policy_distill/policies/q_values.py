@@ -1,4 +1,4 @@
-"""Q-values as logits: what a softmax over them means follows from the gaps between actions."""
+"""Q-values as logits, scaled by the gaps between actions."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import math
 from torch import Tensor
 
 Q_TEMPERATURES = {"raw": 0.01, "z_score": 0.5}
-"""What Q-values are divided by unless a temperature is named: Rusu et al. 2016 (https://arxiv.org/abs/1511.06295), and ours."""
+"""Default divisor of Q-values; ``raw`` as in Rusu et al. 2016 (https://arxiv.org/abs/1511.06295)."""
 
 
 def standardize_logits(logits: Tensor) -> Tensor:
-    """Shift and scale logits to mean 0 and standard deviation 1 over the actions: only their shape remains (Sun et al. 2024, 2403.01427).
+    """Logits with mean 0 and standard deviation 1 over the actions (Sun et al. 2024, https://arxiv.org/abs/2403.01427).
 
     Args:
         logits: ``[..., num_actions]``, finite.
 
     Returns:
-        ``[..., num_actions]``; zeros where all logits are equal.
+        ``[..., num_actions]``; zeros if all logits are equal.
     """
     centred = logits - logits.mean(-1, keepdim=True)
     return centred / (centred.square().mean(-1, keepdim=True).sqrt() + 1e-6)
 
 
 def q_values_to_logits(q_values: Tensor, gap: float) -> Tensor:
-    """Turn action values into logits ``(Q - max Q) / gap``: Q-values are no logits, their scale is the reward's.
+    """Logits ``(Q - max Q) / gap``; the division removes the reward's scale.
 
     Args:
         q_values: ``[..., num_actions]``.
-        gap: ``> 0``, the difference in value that becomes one nat.
+        gap: ``> 0``, the difference of Q-values that corresponds to one nat.
 
     Returns:
         ``[..., num_actions]``, ``<= 0``.
@@ -42,7 +42,7 @@ def q_values_to_logits(q_values: Tensor, gap: float) -> Tensor:
 
 
 def median_action_gap(q_values: Tensor) -> float:
-    """Median over ``[B, num_actions]`` of the difference between the best and the second-best action's value; 1 with a single action."""
+    """Median over ``[B, num_actions]`` of the difference between the best and the second-best Q-value; 1 for a single action."""
     if q_values.shape[-1] < 2:
         return 1.0
     best = q_values.topk(2, dim=-1).values

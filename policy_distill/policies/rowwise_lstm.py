@@ -28,15 +28,24 @@ class Lstm:
             for layer in range(lstm.num_layers)
         ]
 
-    def __call__(self, values: np.ndarray, state: Mapping[str, np.ndarray], starts: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Output ``[B, units]`` and the state after it.
+    def initial_state(self, rows: int) -> dict[str, np.ndarray]:
+        """The state of ``rows`` episodes that begin: zeros."""
+        return {name: np.zeros((rows, self.num_layers, self.units), np.float32) for name in ("hidden", "cell")}
+
+    def __call__(
+        self, values: np.ndarray, state: Mapping[str, np.ndarray], starts: np.ndarray | None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Output ``[B, units]``, which the next call leaves alone, and the state after it.
 
         Args:
             values: ``[B, inputs]`` float32.
             state: ``hidden`` and ``cell`` ``[B, layers, units]``, which are left as they are.
-            starts: ``[B]`` bool, where the state is taken for zeros.
+            starts: ``[B]`` bool, where the state is taken for zeros; None: nowhere.
         """
-        after = {name: np.where(starts[:, None, None], np.float32(0), state[name]) for name in ("hidden", "cell")}
+        after = {name: part.copy() for name, part in state.items()}
+        if starts is not None:
+            for part in after.values():
+                part[starts] = 0
         for layer, (of_values, of_hidden) in enumerate(self._products):
             gates = of_values(values) + of_hidden(np.ascontiguousarray(after["hidden"][:, layer]))
             keep = _sigmoid(gates[:, : 2 * self.units])

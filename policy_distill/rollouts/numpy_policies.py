@@ -7,16 +7,19 @@ observation alone, bit for bit: networks are run by ``rowwise``, and whatever el
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 import torch
+from torch import nn
 
 from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.encoders import Encoder, Images, Vectors
+from policy_distill.policies.gru import RowwiseGru
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student
@@ -52,20 +55,34 @@ def labeller(teacher: Teacher, rows: int) -> Label:
     """
     if teacher.anchor.device.type != "cpu":
         return _refuse_device
-    if any(not _is_seen(teacher, name) for name in teacher.recorded):
-        return lambda observations: _label_one_by_one(teacher, observations)
-    match teacher.network:
-        case DiscreteNetwork():
-            return _discrete(teacher, teacher.network, rows)
-        case MaskedNetwork(network=DiscreteNetwork()):
-            return _masked(teacher, teacher.network, rows)
-        case DeterministicNetwork():
-            return _deterministic(teacher, teacher.network, rows)
-        case GaussianNetwork():
-            return _gaussian(teacher, teacher.network, rows)
-        case Ensemble(combine="mean") if not teacher.recorded:
-            return _mixture(teacher.network, rows)
+    if isinstance(teacher.network, Ensemble) and teacher.network.combine == "mean" and not teacher.recorded:
+        return _mixture(teacher.network, rows)
+    answer = head(teacher.network, rows, teacher.recorded) if all(_is_seen(teacher, name) for name in teacher.recorded) else None
+    if answer is not None:
+        encode = encoder(teacher, rows)
+        return lambda observations: answer(encode(observations))
     return lambda observations: _label_one_by_one(teacher, observations)
+
+
+def head(network: nn.Module, rows: int, recorded: Sequence[str] = ()) -> Label | None:
+    """An acting network's labels of ``rows`` preprocessed observations ``[B, inputs]`` float32; None if it is no plain stack of layers.
+
+    Args:
+        network: of the teacher, or what follows its memory.
+        rows: B, of every question.
+        recorded: layers whose outputs are among the parameters.
+    """
+    names = {name: f"{LAYER}{name}" for name in recorded}
+    match network:
+        case DiscreteNetwork():
+            return _discrete(network, rows, names)
+        case MaskedNetwork(network=DiscreteNetwork()):
+            return _masked(network, rows, names)
+        case DeterministicNetwork():
+            return _deterministic(network, rows, names)
+        case GaussianNetwork():
+            return _gaussian(network, rows, names)
+    return None
 
 
 def _is_seen(teacher: Teacher, name: str) -> bool:
@@ -83,30 +100,55 @@ def actor(policy: Any, rows: int) -> Function:
     if isinstance(policy, Teacher) and policy.anchor.device.type == "cpu":
         return _teacher_actor(policy, rows)
     if isinstance(policy, Student):
-        return _student_actor(policy, rows)
+        view, act = policy.view, student_actor(policy, rows)
+        return act if view is None else lambda observations: act(view.see(observations))
     return lambda observations: one_by_one(policy.act, observations)
 
 
 def outputs_of(student: Student, rows: int) -> Function:
-    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
+    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` observations as it sees them.
 
     The next question may overwrite them.
     """
-    read, head = _features_of(student.encoder, rows), Layers(student.network, rows)
+    read, layers = _features_of(student.encoder, rows), Layers(student.network, rows)
     if has_mask(student.observation_space):
-        return lambda observations: student.family.masked(head(read(observations)), observations[MASK])
-    return lambda observations: head(read(observations))
+        return lambda observations: student.family.masked(layers(read(observations)), observations[MASK])
+    return lambda observations: layers(read(observations))
+
+
+class RecurrentActor:
+    """A student with a memory as it acts in ``rows`` environments; see ``policies.policy.Stateful``. Its state is ``[rows, units]``."""
+
+    def __init__(self, student: Student, rows: int) -> None:
+        assert student.memory is not None
+        self._features, self._memory = _features_of(student.encoder, rows), RowwiseGru(student.memory, rows)
+        self._layers, self._family, self._has_mask = Layers(student.network, rows), student.family, has_mask(student.observation_space)
+        self._choose = student.family.chooser(student.action_space.shape or ())
+
+    def initial_state(self, num_envs: int) -> np.ndarray:
+        return np.zeros((num_envs, self._memory.units), np.float32)
+
+    def step(self, observations: trees.Tree, state: np.ndarray, starts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        if starts is not None:
+            state = np.where((starts == GOES_ON)[:, None], state, np.float32(0))
+        state = self._memory(self._features(observations), state)
+        output = self._layers(state)
+        if self._has_mask:
+            output = self._family.masked(output, observations[MASK])
+        return self._choose(output), state
 
 
 def _features_of(encoder: Encoder, rows: int) -> Callable[[trees.Tree], np.ndarray]:
-    """What the encoder makes of ``rows`` raw observations, ``[B, features]``; the next question may overwrite it."""
+    """Features ``[B, features]`` of ``rows`` observations as the student sees them; the next call may overwrite them."""
     match encoder:
         case Vectors(space=space):
             mean, scale = encoder.mean.numpy(), encoder.scale.numpy()
             encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
+            columns = None if encoder.columns is None else list(encoder.columns)
 
             def normalize(observations: trees.Tree) -> np.ndarray:
-                np.subtract(vectors(observations), mean, out=encoded, casting="same_kind")
+                vector = vectors(observations)
+                np.subtract(vector if columns is None else vector[:, columns], mean, out=encoded, casting="same_kind")
                 return np.divide(encoded, scale, out=encoded)
 
             return normalize
@@ -157,19 +199,25 @@ def _label_one_by_one(teacher: Teacher, observations: trees.Tree) -> Labels:
 
 
 def _teacher_actor(teacher: Teacher, rows: int) -> Function:
-    label, space = labeller(teacher, rows), teacher.action_space
+    label, executed = labeller(teacher, rows), executable(teacher.action_space, rows)
+    return lambda observations: executed(label(observations)[1])
+
+
+def executable(space: gym.Space, rows: int) -> Function:
+    """From the actions of ``rows`` ``Labels`` to those that ``env.step`` takes."""
     if not isinstance(space, gym.spaces.Box):
-        return lambda observations: label(observations)[1]
+        return lambda actions: actions
     shape, dtype = (rows, *space.shape), space.dtype if space.dtype.kind == "f" else np.dtype(np.float32)
-    return lambda observations: label(observations)[1].reshape(shape).astype(dtype, copy=False)
+    return lambda actions: actions.reshape(shape).astype(dtype, copy=False)
 
 
-def _student_actor(student: Student, rows: int) -> Function:
+def student_actor(student: Student, rows: int) -> Function:
+    """The student's actions for batches of exactly ``rows`` observations as it sees them."""
     outputs, choose = outputs_of(student, rows), student.family.chooser(student.action_space.shape or ())
     return lambda observations: choose(outputs(observations))
 
 
-def _encoder(teacher: Teacher, rows: int) -> Function:
+def encoder(teacher: Teacher, rows: int) -> Function:
     """Raw observations as ``[B, inputs]`` float32, normalised in float64 and rounded once, as VecNormalize does."""
     known = teacher.normalization
     vectors = vectors_of(teacher.observation_space, rows)
@@ -197,17 +245,13 @@ def _encoder(teacher: Teacher, rows: int) -> Function:
     return encode_frames
 
 
-def _recorded(teacher: Teacher) -> dict[str, str]:
-    return {name: f"{LAYER}{name}" for name in teacher.recorded}
-
-
-def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
-    encode, choose = _encoder(teacher, rows), network.family.chooser(())
-    body = Layers(network.body, rows, name="body", recorded=_recorded(teacher))
+def _discrete(network: DiscreteNetwork, rows: int, recorded: Mapping[str, str]) -> Label:
+    choose = network.family.chooser(())
+    body = Layers(network.body, rows, name="body", recorded=recorded)
     name, quantiles = network.scores, network.num_quantiles
 
-    def ask(observations: np.ndarray) -> Labels:
-        scores = body(encode(observations))
+    def ask(features: np.ndarray) -> Labels:
+        scores = body(features)
         if quantiles > 1:
             scores = scores.reshape(rows, quantiles, -1).mean(1)
         return {name: scores, **body.seen}, choose(scores)
@@ -215,46 +259,43 @@ def _discrete(teacher: Teacher, network: DiscreteNetwork, rows: int) -> Label:
     return ask
 
 
-def _masked(teacher: Teacher, network: MaskedNetwork, rows: int) -> Label:
+def _masked(network: MaskedNetwork, rows: int, recorded: Mapping[str, str]) -> Label:
     inner: Any = network.network
-    encode, choose = _encoder(teacher, rows), network.family.chooser(())
-    body = Layers(inner.body, rows, name="network.body", recorded=_recorded(teacher))
+    choose = network.family.chooser(())
+    body = Layers(inner.body, rows, name="network.body", recorded=recorded)
 
-    def ask(observations: np.ndarray) -> Labels:
-        features, mask = network.parts(encode(observations))
-        logits = network.family.masked(body(np.ascontiguousarray(features)), mask)
+    def ask(features: np.ndarray) -> Labels:
+        rest, mask = network.parts(features)
+        logits = network.family.masked(body(np.ascontiguousarray(rest)), mask)
         return {"logits": logits, **body.seen}, choose(logits)
 
     return ask
 
 
-def _deterministic(teacher: Teacher, network: DeterministicNetwork, rows: int) -> Label:
-    encode, finish = _encoder(teacher, rows), _to_environment(network.bounds, squashed=network.squashed)
-    body = Layers(network.body, rows, name="body", recorded=_recorded(teacher))
+def _deterministic(network: DeterministicNetwork, rows: int, recorded: Mapping[str, str]) -> Label:
+    finish = _to_environment(network.bounds, squashed=network.squashed)
+    body = Layers(network.body, rows, name="body", recorded=recorded)
 
-    def ask(observations: np.ndarray) -> Labels:
-        actions = finish(body(encode(observations)))
+    def ask(features: np.ndarray) -> Labels:
+        actions = finish(body(features))
         return {**body.seen}, actions
 
     return ask
 
 
-def _gaussian(teacher: Teacher, network: GaussianNetwork, rows: int) -> Label:
-    encode, spread = _encoder(teacher, rows), _spread(network, rows)
-    latent, head = (
-        Layers(part, rows, name=name, recorded=_recorded(teacher)) for name, part in (("latent", network.latent), ("mean", network.mean))
-    )
+def _gaussian(network: GaussianNetwork, rows: int, recorded: Mapping[str, str]) -> Label:
+    spread = _spread(network, rows)
+    latent, last = (Layers(part, rows, name=name, recorded=recorded) for name, part in (("latent", network.latent), ("mean", network.mean)))
     bounds, finish = network.bounds, _to_environment(network.bounds, squashed=network.squashed)
     scale, offset = bounds.scale.numpy(), bounds.offset.numpy()
 
-    def ask(observations: np.ndarray) -> Labels:
-        features = encode(observations)
+    def ask(features: np.ndarray) -> Labels:
         hidden = latent(features)
-        mean = head(hidden)
+        mean = last(hidden)
         actions = finish(mean)
         if not network.squashed:
             mean = (mean - offset) / scale
-        return {"mean": mean, "log_std": spread(hidden, features), **latent.seen, **head.seen}, actions
+        return {"mean": mean, "log_std": spread(hidden, features), **latent.seen, **last.seen}, actions
 
     return ask
 

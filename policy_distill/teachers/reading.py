@@ -1,4 +1,4 @@
-"""From an agent's archive or a live model to its networks: the one that acts, and its critic."""
+"""Networks of an agent, acting network and critic, from its archive or a live model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from policy_distill.teachers.networks.recurrent import rebuild_recurrent
 
 @dataclass(frozen=True)
 class Networks:
-    """An agent's networks, and what it is."""
+    """An agent's networks and its algorithm."""
 
     acting: nn.Module
     critic: nn.Module | None
@@ -53,12 +53,13 @@ class Networks:
 def networks_of_files(
     files: AgentFiles, reading: Reading, notes: list[str]
 ) -> tuple[Networks, tuple[gym.Space, gym.Space], dict[str, Any]]:
-    """An agent's networks, its observation and action space, and plain facts; what a user should know is added to ``notes``.
+    """An agent's networks, its observation and action space, and plain facts; notices for the user are added to ``notes``.
 
-    They are rebuilt from plain data; with ``reading.trust`` Stable-Baselines3 unpickles what cannot be, which runs code from the file.
+    Networks are rebuilt from plain data. If that is impossible and ``reading.trust`` is set, Stable-Baselines3 unpickles the agent, which
+    runs code from the file.
 
     Raises:
-        RequestError: if the agent is not supported; ``NotPlainError`` where ``--trust`` might help.
+        RequestError: if the agent is not supported; ``NotPlainError`` if ``--trust`` might help.
     """
     archive = None
     try:
@@ -75,16 +76,16 @@ def networks_of_files(
 
 
 def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, notes: list[str], extractor: str | None = None) -> Networks:
-    """Rebuild the networks from plain weights; what a user should know is added to ``notes``.
+    """Rebuild the networks from plain weights; notices for the user are added to ``notes``.
 
-    ``extractor`` names the source of the agent's own features extractor, ``file.py:Class``.
+    ``extractor`` is the source of the agent's custom features extractor, ``file.py:Class``.
 
     Raises:
-        RequestError: if they are not supported; ``NotPlainError`` where ``--trust`` might help.
+        RequestError: if they are not supported; ``NotPlainError`` if ``--trust`` might help.
     """
     if archive.policy_module is not None and not archive.policy_module.startswith(SB3_PACKAGES):
-        told = algorithm_of_fields(archive.data)
-        if told is not None and ALGORITHMS[told].has_memory:
+        saved_by = algorithm_of_fields(archive.data)
+        if saved_by is not None and ALGORITHMS[saved_by].has_memory:
             raise RequestError(f"{archive.path} {HAS_MEMORY}")
         raise NotPlainError(
             f"{archive.path} uses the custom policy class of {archive.policy_module!r}, which weights alone do not describe; "
@@ -124,7 +125,7 @@ def _maker(archive: Archive, extractor: str | None, notes: list[str]) -> Reader 
 
 
 def networks_of_model(model: Any) -> Networks:
-    """Rebuild a live model's networks where its policy is one of the libraries' own, else copy the policy.
+    """Rebuild a live model's networks if its policy's class belongs to one of the libraries, else copy the policy.
 
     Raises:
         RequestError: if the model is not supported.
@@ -149,20 +150,20 @@ def networks_of_model(model: Any) -> Networks:
         except NotPlainError:
             if ALGORITHMS[name].has_memory:
                 raise
-            # a features extractor or activation of the user's own: copied below
+            # a custom features extractor or activation: copied below
     live = LivePolicy(policy, model.action_space, acting_family(model.action_space, source))
     return Networks(live, live_critic(live), name)
 
 
 def algorithm_to_trust(files: AgentFiles, algo: str | None) -> str | None:
-    """The algorithm with whose class Stable-Baselines3 is to load the zip: the user's word, else the zip's, else the folder's."""
-    told = algorithm_of_fields(read_data(files.zip_path))
-    alike = layout_of(told) is None or layout_of(files.algo) is layout_of(told)
-    return algo or (files.algo if files.algo is not None and alike else told)
+    """The algorithm whose class loads the zip: the user's choice, else the folder's if its layout agrees, else the zip's."""
+    saved_by = algorithm_of_fields(read_data(files.zip_path))
+    agrees = layout_of(saved_by) is None or layout_of(files.algo) is layout_of(saved_by)
+    return algo or (files.algo if files.algo is not None and agrees else saved_by)
 
 
 def spaces_of(archive: Archive | None) -> dict[str, gym.Space]:
-    """The spaces that could be read, which Stable-Baselines3 then need not unpickle."""
+    """The spaces that were read as data, so that Stable-Baselines3 does not unpickle them."""
     return {} if archive is None else {"observation_space": archive.observation_space, "action_space": archive.action_space}
 
 
@@ -177,7 +178,7 @@ def archive_facts(archive: Archive) -> dict[str, Any]:
 
 
 def around(files: AgentFiles) -> dict[str, Any]:
-    """What the files around an agent's zip tell, as arguments of ``Teacher``."""
+    """Arguments of ``Teacher`` from the files around an agent's zip."""
     statistics, rewards = files.vecnormalize_path, files.reward_statistics_path
     return {
         "path": str(files.zip_path),
@@ -190,7 +191,7 @@ def around(files: AgentFiles) -> dict[str, Any]:
 
 
 def normalization_notes(files: AgentFiles, normalization: Statistics | None) -> list[str]:
-    """What a user should know about the statistics that were chosen; nothing where they lie where the RL Zoo puts them."""
+    """Notices about the source of the statistics; none if it is the RL Zoo's usual place."""
     path = files.vecnormalize_path
     if path is None or (files.env is not None and path.name == "vecnormalize.pkl"):
         return []
@@ -199,7 +200,7 @@ def normalization_notes(files: AgentFiles, normalization: Statistics | None) -> 
 
 
 def inside(wrapper: Any) -> dict[str, Any]:
-    """What a live VecNormalize around a model tells, as arguments of ``Teacher``; None: there is none."""
+    """Arguments of ``Teacher`` from a live VecNormalize around a model, or None."""
     if wrapper is None:
         return {}
 
@@ -209,14 +210,14 @@ def inside(wrapper: Any) -> dict[str, Any]:
 
     normalization: Statistics | None = None
     if wrapper.norm_obs:
-        known = wrapper.obs_rms
-        normalization = {key: of(known[key]) for key in wrapper.norm_obs_keys} if isinstance(known, dict) else of(known)
+        moments = wrapper.obs_rms
+        normalization = {key: of(moments[key]) for key in wrapper.norm_obs_keys} if isinstance(moments, dict) else of(moments)
     scale = reward_scale_of(wrapper.ret_rms.var, wrapper.epsilon) if wrapper.norm_reward else 1.0
     return {"normalization": normalization, "reward_scale": scale, "normalization_source": "VecNormalize"}
 
 
 def _reward_scale(files: AgentFiles) -> float | None:
-    """What rewards were divided by, where no file of statistics tells: 1 if they were not, None if unknown."""
+    """Scale of the rewards without a statistics file: 1 if they were not normalised, None if unknown."""
     normalized = files.rewards_normalized
     if normalized is None:
         normalized = read_training_record(files.zip_path).inside_vec_normalize
@@ -236,7 +237,7 @@ def model_facts(model: Any) -> dict[str, Any]:
 
 
 def check_observation_space(space: gym.Space, source: str) -> None:
-    """Refuse spaces that no student reads.
+    """Refuse unsupported observation spaces.
 
     Raises:
         RequestError: for a Dict within a Dict, and for Tuple.

@@ -205,7 +205,6 @@ def _algorithms() -> Iterator[Kind]:
     for name, policy_kwargs in crossq.items():
         yield Kind(f"crossq{name}", "CrossQ", VECTOR, LOPSIDED, {"policy_kwargs": policy_kwargs}, needs_trust="normalises inside")
     yield Kind("crossq own extractor", "CrossQ", VECTOR, LOPSIDED, extractor="Layers", needs_trust="normalises inside")
-    yield Kind("recurrent", "RecurrentPPO", VECTOR, Discrete(3), policy="MlpLstmPolicy", refused="memory")
 
 
 def _options() -> Iterator[Kind]:

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMoni
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.rollouts.episodes import evaluate
-from policy_distill.rollouts.numpy_policies import _encoder, actor
+from policy_distill.rollouts.numpy_policies import actor, encoder
 from policy_distill.rollouts.play import SIDE_BY_SIDE
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import environment_for, fill_stack
@@ -95,7 +95,7 @@ def test_actions_are_those_of_stable_baselines_step_by_step(order, tmp_path):
         for _ in range(5):
             batch = np.repeat(observation[None], SIDE_BY_SIDE, axis=0)
             expected, _ = model.predict(theirs, deterministic=True)
-            for encoded in (teacher.encode(torch.from_numpy(batch)).numpy(), _encoder(teacher, SIDE_BY_SIDE)(batch)):
+            for encoded in (teacher.encode(torch.from_numpy(batch)).numpy(), encoder(teacher, SIDE_BY_SIDE)(batch)):
                 np.testing.assert_array_equal(encoded[0], theirs[0])
             for actions in (teacher.act(batch), act(batch), live.act(batch)):
                 np.testing.assert_allclose(actions[0], expected[0], rtol=1e-5, atol=1e-6)
@@ -142,7 +142,7 @@ def test_a_stack_that_is_not_asked_for_is_asked_for(tmp_path):
     with pytest.raises(RequestError, match="give --frame-stack 3, else the vecnormalize"):
         environment_for(teacher, PUSH.id)
     spec, notices = environment_for(teacher, STACKED)
-    assert any("zero once it is normalised" in notice for notice in notices)
+    assert any("zero after normalisation" in notice for notice in notices)
     assert fill_stack(spec, teacher)[0] == spec, "filling twice changes nothing"
     assert EnvironmentSpec.from_dict(spec.to_dict()) == spec
 

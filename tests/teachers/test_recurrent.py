@@ -12,8 +12,9 @@ import torch
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.environments.vector import GOES_ON
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.policy import StatefulTeacher
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.teachers import RecurrentTeacher, Teacher
@@ -24,10 +25,16 @@ BLIND = EnvironmentSpec("CartPole-v1", wrappers=(("MaskVelocityWrapper", {}),))
 PARTS = gym.spaces.Dict({"far": gym.spaces.Box(-5, 5, (4,), np.float32), "near": gym.spaces.Discrete(3)})
 
 
-def model_of(env: gym.Env, policy: str = "MlpLstmPolicy") -> Any:
-    model = sb3_contrib.RecurrentPPO(
-        policy, env, n_steps=8, batch_size=8, seed=0, device="cpu", policy_kwargs={"net_arch": [8], "lstm_hidden_size": 12}
-    )
+def tiny(observations: gym.Space, actions: gym.Space) -> gym.Env:
+    """An environment of these spaces."""
+    return TinyEnv(observations, actions)
+
+
+def model_of(env: gym.Env, *, use_sde: bool = False, **settings: Any) -> Any:
+    """An untrained agent whose weights are large enough to name different actions."""
+    policy = "MultiInputLstmPolicy" if isinstance(env.observation_space, gym.spaces.Dict) else "MlpLstmPolicy"
+    kwargs = {"net_arch": [8], "lstm_hidden_size": 12, **settings}
+    model = sb3_contrib.RecurrentPPO(policy, env, n_steps=8, batch_size=8, seed=0, device="cpu", use_sde=use_sde, policy_kwargs=kwargs)
     with torch.no_grad():
         for name, parameter in model.policy.named_parameters():
             if "log_std" not in name:
@@ -70,7 +77,7 @@ def test_episodes_are_those_of_sb3_contrib_however_many_are_played(blind, tmp_pa
 
 @pytest.mark.parametrize("actions", [gym.spaces.Discrete(4), gym.spaces.Box(-2, 1, (2,), np.float32), gym.spaces.MultiBinary(3)], ids=str)
 def test_a_dict_is_read_as_by_its_policy(actions):
-    model = model_of(TinyEnv(PARTS, actions), "MultiInputLstmPolicy")
+    model = model_of(tiny(PARTS, actions))
     teacher = Teacher.from_sb3(model)
     assert isinstance(teacher, RecurrentTeacher)
     state, theirs = teacher.initial_state(1), None
@@ -82,6 +89,15 @@ def test_a_dict_is_read_as_by_its_policy(actions):
         expected, theirs = model.predict(observation, theirs, np.array([step % 11 == 0]), deterministic=True)
         action, state = teacher.step(seen, state, starts)
         np.testing.assert_allclose(action[0], expected, atol=1e-5)
+
+
+def along(teacher: RecurrentTeacher, observations: np.ndarray) -> list[torch.Tensor]:
+    """Logits of one episode's observations ``[T, ...]``."""
+    state, logits = teacher.initial_state(1), []
+    for step, observation in enumerate(observations):
+        targets, state = teacher.label(observation[None], state, np.array([0 if step == 0 else GOES_ON]))
+        logits.append(targets.parameters["logits"])
+    return logits
 
 
 def test_labels_along_an_episode_do_not_depend_on_who_acts_or_on_the_workers(blind):
@@ -101,7 +117,7 @@ def test_labels_along_an_episode_do_not_depend_on_who_acts_or_on_the_workers(bli
     logits = torch.cat([part.targets.parameters["logits"] for part in found[0]])
     for episode in episodes.unique()[:6]:
         rows = episodes == episode
-        torch.testing.assert_close(teacher.along(observations[rows].numpy()).parameters["logits"], logits[rows])
+        torch.testing.assert_close(torch.cat(along(teacher, observations[rows].numpy())), logits[rows])
 
 
 def test_one_observation_alone_is_no_question(blind):

@@ -1,4 +1,4 @@
-"""Families of action distributions: one class each, found by the action space."""
+"""Families of action distributions, one class for each, and the choice by action space."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ FAMILIES: dict[type[gym.Space], Callable[[Any], Family | None]] = {
     gym.spaces.MultiBinary: Bernoulli.of_space,
     gym.spaces.Box: DiagGaussian.of_space,
 }
-"""Action space -> what makes the family of a policy that acts in it, or None if the family does not fit that space."""
+"""Constructor of the family for each class of action space; it returns None for a space that the family does not support."""
 
 
 def family_of(space: gym.Space) -> Family:
-    """The family of a policy that acts in ``space``, by its class or the nearest ancestor in ``FAMILIES``.
+    """The family for ``space``, by its class or the nearest base class in ``FAMILIES``.
 
     Raises:
-        ValueError: for a space that no student can act in.
+        ValueError: if no family supports the space.
     """
     for kind in type(space).__mro__:
         if kind in FAMILIES and (family := FAMILIES[kind](space)) is not None:

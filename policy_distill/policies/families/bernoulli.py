@@ -1,4 +1,4 @@
-"""Switches."""
+"""Independent binary actions (MultiBinary spaces)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from policy_distill.policies.families.family import Outputs
 
 @dataclass(frozen=True)
 class Bernoulli(Choices):
-    """``num_bits`` independent switches; a logit above zero means on. Parameters: ``logits``."""
+    """``num_bits`` independent binary components; a logit above zero means 1. Parameters: ``logits``."""
 
     num_bits: int
 
@@ -42,7 +42,7 @@ class Bernoulli(Choices):
     def standardizes(self) -> bool:
         return False
 
-    # All switches are one part ``[..., switches, 2]``: the logit of "off" is 0.
+    # All components form one part ``[..., num_bits, 2]``: the logit of "off" is 0.
 
     def parts(self, logits: Tensor) -> list[Tensor]:
         return [torch.stack([torch.zeros_like(logits), logits], dim=-1)]
@@ -71,7 +71,7 @@ class Bernoulli(Choices):
 
     def masked(self, outputs: Outputs, mask: Outputs) -> Outputs:
         where, off, on = where_of(outputs), mask[..., 0::2] != 0, mask[..., 1::2] != 0
-        return where(on, where(off, outputs, -FORBIDDEN), where(off, FORBIDDEN, 0 * outputs))  # equal where neither is allowed
+        return where(on, where(off, outputs, -FORBIDDEN), where(off, FORBIDDEN, 0 * outputs))  # logit 0 where neither is allowed
 
     def mix(self, members: Sequence[Parameters], weights: Sequence[float]) -> Parameters:
         logits = torch.stack([member["logits"] for member in members])
@@ -79,7 +79,7 @@ class Bernoulli(Choices):
 
     def confident(self, actions: Tensor) -> Parameters:
         if not bool(((actions == 0) | (actions == 1)).all()):
-            raise ValueError("the callable named switches other than 0 and 1")
+            raise ValueError("the callable returned values other than 0 and 1")
         return {"logits": (2.0 * actions.float() - 1.0) * float(np.log(CONFIDENCE / (1 - CONFIDENCE)))}
 
     def noise(self, generator: np.random.Generator, num_steps: int) -> np.ndarray:

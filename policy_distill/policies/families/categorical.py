@@ -1,4 +1,4 @@
-"""One action out of several."""
+"""Categorical distributions (Discrete spaces)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from policy_distill.policies.rowwise import Function
 
 @dataclass(frozen=True)
 class Categorical(Choices):
-    """One action out of ``num_actions``; environment actions begin at ``start``. Parameters: ``logits``, or ``q_values`` of a teacher."""
+    """One of ``num_actions`` actions, numbered from ``start`` in the environment. Parameters: ``logits``, or a teacher's ``q_values``."""
 
     num_actions: int
     start: int = 0

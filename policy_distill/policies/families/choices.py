@@ -1,8 +1,9 @@
-"""Independent choices among a few actions: what the discrete families share."""
+"""Base class of the discrete families: independent categorical components."""
 
 from __future__ import annotations
 
 import functools
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,15 +18,13 @@ from policy_distill.policies.families.family import Family, Outputs
 from policy_distill.policies.q_values import standardize_logits
 
 CONFIDENCE = 0.999
-"""Share of the probability on the named action of a teacher that only names one: its log-probabilities stay finite, as a KL needs."""
-
-
+"""Probability of the chosen action if a teacher returns only actions; below 1, so that the KL stays finite."""
 FORBIDDEN = -1e8
-"""Logit of a forbidden choice, as in sb3-contrib: its probability is exactly 0, and where nothing is allowed all are equal."""
+"""Logit of a forbidden action, as in sb3-contrib: its probability is exactly 0; if all are forbidden, all are equally likely."""
 
 
 class Choices(Family):
-    """One or several independent choices; the logits of all of them lie side by side."""
+    """One or several independent categorical components, whose logits are concatenated."""
 
     box = None
     names = ("logits",)
@@ -33,17 +32,14 @@ class Choices(Family):
 
     @abstractmethod
     def parts(self, logits: Tensor) -> list[Tensor]:
-        """The logits of each choice, ``[..., number of values]``."""
+        """The logits of each component, ``[..., number of values]``."""
 
     def total(self, values: Iterable[Tensor]) -> Tensor:
-        """The sum over the choices of values ``[...]``."""
-        first, *rest = values
-        for value in rest:
-            first = first + value
-        return first
+        """Sum over the components of values ``[...]``."""
+        return functools.reduce(operator.add, values)
 
     def of_choices(self, raw: Tensor) -> list[Tensor]:
-        """A raw action as one index for each of ``parts``."""
+        """A raw action as one tensor of indices for each of ``parts``."""
         return list(raw.unbind(-1))
 
     @property
@@ -89,14 +85,15 @@ class Choices(Family):
         parts = []
         for column, size in zip(self.raw(actions).unbind(-1), self.sizes, strict=True):
             if not bool(((column >= 0) & (column < size)).all()):
-                raise ValueError(f"an action is outside its space: {size} choices, named {int(column.min())} to {int(column.max())}")
+                found = f"{int(column.min())} to {int(column.max())}"
+                raise ValueError(f"an action is outside its space: it has {size} values, and the actions are {found}, counted from 0")
             chosen = torch.nn.functional.one_hot(column, size).float()
             rest = (1 - CONFIDENCE) / max(size - 1, 1)
             parts.append((chosen * CONFIDENCE + (1 - chosen) * rest).log())
         return {"logits": torch.cat(parts, dim=-1)}
 
     def noise(self, generator: np.random.Generator, num_steps: int) -> np.ndarray:
-        """Gumbel noise: the greatest of logits plus noise is a draw from their softmax (Maddison et al. 2014, arXiv 1411.0030)."""
+        """Gumbel noise: the argmax of logits plus noise is a sample from their softmax (Maddison et al. 2014, arXiv 1411.0030)."""
         return generator.gumbel(size=(num_steps, self.width)).astype(np.float32)
 
     def scored(self, outputs: Tensor, log_std: Tensor, raw: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -109,7 +106,7 @@ _KL = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one index a row by the Gumbel trick."""
+    """Sample one index for each row by the Gumbel-max trick."""
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device).clamp_min(1e-20)
     return (logits - (-uniform.log()).log()).argmax(-1)
 
@@ -120,12 +117,12 @@ def where_of(values: Tensor | np.ndarray) -> Callable[..., Any]:
 
 
 def log_of_mean(log_probs: Tensor, weights: Sequence[float]) -> Tensor:
-    """``log(sum_m weights[m] * exp(log_probs[m]))`` of ``[M, ...]``; a probability that underflows keeps its logarithm."""
-    shares = log_probs.new_tensor(weights).log().reshape(-1, *[1] * (log_probs.ndim - 1))
-    return (log_probs + shares).logsumexp(0)
+    """``log(sum_m weights[m] * exp(log_probs[m]))`` for ``[M, ...]``; stable if a probability underflows."""
+    log_weights = log_probs.new_tensor(weights).log().reshape(-1, *[1] * (log_probs.ndim - 1))
+    return (log_probs + log_weights).logsumexp(0)
 
 
 def _scored(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability ``[B]`` of ``chosen`` ``[B, 1]``; its derivative by the logits ``[B, n]`` is what was chosen less what was likely."""
+    """Log-probability ``[B]`` of ``chosen`` ``[B, 1]``, and its gradient with respect to the logits ``[B, n]``: one-hot minus softmax."""
     log_probs, chosen = logits.log_softmax(-1), chosen.long()
     return log_probs.gather(-1, chosen)[:, 0], (-log_probs.exp()).scatter_add(-1, chosen, torch.ones_like(log_probs[:, :1]))

@@ -1,4 +1,4 @@
-"""Continuous actions without a distribution."""
+"""Deterministic continuous actions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from policy_distill.policies.families.family import Family
 
 @dataclass(frozen=True)
 class Deterministic(Family):
-    """A teacher that only names the action: TD3, DDPG, ARS, any callable."""
+    """A deterministic teacher: TD3, DDPG, ARS, any callable."""
 
     box: Box
     names = ()
@@ -33,4 +33,4 @@ class Deterministic(Family):
         return self.box.to_box(actions)
 
     def mode(self, parameters: Parameters) -> Tensor:
-        raise ValueError(f"{self} has no parameters: the teacher names the action")
+        raise ValueError(f"{self} has no parameters: the teacher returns actions")

@@ -1,4 +1,4 @@
-"""Normal distributions of continuous actions."""
+"""Diagonal Gaussians of continuous actions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from policy_distill.policies.families.family import Family, weighted_mean
 from policy_distill.policies.rowwise import Function
 
 SATURATED = 0.99
-"""A squashed mean this far out lies on its bound."""
+"""A squashed mean counts as on its bound from this absolute value on."""
 
 
 @dataclass(frozen=True)
 class DiagGaussian(Family):
     """Independent normal components in box units; ``squashed`` ones pass through tanh (SAC, TQC), others are clipped (PPO, A2C, TRPO).
 
-    Parameters: ``mean`` and ``log_std``, before tanh where squashed. A squashed density is no loss's target: it has its own support.
+    Parameters: ``mean`` and ``log_std``, before tanh if squashed. A squashed density is not a target of a loss, since its support differs.
     """
 
     box: Box
@@ -52,7 +52,7 @@ class DiagGaussian(Family):
 
     @property
     def mixes(self) -> bool:
-        return not self.squashed  # the mean of two squashed Gaussians is none
+        return not self.squashed  # a mixture of squashed Gaussians is not close to one
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ class DiagGaussian(Family):
         return {"mean": outputs, "log_std": log_std}
 
     def _to_environment(self, raw: Tensor) -> Tensor:
-        if self.squashed:  # tanh reaches from bound to bound, whatever the units are
+        if self.squashed:  # tanh maps to the bounds, regardless of the units
             return Box(self.box.low, self.box.high).to_environment(raw.tanh())
         return self.box.to_environment(raw)
 
@@ -90,7 +90,7 @@ class DiagGaussian(Family):
         return (parameters["log_std"] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def mix(self, members: Sequence[Parameters], weights: Sequence[float]) -> Parameters:
-        """The Gaussian with the mean and the variance of the mixture: the mean of the variances plus the variance of the means."""
+        """The Gaussian with the mixture's mean and variance: the mean of the variances plus the variance of the means."""
         means, log_stds = [member["mean"] for member in members], [member["log_std"] for member in members]
         mean = weighted_mean(means, weights)
         within = weighted_mean([(2 * log_std).exp() for log_std in log_stds], weights)
@@ -134,9 +134,9 @@ class DiagGaussian(Family):
 
 
 def _to_environment(box: Box, shape: tuple[int, ...]) -> Function:
-    """From means or draws in box units ``[B, dim]`` to fresh actions ``[B, *shape]`` in the environment's units.
+    """Function from raw actions ``[B, dim]`` to new arrays of actions ``[B, *shape]`` in environment units.
 
-    They are clipped last: rounding takes none of them past the bounds.
+    Clipping is the last operation, so that rounding cannot exceed the bounds.
     """
     unit, offset = (values.astype(np.float32) for values in box.affine())
     low, high = (np.array(bounds, np.float32) for bounds in (box.low, box.high))

@@ -1,4 +1,4 @@
-"""Several choices at once."""
+"""Several independent categorical distributions (MultiDiscrete spaces)."""
 
 from __future__ import annotations
 

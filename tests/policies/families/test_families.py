@@ -238,9 +238,9 @@ def test_named_actions_have_nearly_all_the_probability():
         MultiCategorical((2, 3)).confident(tensor([[1, 0]]))["logits"].exp(), tensor([[0.001, 0.999, 0.999, 0.0005, 0.0005]])
     )
     torch.testing.assert_close(Bernoulli(2).confident(tensor([[0, 1]]))["logits"].sigmoid(), tensor([[0.001, 0.999]]))
-    with pytest.raises(ValueError, match="outside its space: 3 choices, named -1 to -1"):
+    with pytest.raises(ValueError, match="outside its space: it has 3 values, and the actions are -1 to -1"):
         Categorical(3, start=2).confident(tensor([1]))
-    with pytest.raises(ValueError, match="switches other than 0 and 1"):
+    with pytest.raises(ValueError, match="values other than 0 and 1"):
         Bernoulli(1).confident(tensor([[2]]))
 
 

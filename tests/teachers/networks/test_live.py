@@ -132,9 +132,9 @@ def test_a_function_that_answers_something_else_is_refused():
     observations = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="returned 1 numbers an observation; 2 actions are expected"):
         Teacher.from_callable(lambda x: x[:, :1], VECTOR, LOPSIDED).targets(observations)
-    with pytest.raises(ValueError, match="outside its space: 3 choices, named 7"):
+    with pytest.raises(ValueError, match="outside its space: it has 3 values, and the actions are 7"):
         Teacher.from_callable(lambda x: np.array([7, 7]), VECTOR, THREE).targets(observations)
-    with pytest.raises(ValueError, match="switches other than 0 and 1"):
+    with pytest.raises(ValueError, match="values other than 0 and 1"):
         Teacher.from_callable(lambda x: np.array([[2], [0]]), VECTOR, gym.spaces.MultiBinary(1)).targets(observations)
     with pytest.raises(RequestError, match="the action space is continuous"):
         Teacher.from_callable(lambda x: x, VECTOR, LOPSIDED, outputs="logits")
