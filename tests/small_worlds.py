@@ -21,7 +21,8 @@ from policy_distill.training.dataset import Dataset
 WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Bandit-v0"), EnvironmentSpec("tests/Push-v0")
 PLACES = EnvironmentSpec("tests/Places-v0")
 DIALS, SWITCHES = EnvironmentSpec("tests/Echo-v0", {"sizes": (2, 3)}), EnvironmentSpec("tests/Echo-v0", {"sizes": 3})
-BEACON = EnvironmentSpec("tests/Beacon-v0")
+RECALL, RECALL_CUES, RECALL_STEPS = EnvironmentSpec("tests/Recall-v0"), 4, 6
+BEACON, BEFORE = EnvironmentSpec("tests/Beacon-v0"), EnvironmentSpec("tests/Before-v0")
 WALK_LIMIT = 12
 
 
@@ -121,6 +122,31 @@ class Echo(gym.Env):
         return self.shown, float((action == self.shown).sum()), True, False, {}
 
 
+class Recall(gym.Env):
+    """A number is shown at the start, then nothing; at the end it must be named. Earlier actions do not matter.
+
+    The best return is 1. Who sees single observations alone earns one in ``RECALL_CUES`` at best.
+    """
+
+    observation_space = gym.spaces.Discrete(RECALL_CUES + 2)
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Discrete(RECALL_CUES)
+        self.shown = self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.shown, self.steps = int(self.np_random.integers(RECALL_CUES)), 0
+        return self.shown, {}
+
+    def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is no action"
+        self.steps += 1
+        over = self.steps == RECALL_STEPS
+        seen = RECALL_CUES + (self.steps == RECALL_STEPS - 1)
+        return seen, float(over and action == self.shown), over, False, {}
+
+
 class Push(gym.Env):
     """Five steps, each of which costs the distance to ``push_best``; the bounds are not symmetric and the best action often lies on one."""
 
@@ -175,6 +201,30 @@ class Beacon(gym.Env):
         return self._look(), -1.0, bool((self.walker == self.bright).all()), False, {}
 
 
+class Before(gym.Env):
+    """Name the bit that was shown before this one; each right answer earns 1. Before the first step the first bit was shown as well.
+
+    Observed are the bit, the bit before it, and six numbers that never vary: whoever sees the first alone needs a history of two.
+    """
+
+    observation_space = gym.spaces.Box(-1, 1, (8,), np.float32)
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Discrete(2)
+        self.state = np.zeros(8, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state[:2] = 2 * int(self.np_random.integers(2)) - 1
+        self.state[2:] = 0.5
+        return self.state.copy(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(int(action) == (self.state[1] > 0))
+        self.state[:2] = 2 * int(self.np_random.integers(2)) - 1, self.state[0]
+        return self.state.copy(), reward, False, False, {}
+
+
 def beacon_best(images: np.ndarray) -> np.ndarray:
     """Along the first axis as long as the places differ there, then along the second."""
     walker, bright = (np.stack(np.divmod(images[..., plane].reshape(-1, 36).argmax(1), 6), axis=1) for plane in (0, 1))
@@ -204,6 +254,15 @@ def places_best(observations: dict[str, np.ndarray]) -> np.ndarray:
 
 def places_teacher() -> Teacher:
     return Teacher.from_callable(places_best, Places.observation_space, gym.spaces.Discrete(3))
+
+
+def before_best(observations: np.ndarray) -> np.ndarray:
+    """The bit that was shown before."""
+    return (observations[:, 1] > 0).astype(np.int64)
+
+
+def before_teacher(params: int = 0) -> Teacher:
+    return Teacher.from_callable(before_best, Before.observation_space, gym.spaces.Discrete(2), params=params)
 
 
 def push_teacher() -> Teacher:
@@ -251,6 +310,25 @@ def image_student(observation_space: gym.Space, action_space: gym.Space, *, chan
             parameter.copy_(torch.randn(parameter.shape, generator=draws) / max(parameter[0].numel(), 1) ** 0.5)
         for name, buffer in student.encoder.named_buffers():
             buffer.fill_(255.0 if name.endswith("scale") else 0.0)
+    return student.eval().requires_grad_(False)
+
+
+def recurrent_student(observation_space: gym.Space, action_space: gym.Space, *, channels: tuple[int, ...] = (), seed: int = 0) -> Student:
+    """A student with a memory of 7 units, drawn weights and a normaliser that is not trivial; its actions vary along an episode."""
+    student = Student(Architecture(observation_space, action_space, (8,), "tanh", channels=channels, memory=7))
+    draws = generator(seed)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            drawn = 1.5 * torch.randn(parameter.shape, generator=draws) / max(parameter[0].numel(), 1) ** 0.5
+            parameter.copy_(drawn if parameter.ndim > 1 else 0.1 * drawn)
+        for buffer in student.encoder.buffers():
+            buffer.copy_(torch.full(buffer.shape, 255.0) if channels else 0.5 + torch.rand(buffer.shape, generator=draws))
+        student.log_std.copy_(-torch.rand(student.log_std.shape, generator=draws))
+        assert student.memory is not None
+        features = student.encoder(trees.to_tensors(random_observations(observation_space, 128))).unflatten(0, (8, 16))
+        outputs, last = student.network(student.memory(features, torch.zeros(16, 7))).flatten(0, 1), student.linears[-1]
+        last.bias.sub_(outputs.mean(0)).div_(outputs.std(0))
+        last.weight.div_(outputs.std(0)[:, None])
     return student.eval().requires_grad_(False)
 
 
@@ -302,7 +380,7 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
 
 for _name, _limit in (
     *(("Walk", WALK_LIMIT), ("Places", WALK_LIMIT), ("Halves", WALK_LIMIT)),
-    *(("Bandit", None), ("Echo", None), ("Push", None), ("Beacon", 12)),
+    *(("Bandit", None), ("Echo", None), ("Push", None), ("Recall", None), ("Beacon", 12), ("Before", 10)),
 ):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)
 

@@ -9,7 +9,8 @@ import torch
 
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import ActionTargets
-from tests.small_worlds import Walk
+from policy_distill.policies.policy import State
+from tests.small_worlds import RECALL_CUES, Recall, Walk
 
 
 class Counter:
@@ -34,3 +35,22 @@ class CountingTeacher(Counter):
     def label(self, observations: Any, state: np.ndarray, starts: np.ndarray | None) -> tuple[ActionTargets, np.ndarray]:
         actions, state = self.step(observations, state, starts)
         return ActionTargets({}, torch.from_numpy(actions)), state
+
+
+class RecallTeacher:
+    """Labels with the best actions in ``Recall``: it knows what was shown at the episode's start."""
+
+    observation_space = Recall.observation_space
+    needs_float64 = False
+
+    def initial_state(self, num_envs: int) -> np.ndarray:
+        return np.zeros(num_envs, np.int64)
+
+    def step(self, observations: Any, state: np.ndarray, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
+        state = np.where(observations < RECALL_CUES, observations, state)
+        return state, state
+
+    def label(self, observations: Any, state: np.ndarray, starts: np.ndarray | None) -> tuple[ActionTargets, State]:
+        actions, state = self.step(observations, state, starts)
+        logits = np.log(np.eye(RECALL_CUES, dtype=np.float32)[actions] + 1e-3)
+        return ActionTargets({"logits": torch.from_numpy(logits)}, torch.from_numpy(actions)), state

@@ -8,6 +8,7 @@ from typing import Literal
 
 from policy_distill.config.checks import EnvironmentFault, Fault, RequestError, TrainingFault, require, require_choice
 from policy_distill.config.environment import Arguments, EnvironmentOptions, WrapperRequest
+from policy_distill.config.inputs import InputsConfig, InputsRequest, parse_inputs
 from policy_distill.config.loss import FeatureConfig, LossConfig, RelationConfig
 from policy_distill.config.reading import Reading
 from policy_distill.config.stages import (
@@ -22,8 +23,8 @@ from policy_distill.config.stages import (
 
 __all__ = [
     "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EnvironmentFault", "EnvironmentOptions", "EvaluateConfig", "Fault",
-    "FeatureConfig", "LossConfig", "MemberConfig", "PolishConfig", "Reading", "RelationConfig", "RequestError", "SelfDistillConfig",
-    "StudentConfig", "TrainConfig", "TrainingFault", "ValueConfig",
+    "FeatureConfig", "InputsConfig", "LossConfig", "MemberConfig", "PolishConfig", "Reading", "RelationConfig", "RequestError",
+    "SelfDistillConfig", "StudentConfig", "TrainConfig", "TrainingFault", "ValueConfig",
 ]  # fmt: skip
 
 
@@ -42,6 +43,16 @@ class StudentConfig:
     """Activation function between the layers. ``auto``: the teacher's own if it is one of these, else relu."""
     same: bool = False
     """Use the teacher's own architecture (a born-again network), without compression. Short form: ``--student same``."""
+    memory: Literal["none", "gru"] = "none"
+    """Memory of the student. ``gru``: a gated recurrent unit between encoder and head, for what a single observation does not show
+    (velocities, what was seen at the episode's start). It begins anew with each episode, and is trained on sequences
+    (``train.sequence_length``)."""
+    memory_size: int | None = None
+    """Units of the memory. Left out, they follow from ``compression``, with one hidden layer as wide as the memory; 32 if
+    ``hidden_sizes`` is given."""
+    inputs: InputsRequest | None = None
+    """What the student sees of the observations; the teacher goes on seeing everything. ``[0,1,4:6]``: these components of a vector;
+    ``'{"keys": ["observation"]}'``: these parts of a Dict; also wrapper, history, noise, which combine (docs/views.md)."""
 
     def __post_init__(self) -> None:
         require(
@@ -61,6 +72,23 @@ class StudentConfig:
         finite = self.compression is None or (self.compression > 0 and math.isfinite(self.compression))
         require(finite, "student.compression", self.compression, "> 0")
         require_choice(type(self), "student", "activation", self.activation)
+        require_choice(type(self), "student", "memory", self.memory)
+        size, remembers = self.memory_size, self.memory != "none"
+        require(size is None or (remembers and size >= 1), "student.memory_size", size, ">= 1, and left out without student.memory")
+        require(
+            size is None or self.compression is None,
+            "student.memory_size",
+            size,
+            "left out when student.compression is given (one of the two decides the size)",
+        )
+        require(not (self.same and remembers), "student.memory", self.memory, "none when student.same is given")
+        view = self.view  # checks it
+        require(not self.same or view is None, "student.inputs", self.inputs, "left out with student.same: the teacher sees everything")
+
+    @property
+    def view(self) -> InputsConfig | None:
+        """``inputs``, parsed; None if the student sees everything."""
+        return parse_inputs(self.inputs)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +41,11 @@ def settings_that_run_code(settings: Mapping[str, Any]) -> Iterator[RunsCode]:
     wrappers = EnvironmentOptions(wrapper=settings.get("wrapper")).wrappers or ()
     if imported := [wrapper for wrapper in wrappers if re.search("[:.]", wrapper[0])]:
         yield RunsCode("wrapper", "names wrappers by module:Class, and importing them runs their code", wrapper_options(imported))
+    student = settings.get("student")
+    inputs = student.get("inputs") if isinstance(student, Mapping) else getattr(student, "inputs", None)
+    if isinstance(inputs, Mapping) and (wrapper := inputs.get("wrapper")):
+        what = f"names the wrapper {wrapper} of the student's inputs, and importing it runs its code"
+        yield RunsCode("student.inputs", what, f"--student.inputs {shlex.quote(json.dumps(dict(inputs)))}")
     for name in ("extractor", "teacher_extractor"):
         if extractor := settings.get(name):
             yield RunsCode(name, f"names the features extractor {extractor}, which is code", f"--{name} {extractor}")

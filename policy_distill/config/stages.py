@@ -110,6 +110,11 @@ class TrainConfig:
     training, since the best member is kept. If ``members`` is left out, there is one member per entry."""
     holdout: float = 0.05
     """Share of the episodes held out from training, for validation losses."""
+    sequence_length: int = 32
+    """Consecutive steps of an episode through which the gradient of a student with a memory goes back (truncated backpropagation). A
+    batch holds ``batch_size / sequence_length`` such sequences."""
+    burn_in: int = 32
+    """Steps before a sequence that the student sees first, without a gradient, so that its memory holds something."""
 
     def members_of(self, params: int) -> int:
         """Number of members for students of ``params`` parameters."""
@@ -124,6 +129,8 @@ class TrainConfig:
         require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "train.learning_rate", self.learning_rate, "> 0")
         require(0 <= self.average_decay < 1, "train.average_decay", self.average_decay, "in [0, 1)")
         require(0 <= self.holdout <= 0.5, "train.holdout", self.holdout, "in [0, 0.5]")
+        require(self.sequence_length >= 1, "train.sequence_length", self.sequence_length, ">= 1")
+        require(self.burn_in >= 0, "train.burn_in", self.burn_in, ">= 0")
 
 
 @dataclass(frozen=True)

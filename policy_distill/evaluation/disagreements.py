@@ -202,7 +202,7 @@ def read_worst_states(path: str | Path, space: gym.Space, count: int) -> tuple[T
     if not length(states):
         raise RequestError(f"{path} holds no states: the student acted as its teacher in all {found.states:,} of them; leave it out")
     if reason := _why_not_of(space, states):
-        raise RequestError(f"{path} holds states of {found.environment}, which the teacher cannot be asked about: {reason}")
+        raise RequestError(f"{path} holds states of {found.environment}, which are not observations of the teacher: {reason}")
     return states, found.environment
 
 

@@ -291,11 +291,11 @@ def load_policy(path: str, reading: Reading = AS_FOUND) -> tuple[Student | Teach
             if options := reading.recorded():
                 name = next(iter(options))
                 raise RequestError(f"{path} is a student, which needs no --{name}; the option for its teacher is --teacher_{name}")
-            return Student.load(folder), _saved_environment(folder)
+            return Student.load(folder, trust=reading.trust), _saved_environment(folder)
     agent = Teacher.load(path, **reading.arguments())
-    beside = Path(path).parent / "student"
-    if agent.saved_env is None and os.path.isfile(beside / "student.json"):
-        return agent, _saved_environment(beside)
+    sibling = Path(path).parent / "student"
+    if agent.saved_env is None and os.path.isfile(sibling / "student.json"):
+        return agent, _saved_environment(sibling)
     return agent, agent.saved_env
 
 

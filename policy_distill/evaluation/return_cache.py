@@ -45,7 +45,7 @@ REPEATABLE = re.compile(r"gymnasium\.envs\.(classic_control|mujoco|box2d\.(lunar
 """Entry points of environments whose episodes do not depend on earlier ones (BipedalWalker needs ``wrappers.FreshWorld``)."""
 
 MAX_BYTES = 64 << 20
-NONE = Episodes(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
+NO_EPISODES = Episodes(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
 
 
 class KnownReturns:
@@ -79,10 +79,10 @@ class KnownReturns:
                 data = read_npz(self.path, ("seeds", "returns", "lengths"), MAX_BYTES)
             found = Episodes(data["seeds"], data["returns"], data["lengths"])
         except RequestError:
-            return NONE
-        arrays, expected = ((part.seeds, part.returns, part.lengths) for part in (found, NONE))
+            return NO_EPISODES
+        arrays, expected = ((part.seeds, part.returns, part.lengths) for part in (found, NO_EPISODES))
         alike = all(one.dtype == other.dtype and one.shape == found.seeds.shape for one, other in zip(arrays, expected, strict=True))
-        return found if alike and found.seeds.ndim == 1 else NONE
+        return found if alike and found.seeds.ndim == 1 else NO_EPISODES
 
 
 def known_returns(teacher: Teacher, spec: EnvironmentSpec) -> dict[str, KnownReturns]:

@@ -1,1 +1,1 @@
-"""A student as a file that needs none of this."""
+"""Export of students to files that do not need this package."""

@@ -1,4 +1,4 @@
-"""A student as a Stable-Baselines3 PPO zip: ``PPO.load`` opens it where policy_distill is not installed."""
+"""Export of a student to a Stable-Baselines3 PPO zip, which ``PPO.load`` opens without policy_distill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from policy_distill.environments.action_masks import has_mask
-from policy_distill.policies.observations import FAR_FROM_ZERO
+from policy_distill.policies.observations import FAR_FROM_ZERO, observation_width
 from policy_distill.policies.student import ACTIVATIONS, Architecture, Student
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import leaf_spaces
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) -> PPO:
-    """Build a PPO agent that acts like ``student`` on raw observations.
+    """A PPO agent that acts like ``student`` on raw observations.
 
     The normalisation is folded into the first layer and the scaling of continuous actions into the last, in float64.
 
     Args:
-        student: acts.
-        critic: the linear layers of a value network on normalised observations, with the student's activation between them. Left out,
-            the value network is fresh and linear: train on it with a warm-up of the critic.
+        student: the student.
+        critic: the linear layers of a value network on normalised observations, with the student's activation between them. If None, the
+            value network is newly initialised and linear: further training should begin with a warm-up of the critic.
 
     Raises:
         ValueError: if no PPO agent could act like this student; see ``why_not_exported``.
@@ -38,7 +38,7 @@ def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) ->
 
     if reason := why_not_exported(student):
         raise ValueError(reason)
-    with torch.random.fork_rng(devices=[]):  # the value network is drawn: the same each time, and the caller's state stays
+    with torch.random.fork_rng(devices=[]):  # the same initial value network each time; the caller's random state is kept
         torch.manual_seed(0)
         model = PPO(
             "MultiInputPolicy" if isinstance(student.observation_space, gym.spaces.Dict) else "MlpPolicy",
@@ -63,22 +63,26 @@ def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) ->
 
 
 def _bounded(space: gym.Space) -> gym.Space:
-    """A space with finite bounds in the place of infinite ones, which PPO's constructor refuses; acting and loading take any."""
+    """The space with finite bounds if it has infinite ones: only PPO's constructor refuses these, acting and loading do not."""
     if not isinstance(space, gym.spaces.Box) or space.is_bounded():
         return space
     return gym.spaces.Box(-1.0, 1.0, space.shape, space.dtype.type)
 
 
 def why_not_ppo(architecture: Architecture) -> str | None:
-    """Why no PPO agent can be like such a student, or None.
+    """Why no PPO agent can represent such a student; None if one can.
 
-    Stable-Baselines3 counts discrete values from 0, wherever the space starts, and has distributions of its own and convolutions of one
-    size alone: a zip with others could only be loaded where policy_distill is installed.
+    Stable-Baselines3 counts discrete values from 0 wherever the space starts, and has a fixed set of distributions and of convolutions. A
+    zip with other ones would need policy_distill.
     """
+    if architecture.memory:
+        return "Stable-Baselines3's PPO has no policy with a memory, and that of sb3-contrib has an LSTM (student.memory)"
     if has_mask(architecture.observation_space):
-        return "Stable-Baselines3's PPO knows no action masks"
+        return "Stable-Baselines3's PPO has no action masks"
     if architecture.channels:
         return "Stable-Baselines3 has no network with the student's convolutions (student.channels)"
+    if architecture.view is not None and architecture.view.columns is None:
+        return "Stable-Baselines3 has no policy with the student's history, noise or wrapper (student.inputs)"
     spaces = (architecture.observation_space, architecture.action_space)
     for space in (part for whole in spaces for part in leaf_spaces(whole).values()):
         if np.any(getattr(space, "start", 0)):
@@ -88,9 +92,9 @@ def why_not_ppo(architecture: Architecture) -> str | None:
 
 
 def why_not_exported(student: Student) -> str | None:
-    """Why no PPO agent would act like this student, or None.
+    """Why no PPO agent would act like this student; None if one would.
 
-    PPO's first layer reads raw observations in float32. Far from zero it would round away what they say before a weight is applied.
+    PPO's first layer reads raw observations in float32, which is too coarse for observations far from zero.
     """
     if reason := why_not_ppo(student.architecture):
         return reason
@@ -104,7 +108,7 @@ def why_not_exported(student: Student) -> str | None:
 
 
 def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights ``[out, in]`` and biases ``[out]`` of each layer, from raw observations to logits or actions in environment units."""
+    """Weights ``[out, in]`` and biases ``[out]`` of all layers, from raw observations to logits or actions in environment units."""
     weights, biases = _fold_normalization(student.linears, student)
     if student.family.box is not None:
         action_scale, offset = (torch.from_numpy(array) for array in student.family.box.affine())
@@ -114,17 +118,23 @@ def fold(student: Student) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _fold_normalization(layers: Sequence[torch.nn.Linear], student: Student) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and biases of ``layers`` in float64, the first of which now reads raw observations."""
+    """Weights and biases of ``layers`` in float64, the first of which now reads raw observations: zeros for what is not seen."""
     weights = [layer.weight.detach().double() for layer in layers]
     biases = [layer.bias.detach().double() for layer in layers]
     weights[0] = weights[0] / student.scale.double()
     biases[0] = biases[0] - weights[0] @ student.mean.double()
+    view, columns = student.view, student.architecture.columns
+    for place, inputs in ((columns, student.architecture.seen_space), (None if view is None else view.columns, student.observation_space)):
+        if place is not None:
+            whole = weights[0].new_zeros(len(weights[0]), observation_width(inputs))
+            whole[:, list(place)] = weights[0]
+            weights[0] = whole
     return weights, biases
 
 
 @torch.no_grad()
 def _copy_into(modules: Sequence[Any], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-    """Set the linear layers among ``modules``."""
+    """Copy weights and biases into the linear layers among ``modules``."""
     layers = [module for module in modules if isinstance(module, torch.nn.Linear)]
     for layer, weight, bias in zip(layers, weights, biases, strict=True):
         layer.weight.copy_(weight)
@@ -138,7 +148,7 @@ def save_ppo(student: Student, path: str | Path, *, critic: Sequence[torch.nn.Li
 
 
 class _SpacesOnly(gym.Env[Any, Any]):
-    """PPO asks an environment for its spaces; it is never stepped."""
+    """An environment that only has spaces, as PPO's constructor needs; it is never stepped."""
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         self.observation_space, self.action_space = observation_space, action_space

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -191,7 +193,7 @@ class Objective:
         }
         weights[self.soft_name] = self.soft_weight(progress)
         weights["hard_cross_entropy_nats"] = self.hard_weight
-        return sum_of(weights[name] * value for name, value in terms.items())
+        return functools.reduce(operator.add, (weights[name] * value for name, value in terms.items()))
 
     def _action_terms(
         self, outputs: Tensor, log_std: Tensor, targets: ActionTargets, temperature: float | Tensor, draws: Tensor | None
@@ -251,14 +253,6 @@ def _ends_of(config: LossConfig) -> tuple[float, float]:
 
 def _some(rows: Tensor, limit: int) -> Tensor:
     return rows[evenly(len(rows), limit, rows.device)]
-
-
-def sum_of(values: Iterable[Tensor]) -> Tensor:
-    """Sum tensors of one shape."""
-    first, *rest = values
-    for value in rest:
-        first = first + value
-    return first
 
 
 def resolve_kind(config: LossConfig, family: Family) -> str:

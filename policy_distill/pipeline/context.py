@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from policy_distill.evaluation.return_cache import NONE, KnownReturns
+from policy_distill.evaluation.return_cache import NO_EPISODES, KnownReturns
 from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.state import State
 from policy_distill.policies.policy import Policy
@@ -47,7 +47,7 @@ class Services:
         Cached episodes of teacher and random policy are not played again, unless agreement is measured.
         """
         num_envs, store = self.job.config.evaluate.num_envs, None
-        known, unknown = NONE, list(seeds)
+        known, unknown = NO_EPISODES, list(seeds)
         if isinstance(policy, str) and policy in self.known and not with_agreement:
             store = self.known[policy]
             known = store.read(seeds)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from policy_distill.config import DistillConfig
 from policy_distill.evaluation.certify import certificate, files_of_student, files_of_teacher, plan_of, play, write_certificate
@@ -21,6 +21,8 @@ from policy_distill.pipeline.prepare import Job, prepare, settle_action_units, w
 from policy_distill.pipeline.self_distillation import self_distill
 from policy_distill.pipeline.state import Stage, State
 from policy_distill.pipeline.summary import summarize, track_final
+from policy_distill.pipeline.varying import settled
+from policy_distill.pipeline.view_loss import compare_views
 from policy_distill.policies.student import Student
 from policy_distill.report import write_report
 from policy_distill.report.tensorboard import Tracker
@@ -92,6 +94,7 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         workers=config.workers,
         backend=job.backend,
         step_timeout=config.step_timeout,
+        view=job.architecture.view,
     )
     with workers as rollouts, Tracker(job.folder / "tensorboard") as tracker, display:
         display.note(rollouts.backend)
@@ -100,14 +103,16 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         while state.stage != "done":
             if state.stage == "polish":  # saved early, in case a later stage fails
                 _save(job, state.kept[-1].student)
-            with state.measure("total"):
+            with state.timed("total"):
                 state = STAGES[state.stage](state, services)
         assert state.student_episodes is not None
+        job = services.job
         student = state.kept[-1].student
         episodes = (state.student_episodes, merge(state.teacher_parts), merge(state.random_parts))
         final_retention = retention(*(part.returns for part in episodes), confidence=config.evaluate.confidence)
         summary = summarize(job, state, final_retention, *episodes)
         track_final(tracker, summary)
+    write_config(job)  # sizes may have followed from the first round
     _save(job, student, teacher=summary["teacher"])
     if reason := why_not_exported(student):
         display.note(f"note: no student.zip is written: {reason}")
@@ -128,11 +133,11 @@ def _save(job: Job, student: Student, **extra: Any) -> None:
 
 def distil_values(state: State, services: Services) -> State:
     """Fit the value network for student.zip, if ``value.hidden_sizes`` is set."""
-    config, state.stage = services.job.config, "evaluation"
+    config, state.stage = services.job.config, "view"
     if config.value.hidden_sizes is None:
         return state
     services.display.stage("fitting the value network")
-    with state.measure("train"):
+    with state.timed("train"):
         seed = derived_seed(config.seed, 7)
         values = fit_values(services.job.teacher, state.dataset, state.kept[-1].student, config.value, config.train, seed=seed)
     services.tracker.scalars("value", {"explained_variance": values.explained_variance}, state.env_steps)
@@ -145,7 +150,7 @@ def measure(state: State, services: Services) -> State:
     """Play the kept student's final episodes; those of teacher and random policy were played while rounds trained."""
     services.display.stage("measuring the student")
     seeds = evaluation_seeds("final", services.job.config.evaluate.episodes)
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         state.student_episodes = services.begin(state, state.kept[-1].student, seeds, with_agreement=True).result()
     state.stage = "certificate"
     return state
@@ -155,20 +160,34 @@ def certify(state: State, services: Services) -> State:
     """Run the sequential test of the student's retention, if ``evaluate.certify`` is set."""
     evaluate, state.stage = services.job.config.evaluate, "done"
     if plan := plan_of(evaluate):
-        with state.measure("evaluate"):
+        with state.timed("evaluate"):
             found = play(services.rollouts, state.kept[-1].student, plan, num_envs=evaluate.num_envs, display=services.display)
         state.evaluation_env_steps += sum(part.env_steps for part in (found.student, found.teacher, found.random))
         state.certified = found
     return state
 
 
-STAGES: dict[Stage, Callable[[State, Services], State]] = {
-    "imitation": imitate,
-    "choice": choose_round,
-    "self_distillation": self_distill,
-    "polish": polish,
-    "value": distil_values,
-    "evaluation": measure,
-    "certificate": certify,
+Advance: TypeAlias = Callable[[State, Services], State]
+
+
+def _with_settled_job(advance: Advance) -> Advance:
+    """``advance`` with the job that follows from the first round, whose services may be new to the run."""
+
+    def settled_advance(state: State, services: Services) -> State:
+        services.job = settled(services.job, state.columns)
+        return advance(state, services)
+
+    return settled_advance
+
+
+STAGES: dict[Stage, Advance] = {
+    "imitation": _with_settled_job(imitate),
+    "choice": _with_settled_job(choose_round),
+    "self_distillation": _with_settled_job(self_distill),
+    "polish": _with_settled_job(polish),
+    "value": _with_settled_job(distil_values),
+    "view": _with_settled_job(compare_views),
+    "evaluation": _with_settled_job(measure),
+    "certificate": _with_settled_job(certify),
 }
 """The function that advances each stage."""

@@ -13,6 +13,8 @@ from policy_distill.pipeline.context import Services, kept_enough
 from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.records import Candidate, reports_to, track_round, track_validation
 from policy_distill.pipeline.state import Kept, State
+from policy_distill.pipeline.varying import settled, varied_in, varying_inputs
+from policy_distill.policies.observations import observation_width
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import Exploration, label_states
 from policy_distill.rollouts.episodes import evaluation_seeds
@@ -38,18 +40,20 @@ def imitate(state: State, services: Services) -> State:
         display.start("measuring the teacher", job.config.train.gradient_steps - state.gradient_steps, "steps")
     display.stage(f"round {index + 1}: collecting")
     env_steps_before = state.env_steps
-    with state.measure("collect"):
+    with state.timed("collect"):
         rewards = _collect(state, services, index)
     state.env_steps = len(state.dataset) - job.num_extra_states
+    if index == 0:
+        job = _leave_out_constants(state, services)
     final_seeds = evaluation_seeds("final", job.config.evaluate.episodes)
     final_part = [seed for part in range(index, rounds if last else index + 1) for seed in final_seeds[part::rounds]]
     members = state.students[len(state.returns) :]
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         validations = [services.begin_validation(state, member) for member in members]
         validations = validations or [services.begin(state, policy, state.seeds) for policy in ("teacher", "random")]
         finals = [services.begin(state, policy, final_part) for policy in ("teacher", "random") if final_part]
     display.stage(f"round {index + 1}: training")
-    with state.measure("train"):
+    with state.timed("train"):
         if state.trainer is None:
             state.trainer = new_trainer(job, state.dataset, job.config.train.gradient_steps, members=job.num_members)
         trainer, steps = state.trainer, part_of(job.config.train.gradient_steps, rounds, index)
@@ -58,7 +62,7 @@ def imitate(state: State, services: Services) -> State:
         losses = trainer.run(state.dataset, steps, reports_to(services.tracker, display, "train_steps", f"round {index + 1}: training"))
         trained = trainer.students(state.dataset)
         held_out = trainer.validate(state.dataset, trained[0])
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         returns = [pending.result().returns for pending in validations]
         for parts, pending in zip((state.teacher_parts, state.random_parts), finals, strict=False):
             parts.append(pending.result())
@@ -82,7 +86,7 @@ def choose_round(state: State, services: Services) -> State:
     """Keep the best of all rounds' students."""
     services.display.stage("choosing a round")
     num_members = services.job.num_members
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         _record_validation(state, services, services.validate(state, state.students[len(state.returns) :]))
         best, full = services.choose(state, state.students, state.returns)
     assert best is not None, "without at_least no candidate drops out"
@@ -99,7 +103,35 @@ def choose_round(state: State, services: Services) -> State:
         reused = f"{state.reused_episodes} episodes of teacher and random policy are known from earlier jobs"
         services.display.note(f"{reused}; --evaluate.reuse_returns false plays them again")
     state.stage = "self_distillation"
+    _note_late_variation(state, services)
     return state
+
+
+def _leave_out_constants(state: State, services: Services) -> Job:
+    """Settle which inputs the student's first layer reads, from the first round's rows; return the job with the sizes that follow."""
+    state.columns = varying_inputs(services.job, state.dataset)
+    services.job = job = settled(services.job, state.columns)
+    if state.columns is not None:
+        inputs = observation_width(job.architecture.seen_space)
+        sizes = f"{list(job.architecture.hidden_sizes)}, {job.architecture.params:,} parameters"
+        notice = (
+            f"{inputs - len(state.columns)} of {inputs} inputs do not vary in the first round's {len(state.dataset):,} rows "
+            f"and are left out of the first layer: {sizes}"
+        )
+        state.notices.append(notice)
+        services.display.note(f"note: {notice}")
+    return job
+
+
+def _note_late_variation(state: State, services: Services) -> None:
+    """Say which inputs were left out and varied in a later round."""
+    if state.columns is None:
+        return
+    varied = np.flatnonzero(varied_in(state.dataset, services.job.architecture.seen_space))
+    if late := sorted(set(varied.tolist()) - set(state.columns)):
+        notice = f"the inputs {late} varied in later rounds for the first time: the student does not read them; collect more in each round"
+        state.notices.append(notice)
+        services.display.note(f"note: {notice}")
 
 
 def actor_of(state: State, index: int, num_members: int) -> Student | None:
@@ -130,7 +162,7 @@ def _collect(state: State, services: Services, index: int) -> float:
         dataset.append(transitions)
         rewards += float(transitions.rewards.sum(dtype=torch.float64))
     if index == 0 and job.extra_states is not None:
-        dataset.append(label_states(job.teacher, job.extra_states))
+        dataset.append(label_states(job.teacher, job.extra_states, job.architecture.view))
     if job.config.collect.window is not None:
         dataset.forget(state.first_rows[max(index + 1 - job.config.collect.window, 0)])
     return rewards

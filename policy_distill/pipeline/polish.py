@@ -29,7 +29,7 @@ def polish(state: State, services: Services) -> State:
     state.stage = "value"
     if config.below == 0 or not np.isfinite(state.retention(kept.returns)) or _shows_enough(state, services):
         return state
-    reason = why_not_ppo(job.architecture)
+    reason = why_not_ppo(job.architecture.without_view)
     if job.teacher.needs_float64:
         reason = "Stable-Baselines3 reads observations in float32, which is too coarse for these"
     if reason:
@@ -43,13 +43,14 @@ def polish(state: State, services: Services) -> State:
     display.note(f"{kept.origin} keeps {start:.3f}, which does not show {config.below}: training on by reward")
     display.start("polishing", config.snapshots)
     snapshots, seed = _Snapshots(state, services, start), derived_seed(job.config.seed, 4)
-    with state.measure("polish"):
+    with state.timed("polish"):
         job.objective.calibrate(state.dataset.training_rows()[1])
         with contextlib.closing(services.rollouts.for_ppo(config.num_envs, config.num_steps, seed)) as environments:
-            kickstart(kept.student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=snapshots.take)
+            student = kept.student.behind(job.architecture.without_view)  # its view lies around the environments
+            kickstart(student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=snapshots.take)
         snapshots.record_last()
     records = snapshots.records
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         chosen, full = services.choose(state, snapshots.students, snapshots.returns, at_least=start)
     for index, returns in full.items():
         records[index] = records[index].as_finalist(returns)
@@ -77,10 +78,11 @@ class _Snapshots:
     def take(self, snapshot: Snapshot) -> bool:
         """Record the last snapshot's returns, start the evaluation of this one, and return whether PPO should stop."""
         self.record_last()
-        self.students.append(snapshot.student)
+        student = snapshot.student.behind(self._services.job.architecture)
+        self.students.append(student)
         self.critics.append(snapshot.critic)
         self.records.append(Candidate("polish", len(self.students), snapshot.env_steps, snapshot.gradient_steps, snapshot.metrics))
-        self._evaluation = self._services.begin_validation(self._state, snapshot.student)
+        self._evaluation = self._services.begin_validation(self._state, student)
         config = self._services.job.config.polish
         retentions = [record.validation_retention for record in self.records[:-1]]
         recent = retentions[-config.patience :]
@@ -124,5 +126,5 @@ def _extend_validation(state: State, services: Services) -> None:
     if not 0 < more <= config.further_episodes:
         return
     services.display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}: {more} more episodes may show {config.below}")
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         services.extend_validation(state, more)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 import yaml
+from torch import nn
 
 from policy_distill.config import CollectConfig, DistillConfig, LossConfig, Reading, RequestError, StudentConfig
 from policy_distill.environments.matching import check_fits
@@ -20,15 +23,19 @@ from policy_distill.evaluation.probe import probe
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
 from policy_distill.policies.actions import Box
-from policy_distill.policies.encoders import images_in, may_be_image, usual_channels
+from policy_distill.policies.encoders import convolutions, images_in, may_be_image, usual_channels
 from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
+from policy_distill.policies.views import View
 from policy_distill.support.files import writable_folder, write_atomically
 from policy_distill.support.trees import Tree, leaf_spaces, length
 from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.environment import environment_for
+from policy_distill.teachers.networks.recording import convolves
 
 USUAL_UNIT = 16
 """Channels of an image student's first convolution if the user gives only the sizes of the head."""
+USUAL_MEMORY, SMALLEST_MEMORY = 32, 4
+"""Units of a memory if the user gives only the sizes of the head, and the smallest number that is chosen."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,13 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         probed.require_repeatable()
     notices += probed.notices
     backend = choose_backend(spec, config.collect.backend)
+    view = None if config.student.view is None else View(config.student.view, teacher.observation_space)
+    if view is not None and config.polish.teacher_weight:
+        raise RequestError(
+            "polish.teacher_weight needs the teacher's labels while polishing, which only has what the student sees: leave it out"
+        )
     try:
-        architecture = choose_architecture(config.student, teacher)
+        architecture = choose_architecture(config.student, teacher, view)
     except ValueError as error:
         raise RequestError(str(error)) from None
     loss, projections = settle_layers(config.loss, teacher, architecture)
@@ -103,7 +115,9 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         raise RequestError(f"value.hidden_sizes asks for a network that learns the teacher's values: {reason}")
     if config.value.hidden_sizes is not None and architecture.channels:
         raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
-    extra_states, extra_notices = read_extra_states(config.collect, teacher, spec)
+    if architecture.memory:
+        check_sequences(config)
+    extra_states, extra_notices = read_extra_states(config.collect, teacher, spec, view)
     notices += extra_notices
     device = choose_device(config.device)
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
@@ -112,15 +126,28 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     )
 
 
-def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture:
+def choose_architecture(
+    config: StudentConfig, teacher: Teacher, view: View | None = None, columns: tuple[int, ...] | None = None
+) -> Architecture:
     """The student's architecture: its encoder and the widths of its head.
+
+    Args:
+        config: what the user says.
+        teacher: of whose parameters the student has a share.
+        view: what the student sees; None: everything.
+        columns: components of that vector that its first layer reads; None: all of them.
 
     Raises:
         RequestError: if the given sizes contradict each other or do not determine the student's size.
     """
-    linear = Architecture(teacher.observation_space, teacher.action_space, (), choose_activation(config.activation, teacher))
+    activation = choose_activation(config.activation, teacher)
+    linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns)
     sizes, channels = config.hidden_sizes, config.channels
-    images = images_in(teacher.observation_space)
+    images = images_in(linear.seen_space, convolved=convolves(teacher.network))
+    if config.memory != "none":
+        linear = dataclasses.replace(linear, memory=config.memory_size or USUAL_MEMORY)
+        if config.memory_size and sizes is None:
+            sizes = (config.memory_size,)
     if channels is None and images and not config.same:
         if sizes is None and teacher.params:
             return image_student_for(config.compression or 10.0, teacher.params, linear)
@@ -129,23 +156,85 @@ def choose_architecture(config: StudentConfig, teacher: Teacher) -> Architecture
         if sizes is None:
             reason = "student.channels are given" if config.channels else "the teacher's parameters cannot be counted"
             raise RequestError(f"{reason}, so the sizes of other layers do not follow from them: give student.hidden_sizes")
-        if not any(map(may_be_image, leaf_spaces(teacher.observation_space).values())):
-            raise RequestError(f"student.channels are for images, and {teacher.observation_space} holds none: leave them out")
+        if not any(map(may_be_image, leaf_spaces(linear.seen_space).values())):
+            raise RequestError(f"student.channels are for images, and {linear.seen_space} holds none: leave them out")
         return dataclasses.replace(linear, channels=tuple(channels), hidden_sizes=tuple(sizes))
     if config.same and isinstance(teacher, RecurrentTeacher):
         raise RequestError("student.same asks for the teacher's architecture, which has a memory: give student.hidden_sizes")
     if config.same:
-        layers = teacher.describe()["layers"]
-        if not layers:
-            raise RequestError("student.same asks for the teacher's architecture, which is not known: give student.hidden_sizes")
-        sizes = tuple(layers[1:-1])
+        return _same(teacher, linear)
     if sizes is None:
         if not teacher.params:
             raise RequestError("the teacher's parameters cannot be counted, so compression means nothing: give student.hidden_sizes")
+        if linear.memory:
+            return recurrent_student_for(config.compression or 10.0, teacher.params, linear)
         sizes = hidden_sizes_for(config.compression or 10.0, teacher.params, linear.widths[0], linear.widths[-1])
         if teacher.params <= linear.params:
             sizes = ()  # a linear teacher needs no more than a linear student
     return dataclasses.replace(linear, hidden_sizes=tuple(sizes))
+
+
+def recurrent_student_for(compression: float, teacher_params: int, architecture: Architecture) -> Architecture:
+    """The largest student with a memory that has ``teacher_params / compression`` parameters at most, ``SMALLEST_MEMORY`` units at least.
+
+    The head has one hidden layer, as wide as the memory.
+    """
+
+    def of(units: int) -> Architecture:
+        return dataclasses.replace(architecture, memory=units, hidden_sizes=(units,))
+
+    units = SMALLEST_MEMORY
+    while of(units + 1).params <= teacher_params / compression:
+        units += 1
+    return of(units)
+
+
+def check_sequences(config: DistillConfig) -> None:
+    """What a student with a memory is trained on.
+
+    Raises:
+        RequestError: if there are no sequences of the length that is asked for, or something reads single observations.
+    """
+    length, batch = config.train.sequence_length, config.train.batch_size
+    if batch % length:
+        raise RequestError(
+            f"train.batch_size is {batch}, and a student with a memory is trained on sequences of {length} steps: choose a multiple of "
+            "train.sequence_length"
+        )
+    if config.value.hidden_sizes is not None:
+        raise RequestError("value.hidden_sizes asks for a network on single observations, and the student has a memory: leave it out")
+    if config.collect.extra_states is not None:
+        raise RequestError(
+            "collect.extra_states are single observations, and a student with a memory needs what came before them: leave it out"
+        )
+
+
+def _same(teacher: Teacher, linear: Architecture) -> Architecture:
+    """The teacher's own architecture.
+
+    Raises:
+        RequestError: if it is not known, or students cannot have it.
+    """
+    layers = teacher.describe()["layers"]
+    if not layers:
+        raise RequestError("student.same asks for the teacher's architecture, which is not known: give student.hidden_sizes")
+    found = [module for module in teacher.network.modules() if isinstance(module, nn.Conv2d)]
+    architecture = dataclasses.replace(linear, hidden_sizes=tuple(layers[1:-1]), channels=tuple(layer.out_channels for layer in found))
+    if found and not _are_ours(found, architecture):
+        raise RequestError(
+            "student.same asks for the teacher's architecture, and no student has its convolutions: "
+            "give student.channels and student.hidden_sizes"
+        )
+    return architecture
+
+
+def _are_ours(layers: Sequence[nn.Conv2d], architecture: Architecture) -> bool:
+    """Whether these convolutions are those that a student of ``architecture`` reads its one image with."""
+    if isinstance(architecture.seen_space, gym.spaces.Dict):
+        return False
+    ours = convolutions(architecture.seen_space, architecture.channels)
+    sizes = [(layer.in_channels, layer.kernel_size, layer.stride) for layer in layers]
+    return sizes == [(layer.inputs, (layer.kernel,) * 2, (layer.stride,) * 2) for layer in ours]
 
 
 def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architecture) -> tuple[LossConfig, tuple[tuple[int, int], ...]]:
@@ -189,7 +278,9 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
     return loss, tuple((student_widths[student], teacher_widths[layer]) for layer, student in pairs.items())
 
 
-def read_extra_states(config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec) -> tuple[Tree | None, tuple[str, ...]]:
+def read_extra_states(
+    config: CollectConfig, teacher: Teacher, spec: EnvironmentSpec, view: View | None = None
+) -> tuple[Tree | None, tuple[str, ...]]:
     """States of ``collect.extra_states``, a file of an earlier comparison, and notices about them; None without such a file.
 
     Raises:
@@ -197,6 +288,8 @@ def read_extra_states(config: CollectConfig, teacher: Teacher, spec: Environment
     """
     if config.extra_states is None:
         return None, ()
+    if view is not None and view.config.history > 1:
+        raise RequestError("collect.extra_states are single observations, and the student sees a history: leave one of the two out")
     if isinstance(teacher, RecurrentTeacher):
         raise RequestError(
             "collect.extra_states are single states, and what a teacher with a memory does in them depends on their episode: leave it out"
@@ -238,7 +331,11 @@ def choose_device(name: str) -> torch.device:
 def complete_config(job: Job) -> dict[str, Any]:
     """The configuration as data, with the job's choices filled in: run folder, student's sizes and activation."""
     data = dataclasses.asdict(dataclasses.replace(job.config, output=str(job.folder)))
-    sizes = {"hidden_sizes": list(job.architecture.hidden_sizes), "channels": list(job.architecture.channels) or None}
+    sizes = {
+        "hidden_sizes": list(job.architecture.hidden_sizes),
+        "channels": list(job.architecture.channels) or None,
+        "memory_size": job.architecture.memory or None,
+    }
     settled = {**sizes, "compression": None, "same": False}
     data["student"] = {**data["student"], **settled, "activation": job.architecture.activation}
     return data

@@ -7,8 +7,7 @@ return than the last on the validation seeds is refused and ends the series.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -21,9 +20,8 @@ from policy_distill.policies.actions import ActionTargets, Parameters
 from policy_distill.policies.families import weighted_mean
 from policy_distill.policies.student import Student
 from policy_distill.support.trees import Tree, blocks, leaves, on_cpu
-
-CHUNK, CHUNK_NUMBERS = 16_384, 2**26
-"""Most rows in one forward pass of a student, and most numbers in their observations."""
+from policy_distill.training.dataset import Dataset
+from policy_distill.training.sequences import CHUNK, CHUNK_NUMBERS, all_answers
 
 
 def self_distill(state: State, services: Services) -> State:
@@ -38,18 +36,23 @@ def self_distill(state: State, services: Services) -> State:
         display.start("self-distillation", config.generations * steps, "steps")
     display.stage(f"generation {number}")
     mentors = [kept.student for kept in (state.kept if config.ensemble else state.kept[-1:])]
-    with state.measure("train"):
+    with state.timed("train"):
         job.objective.calibrate(state.dataset.training_rows()[1])
-        mixed = state.dataset.relabelled(functools.partial(mix_targets, job.objective, mentors, config.teacher_weight))
+        ask = [asked(mentor, state.dataset) for mentor in mentors]
+        mixed = state.dataset.relabelled(
+            lambda rows, observations, targets: mix_targets(
+                job.objective, mentors, config.teacher_weight, [mentor(rows, observations) for mentor in ask], targets
+            )
+        )
         trainer = new_trainer(job, mixed, steps, generation=number, members=job.num_members)
         report = reports_to(services.tracker, display, "self_distill_steps", f"generation {number}: training", state.gradient_steps)
         losses = trainer.run(mixed, steps, report)
         siblings = trainer.students(state.dataset)
-    with state.measure("evaluate"):
+    with state.timed("evaluate"):
         best, played = services.choose(state, siblings, services.validate(state, siblings))
     assert best is not None, "without at_least no candidate drops out"
     student, returns = siblings[best], played[best]
-    with state.measure("train"):
+    with state.timed("train"):
         held_out = trainer.validate(mixed, student)
     state.gradient_steps += steps
     difference = float((returns - state.kept[-1].returns).mean())
@@ -66,7 +69,7 @@ def self_distill(state: State, services: Services) -> State:
 
 @torch.no_grad()
 def mix_targets(
-    objective: Objective, mentors: Sequence[Student], teacher_weight: float, observations: Tree, targets: ActionTargets
+    objective: Objective, mentors: Sequence[Student], teacher_weight: float, answers: Sequence[Parameters], targets: ActionTargets
 ) -> ActionTargets:
     """The teacher's targets mixed with the students' mean, row by row.
 
@@ -77,12 +80,12 @@ def mix_targets(
         objective: the run's objective; it turns Q-values into logits.
         mentors: the students.
         teacher_weight: weight of the teacher, in [0, 1].
-        observations: ``[B, ...]`` raw.
-        targets: the teacher's labels of these observations.
+        answers: parameters ``[B, ...]`` of each mentor's distribution.
+        targets: the teacher's labels of the same observations.
     """
-    device, family, parameters = targets.actions.device, objective.family, dict(targets.parameters)
+    family, parameters = objective.family, dict(targets.parameters)
     weights = [teacher_weight, *[(1 - teacher_weight) / len(mentors)] * len(mentors)]
-    mentor_parameters = [_parameters_of(mentor, on_cpu(observations), device) for mentor in mentors]
+    mentor_parameters = [{name: value.to(targets.actions.device) for name, value in answer.items()} for answer in answers]
     if objective.kind == "regression":
         actions = weighted_mean([targets.actions, *map(mentors[0].family.mode, mentor_parameters)], weights)
         return ActionTargets(parameters, actions)
@@ -91,8 +94,20 @@ def mix_targets(
     return ActionTargets({**parameters, **mixed}, family.mode(mixed))
 
 
-def _parameters_of(mentor: Student, observations: Tree, device: torch.device) -> Parameters:
-    """The parameters of a student's action distribution for all rows."""
-    numbers = sum(leaf[0].numel() for leaf in leaves(observations))
-    parts = [mentor.parameters_of(rows) for rows in blocks(observations, min(CHUNK, 1 + CHUNK_NUMBERS // numbers))]
-    return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+@torch.no_grad()
+def asked(mentor: Student, dataset: Dataset) -> Callable[[slice, Tree], Parameters]:
+    """From rows of the dataset and their observations to the parameters of a student's distribution, on the CPU.
+
+    One with a memory goes through all episodes beforehand.
+    """
+    if mentor.architecture.memory:
+        outputs = all_answers(mentor, dataset)
+        return lambda rows, _: mentor.distribution(outputs[rows])
+
+    def ask(_: slice, observations: Tree) -> Parameters:
+        seen = on_cpu(observations)
+        numbers = sum(leaf[0].numel() for leaf in leaves(seen))
+        parts = [mentor.parameters_of(rows) for rows in blocks(seen, min(CHUNK, 1 + CHUNK_NUMBERS // numbers))]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    return ask

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -22,7 +22,7 @@ from policy_distill.training.dataset import Dataset
 from policy_distill.training.trainer import Trainer
 from policy_distill.training.value_network import DistilledValues
 
-Stage = Literal["imitation", "choice", "self_distillation", "polish", "value", "evaluation", "certificate", "done"]
+Stage = Literal["imitation", "choice", "self_distillation", "polish", "value", "view", "evaluation", "certificate", "done"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class State:
         kept: the chosen round's student and its successors: generations and a polished student. The run continues with the last.
         critic: value network of a polished student.
         values: distilled value network, if ``value.hidden_sizes`` is set.
+        columns: components of what the student sees that vary, known after the first round; None: all of them.
+        view_loss: held-out losses with the student's view and with all inputs; see ``pipeline.view_loss``.
+        notices: notices of the run itself, after those of the job.
         student_episodes: final episodes of the kept student.
         certified: outcome of the sequential test, if ``evaluate.certify`` is set.
     """
@@ -92,6 +95,9 @@ class State:
     kept: list[Kept] = field(default_factory=list)
     critic: list[nn.Linear] | None = None
     values: DistilledValues | None = None
+    columns: tuple[int, ...] | None = None
+    view_loss: dict[str, Any] | None = None
+    notices: list[str] = field(default_factory=list)
     student_episodes: Episodes | None = None
     certified: Certified | None = None
 
@@ -104,7 +110,13 @@ class State:
         return cls(
             evaluation_seeds("validation", evaluate.validation_episodes + evaluate.finalist_episodes),
             evaluate.validation_episodes,
-            Dataset(capacity, holdout=job.config.train.holdout, device=job.device, folder=folder),
+            Dataset(
+                capacity,
+                holdout=job.config.train.holdout,
+                device=job.device,
+                folder=folder,
+                sequences=job.architecture.memory > 0,
+            ),
         )
 
     def records_of(self, origin: Origin) -> list[Candidate]:
@@ -112,7 +124,7 @@ class State:
         return [record for record in self.records if record.origin == origin]
 
     @contextmanager
-    def measure(self, work: str) -> Iterator[None]:
+    def timed(self, work: str) -> Iterator[None]:
         """Add the block's duration to ``seconds[work]``."""
         began = time.perf_counter()
         yield

@@ -14,6 +14,7 @@ from policy_distill.evaluation.statistics.sequential import FIRST_LOOK
 from policy_distill.pipeline.prepare import Job, complete_config
 from policy_distill.pipeline.records import Candidate
 from policy_distill.pipeline.state import State
+from policy_distill.pipeline.varying import settled
 from policy_distill.report import plots, summary_table
 from policy_distill.report.candidates import candidates
 from policy_distill.report.drawing import to_pixels
@@ -60,6 +61,7 @@ def versions() -> dict[str, str]:
 
 def summarize(job: Job, state: State, final_retention: Retention, student: Episodes, teacher: Episodes, random: Episodes) -> dict[str, Any]:
     """Contents of result.json; ``final_retention`` is the kept student's on the final episodes."""
+    job = settled(job, state.columns)
     share = job.config.evaluate.certify or USUAL_SHARE
     rounds, snapshots = state.records_of("round"), state.records_of("polish")
     polished = _index_of_kept(snapshots)
@@ -90,8 +92,11 @@ def summarize(job: Job, state: State, final_retention: Retention, student: Episo
         "student": {
             "hidden_sizes": list(job.architecture.hidden_sizes),
             **({"channels": list(job.architecture.channels)} if job.architecture.channels else {}),
+            **({"memory": {"kind": "gru", "size": job.architecture.memory}} if job.architecture.memory else {}),
             "activation": job.architecture.activation,
             "params": job.architecture.params,
+            **({"inputs": job.architecture.view.to_dict()} if job.architecture.view else {}),
+            **({"varying_inputs": list(state.columns)} if state.columns else {}),
             **figures(student),
         },
         "random": figures(random),
@@ -123,7 +128,8 @@ def summarize(job: Job, state: State, final_retention: Retention, student: Episo
         if snapshots
         else None,
         "value": {"explained_variance": state.values.explained_variance} if state.values else None,
-        "notices": list(job.notices),
+        "view": state.view_loss,
+        "notices": [*job.notices, *state.notices],
         "returns": {
             "seeds": student.seeds.tolist(),
             "student": student.returns.tolist(),

@@ -42,7 +42,7 @@ class ActionTargets:
 
 
 def joined(parts: Sequence[ActionTargets]) -> ActionTargets:
-    """What was said of several batches, one after the other."""
+    """The labels of several batches, concatenated."""
     parameters = {name: torch.cat([part.parameters[name] for part in parts]) for name in parts[0].parameters}
     return ActionTargets(parameters, torch.cat([part.actions for part in parts]))
 

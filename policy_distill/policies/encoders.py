@@ -7,6 +7,7 @@ folded into the first convolution, so that no scaled copy of an image is made.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policy_distill.policies.observations import encode_observations, is_image, observation_width
+from policy_distill.policies.observations import encode_observations, observation_width
+from policy_distill.support.images import is_image
 from policy_distill.support.trees import Tree, leaf_spaces
 
 LARGE, MIDDLE = 36, 12
@@ -28,6 +30,10 @@ steps of 1. With three layers and 84x84 pixels these are the convolutions of Mni
 class Vectors(nn.Module):
     """Observations as one vector, normalised.
 
+    Args:
+        space: of the raw observations.
+        columns: which components of the vector are read; None: all of them.
+
     Attributes:
         mean, scale: ``[width]``; features are ``(vector - mean) / scale``. Where they are float64, so is this arithmetic: rounding to
             float32 before would lose what the observations say.
@@ -36,17 +42,21 @@ class Vectors(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, space: gym.Space) -> None:
+    def __init__(self, space: gym.Space, columns: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.space = space
-        width = observation_width(space)
+        self.space, self.columns = space, None if columns is None else list(columns)
+        width = observation_width(space) if columns is None else len(columns)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
     def forward(self, observations: Tree) -> Tensor:
         """Raw observations to features ``[B, width]`` in float32."""
-        encoded = encode_observations(self.space, observations, self.mean.dtype)
-        return ((encoded - self.mean) / self.scale).float()
+        return ((self.encode(observations, self.mean.dtype) - self.mean) / self.scale).float()
+
+    def encode(self, observations: Tree, dtype: torch.dtype) -> Tensor:
+        """Raw observations ``[B, ...]`` as those components ``[B, width]`` that are read, not normalised."""
+        encoded = encode_observations(self.space, observations, dtype)
+        return encoded if self.columns is None else encoded[:, self.columns]
 
     def normalize_by(self, mean: Tensor, scale: Tensor) -> None:
         """Take over the normalisation, and whether it is computed in float32 or in float64."""
@@ -54,7 +64,7 @@ class Vectors(nn.Module):
 
     def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
         """Take the normalisation from raw observations, of which each block holds some."""
-        self.normalize_by(*normalization_of((encode_observations(self.space, block, dtype) for block in blocks()), dtype))
+        self.normalize_by(*normalization_of((self.encode(block, dtype) for block in blocks()), dtype))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         """The precision is that of the tensors that are loaded."""
@@ -94,9 +104,11 @@ def image_sizes(space: gym.Space) -> tuple[int, int, int]:
 
 
 def channels_first(space: gym.Space) -> bool:
-    """Whether images lie channel after channel: where the first axis is the shorter one of first and last."""
-    shape = space.shape or ()
-    return shape[0] < shape[2]
+    """Whether images lie channel after channel: where the last two axes are equal, or the first is shorter than the last."""
+    first, second, third = space.shape or ()
+    if (first == second) != (second == third):  # one of them is square
+        return second == third
+    return first < third
 
 
 class Images(nn.Module):
@@ -124,6 +136,18 @@ class Images(nn.Module):
             weight = layer.weight if index else layer.weight / self.scale[:, None, None]
             values = self.activation(F.conv2d(values, weight, layer.bias, layer.stride))
         return values.permute(0, 2, 3, 1).flatten(1)
+
+    @torch.no_grad()
+    def plain(self) -> nn.Sequential:
+        """Convolutions and activations alone, the scale within the first: from images ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+        layers: list[nn.Module] = []
+        for index, layer in enumerate(self.convolutions):
+            folded = copy.deepcopy(layer)
+            assert isinstance(folded, nn.Conv2d)
+            if not index:
+                folded.weight.div_(self.scale[:, None, None])
+            layers += [folded, self.activation]
+        return nn.Sequential(*layers)
 
     def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
         """Take the scale from raw images, of which each block holds some: each channel's largest absolute value, 1 where all are 0."""
@@ -157,27 +181,28 @@ class Parts(nn.Module):
 Encoder: TypeAlias = Vectors | Images | Parts
 
 
-def encoder_of(space: gym.Space, channels: Sequence[int], activation: type[nn.Module]) -> Encoder:
+def encoder_of(space: gym.Space, channels: Sequence[int], activation: type[nn.Module], columns: Sequence[int] | None = None) -> Encoder:
     """A fresh encoder.
 
     Args:
         space: of the raw observations.
         channels: of the convolutions that read each image; () reads everything as vectors.
         activation: after each convolution.
+        columns: components that are read of vectors; None: all of them.
     """
     if not channels:
-        return Vectors(space)
+        return Vectors(space, columns)
     parts = {key: Images(part, channels, activation) if may_be_image(part) else Vectors(part) for key, part in leaf_spaces(space).items()}
     return Parts(parts) if isinstance(space, gym.spaces.Dict) else parts[""]
 
 
-def encoder_shapes(space: gym.Space, channels: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def encoder_shapes(space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None) -> dict[str, tuple[int, ...]]:
     """The shapes of an encoder's tensors by name, without making any."""
     if isinstance(space, gym.spaces.Dict) and channels:
         parts = enumerate(leaf_spaces(space).values())
         return {f"parts.{index}.{name}": shape for index, part in parts for name, shape in encoder_shapes(part, channels).items()}
     if not channels or not may_be_image(space):
-        width = observation_width(space)
+        width = feature_width(space, (), columns)
         return {"mean": (width,), "scale": (width,)}
     shapes: dict[str, tuple[int, ...]] = {"scale": (image_sizes(space)[0],)}
     for index, layer in enumerate(convolutions(space, channels)):
@@ -186,10 +211,10 @@ def encoder_shapes(space: gym.Space, channels: Sequence[int]) -> dict[str, tuple
     return shapes
 
 
-def feature_width(space: gym.Space, channels: Sequence[int]) -> int:
+def feature_width(space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None) -> int:
     """Number of features that an encoder makes of one observation."""
     if not channels:
-        return observation_width(space)
+        return observation_width(space) if columns is None else len(columns)
     widths = []
     for part in leaf_spaces(space).values():
         last = convolutions(part, channels)[-1] if may_be_image(part) else None
@@ -202,9 +227,17 @@ def may_be_image(space: gym.Space) -> bool:
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 3
 
 
-def images_in(space: gym.Space) -> list[gym.Space]:
-    """The parts that are taken for images unless the user says otherwise; see ``observations.is_image``."""
-    return [part for part in leaf_spaces(space).values() if is_image(part)]
+def images_in(space: gym.Space, *, convolved: bool | None = None) -> list[gym.Space]:
+    """The parts that convolutions read unless the user says otherwise.
+
+    Args:
+        space: of the observations.
+        convolved: whether the teacher reads anything by convolutions: then these are all boxes of three axes, else none. None if that is
+            not known: then they are what Stable-Baselines3 takes for images; see ``support.images``.
+    """
+    if convolved is None:
+        return [part for part in leaf_spaces(space).values() if is_image(part)]
+    return [part for part in leaf_spaces(space).values() if convolved and may_be_image(part)]
 
 
 def usual_channels(images: Sequence[gym.Space], unit: int) -> tuple[int, ...]:

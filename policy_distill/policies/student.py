@@ -1,7 +1,8 @@
-"""Students: an encoder that carries its own normalisation, and a small head; raw observations in, actions out."""
+"""Students: a view of the raw observations, an encoder with its own normalisation, perhaps a memory, and a small head that acts."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
 from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Parameters, Units
 from policy_distill.policies.encoders import (
     Encoder,
@@ -26,15 +28,18 @@ from policy_distill.policies.encoders import (
     encoder_of,
     encoder_shapes,
     feature_width,
-    images_in,
+    may_be_image,
     parameter_count,
     usual_channels,
 )
 from policy_distill.policies.families import Family, family_of
 from policy_distill.policies.fast_forward import lay_out, run
+from policy_distill.policies.gru import Gru, gru_shapes, read_memory
 from policy_distill.policies.observations import space_from_dict, space_to_dict
+from policy_distill.policies.policy import State
+from policy_distill.policies.views import View, read_columns, read_view
 from policy_distill.support.files import write_atomically
-from policy_distill.support.trees import Tree, to_tensors
+from policy_distill.support.trees import Tree, flattened, leaf_spaces, length, map_leaves, to_arrays, to_tensors
 from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -60,6 +65,22 @@ class Architecture:
     """Of continuous outputs, where they are not those of the action space's bounds."""
     channels: tuple[int, ...] = ()
     """Of the convolutions that read each image; () reads observations as vectors."""
+    memory: int = 0
+    """Units of the GRU between encoder and head; 0: the student has no memory."""
+    view: View | None = None
+    """What the student sees of ``observation_space``; None: everything."""
+    columns: tuple[int, ...] | None = None
+    """Components of the vector it sees that its first layer reads, ascending; None: all of them. The others never vary."""
+
+    @property
+    def seen_space(self) -> gym.Space:
+        """Of what the encoder reads."""
+        return self.observation_space if self.view is None else self.view.space
+
+    @property
+    def without_view(self) -> Architecture:
+        """The same networks in an environment that returns what the student sees."""
+        return dataclasses.replace(self, observation_space=self.seen_space, view=None)
 
     @property
     def family(self) -> Family:
@@ -68,23 +89,33 @@ class Architecture:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the head: its features, hidden layers and outputs."""
-        return (feature_width(self.observation_space, self.channels), *self.hidden_sizes, self.family.width)
+        """Widths of the head: its input (features, or the memory's state), hidden layers and outputs."""
+        return (self.memory or self.features, *self.hidden_sizes, self.family.width)
+
+    @property
+    def features(self) -> int:
+        """Number of features that the encoder makes of one observation."""
+        return feature_width(self.seen_space, self.channels, self.columns)
 
     @property
     def params(self) -> int:
-        """Parameters of encoder and head; a normalisation folds into the layer that follows and adds none."""
-        encoder = parameter_count(encoder_shapes(self.observation_space, self.channels).items()) if self.channels else 0
-        return encoder + count_parameters(self.widths)
+        """Parameters of encoder, memory and head; a normalisation folds into the layer that follows and adds none."""
+        encoder = parameter_count(encoder_shapes(self.seen_space, self.channels).items()) if self.channels else 0
+        return encoder + parameter_count(self._memory_shapes().items()) + count_parameters(self.widths)
+
+    def _memory_shapes(self) -> dict[str, tuple[int, ...]]:
+        return gru_shapes(self.features, self.memory) if self.memory else {}
 
     def new_encoder(self) -> Encoder:
         """A fresh encoder, which normalises nothing yet."""
-        return encoder_of(self.observation_space, self.channels, ACTIVATIONS[self.activation])
+        return encoder_of(self.seen_space, self.channels, ACTIVATIONS[self.activation], self.columns)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of a student's tensors by their names in student.safetensors, without making any."""
         widths = self.widths
-        shapes = {self.written(f"encoder.{name}"): shape for name, shape in encoder_shapes(self.observation_space, self.channels).items()}
+        encoder = encoder_shapes(self.seen_space, self.channels, self.columns)
+        shapes = {self.written(f"encoder.{name}"): shape for name, shape in encoder.items()}
+        shapes |= {f"memory.{name}": shape for name, shape in self._memory_shapes().items()}
         shapes["log_std"] = (self.family.spread,)
         for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             shapes |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
@@ -112,12 +143,14 @@ def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outpu
 def image_student_for(compression: float, teacher_params: int, architecture: Architecture) -> Architecture:
     """The largest student of images that has ``teacher_params / compression`` parameters at most, and ``SMALLEST_UNIT`` at least.
 
-    Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units.
+    Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units, as wide
+    as the memory if ``architecture`` has one.
     """
-    images = images_in(architecture.observation_space)
+    images = [part for part in leaf_spaces(architecture.seen_space).values() if may_be_image(part)]
 
     def of(unit: int) -> Architecture:
-        return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(8 * unit,))
+        memory = 8 * unit if architecture.memory else 0
+        return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(8 * unit,), memory=memory)
 
     unit = SMALLEST_UNIT
     while of(unit + 1).params <= teacher_params / compression:
@@ -128,9 +161,12 @@ def image_student_for(compression: float, teacher_params: int, architecture: Arc
 class Student(nn.Module):
     """One trained or training policy. Continuous outputs are means in box units; ``log_std`` completes them to a distribution.
 
+    One with a memory answers step by step (``step``) or to whole sequences (``unroll``), one without to any batch (``act``, a call).
+
     Attributes:
         encoder: from raw observations to features; see ``encoders``.
-        network: the head, fully connected layers from features to logits or means.
+        memory: from features to the state that the head reads; None without one.
+        network: the head, fully connected layers to logits or means.
         log_std: ``[action_dim]`` in box units for continuous actions, else empty.
     """
 
@@ -142,6 +178,7 @@ class Student(nn.Module):
         self.family = architecture.family
         widths, activation = architecture.widths, ACTIVATIONS[architecture.activation]
         self.encoder = architecture.new_encoder()
+        self.memory = Gru(architecture.features, architecture.memory) if architecture.memory else None
         layers: list[nn.Module] = []
         for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             if index:
@@ -152,7 +189,12 @@ class Student(nn.Module):
 
     @property
     def observation_space(self) -> gym.Space:
+        """Of the environment's observations, whatever the student sees of them."""
         return self.architecture.observation_space
+
+    @property
+    def view(self) -> View | None:
+        return self.architecture.view
 
     @property
     def action_space(self) -> gym.Space:
@@ -182,23 +224,89 @@ class Student(nn.Module):
         assert isinstance(self.encoder, Vectors), "its encoder reads images"
         return self.encoder
 
-    def forward(self, observations: Tree) -> Tensor:
-        """Raw observations ``[B, ...]`` to logits or means ``[B, outputs]``; logits of actions that a mask forbids are ``FORBIDDEN``."""
-        output = run(self.network, self.encoder.forward(observations))
-        return self.family.masked(output, observations[MASK]) if has_mask(self.observation_space) else output
+    def behind(self, architecture: Architecture) -> Student:
+        """The same weights behind another view, which shows them the same space; the student itself where the view is its own."""
+        if architecture.view == self.view:
+            return self
+        twin = copy.copy(self)
+        twin.architecture = architecture
+        return twin
 
-    def parameters_of(self, observations: Tree) -> Parameters:
-        """The parameters of the student's action distribution."""
-        output = self(observations)
+    def forward(self, seen: Tree) -> Tensor:
+        """What the student sees ``[B, ...]`` (raw observations without a view) to logits or means ``[B, outputs]``.
+
+        Logits of actions that a mask forbids are ``FORBIDDEN``.
+
+        Raises:
+            TypeError: if the student has a memory; see ``step`` and ``unroll``.
+        """
+        if self.architecture.memory:
+            raise TypeError("a student with a memory has no answer to single observations: use step or unroll")
+        return self._masked(run(self.network, self.encoder.forward(seen)), seen)
+
+    def _masked(self, output: Tensor, seen: Tree) -> Tensor:
+        return self.family.masked(output, seen[MASK]) if has_mask(self.observation_space) else output
+
+    def parameters_of(self, seen: Tree) -> Parameters:
+        """The parameters of the action distribution of a student without a memory, of what it sees."""
+        return self.distribution(self(seen))
+
+    def distribution(self, output: Tensor) -> Parameters:
+        """The parameters of the action distribution that has these logits or means ``[..., outputs]``."""
         return self.family.parameters_of(output, self.log_std.expand(*output.shape[:-1], -1))
 
     @torch.inference_mode()
     def act(self, observations: Tree, *, generator: torch.Generator | None = None) -> np.ndarray:
-        """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given."""
-        parameters = self.parameters_of(to_tensors(observations))
-        actions = self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator)
-        array = actions.numpy()
+        """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given.
+
+        Raises:
+            ValueError: if the student sees a history or noise; see ``step``.
+        """
+        parameters = self.parameters_of(to_tensors(observations if self.view is None else self.view.see(to_arrays(observations))))
+        return self._for_environment(self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator))
+
+    def _for_environment(self, actions: Tensor) -> np.ndarray:
+        array: np.ndarray = actions.numpy()
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
+
+    def unroll(self, seen: Tree, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Outputs of a student with a memory for sequences.
+
+        Args:
+            seen: what the student sees, ``[T, B, ...]``: T steps of each of B sequences.
+            memory: ``[B, units]`` before the first step; None: that of an episode's beginning.
+
+        Returns:
+            Logits or means ``[T, B, outputs]``, and the memory after the last step.
+        """
+        assert self.memory is not None, "it has no memory"
+        lead = length(seen), length(map_leaves(lambda leaf: leaf[0], seen))
+        features = self.encoder.forward(flattened(seen)).unflatten(0, lead)
+        states = self.memory.forward(features, features.new_zeros(lead[1], self.architecture.memory) if memory is None else memory)
+        return self._masked(run(self.network, states), seen), states[-1]
+
+    def initial_state(self, num_envs: int) -> State:
+        """State before the first step of N environments: that of the view, and the memory ``[N, units]``."""
+        return None if self.view is None else self.view.initial_state(num_envs), torch.zeros(num_envs, self.architecture.memory)
+
+    @torch.inference_mode()
+    def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
+        """Actions in N environments, and the state for the next step; see ``policies.policy.Stateful.step``."""
+        parameters, state = self.parameters_after(observations, state, starts)
+        return self._for_environment(self.family.mode(parameters)), state
+
+    def parameters_after(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[Parameters, State]:
+        """The parameters of the action distribution in one step of N environments, and the state after it; see ``step``."""
+        viewed, memory = state
+        if self.view is not None:
+            observations, viewed = self.view.step(to_arrays(observations), viewed, starts)
+        seen = to_tensors(observations)
+        if self.memory is None:
+            return self.parameters_of(seen), (viewed, memory)
+        if starts is not None:
+            memory = torch.where(torch.from_numpy(starts == GOES_ON)[:, None], memory, 0.0)
+        output, memory = self.unroll(map_leaves(lambda leaf: leaf[None], seen), memory)
+        return self.distribution(output[0]), (viewed, memory)
 
     def not_finite(self) -> str | None:
         """The first tensor that holds NaN or infinity; None if all are finite."""
@@ -221,6 +329,9 @@ class Student(nn.Module):
             "activation": self.architecture.activation,
             "params": self.params,
             **({"encoder": {"channels": list(self.architecture.channels)}} if self.architecture.channels else {}),
+            **({"memory": {"kind": "gru", "size": self.architecture.memory}} if self.architecture.memory else {}),
+            **({} if self.view is None else {"inputs": self.view.to_dict()}),
+            **({} if self.architecture.columns is None else {"varying_inputs": list(self.architecture.columns)}),
             "observation_space": space_to_dict(self.observation_space),
             "action_space": space_to_dict(self.action_space),
             **({} if self.architecture.action_units is None else {"action_units": self.architecture.action_units}),
@@ -232,11 +343,15 @@ class Student(nn.Module):
         return path
 
     @classmethod
-    def load(cls, folder: str | Path) -> Student:
+    def load(cls, folder: str | Path, *, trust: bool = False) -> Student:
         """Read what ``save`` wrote.
 
+        Args:
+            folder: of the student.
+            trust: whether a wrapper that the student sees through may be imported, which runs its module.
+
         Raises:
-            RequestError: if the folder holds no student or the files do not fit together.
+            RequestError: if the folder holds no student, the files do not fit together, or a wrapper would have to be imported.
         """
         path = Path(folder)
         description = read_description(path)
@@ -245,14 +360,18 @@ class Student(nn.Module):
                 raise RequestError(
                     f"{path} is of format {description.get('format')}, this version reads {FORMAT}: install the one that wrote it"
                 )
-            action_space = space_from_dict(description["action_space"])
+            action_space, observed = (space_from_dict(description[name]) for name in ("action_space", "observation_space"))
+            view = read_view(description.get("inputs"), observed, path, trust)
             architecture = Architecture(
-                space_from_dict(description["observation_space"]),
+                observed,
                 action_space,
                 tuple(description["hidden_sizes"]),
                 description["activation"],
                 _read_units(description.get("action_units"), action_space),
                 tuple(description["encoder"]["channels"]) if "encoder" in description else (),
+                read_memory(description.get("memory")),
+                view,
+                read_columns(description.get("varying_inputs"), observed if view is None else view.space),
             )
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)

@@ -1,4 +1,4 @@
-"""Every student that a run measured on the validation seeds, in the order in which they were made."""
+"""The candidates of a run in order: all students that were evaluated on the validation seeds."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 from policy_distill.report.rows import known
 
-STAGES = {"round": "rounds of imitation", "generation": "generations of self-distillation", "polish": "looks while polishing"}
-"""What each candidate's ``stage`` means, for a legend."""
+STAGES = {"round": "rounds of imitation", "generation": "generations of self-distillation", "polish": "snapshots while polishing"}
+"""Label of each candidate's ``stage``, for a legend."""
 NORMAL_95 = 1.96
-"""Standard errors on either side that hold 95 % of a normal distribution."""
+"""Half-width of a 95 % interval of a normal distribution, in standard errors."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One student on the way.
+    """A candidate.
 
     Attributes:
         stage: a key of ``STAGES``.
-        number: within its stage, from 1.
-        retention: on the validation seeds; None where teacher and random policy could not be told apart.
-        half_width: of its 95 % interval by normal approximation, paired by seed; None where the run did not record one.
-        finalist: whether it was measured on the further validation seeds.
-        kept: whether the run kept this one.
+        number: number within its stage, from 1.
+        retention: retention on the validation seeds; None if it is undefined.
+        half_width: half-width of its 95 % interval by normal approximation, paired by seed; None if the run did not record it.
+        finalist: whether it was evaluated on further validation seeds.
+        kept: whether the run kept it.
     """
 
     stage: str
@@ -36,14 +36,14 @@ class Candidate:
 
     @property
     def text(self) -> str:
-        """``0.981 ± 0.012``, as far as it is known."""
+        """``0.981 ± 0.012``; unknown parts are left out."""
         if self.retention is None:
             return ""
         return f"{self.retention:.3f}" + ("" if self.half_width is None else f" ± {self.half_width:.3f}")
 
 
 def candidates(summary: Mapping[str, Any]) -> list[Candidate]:
-    """Read them from what result.json holds: rounds, then generations, then looks while polishing."""
+    """Candidates in result.json: rounds, then generations, then snapshots of polishing."""
     polish, generations = summary["polish"], summary["self_distillation"]
     accepted = [index for index, record in enumerate(generations) if record["kept"]]
     kept = ("round", summary["chosen_round"])

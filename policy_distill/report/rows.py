@@ -1,4 +1,4 @@
-"""The figures of a run as rows of name and text: the table that closes a run in the terminal, in report.md and in TensorBoard."""
+"""Rows of the summary table of a run, for the terminal, report.md and TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from policy_distill.support.figures import spread_text
 RETENTION = "Retention is (student - random) / (teacher - random) of the mean returns."
 
 TESTS = {"they show": "final_test", "certificate": "certificate"}
-"""What a row about a test is called, and where result.json has it."""
+"""Label of each row about a test, and its key in result.json."""
 
 AGGREGATES = {
     "interquartile_mean": ("interquartile mean", "of the middle half: neither one failure nor one windfall moves it"),
@@ -24,7 +24,7 @@ AGGREGATES = {
         "of a student's episode on one of its teacher's; 0.5 where they are alike",
     ),
 }
-"""What an aggregate of a suite is called, and what it is."""
+"""Label and description of each aggregate of a suite."""
 AGGREGATE_COLUMNS = ("figure", "estimate", "other episodes", "other teachers too", "what it is")
 AGGREGATE_NOTE = (
     "Retention over teachers with {:,} parameters or more (Agarwal et al. 2021), with 95% intervals: what other episodes of these teachers "
@@ -33,17 +33,17 @@ AGGREGATE_NOTE = (
 
 
 def known(value: float | None) -> TypeGuard[float]:
-    """Whether there is a figure: a live summary holds nan where result.json holds null."""
+    """Whether a figure exists: a missing one is nan in memory and null in result.json."""
     return value is not None and math.isfinite(value)
 
 
 def number(value: float | None, form: str = ".1f") -> str:
-    """A figure, or nothing where there is none."""
+    """A formatted figure, empty if it is missing."""
     return format(value, form) if known(value) else ""
 
 
 def retention_text(kept: Mapping[str, Any]) -> str:
-    """``0.981 [0.967, 0.993]``, or why there is none."""
+    """``0.981 [0.967, 0.993]``, or why retention is undefined."""
     if not known(kept["estimate"]):
         return "undefined: teacher and random policy cannot be told apart"
     return f"{kept['estimate']:.3f} [{kept['low']:.3f}, {kept['high']:.3f}]"
@@ -65,7 +65,7 @@ def times(compression: float | None) -> str:
 
 
 def aggregate_rows(aggregates: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The rows under ``AGGREGATE_COLUMNS``, from what suite.json holds; an interval that is not known is left out."""
+    """Rows for ``AGGREGATE_COLUMNS`` from suite.json's aggregates; a missing interval is empty."""
 
     def ends(interval: Sequence[float] | None) -> str:
         return f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
@@ -78,7 +78,7 @@ def aggregate_rows(aggregates: Mapping[str, Mapping[str, Any]]) -> list[tuple[st
 
 
 def seed_tally(returns: Mapping[str, Sequence[float]]) -> tuple[int, int, int]:
-    """On how many seeds the student earned more than its teacher, as much (to a millionth), and less."""
+    """Number of seeds on which the student's return is higher than its teacher's, equal (to a millionth), and lower."""
     pairs = list(zip(returns["student"], returns["teacher"], strict=True))
     differ = [pair for pair in pairs if not math.isclose(*pair, rel_tol=1e-6, abs_tol=1e-9)]
     more = sum(student > teacher for student, teacher in differ)
@@ -92,18 +92,32 @@ def tally_text(returns: Mapping[str, Sequence[float]]) -> str:
 
 
 def finalist_text(record: Mapping[str, Any]) -> str:
-    """``-84.5 (61)``: a finalist's mean return over all its validation episodes, and how many they were; nothing for all others."""
+    """``-84.5 (61)``: a finalist's mean return over all its validation episodes, and their number; empty for other candidates."""
     mean, episodes = record["finalist_return_mean"], record.get("finalist_episodes")
     return number(mean) + (f" ({episodes})" if known(mean) and episodes else "")
 
 
+def inputs_text(student: Mapping[str, Any]) -> str:
+    """``keep [0, 1], history 4; 27 of them vary``; nothing for a student that reads everything."""
+    named = ", ".join(f"{name} {value}" for name, value in student.get("inputs", {}).items())
+    varying = f"{len(student['varying_inputs'])} of them vary" if student.get("varying_inputs") else ""
+    return "; ".join(filter(None, (named, varying)))
+
+
+def view_text(found: Mapping[str, Any]) -> str:
+    """``0.1203 with the student's inputs, 0.0041 with all (forward_kl_nats)``."""
+    return f"{found['seen']:.4g} with the student's inputs, {found['everything']:.4g} with all ({found['loss']})"
+
+
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The rows of the table that closes a run: what, figure."""
+    """Rows of the summary table of a run: name, figure."""
     teacher, student, kept = summary["teacher"], summary["student"], summary["retention"]
     rows = [
         ("environment", EnvironmentSpec.from_dict(summary.get("environment") or {"id": summary["env"]}).text()),
         ("teacher", f"{teacher['algo']}, {format(teacher['params'], ',') if teacher['params'] else 'unknown'} parameters"),
         ("student", f"{student['hidden_sizes']}, {student['params']:,} parameters"),
+        *([("student's inputs", inputs_text(student))] if inputs_text(student) else []),
+        *([("held-out loss of a wide network", view_text(summary["view"]))] if summary.get("view") else []),
         ("compression", times(summary["compression"])),
         ("teacher's return", mean_and_std(teacher)),
         ("student's return", mean_and_std(student)),
@@ -128,5 +142,5 @@ def summary_table(summary: Mapping[str, Any]) -> str:
 
 
 def plain(text: object) -> str:
-    """Text for Markdown: in one line, without control characters, and neither HTML, nor a new column, nor a link or an image."""
+    """Text in one line for a Markdown table, without control characters, HTML, column separators, links or images."""
     return one_line(text).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")

@@ -14,7 +14,9 @@ from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.policy import Memoryless, Policy, State, Stateful, StatefulTeacher
 from policy_distill.policies.rowwise import Layers
 from policy_distill.policies.rowwise_lstm import Lstm
-from policy_distill.rollouts.numpy_policies import Labels, actor, encoder, executable, head, labeller
+from policy_distill.policies.student import Student
+from policy_distill.policies.views import View
+from policy_distill.rollouts.numpy_policies import Labels, RecurrentActor, actor, encoder, executable, head, labeller, student_actor
 from policy_distill.rollouts.random_policy import RandomPolicy
 from policy_distill.support import trees
 from policy_distill.support.trees import Tree
@@ -89,6 +91,26 @@ class Labelling:
     step: Callable[[Tree, State, np.ndarray | None], tuple[Any, State]]
 
 
+class Viewing:
+    """A student that sees its own view of the observations.
+
+    Args:
+        view: from raw observations to what it sees.
+        policy: acts on what it sees.
+    """
+
+    def __init__(self, view: View, policy: Stateful) -> None:
+        self._view, self._policy = view, policy
+
+    def initial_state(self, num_envs: int) -> State:
+        return self._view.initial_state(num_envs), self._policy.initial_state(num_envs)
+
+    def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
+        seen, viewed = self._view.step(observations, state[0], starts)
+        actions, own = self._policy.step(seen, state[1], starts)
+        return actions, (viewed, own)
+
+
 class Player:
     """A policy that acts, or labels, in N environments, and its state there.
 
@@ -116,6 +138,9 @@ def acting(policy: Policy | None, rows: int, space: gym.Space) -> Stateful:
         return policy
     if isinstance(policy, RecurrentTeacher):
         return ActingRecurrent(policy, rows)
+    if isinstance(policy, Student):
+        sees: Stateful = RecurrentActor(policy, rows) if policy.architecture.memory else Memoryless(student_actor(policy, rows))
+        return sees if policy.view is None else Viewing(policy.view, sees)
     if isinstance(policy, Stateful):
         return OneByOne(policy.initial_state, policy.step, np.concatenate)
     return Memoryless(actor(policy, rows))

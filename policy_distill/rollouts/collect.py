@@ -17,6 +17,7 @@ from policy_distill.environments.vector import Backend, Slots, groups_of, seed_o
 from policy_distill.policies.actions import ActionTargets, Box
 from policy_distill.policies.policy import State
 from policy_distill.policies.student import Student
+from policy_distill.policies.views import View
 from policy_distill.rollouts.acting import Player, acting, labelling
 from policy_distill.rollouts.numpy_policies import Labels, labeller
 from policy_distill.rollouts.random_policy import uniform_actions
@@ -79,11 +80,23 @@ class Collector:
         num_envs: of the whole run.
         seed: of the run.
         backend: see ``environments.vector``.
+        view: what the run's students see; None: everything.
     """
 
     @own_random_state()
-    def __init__(self, spec: EnvironmentSpec, *, indices: range, num_envs: int, seed: int, backend: Backend = "gymnasium") -> None:
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        *,
+        indices: range,
+        num_envs: int,
+        seed: int,
+        backend: Backend = "gymnasium",
+        view: View | None = None,
+    ) -> None:
         self._name, self._indices, self._seed = spec.id, indices, seed
+        self._view = view
+        self._view_state: State = None if view is None else view.initial_state(len(indices))
         self._envs = Streams(groups_of(spec, backend, indices, num_envs, seed), indices)
         self._envs.reset()
         self._round = -1
@@ -107,7 +120,8 @@ class Collector:
     ) -> Transitions:
         """Take ``num_steps`` steps in each environment; the teacher labels every observation and acts with the given probability.
 
-        A teacher that has a state goes on with it from call to call. A student begins each round with its initial state.
+        A teacher that has a state goes on with it from call to call, and so does the view of the students. A student begins each round
+        with its initial state.
 
         A round may be collected in several calls, which give the rows of one.
 
@@ -139,18 +153,24 @@ class Collector:
             by_teacher = np.stack([choices.random(num_steps) < teacher_action_prob for choices in self._choices], axis=1)
         space = self._envs.action_space
         label = Player(labelling(teacher, count), count, self._teacher_state)
+        if student is not None and self._view is not None:
+            student = student.behind(student.architecture.without_view)  # it is shown what the view shows, as the dataset is
         act = None if student is None else Player(acting(student, count, space), count, self._student_state)
 
         def executed(step: int, slots: Slots, labels: Labels) -> np.ndarray:
             actions = labels[1].reshape(count, *(space.shape or ()))
+            seen = slots.observations
+            if self._view is not None:
+                seen, self._view_state = self._view.step(slots.observations, self._view_state, slots.starts)
+                rows.record_seen(step, seen)
             if act is not None and (act.state is not None or not by_teacher[step].all()):
                 mask = by_teacher[step].reshape(-1, *[1] * (actions.ndim - 1))
-                actions = np.where(mask, actions, act(slots.observations, slots.starts))
+                actions = np.where(mask, actions, act(seen, slots.starts))
             if exploration == NO_EXPLORATION:
                 return actions
             return exploration.disturb(actions, space, self._noise, mask_among(slots.observations))
 
-        rows = _Rows(num_steps, slots, self._check)
+        rows = _Rows(num_steps, slots, self._check, self._view)
         stream(self._envs, num_steps, executed, label, rows)
         self._check(rows, num_steps)
         self._teacher_state, self._student_state = label.state, None if act is None else act.state
@@ -164,6 +184,7 @@ class Collector:
             truncated=_flat(rows.truncated),
             episodes=_flat(rows.episodes),
             by_teacher=_flat(by_teacher),
+            seen=None if self._view is None else trees.map_leaves(_flat, _kept(rows.seen, teacher)),
         )
 
     def _check(self, rows: _Rows, num_steps: int) -> None:
@@ -200,16 +221,22 @@ class _Rows:
         num_steps: T.
         slots: where the environments stand.
         check: is called with these rows and how many steps they hold, before an environment is stepped with an action that is not finite.
+        view: of the students.
     """
 
-    def __init__(self, num_steps: int, slots: Slots, check: Callable[[_Rows, int], None]) -> None:
+    def __init__(self, num_steps: int, slots: Slots, check: Callable[[_Rows, int], None], view: View | None = None) -> None:
         self._shape = shape = (num_steps, len(slots.episodes))
         self._check = check
         self.observations = trees.map_leaves(lambda leaf: np.empty((*shape, *leaf.shape[1:]), leaf.dtype), slots.observations)
+        self.seen = None if view is None else trees.zeros(view.space, *shape)
         self.rewards = np.zeros(shape, np.float32)
         self.terminated, self.truncated = np.empty(shape, bool), np.empty(shape, bool)
         self.episodes = np.empty(shape, np.int64)
         self.parameters: dict[str, np.ndarray] = {}
+
+    def record_seen(self, step: int, seen: trees.Tree) -> None:
+        """Keep what the students saw in this step."""
+        trees.write(self.seen, step, seen)
 
     def record(self, step: int, slots: Slots, labels: Labels) -> Results:
         parameters, actions = labels
@@ -229,8 +256,11 @@ class _Rows:
 
 
 @torch.inference_mode()
-def label_states(teacher: Teacher, observations: trees.Tree) -> Transitions:
-    """The teacher's labels of raw ``observations`` ``[B, ...]`` that belong to no episode of this run: nobody acts, nothing is earned."""
+def label_states(teacher: Teacher, observations: trees.Tree, view: View | None = None) -> Transitions:
+    """The teacher's labels of raw ``observations`` ``[B, ...]`` that belong to no episode of this run: nobody acts, nothing is earned.
+
+    A view with a history cannot be of such states.
+    """
     count = trees.length(observations)
     parts = [labeller(teacher, trees.length(part))(part) for part in trees.blocks(observations, BLOCK)]
     parameters = {name: torch.from_numpy(np.concatenate([told[name] for told, _ in parts])) for name in parts[0][0]}
@@ -244,7 +274,14 @@ def label_states(teacher: Teacher, observations: trees.Tree) -> Transitions:
         truncated=no,
         episodes=torch.full((count,), NO_EPISODE),
         by_teacher=no,
+        seen=None if view is None else trees.to_tensors(_kept(_seen_alone(view, observations), teacher)),
     )
+
+
+def _seen_alone(view: View, observations: trees.Tree) -> trees.Tree:
+    """What a student sees of each of ``observations`` ``[B, ...]``, as if an episode began with it."""
+    count = trees.length(observations)
+    return view.step(observations, view.initial_state(count), np.arange(count))[0]
 
 
 def executed(rows: Transitions) -> Transitions:
@@ -271,6 +308,7 @@ def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:
         truncated=join([part.truncated for part in parts]),
         episodes=join([part.episodes for part in parts]),
         by_teacher=join([part.by_teacher for part in parts]),
+        seen=None if parts[0].seen is None else trees.map_leaves(lambda *leaves: join(list(leaves)), *(part.seen for part in parts)),
     )
 
 

@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import LAYER, ActionTargets
-from policy_distill.policies.encoders import Vectors
+from policy_distill.policies.encoders import Encoder, Images, Vectors
+from policy_distill.policies.gru import RowwiseGru
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student
@@ -33,6 +35,7 @@ from policy_distill.teachers.networks.acting import (
     LinearSpread,
     StateDependentSpread,
 )
+from policy_distill.teachers.networks.extractor import CustomExtractor
 from policy_distill.teachers.networks.masked import MaskedNetwork
 
 Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
@@ -54,7 +57,7 @@ def labeller(teacher: Teacher, rows: int) -> Label:
         return _refuse_device
     if isinstance(teacher.network, Ensemble) and teacher.network.combine == "mean" and not teacher.recorded:
         return _mixture(teacher.network, rows)
-    answer = head(teacher.network, rows, teacher.recorded)
+    answer = head(teacher.network, rows, teacher.recorded) if all(_is_seen(teacher, name) for name in teacher.recorded) else None
     if answer is not None:
         encode = encoder(teacher, rows)
         return lambda observations: answer(encode(observations))
@@ -82,6 +85,12 @@ def head(network: nn.Module, rows: int, recorded: Sequence[str] = ()) -> Label |
     return None
 
 
+def _is_seen(teacher: Teacher, name: str) -> bool:
+    """Whether numpy computes this layer: not those inside an extractor of the agent's own that torch is asked about as a whole."""
+    inside = [part for part, module in teacher.network.named_modules() if isinstance(module, CustomExtractor) and module.steps is None]
+    return not name.startswith(tuple(f"{part}." for part in inside))
+
+
 def actor(policy: Any, rows: int) -> Function:
     """``policy.act`` for batches of exactly ``rows`` raw observations.
 
@@ -91,29 +100,68 @@ def actor(policy: Any, rows: int) -> Function:
     if isinstance(policy, Teacher) and policy.anchor.device.type == "cpu":
         return _teacher_actor(policy, rows)
     if isinstance(policy, Student):
-        return _student_actor(policy, rows)
+        view, act = policy.view, student_actor(policy, rows)
+        return act if view is None else lambda observations: act(view.see(observations))
     return lambda observations: one_by_one(policy.act, observations)
 
 
 def outputs_of(student: Student, rows: int) -> Function:
-    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` raw observations.
+    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` observations as it sees them.
 
-    The next question may overwrite them. Convolutions round a row differently in another batch: a student of images is asked about one
-    observation at a time.
+    The next question may overwrite them.
     """
-    if not isinstance(student.encoder, Vectors):
-        return lambda observations: one_by_one(lambda row: _forward(student, row), observations)
-    layers, space = Layers(student.network, rows), student.observation_space
-    mean, scale = student.mean.numpy(), student.scale.numpy()
-    encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
+    read, layers = _features_of(student.encoder, rows), Layers(student.network, rows)
+    if has_mask(student.observation_space):
+        return lambda observations: student.family.masked(layers(read(observations)), observations[MASK])
+    return lambda observations: layers(read(observations))
 
-    def outputs(observations: trees.Tree) -> np.ndarray:
-        np.subtract(vectors(observations), mean, out=encoded, casting="same_kind")
-        return layers(np.divide(encoded, scale, out=encoded))
 
-    if has_mask(space):
-        return lambda observations: student.family.masked(outputs(observations), observations[MASK])
-    return outputs
+class RecurrentActor:
+    """A student with a memory as it acts in ``rows`` environments; see ``policies.policy.Stateful``. Its state is ``[rows, units]``."""
+
+    def __init__(self, student: Student, rows: int) -> None:
+        assert student.memory is not None
+        self._features, self._memory = _features_of(student.encoder, rows), RowwiseGru(student.memory, rows)
+        self._layers, self._family, self._has_mask = Layers(student.network, rows), student.family, has_mask(student.observation_space)
+        self._choose = student.family.chooser(student.action_space.shape or ())
+
+    def initial_state(self, num_envs: int) -> np.ndarray:
+        return np.zeros((num_envs, self._memory.units), np.float32)
+
+    def step(self, observations: trees.Tree, state: np.ndarray, starts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        if starts is not None:
+            state = np.where((starts == GOES_ON)[:, None], state, np.float32(0))
+        state = self._memory(self._features(observations), state)
+        output = self._layers(state)
+        if self._has_mask:
+            output = self._family.masked(output, observations[MASK])
+        return self._choose(output), state
+
+
+def _features_of(encoder: Encoder, rows: int) -> Callable[[trees.Tree], np.ndarray]:
+    """Features ``[B, features]`` of ``rows`` observations as the student sees them; the next call may overwrite them."""
+    match encoder:
+        case Vectors(space=space):
+            mean, scale = encoder.mean.numpy(), encoder.scale.numpy()
+            encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
+            columns = None if encoder.columns is None else list(encoder.columns)
+
+            def normalize(observations: trees.Tree) -> np.ndarray:
+                vector = vectors(observations)
+                np.subtract(vector if columns is None else vector[:, columns], mean, out=encoded, casting="same_kind")
+                return np.divide(encoded, scale, out=encoded)
+
+            return normalize
+        case Images(channels_first=channels_first):
+            layers = Layers(encoder.plain(), rows)
+
+            def convolve(images: np.ndarray) -> np.ndarray:
+                arranged = images if channels_first else images.transpose(0, 3, 1, 2)
+                return layers(arranged.astype(np.float32)).transpose(0, 2, 3, 1).reshape(rows, -1)
+
+            return convolve
+    parts = [(key, _features_of(part, rows)) for key, part in zip(encoder.keys, encoder.parts, strict=True)]  # type: ignore[arg-type]
+    return lambda observations: np.concatenate([read(observations[key]) for key, read in parts], axis=1)
 
 
 def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray]:
@@ -137,11 +185,6 @@ def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray
         return joined
 
     return join
-
-
-@torch.inference_mode()
-def _forward(student: Student, observations: trees.Tree) -> np.ndarray:
-    return student(trees.to_tensors(observations)).numpy()
 
 
 def _refuse_device(observations: np.ndarray) -> Labels:
@@ -168,7 +211,8 @@ def executable(space: gym.Space, rows: int) -> Function:
     return lambda actions: actions.reshape(shape).astype(dtype, copy=False)
 
 
-def _student_actor(student: Student, rows: int) -> Function:
+def student_actor(student: Student, rows: int) -> Function:
+    """The student's actions for batches of exactly ``rows`` observations as it sees them."""
     outputs, choose = outputs_of(student, rows), student.family.chooser(student.action_space.shape or ())
     return lambda observations: choose(outputs(observations))
 

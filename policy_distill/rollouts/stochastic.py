@@ -21,7 +21,7 @@ from policy_distill.teachers import RecurrentTeacher, Teacher
 @dataclass(frozen=True)
 class Drawing:
     """``policy`` with drawn actions. Its state is a generator for each episode, which the episode's seed alone decides and which is not
-    the environment's, and the memory of a teacher that has one.
+    the environment's, and the policy's own state.
 
     Raises:
         RequestError: if the policy has no distribution: agents with Q-values, td3, ddpg and ars only name an action.
@@ -31,19 +31,18 @@ class Drawing:
 
     def __post_init__(self) -> None:
         policy = self.policy
-        names = policy.family.names
-        answered, _ = self._asked(trees.zeros(policy.observation_space, 2), self._memory(2), None)
-        if not names or not set(names) <= answered.keys():
+        names, nothing = policy.family.names, trees.zeros(policy.observation_space, 2)
+        if not names or not set(names) <= _parameters(policy, nothing, _state(policy, 2), np.arange(2))[0].keys():
             raise RequestError("the policy only names its actions, it has no distribution to draw from: leave --stochastic out")
 
     def initial_state(self, num_envs: int) -> State:
-        return [torch.Generator() for _ in range(num_envs)], self._memory(num_envs)
+        return [torch.Generator() for _ in range(num_envs)], _state(self.policy, num_envs)
 
     @torch.inference_mode()
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
         family, space = self.policy.family, self.policy.action_space
-        generators, memory = state
-        parameters, memory = self._asked(observations, memory, starts)
+        generators, own_state = state
+        parameters, own_state = _parameters(self.policy, observations, own_state, starts)
         drawn = []
         for row, generator in enumerate(generators):
             if starts is not None and starts[row] != GOES_ON:
@@ -53,16 +52,21 @@ class Drawing:
         array: np.ndarray = np.concatenate(drawn)
         if isinstance(space, gym.spaces.Box):
             array = array.reshape(len(array), *space.shape).astype(space.dtype)
-        return array, (generators, memory)
+        return array, (generators, own_state)
 
-    def _memory(self, num_envs: int) -> State:
-        return self.policy.initial_state(num_envs) if isinstance(self.policy, RecurrentTeacher) else None
 
-    @torch.inference_mode()
-    def _asked(self, observations: Tree, memory: State, starts: np.ndarray | None) -> tuple[dict[str, torch.Tensor], State]:
-        """The parameters of the distributions, and what a teacher with a memory remembers."""
-        policy, tensor = self.policy, trees.map_leaves(torch.tensor, observations)
-        if isinstance(policy, RecurrentTeacher):
-            targets, memory = policy.label(observations, memory, starts)
-            return targets.parameters, memory
-        return policy.targets(tensor).parameters if isinstance(policy, Teacher) else policy.parameters_of(tensor), memory
+def _state(policy: Student | Teacher, num_envs: int) -> State:
+    return policy.initial_state(num_envs) if isinstance(policy, Student | RecurrentTeacher) else None
+
+
+@torch.inference_mode()
+def _parameters(
+    policy: Student | Teacher, observations: Tree, state: State, starts: np.ndarray | None
+) -> tuple[dict[str, torch.Tensor], State]:
+    """Parameters of the policy's distribution, and its state after the step."""
+    if isinstance(policy, RecurrentTeacher):
+        targets, state = policy.label(observations, state, starts)
+        return targets.parameters, state
+    if isinstance(policy, Teacher):
+        return policy.targets(trees.map_leaves(torch.tensor, observations)).parameters, state
+    return policy.parameters_after(trees.map_leaves(np.array, observations), state, starts)

@@ -28,6 +28,7 @@ class Transitions:
         terminated, truncated: ``[B]`` bool, of the executed action; the next row of the same environment begins a new episode.
         episodes: ``[B]`` int64, which episode a row belongs to, unique within a run; or ``NO_EPISODE``.
         by_teacher: ``[B]`` bool, whose action was executed.
+        seen: ``[B, ...]`` what the student sees; None where it sees ``observations``.
     """
 
     observations: Tree
@@ -37,6 +38,7 @@ class Transitions:
     truncated: Tensor
     episodes: Tensor
     by_teacher: Tensor
+    seen: Tree = None
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -52,4 +54,5 @@ class Transitions:
             self.truncated[mask],
             self.episodes[mask],
             self.by_teacher[mask],
+            None if self.seen is None else rows(self.seen, mask),
         )

@@ -15,6 +15,7 @@ from policy_distill.environments.specs import EnvironmentSpec, for_worker, make
 from policy_distill.environments.vector import WORDS, Backend, group_size
 from policy_distill.policies.policy import Policy
 from policy_distill.policies.student import Student
+from policy_distill.policies.views import View, ViewedEnv
 from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
 from policy_distill.rollouts.episodes import Episodes, evaluate, merge
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
@@ -39,6 +40,7 @@ class Rollouts:
         backend: what steps the environments that transitions are collected from; see ``environments.vector``. Returns are always
             measured in Gymnasium's.
         step_timeout: seconds that a step or a reset may take; there is one worker at least then, which is ended. None or 0: any.
+        view: what the run's students see; None: everything.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Rollouts:
         workers: int | None = None,
         backend: Backend = "gymnasium",
         step_timeout: float | None = None,
+        view: View | None = None,
     ) -> None:
         self.num_envs, self._teacher, self._backend = num_envs, teacher, backend
         count = min(available_cores() if workers is None else workers, num_envs)
@@ -59,7 +62,8 @@ class Rollouts:
         shares = shares_of(num_envs, max(count, 1), group_size(backend))
         self._collecting = len(shares)
         shares += [range(0)] * (count - len(shares))  # these only measure
-        arguments = [(self._spec, teacher, share, num_envs, seed, backend) for share in shares]
+        self._view = view
+        arguments = [(self._spec, teacher, share, num_envs, seed, backend, view) for share in shares]
         self._sites: list[Remote | Local] = [Remote(_Shard, *each, step_timeout=step_timeout) for each in arguments] if count else []
         self._sites = self._sites or [Local(_Shard(*arguments[0]))]
 
@@ -105,9 +109,10 @@ class Rollouts:
         return self._ask("evaluate", [(policy, share, num_envs, with_agreement) for share in shares]).then(merge)
 
     def for_ppo(self, num_envs: int, num_steps: int, seed: int) -> RolloutEnv:
-        """Environments for polishing, shared out among the same workers; see ``RolloutEnv``."""
-        teacher = self._teacher if isinstance(self._teacher, RecurrentTeacher) else None  # others are asked about each batch
-        envs = [functools.partial(make, self._spec)] * num_envs
+        """Environments for polishing, which show what the students see, shared out among the same workers; see ``RolloutEnv``."""
+        # other teachers label each batch; behind a view no teacher sees what it needs
+        teacher = self._teacher if isinstance(self._teacher, RecurrentTeacher) and self._view is None else None
+        envs = [functools.partial(_make, self._spec, self._view)] * num_envs
         return RolloutEnv(envs, num_steps, seed=seed, teacher=teacher, sites=self._sites)
 
     def close(self) -> None:
@@ -127,6 +132,10 @@ class Rollouts:
         return Pending.together([site.ask(method, *each) for site, each in zip(self._sites, arguments, strict=False)])
 
 
+def _make(spec: EnvironmentSpec, view: View | None) -> gym.Env:
+    return make(spec) if view is None else ViewedEnv(make(spec), view)
+
+
 def split(indices: range, parts: int) -> list[range]:
     """Cut ``indices`` into ``parts`` contiguous ranges whose lengths differ by one at most."""
     edges = [len(indices) * part // parts for part in range(parts + 1)]
@@ -142,12 +151,21 @@ def shares_of(num_envs: int, parts: int, group: int) -> list[range]:
 class _Shard(Host):
     """What one worker does; the same code runs in this process when there are no workers."""
 
-    def __init__(self, spec: EnvironmentSpec, teacher: Teacher | None, indices: range, num_envs: int, seed: int, backend: Backend) -> None:
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        teacher: Teacher | None,
+        indices: range,
+        num_envs: int,
+        seed: int,
+        backend: Backend,
+        view: View | None = None,
+    ) -> None:
         super().__init__()
         self._spec, self._teacher = spec, teacher
         self._collector: Collector | None = None
         self._evaluation_envs: list[gym.Env] = []
-        self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed, backend=backend)
+        self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed, backend=backend, view=view)
 
     def collect(
         self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int, exploration: Exploration

@@ -70,6 +70,11 @@ def rows(tree: Tree, index: Any) -> Tree:
     return {key: leaf[index] for key, leaf in tree.items()} if isinstance(tree, dict) else tree[index]
 
 
+def flattened(tree: Tree) -> Tree:
+    """The tree of tensors with its first two axes as one."""
+    return map_leaves(lambda leaf: leaf.flatten(0, 1), tree)
+
+
 def blocks(tree: Tree, count: int) -> Iterator[Tree]:
     """The rows in their order, ``count`` at a time."""
     return (rows(tree, slice(first, first + count)) for first in range(0, length(tree), count))

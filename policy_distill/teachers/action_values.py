@@ -1,4 +1,4 @@
-"""What a teacher's critic says an action is worth, compared with the teacher's own action in the same state."""
+"""Q-values of actions by a teacher's critic, compared with the teacher's action in the same state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from policy_distill.teachers.teacher import Teacher
 
 
 def why_no_action_values(teacher: Teacher) -> str | None:
-    """Why ``q_gap`` cannot answer; None if it can."""
+    """Why ``q_gap`` does not support the teacher; None if it does."""
     if getattr(teacher.network, "scores", None) == "q_values":
         return None
     if not isinstance(teacher.critic, ActionValue):
@@ -23,15 +23,15 @@ def why_no_action_values(teacher: Teacher) -> str | None:
 
 @torch.inference_mode()
 def q_gap(teacher: Teacher, observations: Tree, actions: Tensor) -> Tensor:
-    """``Q(s, a_teacher) - Q(s, a)``, discounted as in training, in the environment's rewards (in those of training if their scale is lost).
+    """``Q(s, a_teacher) - Q(s, a)``, discounted as in training, in the environment's rewards (or training's, if their scale is unknown).
 
     Args:
-        teacher: for which ``why_no_action_values`` is None.
+        teacher: a teacher for which ``why_no_action_values`` is None.
         observations: raw, ``[B, ...]``.
         actions: as ``env.step`` takes them, ``[B]`` integers or ``[B, action_dim]`` floats.
 
     Returns:
-        float32 ``[B]``; ``>= 0`` for discrete actions. Below 0 where the critic prefers ``a`` to what its own actor does.
+        float32 ``[B]``; ``>= 0`` for discrete actions. Negative if the critic prefers ``a`` to the actor's action.
     """
     targets = teacher.targets(observations)
     if "q_values" in targets.parameters:
@@ -41,6 +41,8 @@ def q_gap(teacher: Teacher, observations: Tree, actions: Tensor) -> Tensor:
     else:
         critic, features = teacher.critic, teacher.encode(observations)
         assert isinstance(critic, ActionValue)
-        own, other = (critic.of(features, part.float().reshape(len(features), -1), teacher.network) for part in (targets.actions, actions))
-        gap = own - other
+        of_teacher, of_other = (
+            critic.of(features, part.float().reshape(len(features), -1), teacher.network) for part in (targets.actions, actions)
+        )
+        gap = of_teacher - of_other
     return (teacher.reward_scale or 1.0) * gap

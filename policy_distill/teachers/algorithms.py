@@ -1,4 +1,4 @@
-"""Algorithms as records: how a zip tells which one saved it, where its networks lie among the weights, and what they say."""
+"""Records of algorithms: how a zip is recognised, where its networks are in the state dict, and what they output."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Keys:
-    """A network's place in the state dict of a policy.
+    """Prefixes of a network in the state dict of a policy.
 
     Attributes:
-        head: prefix of the last layers; of critics that are numbered, without the number.
-        hidden: prefixes of the layers before, with an activation after each; those without weights are left out.
-        features: prefixes of a features extractor of the agent's own, the first that has weights counts.
+        head: prefix of the last layers; for numbered critics without the number.
+        hidden: prefixes of the layers before, each followed by an activation; prefixes without weights are skipped.
+        features: prefixes of a custom features extractor; the first with weights is used.
     """
 
     head: str
@@ -31,27 +31,27 @@ def _if_asked(policy_kwargs: Mapping[str, Any], num_layers: int) -> bool:
 
 
 def _unless_linear(policy_kwargs: Mapping[str, Any], num_layers: int) -> bool:
-    """ARS: the linear policy clips; an MlpPolicy of one layer names its empty net_arch."""
+    """For ARS: the linear policy clips its actions; an MlpPolicy of one layer has an (empty) net_arch."""
     return bool(policy_kwargs.get("squash_output", num_layers > 1 or "net_arch" in policy_kwargs))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Networks of one form; several algorithms may share it.
+    """Structure of a policy's networks, which several algorithms may share.
 
     Attributes:
-        signs: prefixes of weights, any of which tells this layout.
-        actor: the network that acts.
-        activation: between layers, a name in ``torch.nn``, unless the user chose another.
-        scores: what the actor says of discrete actions, ``logits`` or ``q_values``; None: its actions are continuous.
-        several_choices: whether it acts in spaces of several choices too.
+        signs: prefixes of weights; any of them identifies this layout.
+        actor: the acting network.
+        activation: default activation between layers, a name in ``torch.nn``.
+        scores: the actor's outputs for discrete actions, ``logits`` or ``q_values``; None if only continuous actions are supported.
+        several_choices: whether MultiDiscrete and MultiBinary action spaces are supported.
         quantiles: whether each score is the mean of several outputs.
-        squashes: whether continuous actions pass through tanh, by the policy's settings and the number of the head's layers.
-        log_std: the logarithm of a Gaussian's standard deviation: a tensor, or the prefix of a layer; None: actions are only named.
-        sde_features: prefix of gSDE's own latent layers.
-        spread_acts: whether ``log_std`` counts among the parameters that act.
-        value: the critic of states.
-        action_values: the critics of actions, numbered from 0.
+        squashes: whether continuous actions pass through tanh, from the policy's arguments and the number of the head's layers.
+        log_std: a Gaussian's log standard deviation: a tensor, or the prefix of a layer; None: actions are deterministic.
+        sde_features: prefix of gSDE's separate latent layers.
+        spread_acts: whether ``log_std`` counts among the acting parameters.
+        value: the critic of states, V(s).
+        action_values: the critics of actions, Q(s, a), numbered from 0.
     """
 
     signs: tuple[str, ...]
@@ -69,12 +69,12 @@ class Layout:
 
     @property
     def has_critic(self) -> bool:
-        """Whether it says what a state is worth."""
+        """Whether there is a critic for states or actions."""
         return self.value is not None or self.values_actions
 
     @property
     def values_actions(self) -> bool:
-        """Whether a critic values single actions."""
+        """Whether there are Q-values of single actions."""
         return self.action_values is not None or self.scores == "q_values"
 
 
@@ -83,14 +83,14 @@ class Algorithm:
     """One algorithm of Stable-Baselines3 or sb3-contrib.
 
     Attributes:
-        name: as the RL Zoo has it.
+        name: its name in the RL Zoo.
         sb3_class: package and name of its class.
-        fields: of the zip's member ``data``, all of which this algorithm saves in all versions.
-        layout: of its networks; None where they cannot be rebuilt.
-        tells: a further sign in ``data``.
-        averages_critics: whether the value of an action is the mean of all critics' outputs, and not the least of them.
-        has_memory: whether it acts on more than the last observation.
-        masks: whether it acts under the environment's action masks.
+        fields: keys of the zip's member ``data`` that all versions of this algorithm save.
+        layout: structure of its networks; None if they cannot be rebuilt.
+        tells: an additional condition on ``data``.
+        averages_critics: whether an action's value is the mean of all critics' outputs, instead of their minimum.
+        has_memory: whether its policy has a state.
+        masks: whether it uses the environment's action masks.
     """
 
     name: str
@@ -116,7 +116,7 @@ ON_POLICY = Layout(
     value=Keys("value_net", ("mlp_extractor.shared_net", "mlp_extractor.value_net"), ("vf_features_extractor", "features_extractor")),
 )
 RECURRENT = replace(ON_POLICY, signs=("lstm_actor.",), actor=replace(ON_POLICY.actor, features=()), value=None)
-"""The LSTM stands between the features extractor and the rest."""
+"""The LSTM is between the features extractor and the remaining layers."""
 CRITICS = Keys("critic.qf", (), ("critic.features_extractor",))
 SAC = Layout(
     signs=("actor.latent_pi.", "actor.log_std"),  # without hidden layers there is no latent_pi
@@ -138,7 +138,7 @@ ARS = Layout(signs=("action_net.",), actor=Keys("action_net"), scores="logits", 
 
 
 def _module_says(word: str, data: Mapping[str, Any]) -> bool:
-    """Whether the policy's or the rollout buffer's class comes from such a module of sb3-contrib."""
+    """Whether the policy's or the rollout buffer's class is from a module of sb3-contrib whose name contains ``word``."""
     saved = [data.get(name) for name in ("policy_class", "rollout_buffer_class")]
     modules = [one.get("__module__") for one in saved if isinstance(one, dict)]
     return any(isinstance(module, str) and module.startswith("sb3_contrib.") and word in module for module in modules)
@@ -153,7 +153,7 @@ def _is_maskable(data: Mapping[str, Any]) -> bool:
 
 
 def _has_one_critic(data: Mapping[str, Any]) -> bool:
-    """SB3's DDPG is TD3 without its three additions; the single critic is saved with the policy's arguments."""
+    """Whether this is DDPG: SB3 saves it as TD3 with one critic among the policy's arguments."""
     kwargs = data.get("policy_kwargs")
     return isinstance(kwargs, dict) and kwargs.get("n_critics") == 1 and data["policy_delay"] == 1
 
@@ -176,11 +176,11 @@ ALGORITHMS = {
         Algorithm("ars", "sb3_contrib.ARS", ("n_delta",), ARS),
     )
 }  # fmt: skip
-"""By name. The first whose signs are there is told; of those with the same networks the last is the simplest."""
+"""Algorithms by name. The first match identifies a zip; among those with the same layout the last is the simplest."""
 
 
 def layout_of(name: str | None) -> Layout | None:
-    """Of the algorithm's networks; None where it is not known or they cannot be rebuilt."""
+    """Layout of an algorithm's networks; None if the algorithm is unknown or they cannot be rebuilt."""
     return ALGORITHMS[name].layout if name in ALGORITHMS else None
 
 
@@ -190,20 +190,20 @@ def algorithms_with(trait: Callable[[Layout], bool]) -> str:
 
 
 def layout_of_weights(keys: Mapping[str, Any]) -> Layout | None:
-    """The layout of weights with these names, whatever reads the observations; None if none is known."""
+    """The layout of a state dict with these keys; None if it is unknown."""
     layouts = [algorithm.layout for algorithm in ALGORITHMS.values() if algorithm.layout is not None]
     return next((layout for layout in layouts if any(key.startswith(layout.signs) for key in keys)), None)
 
 
 def algorithm_of_fields(data: Mapping[str, Any]) -> str | None:
-    """Name the algorithm that saved ``data``, whatever its policy's class is; None if the fields tell none that is known."""
-    told = (one.name for one in ALGORITHMS.values() if all(field in data for field in one.fields) and one.tells(data))
-    return next(told, None)
+    """Name of the algorithm that saved ``data``, regardless of its policy's class; None if it is unknown."""
+    matches = (one.name for one in ALGORITHMS.values() if all(field in data for field in one.fields) and one.tells(data))
+    return next(matches, None)
 
 
 def algorithm_of_networks(layout: Layout, data: Mapping[str, Any]) -> str:
-    """Name the algorithm by the fields that it saved, where these go with its networks, else the simplest one that acts so."""
-    told = algorithm_of_fields(data)
-    if told is not None and layout_of(told) is layout:
-        return told
+    """Name of the algorithm by its saved fields, if they agree with the layout, else the simplest algorithm of the layout."""
+    name = algorithm_of_fields(data)
+    if name is not None and layout_of(name) is layout:
+        return name
     return [algorithm.name for algorithm in ALGORITHMS.values() if algorithm.layout is layout][-1]

@@ -1,4 +1,4 @@
-"""Several agents of one task as one acting network; ``Teacher.ensemble`` makes a teacher of it."""
+"""An ensemble of several agents as one acting network; ``Teacher.ensemble`` makes a teacher of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from policy_distill.teachers.networks.acting import ActionBounds
 
 
 class Member(Protocol):
-    """What an ensemble asks of a teacher, which is a module too."""
+    """Interface of an ensemble's members, which are teachers and modules."""
 
     algo: str
     path: str | None
@@ -42,17 +42,17 @@ class Ensemble(nn.Module):
 
     Args:
         members: at least two, with the same spaces.
-        weights: ``> 0``, one for each member; only their ratios count. Left out: equal.
-        combine: ``mean``: the weighted mean of the distributions. Probabilities are averaged, Q-values made probabilities before that;
-            of clipped Gaussians the first two moments of the mixture are kept; of other continuous teachers the actions are averaged.
-            ``value``: in each state the targets of the member that promises most, by its own critic.
+        weights: ``> 0``, one for each member; only their ratios matter. None: equal.
+        combine: ``mean``: the weighted mean of the distributions. Probabilities are averaged, after Q-values are turned into
+            probabilities; a mixture of clipped Gaussians keeps its first two moments; other continuous teachers' actions are averaged.
+            ``value``: in each state the targets of the member whose critic gives the highest value.
 
     Attributes:
-        family: of the targets.
-        acting_params: of all members together, for all of them act; 0 if one's are unknown.
+        family: family of the targets.
+        acting_params: number of parameters of all members; 0 if one's is unknown.
 
     Raises:
-        RequestError: if the members do not go together, or the weights do not fit them.
+        RequestError: if the members' spaces or critics do not suit, or the weights are invalid.
     """
 
     reads_raw = True
@@ -63,42 +63,42 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)  # type: ignore[arg-type]
         self.weights = _shares(weights, len(members), combine)
         self.combine = combine
-        first, *others = (member.family for member in members)
-        alike = all(other == first for other in others) and (combine == "value" or first.mixes)
-        self.family: Family = first if alike else first.of_agent(density=False)
+        first, *further = (member.family for member in members)
+        same = all(family == first for family in further) and (combine == "value" or first.mixes)
+        self.family: Family = first if same else first.of_agent(density=False)
         self.bounds = ActionBounds(Box.from_space(space)) if isinstance(space := members[0].action_space, gym.spaces.Box) else None
         sizes = [member.params for member in members]
         self.acting_params = sum(sizes) if all(sizes) else 0
 
     def forward(self, observations: Tree) -> ActionTargets:
-        told = [member.targets(observations) for member in self.members]  # type: ignore[operator]
+        member_targets = [member.targets(observations) for member in self.members]  # type: ignore[operator]
         if self.combine == "value":
-            return self._of_the_most_promising(told, self.member_values(observations))
-        return self.mixed(told)
+            return self._of_highest_value(member_targets, self.member_values(observations))
+        return self.mixed(member_targets)
 
-    def mixed(self, told: Sequence[ActionTargets]) -> ActionTargets:
-        """The weighted mean of what the members say, row by row; of an ensemble that combines by ``mean``."""
+    def mixed(self, member_targets: Sequence[ActionTargets]) -> ActionTargets:
+        """Weighted mean of the members' targets, row by row, for ``combine="mean"``."""
         if not self.family.names:
             assert self.bounds is not None
-            return ActionTargets({}, self.bounds.clip(weighted_mean([targets.actions for targets in told], self.weights)))
-        mixed = self.family.mix([_as_logits(targets.parameters) for targets in told], self.weights)
+            return ActionTargets({}, self.bounds.clip(weighted_mean([targets.actions for targets in member_targets], self.weights)))
+        mixed = self.family.mix([_as_logits(targets.parameters) for targets in member_targets], self.weights)
         return ActionTargets(mixed, self.family.mode(mixed))
 
     def member_values(self, observations: Tree) -> Tensor:
-        """Each member's values ``[M, B]`` of raw observations."""
+        """Values ``[M, B]`` of raw observations by each member's critic."""
         return torch.stack([member.values(observations) for member in self.members])  # type: ignore[operator]
 
-    def _of_the_most_promising(self, told: Sequence[ActionTargets], values: Tensor) -> ActionTargets:
+    def _of_highest_value(self, member_targets: Sequence[ActionTargets], values: Tensor) -> ActionTargets:
         """In each row the targets of the member with the highest of ``values`` ``[M, B]``, the first of equals."""
         best, rows = values.argmax(0), torch.arange(values.shape[1], device=values.device)
 
         def chosen(tensors: Sequence[Tensor]) -> Tensor:
             return torch.stack(list(tensors))[best, rows]
 
-        actions = chosen([targets.actions for targets in told])
+        actions = chosen([targets.actions for targets in member_targets])
         if not self.family.names:
             return ActionTargets({}, actions)
-        parameters = [targets.parameters for targets in told]
+        parameters = [targets.parameters for targets in member_targets]
         if not all("q_values" in one for one in parameters):
             parameters = [_as_logits(one) for one in parameters]
         names = [name for name in (*self.family.names, "q_values") if name in parameters[0]]
@@ -106,7 +106,7 @@ class Ensemble(nn.Module):
 
 
 class HighestValue(nn.Module):
-    """The critic of an ensemble that follows the most promising member: what that one promises, ``[B]``."""
+    """The critic of an ensemble with ``combine="value"``: the highest of its members' values, ``[B]``."""
 
     def forward(self, observations: Tensor, network: nn.Module) -> Tensor:
         assert isinstance(network, Ensemble)
@@ -114,12 +114,12 @@ class HighestValue(nn.Module):
 
 
 def name_of(member: Member) -> str:
-    """Where it comes from, for messages."""
+    """A member's path or algorithm, for messages."""
     return member.path or f"the {member.algo} agent"
 
 
 def _as_logits(parameters: Parameters) -> Parameters:
-    """Q-values as logits: their z-scores over the actions, divided by a temperature; other parameters as they are."""
+    """Logits of Q-values: their z-scores over the actions, divided by a temperature; other parameters are unchanged."""
     if "q_values" not in parameters:
         return parameters
     return {"logits": standardize_logits(parameters["q_values"]) / Q_TEMPERATURES["z_score"]}
@@ -133,14 +133,14 @@ def _check_members(members: Sequence[Member], combine: str) -> None:
     for member in members:
         if member.algo in ALGORITHMS and ALGORITHMS[member.algo].has_memory:
             raise RequestError(f"{name_of(member)} has a memory, and teachers with one cannot be combined: leave it out")
-    first, *others = members
-    for number, other in enumerate(others, 2):
-        spaces = (first.observation_space, first.action_space), (other.observation_space, other.action_space)
+    first, *further = members
+    for number, member in enumerate(further, 2):
+        spaces = (first.observation_space, first.action_space), (member.observation_space, member.action_space)
         if difference := first_difference(*spaces):
-            role, mine, theirs = difference
+            role, of_first, of_member = difference
             raise RequestError(
-                f"teachers of one ensemble must have the same spaces, but the {role} of teacher 1 ({name_of(first)}) are {mine}, those of "
-                f"teacher {number} ({name_of(other)}) are {theirs}: leave one of the two out"
+                f"teachers of one ensemble must have the same spaces, but the {role} of teacher 1 ({name_of(first)}) are {of_first}, "
+                f"those of teacher {number} ({name_of(member)}) are {of_member}: leave one of the two out"
             )
     if combine == "value":
         for member in members:
@@ -149,7 +149,7 @@ def _check_members(members: Sequence[Member], combine: str) -> None:
 
 
 def _shares(weights: Sequence[float] | None, count: int, combine: str) -> tuple[float, ...]:
-    """Weights that sum to 1."""
+    """Normalised weights, with sum 1."""
     if weights is None:
         return (1 / count,) * count
     if combine == "value":
@@ -157,6 +157,6 @@ def _shares(weights: Sequence[float] | None, count: int, combine: str) -> tuple[
     if len(weights) != count:
         raise RequestError(f"weights are {tuple(weights)}; they must be one for each of the {count} teachers")
     if not all(weight > 0 and math.isfinite(weight) for weight in weights):
-        raise RequestError(f"weights are {tuple(weights)}; they must be > 0: leave a teacher out that should not count")
+        raise RequestError(f"weights are {tuple(weights)}; they must be > 0: leave out a teacher that should not count")
     total = math.fsum(weights)
     return tuple(weight / total for weight in weights)

@@ -1,4 +1,4 @@
-"""From an agent's archive or a live model to its networks: the one that acts, and its critic."""
+"""Networks of an agent, acting network and critic, from its archive or a live model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 from torch import nn
 
 from policy_distill.config import Reading, RequestError
-from policy_distill.policies.observations import is_image, observation_width
-from policy_distill.support.trees import leaf_spaces
+from policy_distill.policies.observations import observation_width
 from policy_distill.support.untrusted import refuse_damage
 from policy_distill.teachers.algorithms import ALGORITHMS, RECURRENT, algorithm_of_fields, algorithm_of_networks, layout_of
 from policy_distill.teachers.files.archive import COMPILED, Archive, class_name, read_archive, read_data
@@ -28,10 +27,12 @@ from policy_distill.teachers.files.training_record import read_training_record
 from policy_distill.teachers.files.trusted import SB3_PACKAGES, algorithm_of, load_model
 from policy_distill.teachers.networks.counting import acting_family, check_start
 from policy_distill.teachers.networks.critics import live_critic, rebuild_critic
-from policy_distill.teachers.networks.extractor import ExtractorMaker, extractor_maker
+from policy_distill.teachers.networks.extractor import extractor_maker
 from policy_distill.teachers.networks.live import LivePolicy
+from policy_distill.teachers.networks.pixels import pixel_reader
 from policy_distill.teachers.networks.rebuild import (
     HAS_MEMORY,
+    Reader,
     check_supported,
     own_extractor_of,
     rebuild_network,
@@ -42,7 +43,7 @@ from policy_distill.teachers.networks.recurrent import rebuild_recurrent
 
 @dataclass(frozen=True)
 class Networks:
-    """An agent's networks, and what it is."""
+    """An agent's networks and its algorithm."""
 
     acting: nn.Module
     critic: nn.Module | None
@@ -52,12 +53,13 @@ class Networks:
 def networks_of_files(
     files: AgentFiles, reading: Reading, notes: list[str]
 ) -> tuple[Networks, tuple[gym.Space, gym.Space], dict[str, Any]]:
-    """An agent's networks, its observation and action space, and plain facts; what a user should know is added to ``notes``.
+    """An agent's networks, its observation and action space, and plain facts; notices for the user are added to ``notes``.
 
-    They are rebuilt from plain data; with ``reading.trust`` Stable-Baselines3 unpickles what cannot be, which runs code from the file.
+    Networks are rebuilt from plain data. If that is impossible and ``reading.trust`` is set, Stable-Baselines3 unpickles the agent, which
+    runs code from the file.
 
     Raises:
-        RequestError: if the agent is not supported; ``NotPlainError`` where ``--trust`` might help.
+        RequestError: if the agent is not supported; ``NotPlainError`` if ``--trust`` might help.
     """
     archive = None
     try:
@@ -74,16 +76,16 @@ def networks_of_files(
 
 
 def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, notes: list[str], extractor: str | None = None) -> Networks:
-    """Rebuild the networks from plain weights; what a user should know is added to ``notes``.
+    """Rebuild the networks from plain weights; notices for the user are added to ``notes``.
 
-    ``extractor`` names the source of the agent's own features extractor, ``file.py:Class``.
+    ``extractor`` is the source of the agent's custom features extractor, ``file.py:Class``.
 
     Raises:
-        RequestError: if they are not supported; ``NotPlainError`` where ``--trust`` might help.
+        RequestError: if they are not supported; ``NotPlainError`` if ``--trust`` might help.
     """
     if archive.policy_module is not None and not archive.policy_module.startswith(SB3_PACKAGES):
-        told = algorithm_of_fields(archive.data)
-        if told is not None and ALGORITHMS[told].has_memory:
+        saved_by = algorithm_of_fields(archive.data)
+        if saved_by is not None and ALGORITHMS[saved_by].has_memory:
             raise RequestError(f"{archive.path} {HAS_MEMORY}")
         raise NotPlainError(
             f"{archive.path} uses the custom policy class of {archive.policy_module!r}, which weights alone do not describe; "
@@ -109,10 +111,10 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     return Networks(acting, critic, name)
 
 
-def _maker(archive: Archive, extractor: str | None, notes: list[str]) -> ExtractorMaker | None:
-    """What makes the features extractor that the user named."""
+def _maker(archive: Archive, extractor: str | None, notes: list[str]) -> Reader | None:
+    """What makes the features extractor: the user's class, or Stable-Baselines3's own for images; None: observations are flattened."""
     if extractor is None:
-        return None
+        return pixel_reader(archive.observation_space, archive.state_dict, archive.policy_kwargs)
     named = own_extractor_of(archive.state_dict, archive.policy_kwargs)
     if named is None:
         raise RequestError(f"{archive.path} reads its observations without a features extractor of its own; leave --extractor out")
@@ -123,7 +125,7 @@ def _maker(archive: Archive, extractor: str | None, notes: list[str]) -> Extract
 
 
 def networks_of_model(model: Any) -> Networks:
-    """Rebuild a live model's networks where its policy is one of the libraries' own, else copy the policy.
+    """Rebuild a live model's networks if its policy's class belongs to one of the libraries, else copy the policy.
 
     Raises:
         RequestError: if the model is not supported.
@@ -133,7 +135,6 @@ def networks_of_model(model: Any) -> Networks:
     if name is None:
         raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms are")
     check_observation_space(model.observation_space, source)
-    refuse_images(model.observation_space, source)
     check_start(model.observation_space, model.action_space, source)
     policy = getattr(model.policy, COMPILED.rstrip("."), model.policy)
     if layout_of(name) is not None and type(policy).__module__.startswith(SB3_PACKAGES):
@@ -143,25 +144,26 @@ def networks_of_model(model: Any) -> Networks:
             check_supported(weights, kwargs, source, extractor_known=False)
             layout = recognise_layout(weights, source)
             rebuild = rebuild_recurrent if layout is RECURRENT else rebuild_network
-            acting: nn.Module = rebuild(weights, layout, model.observation_space, model.action_space, kwargs, source)
-            return Networks(acting, rebuild_critic(weights, name, acting, kwargs, observation_width(model.observation_space), source), name)
+            reader, width = pixel_reader(model.observation_space, weights, kwargs), observation_width(model.observation_space)
+            acting: nn.Module = rebuild(weights, layout, model.observation_space, model.action_space, kwargs, source, reader)
+            return Networks(acting, rebuild_critic(weights, name, acting, kwargs, width, source, reader), name)
         except NotPlainError:
             if ALGORITHMS[name].has_memory:
                 raise
-            # a features extractor or activation of the user's own: copied below
+            # a custom features extractor or activation: copied below
     live = LivePolicy(policy, model.action_space, acting_family(model.action_space, source))
     return Networks(live, live_critic(live), name)
 
 
 def algorithm_to_trust(files: AgentFiles, algo: str | None) -> str | None:
-    """The algorithm with whose class Stable-Baselines3 is to load the zip: the user's word, else the zip's, else the folder's."""
-    told = algorithm_of_fields(read_data(files.zip_path))
-    alike = layout_of(told) is None or layout_of(files.algo) is layout_of(told)
-    return algo or (files.algo if files.algo is not None and alike else told)
+    """The algorithm whose class loads the zip: the user's choice, else the folder's if its layout agrees, else the zip's."""
+    saved_by = algorithm_of_fields(read_data(files.zip_path))
+    agrees = layout_of(saved_by) is None or layout_of(files.algo) is layout_of(saved_by)
+    return algo or (files.algo if files.algo is not None and agrees else saved_by)
 
 
 def spaces_of(archive: Archive | None) -> dict[str, gym.Space]:
-    """The spaces that could be read, which Stable-Baselines3 then need not unpickle."""
+    """The spaces that were read as data, so that Stable-Baselines3 does not unpickle them."""
     return {} if archive is None else {"observation_space": archive.observation_space, "action_space": archive.action_space}
 
 
@@ -176,7 +178,7 @@ def archive_facts(archive: Archive) -> dict[str, Any]:
 
 
 def around(files: AgentFiles) -> dict[str, Any]:
-    """What the files around an agent's zip tell, as arguments of ``Teacher``."""
+    """Arguments of ``Teacher`` from the files around an agent's zip."""
     statistics, rewards = files.vecnormalize_path, files.reward_statistics_path
     return {
         "path": str(files.zip_path),
@@ -189,7 +191,7 @@ def around(files: AgentFiles) -> dict[str, Any]:
 
 
 def normalization_notes(files: AgentFiles, normalization: Statistics | None) -> list[str]:
-    """What a user should know about the statistics that were chosen; nothing where they lie where the RL Zoo puts them."""
+    """Notices about the source of the statistics; none if it is the RL Zoo's usual place."""
     path = files.vecnormalize_path
     if path is None or (files.env is not None and path.name == "vecnormalize.pkl"):
         return []
@@ -198,7 +200,7 @@ def normalization_notes(files: AgentFiles, normalization: Statistics | None) -> 
 
 
 def inside(wrapper: Any) -> dict[str, Any]:
-    """What a live VecNormalize around a model tells, as arguments of ``Teacher``; None: there is none."""
+    """Arguments of ``Teacher`` from a live VecNormalize around a model, or None."""
     if wrapper is None:
         return {}
 
@@ -208,14 +210,14 @@ def inside(wrapper: Any) -> dict[str, Any]:
 
     normalization: Statistics | None = None
     if wrapper.norm_obs:
-        known = wrapper.obs_rms
-        normalization = {key: of(known[key]) for key in wrapper.norm_obs_keys} if isinstance(known, dict) else of(known)
+        moments = wrapper.obs_rms
+        normalization = {key: of(moments[key]) for key in wrapper.norm_obs_keys} if isinstance(moments, dict) else of(moments)
     scale = reward_scale_of(wrapper.ret_rms.var, wrapper.epsilon) if wrapper.norm_reward else 1.0
     return {"normalization": normalization, "reward_scale": scale, "normalization_source": "VecNormalize"}
 
 
 def _reward_scale(files: AgentFiles) -> float | None:
-    """What rewards were divided by, where no file of statistics tells: 1 if they were not, None if unknown."""
+    """Scale of the rewards without a statistics file: 1 if they were not normalised, None if unknown."""
     normalized = files.rewards_normalized
     if normalized is None:
         normalized = read_training_record(files.zip_path).inside_vec_normalize
@@ -235,7 +237,7 @@ def model_facts(model: Any) -> dict[str, Any]:
 
 
 def check_observation_space(space: gym.Space, source: str) -> None:
-    """Refuse spaces that no student reads.
+    """Refuse unsupported observation spaces.
 
     Raises:
         RequestError: for a Dict within a Dict, and for Tuple.
@@ -244,15 +246,3 @@ def check_observation_space(space: gym.Space, source: str) -> None:
         observation_width(space)
     except ValueError as error:
         raise RequestError(f"{source}: {' '.join(str(error).split())}") from error
-
-
-def refuse_images(space: gym.Space, source: str) -> None:
-    """Refuse networks that read images, alone or in a Dict: they are not rebuilt.
-
-    Raises:
-        RequestError: where ``space`` holds images.
-    """
-    for key, part in leaf_spaces(space).items():
-        if is_image(part):
-            what = f"{source}: its observation's {key!r} holds images" if key else f"{source} reads images"
-            raise RequestError(f"{what} {part.shape}, which are not supported: agents on vector observations are")

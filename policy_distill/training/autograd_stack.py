@@ -70,10 +70,12 @@ class AutogradStack(FlatParameters):
         self._offset = architecture.params
         self._make_leaves(projections)
         for index, (student, generator) in enumerate(zip(self._students, generators, strict=True)):
-            last = student.linears[-1].weight
+            last, memory = student.linears[-1].weight, set(map(id, student.memory.parameters() if student.memory else ()))
             windows, gradients = _views(student, parameters[index]), _views(student, self._slopes[index])
             for parameter, window, gradient in zip(student.parameters(), windows, gradients, strict=True):
-                if parameter.ndim > 1:  # biases stay zero
+                if id(parameter) in memory and parameter.ndim > 1:
+                    window.copy_(torch.cat([_first_weights(gate, 1.0, generator) for gate in parameter.chunk(3)]))
+                elif parameter.ndim > 1:  # biases stay zero
                     window.copy_(_first_weights(parameter, OUTPUT_GAIN if parameter is last else HIDDEN_GAIN, generator))
                 parameter.data, parameter.grad = window, gradient
         self._initialize_leaves(generators)
@@ -86,7 +88,7 @@ class AutogradStack(FlatParameters):
     @property
     def sample_size(self) -> int:
         """Numbers of one observation as the stack reads it."""
-        return sum(math.prod(part.shape or ()) for part in leaf_spaces(self.architecture.observation_space).values())
+        return sum(math.prod(part.shape or ()) for part in leaf_spaces(self.architecture.seen_space).values())
 
     def inputs(self, steps: int, batch_size: int) -> tuple[int, int, int]:
         """The lead of what ``load`` returns: ``(S, K, B)``. Raw observations need no room of their own."""
@@ -114,19 +116,28 @@ class AutogradStack(FlatParameters):
         """
         output = activations.output if output is None else output
         activations.outputs, activations.layers = [], []
-        for index, student in enumerate(self._students):
-            values, layers = student.encoder(rows(inputs, index)), []
+        for index, (student, values) in enumerate(zip(self._students, self._read(inputs), strict=True)):
+            layers = []
             for module in student.network:
                 values = module(values)
                 if not isinstance(module, nn.Linear):
                     layers.append(values)
             if has_mask(student.observation_space):
-                values = student.family.masked(values, rows(inputs, index)[MASK])
+                values = student.family.masked(values, self._mask(inputs, index))
             activations.outputs.append(values)
             activations.layers.append(layers)
             for room, layer in zip([*activations.hidden, output], [*layers, values], strict=True):
                 room[index].copy_(layer.detach().T)
         return output
+
+    def _read(self, inputs: Tree) -> Iterator[Tensor]:
+        """What each member's head reads, ``[B, width]``."""
+        for index, student in enumerate(self._students):
+            yield student.encoder(rows(inputs, index))
+
+    def _mask(self, inputs: Tree, index: int) -> Tensor:
+        """A member's action masks ``[B, ...]``, where observations have them."""
+        return rows(inputs[MASK], index)
 
     @torch.inference_mode(False)
     def backward(self, inputs: Tree, activations: Pass, hints: Sequence[Tensor | None] = ()) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import LAYER, ActionTargets
+from policy_distill.support.trees import Tree
 from policy_distill.training.dataset import Dataset
 from policy_distill.training.stacks import Stack
 
@@ -37,6 +38,9 @@ class Batches:
         chunk_steps: S, steps that may be drawn at once.
     """
 
+    _observations_read = 1
+    """For each sample of a batch."""
+
     def __init__(
         self,
         dataset: Dataset,
@@ -52,7 +56,11 @@ class Batches:
         self._names, self._reads_actions = objective.reads - set(self._layers), objective.reads_actions
         first = torch.zeros(1, dtype=torch.int64, device=dataset.device)
         _, like = self._take(first)
-        widths = [stack.sample_size, *(value.shape[-1] for value in like.parameters.values()), like.actions[0].numel()]
+        widths = [
+            stack.sample_size * self._observations_read,
+            *(value.shape[-1] for value in like.parameters.values()),
+            like.actions[0].numel(),
+        ]
         members = len(generators)
         layers = {name: (samples, dataset.take_target(name, first)) for name, samples in self._layers.items()}
         of_layers = sum(samples * value.numel() for samples, value in layers.values())
@@ -78,22 +86,31 @@ class Batches:
         """
         if num_steps > self.chunk_steps:
             raise ValueError(f"{num_steps} steps do not fit: {self.chunk_steps} may be drawn at once")
+        drawn, inputs, targets = self._drawn(num_steps)
+        return inputs, self._laid_out(drawn, targets)
+
+    def _drawn(self, num_steps: int) -> tuple[Tensor, Sequence[Any], ActionTargets]:
+        """Training rows ``[S, K, B]``, the inputs of each step, and the rows' targets ``[S * K * B, ...]``."""
         drawn = self._dataset.draw(num_steps, self._batch_size, self._generators)
         observations, targets = self._take(drawn.flatten())
+        if num_steps != self._loaded_steps:
+            self._inputs, self._loaded_steps = self._stack.inputs(num_steps, self._batch_size), num_steps
+        return drawn, self._stack.load(observations, self._inputs), targets
+
+    def _laid_out(self, drawn: Tensor, targets: ActionTargets) -> ActionTargets:
+        """Targets ``[S * K * B, ...]`` of the rows ``drawn``, in the buffers."""
+        num_steps = len(drawn)
 
         def turned(rows: Tensor) -> Tensor:
             return rows.reshape(*drawn.shape, rows[0].numel()).transpose(2, 3)
 
-        if num_steps != self._loaded_steps:
-            self._inputs, self._loaded_steps = self._stack.inputs(num_steps, self._batch_size), num_steps
-        inputs = self._stack.load(observations, self._inputs)
         parameters = {
             name: self._parameters[name][:num_steps].copy_(turned(value)).transpose(2, 3) for name, value in targets.parameters.items()
         }
         for name, samples in self._layers.items():
             parameters[name] = self._dataset.take_target(name, drawn[:, :, :samples], out=self._rows[name][:num_steps])
         actions = self._actions[:num_steps].copy_(turned(targets.actions)).transpose(2, 3)
-        return inputs, ActionTargets(parameters, actions.view(*drawn.shape, *targets.actions.shape[1:]))
+        return ActionTargets(parameters, actions.view(*drawn.shape, *targets.actions.shape[1:]))
 
-    def _take(self, rows: Tensor) -> tuple[Tensor, ActionTargets]:
-        return self._dataset.take(rows, self._names, actions=self._reads_actions)
+    def _take(self, rows: Tensor, *, observations: bool = True) -> tuple[Tree, ActionTargets]:
+        return self._dataset.take(rows, self._names, actions=self._reads_actions, observations=observations)

@@ -23,6 +23,8 @@ BLOCK_BYTES = 2**20
 class Dataset:
     """A growing set of labelled observations in preallocated tensors.
 
+    Observations are those that the student sees. Where it has a view, the environment's own lie beside them.
+
     Rows that are trained on fill them from the front, those held out from the back, and stay where they are: there is no index, and
     nothing but these tensors grows with the number of rows.
 
@@ -31,12 +33,15 @@ class Dataset:
         holdout: share of the episodes that ``draw`` never draws from; ``held_out`` returns them.
         device: where the batches are drawn and, without a folder, the rows live.
         folder: in which the rows lie as files without a name, mapped into memory; see ``mapped_tensor``.
+        sequences: whether the rows' episodes are kept, for ``training_episodes``.
     """
 
-    def __init__(self, capacity: int, *, holdout: float, device: torch.device, folder: Path | None = None) -> None:
+    def __init__(self, capacity: int, *, holdout: float, device: torch.device, folder: Path | None = None, sequences: bool = False) -> None:
         self.capacity, self.device = capacity, device
-        self._holdout, self._folder = holdout, folder
+        self._holdout, self._folder, self._sequences = holdout, folder, sequences
         self._observations: Tree = None
+        self._episodes: Tensor | None = None
+        self._raw: Tree = None  # where the student sees something else
         self._targets: ActionTargets
         self._num_train = self._num_held = self._first_train = 0
 
@@ -63,26 +68,44 @@ class Dataset:
             raise ValueError(f"{count} transitions do not fit: {len(self)} of {self.capacity} rows are taken")
         if self._observations is None:
             self._targets = self._allocate_targets(transitions.targets)
-            self._observations = map_leaves(self._allocate, transitions.observations)
+            self._observations = map_leaves(self._allocate, _seen(transitions))
+            self._raw = None if transitions.seen is None else map_leaves(self._allocate, transitions.observations)
+            self._episodes = self._allocate(transitions.episodes) if self._sequences else None
         held_out = self._is_held_out(transitions.episodes)
         trained, held = (~held_out).nonzero().flatten(), held_out.nonzero().flatten().flip(0)
         front, back = self._num_train, self.capacity - self._num_held
-        observations = zip(leaves(self._observations), leaves(transitions.observations), strict=True)
-        for array, values in [*observations, *_pairs(self._targets, transitions.targets)]:
+        arrays = [*zip(leaves(self._observations), leaves(_seen(transitions)), strict=True)]
+        if self._raw is not None:
+            arrays += zip(leaves(self._raw), leaves(transitions.observations), strict=True)
+        if self._episodes is not None:
+            arrays.append((self._episodes, transitions.episodes))
+        for array, values in [*arrays, *_pairs(self._targets, transitions.targets)]:
             array[front : front + len(trained)] = _take_rows(values, trained)
             array[back - len(held) : back] = _take_rows(values, held)
         self._num_train += len(trained)
         self._num_held += len(held)
 
-    def relabelled(self, tell: Callable[[Tree, ActionTargets], ActionTargets]) -> Dataset:
+    def seeing_everything(self) -> Dataset:
+        """The same rows as a student without a view sees them: raw observations."""
+        twin = copy.copy(self)
+        if self._raw is not None:
+            twin._observations, twin._raw = self._raw, None
+        return twin
+
+    def relabelled(self, tell: Callable[[slice, Tree, ActionTargets], ActionTargets], *, raw: bool = False) -> Dataset:
         """The same rows with the targets that ``tell`` makes of some of them at a time; the observations are shared.
 
         Args:
-            tell: observations ``[b, ...]`` and their targets -> other targets.
+            tell: which rows, see ``take_rows``, their observations ``[b, ...]`` and targets -> other targets.
+            raw: whether ``tell`` gets the environment's observations, not what the student sees of them.
         """
+        if raw:
+            twin = copy.copy(self)
+            twin._targets = self.seeing_everything().relabelled(tell)._targets
+            return twin
         told: ActionTargets | None = None
         for rows in self._blocks():
-            answer = tell(*self._view(rows))
+            answer = tell(rows, *self._view(rows))
             told = told or self._allocate_targets(answer)
             for array, values in _pairs(told, answer):
                 array[rows] = values
@@ -90,6 +113,11 @@ class Dataset:
         twin = copy.copy(self)
         twin._targets = told
         return twin
+
+    @property
+    def num_forgotten(self) -> int:
+        """The first training rows, which are not drawn any more."""
+        return self._first_train
 
     def forget(self, count: int) -> None:
         """Draw none of the first ``count`` training rows any more; validation and normalisation keep seeing all of them."""
@@ -109,15 +137,18 @@ class Dataset:
         draws = [torch.randint(self.num_drawn_from, shape, generator=generator, device=self.device) for generator in generators]
         return torch.stack(draws, dim=1)
 
-    def take(self, drawn: Tensor, parameters: Collection[str] | None = None, *, actions: bool = True) -> tuple[Tree, ActionTargets]:
+    def take(
+        self, drawn: Tensor, parameters: Collection[str] | None = None, *, actions: bool = True, observations: bool = True
+    ) -> tuple[Tree, ActionTargets]:
         """What ``draw`` drew: observations ``[*drawn.shape, ...]`` and targets.
 
         Args:
             drawn: of any shape.
             parameters: of the targets, those that are read; the others are left out, each of them costs as much as the observations.
             actions: whether the actions are read; if not, none are there: ``[*drawn.shape, 0]``.
+            observations: whether these are read; None stands for them if not.
         """
-        return self._gather(slice(self._first_train, self._num_train), drawn, parameters, actions)
+        return self._gather(slice(self._first_train, self._num_train), drawn, parameters, actions, observations)
 
     def take_target(self, name: str, drawn: Tensor, out: Tensor | None = None) -> Tensor:
         """One of the targets' parameters of what ``draw`` drew, ``[*drawn.shape, width]``; written into ``out`` where that is given."""
@@ -128,6 +159,26 @@ class Dataset:
             return rows if out is None else out.copy_(rows)
         torch.index_select(source, 0, drawn.flatten(), out=out.view(-1, *source.shape[1:]))
         return out
+
+    def take_rows(self, rows: Tensor) -> Tree:
+        """Observations ``[*rows.shape, ...]`` of rows by their place in the arrays, see ``training_episodes``."""
+        return map_leaves(lambda leaf: self._take(leaf, rows), self._observations)
+
+    def take_targets(self, rows: Tensor) -> ActionTargets:
+        """All targets of rows by their place in the arrays."""
+        return self._gather(slice(0, self.capacity), rows, with_observations=False)[1]
+
+    def training_episodes(self) -> tuple[Tensor, Tensor]:
+        """The training rows' places in the arrays ``[n]``, in the order in which they came, and their episodes' numbers ``[n]``."""
+        return self._with_episodes(torch.arange(self._num_train))
+
+    def held_out_episodes(self) -> tuple[Tensor, Tensor]:
+        """The same of the held-out rows."""
+        return self._with_episodes(torch.arange(self.capacity - 1, self._back.start - 1, -1))
+
+    def _with_episodes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._episodes is not None, "the dataset keeps no episodes"
+        return rows, _take_rows(self._episodes, rows.to(self._episodes.device)).cpu()
 
     def held_out(self, limit: int) -> tuple[Tree, ActionTargets] | None:
         """At most ``limit`` held-out rows, evenly over all of them; None as long as no held-out episode was seen."""
@@ -168,13 +219,19 @@ class Dataset:
         return rows_of(self._observations, rows), ActionTargets(parameters, self._targets.actions[rows])
 
     def _gather(
-        self, part: slice, index: Tensor, names: Collection[str] | None = None, with_actions: bool = True
+        self,
+        part: slice,
+        index: Tensor,
+        names: Collection[str] | None = None,
+        with_actions: bool = True,
+        with_observations: bool = True,
     ) -> tuple[Tree, ActionTargets]:
         """The rows ``index`` of a part of the arrays."""
         observations, targets = self._view(part)
         parameters = {name: self._take(value, index) for name, value in targets.parameters.items() if names is None or name in names}
         actions = self._take(targets.actions, index) if with_actions else torch.empty(*index.shape, 0, device=self.device)
-        return map_leaves(lambda leaf: self._take(leaf, index), observations), ActionTargets(parameters, actions)
+        seen = map_leaves(lambda leaf: self._take(leaf, index), observations) if with_observations else None
+        return seen, ActionTargets(parameters, actions)
 
     def _take(self, source: Tensor, index: Tensor) -> Tensor:
         """Rows of an array, ``[*index.shape, ...]``, on the device of the batches."""
@@ -193,6 +250,11 @@ class Dataset:
         """Multiples of the golden ratio are spread evenly: every stretch of episodes holds out its share, and never the first one."""
         chosen = (episodes + 1) * 618_033_989 % 1_000_000_000 < self._holdout * 1_000_000_000
         return chosen & (episodes != NO_EPISODE)
+
+
+def _seen(transitions: Transitions) -> Tree:
+    """What the student sees of them."""
+    return transitions.observations if transitions.seen is None else transitions.seen
 
 
 def _pairs(ours: ActionTargets, theirs: ActionTargets) -> list[tuple[Tensor, Tensor]]:

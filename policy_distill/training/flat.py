@@ -1,4 +1,4 @@
-"""The parameters of K students as rows of one flat tensor: Adam and averaging are a few operations for any K and any network."""
+"""The parameters of K students as rows of one flat tensor, so that Adam and averaging take a few operations for any K."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from policy_distill.policies.student import Architecture
 
 HIDDEN_GAIN, OUTPUT_GAIN = math.sqrt(2), 0.1
-"""Of first weights in hidden layers and convolutions, and in the last layer."""
+"""Gains of the orthogonal initialisation: hidden layers and convolutions; last layer."""
 
 
 class FlatParameters:
-    """Windows into a flat tensor and its gradient.
+    """Parameters as views into a flat tensor, with gradients as views into another.
 
     Args:
-        architecture: of each member.
-        members: K.
-        device: of training.
-        projections: for each hint the student's and the teacher's width; learned with the rest and left behind by ``member``.
+        architecture: each member's architecture.
+        members: number of members K.
+        device: training device.
+        projections: for each hint the student's and the teacher's width; trained, but not part of ``member``.
 
     Attributes:
         flat: ``[K, P]``, each member's parameters, ``log_std`` for continuous actions, and projections.
-        gradient: ``[K, P]``; backward passes write here.
-        log_std: ``[K, 1, action_dim]``, or ``[K, 1, 0]``; a leaf of autograd's, like ``projections``.
-        projections: weights ``[K, ours, theirs]`` and biases ``[K, 1, theirs]`` of each hint.
+        gradient: ``[K, P]``; backward passes write it.
+        log_std: ``[K, 1, action_dim]``, or ``[K, 1, 0]``; a leaf tensor, like ``projections``.
+        projections: weights ``[K, student's width, teacher's width]`` and biases ``[K, 1, teacher's width]`` of each hint.
     """
 
     log_std: Tensor
@@ -36,25 +36,25 @@ class FlatParameters:
     def __init__(self, architecture: Architecture, members: int, device: torch.device, projections: Sequence[tuple[int, int]]) -> None:
         self.architecture, self.num_members = architecture, members
         self._spread = architecture.family.spread
-        size = architecture.params + self._spread + sum((ours + 1) * theirs for ours, theirs in projections)
+        size = architecture.params + self._spread + sum((width_in + 1) * width_out for width_in, width_out in projections)
         self.flat = torch.zeros(members, size, device=device)
         self.gradient = torch.zeros_like(self.flat)
         self._offset = 0
         self._leaves: list[tuple[Tensor, Tensor]] = []
 
     def _windows(self, *shape: int) -> tuple[Tensor, Tensor]:
-        """The next ``[K, *shape]`` of ``flat`` and of ``gradient``."""
+        """The next views ``[K, *shape]`` into ``flat`` and ``gradient``."""
         window = slice(self._offset, self._offset + math.prod(shape))
         self._offset = window.stop
         return self.flat[:, window].unflatten(1, shape), self.gradient[:, window].unflatten(1, shape)
 
     def _make_leaves(self, projections: Sequence[tuple[int, int]]) -> None:
-        """Give ``log_std`` and the projections the last windows."""
+        """Create ``log_std`` and the projections as the last windows."""
         self.log_std = self._leaf(1, self._spread)
-        self.projections = [(self._leaf(ours, theirs), self._leaf(1, theirs)) for ours, theirs in projections]
+        self.projections = [(self._leaf(width_in, width_out), self._leaf(1, width_out)) for width_in, width_out in projections]
 
     def _leaf(self, rows: int, columns: int) -> Tensor:
-        """The next window as a leaf of autograd's; ``_take_over_leaves`` takes its gradient over."""
+        """The next window as a leaf tensor; ``_take_over_leaves`` copies its gradient."""
         window, gradient = self._windows(rows, columns)
         leaf = window.detach().requires_grad_()
         self._leaves.append((leaf, gradient))
@@ -62,14 +62,14 @@ class FlatParameters:
 
     @torch.no_grad()
     def _initialize_leaves(self, generators: Sequence[torch.Generator]) -> None:
-        """A standard deviation of exp(-1), orthogonal projections."""
+        """Set standard deviations to exp(-1) and projections to orthogonal weights."""
         self.log_std.fill_(-1.0)
         for weight, _ in self.projections:
             for member, generator in enumerate(generators):
                 weight[member].copy_(orthogonal(tuple(weight.shape[1:]), 1.0, generator))
 
     def _take_over_leaves(self) -> None:
-        """Move the gradients of losses on ``log_std`` and projections into ``gradient``."""
+        """Move autograd's gradients of ``log_std`` and projections into ``gradient``."""
         for leaf, window in self._leaves:
             if leaf.grad is None:
                 window.zero_()
@@ -79,5 +79,5 @@ class FlatParameters:
 
 
 def orthogonal(shape: tuple[int, ...], gain: float, generator: torch.Generator) -> Tensor:
-    """Orthogonal first weights of this shape, on the CPU."""
+    """Orthogonal initial weights of this shape, on the CPU."""
     return nn.init.orthogonal_(torch.empty(shape), gain, generator=generator)

@@ -1,12 +1,13 @@
-"""Where imitation falls short, reward goes on: PPO on the student, held to its teacher by a term that fades.
+"""PPO fine-tuning of a distilled student, with an imitation loss towards its teacher whose weight decays to zero.
 
-A student with too little room for its teacher's function cannot be told by imitation which errors matter; the return can. The start
-from a distilled student and the pull towards the teacher follow kickstarting (Schmitt et al. 2018, https://arxiv.org/abs/1803.03835)
-and proximal policy distillation (Spigler 2024, https://arxiv.org/abs/2407.15134).
+If a student is too small for its teacher's function, the return shows which errors matter; the imitation loss does not. The distilled start
+and the imitation loss follow kickstarting (Schmitt et al. 2018, https://arxiv.org/abs/1803.03835) and proximal policy distillation
+(Spigler 2024, https://arxiv.org/abs/2407.15134).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections import deque
@@ -22,7 +23,7 @@ from policy_distill.config import PolishConfig, TrainingFault
 from policy_distill.environments.border import own_random_state, seed_global_generators
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support.trees import Tree
 from policy_distill.teachers import Teacher
@@ -30,21 +31,21 @@ from policy_distill.training.ppo import PPO
 from policy_distill.training.stack import StudentStack
 
 CRITIC_SIZES = (64, 64)
-"""The value network's hidden layers. It is not shipped with the student, so its size costs nothing there."""
+"""Hidden sizes of the value network, which is not part of the student."""
 LEARNING_RATES = (1e-5, 1e-2)
-"""Adapting does not leave this range."""
+"""Range of the adaptive learning rate."""
 LAST_EPISODES = 100
-"""Episodes of which ``train_return_mean`` is the mean."""
+"""Number of episodes in ``train_return_mean``."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The student as it is after some PPO steps.
+    """The student after some PPO steps.
 
     Attributes:
-        env_steps, gradient_steps: of this stage so far.
-        student: the moving average of the policies so far.
-        critic: the value network's linear layers, on normalised observations; it predicts scaled rewards.
+        env_steps, gradient_steps: steps of this stage so far.
+        student: moving average of the policies so far.
+        critic: the value network's linear layers, on normalised observations; it predicts returns of scaled rewards.
         metrics: ``train_return_mean`` (of the sampled actions, once an episode ended), ``imitation_loss`` (while it has weight),
             ``approximate_kl_nats``, ``explained_variance``, ``learning_rate``, and ``std`` of continuous actions.
     """
@@ -69,14 +70,14 @@ def kickstart(
     """Train a copy of ``student`` on the environment's reward for ``config.env_steps`` steps.
 
     Args:
-        student: where to start; it is not changed.
-        teacher: held to with a weight that falls from ``config.teacher_weight`` to zero over the first half.
-        environments: rollouts are taken in them; they are reset first, and not closed.
-        objective: the imitation loss of this teacher and student.
+        student: the initial policy; it is not changed.
+        teacher: target of the imitation loss, whose weight falls from ``config.teacher_weight`` to zero over the first half.
+        environments: the environments of the rollouts; they are reset first, and not closed.
+        objective: the imitation loss.
         config: PPO's settings; the steps are rounded up to whole rollouts.
-        seed: of the value network's first weights and the order of the transitions.
-        on_snapshot: is called at most ``config.snapshots`` times (there are no more than rollouts), evenly spread over the
-            steps after the critic's warm-up, the end included; where it says True the training ends.
+        seed: seed of the value network's initial weights and of the order of the transitions.
+        on_snapshot: called at most ``config.snapshots`` times and at most once for each rollout, evenly over the steps after the critic's
+            warm-up, the last time at the end; if it returns True, the training ends.
 
     Raises:
         TrainingFault: if the student's weights are no longer finite.
@@ -92,7 +93,7 @@ def kickstart(
         while True:
             over = env_steps >= config.env_steps
             if not over:
-                if ppo.trains_actor and metrics:  # else the policy stood still
+                if ppo.trains_actor and metrics:  # else the policy did not change
                     ppo.learning_rate = _adapted(ppo.learning_rate, metrics["approximate_kl_nats"], config.target_kl)
                 ppo.train_actor(env_steps >= warmup)
                 ppo.penalty_weight = config.teacher_weight * max(0.0, 1 - 2 * env_steps / config.env_steps)
@@ -101,16 +102,16 @@ def kickstart(
             with torch.no_grad():  # the limit of the standard deviation
                 ppo.actor.log_std.clamp_(max=student.log_std + progress * math.log(config.std_end))
             if over or env_steps >= warmup + (config.env_steps - warmup) * (snapshots + 1) / config.snapshots:
-                found = _averaged(ppo, average, f"within {env_steps:,} steps", config)
-                told = metrics | {"learning_rate": ppo.learning_rate}
+                averaged = _averaged(ppo, average, f"within {env_steps:,} steps", config)
+                reported = metrics | {"learning_rate": ppo.learning_rate}
                 if not ppo.penalty_weight:
-                    del told["imitation_loss"]
+                    del reported["imitation_loss"]
                 if returns:
-                    told["train_return_mean"] = float(np.mean(returns))
-                if len(found.log_std):
-                    told["std"] = float(found.log_std.exp().mean())
+                    reported["train_return_mean"] = float(np.mean(returns))
+                if len(averaged.log_std):
+                    reported["std"] = float(averaged.log_std.exp().mean())
                 snapshots += 1
-                if on_snapshot(Snapshot(env_steps, ppo.gradient_steps, found, ppo.critic.member(0).linears, told)) or over:
+                if on_snapshot(Snapshot(env_steps, ppo.gradient_steps, averaged, ppo.critic.member(0).linears, reported)) or over:
                     return
             ended = environments.rollout(ppo.actor.member(0))
             env_steps += environments.rewards.size
@@ -121,12 +122,13 @@ def kickstart(
 
 
 def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: PolishConfig, *, seed: int) -> PPO:
-    """PPO on a copy of ``student`` and a fresh value network, whose penalty is the imitation loss.
+    """PPO on a copy of ``student`` and a new value network, with the imitation loss as its penalty.
 
-    Seeds the global generators. The value network begins as that of a new PPO agent of Stable-Baselines3 with these layers and this seed,
-    which draws an actor too.
+    Seeds the global generators. The value network has the initial weights of a new PPO agent of Stable-Baselines3 with these layers and
+    this seed; that agent initialises an actor too, so one is drawn here.
     """
-    value = Architecture(student.observation_space, gym.spaces.Box(-np.inf, np.inf, (1,)), CRITIC_SIZES, student.architecture.activation)
+    values = gym.spaces.Box(-np.inf, np.inf, (1,))
+    value = dataclasses.replace(student.architecture, action_space=values, hidden_sizes=CRITIC_SIZES, action_units=None)
     kinds = (student.architecture, value)
     actor, critic = (StudentStack(kind, generators=[torch.Generator()], mean=student.mean, scale=student.scale) for kind in kinds)
     seed_global_generators(seed)
@@ -162,22 +164,22 @@ def _load(stack: StudentStack, layers: Sequence[nn.Linear]) -> None:
         weights[0, -1].copy_(layer.bias)
 
 
-def _adapted(learning_rate: float, moved: float, target_kl: float) -> float:
-    """Halved or doubled towards the target of the KL between successive policies (as rsl_rl does, https://arxiv.org/abs/2109.11978)."""
-    if moved > 2 * target_kl:
+def _adapted(learning_rate: float, kl: float, target_kl: float) -> float:
+    """The learning rate, halved or doubled if the KL between successive policies is far from its target (rsl_rl, arXiv 2109.11978)."""
+    if kl > 2 * target_kl:
         return min(learning_rate, max(learning_rate / 2, LEARNING_RATES[0]))
-    if 0 < moved < target_kl / 2:
+    if 0 < kl < target_kl / 2:
         return max(learning_rate, min(learning_rate * 2, LEARNING_RATES[1]))
     return learning_rate
 
 
 def _averaged(ppo: PPO, average: Tensor, when: str, config: PolishConfig) -> Student:
-    """The student of the averaged weights, with the standard deviation of the last policy."""
+    """The student with averaged weights and the last policy's standard deviation."""
     student = ppo.actor.member(0, average)
     student.log_std.copy_(ppo.actor.log_std.detach()[0, 0])
-    if wrong := student.not_finite():
+    if name := student.not_finite():
         raise TrainingFault(
-            f"training by reward diverged: the student's {wrong} became NaN or infinite {when}; "
+            f"training by reward diverged: the student's {name} became NaN or infinite {when}; "
             f"lower polish.learning_rate (it is {config.learning_rate:g}), or turn polishing off with polish.below 0"
         )
     return student

@@ -1,8 +1,8 @@
 """Proximal policy optimisation of one small student (PPO; Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
 
 Actor and critic share no layer. For networks of a few hundred parameters, distribution objects, autograd and an optimiser step for each
-tensor cost more than the arithmetic: the gradients are written out, and each network is a ``StudentStack`` of one. There is no entropy
-bonus, no clipping of values and no early end of an update. Tests compare every quantity with Stable-Baselines3's PPO.
+tensor cost more than the arithmetic. The gradients are therefore analytic, and each network is a ``StudentStack`` of one. There is no
+entropy bonus, no value clipping and no early stopping of an update. Tests compare every quantity with Stable-Baselines3's PPO.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from policy_distill.support import trees
 from policy_distill.training.stack import Activations, StudentStack
 
 VALUE_WEIGHT = 0.5
-"""Weight of the squared error of the values beside the surrogate (c1 in eq. 9)."""
+"""Weight of the squared value error in the loss (c1 in eq. 9)."""
 MAX_GRAD_NORM = 0.5
-"""Gradients of actor and critic together are scaled down to this norm."""
+"""Maximum norm of the joint gradient of actor and critic."""
 
 
 class Batch(NamedTuple):
@@ -31,10 +31,11 @@ class Batch(NamedTuple):
 
     Attributes:
         observations: raw ``[B, ...]``.
-        inputs: ``[B, inputs + 1]``, the same as the networks read them.
-        actions: ``[B, components]``.
-        log_probs: of the actions when they were taken, ``[B]``; advantages and returns, ``[B]`` too.
-        labels: of a teacher with a memory, see ``ppo_rollouts.Steps``; empty without one.
+        inputs: ``[B, inputs + 1]``, the networks' inputs.
+        actions: ``[B, components]`` raw actions.
+        log_probs: ``[B]`` log-probabilities of the actions under the policy that took them.
+        advantages, returns: ``[B]``.
+        labels: labels of a teacher with a memory, see ``ppo_rollouts.Steps``; empty without one.
     """
 
     observations: trees.Tree
@@ -51,15 +52,16 @@ class PPO:
 
     Args:
         actor: one student; its outputs are logits or means in box units.
-        critic: one network of one output, the value; it reads the same normalised observations.
-        config: discount, lambda, clip range, epochs, batch size, and the learning rate to begin with.
-        seed: of the order of the transitions.
-        penalty: (outputs ``[B, width]``, raw observations, labels as in ``Batch``) -> a further loss of the actor ``[B]``.
+        critic: one network with one output, the value; it has the same normalisation.
+        config: discount, lambda, clip range, epochs, batch size, and the initial learning rate.
+        seed: seed of the order of the transitions.
+        penalty: function of outputs ``[B, width]``, raw observations and labels (see ``Batch``) that returns an additional loss of the
+            actor, ``[B]``.
 
     Attributes:
-        learning_rate: of Adam, in the next update.
-        penalty_weight: at zero, ``penalty`` is not called.
-        gradient_steps: so far.
+        learning_rate: Adam's learning rate in the next update.
+        penalty_weight: weight of ``penalty``; at zero it is not called.
+        gradient_steps: number of gradient steps so far.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class PPO:
     ) -> None:
         self.actor, self.critic, self.penalty, self.config = actor, critic, penalty, config
         self.learning_rate, self.penalty_weight, self.gradient_steps = config.learning_rate, 0.0, 0
-        self._orders = np.random.RandomState(seed)  # the generator that Stable-Baselines3 draws its orders from
+        self._orders = np.random.RandomState(seed)  # the same generator as in Stable-Baselines3
         self._reward_scale = RewardScale(config.discount)
         self._rooms: dict[int, tuple[Activations, Activations]] = {}
         critic.flat.grad = critic.gradient
@@ -81,7 +83,7 @@ class PPO:
         self._adam = torch.optim.Adam([actor.flat, critic.flat], eps=1e-5, fused=True)
 
     def train_actor(self, on: bool) -> None:
-        """Let the actor move or stand still; Adam does not count the steps in which it stands still."""
+        """Switch the actor's training on or off; Adam does not count the steps while it is off."""
         self.actor.flat.grad = self.actor.gradient if on else None
 
     @property
@@ -90,14 +92,14 @@ class PPO:
 
     @torch.no_grad()
     def transitions(self, environments: RolloutEnv, ended: Sequence[Ended]) -> tuple[Batch, float]:
-        """What there is to learn from a rollout that ``actor`` has taken, environment after environment.
+        """Transitions of a rollout that ``actor`` has taken, ordered by environment.
 
         Args:
             environments: hold the rollout.
             ended: the episodes that ended in it.
 
         Returns:
-            The transitions, and the share of the returns' variance that the critic explains, <= 1; NaN where there is no variance.
+            The transitions, and the critic's explained variance of the returns, ``<= 1``; NaN if the returns have no variance.
         """
         num_steps, num_envs = environments.rewards.shape
         observations = trees.map_leaves(lambda part: torch.from_numpy(part[:-1]).flatten(0, 1), environments.observations)
@@ -107,7 +109,7 @@ class PPO:
         values = self.values(inputs).reshape(num_steps, num_envs)
         rewards = np.stack([self._reward_scale(*step) for step in zip(environments.rewards, environments.starts[1:], strict=True)])
         if truncated := [episode for episode in ended if episode.truncated]:
-            # the episode would have gone on: what was still to come is part of the last reward
+            # Bootstrap at truncation: the value of the last observation is added to the last reward.
             last = trees.to_tensors(trees.stack([episode.observation for episode in truncated]))
             where = tuple(zip(*((episode.step, episode.index) for episode in truncated), strict=True))
             rewards[where] += discount * self.values(self.inputs(last))
@@ -136,11 +138,11 @@ class PPO:
 
     @torch.no_grad()
     def update(self, batch: Batch) -> tuple[float, float]:
-        """Train on these transitions (algorithm 1, and Adam: Kingma & Ba 2015).
+        """Train on these transitions (algorithm 1, with Adam: Kingma & Ba 2015).
 
         Returns:
-            KL from the policy that took the actions to the new one, in nats, as the minibatches of the last epoch estimate it, and
-            the mean penalty; zeros where the actor stands still.
+            KL(old policy || new policy) in nats, estimated on the last epoch's minibatches, and the mean penalty; zeros if the actor is
+            not trained.
         """
         self._adam.param_groups[0]["lr"] = self.learning_rate
         penalties: list[Tensor] = []
@@ -161,7 +163,7 @@ class PPO:
         """Write the loss's gradients (eq. 9) into ``actor.gradient`` and ``critic.gradient``.
 
         Returns:
-            The log-ratio of new and old probabilities ``[B]`` and the mean penalty; zeros where the actor stands still.
+            The log-ratio of new and old probabilities ``[B]`` and the mean penalty; zeros if the actor is not trained.
         """
         actor, critic, size = self.actor, self.critic, len(batch.returns)
         inputs, (acted, predicted) = batch.inputs.T[None].contiguous(), self._room(size)
@@ -190,28 +192,31 @@ class PPO:
         return log_ratio, penalty.detach()
 
     def inputs(self, observations: trees.Tree) -> Tensor:
-        """Raw observations as both networks read them, ``[B, inputs + 1]``: one-hot where discrete, normalised, ones last."""
-        encoded = encode_observations(self.actor.architecture.observation_space, observations, self.actor.mean.dtype)
+        """Inputs of both networks ``[B, inputs + 1]`` from raw observations: encoded, normalised, and a last column of ones."""
+        architecture = self.actor.architecture
+        encoded = encode_observations(architecture.seen_space, observations, self.actor.mean.dtype)
+        if architecture.columns is not None:
+            encoded = encoded[:, list(architecture.columns)]
         normalized = (encoded - self.actor.mean) / self.actor.scale
         return torch.cat([normalized, normalized.new_ones(len(normalized), 1)], dim=1)
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """The actor's logits or means ``[B, width]`` for what ``inputs`` returned; not differentiable."""
+        """The actor's logits or means ``[B, width]`` for the result of ``inputs``; not differentiable."""
         return self.actor.forward(inputs.T[None], self._room(len(inputs))[0])[0].T.clone(memory_format=torch.contiguous_format)
 
     def values(self, inputs: Tensor) -> np.ndarray:
-        """The critic's values ``[B]`` for what ``inputs`` returned."""
+        """The critic's values ``[B]`` for the result of ``inputs``."""
         return self.critic.forward(inputs.T[None], self._room(len(inputs))[1])[0, 0].numpy().copy()
 
     def _room(self, size: int) -> tuple[Activations, Activations]:
-        """The actor's and the critic's buffers for a pass over this number of samples."""
+        """The actor's and the critic's buffers for a pass over ``size`` samples."""
         if size not in self._rooms:
             self._rooms[size] = self.actor.buffers(size), self.critic.buffers(size)
         return self._rooms[size]
 
 
 def _backward(stack: StudentStack, inputs: Tensor, activations: Activations, upstream: Tensor) -> None:
-    """Gradients of one network of which the loss reads the output ``[B, width]`` alone."""
+    """Write one network's gradients, given the loss's gradient with respect to its output, ``upstream`` ``[B, width]``."""
     activations.slopes[-1][0].copy_(upstream.T)
     stack.backward(inputs, activations)
 
@@ -219,10 +224,10 @@ def _backward(stack: StudentStack, inputs: Tensor, activations: Activations, ups
 class RewardScale:
     """Divides rewards by the standard deviation of their discounted sums so far, and clips them to [-10, 10].
 
-    This is the reward scaling of Engstrom et al. 2020 (https://arxiv.org/abs/2005.12729), computed as ``VecNormalize`` does.
+    This is the reward scaling of Engstrom et al. 2020 (https://arxiv.org/abs/2005.12729), computed as in ``VecNormalize``.
 
     Args:
-        discount: of the sums.
+        discount: discount of the sums.
     """
 
     def __init__(self, discount: float) -> None:
@@ -231,7 +236,7 @@ class RewardScale:
         self._count, self._mean, self._variance = 1e-4, np.float64(0), np.float64(1)
 
     def __call__(self, rewards: np.ndarray, over: np.ndarray) -> np.ndarray:
-        """The rewards of one step ``[N]``, scaled, in float32; ``over`` tells which episodes end with it."""
+        """Scaled float32 rewards of one step ``[N]``; ``over`` marks the episodes that end with it."""
         rewards = rewards.astype(np.float32)
         self._sums = self._sums * self._discount + rewards
         size, distance = len(rewards), self._sums.mean() - self._mean
@@ -247,31 +252,31 @@ def generalized_advantages(rewards: np.ndarray, values: np.ndarray, over: np.nda
 
     Args:
         rewards: ``[T, N]`` float32.
-        values: ``[T + 1, N]``, of each observation and of the one after the last step.
-        over: ``[T, N]`` bool, whether the episode ended with this step: the next value and advantage belong to another one.
+        values: ``[T + 1, N]``, values of each step's observation and of the one after the last step.
+        over: ``[T, N]`` bool, whether the episode ended with this step; the next value and advantage then belong to another episode.
         discount: gamma.
-        gae_lambda: 0 trusts the values alone, 1 the rewards alone.
+        gae_lambda: lambda; 0: one-step TD errors, 1: discounted returns minus values.
 
     Returns:
         ``[T, N]``.
     """
     advantages, following = np.empty_like(rewards), np.zeros_like(rewards[0])
-    goes_on = 1 - over.astype(np.float32)
+    continues = 1 - over.astype(np.float32)
     for step in reversed(range(len(rewards))):
-        delta = rewards[step] + discount * values[step + 1] * goes_on[step] - values[step]
-        following = advantages[step] = delta + discount * gae_lambda * goes_on[step] * following
+        delta = rewards[step] + discount * values[step + 1] * continues[step] - values[step]
+        following = advantages[step] = delta + discount * gae_lambda * continues[step] * following
     return advantages
 
 
 def normalized(advantages: Tensor) -> Tensor:
-    """Advantages ``[B]`` of mean 0 and standard deviation 1; one alone, which has no spread, as it is."""
+    """Advantages ``[B]`` with mean 0 and standard deviation 1; unchanged if B is 1."""
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8) if len(advantages) > 1 else advantages
 
 
 def surrogate_slope(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """Derivative of the clipped surrogate ``min(ratio A, clip(ratio) A)`` (eq. 7) by the log-probability, ``[B]``.
+    """Derivative of the clipped surrogate ``min(ratio A, clip(ratio) A)`` (eq. 7) with respect to the log-probability, ``[B]``.
 
-    Zero where the clipped term is lower: it does not depend on the policy there.
+    It is zero where the clipped term is smaller, since that does not depend on the policy.
     """
     ratio = log_ratio.exp()
     surrogate, clipped = advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
@@ -281,6 +286,3 @@ def surrogate_slope(log_ratio: Tensor, advantages: Tensor, clip_range: float) ->
 def approximate_kl(log_ratio: Tensor) -> Tensor:
     """KL(old || new) in nats, ``>= 0``, estimated from actions of the old policy (http://joschu.net/blog/kl-approx.html, k3)."""
     return (log_ratio.expm1() - log_ratio).mean()
-
-
-# Action families.

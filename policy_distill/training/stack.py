@@ -1,4 +1,4 @@
-"""K students of vectors as rows of one flat tensor, with a forward and a backward pass that are written out and allocate nothing."""
+"""K students on vectors as rows of one flat tensor, with an explicit forward and backward pass that allocate nothing."""
 
 from __future__ import annotations
 
@@ -19,32 +19,31 @@ from policy_distill.policies.student import Architecture, Student, layer_names
 from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
 
 NARROW = 10
-"""Rows up to which MKL multiplies over a long batch with its fast kernel; one row more takes up to ten times as long."""
+"""Maximum number of rows for which MKL has a fast kernel over a long batch; one more row takes up to ten times as long."""
 SPLIT = 40
-"""Rows up to which parts of ``NARROW`` rows are faster than the whole product."""
+"""Maximum number of rows for which parts of ``NARROW`` rows are faster than one product."""
 Factors: TypeAlias = tuple[Tensor, Tensor]
 """``[K, rows, B]`` and ``[K, B, columns]``."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What a stack computes for batches of one size: buffers, overwritten by each pass.
+    """Buffers of a stack's passes for one batch size; each pass overwrites them.
 
-    They lie feature after feature, not sample after sample: softmax, activations and sums then run along the batch, and the last row of
-    ones makes the bias one more weight.
+    They are feature-major: softmax, activations and sums run along the batch, and a last row of ones makes the bias one more weight.
 
     Attributes:
-        before: of each layer ``[K, width, B]``, before its activation; the last one is the output, which has none.
-        after: of each hidden layer ``[K, width + 1, B]``, after its activation; the last row is ones.
-        hidden: of each hidden layer ``[K, width, B]``, ``after`` without the ones.
-        slopes: of each layer ``[K, width, B]``, the loss's gradient with respect to ``before``.
-        upwards: what ``forward`` goes through, a hidden layer each: its weights turned, its ``before``, ``hidden`` and ``after``.
-        downwards: what ``backward`` goes through, from the last hidden layer to the first: its index, the weights above it, the slope
-            above it, its own slope, ``before`` and ``hidden``.
-        multiplied: two factors and where their product goes, of the gradients of all weights but the first layer's, whose input changes.
+        before: ``[K, width, B]`` of each layer, before its activation; the last is the output, which has no activation.
+        after: ``[K, width + 1, B]`` of each hidden layer, after its activation; the last row is ones.
+        hidden: ``[K, width, B]`` of each hidden layer, ``after`` without the ones.
+        slopes: ``[K, width, B]`` of each layer, the loss's gradient with respect to ``before``.
+        upwards: operands of ``forward`` for each hidden layer: its transposed weights, ``before``, ``hidden`` and ``after``.
+        downwards: operands of ``backward`` from the last hidden layer to the first: index, the next layer's weights and slope, its own
+            slope, ``before`` and ``hidden``.
+        multiplied: factors and result of the weights' gradients, for all layers but the first, whose input changes.
         first_turned: the first layer's slope ``[K, B, width]``.
-        first_products: where the products of its weights' gradient go.
-        copies: windows of the stack's gradient, and those products that are not such windows themselves.
+        first_products: results of the first layer's weights' gradient.
+        copies: views of the stack's gradient, and the results to be copied there because they are not such views.
     """
 
     before: list[Tensor]
@@ -64,31 +63,31 @@ class Activations:
         return self.before[-1]
 
     def named(self, output: Tensor | None = None) -> dict[str, Tensor]:
-        """``hidden.0``, ``hidden.1``, ..., ``output`` as losses read them: views ``[K, B, width]``.
+        """Layers ``hidden.0``, ``hidden.1``, ..., ``output`` for losses: views ``[K, B, width]``.
 
         Args:
-            output: ``[K, outputs, B]``, where ``forward`` was told to write it elsewhere.
+            output: ``[K, outputs, B]``, if ``forward`` wrote the output to another tensor.
         """
         layers = [*self.hidden, self.output if output is None else output]
         return {name: layer.transpose(1, 2) for name, layer in zip(layer_names(len(self.after)), layers, strict=True)}
 
 
 class StudentStack(FlatParameters):
-    """K students of one architecture that read vectors. See ``stacks.Stack`` for what a trainer uses.
+    """K students of one architecture on vectors; implements ``stacks.Stack``.
 
-    The backward pass is written out: for networks this small autograd's bookkeeping costs more than its arithmetic.
+    The backward pass is explicit: for networks this small autograd's bookkeeping costs more than its arithmetic.
 
     Args:
-        architecture: of each member.
-        generators: one a member, for its first weights.
-        mean, scale: ``[inputs]`` of the normalisation, on the training device; its arithmetic is in their precision.
-        projections: for each hint the student's and the teacher's width; learned with the rest and left behind by ``member``.
-        hidden_sizes: of each member, where they are narrower than ``architecture``'s. Weights from and to the units that a member does
-            not have begin at zero and stay there: all activations are zero at zero, and so is every gradient.
+        architecture: each member's architecture.
+        generators: one for each member's initial weights.
+        mean, scale: ``[inputs]`` of the normalisation, on the training device; they determine its precision.
+        projections: for each hint the student's and the teacher's width; trained, but not part of ``member``.
+        hidden_sizes: each member's sizes, if they are narrower than ``architecture``'s. Weights from and to missing units start at zero
+            and stay there: all activations are zero at zero, and so is every gradient.
 
     Attributes:
-        flat: weights and biases layer after layer, then ``log_std`` for continuous actions, then the projections.
-        weights: of each layer ``[K, width in + 1, width out]``, views into ``flat``; the last row is the bias.
+        flat: weights and biases layer by layer, then ``log_std`` for continuous actions, then the projections.
+        weights: ``[K, width in + 1, width out]`` of each layer, views into ``flat``; the last row is the bias.
     """
 
     def __init__(
@@ -102,8 +101,8 @@ class StudentStack(FlatParameters):
         hidden_sizes: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
         self.architecture = architecture
-        own = hidden_sizes or [architecture.hidden_sizes] * len(generators)
-        self._architectures = [dataclasses.replace(architecture, hidden_sizes=sizes) for sizes in own]
+        member_sizes = hidden_sizes or [architecture.hidden_sizes] * len(generators)
+        self._architectures = [dataclasses.replace(architecture, hidden_sizes=sizes) for sizes in member_sizes]
         for member in self._architectures:
             if len(member.widths) != len(architecture.widths) or any(map(operator.gt, member.widths, architecture.widths)):
                 raise ValueError(f"hidden_sizes {member.hidden_sizes} do not fit into {architecture.hidden_sizes}")
@@ -126,42 +125,44 @@ class StudentStack(FlatParameters):
 
     @torch.no_grad()
     def _initialize(self, generators: list[torch.Generator]) -> None:
-        """Orthogonal weights, see ``flat.orthogonal``, and zero biases."""
+        """Initialise with orthogonal weights (``flat.orthogonal``) and zero biases."""
         for member, generator in enumerate(generators):
             widths = self._architectures[member].widths
             for index, (weight, (width_in, width_out)) in enumerate(zip(self.weights, itertools.pairwise(widths), strict=True)):
-                fresh = orthogonal((width_in, width_out), HIDDEN_GAIN if index + 2 < len(widths) else OUTPUT_GAIN, generator)
-                weight[member, :width_in, :width_out].copy_(fresh)
+                initial = orthogonal((width_in, width_out), HIDDEN_GAIN if index + 2 < len(widths) else OUTPUT_GAIN, generator)
+                weight[member, :width_in, :width_out].copy_(initial)
         self._initialize_leaves(generators)
 
     @property
     def sample_size(self) -> int:
-        """Numbers of one observation as the stack reads it."""
+        """Number of elements of one input."""
         return len(self.mean)
 
     def inputs(self, steps: int, batch_size: int) -> Tensor:
-        """Room for what ``load`` writes: ``[S, K, inputs + 1, B]``, the last row ones."""
+        """Buffer for ``load``: ``[S, K, inputs + 1, B]``, the last row ones."""
         return self.flat.new_ones(steps, self.num_members, len(self.mean) + 1, batch_size)
 
     def load(self, observations: Tensor, room: Tensor) -> Sequence[Tensor]:
-        """Encode and normalise raw observations ``[S * K * B, ...]`` on their way into ``room``; return the inputs of each step."""
+        """Encode and normalise raw observations ``[S * K * B, ...]`` into the buffer ``room``; return the inputs of each step."""
         steps, members, _, batch_size = room.shape
-        encoded = encode_observations(self.architecture.observation_space, observations, self.mean.dtype)
+        encoded = encode_observations(self.architecture.seen_space, observations, self.mean.dtype)
+        if self.architecture.columns is not None:
+            encoded = encoded[:, list(self.architecture.columns)]
         turned = encoded.reshape(steps, members, batch_size, -1).transpose(2, 3)
         torch.sub(turned, self.mean[:, None], out=room[:, :, :-1]).div_(self.scale[:, None])
         return room.unbind(0)
 
     def buffers(self, batch_size: int) -> Activations:
-        """Room for one pass over ``batch_size`` samples a member."""
+        """Buffers of a pass over ``batch_size`` samples for each member."""
         widths = self.architecture.widths
 
-        def room(width: int) -> Tensor:
+        def buffer(width: int) -> Tensor:
             return self.flat.new_empty(self.num_members, width, batch_size)
 
-        before, slopes = [room(width) for width in widths[1:]], [room(width) for width in widths[1:]]
-        after = [torch.ones_like(room(width + 1)) for width in widths[1:-1]]
+        before, slopes = [buffer(width) for width in widths[1:]], [buffer(width) for width in widths[1:]]
+        after = [torch.ones_like(buffer(width + 1)) for width in widths[1:-1]]
         hidden = [layer[:, :-1] for layer in after]
-        # A product goes where it belongs if that is one piece of memory, as it is in a stack of one; else it is copied there.
+        # A product is written directly into a contiguous view of the gradient, as in a stack of one; else it is copied there.
         products = [[part if part.is_contiguous() else torch.empty_like(part.contiguous()) for part in layer] for layer in self._parts]
         copies = [
             (part, product)
@@ -195,8 +196,8 @@ class StudentStack(FlatParameters):
 
         Args:
             inputs: normalised observations ``[K, inputs + 1, B]``, the last row ones.
-            activations: of this batch size.
-            output: where the output is written instead of its place in ``activations``.
+            activations: buffers of this batch size.
+            output: receives the output instead of ``activations``.
         """
         below, (activate, _) = inputs, _FUNCTIONS[self.architecture.activation]
         for sink, before, hidden, after in activations.upwards:
@@ -204,7 +205,7 @@ class StudentStack(FlatParameters):
             activate(before, hidden)
             below = after
         output = torch.bmm(self._sinks[-1], below, out=activations.output if output is None else output)
-        if self._mask_above is not None:  # the mask is the last part of an observation; the gradient of a forbidden logit is 0 by itself
+        if self._mask_above is not None:  # the mask is the last part of an observation; a forbidden logit's gradient is 0 anyway
             mask = inputs[:, -1 - len(self._mask_above) : -1] > self._mask_above
             output.copy_(self.architecture.family.masked(output.mT, mask.mT).mT)
         return output
@@ -213,9 +214,10 @@ class StudentStack(FlatParameters):
         """Write the loss's gradient with respect to all parameters into ``gradient``.
 
         Args:
-            inputs: what ``forward`` was given.
-            activations: what it filled; the last of its ``slopes`` holds the loss's gradient with respect to the output.
-            hints: with respect to each hidden layer after its activation, ``[K, width, B]``; None where the loss does not read it.
+            inputs: the inputs of ``forward``.
+            activations: filled by ``forward``; the last of ``slopes`` holds the loss's gradient with respect to the output.
+            hints: the gradient with respect to each hidden layer after its activation, ``[K, width, B]``; None if the loss does not read
+                that layer.
         """
         self._take_over_leaves()
         _, derive = _FUNCTIONS[self.architecture.activation]
@@ -234,7 +236,7 @@ class StudentStack(FlatParameters):
 
     @torch.no_grad()
     def member(self, index: int, flat: Tensor | None = None) -> Student:
-        """Copy member ``index`` out as a ``Student`` on the CPU; from ``flat`` ``[K, P]`` if given (averaged weights)."""
+        """A copy of member ``index`` as a ``Student`` on the CPU; from ``flat`` ``[K, P]`` if given (averaged weights)."""
         source = (self.flat if flat is None else flat)[index].cpu()
         student = Student(self._architectures[index])
         offset = 0
@@ -250,7 +252,10 @@ class StudentStack(FlatParameters):
 
 
 def _cuts(rows: int, columns: int, device: torch.device) -> int:
-    """Into how many parts the rows of a weights' gradient are cut; 0 stands for its transpose. Measured; none off the CPU."""
+    """Number of parts into which the product for a weight gradient is split by rows; 0: its transpose is computed.
+
+    The thresholds were measured on CPUs; other devices do not split.
+    """
     if device.type != "cpu" or rows <= NARROW:
         return 1
     if columns <= NARROW:
@@ -259,7 +264,7 @@ def _cuts(rows: int, columns: int, device: torch.device) -> int:
 
 
 def _factors(below: Tensor, slope: Tensor, right: Tensor) -> list[Factors]:
-    """What is multiplied to a weights' gradient ``[K, rows, columns]``, part by part.
+    """Factors of the products that form a weight gradient ``[K, rows, columns]``, one pair for each part.
 
     Args:
         below: ``[K, rows, B]``.
@@ -272,7 +277,7 @@ def _factors(below: Tensor, slope: Tensor, right: Tensor) -> list[Factors]:
 
 
 def _parts(gradient: Tensor) -> Sequence[Tensor]:
-    """Where the products of ``_factors`` belong in ``[K, rows, columns]``."""
+    """The views of ``[K, rows, columns]`` that receive the products of ``_factors``."""
     cuts = _cuts(gradient.shape[1], gradient.shape[2], gradient.device)
     return gradient.tensor_split(cuts, 1) if cuts else (gradient.transpose(1, 2),)
 
@@ -297,4 +302,4 @@ _FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], object], Derive]] = {
         lambda slope, before, after: _aten.silu_backward.grad_input(slope, before, grad_input=slope),
     ),
 }
-"""Each activation, from before it to after it, and its derivative, from the gradient after it to that before it, in place."""
+"""Each activation, written into ``after``, and its backward pass, which turns the gradient ``slope`` after it into that before it."""

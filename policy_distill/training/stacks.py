@@ -1,4 +1,4 @@
-"""What a trainer knows of the students that it trains, and which implementation trains which students."""
+"""Interface between a trainer and its students, and the choice of its implementation."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from torch import Tensor
 from policy_distill.policies.encoders import Encoder, Vectors
 from policy_distill.policies.student import Architecture, Student
 from policy_distill.training.autograd_stack import AutogradStack
+from policy_distill.training.recurrent_stack import RecurrentStack
 from policy_distill.training.stack import StudentStack
 
 
 class Pass(Protocol):
-    """What a stack computes for batches of one size, overwritten by each pass.
+    """Buffers of a forward and backward pass for one batch size; each pass overwrites them.
 
     Attributes:
-        hidden: of each hidden layer of the head ``[K, width, B]``, after its activation.
-        slopes: the last is the loss's gradient with respect to the output, ``[K, outputs, B]``, written before ``Stack.backward``.
+        hidden: ``[K, width, B]`` of each hidden layer of the head, after its activation.
+        slopes: the last is the loss's gradient with respect to the output, ``[K, outputs, B]``; set it before ``Stack.backward``.
     """
 
     hidden: list[Tensor]
     slopes: list[Tensor]
 
     def named(self, output: Tensor) -> dict[str, Tensor]:
-        """``hidden.0``, ``hidden.1``, ..., ``output`` as losses read them: views ``[K, B, width]``."""
+        """Layers ``hidden.0``, ``hidden.1``, ..., ``output`` for losses: views ``[K, B, width]``."""
         ...
 
 
 class Stack(Protocol):
-    """K students of one architecture, trained side by side: each row of ``flat`` is one of them, see ``flat.FlatParameters``.
+    """K students of one architecture, trained together; each row of ``flat`` is one student, see ``flat.FlatParameters``.
 
-    A batch goes through ``load``, ``forward`` and ``backward``, each stack's own inputs and ``Pass`` between them.
+    A batch passes through ``load``, ``forward`` and ``backward``. The type of inputs and ``Pass`` depends on the stack.
     """
 
     architecture: Architecture
@@ -45,19 +46,19 @@ class Stack(Protocol):
 
     @property
     def sample_size(self) -> int:
-        """Numbers of one observation as the stack reads it."""
+        """Number of elements of one input."""
         ...
 
     def inputs(self, steps: int, batch_size: int) -> Any:
-        """Room for the inputs of S steps, for ``load``."""
+        """Buffer for the inputs of S steps, for ``load``."""
         ...
 
     def load(self, observations: Any, room: Any) -> Sequence[Any]:
-        """Raw observations ``[S * K * B, ...]`` as the inputs of each step."""
+        """Inputs of each step, from raw observations ``[S * K * B, ...]``; ``room`` is a buffer from ``inputs``."""
         ...
 
     def buffers(self, batch_size: int) -> Any:
-        """Room for one ``Pass``."""
+        """Buffers of a ``Pass``."""
         ...
 
     def forward(self, inputs: Any, activations: Any, output: Tensor | None = None) -> Tensor:
@@ -65,7 +66,7 @@ class Stack(Protocol):
         ...
 
     def backward(self, inputs: Any, activations: Any, hints: Sequence[Tensor | None] = ()) -> None:
-        """Write the loss's gradient into ``gradient``, from ``activations.slopes[-1]`` and those of hidden layers (``hints``)."""
+        """Write the loss's gradient into ``gradient``; ``activations.slopes[-1]`` and ``hints`` hold those of output and hidden layers."""
         ...
 
     def member(self, index: int, flat: Tensor | None = None) -> Student:
@@ -80,7 +81,9 @@ def stack_of(
     generators: list[torch.Generator],
     projections: Sequence[tuple[int, int]] = (),
 ) -> Stack:
-    """Fresh students with the normalisation of ``encoder``, on whose device they are trained: written out for vectors, else by autograd."""
+    """New students with the normalisation and device of ``encoder``: an analytic backward pass for vectors, else autograd."""
+    if architecture.memory:
+        return RecurrentStack(architecture, encoder, generators=generators, projections=projections)
     if isinstance(encoder, Vectors):
         return StudentStack(architecture, generators=generators, mean=encoder.mean, scale=encoder.scale, projections=projections)
     return AutogradStack(architecture, encoder, generators=generators, projections=projections)

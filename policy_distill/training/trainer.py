@@ -18,27 +18,26 @@ from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.divergences import bounded_error
 from policy_distill.policies.student import Student, layer_names
-from policy_distill.support.trees import on_cpu
-from policy_distill.training.batches import Batches
 from policy_distill.training.dataset import Dataset
+from policy_distill.training.sequences import answers, batches_of
 from policy_distill.training.stacks import Pass, Stack
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 HELD_OUT_ROWS, HELD_OUT_NUMBERS = 8192, 2**25
-"""Rows that validation losses are taken on, and numbers in these observations."""
+"""Maximum number of rows for validation losses, and maximum number of elements of their observations."""
 REPORTS = 20
-"""How often a call of ``Trainer.run`` reports; less often where it takes fewer chunks of steps."""
+"""Number of reports in a call of ``Trainer.run``, at most one for each chunk of steps."""
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """How training goes, at one point of it.
+    """Progress of a training.
 
     Attributes:
-        gradient_steps: of this trainer so far.
-        num_steps: since the last report.
-        losses: each term's mean over the members and these steps.
-        learning_rate: of the next step.
+        gradient_steps: number of the trainer's steps so far.
+        num_steps: number of steps since the last report.
+        losses: each term's mean over the members and the steps since the last report.
+        learning_rate: learning rate of the next step.
     """
 
     gradient_steps: int
@@ -53,64 +52,64 @@ class Trainer:
     Args:
         stack: the students, trained in place.
         objective: their loss.
-        config: batch size, learning rate, averaging, and what sets the members apart.
-        generators: one a member, on the dataset's device: each draws its own batches, so that a member does not depend on the others.
+        config: batch size, learning rate, averaging, and the settings in which members differ.
+        generators: one for each member's batches, on the dataset's device, so that a member does not depend on the other members.
     """
 
     def __init__(self, stack: Stack, objective: Objective, config: TrainConfig, generators: Sequence[torch.Generator]) -> None:
-        own = [config.vary[member % len(config.vary)] for member in range(len(generators))] if config.vary else []
-        if own:
-            objective = objective.for_members([_loss_of(objective.config, member) for member in own], stack.flat.device)
+        varied = [config.vary[member % len(config.vary)] for member in range(len(generators))] if config.vary else []
+        if varied:
+            objective = objective.for_members([_loss_of(objective.config, member) for member in varied], stack.flat.device)
         self.stack, self.objective, self.config = stack, objective, config
         self.generators = generators
-        rates = [member.learning_rate or config.learning_rate for member in own]
+        rates = [member.learning_rate or config.learning_rate for member in varied]
         self._rates = stack.flat.new_tensor(rates)[:, None] if any(rate != config.learning_rate for rate in rates) else None
-        """``[K, 1]`` where the members' learning rates differ."""
+        """``[K, 1]`` if the members' learning rates differ."""
         self.gradient_steps = 0
-        self._stretch = (0, 0.0, config.gradient_steps)
-        """The step and the progress at which the schedules' present stretch began, and the steps in which it leads to the end."""
+        self._segment = (0, 0.0, config.gradient_steps)
+        """Step and progress at the start of the schedules' current segment, and its number of steps; see ``finish_in``."""
         self.averaged = stack.flat.clone()
         self._first_moment = torch.zeros_like(stack.flat)
         self._second_moment = torch.zeros_like(stack.flat)
         self._change = torch.zeros_like(stack.flat) if self._rates is not None else stack.flat.new_empty(0)
         self._steps = torch.zeros((), device=stack.flat.device)
-        """``gradient_steps`` where Adam reads it."""
+        """``gradient_steps`` as a tensor, for Adam."""
         self._activations: Pass = stack.buffers(config.batch_size)
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step: half a cosine from ``config.learning_rate`` to zero over ``config.gradient_steps``; see ``finish_in``."""
+        """Learning rate of the next step: half a cosine from ``config.learning_rate`` to zero over ``config.gradient_steps``."""
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.progress))
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, in [0, 1]."""
+        """Completed share of the training, in [0, 1]."""
         return self._progress_after(0)
 
     def _progress_after(self, steps: int) -> float:
-        began, progress, length = self._stretch
-        return min(progress + (1 - progress) * (self.gradient_steps + steps - began) / length, 1.0)
+        start, progress, length = self._segment
+        return min(progress + (1 - progress) * (self.gradient_steps + steps - start) / length, 1.0)
 
     def finish_in(self, num_steps: int) -> None:
-        """Let what is left of the schedules of learning rate and temperature pass in ``num_steps`` more steps."""
-        self._stretch = (self.gradient_steps, self.progress, max(num_steps, 1))
+        """Compress the remaining schedules of learning rate and temperature into ``num_steps`` further steps."""
+        self._segment = (self.gradient_steps, self.progress, max(num_steps, 1))
 
     def run(self, dataset: Dataset, num_steps: int, report: Callable[[TrainingReport], object] | None = None) -> dict[str, float]:
         """Take ``num_steps`` gradient steps and return each term's mean over the members and steps.
 
         Args:
-            dataset: what is learnt.
-            num_steps: more of them.
-            report: is told about ``REPORTS`` times on the way, the end included, how it goes.
+            dataset: the training data.
+            num_steps: number of gradient steps.
+            report: called about ``REPORTS`` times, the last time at the end.
 
         Raises:
             TrainingFault: if a loss or a weight is no longer finite.
         """
         self.objective.calibrate(dataset.training_rows()[1])
-        batches = Batches(dataset, self.stack, self.objective, self.config.batch_size, self.generators, num_steps)
+        batches = batches_of(dataset, self.stack, self.objective, self.config, self.generators, num_steps)
         totals: dict[str, float] = {}
         sums: dict[str, Tensor] = {}
-        told = 0
+        reported = 0
         gradient: Gradient | None = None
         for first in range(0, num_steps, batches.chunk_steps):
             count = min(batches.chunk_steps, num_steps - first)
@@ -121,34 +120,34 @@ class Trainer:
             for name, value in self._take(inputs, targets, gradient).items():
                 sums[name] = sums[name] + value if name in sums else value
             done = first + count
-            if done * REPORTS // num_steps > told * REPORTS // num_steps:
-                read = {name: float(value) for name, value in sums.items()}  # the only time that the device is waited for
-                self._check_finite(read, done - told)
-                totals = {name: totals.get(name, 0.0) + value for name, value in read.items()}
+            if done * REPORTS // num_steps > reported * REPORTS // num_steps:
+                values = {name: float(value) for name, value in sums.items()}  # the only synchronisation with the device
+                self._check_finite(values, done - reported)
+                totals = {name: totals.get(name, 0.0) + value for name, value in values.items()}
                 if report is not None:
-                    losses = {name: value / (done - told) for name, value in read.items()}
-                    report(TrainingReport(self.gradient_steps, done - told, losses, self.learning_rate))
-                sums, told = {}, done
+                    losses = {name: value / (done - reported) for name, value in values.items()}
+                    report(TrainingReport(self.gradient_steps, done - reported, losses, self.learning_rate))
+                sums, reported = {}, done
         return {name: value / num_steps for name, value in totals.items()}
 
     def _check_finite(self, losses: Mapping[str, float], num_steps: int) -> None:
-        wrong = [f"the loss {name} became {value}" for name, value in losses.items() if not math.isfinite(value)]
-        if not wrong and not (torch.isfinite(self.stack.flat).all() and torch.isfinite(self.averaged).all()):
-            wrong = ["weights became NaN or infinite, while no loss did"]
-        if wrong:
+        faults = [f"the loss {name} became {value}" for name, value in losses.items() if not math.isfinite(value)]
+        if not faults and not (torch.isfinite(self.stack.flat).all() and torch.isfinite(self.averaged).all()):
+            faults = ["weights became NaN or infinite, while no loss did"]
+        if faults:
             raise TrainingFault(
-                f"training diverged: {' and '.join(wrong)} in gradient steps {self.gradient_steps - num_steps} to {self.gradient_steps}; "
+                f"training diverged: {' and '.join(faults)} in gradient steps {self.gradient_steps - num_steps} to {self.gradient_steps}; "
                 f"lower train.learning_rate (it is {self.config.learning_rate:g}), or the weight of that loss"
             )
 
     @torch.inference_mode()
     def _take(self, inputs: Sequence[Any], targets: ActionTargets, gradient: Gradient) -> dict[str, Tensor]:
-        """Take a chunk's gradient steps; return the sum over them of each term's mean over members and samples.
+        """Take a chunk's S gradient steps; return the sum over the steps of each term's mean over members and samples.
 
         Args:
-            inputs: of each step.
-            targets: with leading ``[S, K, B]``.
-            gradient: of the loss on actions.
+            inputs: the stack's inputs for each step.
+            targets: the teacher's labels, with leading ``[S, K, B]``.
+            gradient: the gradient of the loss on actions.
         """
         stack, activations = self.stack, self._activations
         gradient.load(targets, [self._progress_after(step) for step in range(len(inputs))])
@@ -160,10 +159,10 @@ class Trainer:
             gradient.write(step, activations.slopes[-1])
             hints: list[Tensor | None] = []
             if of_layers:
-                found = of_layers.write(step, activations.named(gradient.outputs[step]))
-                *hints, own = map(found.get, layer_names(len(activations.hidden)))
-                if own is not None:
-                    activations.slopes[-1].add_(own)
+                by_layer = of_layers.write(step, activations.named(gradient.outputs[step]))
+                *hints, of_output = map(by_layer.get, layer_names(len(activations.hidden)))
+                if of_output is not None:
+                    activations.slopes[-1].add_(of_output)
             stack.backward(batch, activations, hints)
             self._update(gradient.divisor)
         return {**gradient.values(), **(of_layers.values() if of_layers else {})}
@@ -172,12 +171,12 @@ class Trainer:
         """Adam (Kingma & Ba 2015, algorithm 1) on the flat tensors, then the moving average.
 
         Args:
-            divisor: ratio of the stack's gradient to that of the loss, in each step of this trainer's. Adam's step does not depend on
-                the gradient's unit as long as its epsilon is in the same one.
+            divisor: ratio of the stack's gradient to the loss's gradient, the same in all steps of a trainer. Adam's step does not depend
+                on the gradient's scale if epsilon is scaled too.
         """
         stack, learning_rate = self.stack, self.learning_rate
         self.gradient_steps += 1
-        # With rates of their own the members take Adam's step of length 1 from zero, and then their share of it.
+        # If learning rates differ, Adam's step is taken from zero with learning rate 1, and scaled for each member.
         target = stack.flat if self._rates is None else self._change.zero_()
         torch._fused_adam_(
             [target], [stack.gradient], [self._first_moment], [self._second_moment], [], [self._steps.fill_(self.gradient_steps)],
@@ -190,15 +189,15 @@ class Trainer:
         self.averaged.lerp_(stack.flat, 1 - decay)
 
     def student(self, member: int = 0) -> Student:
-        """The averaged weights of one member as a student of its own."""
+        """A student with the averaged weights of one member."""
         return self.stack.member(member, self.averaged if self.config.average_decay else None)
 
     def students(self, dataset: Dataset) -> list[Student]:
-        """Every member as ``student`` gives it, with its standard deviation fitted to ``dataset``."""
-        found = [self.student(member) for member in range(len(self.generators))]
-        for student in found:
+        """The students of all members, each with its standard deviation fitted to ``dataset``."""
+        students = [self.student(member) for member in range(len(self.generators))]
+        for student in students:
             self.fit_log_std(student, dataset)
-        return found
+        return students
 
     @property
     def _rows_at_once(self) -> int:
@@ -206,33 +205,34 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, dataset: Dataset, student: Student, member: int = 0) -> dict[str, float]:
-        """Mean of each term of a member's loss over held-out rows; empty as long as no episode was held out."""
-        held_out = dataset.held_out(self._rows_at_once)
+        """Mean of each term of a member's loss over held-out rows; empty if no episode is held out."""
+        held_out = answers(student, dataset, self._rows_at_once, held_out=True)
         if held_out is None:
             return {}
-        observations, targets = held_out
-        outputs = student(on_cpu(observations))[None].to(self.stack.flat.device)
+        outputs, targets = held_out[0][None].to(self.stack.flat.device), held_out[1]
         stacked = ActionTargets({name: value[None] for name, value in targets.parameters.items()}, targets.actions[None])
         log_std = student.log_std[None, None].to(outputs.device)
         draws = torch.full_like(outputs, 0.5) if self.objective.kind == "nll" else None  # the teacher's median action
         objective = self.objective.of_member(member)
-        found = objective.terms(outputs, log_std, stacked, progress=self.progress, draws=draws)
-        return {name: float(value.mean()) for name, value in found.items()}
+        terms = objective.terms(outputs, log_std, stacked, progress=self.progress, draws=draws)
+        return {name: float(value.mean()) for name, value in terms.items()}
 
     @torch.no_grad()
     def fit_log_std(self, student: Student, dataset: Dataset) -> None:
         """Set the standard deviation of a student that was trained by regression.
 
-        It is ``E[teacher's variance + squared error]``, where the forward KL is smallest as long as no action is clipped; the teacher's
-        variance is zero where it has none in box units (deterministic and squashed teachers).
+        The variance is ``E[teacher's variance + squared error]``, which minimises the forward KL if no action is clipped. The teacher's
+        variance counts as zero for deterministic and squashed teachers.
         """
         if not student.family.spread or self.objective.kind != "regression":
             return
         assert student.family.box is not None
-        observations, targets = dataset.spread(self._rows_at_once)
+        answered = answers(student, dataset, self._rows_at_once)
+        assert answered is not None, "the dataset is empty"
+        outputs, targets = answered
         target = student.family.box.to_box(targets.actions.cpu())
         near_bound, limits = self.objective.config.near_bound, student.family.box.limits(target)
-        error = bounded_error(target, student(on_cpu(observations)), near_bound=near_bound, limits=limits)
+        error = bounded_error(target, outputs, near_bound=near_bound, limits=limits)
         variance = error.square().mean(0)
         log_std = self.objective.family.box_log_std(targets.parameters)
         if log_std is not None:
@@ -241,7 +241,7 @@ class Trainer:
 
 
 def _loss_of(config: LossConfig, member: MemberConfig) -> LossConfig:
-    """The loss with what a member has of its own."""
+    """The loss with a member's own settings."""
     return dataclasses.replace(
         config,
         temperature=config.temperature if member.temperature is None else member.temperature,

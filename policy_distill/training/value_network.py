@@ -1,4 +1,4 @@
-"""What the teacher's own critic expects, learnt by a small value network: a start for those who train student.zip on by reward."""
+"""A small value network distilled from the teacher's critic, as a start for further RL training of student.zip."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from policy_distill.config import LossConfig, TrainConfig, ValueConfig
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets, Box
 from policy_distill.policies.families import Deterministic
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.support.trees import Tree, blocks, leaves, on_cpu
 from policy_distill.teachers import Teacher
 from policy_distill.training.dataset import Dataset
@@ -21,19 +21,19 @@ from policy_distill.training.stack import StudentStack
 from policy_distill.training.trainer import HELD_OUT_ROWS, Trainer
 
 CHUNK = 8192
-"""Observations that the critic is asked about at once."""
+"""Observations in one forward pass of the critic."""
 MARGIN = 0.05
-"""So much of their range the values' bounds lie outside of it: past a bound, a prediction would be no error."""
+"""Margin of the box around the values, relative to their range: a prediction beyond a target at the bound would have no error."""
 
 
 @dataclass(frozen=True)
 class DistilledValues:
-    """A value network.
+    """A distilled value network.
 
     Attributes:
-        layers: linear layers on the student's normalised observations, with its activation between them; they give the discounted return
-            in the environment's rewards.
-        explained_variance: of the critic's values on held-out rows, on training rows as long as none were held out; 1 is all of it.
+        layers: linear layers on the student's normalised observations, with its activation between them; the output is the discounted
+            return in the environment's rewards.
+        explained_variance: share of the variance of the critic's values, ``<= 1``, on held-out rows, or training rows if there are none.
     """
 
     layers: list[nn.Linear]
@@ -43,24 +43,24 @@ class DistilledValues:
 def fit_values(
     teacher: Teacher, dataset: Dataset, student: Student, config: ValueConfig, train: TrainConfig, *, seed: int
 ) -> DistilledValues:
-    """Fit a network to ``teacher.values`` in the states of ``dataset``: a student whose one action is the value, by squared error.
+    """Fit a network to ``teacher.values`` on the dataset's states by squared error, trained like a student whose action is the value.
 
     Args:
-        teacher: has a critic; see ``Teacher.has_values``.
-        dataset: what was collected.
-        student: whose normalisation and activation the network shares.
-        config: its size and its gradient steps.
-        train: the other settings of its training.
-        seed: of the first weights and of the batches.
+        teacher: a teacher with a critic; see ``Teacher.has_values``.
+        dataset: the collected data.
+        student: its normalisation and activation are used.
+        config: sizes and gradient steps of the network.
+        train: the other training settings.
+        seed: seed of initial weights and batches.
     """
     assert config.hidden_sizes is not None
-    valued = dataset.relabelled(lambda observations, _: ActionTargets({}, _values(teacher, observations)))
+    valued = dataset.relabelled(lambda _, observations, __: ActionTargets({}, _values(teacher, observations)), raw=True)
     low, high = (float(end) for end in valued.training_rows()[1].actions.aminmax())
     margin = MARGIN * (high - low) + 1e-3
     space = gym.spaces.Box(low - margin, high + margin, (1,))
     box = Box.from_space(space)
     stack = StudentStack(
-        Architecture(student.observation_space, space, config.hidden_sizes, student.architecture.activation),
+        dataclasses.replace(student.architecture, action_space=space, hidden_sizes=config.hidden_sizes, action_units=None),
         generators=[torch.Generator().manual_seed(seed)],
         mean=student.mean.to(dataset.device),
         scale=student.scale.to(dataset.device),
@@ -82,6 +82,6 @@ def fit_values(
 
 @torch.no_grad()
 def _values(teacher: Teacher, observations: Tree) -> Tensor:
-    """``[B, 1]``."""
+    """The critic's values ``[B, 1]``."""
     values = [teacher.values(on_cpu(rows)) for rows in blocks(observations, CHUNK)]
     return torch.cat(values)[:, None].to(leaves(observations)[0].device)

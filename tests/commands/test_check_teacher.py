@@ -18,7 +18,7 @@ def test_findings_are_data_and_the_command_itself_worked(tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["findings"][0]["severity"] == "stop"
     assert said["findings"][0]["topic"] == "no_better_than_random"
-    assert set(said["findings"][0]) == {"severity", "topic", "what", "fix"}
+    assert set(said["findings"][0]) == {"severity", "topic", "what", "fix", "mend"}
     assert said["behaviour"]["states"] > 0
     assert said["drawn_return_mean"] is not None
     assert {"return_mean", "return_std", "random_return_mean", "claim", "verdict", "notices", "env", "facts"} < set(said)

@@ -135,7 +135,7 @@ def test_extra_states_that_are_not_there_or_of_another_space(tmp_path):
     assert "there is no file" in refused(tmp_path, walk_teacher(), collect=missing)
     states = CollectConfig(extra_states=str(compared(tmp_path / "states.npz")))
     said = refused(tmp_path, push_teacher(), env=PUSH.id, collect=states)
-    assert f"holds states of {WALK.id}, which the teacher cannot be asked about: they are of shape (2,), its observations of (3,)" in said
+    assert f"holds states of {WALK.id}, which are not observations of the teacher: they are of shape (2,), its observations of (3,)" in said
 
 
 def test_extra_states_are_read_and_told(tmp_path):
@@ -280,7 +280,8 @@ def test_what_was_settled_is_written(tmp_path):
     job = prepare(request(tmp_path, student=StudentConfig(compression=5.0), seed=3), sized_teacher(1251))
     write_config(job)
     written = yaml.safe_load((job.folder / "config.yaml").read_text())
-    assert written["student"] == {"hidden_sizes": [12, 12], "compression": None, "activation": "relu", "same": False, "channels": None}
+    rest = {"compression": None, "activation": "relu", "same": False, "channels": None, "inputs": None}
+    assert written["student"] == {"hidden_sizes": [12, 12], **rest}
     assert (written["seed"], written["output"], written["env"]) == (3, str(tmp_path / "run"), WALK.id)
 
 

@@ -40,7 +40,8 @@ def constant(space: gym.Space, outputs: list[float], *, log_std: float = 0.0) ->
 
 
 def mixed(space: gym.Space, targets: ActionTargets, mentors: list[Student], weight: float, loss: LossConfig | None = None) -> ActionTargets:
-    return mix_targets(Objective(loss or LossConfig(), family_of(space)), mentors, weight, torch.zeros(1, 3), targets)
+    told = [mentor.parameters_of(torch.zeros(1, 3)) for mentor in mentors]
+    return mix_targets(Objective(loss or LossConfig(), family_of(space)), mentors, weight, told, targets)
 
 
 def test_probabilities_are_mixed_by_hand():
@@ -82,7 +83,8 @@ def test_actions_are_mixed_as_they_are_executed():
     # the student's (2, -3) in box units is beyond both bounds: 6 and 0; half of that and of (-2, 1)
     targets = ActionTargets({"layer:a": torch.ones(1, 5)}, torch.tensor([[-2.0, 1.0]]))
     objective = Objective(LossConfig(kind="regression"), DiagGaussian(Box.from_space(PUSHED)))
-    found = mix_targets(objective, [constant(PUSHED, [2.0, -3.0])], 0.5, torch.zeros(1, 3), targets)
+    mentor = constant(PUSHED, [2.0, -3.0])
+    found = mix_targets(objective, [mentor], 0.5, [mentor.parameters_of(torch.zeros(1, 3))], targets)
     torch.testing.assert_close(found.actions, torch.tensor([[2.0, 0.5]]))
     assert torch.equal(found.parameters["layer:a"], torch.ones(1, 5))
 

@@ -36,7 +36,7 @@ from policy_distill.rollouts.episodes import merge
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
-from tests.small_worlds import PUSH, WALK, push_teacher, walk_teacher
+from tests.small_worlds import BEFORE, PUSH, WALK, before_teacher, push_teacher, walk_teacher
 from tests.stand_ins import Recorder, record, run_of
 
 POLISH = PolishConfig(below=1e9, env_steps=512, num_envs=4, num_steps=64, batch_size=64, epochs=2, snapshots=2)
@@ -67,8 +67,9 @@ class Interrupted:
         state = state or State.begin(job)
         config = self.config
         rollouts = Rollouts(
-            job.spec, job.teacher, num_envs=config.collect.num_envs, seed=config.seed, workers=config.workers, backend=job.backend
-        )
+            job.spec, job.teacher, num_envs=config.collect.num_envs, seed=config.seed, workers=config.workers, backend=job.backend,
+            view=job.architecture.view,
+        )  # fmt: skip
         known = {name: KnownReturns(self.folder / f"{name}.npz") for name in ("teacher", "random")}
         tracker = Recorder()
         return state, Services(job, rollouts, tracker, Display(quiet=True), known)  # type: ignore[arg-type]
@@ -116,7 +117,7 @@ def assert_the_same_interrupted(folder: Path, teacher: Teacher, env: str, **chan
 def test_a_run_that_is_interrupted_between_any_two_advances_is_the_same_run(tmp_path):
     found, stages = assert_the_same_interrupted(tmp_path, walk_teacher(), WALK.id)
     assert stages == {"imitation": 4, "choice": 1, "self_distillation": stages["self_distillation"], "polish": 1} | dict.fromkeys(
-        ("value", "evaluation", "certificate"), 1
+        ("value", "view", "evaluation", "certificate"), 1
     )
     assert stages["self_distillation"] >= 2
     assert found.records_of("polish")
@@ -144,6 +145,17 @@ def test_so_it_is_with_environments_that_come_together_q_values_and_a_value_netw
     found, _ = assert_the_same_interrupted(tmp_path, Teacher.load(agent), agent.split("/")[1], **changes)
     assert (found.values is not None) == with_critic
     assert found.records_of("generation")
+
+
+def test_so_it_is_with_a_view_and_with_inputs_that_are_left_out_after_the_first_round(tmp_path):
+    student = StudentConfig(compression=2.0, inputs={"keep": [0, 2], "history": 3, "noise": [0.05, 0.0]})
+    collect = CollectConfig(env_steps=10_000, rounds=2, num_envs=4)
+    changes = {"student": student, "collect": collect, "polish": PolishConfig(below=0)}
+    found, _ = assert_the_same_interrupted(tmp_path, before_teacher(params=400), BEFORE.id, **changes)
+    assert found.columns == (0, 2, 4)
+    # 200 parameters: 3 -> 11 -> 11 -> 2 has 44 + 132 + 24
+    assert found.kept[-1].student.architecture.widths == (3, 11, 11, 2)
+    assert found.view_loss is not None
 
 
 # Figures on the validation seeds.
@@ -196,7 +208,7 @@ def test_seconds_are_added_up_for_each_kind_of_work(tmp_path, monkeypatch):
     state, _ = run_of(tmp_path)
     state.seconds["polish"] = 10.0
     for work in ("collect", "polish", "collect"):
-        with state.measure(work):
+        with state.timed(work):
             pass
     # 101 to 103, 104 to 108, 109 to 109.5; what was spent before counts
     assert state.seconds == {"collect": 2.5, "train": 0.0, "polish": 14.0, "evaluate": 0.0, "total": 0.0}

@@ -26,7 +26,7 @@ from tests.stand_ins import Recorder, episodes, record, run_of
 RESULT_KEYS = {
     "": "version versions config seed device env environment teacher student random compression retention agreement env_steps "
     "evaluation_env_steps gradient_steps kept chosen_round validation rounds self_distillation polish notices returns seconds value "
-    "final_test certificate extra_states reused_episodes backend",
+    "final_test certificate extra_states reused_episodes backend view",
     "environment": "id kwargs wrappers max_episode_steps extra",
     "teacher": "path algo params normalization reading return_mean return_std",
     "student": "hidden_sizes activation params return_mean return_std",

@@ -376,7 +376,7 @@ def test_bounds_of_observations_may_differ():
     [
         ((1.0,), "weights are (1.0,); they must be one for each of the 2 teachers"),
         ((1.0, 2.0, 3.0), "one for each of the 2 teachers"),
-        ((1.0, 0.0), "weights are (1.0, 0.0); they must be > 0: leave a teacher out"),
+        ((1.0, 0.0), "weights are (1.0, 0.0); they must be > 0: leave out a teacher"),
         ((1.0, -1.0), "must be > 0"),
         ((1.0, math.inf), "must be > 0"),
         ((1.0, math.nan), "must be > 0"),

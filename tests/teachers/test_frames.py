@@ -142,7 +142,7 @@ def test_a_stack_that_is_not_asked_for_is_asked_for(tmp_path):
     with pytest.raises(RequestError, match="give --frame-stack 3, else the vecnormalize"):
         environment_for(teacher, PUSH.id)
     spec, notices = environment_for(teacher, STACKED)
-    assert any("zero once it is normalised" in notice for notice in notices)
+    assert any("zero after normalisation" in notice for notice in notices)
     assert fill_stack(spec, teacher)[0] == spec, "filling twice changes nothing"
     assert EnvironmentSpec.from_dict(spec.to_dict()) == spec
 

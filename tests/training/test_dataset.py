@@ -227,7 +227,7 @@ def test_each_part_of_a_dict_is_kept_beside_the_others(folder):
         assert torch.equal(seen["count"], targets.actions)
         assert torch.equal(seen["frame"], torch.stack([targets.actions, -targets.actions], dim=1).to(torch.int8))
     assert sum(len(targets.actions) for _, targets in dataset.blocks()) == 40
-    negated = dataset.relabelled(lambda seen, targets: ActionTargets({}, -seen["count"]))
+    negated = dataset.relabelled(lambda _, seen, targets: ActionTargets({}, -seen["count"]))
     assert torch.equal(negated.training_rows()[1].actions, -dataset.training_rows()[0]["count"])
 
 
@@ -269,7 +269,7 @@ def test_other_targets_for_the_same_rows(folder, monkeypatch):
     dataset.append(numbered(0, 80))
     asked: list[int] = []
 
-    def tell(observations: torch.Tensor, targets: ActionTargets) -> ActionTargets:
+    def tell(_: slice, observations: torch.Tensor, targets: ActionTargets) -> ActionTargets:
         asked.append(len(observations))
         return ActionTargets({"mean": targets.parameters["logits"][:, :1] + 0.5}, 1000 + targets.actions)
 

@@ -110,6 +110,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     - ``--trust``, ``--stochastic`` and ``--check.skip`` without a value mean ``true``; ``--student same`` means ``--student.same true``.
     - ``--env_kwargs a:1 b:True``, the RL Zoo's form, becomes a mapping; values are Python literals, or else strings. Nothing is evaluated.
     - ``--wrapper``, given once or several times, becomes one list.
+    - Ranges within ``--student.inputs`` are quoted.
     """
     spelled: list[str] = []
     wrappers: list[Any] = []
@@ -125,6 +126,8 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
             spelled.append("--student.same=true")
             if not equals:
                 rest.pop(0)
+        elif name == "--student.inputs" and (equals or rest):
+            spelled.append(f"{name}={_quoted_ranges(value if equals else rest.pop(0))}")
         elif name == "--env_kwargs":
             values = [value] if equals else _values(rest)
             pairs = [_PAIR.fullmatch(text) for text in values]
@@ -141,6 +144,11 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
         flat = [one for item in wrappers for one in (item if isinstance(item, list) else [item])]
         spelled.append(f"--wrapper={json.dumps(flat)}")
     return spelled
+
+
+def _quoted_ranges(text: str) -> str:
+    """``[0,1,4:6]`` as ``[0,1,"4:6"]``: YAML takes 4:6 for 246, four times sixty and six."""
+    return re.sub(r"(?<![\w\"':.])(\d+:\d+)(?=\s*[,\]])", r'"\1"', text)
 
 
 _PAIR = re.compile(r"([^\W\d]\w*):(.*)", re.DOTALL)

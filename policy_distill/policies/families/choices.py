@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -35,10 +36,7 @@ class Choices(Family):
 
     def total(self, values: Iterable[Tensor]) -> Tensor:
         """Sum over the components of values ``[...]``."""
-        first, *rest = values
-        for value in rest:
-            first = first + value
-        return first
+        return functools.reduce(operator.add, values)
 
     def of_choices(self, raw: Tensor) -> list[Tensor]:
         """A raw action as one tensor of indices for each of ``parts``."""

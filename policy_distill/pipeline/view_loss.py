@@ -1,0 +1,67 @@
+"""How much of the loss is due to what the student does not see: two wide networks on the same data, one with its inputs, one with all."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from policy_distill.config import FeatureConfig, RelationConfig, TrainConfig
+from policy_distill.losses.objective import Objective
+from policy_distill.pipeline.context import Services
+from policy_distill.pipeline.prepare import Job
+from policy_distill.pipeline.state import State
+from policy_distill.policies.student import Architecture
+from policy_distill.report.rows import view_text
+from policy_distill.support.seeds import derived_seed
+from policy_distill.training.dataset import Dataset
+from policy_distill.training.stacks import stack_of
+from policy_distill.training.trainer import Trainer
+
+WIDE, GRADIENT_STEPS = (64, 64), 4_000
+"""Hidden layers and gradient steps of both networks: what they do not learn, a small student does not either."""
+
+
+def compare_views(state: State, services: Services) -> State:
+    """Measure the loss that the student's view costs, where it hides anything that the environment returns."""
+    job, state.stage = services.job, "evaluation"
+    if job.architecture.view is None or not job.architecture.view.hides or not state.dataset.num_held_out:
+        return state
+    services.display.stage("measuring the loss of a student that sees everything")
+    with state.timed("train"):
+        state.view_loss = view_loss(job, state.dataset)
+    found = state.view_loss
+    services.tracker.scalars("view", {name: found[name] for name in ("seen", "everything")}, state.env_steps)
+    services.display.note(f"held-out loss of a wide network: {view_text(found)}")
+    return state
+
+
+def view_loss(job: Job, dataset: Dataset) -> dict[str, Any]:
+    """Held-out loss of a wide network with the student's view, and of one that sees everything, after the same training.
+
+    Returns:
+        loss: its name and unit. seen, everything: its mean over held-out rows. hidden_sizes, gradient_steps: of both networks.
+    """
+    steps = min(GRADIENT_STEPS, job.config.train.gradient_steps)
+    own = dataclasses.replace(job.architecture, hidden_sizes=WIDE)
+    full = dataclasses.replace(own, view=None, columns=None)
+    losses = [_held_out(job, *each, steps) for each in ((own, dataset), (full, dataset.seeing_everything()))]
+    name = next(iter(losses[0]))
+    return {"loss": name, "seen": losses[0][name], "everything": losses[1][name], "hidden_sizes": list(WIDE), "gradient_steps": steps}
+
+
+def _held_out(job: Job, architecture: Architecture, dataset: Dataset, steps: int) -> dict[str, float]:
+    """The mean of each term of the loss on actions over held-out rows, of a network of this architecture."""
+    encoder = architecture.new_encoder()
+    dtype = torch.float64 if job.teacher.needs_float64 else torch.float32
+    encoder.normalize(lambda: (observations for observations, _ in dataset.blocks()), dtype)
+    seed = derived_seed(job.config.seed, 11)
+    stack = stack_of(architecture, encoder.to(job.device), generators=[torch.Generator().manual_seed(seed)])
+    loss = dataclasses.replace(job.objective.config, features=FeatureConfig(), relations=RelationConfig())
+    config: TrainConfig = dataclasses.replace(job.config.train, gradient_steps=steps, vary=(), members=1)
+    objective = Objective(loss, job.objective.family)
+    trainer = Trainer(stack, objective, config, [torch.Generator(job.device).manual_seed(seed)])
+    trainer.run(dataset, steps)
+    (student,) = trainer.students(dataset)
+    return trainer.validate(dataset, student)
