@@ -20,7 +20,9 @@ EPISODES = 6
 
 
 def test_the_kinds_that_other_tests_rely_on_ship():
-    assert {"ppo_lstm/CartPoleNoVel-v1_1", "ppo_mask/SingleMachine-v0_1", "ppo/BitFlippingEnv-v0_1", "ppo/MinAtar-Breakout-v1_1"} <= {*SHIPPED}
+    assert {"ppo_lstm/CartPoleNoVel-v1_1", "ppo_mask/SingleMachine-v0_1", "ppo/BitFlippingEnv-v0_1", "ppo/MinAtar-Breakout-v1_1"} <= {
+        *SHIPPED
+    }
 
 
 @pytest.mark.parametrize("name", SHIPPED)
