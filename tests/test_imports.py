@@ -125,6 +125,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.policies": (
         "student",
+        "architecture",
         "encoders",
         "views",
         "families",

@@ -23,12 +23,12 @@ from policy_distill.evaluation.probe import probe
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
 from policy_distill.policies.actions import Box
+from policy_distill.policies.architecture import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
 from policy_distill.policies.encoders import convolutions, images_in, may_be_image, usual_channels
-from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
 from policy_distill.policies.views import View
 from policy_distill.support.files import writable_folder, write_atomically
 from policy_distill.support.trees import Tree, leaf_spaces, length
-from policy_distill.teachers import Teacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.environment import environment_for
 from policy_distill.teachers.networks.recording import convolves
 
@@ -159,6 +159,8 @@ def choose_architecture(
         if not any(map(may_be_image, leaf_spaces(linear.seen_space).values())):
             raise RequestError(f"student.channels are for images, and {linear.seen_space} holds none: leave them out")
         return dataclasses.replace(linear, channels=tuple(channels), hidden_sizes=tuple(sizes))
+    if config.same and isinstance(teacher, RecurrentTeacher):
+        raise RequestError("student.same asks for the teacher's architecture, which has a memory: give student.hidden_sizes")
     if config.same:
         return _same(teacher, linear)
     if sizes is None:
@@ -248,6 +250,11 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
         if not section.weight:
             continue
         layers = section.layers
+        if isinstance(teacher, RecurrentTeacher) and set(layers or {""}) != {OUTPUT}:
+            raise RequestError(
+                f"loss.{name} compares layers, and those of a teacher with a memory are not recorded: "
+                f"compare its output (--loss.{name}.layers.output output), or set the weight to 0"
+            )
         if layers is None:
             hidden = teacher.last_hidden_layer()
             if hidden is None or len(student_widths) < 2:
@@ -283,6 +290,10 @@ def read_extra_states(
         return None, ()
     if view is not None and view.config.history > 1:
         raise RequestError("collect.extra_states are single observations, and the student sees a history: leave one of the two out")
+    if isinstance(teacher, RecurrentTeacher):
+        raise RequestError(
+            "collect.extra_states are single states, and what a teacher with a memory does in them depends on their episode: leave it out"
+        )
     states, environment = read_worst_states(config.extra_states, teacher.observation_space, config.max_extra_states)
     notices = [f"{length(states):,} states of {config.extra_states} join the first round's data; they are no environment steps"]
     if environment != spec.id:

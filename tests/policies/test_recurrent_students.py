@@ -12,7 +12,8 @@ import torch
 from policy_distill.config import RequestError
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.pipeline.prepare import SMALLEST_MEMORY, recurrent_student_for
-from policy_distill.policies.student import Architecture, Student, image_student_for
+from policy_distill.policies.architecture import Architecture, image_student_for
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.acting import acting
 from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.support import trees

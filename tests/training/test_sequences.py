@@ -14,8 +14,9 @@ from torch import Tensor
 from policy_distill.config import LossConfig, TrainConfig
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.families import family_of
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import Collector
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.training.dataset import Dataset
