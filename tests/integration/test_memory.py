@@ -27,7 +27,7 @@ from policy_distill.config import (
     ValueConfig,
 )
 from policy_distill.evaluation.disagreements import find
-from policy_distill.pipeline.prepare import choose_architecture, prepare
+from policy_distill.pipeline.prepare import choose_architecture, complete_config, prepare
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
@@ -141,13 +141,12 @@ def test_the_sizes_follow_from_what_is_given():
 
 
 def test_a_written_config_asks_for_the_same_student(tmp_path):
-    from policy_distill.pipeline.prepare import complete_config
-
     counted = Teacher.from_callable(walk_best, Walk.observation_space, Walk().action_space, params=10_000)
     job = prepare(dataclasses.replace(settings(tmp_path), student=StudentConfig(memory="gru")), counted)
-    again = StudentConfig(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in complete_config(job)["student"].items()}
-    )
+    written: dict[str, Any] = {}
+    for name, value in complete_config(job)["student"].items():
+        written[name] = tuple(value) if isinstance(value, list) else value
+    again = StudentConfig(**written)
     assert choose_architecture(again, counted) == job.architecture
 
 
@@ -162,5 +161,5 @@ def test_a_written_config_asks_for_the_same_student(tmp_path):
     ],
 )
 def test_settings_of_a_memory_that_make_no_sense_are_refused(settings_of_student):
-    with pytest.raises(RequestError, match="student.memory"):
+    with pytest.raises(RequestError, match=r"student\.memory"):
         StudentConfig(**settings_of_student)
