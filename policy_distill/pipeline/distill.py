@@ -13,7 +13,7 @@ from policy_distill.evaluation.certify import certificate, files_of_student, fil
 from policy_distill.evaluation.return_cache import known_returns
 from policy_distill.evaluation.statistics import Retention, retention
 from policy_distill.evaluation.teacher_check import preflight
-from policy_distill.export.sb3 import save_ppo, why_not_exported
+from policy_distill.export.sb3 import save_ppo, why_not_exported, why_not_ppo
 from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.imitation import choose_round, imitate
 from policy_distill.pipeline.polish import polish
@@ -114,7 +114,9 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         track_final(tracker, summary)
     write_config(job)  # sizes may have followed from the first round
     _save(job, student, teacher=summary["teacher"])
-    if reason := why_not_exported(student):
+    if why_not_ppo(student.architecture):
+        pass  # a notice said so before the work
+    elif reason := why_not_exported(student):
         display.note(f"note: no student.zip is written: {reason}")
     else:
         save_ppo(student, job.folder / "student.zip", critic=state.values.layers if state.values else state.critic)

@@ -21,7 +21,7 @@ from policy_distill.policies.encoders import (
     usual_channels,
 )
 from policy_distill.policies.families import Family, family_of
-from policy_distill.policies.gru import gru_shapes
+from policy_distill.policies.memories import gru_shapes
 from policy_distill.policies.views import View
 from policy_distill.support.trees import leaf_spaces
 

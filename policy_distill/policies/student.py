@@ -28,7 +28,7 @@ from policy_distill.policies.encoders import (
     Vectors,
 )
 from policy_distill.policies.fast_forward import lay_out, run
-from policy_distill.policies.gru import Gru, read_memory
+from policy_distill.policies.memories import Gru, read_memory
 from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.policies.policy import State
 from policy_distill.policies.views import View, read_columns, read_view

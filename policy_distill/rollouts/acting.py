@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from policy_distill.environments.vector import GOES_ON
+from policy_distill.policies.memories import Lstm
 from policy_distill.policies.policy import Memoryless, Policy, State, Stateful, StatefulTeacher
 from policy_distill.policies.rowwise import Layers
-from policy_distill.policies.rowwise_lstm import Lstm
 from policy_distill.policies.student import Student
 from policy_distill.policies.views import View
 from policy_distill.rollouts.numpy_policies import Labels, RecurrentActor, actor, encoder, executable, head, labeller, student_actor

@@ -19,7 +19,7 @@ from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.encoders import Encoder, Images, Vectors
-from policy_distill.policies.gru import RowwiseGru
+from policy_distill.policies.memories import RowwiseGru
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
 from policy_distill.policies.student import Student

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from policy_distill.environments.action_masks import MASK
-from policy_distill.policies.gru import Gru, scan
+from policy_distill.policies.memories import Gru, scan
 from policy_distill.support.trees import Tree, flattened, leaves, rows
 from policy_distill.training.autograd_stack import AutogradStack
 

@@ -1,11 +1,12 @@
-"""A gated recurrent unit: the memory of a student, in training and on arrays.
+"""Memories: the gated recurrent unit of students, in training and on arrays, and the LSTM of teachers on arrays.
 
-Its gates are those of Cho et al. (2014, https://arxiv.org/abs/1406.1078, the variant that cuDNN computes) with one bias each:
+The gates of a GRU are those of Cho et al. (2014, https://arxiv.org/abs/1406.1078, the variant that cuDNN computes) with one bias each:
 ``r, z = sigmoid(W x + b + U h)``, ``n = tanh(W x + b + r * (U h))``, and the state after a step is ``(1 - z) * n + z * h``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -125,8 +126,58 @@ class RowwiseGru:
         """The state ``[B, units]`` after the step, from features ``[B, width]`` and the state before, which is left as it is."""
         switch = 2 * self.units
         gates, own = self._of_values(values), self._of_state(state)
-        switches = HALF * (1 + np.tanh(HALF * (gates[:, :switch] + own[:, :switch])))  # without an exponential that overflows
+        switches = _sigmoid(gates[:, :switch] + own[:, :switch])
         reset, update = switches[:, : self.units], switches[:, self.units :]
         new = np.tanh(gates[:, switch:] + reset * own[:, switch:])
         found: np.ndarray = new + update * (state - new)
         return found
+
+
+class Lstm:
+    """``nn.LSTM`` of layers in one direction, one step at a time, on arrays.
+
+    Args:
+        lstm: whose weights are read once.
+        rows: B, of every call.
+    """
+
+    def __init__(self, lstm: nn.LSTM, rows: int) -> None:
+        self.units, self.num_layers = lstm.hidden_size, lstm.num_layers
+        weights = lstm.state_dict()
+        self._products = [
+            [product(weights[f"weight_{side}_l{layer}"].t(), weights.get(f"bias_{side}_l{layer}"), rows) for side in ("ih", "hh")]
+            for layer in range(lstm.num_layers)
+        ]
+
+    def initial_state(self, rows: int) -> dict[str, np.ndarray]:
+        """The state of ``rows`` episodes that begin: zeros."""
+        return {name: np.zeros((rows, self.num_layers, self.units), np.float32) for name in ("hidden", "cell")}
+
+    def __call__(
+        self, values: np.ndarray, state: Mapping[str, np.ndarray], starts: np.ndarray | None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Output ``[B, units]``, which the next call leaves alone, and the state after it.
+
+        Args:
+            values: ``[B, inputs]`` float32.
+            state: ``hidden`` and ``cell`` ``[B, layers, units]``, which are left as they are.
+            starts: ``[B]`` bool, where the state is taken for zeros; None: nowhere.
+        """
+        after = {name: part.copy() for name, part in state.items()}
+        if starts is not None:
+            for part in after.values():
+                part[starts] = 0
+        for layer, (of_values, of_hidden) in enumerate(self._products):
+            gates = of_values(values) + of_hidden(np.ascontiguousarray(after["hidden"][:, layer]))
+            keep = _sigmoid(gates[:, : 2 * self.units])
+            let_in, forget = keep[:, : self.units], keep[:, self.units :]
+            new, out = np.tanh(gates[:, 2 * self.units : 3 * self.units]), _sigmoid(gates[:, 3 * self.units :])
+            cell = forget * after["cell"][:, layer] + let_in * new
+            values = out * np.tanh(cell)
+            after["hidden"][:, layer], after["cell"][:, layer] = values, cell
+        return values, after
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    """Without an exponential that overflows."""
+    return HALF * (1 + np.tanh(HALF * values))
