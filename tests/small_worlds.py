@@ -11,8 +11,9 @@ import torch
 
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.families import family_of
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.support import trees
 from policy_distill.teachers import Teacher

@@ -124,6 +124,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.policies": (
         "student",
+        "architecture",
         "encoders",
         "views",
         "families",

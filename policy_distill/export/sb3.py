@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from policy_distill.environments.action_masks import has_mask
+from policy_distill.policies.architecture import ACTIVATIONS, Architecture
 from policy_distill.policies.observations import FAR_FROM_ZERO, observation_width
-from policy_distill.policies.student import ACTIVATIONS, Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import leaf_spaces
 

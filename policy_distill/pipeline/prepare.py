@@ -20,8 +20,8 @@ from policy_distill.evaluation.probe import probe
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
 from policy_distill.policies.actions import Box
+from policy_distill.policies.architecture import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
 from policy_distill.policies.encoders import images_in, may_be_image, usual_channels
-from policy_distill.policies.student import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
 from policy_distill.policies.views import View
 from policy_distill.support.files import writable_folder, write_atomically
 from policy_distill.support.trees import Tree, leaf_spaces, length

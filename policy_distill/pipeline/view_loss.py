@@ -12,7 +12,7 @@ from policy_distill.losses.objective import Objective
 from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.state import State
-from policy_distill.policies.student import Architecture
+from policy_distill.policies.architecture import Architecture
 from policy_distill.report.rows import view_text
 from policy_distill.support.seeds import derived_seed
 from policy_distill.training.dataset import Dataset

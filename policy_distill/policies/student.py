@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,10 @@ from policy_distill.config import RequestError, TrainingFault
 from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Parameters, Units
-from policy_distill.policies.encoders import (
-    Encoder,
-    Vectors,
-    encoder_of,
-    encoder_shapes,
-    feature_width,
-    images_in,
-    parameter_count,
-    usual_channels,
-)
-from policy_distill.policies.families import Family, family_of
+from policy_distill.policies.architecture import ACTIVATIONS, Architecture
+from policy_distill.policies.encoders import Vectors
 from policy_distill.policies.fast_forward import lay_out, run
-from policy_distill.policies.gru import Gru, gru_shapes, read_memory
+from policy_distill.policies.gru import Gru, read_memory
 from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.policies.policy import State
 from policy_distill.policies.views import View, read_columns, read_view
@@ -42,120 +31,10 @@ from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import Tree, flattened, length, map_leaves, to_arrays, to_tensors
 from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
 FORMAT = 1
 """Of student.json and student.safetensors."""
 MAX_BYTES, MAX_HEADER_BYTES, MAX_LAYERS = 128 << 20, 1 << 20, 100
 """Of student.safetensors, its header, and hidden layers: larger students are not read."""
-SMALLEST_WIDTH = 4
-"""No hidden layer is chosen narrower than this: a bottleneck of one or two units loses the policy and saves nothing."""
-SMALLEST_UNIT = 2
-"""Channels of the first convolution, at least; see ``image_student_for``."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What a student looks like, apart from its weights."""
-
-    observation_space: gym.Space
-    action_space: gym.Space
-    hidden_sizes: tuple[int, ...]
-    activation: str = "relu"
-    action_units: Units | None = None
-    """Of continuous outputs, where they are not those of the action space's bounds."""
-    channels: tuple[int, ...] = ()
-    """Of the convolutions that read each image; () reads observations as vectors."""
-    memory: int = 0
-    """Units of the GRU between encoder and head; 0: the student has no memory."""
-    view: View | None = None
-    """What the student sees of ``observation_space``; None: everything."""
-    columns: tuple[int, ...] | None = None
-    """Components of the vector it sees that its first layer reads, ascending; None: all of them. The others never vary."""
-
-    @property
-    def seen_space(self) -> gym.Space:
-        """Of what the encoder reads."""
-        return self.observation_space if self.view is None else self.view.space
-
-    @property
-    def without_view(self) -> Architecture:
-        """The same networks in an environment that returns what the student sees."""
-        return dataclasses.replace(self, observation_space=self.seen_space, view=None)
-
-    @property
-    def family(self) -> Family:
-        family = family_of(self.action_space)
-        return family if self.action_units is None else family.in_units(self.action_units)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Widths of the head: its input (features, or the memory's state), hidden layers and outputs."""
-        return (self.memory or self.features, *self.hidden_sizes, self.family.width)
-
-    @property
-    def features(self) -> int:
-        """Number of features that the encoder makes of one observation."""
-        return feature_width(self.seen_space, self.channels, self.columns)
-
-    @property
-    def params(self) -> int:
-        """Parameters of encoder, memory and head; a normalisation folds into the layer that follows and adds none."""
-        encoder = parameter_count(encoder_shapes(self.seen_space, self.channels).items()) if self.channels else 0
-        return encoder + parameter_count(self._memory_shapes().items()) + count_parameters(self.widths)
-
-    def _memory_shapes(self) -> dict[str, tuple[int, ...]]:
-        return gru_shapes(self.features, self.memory) if self.memory else {}
-
-    def new_encoder(self) -> Encoder:
-        """A fresh encoder, which normalises nothing yet."""
-        return encoder_of(self.seen_space, self.channels, ACTIVATIONS[self.activation], self.columns)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of a student's tensors by their names in student.safetensors, without making any."""
-        widths = self.widths
-        encoder = encoder_shapes(self.seen_space, self.channels, self.columns)
-        shapes = {self.written(f"encoder.{name}"): shape for name, shape in encoder.items()}
-        shapes |= {f"memory.{name}": shape for name, shape in self._memory_shapes().items()}
-        shapes["log_std"] = (self.family.spread,)
-        for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
-            shapes |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
-        return shapes
-
-    def written(self, name: str) -> str:
-        """What the files call a tensor of a student: ``mean`` and ``scale`` of vectors have always lain outermost."""
-        return name if self.channels else name.removeprefix("encoder.")
-
-
-def count_parameters(widths: tuple[int, ...]) -> int:
-    """Weights and biases of fully connected layers between ``widths``."""
-    return sum((width_in + 1) * width_out for width_in, width_out in itertools.pairwise(widths))
-
-
-def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outputs: int) -> tuple[int, int]:
-    """Two equal hidden layers, as wide as ``teacher_params / compression`` parameters allow, and ``SMALLEST_WIDTH`` at least."""
-    budget = teacher_params / compression
-    linear_term = inputs + outputs + 2
-    width = math.floor((-linear_term + math.sqrt(max(linear_term**2 + 4 * (budget - outputs), 0.0))) / 2)
-    width = max(width, SMALLEST_WIDTH)
-    return (width, width)
-
-
-def image_student_for(compression: float, teacher_params: int, architecture: Architecture) -> Architecture:
-    """The largest student of images that has ``teacher_params / compression`` parameters at most, and ``SMALLEST_UNIT`` at least.
-
-    Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units, as wide
-    as the memory if ``architecture`` has one.
-    """
-    images = images_in(architecture.seen_space)
-
-    def of(unit: int) -> Architecture:
-        memory = 8 * unit if architecture.memory else 0
-        return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(8 * unit,), memory=memory)
-
-    unit = SMALLEST_UNIT
-    while of(unit + 1).params <= teacher_params / compression:
-        unit += 1
-    return of(unit)
 
 
 class Student(nn.Module):
@@ -438,8 +317,3 @@ def _check_weights(architecture: Architecture, weights: dict[str, Tensor]) -> No
     for name, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"the tensor {name} holds NaN or infinity")
-
-
-def layer_names(num_hidden: int) -> list[str]:
-    """Names of a student's layers, as hints and relations call them."""
-    return [*(f"hidden.{index}" for index in range(num_hidden)), "output"]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.encoders import Encoder
-from policy_distill.policies.student import Architecture, Student, layer_names
+from policy_distill.policies.student import Student
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, rows
 from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
 

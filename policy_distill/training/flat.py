@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from policy_distill.policies.student import Architecture
+from policy_distill.policies.architecture import Architecture
 
 HIDDEN_GAIN, OUTPUT_GAIN = math.sqrt(2), 0.1
 """Gains of the orthogonal initialisation: hidden layers and convolutions; last layer."""

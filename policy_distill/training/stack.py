@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from policy_distill.environments.action_masks import has_mask, mask_sizes
+from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.observations import encode_observations
-from policy_distill.policies.student import Architecture, Student, layer_names
+from policy_distill.policies.student import Student
 from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
 
 NARROW = 10

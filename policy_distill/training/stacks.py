@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.encoders import Encoder, Vectors
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.training.autograd_stack import AutogradStack
 from policy_distill.training.recurrent_stack import RecurrentStack
 from policy_distill.training.stack import StudentStack

@@ -16,8 +16,9 @@ from policy_distill.losses.analytic_gradients import Gradient, gradient_of
 from policy_distill.losses.autograd_gradients import LayerGradient
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.architecture import layer_names
 from policy_distill.policies.divergences import bounded_error
-from policy_distill.policies.student import Student, layer_names
+from policy_distill.policies.student import Student
 from policy_distill.training.dataset import Dataset
 from policy_distill.training.sequences import answers, batches_of
 from policy_distill.training.stacks import Pass, Stack

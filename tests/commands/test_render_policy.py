@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from policy_distill.commands.cli import main
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.architecture import Architecture
+from policy_distill.policies.student import Student
 from policy_distill.report import VIDEO
 from tests.report.example import SUMMARY
 from tests.small_worlds import WALK, walk_expert

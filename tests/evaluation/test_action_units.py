@@ -32,9 +32,10 @@ from policy_distill.export.sb3 import save_ppo
 from policy_distill.pipeline.distill import distill
 from policy_distill.pipeline.prepare import prepare, settle_action_units
 from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.divergences import bounded_error
 from policy_distill.policies.families import Deterministic, DiagGaussian
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import Exploration
 from policy_distill.rollouts.episodes import alike
 from policy_distill.rollouts.numpy_policies import actor

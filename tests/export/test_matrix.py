@@ -14,9 +14,10 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from stable_baselines3 import PPO
 
 from policy_distill.export.sb3 import save_ppo, why_not_exported
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.encoders import normalization_of
 from policy_distill.policies.observations import encode_observations
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.numpy_policies import actor
 from policy_distill.support import trees
 

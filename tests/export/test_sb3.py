@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 
 from policy_distill.export.sb3 import fold, save_ppo, to_ppo
+from policy_distill.policies.architecture import ACTIVATIONS
 from policy_distill.policies.observations import encode_observations, observation_width
-from policy_distill.policies.student import ACTIVATIONS
 from policy_distill.support.trees import to_tensors
 from tests.small_worlds import random_observations, random_student
 

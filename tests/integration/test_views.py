@@ -26,7 +26,8 @@ from policy_distill.config import (
 )
 from policy_distill.evaluation.disagreements import find
 from policy_distill.pipeline.distill import distill
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.architecture import Architecture
+from policy_distill.policies.student import Student
 from policy_distill.policies.views import View
 from policy_distill.rollouts.collect import Collector
 from policy_distill.rollouts.episodes import evaluate, evaluation_seeds

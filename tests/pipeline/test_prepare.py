@@ -27,7 +27,7 @@ from policy_distill.config import (
 from policy_distill.evaluation.disagreements import find, read_worst_states
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.pipeline.prepare import prepare, write_config
-from policy_distill.policies.student import count_parameters
+from policy_distill.policies.architecture import count_parameters
 from policy_distill.support.files import writable_folder
 from policy_distill.support.threads import one_torch_thread
 from policy_distill.teachers import Teacher

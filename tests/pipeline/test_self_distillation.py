@@ -18,8 +18,9 @@ from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.self_distillation import mix_targets, self_distill
 from policy_distill.pipeline.state import Kept, State
 from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.families import DiagGaussian, family_of
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.training.dataset import Dataset
 from tests.small_worlds import Walk, generator, labelled, random_student, random_transitions, rows_of, walk_best
 from tests.stand_ins import Table, run_of

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from policy_distill.config import RequestError, TrainingFault
-from policy_distill.policies.student import (
+from policy_distill.policies.architecture import (
     ACTIVATIONS,
     SMALLEST_UNIT,
     SMALLEST_WIDTH,
     Architecture,
-    Student,
     count_parameters,
     hidden_sizes_for,
     image_student_for,
 )
+from policy_distill.policies.student import Student
 from policy_distill.support import trees
 from tests.small_worlds import ACTED, SEEN, generator, image_student, random_observations, random_student
 

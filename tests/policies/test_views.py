@@ -16,7 +16,8 @@ import torch
 from policy_distill.config import RequestError, parse_inputs
 from policy_distill.environments.action_masks import MASK
 from policy_distill.environments.vector import GOES_ON
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.architecture import Architecture
+from policy_distill.policies.student import Student
 from policy_distill.policies.views import View, ViewedEnv
 from policy_distill.support import trees
 from tests.small_worlds import Walk, random_observations

@@ -9,7 +9,8 @@ import torch
 
 from policy_distill.config import RequestError
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.architecture import Architecture
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.rollouts.workers import Rollouts

@@ -12,8 +12,9 @@ import torch
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.environments.vector import GOES_ON
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.policy import StatefulTeacher
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.teachers import RecurrentTeacher, Teacher

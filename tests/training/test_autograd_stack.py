@@ -13,9 +13,9 @@ from torch import Tensor
 from policy_distill.config import FeatureConfig, LossConfig, MemberConfig, RelationConfig, TrainConfig
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.architecture import ACTIVATIONS, Architecture
 from policy_distill.policies.encoders import Vectors
 from policy_distill.policies.families import family_of
-from policy_distill.policies.student import ACTIVATIONS, Architecture
 from policy_distill.training.autograd_stack import AutogradStack
 from policy_distill.training.dataset import Dataset
 from policy_distill.training.stack import StudentStack

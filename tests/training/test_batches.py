@@ -13,9 +13,9 @@ from policy_distill.config import FeatureConfig, LossConfig, RelationConfig
 from policy_distill.losses import relations
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.families import family_of
 from policy_distill.policies.observations import encode_observations
-from policy_distill.policies.student import Architecture
 from policy_distill.training import batches
 from policy_distill.training.batches import CHUNK_STEPS, Batches
 from policy_distill.training.dataset import Dataset

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from policy_distill.policies.student import ACTIVATIONS, Architecture
+from policy_distill.policies.architecture import ACTIVATIONS, Architecture
 from policy_distill.training.stack import NARROW, SPLIT, Activations, StudentStack
 from tests.small_worlds import ACTED, SEEN, generator
 

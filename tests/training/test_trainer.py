@@ -25,8 +25,9 @@ from policy_distill.config import (
 from policy_distill.losses.objective import Objective
 from policy_distill.policies import divergences as losses
 from policy_distill.policies.actions import ActionTargets, Box
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.families import DiagGaussian, Family, family_of
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.student import Student
 from policy_distill.training.batches import CHUNK_STEPS
 from policy_distill.training.dataset import Dataset
 from policy_distill.training.stack import StudentStack

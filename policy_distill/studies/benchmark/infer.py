@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from policy_distill.policies.student import Architecture, Student
+from policy_distill.policies.architecture import Architecture
+from policy_distill.policies.student import Student
 from policy_distill.rollouts.numpy_policies import actor
 from policy_distill.studies.benchmark.agents import Agent, load_agents
 from policy_distill.studies.benchmark.interleave import Ratio, interleave

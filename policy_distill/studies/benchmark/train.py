@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from policy_distill.config import FeatureConfig, LossConfig, RelationConfig, TrainConfig
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import LAYER, ActionTargets, Parameters
+from policy_distill.policies.architecture import ACTIVATIONS, Architecture
 from policy_distill.policies.families import family_of
-from policy_distill.policies.student import ACTIVATIONS, Architecture
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.studies.benchmark.interleave import Ratio, interleave
 from policy_distill.studies.benchmark.result import Result
