@@ -314,6 +314,25 @@ def image_student(observation_space: gym.Space, action_space: gym.Space, *, chan
     return student.eval().requires_grad_(False)
 
 
+def recurrent_student(observation_space: gym.Space, action_space: gym.Space, *, channels: tuple[int, ...] = (), seed: int = 0) -> Student:
+    """A student with a memory of 7 units, drawn weights and a normaliser that is not trivial; its actions vary along an episode."""
+    student = Student(Architecture(observation_space, action_space, (8,), "tanh", channels=channels, memory=7))
+    draws = generator(seed)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            drawn = 1.5 * torch.randn(parameter.shape, generator=draws) / max(parameter[0].numel(), 1) ** 0.5
+            parameter.copy_(drawn if parameter.ndim > 1 else 0.1 * drawn)
+        for buffer in student.encoder.buffers():
+            buffer.copy_(torch.full(buffer.shape, 255.0) if channels else 0.5 + torch.rand(buffer.shape, generator=draws))
+        student.log_std.copy_(-torch.rand(student.log_std.shape, generator=draws))
+        assert student.memory is not None
+        features = student.encoder(trees.to_tensors(random_observations(observation_space, 128))).unflatten(0, (8, 16))
+        outputs, last = student.network(student.memory(features, torch.zeros(16, 7))).flatten(0, 1), student.linears[-1]
+        last.bias.sub_(outputs.mean(0)).div_(outputs.std(0))
+        last.weight.div_(outputs.std(0)[:, None])
+    return student.eval().requires_grad_(False)
+
+
 def walk_expert() -> Student:
     """A network of 32 x 32 units that walks to the target, worked out by hand: most of its weights are zero."""
     student = Student(Architecture(Walk.observation_space, gym.spaces.Discrete(3), (32, 32)))

@@ -66,6 +66,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "registration",
         "action_masks",
         "zoo_wrappers",
+        "image_wrappers",
         "wrappers",
         "single_machine",
     ),
@@ -133,6 +134,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "gru",
         "rowwise_lstm",
         "rowwise",
+        "reading_layers",
         "fast_forward",
         "actions",
         "observations",
@@ -211,6 +213,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "threads",
         "terminal",
         "trees",
+        "images",
         "pending",
     ),
     "policy_distill.teachers": (
@@ -248,6 +251,8 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "acting",
         "counting",
         "extractor",
+        "pixels",
+        "plain_layers",
     ),
     "policy_distill.training": (
         "value_network",
@@ -269,6 +274,7 @@ KNOWS_SB3 = tuple(
     f"policy_distill.{name}"
     for name in (
         "teachers",
+        "environments.image_wrappers",
         "export.sb3",
         "studies.benchmark",
         "studies.train_teacher",

@@ -17,8 +17,10 @@ from policy_distill.config.environment import Wrapper, wrapper_options
 from policy_distill.environments import wrappers as shipped
 from policy_distill.environments import zoo_wrappers as zoo
 from policy_distill.environments.action_masks import ActionMasks
+from policy_distill.environments.image_wrappers import TransposeImage, WholeGame
 
-STACK, PADDING, MASKS = "VecFrameStack", "PadObservation", "ActionMasks"
+STACK, PADDING, MASKS, TRANSPOSE = "VecFrameStack", "PadObservation", "ActionMasks", "VecTransposeImage"
+ATARI = "AtariWrapper"
 
 
 def _gymnasiums(name: str) -> Any:
@@ -36,6 +38,11 @@ def _old_frame_stack(env: gym.Env, num_stack: int, lz4_compress: bool = False) -
     return gym.wrappers.FrameStackObservation(env, num_stack)
 
 
+def _resize(env: gym.Env, shape: Any) -> gym.Env:
+    """A square by the length of its side, as until Gymnasium 0.29, or height and width."""
+    return gym.wrappers.ResizeObservation(env, (shape, shape) if isinstance(shape, int) else tuple(shape))
+
+
 def _dtype_observation(env: gym.Env, dtype: Any) -> gym.Env:
     """A file names the element type as a text."""
     return gym.wrappers.DtypeObservation(env, np.dtype(dtype).type)
@@ -46,9 +53,13 @@ WRAPPERS: Mapping[str, Any] = {
     PADDING: shipped.PadObservation,
     "TimeFeatureWrapper": shipped.TimeFeatureWrapper,
     MASKS: ActionMasks,
+    TRANSPOSE: TransposeImage,
+    ATARI: WholeGame,
     **{kind.__name__: kind for kind in (zoo.HistoryWrapper, zoo.ActionNoiseWrapper, zoo.ActionSmoothingWrapper, zoo.DelayedRewardWrapper,
                                         zoo.FrameSkip, zoo.MaskVelocityWrapper)},
     "FrameStack": _old_frame_stack,
+    "ResizeObservation": _resize,
+    **dict.fromkeys(("GrayscaleObservation", "GrayScaleObservation"), _gymnasiums("GrayscaleObservation")),
     "DtypeObservation": _dtype_observation,
     **{name: _gymnasiums(name) for name in ("ClipAction", "ClipReward", "DelayObservation", "DiscretizeAction", "FilterObservation",
                                             "FlattenObservation", "FrameStackObservation", "MaxAndSkipObservation", "RepeatAction",
@@ -153,6 +164,8 @@ def wrap(env: gym.Env, name: str, kwargs: Mapping[str, Any]) -> gym.Env:
         wrapped = kind(env, **kwargs)
     except RequestError:
         raise
+    except gym.error.DependencyNotInstalled as error:
+        raise RequestError(f"the wrapper {name} needs a package that is not installed: {' '.join(str(error).split())}") from error
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         given = f"the arguments {dict(kwargs)}" if kwargs else "this environment without arguments"
         raise RequestError(f"the wrapper {name} does not take {given}: {' '.join(str(error).split())}") from error

@@ -12,6 +12,7 @@ from policy_distill.config import RequestError
 from policy_distill.config.environment import wrapper_options
 from policy_distill.environments.known_wrappers import PADDING, STACK
 from policy_distill.environments.specs import EnvironmentSpec, make
+from policy_distill.support.images import is_image
 
 
 def check_fits(spec: EnvironmentSpec, *spaces: tuple[gym.Space, gym.Space]) -> None:
@@ -52,6 +53,8 @@ def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[
         )
         found = wrapper_that_fits(mine[key], theirs[key]) if others_fit and key in mine.keys() & theirs.keys() else None
         return found if found and found[0] == "TimeFeatureWrapper" else None
+    if is_image(mine) and is_image(theirs):
+        return _stack_that_fits(mine.shape or (), theirs.shape or ())
     if not isinstance(mine, gym.spaces.Box) or len(mine.shape) != 1:
         return None
     length, here = mine.shape[0], theirs.shape
@@ -62,6 +65,17 @@ def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[
         return "TimeFeatureWrapper", {}
     if here[0] and length % here[0] == 0 and length > here[0]:
         return STACK, {"n_stack": length // here[0]}
+    return None
+
+
+def _stack_that_fits(mine: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[str, Mapping[str, Any]] | None:
+    """A frame stack, channel by channel, that makes images of shape ``mine``, which are turned if need be; None if there is none."""
+    *sides, channels = theirs
+    for count, others in ((mine[0], mine[1:]), (mine[2], mine[:2])):
+        if others == tuple(sides) and count % channels == 0 and count > channels:
+            return STACK, {"n_stack": count // channels}
+    if mine[1:] == theirs[1:] and mine[0] % theirs[0] == 0 and mine[0] > theirs[0]:
+        return STACK, {"n_stack": mine[0] // theirs[0]}
     return None
 
 

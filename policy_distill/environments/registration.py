@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
 import gymnasium as gym
 
+from policy_distill.config import RequestError
+
 MINATAR_GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 """Of MinAtar (Young and Tian 2019, arXiv 1903.03176); v0 has six actions in each game, v1 those that do something in it."""
 
-_EXTRAS = {"minatar.gym": "minatar"}
+ATARI = r"ALE/\w+-v5|\w+(NoFrameskip|Deterministic)-v[04]"
+"""Ids of ale-py's games."""
+_EXTRAS = {"minatar.gym": "minatar", "ale_py.env": "atari"}
 """Module of the environments -> the extra of this package that installs it."""
 
 
 def register_known(gym_id: str) -> None:
-    """Register the environment with Gymnasium if it is one of these. Nothing is imported before the environment is made."""
+    """Register the environment with Gymnasium if it is one of these.
+
+    Nothing but ale-py, which registers all its games, is imported before the environment is made.
+
+    Raises:
+        RequestError: for a game of ale-py where that is not installed.
+    """
+    if re.fullmatch(ATARI, gym_id) and gym_id not in gym.registry:
+        _register_atari(gym_id)
     if gym_id in gym.registry or gym_id not in _known():
         return
     entry_point, kwargs = _known()[gym_id]
     gym.register(gym_id, entry_point, kwargs=kwargs)
+
+
+def _register_atari(gym_id: str) -> None:
+    try:
+        ale_py = importlib.import_module("ale_py")
+    except ImportError as error:
+        raise RequestError(f'{gym_id} needs a package that is not installed: pip install "policy-distill[atari]"') from error
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else each game writes to the terminal
+    gym.register_envs(ale_py)
 
 
 def extra_of(entry_point: str) -> str | None:

@@ -27,10 +27,9 @@ from policy_distill.support.untrusted import is_shallow, read_yaml, refuse_damag
 
 NOT_HERE = {
     r"\w*Bullet(Env)?-v\d+": "it needs pybullet, whose environments do not exist for Gymnasium",
-    r"\w+(NoFrameskip|Deterministic)-v\d+|ALE/.+": "its observations are images; agents on vectors are supported",
     r"(Fetch|Hand|Adroit|Franka|PointMaze|AntMaze)\w*-v\d+": "it needs gymnasium-robotics; name it as gymnasium_robotics:ID",
     r"Panda\w+-v\d+": "it needs panda-gym; name it as panda_gym:ID, with the version of today (v3)",
-    r"MiniGrid-.+": "it needs minigrid, and its observations are dictionaries with images",
+    r"MiniGrid-.+": "it needs minigrid; name it as minigrid:ID",
     r"(highway|intersection|merge|parking|racetrack)\w*-v\d+": "it needs highway-env; install it and name it as highway_env:ID",
 }
 """Patterns of ids in the RL Zoo that cannot be run -> reason."""

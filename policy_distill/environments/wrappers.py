@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from policy_distill.config import RequestError
+from policy_distill.support.images import channels_come_first, is_image
+from policy_distill.support.trees import leaf_spaces
 from policy_distill.support.untrusted import MAX_ELEMENTS
 
 
@@ -108,34 +111,83 @@ class PadObservation(gym.ObservationWrapper):
         return np.append(observation[: self._keep], self._zeros)
 
 
+STACK_BEGINS = "policy_distill_stack_begins"
+"""Key in the info of a step after which a frame stack begins anew, although the episode goes on."""
+
+
 class FrameStack(gym.ObservationWrapper):
-    """Concatenate the last ``n_stack`` vectors, the newest last, as Stable-Baselines3's VecFrameStack.
+    """Concatenate the last ``n_stack`` observations, the newest last, as Stable-Baselines3's VecFrameStack: vectors, images, Dicts of them.
+
+    Images are stacked channel by channel, arrays of other kinds along the last axis.
 
     Args:
-        env: environment with vector observations.
-        n_stack: number of vectors.
+        env: environment with observations of one Box, or of a Dict of boxes.
+        n_stack: number of observations.
         padding: vector for the frames before an episode's first; left out: zeros. For an agent that normalised each frame before stacking,
             it is the mean, which is normalised to zero.
-        channels_order: accepted for compatibility; it matters only for images.
+        channels_order: ``first`` or ``last``, the axis along which images are stacked; left out: as their shape tells. By key for a Dict.
     """
 
-    def __init__(self, env: gym.Env, n_stack: int, padding: Sequence[float] | None = None, channels_order: str | None = None) -> None:
+    def __init__(
+        self,
+        env: gym.Env,
+        n_stack: int,
+        padding: Sequence[float] | None = None,
+        channels_order: str | Mapping[str, str | None] | None = None,
+    ) -> None:
         super().__init__(env)
-        space = _vector_space(env.observation_space, "VecFrameStack")
-        _check_size("VecFrameStack", n_stack, space.shape[0])
-        if padding is not None and len(padding) != space.shape[0]:
-            raise RequestError(f"the wrapper VecFrameStack has a padding of {len(padding)} numbers for vectors of {space.shape[0]}")
-        self.observation_space = gym.spaces.Box(np.tile(space.low, n_stack), np.tile(space.high, n_stack), dtype=space.dtype)
-        self._empty = np.tile(np.zeros(space.shape, space.dtype) if padding is None else np.array(padding, space.dtype), n_stack)
-        self._frames = self._empty
+        parts = leaf_spaces(env.observation_space)
+        orders = channels_order if isinstance(channels_order, Mapping) else dict.fromkeys(parts, channels_order)
+        self._frames = {key: _Frames(part, n_stack, padding, orders.get(key)) for key, part in parts.items()}
+        self._is_dict = isinstance(env.observation_space, gym.spaces.Dict)
+        spaces: OrderedDict[str, gym.Space] = OrderedDict((key, frames.space) for key, frames in self._frames.items())
+        self.observation_space = gym.spaces.Dict(spaces) if self._is_dict else spaces[""]
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        self._frames = self._empty
+        self._begin()
         return super().reset(**kwargs)
 
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        self._frames = np.append(self._frames[len(observation) :], observation)
-        return self._frames
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if STACK_BEGINS in info:
+            self._begin()
+        return self.observation(observation), reward, terminated, truncated, info
+
+    def observation(self, observation: Any) -> Any:
+        if self._is_dict:
+            return {key: frames.push(observation[key]) for key, frames in self._frames.items()}
+        return self._frames[""].push(observation)
+
+    def _begin(self) -> None:
+        for frames in self._frames.values():
+            frames.begin()
+
+
+class _Frames:
+    """The last frames of one array; see ``FrameStack``."""
+
+    def __init__(self, space: gym.Space, n_stack: int, padding: Sequence[float] | None, order: str | None) -> None:
+        if not isinstance(space, gym.spaces.Box) or not space.shape:
+            raise RequestError(f"the wrapper VecFrameStack needs boxes as observation, not {space}")
+        if order not in (None, "first", "last"):
+            raise RequestError(f"the wrapper VecFrameStack has the channels_order {order!r}; it must be first or last")
+        _check_size("VecFrameStack", n_stack, math.prod(space.shape))
+        self._axis = 0 if order == "first" or (order is None and is_image(space) and channels_come_first(space)) else -1
+        low, high = (np.concatenate([bound] * n_stack, self._axis) for bound in (space.low, space.high))
+        self.space = gym.spaces.Box(low, high, dtype=space.dtype.type)
+        if padding is not None and space.shape != (len(padding),):
+            raise RequestError(f"the wrapper VecFrameStack has a padding of {len(padding)} numbers for observations of shape {space.shape}")
+        frame = np.zeros(space.shape, space.dtype) if padding is None else np.array(padding, space.dtype)
+        self._empty = self._stacked = np.concatenate([frame] * n_stack, self._axis)
+        self._older = (slice(frame.shape[0], None),) if self._axis == 0 else (..., slice(frame.shape[-1], None))
+
+    def begin(self) -> None:
+        self._stacked = self._empty
+
+    def push(self, frame: np.ndarray) -> np.ndarray:
+        """The stack with ``frame`` at its end, a fresh array."""
+        self._stacked = np.concatenate([self._stacked[self._older], frame], self._axis)
+        return self._stacked
 
 
 def _vector_space(space: gym.Space, wrapper: str) -> gym.spaces.Box:

@@ -21,11 +21,12 @@ from policy_distill.policies.actions import WIDE, ActionTargets, Box, Units
 from policy_distill.policies.families import Family
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import call_apart
-from policy_distill.rollouts.trajectories import record
+from policy_distill.rollouts.trajectories import labels_along, record
 from policy_distill.support.trees import concatenate, length, map_leaves, to_tensors
-from policy_distill.teachers import Teacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.ensemble import Ensemble
 from policy_distill.teachers.networks.acting import ActionBounds
+from policy_distill.teachers.networks.recurrent import RecurrentNetwork
 
 EPISODES, STEPS = 4, 500
 """Number of episodes played, and maximum steps of each."""
@@ -47,8 +48,11 @@ def suited(teacher: Teacher, spec: EnvironmentSpec, step_timeout: float | None =
     seeds = evaluation_seeds("check", EPISODES)
     played = call_apart(step_timeout, functools.partial(record, max_steps=STEPS), teacher, spec, seeds)
     observations = concatenate([episode.observations for episode in played])
-    with torch.inference_mode():
-        targets = teacher.targets(map_leaves(lambda part: part.to(teacher.anchor.device), to_tensors(observations)))
+    if isinstance(teacher, RecurrentTeacher):
+        targets = labels_along(teacher, played)
+    else:
+        with torch.inference_mode():
+            targets = teacher.targets(map_leaves(lambda part: part.to(teacher.anchor.device), to_tensors(observations)))
     units = units_of_actions(teacher.family, targets)
     return teacher if units is None else in_units(teacher, dataclasses.replace(box, units=units)), length(observations)
 
@@ -62,8 +66,11 @@ def in_units(teacher: Teacher, box: Box) -> Teacher:
         twin.network = Ensemble([in_units(member, box) for member in network.members], weights, network.combine)  # type: ignore[arg-type]
         return twin
     twin.network = _shallow(network)
-    twin.network.family = teacher.family.in_box(box)
-    twin.network.bounds = ActionBounds(box).to(teacher.anchor.device)
+    acting = twin.network
+    if isinstance(network, RecurrentNetwork):
+        acting = twin.network.head = _shallow(network.head)
+    acting.family = twin.network.family = teacher.family.in_box(box)
+    acting.bounds = ActionBounds(box).to(teacher.anchor.device)
     return twin
 
 

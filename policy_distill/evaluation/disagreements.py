@@ -19,13 +19,13 @@ from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.policy import FeedForward
 from policy_distill.rollouts.episodes import alike
-from policy_distill.rollouts.numpy_policies import actor
-from policy_distill.rollouts.trajectories import Trajectory, record
+from policy_distill.rollouts.numpy_policies import actor, executable
+from policy_distill.rollouts.trajectories import Trajectory, labels_along, record
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import Tree, blocks, concatenate, leaves, length, stack, to_tensors
 from policy_distill.support.trees import rows as rows_of
 from policy_distill.support.untrusted import read_npz, refuse_damage
-from policy_distill.teachers import Teacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.action_values import q_gap, why_no_action_values
 
 COSTS = {
@@ -134,12 +134,13 @@ def find(student: FeedForward, teacher: Teacher, spec: EnvironmentSpec, seeds: S
     student_episodes, teacher_episodes = record(student, spec, seeds), record(teacher, spec, seeds)
     observations = concatenate([episode.observations for episode in student_episodes])
     actions = concatenate([episode.actions for episode in student_episodes])
-    teacher_actions = _actions_of(teacher, observations)
+    labels = labels_along(teacher, student_episodes) if isinstance(teacher, RecurrentTeacher) else None
+    teacher_actions = _actions_of(teacher, observations) if labels is None else _executed(teacher, labels)
     lengths = np.array([len(episode.rewards) for episode in student_episodes])
     episodes = np.repeat(np.arange(len(student_episodes)), lengths)
     steps = np.concatenate([np.arange(length) for length in lengths])
     differ = ~alike(actions, teacher_actions, teacher.action_space, student, teacher)
-    kind, costs = _cost(teacher, student_episodes, observations, actions, teacher_actions)
+    kind, costs = _cost(teacher, student_episodes, observations, actions, teacher_actions, labels)
     rows = np.flatnonzero(differ)
     rows = rows[np.argsort(-costs[rows], kind="stable")]
     first = np.full(len(student_episodes), -1)
@@ -247,15 +248,31 @@ def _actions_of(policy: FeedForward, observations: Tree) -> np.ndarray:
     return np.concatenate([actor(policy, length(part))(part) for part in blocks(observations, CHUNK)])
 
 
+def _executed(teacher: Teacher, labels: ActionTargets) -> np.ndarray:
+    """Labelled actions ``[B, ...]`` as ``env.step`` takes them."""
+    actions = labels.actions.numpy()
+    return executable(teacher.action_space, len(actions))(actions)
+
+
 def _cost(
-    teacher: Teacher, episodes: list[Trajectory], observations: Tree, actions: np.ndarray, teacher_actions: np.ndarray
+    teacher: Teacher,
+    episodes: list[Trajectory],
+    observations: Tree,
+    actions: np.ndarray,
+    teacher_actions: np.ndarray,
+    labels: ActionTargets | None,
 ) -> tuple[str, np.ndarray]:
-    """The most informative measure of ``COSTS`` that the teacher supports, and the cost ``[B]`` of the student's actions ``[B, ...]``."""
+    """The most informative measure of ``COSTS`` that the teacher supports, and the cost ``[B]`` of the student's actions ``[B, ...]``.
+
+    ``labels`` are those of a teacher with a memory, which is not asked about single observations.
+    """
     if why_no_action_values(teacher) is None:
         return "q_gap", _by_chunks(functools.partial(q_gap, teacher), observations, actions)
     gamma = teacher.facts.get("gamma")
     if teacher.has_values and isinstance(gamma, int | float):
         return "advantage", np.concatenate([_shortfall(teacher, episode, float(gamma)) for episode in episodes])
+    if teacher.family.box is None and labels is not None:
+        return "log_prob_gap", _gap_of(teacher, labels, torch.from_numpy(actions)).double().numpy()
     if teacher.family.box is None:
         return "log_prob_gap", _by_chunks(functools.partial(_log_prob_gap, teacher), observations, actions)
     scale, _ = teacher.family.box.affine()
@@ -279,7 +296,10 @@ def _shortfall(teacher: Teacher, episode: Trajectory, gamma: float) -> np.ndarra
 
 @torch.inference_mode()
 def _log_prob_gap(teacher: Teacher, observations: Tree, actions: Tensor) -> Tensor:
-    targets: ActionTargets = teacher.targets(observations)
+    return _gap_of(teacher, teacher.targets(observations), actions)
+
+
+def _gap_of(teacher: Teacher, targets: ActionTargets, actions: Tensor) -> Tensor:
     family, parameters = teacher.family, targets.parameters
     if "q_values" in parameters:
         parameters = {"logits": parameters["q_values"]}

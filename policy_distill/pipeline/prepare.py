@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 import yaml
+from torch import nn
 
 from policy_distill.config import CollectConfig, DistillConfig, LossConfig, Reading, RequestError, StudentConfig
 from policy_distill.environments.matching import check_fits
@@ -21,12 +24,13 @@ from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
 from policy_distill.policies.actions import Box
 from policy_distill.policies.architecture import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
-from policy_distill.policies.encoders import images_in, may_be_image, usual_channels
+from policy_distill.policies.encoders import convolutions, images_in, may_be_image, usual_channels
 from policy_distill.policies.views import View
 from policy_distill.support.files import writable_folder, write_atomically
 from policy_distill.support.trees import Tree, leaf_spaces, length
-from policy_distill.teachers import Teacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.environment import environment_for
+from policy_distill.teachers.networks.recording import convolves
 
 USUAL_UNIT = 16
 """Channels of an image student's first convolution if the user gives only the sizes of the head."""
@@ -139,7 +143,7 @@ def choose_architecture(
     activation = choose_activation(config.activation, teacher)
     linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns)
     sizes, channels = config.hidden_sizes, config.channels
-    images = images_in(linear.seen_space)
+    images = images_in(linear.seen_space, convolved=convolves(teacher.network))
     if config.memory != "none":
         linear = dataclasses.replace(linear, memory=config.memory_size or USUAL_MEMORY)
         if config.memory_size and sizes is None:
@@ -155,11 +159,10 @@ def choose_architecture(
         if not any(map(may_be_image, leaf_spaces(linear.seen_space).values())):
             raise RequestError(f"student.channels are for images, and {linear.seen_space} holds none: leave them out")
         return dataclasses.replace(linear, channels=tuple(channels), hidden_sizes=tuple(sizes))
+    if config.same and isinstance(teacher, RecurrentTeacher):
+        raise RequestError("student.same asks for the teacher's architecture, which has a memory: give student.hidden_sizes")
     if config.same:
-        layers = teacher.describe()["layers"]
-        if not layers:
-            raise RequestError("student.same asks for the teacher's architecture, which is not known: give student.hidden_sizes")
-        sizes = tuple(layers[1:-1])
+        return _same(teacher, linear)
     if sizes is None:
         if not teacher.params:
             raise RequestError("the teacher's parameters cannot be counted, so compression means nothing: give student.hidden_sizes")
@@ -206,6 +209,34 @@ def check_sequences(config: DistillConfig) -> None:
         )
 
 
+def _same(teacher: Teacher, linear: Architecture) -> Architecture:
+    """The teacher's own architecture.
+
+    Raises:
+        RequestError: if it is not known, or students cannot have it.
+    """
+    layers = teacher.describe()["layers"]
+    if not layers:
+        raise RequestError("student.same asks for the teacher's architecture, which is not known: give student.hidden_sizes")
+    found = [module for module in teacher.network.modules() if isinstance(module, nn.Conv2d)]
+    architecture = dataclasses.replace(linear, hidden_sizes=tuple(layers[1:-1]), channels=tuple(layer.out_channels for layer in found))
+    if found and not _are_ours(found, architecture):
+        raise RequestError(
+            "student.same asks for the teacher's architecture, and no student has its convolutions: "
+            "give student.channels and student.hidden_sizes"
+        )
+    return architecture
+
+
+def _are_ours(layers: Sequence[nn.Conv2d], architecture: Architecture) -> bool:
+    """Whether these convolutions are those that a student of ``architecture`` reads its one image with."""
+    if isinstance(architecture.seen_space, gym.spaces.Dict):
+        return False
+    ours = convolutions(architecture.seen_space, architecture.channels)
+    sizes = [(layer.in_channels, layer.kernel_size, layer.stride) for layer in layers]
+    return sizes == [(layer.inputs, (layer.kernel,) * 2, (layer.stride,) * 2) for layer in ours]
+
+
 def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architecture) -> tuple[LossConfig, tuple[tuple[int, int], ...]]:
     """The loss with default layers filled in, and the widths of each hinted pair of layers, student's first.
 
@@ -219,6 +250,11 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
         if not section.weight:
             continue
         layers = section.layers
+        if isinstance(teacher, RecurrentTeacher) and set(layers or {""}) != {OUTPUT}:
+            raise RequestError(
+                f"loss.{name} compares layers, and those of a teacher with a memory are not recorded: "
+                f"compare its output (--loss.{name}.layers.output output), or set the weight to 0"
+            )
         if layers is None:
             hidden = teacher.last_hidden_layer()
             if hidden is None or len(student_widths) < 2:
@@ -254,6 +290,10 @@ def read_extra_states(
         return None, ()
     if view is not None and view.config.history > 1:
         raise RequestError("collect.extra_states are single observations, and the student sees a history: leave one of the two out")
+    if isinstance(teacher, RecurrentTeacher):
+        raise RequestError(
+            "collect.extra_states are single states, and what a teacher with a memory does in them depends on their episode: leave it out"
+        )
     states, environment = read_worst_states(config.extra_states, teacher.observation_space, config.max_extra_states)
     notices = [f"{length(states):,} states of {config.extra_states} join the first round's data; they are no environment steps"]
     if environment != spec.id:

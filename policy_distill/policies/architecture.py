@@ -1,4 +1,4 @@
-"""What a student looks like, apart from its weights: spaces, encoder, memory and widths, and the sizes that a compression leaves."""
+"""The architecture of a student, apart from its weights, and architectures of a wanted size."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from policy_distill.policies.encoders import (
     encoder_of,
     encoder_shapes,
     feature_width,
-    images_in,
+    may_be_image,
     parameter_count,
     usual_channels,
 )
 from policy_distill.policies.families import Family, family_of
 from policy_distill.policies.gru import gru_shapes
 from policy_distill.policies.views import View
+from policy_distill.support.trees import leaf_spaces
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
 SMALLEST_WIDTH = 4
@@ -124,7 +125,7 @@ def image_student_for(compression: float, teacher_params: int, architecture: Arc
     Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units, as wide
     as the memory if ``architecture`` has one.
     """
-    images = images_in(architecture.seen_space)
+    images = [part for part in leaf_spaces(architecture.seen_space).values() if may_be_image(part)]
 
     def of(unit: int) -> Architecture:
         memory = 8 * unit if architecture.memory else 0

@@ -7,6 +7,7 @@ folded into the first convolution, so that no scaled copy of an image is made.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policy_distill.policies.observations import encode_observations, is_image, observation_width
+from policy_distill.policies.observations import encode_observations, observation_width
+from policy_distill.support.images import is_image
 from policy_distill.support.trees import Tree, leaf_spaces
 
 LARGE, MIDDLE = 36, 12
@@ -102,9 +104,11 @@ def image_sizes(space: gym.Space) -> tuple[int, int, int]:
 
 
 def channels_first(space: gym.Space) -> bool:
-    """Whether images lie channel after channel: where the first axis is the shorter one of first and last."""
-    shape = space.shape or ()
-    return shape[0] < shape[2]
+    """Whether images lie channel after channel: where the last two axes are equal, or the first is shorter than the last."""
+    first, second, third = space.shape or ()
+    if (first == second) != (second == third):  # one of them is square
+        return second == third
+    return first < third
 
 
 class Images(nn.Module):
@@ -132,6 +136,18 @@ class Images(nn.Module):
             weight = layer.weight if index else layer.weight / self.scale[:, None, None]
             values = self.activation(F.conv2d(values, weight, layer.bias, layer.stride))
         return values.permute(0, 2, 3, 1).flatten(1)
+
+    @torch.no_grad()
+    def plain(self) -> nn.Sequential:
+        """Convolutions and activations alone, the scale within the first: from images ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+        layers: list[nn.Module] = []
+        for index, layer in enumerate(self.convolutions):
+            folded = copy.deepcopy(layer)
+            assert isinstance(folded, nn.Conv2d)
+            if not index:
+                folded.weight.div_(self.scale[:, None, None])
+            layers += [folded, self.activation]
+        return nn.Sequential(*layers)
 
     def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
         """Take the scale from raw images, of which each block holds some: each channel's largest absolute value, 1 where all are 0."""
@@ -211,9 +227,17 @@ def may_be_image(space: gym.Space) -> bool:
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 3
 
 
-def images_in(space: gym.Space) -> list[gym.Space]:
-    """The parts that are taken for images unless the user says otherwise; see ``observations.is_image``."""
-    return [part for part in leaf_spaces(space).values() if is_image(part)]
+def images_in(space: gym.Space, *, convolved: bool | None = None) -> list[gym.Space]:
+    """The parts that convolutions read unless the user says otherwise.
+
+    Args:
+        space: of the observations.
+        convolved: whether the teacher reads anything by convolutions: then these are all boxes of three axes, else none. None if that is
+            not known: then they are what Stable-Baselines3 takes for images; see ``support.images``.
+    """
+    if convolved is None:
+        return [part for part in leaf_spaces(space).values() if is_image(part)]
+    return [part for part in leaf_spaces(space).values() if convolved and may_be_image(part)]
 
 
 def usual_channels(images: Sequence[gym.Space], unit: int) -> tuple[int, ...]:

@@ -67,12 +67,6 @@ def parts_of(space: gym.Space, vectors: Tensor) -> Tree:
     return dict(zip(spaces, parts, strict=True)) if isinstance(space, gym.spaces.Dict) else parts[0]
 
 
-def is_image(space: gym.Space) -> bool:
-    """Whether Stable-Baselines3 reads such observations as images, which it scales and transposes: uint8 ``[H, W, C]`` from 0 to 255."""
-    has_shape = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
-    return has_shape and bool((space.low == 0).all() and (space.high == 255).all())  # type: ignore[attr-defined]
-
-
 def space_to_dict(space: gym.Space) -> dict[str, Any]:
     """A space as JSON-able data; the inverse of ``space_from_dict``."""
     match space:

@@ -20,8 +20,13 @@ from policy_distill.config import RequestError, TrainingFault
 from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Parameters, Units
-from policy_distill.policies.architecture import ACTIVATIONS, Architecture
-from policy_distill.policies.encoders import Vectors
+from policy_distill.policies.architecture import (
+    ACTIVATIONS,
+    Architecture,
+)
+from policy_distill.policies.encoders import (
+    Vectors,
+)
 from policy_distill.policies.fast_forward import lay_out, run
 from policy_distill.policies.gru import Gru, read_memory
 from policy_distill.policies.observations import space_from_dict, space_to_dict

@@ -18,7 +18,7 @@ from torch import nn
 from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import LAYER, ActionTargets
-from policy_distill.policies.encoders import Vectors
+from policy_distill.policies.encoders import Encoder, Images, Vectors
 from policy_distill.policies.gru import RowwiseGru
 from policy_distill.policies.observations import encode_observations, observation_width
 from policy_distill.policies.rowwise import Function, Layers, one_by_one, product
@@ -35,6 +35,7 @@ from policy_distill.teachers.networks.acting import (
     LinearSpread,
     StateDependentSpread,
 )
+from policy_distill.teachers.networks.extractor import CustomExtractor
 from policy_distill.teachers.networks.masked import MaskedNetwork
 
 Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
@@ -56,7 +57,7 @@ def labeller(teacher: Teacher, rows: int) -> Label:
         return _refuse_device
     if isinstance(teacher.network, Ensemble) and teacher.network.combine == "mean" and not teacher.recorded:
         return _mixture(teacher.network, rows)
-    answer = head(teacher.network, rows, teacher.recorded)
+    answer = head(teacher.network, rows, teacher.recorded) if all(_is_seen(teacher, name) for name in teacher.recorded) else None
     if answer is not None:
         encode = encoder(teacher, rows)
         return lambda observations: answer(encode(observations))
@@ -84,6 +85,12 @@ def head(network: nn.Module, rows: int, recorded: Sequence[str] = ()) -> Label |
     return None
 
 
+def _is_seen(teacher: Teacher, name: str) -> bool:
+    """Whether numpy computes this layer: not those inside an extractor of the agent's own that torch is asked about as a whole."""
+    inside = [part for part, module in teacher.network.named_modules() if isinstance(module, CustomExtractor) and module.steps is None]
+    return not name.startswith(tuple(f"{part}." for part in inside))
+
+
 def actor(policy: Any, rows: int) -> Function:
     """``policy.act`` for batches of exactly ``rows`` raw observations.
 
@@ -101,15 +108,12 @@ def actor(policy: Any, rows: int) -> Function:
 def outputs_of(student: Student, rows: int) -> Function:
     """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` observations as it sees them.
 
-    The next question may overwrite them. Convolutions round a row differently in another batch: a student of images is asked about one
-    observation at a time.
+    The next question may overwrite them.
     """
-    if not isinstance(student.encoder, Vectors):
-        return lambda observations: one_by_one(lambda row: _answer(student, row), observations)
-    layers, features = Layers(student.network, rows), _features_of(student, rows)
+    read, layers = _features_of(student.encoder, rows), Layers(student.network, rows)
     if has_mask(student.observation_space):
-        return lambda observations: student.family.masked(layers(features(observations)), observations[MASK])
-    return lambda observations: layers(features(observations))
+        return lambda observations: student.family.masked(layers(read(observations)), observations[MASK])
+    return lambda observations: layers(read(observations))
 
 
 class RecurrentActor:
@@ -117,7 +121,7 @@ class RecurrentActor:
 
     def __init__(self, student: Student, rows: int) -> None:
         assert student.memory is not None
-        self._features, self._memory = _features_of(student, rows), RowwiseGru(student.memory, rows)
+        self._features, self._memory = _features_of(student.encoder, rows), RowwiseGru(student.memory, rows)
         self._layers, self._family, self._has_mask = Layers(student.network, rows), student.family, has_mask(student.observation_space)
         self._choose = student.family.chooser(student.action_space.shape or ())
 
@@ -134,20 +138,30 @@ class RecurrentActor:
         return self._choose(output), state
 
 
-def _features_of(student: Student, rows: int) -> Function:
-    """What a student's encoder makes of ``rows`` observations as the student sees them; the next call may overwrite it."""
-    if not isinstance(student.encoder, Vectors):
-        return lambda observations: one_by_one(lambda row: _answer(student.encoder, row), observations)
-    mean, scale, columns = student.mean.numpy(), student.scale.numpy(), student.architecture.columns
-    encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(student.architecture.seen_space, rows)
-    read = None if columns is None else list(columns)
+def _features_of(encoder: Encoder, rows: int) -> Callable[[trees.Tree], np.ndarray]:
+    """Features ``[B, features]`` of ``rows`` observations as the student sees them; the next call may overwrite them."""
+    match encoder:
+        case Vectors(space=space):
+            mean, scale = encoder.mean.numpy(), encoder.scale.numpy()
+            encoded, vectors = np.empty((rows, len(mean)), np.float32), vectors_of(space, rows)
+            columns = None if encoder.columns is None else list(encoder.columns)
 
-    def features(observations: trees.Tree) -> np.ndarray:
-        vector = vectors(observations)
-        np.subtract(vector if read is None else vector[:, read], mean, out=encoded, casting="same_kind")
-        return np.divide(encoded, scale, out=encoded)
+            def normalize(observations: trees.Tree) -> np.ndarray:
+                vector = vectors(observations)
+                np.subtract(vector if columns is None else vector[:, columns], mean, out=encoded, casting="same_kind")
+                return np.divide(encoded, scale, out=encoded)
 
-    return features
+            return normalize
+        case Images(channels_first=channels_first):
+            layers = Layers(encoder.plain(), rows)
+
+            def convolve(images: np.ndarray) -> np.ndarray:
+                arranged = images if channels_first else images.transpose(0, 3, 1, 2)
+                return layers(arranged.astype(np.float32)).transpose(0, 2, 3, 1).reshape(rows, -1)
+
+            return convolve
+    parts = [(key, _features_of(part, rows)) for key, part in zip(encoder.keys, encoder.parts, strict=True)]  # type: ignore[arg-type]
+    return lambda observations: np.concatenate([read(observations[key]) for key, read in parts], axis=1)
 
 
 def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray]:
@@ -171,12 +185,6 @@ def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray
         return joined
 
     return join
-
-
-@torch.inference_mode()
-def _answer(module: torch.nn.Module, observations: trees.Tree) -> np.ndarray:
-    answer: np.ndarray = module(trees.to_tensors(observations)).numpy()
-    return answer
 
 
 def _refuse_device(observations: np.ndarray) -> Labels:

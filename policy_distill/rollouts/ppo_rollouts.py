@@ -17,12 +17,14 @@ import numpy as np
 from policy_distill.environments.border import Border, is_finite, not_finite, own_random_state
 from policy_distill.environments.vector import GOES_ON, SequentialEnvs, Slots
 from policy_distill.policies.student import Student
-from policy_distill.rollouts.numpy_policies import outputs_of
+from policy_distill.rollouts.acting import Player, labelling
+from policy_distill.rollouts.numpy_policies import Labels, outputs_of
 from policy_distill.rollouts.processes import Host, Local, Remote
 from policy_distill.rollouts.stream import Results, Streams, stream
 from policy_distill.support import trees
 from policy_distill.support.pending import Pending
 from policy_distill.support.trees import Tree
+from policy_distill.teachers import RecurrentTeacher
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Steps:
         actions: ``[T, N, components]`` as drawn: in box units and not clipped where continuous.
         rewards: ``[T, N]``, float64.
         ended: the episodes that ended.
+        labels: what a teacher with a memory would have done, ``[T, N, ...]``: its ``actions`` and parameters; empty without one.
     """
 
     observations: Tree
@@ -61,6 +64,7 @@ class Steps:
     actions: np.ndarray
     rewards: np.ndarray
     ended: list[Ended]
+    labels: dict[str, np.ndarray]
 
 
 class RolloutEnv:
@@ -71,24 +75,32 @@ class RolloutEnv:
         num_steps: T, of each environment in a rollout.
         seed: of the actions' noise, of which each environment has a stream of its own, and of its first episode in environment 0; it is
             one more in each further environment.
+        teacher: labels along the episodes that the student plays; None: there are no labels.
         sites: processes, each with a ``Host``, that share the environments; none: all of them are stepped here.
 
     Attributes:
-        observations, starts, actions, rewards: of the last rollout, see ``Steps``.
+        observations, starts, actions, rewards, labels: of the last rollout, see ``Steps``.
     """
 
     observations: Tree
     starts: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
+    labels: dict[str, np.ndarray]
 
     def __init__(
-        self, env_fns: Sequence[Callable[[], gym.Env]], num_steps: int, *, seed: int = 0, sites: Sequence[Remote | Local] = ()
+        self,
+        env_fns: Sequence[Callable[[], gym.Env]],
+        num_steps: int,
+        *,
+        seed: int = 0,
+        teacher: RecurrentTeacher | None = None,
+        sites: Sequence[Remote | Local] = (),
     ) -> None:
         num_envs = len(env_fns)
         self._sites = list(sites or [Local(Host())])[:num_envs]
         shares = np.array_split(np.arange(num_envs), len(self._sites))
-        arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), num_envs, num_steps, seed) for share in shares]
+        arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), num_envs, num_steps, seed, teacher) for share in shares]
         hosted = [site.ask("host", _NAME, _Group, *each) for site, each in zip(self._sites, arguments, strict=True)]
         Pending.together(hosted).result()
 
@@ -107,6 +119,7 @@ class RolloutEnv:
         self.starts, self.actions, self.rewards = (
             np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("starts", "actions", "rewards")
         )
+        self.labels = {name: np.concatenate([part.labels[name] for part in parts], axis=1) for name in parts[0].labels}
         return sorted((episode for part in parts for episode in part.ended), key=lambda episode: (episode.step, episode.index))
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
@@ -130,19 +143,30 @@ class _Group:
         num_envs: of all groups.
         num_steps: T.
         seed: of the noise and of the first episodes.
+        teacher: labels along the episodes, if there is one.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], first: int, num_envs: int, num_steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        env_fns: Sequence[Callable[[], gym.Env]],
+        first: int,
+        num_envs: int,
+        num_steps: int,
+        seed: int,
+        teacher: RecurrentTeacher | None = None,
+    ) -> None:
         made = [make() for make in env_fns]
         self._envs = [env if isinstance(env, Border) else Border(env, str(env)) for env in made]
         self._columns, self._num_steps = range(first, first + len(made)), num_steps
         group = SequentialEnvs(self._envs, num_envs, lambda episode: seed + episode if episode < num_envs else None, self._end)
         self._streams = Streams([(slice(0, len(made)), group)], self._columns)
+        self._labelling = None if teacher is None else labelling(teacher, len(made))
         self._generators = [np.random.default_rng([seed, 6, column]) for column in self._columns]
 
     @own_random_state()
     def reset(self) -> Tree:
         self._returns, self._lengths = np.zeros(len(self._envs)), np.zeros(len(self._envs), np.int64)
+        self._labeller = None if self._labelling is None else Player(self._labelling, len(self._envs))
         self._streams.reset()
         return self._streams.slots.observations
 
@@ -158,18 +182,24 @@ class _Group:
         outputs, std, executable = outputs_of(student, count), student.log_std.exp().numpy(), family.executable(space)
         # An environment's draws do not depend on what shares its process.
         noise = np.stack([family.noise(generator, num_steps) for generator in self._generators], axis=1)
+        self._labels: dict[str, np.ndarray] = {}
         self._last: list[list[tuple[bool, Tree]]] = [[] for _ in self._envs]
 
-        def act(step: int, slots: Slots, labels: None) -> np.ndarray:
+        def act(step: int, slots: Slots, labels: Labels | None) -> np.ndarray:
             actions[step] = family.drawn(outputs(slots.observations), std, noise[step])
             return executable(actions[step])
 
-        stream(self._streams, num_steps, act, None, self)
+        stream(self._streams, num_steps, act, self._labeller, self)
         self._note(num_steps, slots)
-        return Steps(self._observations, self._starts, actions, self._rewards, self._ended())
+        return Steps(self._observations, self._starts, actions, self._rewards, self._ended(), self._labels)
 
-    def record(self, step: int, slots: Slots, labels: None) -> Results:
+    def record(self, step: int, slots: Slots, labels: Labels | None) -> Results:
         self._note(step, slots)
+        if labels is not None:
+            for name, values in {**labels[0], "actions": labels[1]}.items():
+                if name not in self._labels:
+                    self._labels[name] = np.empty((self._num_steps, *values.shape), values.dtype)
+                self._labels[name][step] = values
         return self._rewards[step], self._terminated[step], self._truncated[step]
 
     def _note(self, step: int, slots: Slots) -> None:

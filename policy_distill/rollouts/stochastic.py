@@ -15,13 +15,13 @@ from policy_distill.policies.student import Student
 from policy_distill.support import trees
 from policy_distill.support.seeds import derived_seed
 from policy_distill.support.trees import Tree
-from policy_distill.teachers import Teacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 
 
 @dataclass(frozen=True)
 class Drawing:
     """``policy`` with drawn actions. Its state is a generator for each episode, which the episode's seed alone decides and which is not
-    the environment's, and the policy's memory.
+    the environment's, and the policy's own state.
 
     Raises:
         RequestError: if the policy has no distribution: agents with Q-values, td3, ddpg and ars only name an action.
@@ -56,7 +56,7 @@ class Drawing:
 
 
 def _state(policy: Student | Teacher, num_envs: int) -> State:
-    return None if isinstance(policy, Teacher) else policy.initial_state(num_envs)
+    return policy.initial_state(num_envs) if isinstance(policy, Student | RecurrentTeacher) else None
 
 
 @torch.inference_mode()
@@ -64,6 +64,9 @@ def _parameters(
     policy: Student | Teacher, observations: Tree, state: State, starts: np.ndarray | None
 ) -> tuple[dict[str, torch.Tensor], State]:
     """Parameters of the policy's distribution, and its state after the step."""
+    if isinstance(policy, RecurrentTeacher):
+        targets, state = policy.label(observations, state, starts)
+        return targets.parameters, state
     if isinstance(policy, Teacher):
         return policy.targets(trees.map_leaves(torch.tensor, observations)).parameters, state
     return policy.parameters_after(trees.map_leaves(np.array, observations), state, starts)

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from policy_distill.config import RequestError
 from policy_distill.environments.border import own_random_state
 from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, endless, time_limit
+from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.policy import Policy
+from policy_distill.rollouts.acting import Player, labelling
 from policy_distill.rollouts.episodes import Returns, evaluation_seeds
 from policy_distill.rollouts.play import Ended, Recorder, play
 from policy_distill.support import trees
 from policy_distill.support.trees import Tree
+from policy_distill.teachers import RecurrentTeacher
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,25 @@ def record(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *
     recorder = _Steps(seeds)
     play([policy], spec, seeds, recorder, max_steps=max_steps)
     return [recorder.done[episode] for episode in range(len(seeds))]
+
+
+@torch.inference_mode()
+def labels_along(teacher: RecurrentTeacher, episodes: Sequence[Trajectory]) -> ActionTargets:
+    """What a teacher with a memory would have done in each step of whole episodes ``[B, ...]``, one episode after the other.
+
+    The labels are those of the steps themselves, bit for bit, whoever acted.
+    """
+    parameters: dict[str, list[np.ndarray]] = {}
+    actions = []
+    for episode in episodes:
+        player = Player(labelling(teacher, 1), 1)
+        for step, observation in enumerate(trees.blocks(episode.observations, 1)):
+            told, action = player(observation, np.array([episode.seed]) if step == 0 else None)
+            actions.append(action.copy())
+            for name, values in told.items():
+                parameters.setdefault(name, []).append(values.copy())
+    joined = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in parameters.items()}
+    return ActionTargets(joined, torch.from_numpy(np.concatenate(actions)))
 
 
 def check_ends(spec: EnvironmentSpec, policies: Mapping[str, Policy | None]) -> None:

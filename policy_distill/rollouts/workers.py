@@ -22,7 +22,7 @@ from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.rollouts.processes import Host, Local, Remote, available_cores
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.support.pending import Pending
-from policy_distill.teachers import Teacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 
 BLOCK_BYTES = 2**23
 """Of the observations that are collected before they are handed over: a round need not fit into memory beside the dataset."""
@@ -110,7 +110,10 @@ class Rollouts:
 
     def for_ppo(self, num_envs: int, num_steps: int, seed: int) -> RolloutEnv:
         """Environments for polishing, which show what the students see, shared out among the same workers; see ``RolloutEnv``."""
-        return RolloutEnv([functools.partial(_make, self._spec, self._view)] * num_envs, num_steps, seed=seed, sites=self._sites)
+        # other teachers label each batch; behind a view no teacher sees what it needs
+        teacher = self._teacher if isinstance(self._teacher, RecurrentTeacher) and self._view is None else None
+        envs = [functools.partial(_make, self._spec, self._view)] * num_envs
+        return RolloutEnv(envs, num_steps, seed=seed, teacher=teacher, sites=self._sites)
 
     def close(self) -> None:
         """End the workers."""

@@ -16,6 +16,7 @@ from policy_distill.policies.actions import ActionTargets, Box, Parameters
 from policy_distill.policies.families import Family, weighted_mean
 from policy_distill.policies.q_values import Q_TEMPERATURES, standardize_logits
 from policy_distill.support.trees import Tree
+from policy_distill.teachers.algorithms import ALGORITHMS
 from policy_distill.teachers.networks.acting import ActionBounds
 
 
@@ -129,6 +130,9 @@ def _check_members(members: Sequence[Member], combine: str) -> None:
         raise RequestError(f"combine is {combine!r}; it must be mean or value")
     if len(members) < 2:
         raise RequestError(f"an ensemble of {len(members)} teachers is none: name at least two")
+    for member in members:
+        if member.algo in ALGORITHMS and ALGORITHMS[member.algo].has_memory:
+            raise RequestError(f"{name_of(member)} has a memory, and teachers with one cannot be combined: leave it out")
     first, *further = members
     for number, member in enumerate(further, 2):
         spaces = (first.observation_space, first.action_space), (member.observation_space, member.action_space)

@@ -14,11 +14,24 @@ import numpy as np
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
 from policy_distill.environments.action_masks import has_mask, space_without_mask
-from policy_distill.environments.known_wrappers import MASKS, PADDING, STACK, WRAPPERS, asked_name, check_wrappers, effective, wrap
+from policy_distill.environments.known_wrappers import (
+    ATARI,
+    MASKS,
+    PADDING,
+    STACK,
+    TRANSPOSE,
+    WRAPPERS,
+    asked_name,
+    check_wrappers,
+    effective,
+    wrap,
+)
 from policy_distill.environments.matching import first_difference
 from policy_distill.environments.quiet import quiet_known_warnings
 from policy_distill.environments.specs import EnvironmentSpec, make, modernize, named, named_again, substitution
 from policy_distill.policies.observations import observation_width
+from policy_distill.support.images import is_image
+from policy_distill.support.trees import leaf_spaces
 from policy_distill.teachers.ensemble import Ensemble
 from policy_distill.teachers.teacher import Teacher
 
@@ -55,6 +68,8 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, options: Env
         RequestError: if no environment is named, if it or a wrapper is not available, or if a wrapper named in a file would have to be
             imported.
     """
+    if saved is not None:
+        saved = replace(saved, wrappers=tuple(wrapper for wrapper in saved.wrappers if wrapper[0] != TRANSPOSE))  # see _turning
     if saved is not None and (again := named_again(saved, options.env)):
         saved, options = again, replace(options, env=None)
     if options.env is not None:
@@ -71,7 +86,34 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, options: Env
     if isinstance(agent, Teacher):
         spec, padded = fill_stack(spec, agent)
         notices += padded
-    return _masking(spec, agent), notices
+    if ATARI in dict(spec.wrappers):
+        notices += ("episodes are whole games, and rewards are not clipped, as Stable-Baselines3 evaluates agents trained in AtariWrapper",)
+    return _masking(_turning(spec, agent), agent), notices
+
+
+def _turning(spec: EnvironmentSpec, agent: Agent) -> EnvironmentSpec:
+    """The environment with images ``[C, H, W]`` where it gives ``[H, W, C]`` and the agent reads the former.
+
+    Stable-Baselines3 turns images in training, and its agents say only what they read.
+    """
+    mine = {key: part for key, part in leaf_spaces(space_without_mask(agent.observation_space)).items() if is_image(part)}
+    if not mine or TRANSPOSE in dict(spec.wrappers):
+        return spec
+    env = make(spec)
+    try:
+        theirs = leaf_spaces(env.observation_space)
+    except ValueError:  # no tree of arrays, which is refused elsewhere
+        return spec
+    finally:
+        env.close()
+    turned = [key for key, part in mine.items() if key in theirs and is_image(theirs[key]) and theirs[key].shape != part.shape]
+    if not turned or any(_channels_first(theirs[key].shape) != mine[key].shape for key in turned):
+        return spec
+    return replace(spec, wrappers=(*spec.wrappers, (TRANSPOSE, {})))
+
+
+def _channels_first(shape: Any) -> tuple[int, int, int]:
+    return shape[2], shape[0], shape[1]
 
 
 def _masking(spec: EnvironmentSpec, agent: Agent) -> EnvironmentSpec:
@@ -192,7 +234,7 @@ def _needed(spec: EnvironmentSpec, candidates: Sequence[Wrapper]) -> list[Wrappe
 
 
 def _fits(spec: EnvironmentSpec, agent: Agent) -> bool:
-    env = make(_masking(spec, agent))
+    env = make(_masking(_turning(spec, agent), agent))
     try:
         return first_difference((agent.observation_space, agent.action_space), (env.observation_space, env.action_space)) is None
     finally:

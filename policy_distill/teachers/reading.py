@@ -10,8 +10,7 @@ import numpy as np
 from torch import nn
 
 from policy_distill.config import Reading, RequestError
-from policy_distill.policies.observations import is_image, observation_width
-from policy_distill.support.trees import leaf_spaces
+from policy_distill.policies.observations import observation_width
 from policy_distill.support.untrusted import refuse_damage
 from policy_distill.teachers.algorithms import ALGORITHMS, RECURRENT, algorithm_of_fields, algorithm_of_networks, layout_of
 from policy_distill.teachers.files.archive import COMPILED, Archive, class_name, read_archive, read_data
@@ -28,10 +27,12 @@ from policy_distill.teachers.files.training_record import read_training_record
 from policy_distill.teachers.files.trusted import SB3_PACKAGES, algorithm_of, load_model
 from policy_distill.teachers.networks.counting import acting_family, check_start
 from policy_distill.teachers.networks.critics import live_critic, rebuild_critic
-from policy_distill.teachers.networks.extractor import ExtractorMaker, extractor_maker
+from policy_distill.teachers.networks.extractor import extractor_maker
 from policy_distill.teachers.networks.live import LivePolicy
+from policy_distill.teachers.networks.pixels import pixel_reader
 from policy_distill.teachers.networks.rebuild import (
     HAS_MEMORY,
+    Reader,
     check_supported,
     own_extractor_of,
     rebuild_network,
@@ -110,10 +111,10 @@ def networks_of_archive(archive: Archive, files: AgentFiles, algo: str | None, n
     return Networks(acting, critic, name)
 
 
-def _maker(archive: Archive, extractor: str | None, notes: list[str]) -> ExtractorMaker | None:
-    """Constructor of the features extractor that the user named."""
+def _maker(archive: Archive, extractor: str | None, notes: list[str]) -> Reader | None:
+    """What makes the features extractor: the user's class, or Stable-Baselines3's own for images; None: observations are flattened."""
     if extractor is None:
-        return None
+        return pixel_reader(archive.observation_space, archive.state_dict, archive.policy_kwargs)
     named = own_extractor_of(archive.state_dict, archive.policy_kwargs)
     if named is None:
         raise RequestError(f"{archive.path} reads its observations without a features extractor of its own; leave --extractor out")
@@ -134,7 +135,6 @@ def networks_of_model(model: Any) -> Networks:
     if name is None:
         raise RequestError(f"{source} is not supported: Stable-Baselines3's and sb3-contrib's algorithms are")
     check_observation_space(model.observation_space, source)
-    refuse_images(model.observation_space, source)
     check_start(model.observation_space, model.action_space, source)
     policy = getattr(model.policy, COMPILED.rstrip("."), model.policy)
     if layout_of(name) is not None and type(policy).__module__.startswith(SB3_PACKAGES):
@@ -144,8 +144,9 @@ def networks_of_model(model: Any) -> Networks:
             check_supported(weights, kwargs, source, extractor_known=False)
             layout = recognise_layout(weights, source)
             rebuild = rebuild_recurrent if layout is RECURRENT else rebuild_network
-            acting: nn.Module = rebuild(weights, layout, model.observation_space, model.action_space, kwargs, source)
-            return Networks(acting, rebuild_critic(weights, name, acting, kwargs, observation_width(model.observation_space), source), name)
+            reader, width = pixel_reader(model.observation_space, weights, kwargs), observation_width(model.observation_space)
+            acting: nn.Module = rebuild(weights, layout, model.observation_space, model.action_space, kwargs, source, reader)
+            return Networks(acting, rebuild_critic(weights, name, acting, kwargs, width, source, reader), name)
         except NotPlainError:
             if ALGORITHMS[name].has_memory:
                 raise
@@ -245,15 +246,3 @@ def check_observation_space(space: gym.Space, source: str) -> None:
         observation_width(space)
     except ValueError as error:
         raise RequestError(f"{source}: {' '.join(str(error).split())}") from error
-
-
-def refuse_images(space: gym.Space, source: str) -> None:
-    """Refuse agents that read images, alone or in a Dict: their networks are not rebuilt.
-
-    Raises:
-        RequestError: if ``space`` contains images.
-    """
-    for key, part in leaf_spaces(space).items():
-        if is_image(part):
-            subject = f"{source}: its observation's {key!r} holds images" if key else f"{source} reads images"
-            raise RequestError(f"{subject} {part.shape}, which are not supported: agents on vector observations are")

@@ -10,8 +10,9 @@ import torch
 
 from policy_distill.config import RequestError
 from policy_distill.environments.vector import GOES_ON
-from policy_distill.policies.actions import ActionTargets, joined
-from policy_distill.support.trees import Tree, blocks, length, map_leaves
+from policy_distill.policies.actions import ActionTargets
+from policy_distill.support.trees import Tree, length, map_leaves
+from policy_distill.teachers.ensemble import name_of
 from policy_distill.teachers.networks.recurrent import RecurrentNetwork
 from policy_distill.teachers.teacher import Teacher
 
@@ -40,16 +41,11 @@ class RecurrentTeacher(Teacher):
             actions = actions.reshape(-1, *space.shape).astype(space.dtype if space.dtype.kind == "f" else np.float32, copy=False)
         return actions, state
 
-    def along(self, observations: Tree) -> ActionTargets:
-        """Its labels of one episode's observations ``[T, ...]``, from the first to the last."""
-        state, told = self.initial_state(1), []
-        for step, row in enumerate(blocks(observations, 1)):
-            targets, state = self.label(row, state, np.array([0 if step == 0 else GOES_ON]))
-            told.append(targets)
-        return joined(told)
-
     def targets(self, observations: Tree) -> ActionTargets:
-        raise RequestError(f"{self.path or 'the agent'} has a memory: what it does depends on the episode so far, not on one observation")
+        raise RequestError(f"{name_of(self)} has a memory: what it does depends on the episode so far, not on one observation")
+
+    def why_no_values(self) -> str | None:
+        return f"{name_of(self)} has a memory, and so has its critic: the value of a state depends on the episode so far"
 
     def layers(self) -> dict[str, int]:
         return {}

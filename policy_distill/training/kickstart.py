@@ -144,9 +144,12 @@ def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: Pol
         actor.log_std.copy_(student.log_std)
     draws = torch.Generator().manual_seed(seed)
 
-    def imitation_loss(outputs: Tensor, observations: Tree) -> Tensor:
-        with torch.no_grad():
-            targets = teacher.targets(observations)
+    def imitation_loss(outputs: Tensor, observations: Tree, labels: dict[str, Tensor]) -> Tensor:
+        if labels:
+            targets = ActionTargets({name: values for name, values in labels.items() if name != "actions"}, labels["actions"])
+        else:
+            with torch.no_grad():
+                targets = teacher.targets(observations)
         stacked = ActionTargets({name: rows[None] for name, rows in targets.parameters.items()}, targets.actions[None])
         drawn = torch.rand(1, *outputs.shape, generator=draws).clamp(1e-7, 1 - 1e-7) if objective.kind == "nll" else None
         return objective.total(objective.terms(outputs[None], actor.log_std, stacked, draws=drawn))[0]

@@ -35,6 +35,7 @@ class Batch(NamedTuple):
         actions: ``[B, components]`` raw actions.
         log_probs: ``[B]`` log-probabilities of the actions under the policy that took them.
         advantages, returns: ``[B]``.
+        labels: labels of a teacher with a memory, see ``ppo_rollouts.Steps``; empty without one.
     """
 
     observations: trees.Tree
@@ -43,6 +44,7 @@ class Batch(NamedTuple):
     log_probs: Tensor
     advantages: Tensor
     returns: Tensor
+    labels: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
 
 
 class PPO:
@@ -53,7 +55,8 @@ class PPO:
         critic: one network with one output, the value; it has the same normalisation.
         config: discount, lambda, clip range, epochs, batch size, and the initial learning rate.
         seed: seed of the order of the transitions.
-        penalty: function of outputs ``[B, width]`` and raw observations that returns an additional loss of the actor, ``[B]``.
+        penalty: function of outputs ``[B, width]``, raw observations and labels (see ``Batch``) that returns an additional loss of the
+            actor, ``[B]``.
 
     Attributes:
         learning_rate: Adam's learning rate in the next update.
@@ -62,7 +65,13 @@ class PPO:
     """
 
     def __init__(
-        self, actor: StudentStack, critic: StudentStack, config: PolishConfig, *, seed: int, penalty: Callable[[Tensor, trees.Tree], Tensor]
+        self,
+        actor: StudentStack,
+        critic: StudentStack,
+        config: PolishConfig,
+        *,
+        seed: int,
+        penalty: Callable[[Tensor, trees.Tree, dict[str, Tensor]], Tensor],
     ) -> None:
         self.actor, self.critic, self.penalty, self.config = actor, critic, penalty, config
         self.learning_rate, self.penalty_weight, self.gradient_steps = config.learning_rate, 0.0, 0
@@ -111,7 +120,16 @@ class PPO:
         returns = advantages + values
         variance = returns.var()
         explained = float(1 - (returns - values).var() / variance) if variance else float("nan")
-        flat = (observations, inputs, actions, log_probs, torch.from_numpy(advantages).flatten(), torch.from_numpy(returns).flatten())
+        labels = {name: torch.from_numpy(values).flatten(0, 1) for name, values in environments.labels.items()}
+        flat = (
+            observations,
+            inputs,
+            actions,
+            log_probs,
+            torch.from_numpy(advantages).flatten(),
+            torch.from_numpy(returns).flatten(),
+            labels,
+        )
 
         def by_environment(rows: Tensor) -> Tensor:
             return rows.unflatten(0, (num_steps, num_envs)).transpose(0, 1).flatten(0, 1)
@@ -163,7 +181,7 @@ class PPO:
         if self.penalty_weight:
             leaf = outputs.clone().requires_grad_()
             with torch.enable_grad():
-                penalty = self.penalty(leaf, batch.observations).mean()
+                penalty = self.penalty(leaf, batch.observations, batch.labels).mean()
                 (self.penalty_weight * penalty).backward()
             assert leaf.grad is not None
             upstream += leaf.grad

@@ -52,6 +52,14 @@ def test_resolve_finds_entries_ids_and_renamed_ids(name, gym_id):
     assert resolve(name).id == gym_id
 
 
+@pytest.mark.parametrize("name", ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5"])
+def test_games_of_atari_need_their_extra(name, monkeypatch):
+    monkeypatch.setattr(gym, "registry", {})
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(RequestError, match=r'pip install "policy-distill\[atari\]"'):
+        register_known(name)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -60,8 +68,6 @@ def test_resolve_finds_entries_ids_and_renamed_ids(name, gym_id):
         ("xyzzy", "neither an entry of envs/ nor a registered Gymnasium id; name your own as module:ID"),
         ("HalfCheetahBulletEnv-v0", "pybullet"),
         ("FetchReach-v1", "gymnasium-robotics"),
-        ("BreakoutNoFrameskip-v4", "images"),
-        ("ALE/Breakout-v5", "images"),
         ("MiniGrid-DoorKey-5x5-v0", "minigrid"),
         ("parking-v0", "highway-env"),
         ("no_such_module:Thing-v0", "cannot be imported"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from policy_distill.policies.reading_layers import Divide, SideBySide
 from policy_distill.policies.rowwise import ONE_THREAD, Layers, one_by_one, product
 from policy_distill.teachers.networks.rebuild import ACTIVATIONS
 from tests.kernels import KERNELS, run_on
@@ -62,6 +63,30 @@ def shaky_activations() -> list[str]:
     ]
 
 
+CONVOLUTIONS = ((4, 84, 84, 32, 8, 4), (3, 40, 36, 16, 8, 4), (32, 20, 20, 64, 4, 2), (4, 10, 10, 16, 3, 1), (6, 10, 10, 3, 3, 1),
+                (2, 6, 6, 4, 3, 1), (1, 7, 5, 5, 3, 2), (64, 9, 9, 64, 3, 1))  # fmt: skip
+"""Channels, height and width, outputs, kernel and stride."""
+
+
+def convolving(channels: int, height: int, width: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
+    """Images ``[B, C * H * W]`` to ``[B, features]``."""
+    layer = nn.Conv2d(channels, outputs, kernel, stride)
+    layer.weight.data, layer.bias.data = torch.from_numpy(draws(*layer.weight.shape)), torch.from_numpy(draws(outputs))  # type: ignore[union-attr]
+    return nn.Sequential(nn.Unflatten(1, (channels, height, width)), layer, nn.ReLU(), nn.Flatten())
+
+
+def shaky_convolutions() -> list[tuple[int, ...]]:
+    """Shapes of images and kernels at which a convolution depends on more than its row."""
+    return [
+        sizes
+        for sizes in CONVOLUTIONS
+        if depends_on_more_than_its_row(
+            lambda rows, sizes=sizes: Layers(convolving(*sizes), rows),  # type: ignore[misc]
+            int(np.prod(sizes[:3])),
+        )
+    ]
+
+
 def report() -> str:
     """What is found with the kernels of this process, and a digest of what they compute."""
     torch.set_num_threads(1)
@@ -69,7 +94,9 @@ def report() -> str:
     products = product(weight.t(), None, ROWS)(draws(ROWS, 96)), (weight @ weight.t()).numpy()
     bits = [*products, np.tanh(draws(100, 100)), torch.tanh(weight).numpy()]
     digest = hashlib.sha256(b"".join(part.tobytes() for part in bits)).hexdigest()
-    return json.dumps({"products": shaky_products(), "activations": shaky_activations(), "digest": digest})
+    return json.dumps(
+        {"products": shaky_products(), "activations": shaky_activations(), "convolutions": shaky_convolutions(), "digest": digest}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +107,7 @@ def reports() -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("what", ["products", "activations"])
+@pytest.mark.parametrize("what", ["products", "activations", "convolutions"])
 def test_a_row_s_result_depends_on_that_row_alone(reports, kernel, what):
     assert reports[kernel][what] == []
 
@@ -110,6 +137,36 @@ def test_products_are_right(inputs, outputs, bias):
     np.testing.assert_allclose(found, linear(torch.from_numpy(values)).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("sizes", CONVOLUTIONS, ids=str)
+def test_convolutions_are_right(sizes):
+    """Whichever way the images lie in memory; what they are asked about stays as it is."""
+    network, images = convolving(*sizes), draws(5, *sizes[:3])
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(images).flatten(1)).numpy()
+    before, layers = images.copy(), Layers(network, 5)
+    np.testing.assert_allclose(layers(images.reshape(5, -1)), expected, rtol=1e-3, atol=1e-4)
+    turned = images.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(Layers(network[1:], 5)(turned), layers(images.reshape(5, -1)))
+    np.testing.assert_array_equal(images, before)
+
+
+def test_a_convolution_with_padding_is_left_to_torch():
+    network, images = nn.Conv2d(2, 3, 3, padding=1), draws(4, 2, 6, 6)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(images)).numpy()
+        np.testing.assert_allclose(Layers(network, 4)(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_side_by_side():
+    network = SideBySide((2, 3, 4), [nn.Linear(2, 5), nn.Sequential(), nn.Sequential(nn.Linear(4, 2), nn.Tanh())])
+    values = draws(6, 9)
+    layers = Layers(nn.Sequential(Divide(torch.full((9,), 3.0)), network), 6, name="body", recorded={"body.1.networks.2.0": "inner"})
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(values) / 3).numpy()
+    np.testing.assert_allclose(layers(values), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.tanh(layers.seen["inner"]), expected[:, 8:], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_torch_s_and_do_not_overflow(name):
     values = np.concatenate([draws(4, 50), np.linspace(-200, 200, 50, dtype=np.float32)[None]])
@@ -119,6 +176,12 @@ def test_activations_are_torch_s_and_do_not_overflow(name):
     before = values.copy()
     np.testing.assert_allclose(Layers(network, 5)(values), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(values, before)
+
+
+def test_one_module_may_be_used_twice():
+    tanh = nn.Tanh()
+    network, values = nn.Sequential(nn.Linear(3, 4), tanh, nn.Linear(4, 2), tanh), draws(5, 3)
+    np.testing.assert_allclose(Layers(network, 5)(values), network(torch.from_numpy(values)).detach().numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_recorded_layers_keep_what_they_returned():

@@ -133,7 +133,6 @@ def _observations() -> Iterator[Kind]:
     yield Kind("observations from -2", "DQN", Discrete(6, start=-2), three, refused="observations begin at -2")
     yield Kind("observations multi-discrete from -1", "PPO", MultiDiscrete([3, 4], start=[-1, 0]), three, refused=r"begin at \[-1, 0\]")
     yield Kind("dqn observations from 1 own extractor", "DQN", Discrete(6, start=1), three, extractor="Layers", refused="begin at 1")
-    yield Kind("images", "PPO", Box(0, 255, (3, 40, 40), np.uint8), three, policy="CnnPolicy", refused="images")
 
 
 def _actions() -> Iterator[Kind]:
@@ -277,10 +276,47 @@ def _dictionaries() -> Iterator[Kind]:
     yield Kind("dict gsde", "SAC", GOALS, LOPSIDED, {"use_sde": True}, policy)
     yield Kind("dict hindsight", "SAC", GOALS, LOPSIDED, {"replay_buffer_class": HerReplayBuffer}, policy)
     yield Kind("dict of one", "PPO", Dict({"only": VECTOR}), Discrete(3), policy=policy)
-    image = Dict({"camera": Box(0, 255, (40, 40, 3), np.uint8), "vector": VECTOR})
-    yield Kind("dict with images", "PPO", image, Discrete(3), policy=policy, refused="'camera'.* images .*not supported")
     late = Dict({"a": Discrete(3, start=1), "b": VECTOR})
     yield Kind("dict from 1", "PPO", late, Discrete(3), policy=policy, refused="observations begin at 1")
 
 
-KINDS = [*_observations(), *_actions(), *_algorithms(), *_options(), *_extractors(), *_dictionaries()]
+def _images() -> Iterator[Kind]:
+    """Images as Stable-Baselines3 keeps them, channel after channel, read by convolutions or flattened."""
+    image, small, three = Box(0, 255, (2, 36, 40), np.uint8), Box(0, 255, (3, 5, 6), np.uint8), Discrete(3)
+    cnn = "CnnPolicy"
+    for algo in ("A2C", "PPO", "TRPO", "SAC", "TQC", "TD3", "DDPG"):
+        yield Kind(f"images {algo.lower()} continuous", algo, image, LOPSIDED, policy=cnn)
+    for algo in ("A2C", "PPO", "DQN", "QRDQN", "MaskablePPO"):
+        yield Kind(f"images {algo.lower()} discrete", algo, image, three, policy=cnn)
+    settings: dict[str, tuple[str, dict[str, Any]]] = {
+        "as they are": ("PPO", {"normalize_images": False}),
+        "features": ("PPO", {"features_extractor_kwargs": {"features_dim": 11}}),
+        "extractors apart": ("PPO", {"share_features_extractor": False}),
+        "nothing hidden": ("PPO", {"net_arch": []}),
+        "one extractor": ("SAC", {"share_features_extractor": True}),
+    }
+    for name, (algo, arguments) in settings.items():
+        yield Kind(f"images {name}", algo, image, LOPSIDED, {"policy_kwargs": arguments}, cnn)
+    scaled = {"normalize_images": False, "features_extractor_kwargs": {"normalized_image": True}}
+    yield Kind("images scaled before", "PPO", Box(0, 1, (2, 36, 40), f32), three, {"policy_kwargs": scaled}, cnn)
+    yield Kind("images gsde", "SAC", image, LOPSIDED, {"use_sde": True}, cnn)
+    for name, arguments in {"": {}, " as they are": {"normalize_images": False}}.items():
+        yield Kind(f"images flattened{name}", "PPO", small, three, {"policy_kwargs": arguments})
+        yield Kind(f"images flattened{name} dqn", "DQN", small, three, {"policy_kwargs": arguments})
+        yield Kind(f"images own extractor{name}", "PPO", small, three, {"policy_kwargs": arguments}, cnn, extractor="Layers")
+    # Of two images, and a part between them that is none.
+    parts = Dict(OrderedDict(wide=image, choice=Discrete(3), camera=Box(0, 255, (1, 40, 36), np.uint8), grid=Box(0, 2, (3, 4, 4), np.int8)))
+    many = "MultiInputPolicy"
+    for algo in ("A2C", "DQN", "QRDQN"):
+        yield Kind(f"dict images {algo.lower()}", algo, parts, three, policy=many)
+    for algo in ("PPO", "SAC", "TD3"):
+        yield Kind(f"dict images {algo.lower()}", algo, parts, LOPSIDED, policy=many)
+    narrow = {"policy_kwargs": {"features_extractor_kwargs": {"cnn_output_dim": 7}}}
+    yield Kind("dict images narrow", "PPO", parts, three, narrow, many)
+    floats = Dict({"bytes": image, "floats": Box(0, 1, (1, 36, 36), f32), "vector": VECTOR})  # as they are, both count as images
+    yield Kind("dict images as they are", "PPO", floats, three, {"policy_kwargs": {"normalize_images": False}}, many)
+    tiny = Dict({"camera": small, "vector": VECTOR})
+    yield Kind("dict images own extractor", "PPO", tiny, three, policy=many, extractor="ByKey")
+
+
+KINDS = [*_observations(), *_actions(), *_algorithms(), *_options(), *_extractors(), *_dictionaries(), *_images()]

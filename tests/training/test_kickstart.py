@@ -132,7 +132,7 @@ def test_the_pull_to_the_teacher_is_the_imitation_loss(name):
     expected = objective.total(terms)[0]
     assert expected.std() > 0
     outputs = ppo.outputs(ppo.inputs(observations))
-    torch.testing.assert_close(ppo.penalty(outputs, observations).detach(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ppo.penalty(outputs, observations, {}).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_likelihood_of_drawn_actions_can_pull_too():
@@ -146,7 +146,7 @@ def test_the_likelihood_of_drawn_actions_can_pull_too():
         )
         ppo = ppo_on(student, teacher, Objective(LossConfig(kind="nll"), teacher.family), TINY, seed=seed)
         observations = torch.as_tensor(random_observations(student.observation_space, 60))
-        found.append(ppo.penalty(ppo.outputs(ppo.inputs(observations)), observations).detach())
+        found.append(ppo.penalty(ppo.outputs(ppo.inputs(observations)), observations, {}).detach())
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 

@@ -26,6 +26,7 @@ from policy_distill.environments.specs import make
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.families import DiagGaussian
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
+from policy_distill.support import trees
 from policy_distill.training import ppo as ppo_module
 from policy_distill.training.kickstart import ppo_on
 from policy_distill.training.ppo import (
@@ -163,13 +164,14 @@ def batch_of(model: Oracle, ppo: PPO) -> Batch:
         torch.from_numpy(buffer.swap_and_flatten(getattr(buffer, key)))
         for key in ("observations", "actions", "log_probs", "advantages", "returns")
     )
-    return Batch(observations, ppo.inputs(observations), actions.to(ppo.actor.flat.dtype), *(rows.flatten() for rows in rest))
+    log_probs, advantages, returns = (rows.flatten() for rows in rest)
+    return Batch(observations, ppo.inputs(observations), actions.to(ppo.actor.flat.dtype), log_probs, advantages, returns)
 
 
 def penalty_of(log_std: Tensor | None) -> Any:
     """A loss that reads outputs, observations and, if there is one, the spread."""
 
-    def penalty(outputs: Tensor, observations: Tensor) -> Tensor:
+    def penalty(outputs: Tensor, observations: Tensor, labels: Any = None) -> Tensor:
         distance = (outputs - 0.3).square() if log_std is None else (outputs - 0.3).square() * (-log_std).exp().reshape(-1)
         return distance.sum(-1) * (1 + observations.float().flatten(1).sum(-1).abs())
 
@@ -204,7 +206,7 @@ def in_float64(ppo: PPO) -> PPO:
         torch.set_default_dtype(torch.float32)
     actor.flat.copy_(ppo.actor.flat)
     critic.flat.copy_(ppo.critic.flat)
-    return PPO(actor, critic, CONFIG, seed=SEED, penalty=lambda outputs, observations: outputs.sum(-1))
+    return PPO(actor, critic, CONFIG, seed=SEED, penalty=lambda outputs, observations, labels: outputs.sum(-1))
 
 
 @pytest.fixture(params=WORLDS)
@@ -251,7 +253,7 @@ def test_what_is_made_of_a_rollout_is_what_stable_baselines3_makes_of_it(name):
         returns += [episode.episode_return for episode in ended]
     repeat(model, np.concatenate(actions))
     expected = batch_of(model, ppo)
-    for key, mine, theirs in zip(Batch._fields, batch, expected, strict=True):
+    for key, mine, theirs in zip(Batch._fields[:-1], batch[:-1], expected[:-1], strict=True):
         torch.testing.assert_close(mine.reshape(theirs.shape), theirs, rtol=1e-4, atol=1e-5, msg=key)
         assert theirs.double().std() > 0
     buffer = model.rollout_buffer
@@ -382,7 +384,7 @@ def test_gradients_are_those_of_stable_baselines3(pair, weight):
 
 
 def test_gradients_of_one_transition_alone(pair):
-    pair.ppo.write_gradients(Batch(*(values[:1] for values in pair.batch)))
+    pair.ppo.write_gradients(Batch(*(trees.rows(values, slice(1)) for values in pair.batch)))
     assert pair.ppo.actor.gradient.isfinite().all()
 
 
@@ -417,7 +419,7 @@ def test_the_learning_rate_can_change_between_updates(pair):
 def test_the_penalty_is_asked_only_where_it_has_weight(pair):
     asked: list[int] = []
 
-    def penalty(outputs: Tensor, observations: Tensor) -> Tensor:
+    def penalty(outputs: Tensor, observations: Tensor, labels: Any = None) -> Tensor:
         asked.append(len(observations))
         return outputs.sum(-1)
 

@@ -11,9 +11,8 @@ from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, end
 from policy_distill.evaluation.teacher_check.behaviour import NOT_FINITE, Behaviour, observe, targets_of
 from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.evaluation.teacher_check.returns import Idle, against_idle
-from policy_distill.policies.actions import joined
 from policy_distill.rollouts.episodes import Episodes
-from policy_distill.rollouts.trajectories import Trajectory, record
+from policy_distill.rollouts.trajectories import Trajectory, labels_along, record
 from policy_distill.support.trees import concatenate
 from policy_distill.teachers import RecurrentTeacher, Teacher
 
@@ -86,7 +85,7 @@ def judge_lengths(lengths: np.ndarray) -> list[Finding]:
 def _behaviour(teacher: Teacher, played: list[Trajectory]) -> Behaviour:
     observations = concatenate([episode.observations for episode in played])
     if isinstance(teacher, RecurrentTeacher):
-        return observe(teacher, observations, joined([teacher.along(episode.observations) for episode in played]))
+        return observe(teacher, observations, labels_along(teacher, played))
     return observe(teacher, observations, targets_of(teacher, observations))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from policy_distill.config import RequestError
 from policy_distill.config.printable import one_line
-from policy_distill.policies.observations import is_image, observation_width
+from policy_distill.policies.observations import observation_width
 from policy_distill.support.untrusted import MAX_DIMENSIONS, MAX_ELEMENTS, number_type, refuse_damage
 from policy_distill.teachers.files.errors import NotPlainError
 
@@ -59,7 +59,7 @@ def _check_size(width: int) -> int:
 def _space(kind: str, text: Mapping[str, Any], role: str, fail: str) -> gym.Space:
     match kind:
         case "Tuple" | "Dict":
-            raise RequestError(f"{fail} is a {kind}, which is not supported: observations of one Box, or of a Dict of vectors, are")
+            raise RequestError(f"{fail} is a {kind}, which is not supported: observations of one Box, or of a Dict of boxes, are")
         case "Box":
             return _box(text, role, fail)
         case "Discrete":
@@ -120,6 +120,10 @@ def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
             values = _numbers(text.get(f"{name}_repr"), math.prod(shape))
         if values is None and role == "action":
             raise NotPlainError(f"{fail}'s bound {name!r} is not readable in the file and is not guessed; load the agent with --trust")
+        if values is None and dtype == np.uint8 and len(shape) == 3:
+            values = _uniform(text.get(name), math.prod(shape))
+            if values is None:  # whether pixels are divided by 255 depends on it
+                raise NotPlainError(f"{fail}'s bound {name!r} is not readable in the file and is not guessed; load the agent with --trust")
         if values is None:
             values = np.full(math.prod(shape), _limit(dtype, sign))
         with np.errstate(all="ignore"):  # what does not fit becomes a bound that is none, or infinite
@@ -127,10 +131,7 @@ def _box(text: Mapping[str, Any], role: str, fail: str) -> gym.spaces.Box:
     low, high = bounds
     if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
         raise RequestError(f"{fail} has bounds that are no bounds (low above high, or NaN); save the agent again")
-    space = gym.spaces.Box(low, high, dtype=dtype.type)
-    if role == "observation" and is_image(space):
-        raise RequestError(f"{fail} holds images {shape}, which are not supported: agents on vector observations are")
-    return space
+    return gym.spaces.Box(low, high, dtype=dtype.type)
 
 
 def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -170,6 +171,12 @@ def _numbers(text: object, count: int) -> np.ndarray | None:
     if values.size == 1 and not isinstance(text, list) and "[" not in text:
         return np.repeat(values, count)
     return values if values.size == count else None
+
+
+def _uniform(text: object, count: int) -> np.ndarray | None:
+    """A shortened array all of whose numbers that are shown are one; None otherwise."""
+    words = set(re.sub(r"[\[\](),]|\.\.\.", " ", text[:MAX_TEXT]).split()) if isinstance(text, str) else set()
+    return np.full(count, float(word)) if len(words) == 1 and (word := words.pop()).isdecimal() else None
 
 
 def _integers(text: object, fail: str, lowest: int | None = 0) -> np.ndarray:

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from policy_distill.support.trees import Tree
 from policy_distill.teachers.algorithms import ALGORITHMS
 from policy_distill.teachers.files.errors import NotPlainError
-from policy_distill.teachers.networks.extractor import ExtractorMaker
 from policy_distill.teachers.networks.live import LivePolicy
-from policy_distill.teachers.networks.rebuild import Layers, activation_of, outputs_of
+from policy_distill.teachers.networks.rebuild import Layers, Reader, activation_of, outputs_of
 
 
 class StateValue(nn.Module):
@@ -81,7 +80,7 @@ def rebuild_critic(
     policy_kwargs: Mapping[str, Any],
     width: int,
     source: str,
-    extractor: ExtractorMaker | None = None,
+    extractor: Reader | None = None,
 ) -> nn.Module | None:
     """Build the critic of an agent.
 
@@ -92,7 +91,7 @@ def rebuild_critic(
         policy_kwargs: the user's settings, classes as printed text.
         width: of the observation as one flat vector.
         source: the file, for messages.
-        extractor: what makes the agent's own features extractor.
+        extractor: what makes the agent's features extractor, where it has one of its own or reads images.
 
     Returns:
         None for an algorithm without one (ars), and where its weights are missing or do not form one: acting needs none.

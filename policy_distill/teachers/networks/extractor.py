@@ -20,16 +20,25 @@ from torch import Tensor, nn
 
 from policy_distill.config import RequestError
 from policy_distill.policies.observations import observation_width, parts_of
+from policy_distill.teachers.networks.pixels import scaling
+from policy_distill.teachers.networks.plain_layers import plain_layers
 
 
 class CustomExtractor(nn.Module):
-    """Reads vectors ``[B, width]`` and gives them to ``module`` in their space's shape, as Stable-Baselines3 does; ``[B, features]``."""
+    """Reads vectors ``[B, width]`` and gives them to ``module`` in their space's shape, as Stable-Baselines3 does; ``[B, features]``.
+
+    Attributes:
+        steps: names and layers that compute the same one after the other; None where ``module`` does more.
+    """
 
     def __init__(self, module: nn.Module, space: gym.Space, text: str) -> None:
         super().__init__()
         self.module = module
         self.space = space
         self.text = text
+        self.steps: list[tuple[str, nn.Module]] | None = None
+        if isinstance(space, gym.spaces.Box) and (plain := plain_layers(module, space.shape)):
+            self.steps = [("shaped", nn.Unflatten(1, space.shape)), *((f"module.{name}", layer) for name, layer in plain)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CustomExtractor:
         return CustomExtractor(copy.deepcopy(self.module, memo), self.space, self.text)
@@ -51,9 +60,11 @@ class ExtractorMaker:
     make: Callable[..., nn.Module]
     space: gym.Space
     kwargs: Mapping[str, Any]
+    divide: nn.Module | None = None
+    """What divides images by 255 before."""
 
-    def build(self, weights: Mapping[str, Tensor], prefix: str, source: str) -> CustomExtractor:
-        """Build the extractor whose weights lie below ``prefix``.
+    def build(self, weights: Mapping[str, Tensor], prefix: str, source: str) -> nn.Module:
+        """Build the extractor whose weights lie below ``prefix``; it reads vectors.
 
         Raises:
             RequestError: if the class cannot be made, its weights do not fit, or it does not return ``[B, features]``.
@@ -71,7 +82,7 @@ class ExtractorMaker:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
             found = f"the shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
             raise RequestError(f"{self.text} returns {found} for 2 observations; (2, features) is expected")
-        return extractor
+        return extractor if self.divide is None else nn.Sequential(self.divide, extractor)
 
 
 def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any], source: str) -> ExtractorMaker:
@@ -86,7 +97,8 @@ def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any
     Raises:
         RequestError: if the file or the class is missing, or the arguments cannot be read in the zip.
     """
-    return ExtractorMaker(text, extractor_class(text), space, _arguments(policy_kwargs.get("features_extractor_kwargs"), text, source))
+    arguments = _arguments(policy_kwargs.get("features_extractor_kwargs"), text, source)
+    return ExtractorMaker(text, extractor_class(text), space, arguments, scaling(space, policy_kwargs))
 
 
 def extractor_class(text: str) -> Callable[..., nn.Module]:

@@ -32,7 +32,10 @@ from policy_distill.teachers.networks.acting import (
 )
 from policy_distill.teachers.networks.counting import acting_family
 from policy_distill.teachers.networks.extractor import ExtractorMaker
+from policy_distill.teachers.networks.pixels import OF_NATURE, PixelReader
 
+Reader = ExtractorMaker | PixelReader
+"""Makes what reads the observations, where that is more than to flatten them."""
 ActingNetwork = DiscreteNetwork | DeterministicNetwork | GaussianNetwork
 
 HAS_MEMORY = "has a memory of its own kind, which is not supported: RecurrentPPO's LSTM is"
@@ -91,7 +94,7 @@ def rebuild_network(
     action_space: gym.Space,
     policy_kwargs: Mapping[str, Any],
     source: str,
-    extractor: ExtractorMaker | None = None,
+    extractor: Reader | None = None,
 ) -> ActingNetwork:
     """Build the network that acts.
 
@@ -102,7 +105,7 @@ def rebuild_network(
         action_space: what it acts in.
         policy_kwargs: the user's settings, classes as printed text.
         source: the file, for messages.
-        extractor: what makes the agent's features extractor, where it has one of its own.
+        extractor: what makes the agent's features extractor, where it has one of its own or reads images.
 
     Raises:
         RequestError: if the weights do not form the network that ``layout`` names.
@@ -165,19 +168,17 @@ class Layers:
         weights: of the whole policy.
         activation: between the layers.
         source: the file, for messages.
-        extractor: what makes the agent's own features extractor.
+        extractor: what makes the agent's features extractor, where it has one of its own or reads images.
     """
 
-    def __init__(
-        self, weights: Mapping[str, Tensor], activation: type[nn.Module], source: str, extractor: ExtractorMaker | None = None
-    ) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], activation: type[nn.Module], source: str, extractor: Reader | None = None) -> None:
         self.weights = weights
         self.activation = activation
         self.source = source
         self.extractor = extractor
 
     def features(self, *prefixes: str) -> list[nn.Module]:
-        """The agent's own features extractor with the weights below the first of ``prefixes`` that has any; none where it has none."""
+        """The agent's features extractor with the weights below the first of ``prefixes`` that has any; none where it only flattens."""
         if self.extractor is None or not prefixes:
             return []
         used = [prefix for prefix in prefixes if any(key.startswith(f"{prefix}.") for key in self.weights)]
@@ -243,16 +244,19 @@ class Layers:
 
 
 def own_extractor_of(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, Any]) -> str | None:
-    """What reads the agent's observations, where it is not Stable-Baselines3's FlattenExtractor, or CombinedExtractor of vectors.
+    """What reads the agent's observations, where it is none of Stable-Baselines3's FlattenExtractor, NatureCNN and CombinedExtractor.
 
     Returns:
         The class's name, if the file tells it.
     """
-    name = class_name(policy_kwargs.get("features_extractor_class"))
-    if name not in (None, "FlattenExtractor", "CombinedExtractor"):
+    named = policy_kwargs.get("features_extractor_class")
+    name = class_name(named)
+    shipped = name in ("FlattenExtractor", "CombinedExtractor", "NatureCNN") and "'stable_baselines3." in str(named)
+    if name is not None and not shipped:
         return name
-    has_weights = any("features_extractor." in key and "sde_features_extractor." not in key for key in weights)
-    unnamed = name is None and policy_kwargs.get("features_extractor_class") is not None
+    foreign = re.compile(rf".*(?<!sde_)features_extractor\.(?!(extractors\.[^.]+\.)?{OF_NATURE}$)")
+    has_weights = any(map(foreign.match, weights))
+    unnamed = name is None and named is not None
     return "a custom extractor" if has_weights or unnamed else None
 
 
@@ -277,13 +281,13 @@ def outputs_of(body: nn.Module) -> int:
     return [module for module in body.modules() if isinstance(module, nn.Linear)][-1].out_features
 
 
-def _check_widths(network: ActingNetwork, width: int, source: str, extractor: ExtractorMaker | None) -> None:
+def _check_widths(network: ActingNetwork, width: int, source: str, extractor: Reader | None) -> None:
     """Run one zero observation through, so that weights that do not fit are found here and not in the middle of a job."""
     try:
         with torch.no_grad():
             targets = network(torch.zeros(1, width))
     except RuntimeError as error:
-        if extractor is not None:
+        if isinstance(extractor, ExtractorMaker):
             raise RequestError(
                 f"{source}: its layers do not fit the features of {extractor.text}; name the class that it was trained with"
             ) from error

@@ -18,6 +18,13 @@ def layers_inside(network: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in parts if name and SILENT.isdisjoint(name.split(".")))
 
 
+def convolves(network: nn.Module) -> bool | None:
+    """Whether ``network`` reads anything by convolutions; None where its layers are not known."""
+    if next(network.parameters(), None) is None:
+        return None
+    return any(isinstance(module, nn.Conv1d | nn.Conv2d) for module in network.modules())
+
+
 @contextmanager
 def record_layers(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Collect what the named modules of ``network`` return meanwhile."""

@@ -17,8 +17,7 @@ from policy_distill.policies.observations import observation_width
 from policy_distill.teachers.algorithms import ON_POLICY, RECURRENT, Layout
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.networks.acting import count
-from policy_distill.teachers.networks.extractor import ExtractorMaker
-from policy_distill.teachers.networks.rebuild import ActingNetwork, Layers, activation_of, rebuild_network
+from policy_distill.teachers.networks.rebuild import ActingNetwork, Layers, Reader, activation_of, rebuild_network
 
 (LSTM,) = RECURRENT.signs
 
@@ -72,7 +71,7 @@ def rebuild_recurrent(
     action_space: gym.Space,
     policy_kwargs: Mapping[str, Any],
     source: str,
-    extractor: ExtractorMaker | None = None,
+    extractor: Reader | None = None,
 ) -> RecurrentNetwork:
     """Build the network that acts from the weights of RecurrentPPO's policy.
 
@@ -83,7 +82,7 @@ def rebuild_recurrent(
         action_space: what it acts in.
         policy_kwargs: the user's settings, classes as printed text.
         source: the file, for messages.
-        extractor: what makes the agent's features extractor, where it has one of its own.
+        extractor: what makes the agent's features extractor, where it has one of its own or reads images.
 
     Raises:
         NotPlainError: if the LSTM is none that RecurrentPPO can act with, or its layers do not fit each other.

@@ -181,10 +181,9 @@ DICT = {":type:": "<class 'gymnasium.spaces.dict.Dict'>"}
         ("observation_space", {**DICT, "spaces": "{'a': Dict('b': Discrete(2))}"}, "part 'a' is a Dict, which is not supported"),
         ("observation_space", {**DICT, "spaces": "{'a': Tuple(Discrete(2), Discrete(3))}"}, "part 'a' is a Tuple, which is not supported"),
         ("observation_space", {**DICT, "spaces": "{'a': Text(1, 3, charset=abc)}"}, "part 'a' is of type 'Text'"),
-        ("observation_space", {**DICT, "spaces": "{'a': Box(0, 255, (64, 64, 3), uint8)}"}, "part 'a' holds images .* not supported"),
         ("action_space", {":type:": "<class 'gymnasium.spaces.dict.Dict'>"}, "is a Dict, which is not supported"),
         ("observation_space", {":type:": "<class 'gymnasium.spaces.graph.Graph'>"}, "MultiBinary and a Dict of these are"),
-        ("observation_space", {"dtype": "uint8", "_shape": [3, 64, 64]}, "holds images .* not supported"),
+        ("observation_space", {"dtype": "uint8", "_shape": [3, 64, 64], "low": "[[[0 ... 1]]]"}, "bound 'low' is not readable.*--trust"),
         ("observation_space", {"dtype": "object"}, "is no type of numbers"),
         ("observation_space", {"_shape": [1 << 40]}, "at most"),
         ("observation_space", {"_shape": [0]}, "not supported"),
@@ -234,11 +233,30 @@ def test_bounds_that_numpy_shortened(save):
     assert read_archive(save(build("PPO", action_space=uniform))).action_space == uniform
 
 
-def test_images_are_refused(save):
-    image = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+@pytest.mark.parametrize("high", [255, 1])
+def test_bounds_of_images_of_old_versions(save, tmp_path, high):
+    """gym kept no short form of them, and whether pixels are divided by 255 depends on them: all numbers that are shown must agree."""
+    space = gym.spaces.Box(0, high, (3, 40, 40), np.uint8)
+    path = save(build("PPO", observation_space=space, action_space=THREE))
+    old = edited(path, tmp_path / "old.zip", observation_space=change(low_repr=None, high_repr=None))
+    assert read_archive(old).observation_space == space
+    mixed = gym.spaces.Box(np.zeros((3, 40, 40), np.uint8), np.full((3, 40, 40), [[[255]], [[255]], [[1]]], np.uint8), dtype=np.uint8)
+    mixed_path = save(build("PPO", observation_space=mixed, action_space=THREE))
+    refused(edited(mixed_path, tmp_path / "old.zip", observation_space=change(high_repr=None)), "'high' is not readable in the file")
+
+
+def test_convolutions_that_are_not_stable_baselines_own_are_refused(save, tmp_path):
+    image = gym.spaces.Box(0, 255, (3, 40, 40), np.uint8)
     path = save(build("PPO", observation_space=image, action_space=THREE, policy="CnnPolicy"))
-    refused(path, "images .* not supported")
-    refused(path, "images .* not supported", trust=True)
+    weights = torch.load(io.BytesIO(zipfile.ZipFile(path).read("policy.pth")), weights_only=True)
+    for name, match in {
+        "features_extractor.cnn.2.weight": "not those of Stable-Baselines3's NatureCNN",
+        "features_extractor.cnn.6.weight": "through a custom extractor",
+    }.items():
+        content = io.BytesIO()
+        changed = {key: tensor for key, tensor in weights.items() if not key.startswith(("pi_", "vf_"))}
+        torch.save({**changed, name: torch.zeros(64, 32, 5, 5)}, content)
+        refused(rewrite(path, {"policy.pth": content.getvalue()}, tmp_path / "other.zip"), f"{match}.*--trust")
 
 
 def test_an_agent_with_a_memory_is_not_read_as_one_without(save):

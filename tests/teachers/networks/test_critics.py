@@ -21,6 +21,7 @@ from policy_distill.teachers.networks.critics import ActionValue, StateValue, re
 from policy_distill.teachers.networks.live import LivePolicy
 from policy_distill.teachers.networks.rebuild import rebuild_network
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build, unmasked
+from tests.teachers.kinds import KINDS
 from tests.teachers.networks.test_live import Halves
 from tests.teachers.test_teacher import CASES, batch, case, rows
 
@@ -72,6 +73,19 @@ def test_the_values_are_those_of_stable_baselines(name, save):
         assert teacher.has_values
         assert (values.shape, values.dtype, values.requires_grad) == ((len(observations),), torch.float32, False)
         torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["images ppo continuous", "images extractors apart", "images sac continuous", "images one extractor",
+                                  "images tqc continuous", "images td3 continuous", "images dqn discrete", "images qrdqn discrete",
+                                  "images flattened", "dict images ppo", "dict images sac"])  # fmt: skip
+def test_the_values_of_images_are_those_of_stable_baselines(name, save):
+    kind = next(one for one in KINDS if one.name == name)
+    model, observations = kind.model(), kind.observations(16)
+    expected = oracle(model, observations)
+    assert expected.std() > 1e-3
+    for teacher in (Teacher.load(save(model)), Teacher.from_sb3(model)):
+        values = teacher.values(trees.to_tensors(observations))
+        torch.testing.assert_close(values, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,6 @@ def test_models_that_are_not_supported_are_refused():
         Teacher.from_sb3(build("RecurrentPPO", policy="MlpLstmPolicy", n_steps=8, policy_kwargs=recurrent))
     with pytest.raises(RequestError, match="is not supported"):
         Teacher.from_sb3(object())
-    image = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    with pytest.raises(RequestError, match="images"):
-        Teacher.from_sb3(build("PPO", image, THREE, policy="CnnPolicy"))
 
 
 def test_a_function_of_continuous_actions():
