@@ -47,5 +47,9 @@ class RecurrentTeacher(Teacher):
     def why_no_values(self) -> str | None:
         return f"{name_of(self)} has a memory, and so has its critic: the value of a state depends on the episode so far"
 
+    def describe(self) -> dict[str, Any]:
+        lstm = self.network.lstm
+        return {**super().describe(), "memory": f"LSTM, {lstm.num_layers} x {lstm.hidden_size} units"}
+
     def layers(self) -> dict[str, int]:
         return {}

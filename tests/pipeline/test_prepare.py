@@ -280,7 +280,15 @@ def test_what_was_settled_is_written(tmp_path):
     job = prepare(request(tmp_path, student=StudentConfig(compression=5.0), seed=3), sized_teacher(1251))
     write_config(job)
     written = yaml.safe_load((job.folder / "config.yaml").read_text())
-    rest = {"compression": None, "activation": "relu", "same": False, "channels": None, "inputs": None}
+    rest = {
+        "compression": None,
+        "activation": "relu",
+        "same": False,
+        "channels": None,
+        "inputs": None,
+        "memory": "none",
+        "memory_size": None,
+    }
     assert written["student"] == {"hidden_sizes": [12, 12], **rest}
     assert (written["seed"], written["output"], written["env"]) == (3, str(tmp_path / "run"), WALK.id)
 

@@ -120,6 +120,12 @@ def test_labels_along_an_episode_do_not_depend_on_who_acts_or_on_the_workers(bli
         torch.testing.assert_close(torch.cat(along(teacher, observations[rows].numpy())), logits[rows])
 
 
+def test_its_memory_is_among_its_facts(blind):
+    facts = Teacher.from_sb3(blind).describe()
+    assert facts["memory"] == "LSTM, 1 x 12 units"
+    assert facts["layers"] == [12, 8, 2]  # behind the memory
+
+
 def test_one_observation_alone_is_no_question(blind):
     with pytest.raises(RequestError, match="has a memory: what it does depends on the episode so far"):
         Teacher.from_sb3(blind).act(np.zeros((2, 4), np.float32))
