@@ -29,7 +29,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "el
 SMALLEST_WIDTH = 4
 """No hidden layer is chosen narrower than this: a bottleneck of one or two units loses the policy and saves nothing."""
 SMALLEST_UNIT = 2
-"""Channels of the first convolution, at least; see ``image_student_for``."""
+"""Of ``usual_channels``, at least; see ``image_student_for``."""
+HEAD, LARGE_HEAD = 3, 8
+"""Units of the hidden layer of a student of images, at least, for each unit of its channels: of small images, and of large ones, whose
+convolutions take most of the time."""
 
 
 @dataclass(frozen=True)
@@ -120,21 +123,25 @@ def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outpu
 
 
 def image_student_for(compression: float, teacher_params: int, architecture: Architecture) -> Architecture:
-    """The largest student of images that has ``teacher_params / compression`` parameters at most, and ``SMALLEST_UNIT`` at least.
+    """A student of images that has ``teacher_params / compression`` parameters at most, and ``SMALLEST_UNIT`` at least.
 
-    Channels and head grow together: ``u`` channels, then ``2 u`` (see ``usual_channels``), and one hidden layer of ``8 u`` units, as wide
-    as the memory if ``architecture`` has one.
+    Its channels are ``usual_channels`` of the largest unit with which one hidden layer of ``HEAD`` units for each unit fits (``LARGE_HEAD``
+    if an image is large). That layer is then as wide as fits, and so is the memory if ``architecture`` has one.
     """
     images = [part for part in leaf_spaces(architecture.seen_space).values() if may_be_image(part)]
+    budget = teacher_params / compression
 
-    def of(unit: int) -> Architecture:
-        memory = 8 * unit if architecture.memory else 0
-        return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(8 * unit,), memory=memory)
+    def of(unit: int, width: int) -> Architecture:
+        memory = width if architecture.memory else 0
+        return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(width,), memory=memory)
 
-    unit = SMALLEST_UNIT
-    while of(unit + 1).params <= teacher_params / compression:
+    unit, head = SMALLEST_UNIT, LARGE_HEAD if len(usual_channels(images, 1)) == 3 else HEAD
+    while of(unit + 1, head * (unit + 1)).params <= budget:
         unit += 1
-    return of(unit)
+    width = head * unit
+    while of(unit, width + 1).params <= budget:
+        width += 1
+    return of(unit, width)
 
 
 def layer_names(num_hidden: int) -> list[str]:

@@ -16,6 +16,8 @@ from safetensors.torch import load
 from policy_distill.config import RequestError, TrainingFault
 from policy_distill.policies.architecture import (
     ACTIVATIONS,
+    HEAD,
+    LARGE_HEAD,
     SMALLEST_UNIT,
     SMALLEST_WIDTH,
     Architecture,
@@ -188,13 +190,17 @@ def test_parameters_of_images_by_hand():
 def test_the_channels_use_the_budget_and_do_not_pass_it(compression, teacher_params, shape):
     linear = Architecture(gym.spaces.Box(0, 255, shape, np.uint8), ACTED[0], ())
     chosen = image_student_for(compression, teacher_params, linear)
-    unit = chosen.channels[0]
+    unit = min(chosen.channels)
     assert unit >= SMALLEST_UNIT
-    assert chosen.channels == (unit, 2 * unit, 2 * unit)[: len(chosen.channels)]
-    assert chosen.hidden_sizes == (8 * unit,)
-    assert chosen.params <= teacher_params / compression or unit == SMALLEST_UNIT
-    larger = dataclasses.replace(chosen, channels=(unit + 1, *[2 * unit + 2] * (len(chosen.channels) - 1)), hidden_sizes=(8 * unit + 8,))
-    assert larger.params > teacher_params / compression
+    assert chosen.channels in ((unit, 2 * unit, 2 * unit), (2 * unit, unit))
+    (width,) = chosen.hidden_sizes
+    budget = teacher_params / compression
+    head = LARGE_HEAD if len(chosen.channels) == 3 else HEAD
+    assert width >= head * unit
+    assert chosen.params <= budget or (unit, width) == (SMALLEST_UNIT, head * SMALLEST_UNIT)
+    assert dataclasses.replace(chosen, hidden_sizes=(width + 1,)).params > budget
+    more = tuple(channels // unit * (unit + 1) for channels in chosen.channels)
+    assert dataclasses.replace(chosen, channels=more, hidden_sizes=(head * (unit + 1),)).params > budget
 
 
 @pytest.mark.parametrize("space", [IMAGE, BOTH], ids=["image", "Dict"])
