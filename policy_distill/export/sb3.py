@@ -16,6 +16,7 @@ from policy_distill.policies.architecture import ACTIVATIONS, Architecture
 from policy_distill.policies.observations import FAR_FROM_ZERO, observation_width
 from policy_distill.policies.student import Student
 from policy_distill.support.files import write_atomically
+from policy_distill.support.images import channels_come_first, is_image
 from policy_distill.support.trees import leaf_spaces
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) ->
             policy_kwargs={
                 "net_arch": {"pi": list(student.architecture.hidden_sizes), "vf": [layer.out_features for layer in (critic or ())[:-1]]},
                 "activation_fn": ACTIVATIONS[student.architecture.activation],
+                # A student that reads bytes as a vector normalises them itself.
+                **({"normalize_images": False} if is_image(student.observation_space) else {}),
             },
             device="cpu",
         )
@@ -84,7 +87,12 @@ def why_not_ppo(architecture: Architecture) -> str | None:
         return "Stable-Baselines3 has no network with the student's convolutions (student.channels)"
     if architecture.view is not None and architecture.view.columns is None:
         return "Stable-Baselines3 has no policy with the student's history, noise or wrapper (student.inputs)"
-    spaces = (architecture.observation_space, architecture.action_space)
+    space = architecture.observation_space
+    if isinstance(space, gym.spaces.Dict) and any(map(is_image, space.values())):
+        return "Stable-Baselines3 reads each image of a Dict by convolutions, which the student does not"
+    if is_image(space) and not channels_come_first(space):
+        return f"Stable-Baselines3 turns images {space.shape} to channels first, and the student reads them as they are"
+    spaces = (space, architecture.action_space)
     for space in (part for whole in spaces for part in leaf_spaces(whole).values()):
         if np.any(getattr(space, "start", 0)):
             return f"Stable-Baselines3 does not support {space}, which does not start at 0"

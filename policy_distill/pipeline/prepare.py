@@ -14,6 +14,7 @@ import yaml
 from torch import nn
 
 from policy_distill.config import CollectConfig, DistillConfig, LossConfig, Reading, RequestError, StudentConfig
+from policy_distill.environments.action_masks import has_mask
 from policy_distill.environments.matching import check_fits
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.environments.vector import Backend, choose_backend
@@ -268,6 +269,10 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
             if layer not in student_widths:
                 names = ", ".join(student_widths)
                 raise RequestError(f"loss.{name}.layers names {layer!r}, which the student does not have; it has {names}")
+        if has_mask(teacher.observation_space) and OUTPUT in {*layers, *layers.values()}:
+            raise RequestError(
+                f"loss.{name}.layers names output, where a forbidden action's logit says nothing: name hidden layers of both networks"
+            )
         settled[name] = dataclasses.replace(section, layers=layers)
     loss = dataclasses.replace(config, **settled)
     if not loss.features.weight:

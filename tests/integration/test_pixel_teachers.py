@@ -101,8 +101,11 @@ def test_a_cnn_agent_is_distilled_with_the_default_student(trained, tmp_path, ca
     assert result.retention.estimate > 0.9
     assert not (tmp_path / "student.zip").exists()
     assert any("no student.zip is written" in notice for notice in result.summary["notices"])
-    assert main(["evaluate_policy", str(tmp_path), "--episodes", "5", "--workers", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["mean"] == pytest.approx(3, abs=0.7)
+    assert main(["evaluate_policy", "--policy", str(tmp_path), "--episodes", "5", "--workers", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["policy"]["return_mean"] == pytest.approx(3, abs=0.7)
+    played = ["--teacher", str(trained), "--policy", str(tmp_path / "student"), "--env", SPOT.id, "--episodes", "4"]
+    assert main(["compare_policies", *played, "--output", str(tmp_path / "compared.npz")]) == 0
     images = random_observations(result.student.observation_space, 8)
     np.testing.assert_array_equal(Student.load(tmp_path / "student").act(images), result.student.act(images))
 
@@ -119,7 +122,7 @@ def test_stacked_frames_of_an_agent_are_asked_for(tmp_path):
     model.save(tmp_path / "agent.zip")
     teacher = Teacher.load(tmp_path / "agent.zip")
     assert teacher.observation_space.shape == (4, 36, 40)
-    assert main(["evaluate_policy", str(tmp_path / "agent.zip"), "--env", SPOT.id]) == 2
+    assert main(["evaluate_policy", "--policy", str(tmp_path / "agent.zip"), "--env", SPOT.id]) == 2
     spec, _ = environment_for(teacher, EnvironmentOptions(SPOT.id, frame_stack=4))
     assert [name for name, _ in spec.wrappers] == ["VecFrameStack", "VecTransposeImage"]
     env = make(spec)

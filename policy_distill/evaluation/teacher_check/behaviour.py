@@ -38,6 +38,7 @@ class Behaviour:
         q_size: median of the best Q-value's absolute value.
         beyond_clip: share of the normalised components that VecNormalize clips.
         normalized_center: median over the components of the normalised observation of its absolute mean; about 0 where training was.
+            Components that are constant, here as in training, are left out.
         normalized_spread: the same of the root of its mean square; about 1 where training was.
     """
 
@@ -107,14 +108,18 @@ def _of_normalization(teacher: Teacher, observations: Tree) -> dict[str, float]:
     assert statistics is not None
     # Of a Dict, keys that are not normalised are left out: nothing clips them.
     clip = np.broadcast_to(statistics.clip, statistics.mean.shape).ravel()
+    known, epsilon = np.isfinite(clip), np.broadcast_to(statistics.epsilon, statistics.var.shape).ravel()
     vectors = encode_observations(teacher.observation_space, to_tensors(observations), torch.float64).numpy()
     z = (vectors - statistics.mean.ravel()) / np.sqrt(statistics.var + statistics.epsilon).ravel()
-    z = z[:, np.isfinite(clip)]
-    return {
-        "beyond_clip": float((np.abs(z) >= clip[np.isfinite(clip)]).mean()),
-        "normalized_center": float(np.median(np.abs(z.mean(0)))),
-        "normalized_spread": float(np.median(np.sqrt((z**2).mean(0)))),
-    }
+    z = z[:, known]
+    figures = {"beyond_clip": float((np.abs(z) >= clip[known]).mean())}
+    # A component that was constant in training and still is has no spread: one that a wrapper masks.
+    constant = (statistics.var.ravel() < epsilon)[known] & (np.abs(z) < 1).all(0)
+    if not constant.all():
+        z = z[:, ~constant]
+        figures["normalized_center"] = float(np.median(np.abs(z.mean(0))))
+        figures["normalized_spread"] = float(np.median(np.sqrt((z**2).mean(0))))
+    return figures
 
 
 def judge(seen: Behaviour) -> list[Finding]:
@@ -128,7 +133,8 @@ def judge(seen: Behaviour) -> list[Finding]:
             Finding("warn", "constant_action", what, "check whether it was trained, and whether the observations are those of its training")
         )
     if seen.beyond_clip is not None:
-        center, spread = seen.normalized_center or 0.0, seen.normalized_spread or 0.0
+        center = 0.0 if seen.normalized_center is None else seen.normalized_center
+        spread = 1.0 if seen.normalized_spread is None else seen.normalized_spread
         if seen.beyond_clip > 0.01 or center > 3 or not 0.1 < spread < 4:
             what = (
                 f"the observations here do not fit the normalisation statistics: {seen.beyond_clip:.1%} of the normalised components are "

@@ -87,6 +87,25 @@ def test_normalised_observations_are_measured_before_they_are_clipped():
     assert found.beyond_clip == 4 / 8  # -3, 3; 2.5 and 3.5
 
 
+def test_components_that_are_constant_as_in_training_have_no_say():
+    """Two of three components are masked; the third is (0, 2, 4, 6) against mean 3 and variance 5."""
+    space = gym.spaces.Box(-9, 9, (3,), np.float32)
+    statistics = ObservationNormalization(np.array([0.0, 1.0, 3.0]), np.array([1e-10, 1e-10, 5.0]), 1e-8, 10.0)
+    body = torch.nn.Linear(3, 2)
+    teacher = Teacher(
+        DiscreteNetwork(body, Categorical(2), scores="logits"), space, gym.spaces.Discrete(2), algo="test", normalization=statistics
+    )
+    seen = np.array([[0, 1, 0], [0, 1, 2], [0, 1, 4], [0, 1, 6]], np.float32)
+    found = seen_of(teacher, seen)
+    assert (found.normalized_center, found.beyond_clip) == (pytest.approx(0.0), 0.0)
+    assert found.normalized_spread == pytest.approx(1.0)
+    elsewhere = seen_of(teacher, seen + np.array([0, 1, 0], np.float32))  # constant, at another value
+    assert elsewhere.beyond_clip == pytest.approx(1 / 3)
+    assert topics(elsewhere)["normalization_does_not_fit"] == "warn"
+    only = seen_of(teacher, np.array([[0, 1, 3]] * 4, np.float32))
+    assert only.normalized_spread == pytest.approx(0.0)  # varied in training
+
+
 def test_a_gaussian_s_mean_beyond_a_bound_counts_as_clipped_and_its_reaction_is_measured_in_the_box():
     teacher = gaussian_teacher()
     actions = torch.tensor([[-2.0, 0.0], [6.0, 1.0]])
