@@ -23,6 +23,7 @@ WALK, BANDIT, PUSH = EnvironmentSpec("tests/Walk-v0"), EnvironmentSpec("tests/Ba
 PLACES = EnvironmentSpec("tests/Places-v0")
 DIALS, SWITCHES = EnvironmentSpec("tests/Echo-v0", {"sizes": (2, 3)}), EnvironmentSpec("tests/Echo-v0", {"sizes": 3})
 RECALL, RECALL_CUES, RECALL_STEPS = EnvironmentSpec("tests/Recall-v0"), 4, 6
+PEEK = EnvironmentSpec("tests/Peek-v0")
 BEACON, BEFORE = EnvironmentSpec("tests/Beacon-v0"), EnvironmentSpec("tests/Before-v0")
 WALK_LIMIT = 12
 
@@ -146,6 +147,28 @@ class Recall(gym.Env):
         over = self.steps == RECALL_STEPS
         seen = RECALL_CUES + (self.steps == RECALL_STEPS - 1)
         return seen, float(over and action == self.shown), over, False, {}
+
+
+class Peek(Recall):
+    """The same with two numbers, seen as a vector: what is shown now (-1 or 1, later 0), whether it is time, and what was shown."""
+
+    observation_space: Any = gym.spaces.Box(-1, 1, (3,))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.shown %= 2
+        return self._seen(2 * self.shown - 1, False), {}
+
+    def step(self, action: Any) -> Any:
+        seen, *rest = super().step(action)
+        return self._seen(0, seen > RECALL_CUES), *rest
+
+    def _seen(self, now: int, asked: bool) -> np.ndarray:
+        return np.array([now, asked, 2 * self.shown - 1], np.float32)
 
 
 class Push(gym.Env):
@@ -381,7 +404,7 @@ def random_transitions(action_space: gym.Space, count: int, *, inputs: int = 3, 
 
 for _name, _limit in (
     *(("Walk", WALK_LIMIT), ("Places", WALK_LIMIT), ("Halves", WALK_LIMIT)),
-    *(("Bandit", None), ("Echo", None), ("Push", None), ("Recall", None), ("Beacon", 12), ("Before", 10)),
+    *(("Bandit", None), ("Echo", None), ("Push", None), ("Recall", None), ("Peek", None), ("Beacon", 12), ("Before", 10)),
 ):
     gym.register(f"tests/{_name}-v0", entry_point=f"tests.small_worlds:{_name}", max_episode_steps=_limit)
 

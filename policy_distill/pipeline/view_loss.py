@@ -44,7 +44,7 @@ def view_loss(job: Job, dataset: Dataset) -> dict[str, Any]:
         loss: its name and unit. seen, everything: its mean over held-out rows. hidden_sizes, gradient_steps: of both networks.
     """
     steps = min(GRADIENT_STEPS, job.config.train.gradient_steps)
-    own = dataclasses.replace(job.architecture, hidden_sizes=WIDE)
+    own = dataclasses.replace(job.architecture, hidden_sizes=WIDE, memory=WIDE[0] if job.architecture.memory else 0)
     full = dataclasses.replace(own, view=None, columns=None)
     losses = [_held_out(job, *each, steps) for each in ((own, dataset), (full, dataset.seeing_everything()))]
     name = next(iter(losses[0]))

@@ -104,6 +104,11 @@ def inputs_text(student: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, (named, varying)))
 
 
+def memory_text(student: Mapping[str, Any]) -> str:
+    """``, memory of 14 units (gru)``; nothing for a student without one."""
+    return f", memory of {student['memory']['size']} units ({student['memory']['kind']})" if student.get("memory") else ""
+
+
 def view_text(found: Mapping[str, Any]) -> str:
     """``0.1203 with the student's inputs, 0.0041 with all (forward_kl_nats)``."""
     return f"{found['seen']:.4g} with the student's inputs, {found['everything']:.4g} with all ({found['loss']})"
@@ -115,7 +120,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("environment", EnvironmentSpec.from_dict(summary.get("environment") or {"id": summary["env"]}).text()),
         ("teacher", f"{teacher['algo']}, {format(teacher['params'], ',') if teacher['params'] else 'unknown'} parameters"),
-        ("student", f"{student['hidden_sizes']}, {student['params']:,} parameters"),
+        ("student", f"{student['hidden_sizes']}{memory_text(student)}, {student['params']:,} parameters"),
         *([("student's inputs", inputs_text(student))] if inputs_text(student) else []),
         *([("held-out loss of a wide network", view_text(summary["view"]))] if summary.get("view") else []),
         ("compression", times(summary["compression"])),

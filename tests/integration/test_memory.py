@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ from policy_distill.pipeline.prepare import choose_architecture, complete_config
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
-from tests.small_worlds import PUSH, WALK, Walk, push_teacher, walk_best, walk_teacher
+from tests.small_worlds import PEEK, PUSH, WALK, Peek, Walk, push_teacher, walk_best, walk_teacher
 
 SEEDS = range(1_000_000, 1_000_020)
 
@@ -95,8 +95,9 @@ def test_a_whole_run_with_a_generation_and_a_certificate(tmp_path):
 
 def test_it_is_the_same_with_any_number_of_workers_and_on_disk(tmp_path):
     tensors = []
-    for number, (workers, storage) in enumerate([(0, "memory"), (2, "disk")]):
-        collect = CollectConfig(env_steps=800, rounds=2, num_envs=4, storage=storage)  # type: ignore[arg-type]
+    storages: list[tuple[int, Literal["memory", "disk"]]] = [(0, "memory"), (2, "disk")]
+    for number, (workers, storage) in enumerate(storages):
+        collect = CollectConfig(env_steps=800, rounds=2, num_envs=4, storage=storage)
         result, _ = run(tmp_path / str(number), workers=workers, collect=collect)
         tensors.append(result.student.state_dict())
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
@@ -107,6 +108,22 @@ def test_continuous_actions_and_relations_of_the_head(tmp_path):
     result = distill(settings(tmp_path, env=PUSH.id, loss=loss), teacher=push_teacher())
     assert result.retention.estimate > 0.7
     assert float(result.student.log_std.max()) < -0.5  # fitted along the episodes
+
+
+@pytest.mark.parametrize("memory", ["gru", "none"])
+def test_what_is_hidden_from_it_is_remembered(memory, tmp_path):
+    """The teacher sees all the time what the student is shown at the episode's start alone."""
+    teacher = Teacher.from_callable(lambda seen: (seen[:, 2] > 0).astype(np.int64), Peek.observation_space, Peek().action_space)
+    student = StudentConfig(hidden_sizes=(12,), inputs=[0, 1], memory=memory, memory_size=12 if memory == "gru" else None)
+    config = settings(tmp_path, env=PEEK.id, student=student, self_distill=SelfDistillConfig(generations=1, gradient_steps=120))
+    result = distill(config, teacher=teacher)
+    assert set(result.teacher_episodes.returns) == {1.0}
+    if memory == "gru":
+        assert set(result.student_episodes.returns) == {1.0}
+        again = Student.load(tmp_path / "student")
+        np.testing.assert_array_equal(evaluate(again, PEEK, SEEDS, num_envs=3).returns, result.student_episodes.returns)
+    else:
+        assert result.student_episodes.returns.mean() < 0.9
 
 
 # What is asked for, and refused.

@@ -59,7 +59,8 @@ def stack(members: int = 2, seeds: int = 0, units: int = 4) -> RecurrentStack:
 
 
 def batches(dataset: Dataset, members: int = 2, **options: int) -> SequenceBatches:
-    config = TrainConfig(batch_size=BATCH, **{"sequence_length": LENGTH, "burn_in": BURN_IN, **options})  # type: ignore[arg-type]
+    lengths = {"sequence_length": LENGTH, "burn_in": BURN_IN, **options}
+    config = TrainConfig(batch_size=BATCH, sequence_length=lengths["sequence_length"], burn_in=lengths["burn_in"])
     return SequenceBatches(
         dataset, stack(members), Objective(LossConfig(), family_of(ACTIONS)), config, [generator(m) for m in range(members)], 32
     )
