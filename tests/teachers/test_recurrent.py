@@ -18,6 +18,7 @@ from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.teachers import RecurrentTeacher, Teacher
+from tests.small_worlds import random_observations
 from tests.teachers.conftest import TinyEnv
 
 sb3_contrib = pytest.importorskip("sb3_contrib")
@@ -138,3 +139,25 @@ def test_agents_of_the_zoo_earn_what_they_earned_there(run, real_teachers):
         pytest.skip("the agent is not here")
     spec = BLIND if "NoVel" in run else EnvironmentSpec("CartPole-v1")
     assert evaluate(Teacher.load(path), spec, range(4)).returns.tolist() == [500.0] * 4
+
+
+def test_an_agent_that_reads_images_says_what_its_policy_says(tmp_path):
+    """NatureCNN before the LSTM, over two episodes."""
+    image = gym.spaces.Box(0, 255, (2, 36, 40), np.uint8)
+    model = sb3_contrib.RecurrentPPO(
+        "CnnLstmPolicy", TinyEnv(image, gym.spaces.Discrete(3)), device="cpu", n_steps=8, policy_kwargs={"lstm_hidden_size": 8}
+    )
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.mul_(2)
+    model.save(tmp_path / "agent.zip")
+    teacher = Teacher.load(tmp_path / "agent.zip")
+    assert isinstance(teacher, RecurrentTeacher)
+    mine, theirs = teacher.initial_state(1), (torch.zeros(1, 1, 8),) * 2
+    for step, observation in enumerate(random_observations(image, 10)):
+        starts = step % 5 == 0
+        with torch.no_grad():
+            expected, theirs = model.policy.get_distribution(torch.tensor(observation[None]), theirs, torch.tensor([float(starts)]))
+        told, mine = teacher.label(observation[None], mine, np.array([0 if starts else GOES_ON]))
+        found = torch.as_tensor(np.asarray(told.parameters["logits"])).log_softmax(1)
+        torch.testing.assert_close(found, expected.distribution.logits, rtol=0, atol=1e-5)
