@@ -385,7 +385,7 @@ def of_images(params: int = 100_000) -> Teacher:
 
 def test_images_are_read_by_convolutions_whose_size_follows_from_the_compression(tmp_path):
     job = prepare(request(tmp_path, env=BEACON.id, student=StudentConfig(compression=20)), of_images())
-    assert job.architecture.channels == (job.architecture.channels[0], 2 * job.architecture.channels[0])
+    assert job.architecture.channels == (2 * job.architecture.channels[1], job.architecture.channels[1])
     assert 0.6 * 5_000 < job.architecture.params <= 5_000
     assert any(
         "no student.zip is written: Stable-Baselines3 has no network with the student's convolutions" in note for note in job.notices
@@ -400,7 +400,7 @@ def test_images_are_read_by_convolutions_whose_size_follows_from_the_compression
 @pytest.mark.parametrize(
     ("student", "channels", "hidden_sizes"),
     [
-        ({"hidden_sizes": (32,)}, (16, 32), (32,)),
+        ({"hidden_sizes": (32,)}, (32, 16), (32,)),
         ({"hidden_sizes": (32,), "channels": (5,)}, (5,), (32,)),
         ({"hidden_sizes": (32,), "channels": ()}, (), (32,)),
         ({"channels": (), "compression": 20}, (), (41, 41)),

@@ -72,7 +72,8 @@ def test_the_memory_uses_the_budget_and_does_not_pass_it(budget):
 
 def test_the_memory_of_images_grows_with_the_channels():
     chosen = image_student_for(10, 500_000, Architecture(IMAGE, ACTED[0], (), memory=1))
-    assert chosen.memory == chosen.hidden_sizes[0] == 8 * chosen.channels[0]
+    assert chosen.memory == chosen.hidden_sizes[0]
+    assert chosen.channels == (2 * chosen.channels[1], chosen.channels[1])
     assert chosen.params <= 50_000
     assert image_student_for(10, 500_000, Architecture(IMAGE, ACTED[0], ())).memory == 0
 
