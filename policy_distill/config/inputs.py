@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from policy_distill.config.checks import RequestError, require
+from policy_distill.config.printable import one_line
 
 InputsRequest: TypeAlias = dict | list | str
 """The student's inputs as a user writes them: ``{"keep": [0, 1], "history": 4}``; a list or a text stands for ``keep`` alone."""
 SECTION = "student.inputs"
+MAX_INDICES = 1 << 20
+"""Of a space's components, more are not read; a few lines of ranges in a file could name billions."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def _indices(request: Any) -> tuple[int, ...]:
         assert match is not None
         first = int(match[1])
         last = first + 1 if match[2] is None else int(match[2])
-        require(first < last <= first + 1_000_000, f"{SECTION}.keep", request, f"{form}; a range ends after it begins")
+        require(first < last <= first + MAX_INDICES, f"{SECTION}.keep", request, f"{form}; a range ends after it begins")
         found += range(first, last)
+        require(len(found) <= MAX_INDICES, f"{SECTION}.keep", one_line(request, 80), f"{form}; {MAX_INDICES:,} indices at most")
     return tuple(found)

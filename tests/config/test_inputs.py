@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from policy_distill.commands.options.config_file import check_code_is_typed
@@ -91,3 +93,13 @@ def test_a_config_file_alone_cannot_import_a_wrapper(tmp_path):
     (found,) = settings_that_run_code({"student": {"inputs": {"wrapper": "a:B"}}})
     assert found.name == "student.inputs"
     check_code_is_typed(["--student.inputs=x"], parser.parse(["--student.inputs", '{"wrapper": "a:B"}']))
+
+
+def test_ranges_name_a_bounded_number_of_components():
+    """A small file could otherwise fill the memory before the repetition is seen."""
+    tracemalloc.start()
+    with pytest.raises(RequestError, match="indices at most"):
+        parse_inputs({"keep": ["0:1000000"] * 30})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6
