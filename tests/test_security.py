@@ -23,7 +23,7 @@ from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.evaluation.measure import load_policy
 from policy_distill.policies.student import Student
 from policy_distill.teachers import Teacher
-from tests.fuzz.corpus import KINDS, folder_of, make_corpus, replace_member
+from tests.fuzz.corpus import CANARY, KINDS, folder_of, make_corpus, replace_member
 from tests.fuzz.run import answers, faults_of
 from tests.fuzz.worker import peak_mb, reset_peak
 
@@ -129,6 +129,13 @@ def test_spaces_of_any_size_are_refused(name, role, corpus, tmp_path):
         {"teacher": "ppo"},
         {"environment": {"id": "CartPole-v1", "max_episode_steps": "9"}}, {"environment": {"id": "CartPole-v1", "wrappers": [["a"]]}},
         {"environment": {"id": "CartPole-v1", "imports": True}}, {"teacher": {"path": 3}},
+        {"inputs": {"keep": [5]}}, {"inputs": {"keep": ["0:1000000"] * 1000}}, {"inputs": {"keep": [2**70]}}, {"inputs": [0]},
+        {"inputs": {"history": 10**9}}, {"inputs": {"history": [2]}}, {"inputs": {"noise": [10**400]}}, {"inputs": {"keys": ["a"]}},
+        {"inputs": {"noise": {}}}, {"inputs": {"wrapper": f"{CANARY}:fire"}}, {"inputs": {"wrapper": 3}}, {"inputs": {"more": 1}},
+        {"memory": 4}, {"memory": {"kind": "gru"}}, {"memory": {"kind": "gru", "size": 10**9}}, {"memory": {"kind": "gru", "size": 2**70}},
+        {"memory": {"kind": "lstm", "size": 4}}, {"memory": {"kind": ["gru"], "size": True}},
+        {"varying_inputs": []}, {"varying_inputs": [1, 0]}, {"varying_inputs": [10**9]}, {"varying_inputs": "01"}, {"varying_inputs": [[0]]},
+        {"encoder": [4]}, {"encoder": {"channels": [10**9]}}, {"encoder": {"channels": [4] * 10_000}}, {"encoder": {}},
         {"teacher": {"path": "a", "reading": 3}}, {"action_units": 3}, {"action_units": [[1.0]]}, {"action_units": [[1.0], [0.0]]},
     ],
     ids=str,

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from policy_distill.commands.options.parser import Parser
-from policy_distill.config import DistillConfig
+from policy_distill.config import DistillConfig, InputsConfig
 from policy_distill.environments.specs import resolve
 from policy_distill.evaluation.disagreements import Disagreements, read_worst_states
 from policy_distill.evaluation.measure import certify, load_policy, teacher_of
@@ -27,6 +27,9 @@ from policy_distill.evaluation.statistics import Plan
 from policy_distill.evaluation.teacher_check import find_claim
 from policy_distill.evaluation.verify import verify
 from policy_distill.pipeline.prepare import environment_for
+from policy_distill.policies.architecture import Architecture
+from policy_distill.policies.student import Student
+from policy_distill.policies.views import View
 from policy_distill.report.suite_page import write_suite_report
 from policy_distill.report.write import write_report
 from policy_distill.rollouts.episodes import Episodes
@@ -36,6 +39,7 @@ from policy_distill.teachers.files.training_record import read_training_record
 from tests.report.example import SUMMARY
 from tests.small_worlds import WALK, walk_expert
 from tests.teachers.conftest import LOPSIDED, THREE, VECTOR, TinyEnv, build
+from tests.teachers.kinds import GOALS
 
 CANARY = "policy_distill_fuzz_canary"
 """A module that no file may make the project import; it lies where Python would find it."""
@@ -94,8 +98,9 @@ def read_known(folder: Path) -> None:
     KnownReturns(folder / "known.npz").read(range(4))
 
 
+IMAGE = gym.spaces.Box(0, 255, (2, 36, 40), np.uint8)
 WALK_SPACE = walk_expert().observation_space
-RUN = "ppo/CartPole-v1_1"
+RUN, GOAL_RUN = "ppo/CartPole-v1_1", "ppo/Goals-v0_1"
 KINDS = (
     Kind("agent's zip", f"{RUN}/CartPole-v1.zip", "zip", load_agent, 16),
     Kind("agent's data", f"{RUN}/CartPole-v1.zip", "json", load_agent, 24, "data"),
@@ -111,6 +116,14 @@ KINDS = (
     Kind("README.md", "claims/readme/README.md", "text", lambda folder: find_claim(folder / "agent.zip"), 3),
     Kind("student.json", "run/student/student.json", "json", load_student, 24),
     Kind("student.safetensors", "run/student/student.safetensors", "safetensors", load_student, 20),
+    Kind("student.json, memory and view", "seeing/student.json", "json", load_student, 24),
+    Kind("student.json, images", "pictures/student.json", "json", load_student, 16),
+    Kind("student.safetensors, memory", "seeing/student.safetensors", "safetensors", load_student, 12),
+    Kind("recurrent agent's data", "ppo_lstm/agent/agent.zip", "json", load_agent, 16, "data"),
+    Kind("recurrent agent's weights", "ppo_lstm/agent/agent.zip", "weights", load_agent, 16, "policy.pth"),
+    Kind("image agent's data", "a2c/agent/agent.zip", "json", load_agent, 16, "data"),
+    Kind("Dict agent's data", f"{GOAL_RUN}/Goals-v0.zip", "json", load_agent, 16, "data"),
+    Kind("vecnormalize.pkl of a Dict", f"{GOAL_RUN}/Goals-v0/vecnormalize.pkl", "pickle", load_agent, 20),
     Kind("certificate.json", "run/certificate.json", "json", check_certificate, 20),
     Kind("result.json", "results/result.json", "json", write_report, 1),
     Kind("suite.json", "suites/suite.json", "json", write_suite_report, 1),
@@ -135,6 +148,8 @@ def make_corpus(root: Path) -> Path:
         "import os\nopen(os.path.join(os.path.dirname(__file__), 'executed'), 'a').write('x')\ndef fire(*_): return 1\n"
     )
     _agents(root)
+    _agents_of_other_kinds(root)
+    _students(root)
     _claims(root / "claims")
     _run(root / "run", root / RUN / "CartPole-v1.zip")
     for name in ("results", "suites", "states", "known", "configs", "environments", "studies"):
@@ -184,6 +199,32 @@ def _agents(root: Path) -> None:
         model.save(path)
         if algo == "dqn":
             replace_member(path, "policy.pth", legacy_weights(model.policy.state_dict()))
+
+
+def _agents_of_other_kinds(root: Path) -> None:
+    """With a memory, with convolutions, and with a Dict and its statistics."""
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    memory = {"lstm_hidden_size": 6, "n_lstm_layers": 2}
+    agents = {
+        "ppo_lstm/agent/agent.zip": build("RecurrentPPO", policy="MlpLstmPolicy", policy_kwargs=memory),
+        "a2c/agent/agent.zip": build("A2C", IMAGE, THREE, policy="CnnPolicy", policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}}),
+        f"{GOAL_RUN}/Goals-v0.zip": build("PPO", GOALS, policy="MultiInputPolicy"),
+    }
+    for path, model in agents.items():
+        (root / path).parent.mkdir(parents=True)
+        model.save(root / path)
+    (root / GOAL_RUN / "Goals-v0").mkdir()
+    VecNormalize(DummyVecEnv([lambda: TinyEnv(GOALS, LOPSIDED)])).save(str(root / GOAL_RUN / "Goals-v0/vecnormalize.pkl"))
+
+
+def _students(root: Path) -> None:
+    """With all that student.json can say of one."""
+    view = View(InputsConfig(keys=("observation", "desired_goal"), history=2, noise=0.1), GOALS)
+    remembers = Architecture(GOALS, LOPSIDED, (8,), memory=4, view=view, columns=(0, 1, 3))
+    selects = View(InputsConfig(history=2), IMAGE)
+    for name, architecture in {"seeing": remembers, "pictures": Architecture(IMAGE, THREE, (8,), channels=(2, 3, 3), view=selects)}.items():
+        Student(architecture).save(root / name, extra={"environment": WALK.to_dict()})
 
 
 def legacy_weights(weights: Any) -> bytes:
