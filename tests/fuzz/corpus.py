@@ -206,9 +206,10 @@ def _agents_of_other_kinds(root: Path) -> None:
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
     memory = {"lstm_hidden_size": 6, "n_lstm_layers": 2}
+    convolutions = {"features_extractor_kwargs": {"features_dim": 8}}
     agents = {
         "ppo_lstm/agent/agent.zip": build("RecurrentPPO", policy="MlpLstmPolicy", policy_kwargs=memory),
-        "a2c/agent/agent.zip": build("A2C", IMAGE, THREE, policy="CnnPolicy", policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}}),
+        "a2c/agent/agent.zip": build("A2C", IMAGE, THREE, policy="CnnPolicy", policy_kwargs=convolutions),
         f"{GOAL_RUN}/Goals-v0.zip": build("PPO", GOALS, policy="MultiInputPolicy"),
     }
     for path, model in agents.items():
