@@ -1,6 +1,6 @@
 """Action masks: which actions a state allows, as one more part of its observation.
 
-An environment with ``action_masks()`` is wrapped so that its observations are dicts with the key ``action_mask``. Masks therefore go
+An environment with ``action_masks()`` is wrapped so that its observations are dicts with the key ``action_masks()``. Masks therefore go
 wherever observations go: to workers, into the dataset, to teacher and student. As in sb3-contrib a mask is flat: an entry for each choice,
 for each choice of each component (MultiDiscrete), or for off and on of each switch (MultiBinary).
 """
@@ -17,8 +17,9 @@ import numpy as np
 from policy_distill.config import RequestError
 from policy_distill.support.trees import Tree
 
-MASK = "action_mask"
-"""Key of the mask among an observation's parts."""
+MASK = "action_masks()"
+"""Key of the mask among an observation's parts. No part of an environment is called so: a part ``action_mask`` that a plain agent reads is
+an observation like any other."""
 OBSERVATION = "observation"
 """Key of the observation beside it, where the environment's observation has no parts of its own."""
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from policy_distill.config import RequestError
 from policy_distill.config.inputs import SECTION, InputsConfig, parse_inputs
-from policy_distill.environments.action_masks import MASK, OBSERVATION, has_mask
+from policy_distill.environments.action_masks import MASK, OBSERVATION, has_mask, space_without_mask, without_mask
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.observations import observation_width
 from policy_distill.support import trees
@@ -58,7 +58,7 @@ class View:
 
     def __init__(self, config: InputsConfig, observed: gym.Space) -> None:
         self.config, self.observed = config, observed
-        unmasked = _unmasked(observed)
+        unmasked = space_without_mask(observed)
         self._wrapper: Any = None if config.wrapper is None else _wrapped(config.wrapper, unmasked)
         shown = unmasked if self._wrapper is None else self._wrapper.observation_space
         self._wrapped_space = shown
@@ -91,7 +91,7 @@ class View:
         return (
             self._wrapper is not None
             or self.config.is_noisy
-            or observation_width(self._single) < observation_width(_unmasked(self.observed))
+            or observation_width(self._single) < observation_width(space_without_mask(self.observed))
         )
 
     @property
@@ -142,8 +142,7 @@ class View:
 
     def _selected(self, observations: Tree) -> Tree:
         if has_mask(self.observed):
-            parts = {key: part for key, part in observations.items() if key != MASK}
-            observations = parts[OBSERVATION] if [*parts] == [OBSERVATION] else parts
+            observations = without_mask(observations)
         if self._wrapper is not None:
             count = trees.length(observations)
             rows = [self._wrapper.observation(trees.copied(trees.rows(observations, row))) for row in range(count)]
@@ -175,14 +174,6 @@ class View:
     def to_dict(self) -> dict[str, Any]:
         """The steps as JSON-able data."""
         return self.config.to_dict()
-
-
-def _unmasked(space: gym.Space) -> gym.Space:
-    """The space without its mask, if it has one; that of the one part beside it where the environment's observation has no parts."""
-    if not has_mask(space):
-        return space
-    parts = {key: part for key, part in trees.leaf_spaces(space).items() if key != MASK}
-    return parts[OBSERVATION] if [*parts] == [OBSERVATION] else gym.spaces.Dict(OrderedDict(parts))
 
 
 def _joined(seen: Any, mask: dict[str, Any], kind: Any) -> Any:

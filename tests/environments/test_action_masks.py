@@ -14,7 +14,9 @@ from policy_distill.environments.action_masks import (
     ActionMasks,
     allows,
     draw_allowed,
+    has_mask,
     mask_sizes,
+    space_without_mask,
     with_mask,
     without_mask,
 )
@@ -58,10 +60,19 @@ def test_the_mask_stands_beside_the_observation():
 def test_parts_of_the_observation_stay_apart():
     env = ActionMasks(Parts(SingleMachine(6)))
     observation, _ = env.reset(seed=0)
-    assert list(leaf_spaces(env.observation_space)) == ["jobs", "last", "action_mask"]
+    assert list(leaf_spaces(env.observation_space)) == ["jobs", "last", "action_masks()"]
     assert list(without_mask(observation)) == ["jobs", "last"]
-    with pytest.raises(RequestError, match="has a part 'action_mask' already"):
+    with pytest.raises(RequestError, match=r"has a part 'action_masks\(\)' already"):
         with_mask(env.observation_space, env.action_space)
+
+
+def test_a_part_that_is_called_after_a_mask_is_an_observation_like_any_other():
+    """Agents of PPO that read the mask as a part of their Dict are common; an agent with masks may have such a part too."""
+    space = gym.spaces.Dict({"observation": gym.spaces.Box(-1, 1, (3,)), "action_mask": gym.spaces.MultiBinary(4)})
+    assert not has_mask(space)
+    masked = with_mask(space, gym.spaces.Discrete(4))
+    assert has_mask(masked)
+    assert space_without_mask(masked) == space
 
 
 def test_a_forbidden_action_is_refused_with_episode_and_step():

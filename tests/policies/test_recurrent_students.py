@@ -23,7 +23,7 @@ from tests.small_worlds import ACTED, SEEN, random_observations, recurrent_stude
 
 IMAGE = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
 BOTH = gym.spaces.Dict({"image": IMAGE, "direction": gym.spaces.Discrete(4)})
-MASKED = gym.spaces.Dict({"observation": SEEN, "action_mask": gym.spaces.MultiBinary(4)})
+MASKED = gym.spaces.Dict({"observation": SEEN, "action_masks()": gym.spaces.MultiBinary(4)})
 WORLDS = [(SEEN, ()), (gym.spaces.Discrete(6), ()), (MASKED, ()), (IMAGE, (3, 4)), (BOTH, (3, 4))]
 STEPS, ENVS = 9, 5
 
@@ -31,8 +31,8 @@ STEPS, ENVS = 9, 5
 def sequences(space: gym.Space) -> Tree:
     """Observations ``[STEPS, ENVS, ...]``; the action 2 is always allowed."""
     seen = map_leaves(lambda leaf: leaf.reshape(STEPS, ENVS, *leaf.shape[1:]), random_observations(space, STEPS * ENVS))
-    if isinstance(space, gym.spaces.Dict) and "action_mask" in space.spaces:
-        seen["action_mask"][..., 2] = 1
+    if isinstance(space, gym.spaces.Dict) and "action_masks()" in space.spaces:
+        seen["action_masks()"][..., 2] = 1
     return seen
 
 
@@ -121,7 +121,7 @@ def test_a_mask_forbids_actions():
         for step in range(STEPS):
             row = trees.rows(seen, step)
             actions, state = policy.step(row, state, None)
-            assert row["action_mask"][np.arange(ENVS), actions].all()
+            assert row["action_masks()"][np.arange(ENVS), actions].all()
 
 
 def test_an_episode_s_start_resets_the_state_of_its_row_alone():
