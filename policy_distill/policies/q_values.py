@@ -17,10 +17,12 @@ def standardize_logits(logits: Tensor) -> Tensor:
         logits: ``[..., num_actions]``, finite.
 
     Returns:
-        ``[..., num_actions]``; zeros if all logits are equal.
+        ``[..., num_actions]``; zeros without a gradient if all logits are equal, as those of a student whose hidden units are all off.
     """
     centred = logits - logits.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + 1e-6)
+    variance = centred.square().mean(-1, keepdim=True)
+    equal = variance == 0  # where the root has an infinite slope
+    return (centred / (variance.masked_fill(equal, 1.0).sqrt() + 1e-6)).masked_fill(equal, 0.0)
 
 
 def q_values_to_logits(q_values: Tensor, gap: float) -> Tensor:

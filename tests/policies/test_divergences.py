@@ -254,6 +254,14 @@ def test_standardised_logits_by_hand():
     assert (standardize_logits(double([[3.0, 3.0]])) == 0).all()
 
 
+def test_equal_logits_have_no_gradient_when_they_are_standardized():
+    """A student whose hidden units are all off in a state has equal logits there: the loss must not become nan."""
+    logits = double([[0.0, 0.0, 0.0], [0.0, 2.0, 4.0]]).requires_grad_()
+    (standardize_logits(logits) * double([1.0, 2.0, 3.0])).sum().backward()
+    assert (logits.grad[0] == 0).all()
+    assert logits.grad[1].isfinite().all() and (logits.grad[1] != 0).any()
+
+
 @given(matrices(), st.floats(0.5, 5), st.floats(-10, 10))
 def test_standardised_logits_forget_shift_and_scale(logits, scale, shift):
     z = torch.from_numpy(logits)
