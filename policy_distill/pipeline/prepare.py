@@ -242,8 +242,12 @@ def settle_layers(config: LossConfig, teacher: Teacher, architecture: Architectu
     """The loss with default layers filled in, and the widths of each hinted pair of layers, student's first.
 
     Raises:
-        RequestError: if a layer does not exist.
+        RequestError: if a layer does not exist, or the logits of forbidden actions would count.
     """
+    if config.standardize_logits and has_mask(teacher.observation_space):
+        raise RequestError(
+            "loss.standardize_logits takes the mean over all actions, and a forbidden action's logit says nothing: set it to false"
+        )
     student_widths = dict(zip(layer_names(len(architecture.hidden_sizes)), architecture.widths[1:], strict=True))
     settled = {}
     for name in ("features", "relations"):

@@ -102,3 +102,12 @@ def test_outputs_under_masks_are_not_compared_and_hidden_layers_are(tmp_path, se
             prepare(asking(layers), teacher)
     result = distill(asking(None), teacher=teacher)
     assert all(np.isfinite(value) for record in result.summary["rounds"] for value in record["train"].values())
+
+
+def test_logits_under_masks_are_not_standardized(tmp_path):
+    """Forbidden actions' logits are so low that those of all others would be equal: the loss would tell nothing apart."""
+    config = small(tmp_path / "run", "choices")
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, standardize_logits=True))
+    with pytest.raises(RequestError, match="loss.standardize_logits takes the mean over all actions"):
+        prepare(config, untrained("choices"))
+    assert not (tmp_path / "run").exists()
