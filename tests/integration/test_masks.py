@@ -108,6 +108,6 @@ def test_logits_under_masks_are_not_standardized(tmp_path):
     """Forbidden actions' logits are so low that those of all others would be equal: the loss would tell nothing apart."""
     config = small(tmp_path / "run", "choices")
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, standardize_logits=True))
-    with pytest.raises(RequestError, match="loss.standardize_logits takes the mean over all actions"):
+    with pytest.raises(RequestError, match=r"loss\.standardize_logits takes the mean over all actions"):
         prepare(config, untrained("choices"))
     assert not (tmp_path / "run").exists()
