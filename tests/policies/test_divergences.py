@@ -258,6 +258,7 @@ def test_equal_logits_have_no_gradient_when_they_are_standardized():
     """A student whose hidden units are all off in a state has equal logits there: the loss must not become nan."""
     logits = double([[0.0, 0.0, 0.0], [0.0, 2.0, 4.0]]).requires_grad_()
     (standardize_logits(logits) * double([1.0, 2.0, 3.0])).sum().backward()
+    assert logits.grad is not None
     assert (logits.grad[0] == 0).all()
     assert logits.grad[1].isfinite().all()
     assert (logits.grad[1] != 0).any()
