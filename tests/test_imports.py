@@ -126,8 +126,8 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.policies": (
         "student",
         "architecture",
-        "encoders",
         "views",
+        "encoders",
         "families",
         "divergences",
         "q_values",

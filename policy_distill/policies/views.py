@@ -18,6 +18,7 @@ from policy_distill.config import RequestError
 from policy_distill.config.inputs import SECTION, InputsConfig, parse_inputs
 from policy_distill.environments.action_masks import MASK, OBSERVATION, has_mask, space_without_mask, without_mask
 from policy_distill.environments.vector import GOES_ON
+from policy_distill.policies.encoders import channels_first
 from policy_distill.policies.observations import observation_width
 from policy_distill.support import trees
 from policy_distill.support.trees import Tree
@@ -232,9 +233,12 @@ def _stacked(count: int, space: gym.Space) -> gym.Space:
     """The space of ``count`` observations side by side: vectors one after the other, images by their channels."""
     match space:
         case gym.spaces.Box(shape=(_, _, _)):
-            axis = _channel_axis(space)
-            low, high = (np.concatenate([bound] * count, axis=axis) for bound in (space.low, space.high))
-            return gym.spaces.Box(low, high, dtype=space.dtype.type)
+            first = channels_first(space)
+            low, high = (np.concatenate([bound] * count, axis=0 if first else 2) for bound in (space.low, space.high))
+            stack = gym.spaces.Box(low, high, dtype=space.dtype.type)
+            if channels_first(stack) != first:  # the student's encoder would take the channels for rows or columns of pixels
+                raise RequestError(f"{SECTION}.history {count} makes images of {stack.shape}, as many channels as pixels: choose less")
+            return stack
         case gym.spaces.Box():
             low, high = (np.tile(bound.ravel(), count) for bound in (space.low, space.high))
             return gym.spaces.Box(low, high, dtype=space.dtype.type)
@@ -243,15 +247,9 @@ def _stacked(count: int, space: gym.Space) -> gym.Space:
     raise RequestError(f"{SECTION}.history is for Box and Discrete observations, and the student sees {space}: leave it out")
 
 
-def _channel_axis(space: gym.Space) -> int:
-    """As the student's encoder takes it: the first axis where it is the shorter one of first and last."""
-    shape = space.shape or ()
-    return 0 if shape[0] < shape[2] else 2
-
-
 def _side_by_side(frames: np.ndarray, space: gym.Space) -> np.ndarray:
     """``[N, history, ...]`` as one observation of ``_stacked``'s space."""
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and _channel_axis(space) == 2:
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and not channels_first(space):
         count, length, height, width, channels = frames.shape
         return frames.transpose(0, 2, 3, 1, 4).reshape(count, height, width, length * channels)
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 3:

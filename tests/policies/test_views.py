@@ -17,6 +17,7 @@ from policy_distill.config import RequestError, parse_inputs
 from policy_distill.environments.action_masks import MASK
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.architecture import Architecture
+from policy_distill.policies.encoders import channels_first
 from policy_distill.policies.student import Student
 from policy_distill.policies.views import View, ViewedEnv
 from policy_distill.support import trees
@@ -90,7 +91,9 @@ def test_a_history_is_the_oldest_first_and_begins_with_the_first_observation_rep
     assert found.columns is None
 
 
-@pytest.mark.parametrize(("shape", "stacked"), [((5, 4, 1), (5, 4, 2)), ((1, 5, 4), (2, 5, 4))])
+@pytest.mark.parametrize(
+    ("shape", "stacked"), [((5, 4, 1), (5, 4, 2)), ((1, 5, 4), (2, 5, 4)), ((7, 7, 9), (7, 7, 18)), ((9, 4, 4), (18, 4, 4))]
+)
 def test_images_are_stacked_by_their_channels(shape, stacked):
     space = gym.spaces.Box(0, 255, shape, np.uint8)
     found = view({"history": 2}, space)
@@ -98,8 +101,16 @@ def test_images_are_stacked_by_their_channels(shape, stacked):
     _, state = found.step(first, found.initial_state(3), starts_of(0, 1, 2))
     seen, _ = found.step(second, state, None)
     assert found.space.shape == stacked
-    axis = 3 if shape[-1] == 1 else 1
+    axis = 1 if channels_first(space) else 3
+    assert shape[axis - 1] != stacked[axis - 1]
     np.testing.assert_array_equal(seen, np.concatenate([first, second], axis=axis))
+
+
+def test_histories_of_images_whose_channels_the_encoder_would_take_for_pixels_are_refused():
+    space = gym.spaces.Box(0, 255, (20, 30, 3), np.uint8)
+    assert not channels_first(view({"history": 6}, space).space)
+    with pytest.raises(RequestError, match=r"student\.inputs\.history 7 makes images of \(20, 30, 21\)"):
+        view({"history": 7}, space)
 
 
 def test_a_history_of_numbers_is_one_of_choices():
