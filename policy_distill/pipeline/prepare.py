@@ -116,6 +116,8 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         raise RequestError(f"value.hidden_sizes asks for a network that learns the teacher's values: {reason}")
     if config.value.hidden_sizes is not None and architecture.channels:
         raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
+    if config.value.hidden_sizes is not None and has_mask(teacher.observation_space):
+        raise RequestError("value.hidden_sizes is for student.zip, and none is written of students under action masks: leave it out")
     if architecture.memory:
         check_sequences(config)
     extra_states, extra_notices = read_extra_states(config.collect, teacher, spec, view)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from policy_distill.commands.cli import main
-from policy_distill.config import CheckConfig, RequestError
+from policy_distill.config import CheckConfig, RequestError, ValueConfig
 from policy_distill.environments.action_masks import MASK, allows
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.pipeline.distill import distill
@@ -109,5 +109,12 @@ def test_logits_under_masks_are_not_standardized(tmp_path):
     config = small(tmp_path / "run", "choices")
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, standardize_logits=True))
     with pytest.raises(RequestError, match=r"loss\.standardize_logits takes the mean over all actions"):
+        prepare(config, untrained("choices"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_value_network_under_masks_is_refused_before_the_work(tmp_path):
+    config = dataclasses.replace(small(tmp_path / "run", "choices"), value=ValueConfig(hidden_sizes=(8,)))
+    with pytest.raises(RequestError, match=r"none is written of students under action masks"):
         prepare(config, untrained("choices"))
     assert not (tmp_path / "run").exists()
