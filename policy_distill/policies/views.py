@@ -1,4 +1,4 @@
-"""Views: from an environment's observations to what a student sees of them, with what has to be remembered of the episode."""
+"""Views: transformations of an environment's observations into a student's inputs, with their state over the episode."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from policy_distill.support.trees import Tree
 from policy_distill.support.untrusted import MAX_ELEMENTS
 
 NOISE_STREAM = 9
-"""Sets the noise's random numbers apart from all others that follow from an episode's seed."""
+"""Stream number of the noise, which separates it from other random numbers derived from an episode's seed."""
 
 
 @dataclass
 class ViewState:
-    """What a view remembers of N episodes.
+    """State of a view for N episodes.
 
     Attributes:
-        frames: the last observations, ``[N, history, ...]``, the oldest first; None before the first step or without a history.
-        streams: of each episode's noise; empty without noise.
+        frames: the last observations, ``[N, history, ...]``, oldest first; None before the first step or without a history.
+        streams: random generators of each episode's noise; empty without noise.
     """
 
     frames: Tree
@@ -41,28 +41,27 @@ class ViewState:
 
 
 class View:
-    """What a student sees: a pure function of the observation, the history, and noise of the episode's own.
+    """A student's inputs: a function of the observation, the history, and noise from the episode's seed.
 
-    A mask of forbidden actions is shown as it is, beside whatever else is seen.
+    A mask of forbidden actions is passed through unchanged.
 
     Args:
-        config: the steps.
+        config: the transformation's steps.
         observed: space of the environment's observations.
 
     Attributes:
-        space: of what the student sees.
+        space: space of the student's inputs.
 
     Raises:
-        RequestError: if the steps do not suit the space.
+        RequestError: if the steps do not apply to the space.
     """
 
     def __init__(self, config: InputsConfig, observed: gym.Space) -> None:
         self.config, self.observed = config, observed
         unmasked = _unmasked(observed)
         self._wrapper: Any = None if config.wrapper is None else _wrapped(config.wrapper, unmasked)
-        shown = unmasked if self._wrapper is None else self._wrapper.observation_space
-        self._wrapped_space = shown
-        self._single = _selected(config, shown)
+        self._wrapped_space = unmasked if self._wrapper is None else self._wrapper.observation_space
+        self._single = _selected(config, self._wrapped_space)
         self._noise = trees.of_space(self._single, functools.partial(_spread, config)) if config.is_noisy else None
         noisy = _of_parts(self._single, _unbounded) if config.is_noisy else self._single
         seen = _of_parts(noisy, functools.partial(_stacked, config.history)) if config.history > 1 else noisy
@@ -82,12 +81,12 @@ class View:
 
     @property
     def has_state(self) -> bool:
-        """Whether what the student sees depends on more than the present observation."""
+        """Whether the student's inputs depend on more than the current observation."""
         return self.config.history > 1 or self.config.is_noisy
 
     @property
     def hides(self) -> bool:
-        """Whether something that the environment returns is kept from the student, or may be: by a wrapper, or by noise."""
+        """Whether the view may remove information: by a wrapper, by noise, or by leaving components out."""
         return (
             self._wrapper is not None
             or self.config.is_noisy
@@ -96,7 +95,7 @@ class View:
 
     @property
     def columns(self) -> tuple[int, ...] | None:
-        """Which components of the encoded observation the student sees, in its order; None if it sees anything else."""
+        """Components of the encoded observation that the student sees, in order; None if the view is no plain selection."""
         if self.has_state or self._wrapper is not None or has_mask(self.observed):
             return None
         first, places = 0, {}
@@ -112,9 +111,9 @@ class View:
         return ViewState(None, streams)
 
     def step(self, observations: Tree, state: ViewState, starts: np.ndarray | None) -> tuple[Tree, ViewState]:
-        """What the student sees of ``observations`` ``[N, ...]``, and the state; see ``policies.policy.Stateful.step``.
+        """The student's inputs for ``observations`` ``[N, ...]``, and the state; see ``policies.policy.Stateful.step``.
 
-        The state is changed in place, and what is returned may be views of it, or of ``observations``.
+        The state is changed in place. The result may share memory with it or with ``observations``.
         """
         seen = self._selected(observations)
         began = np.zeros(trees.length(seen), bool) if starts is None else starts != GOES_ON
@@ -128,13 +127,13 @@ class View:
         return self._with_mask(seen, observations), state
 
     def see(self, observations: Tree) -> Tree:
-        """What the student sees of ``observations`` ``[B, ...]`` alone.
+        """The student's inputs for independent ``observations`` ``[B, ...]``.
 
         Raises:
-            ValueError: if that depends on the episode; see ``has_state``.
+            ValueError: if they depend on the episode; see ``has_state``.
         """
         if self.has_state:
-            raise ValueError("the student sees a history or noise: ask it step after step, with a state (Student.step)")
+            raise ValueError("the student sees a history or noise: call Student.step, which keeps a state")
         return self._with_mask(self._selected(observations), observations)
 
     def _with_mask(self, seen: Tree, observations: Tree) -> Tree:
@@ -178,7 +177,7 @@ class View:
 
 
 def _unmasked(space: gym.Space) -> gym.Space:
-    """The space without its mask, if it has one; that of the one part beside it where the environment's observation has no parts."""
+    """The space without its mask, if it has one; the bare space if the environment's observation itself is no Dict."""
     if not has_mask(space):
         return space
     parts = {key: part for key, part in trees.leaf_spaces(space).items() if key != MASK}
@@ -186,7 +185,7 @@ def _unmasked(space: gym.Space) -> gym.Space:
 
 
 def _joined(seen: Any, mask: dict[str, Any], kind: Any) -> Any:
-    """What is seen, or its space, with the mask beside it."""
+    """Inputs, or their space, with the mask added."""
     parts = dict(seen) if isinstance(seen, dict | gym.spaces.Dict) else {OBSERVATION: seen}
     return kind(OrderedDict(parts | mask))
 
@@ -214,8 +213,8 @@ def _selected(config: InputsConfig, space: gym.Space) -> gym.Space:
 def _of_parts(space: gym.Space, change: Any) -> gym.Space:
     if isinstance(space, gym.spaces.Dict):
         return gym.spaces.Dict(OrderedDict((key, change(part)) for key, part in trees.leaf_spaces(space).items()))
-    found: gym.Space = change(space)
-    return found
+    changed: gym.Space = change(space)
+    return changed
 
 
 def _unbounded(space: gym.Space) -> gym.Space:
@@ -238,7 +237,7 @@ def _noisy(leaf: np.ndarray, spread: np.ndarray, streams: list[np.random.Generat
 
 
 def _stacked(count: int, space: gym.Space) -> gym.Space:
-    """The space of ``count`` observations side by side: vectors one after the other, images by their channels."""
+    """The space of ``count`` stacked observations: vectors are concatenated, images along their channels."""
     match space:
         case gym.spaces.Box(shape=(_, _, _)):
             axis = _channel_axis(space)
@@ -253,7 +252,7 @@ def _stacked(count: int, space: gym.Space) -> gym.Space:
 
 
 def _channel_axis(space: gym.Space) -> int:
-    """As the student's encoder takes it: the first axis where it is the shorter one of first and last."""
+    """Axis of the channels: the first if it is shorter than the last, as in the student's encoder."""
     shape = space.shape or ()
     return 0 if shape[0] < shape[2] else 2
 
@@ -272,8 +271,8 @@ def read_view(saved: Any, observed: gym.Space, path: Path, trust: bool) -> View 
     """``inputs`` of student.json.
 
     Raises:
-        RequestError: if a wrapper would have to be imported, which runs code.
-        ValueError: if they are not those of observations in ``observed``, or too many.
+        RequestError: if a wrapper would be imported without ``trust``.
+        ValueError: if they are malformed, or have too many components.
     """
     if saved is None:
         return None
@@ -297,7 +296,7 @@ def read_columns(saved: Any, seen: gym.Space) -> tuple[int, ...] | None:
     """``varying_inputs`` of student.json.
 
     Raises:
-        ValueError: if they are no components of what the student sees.
+        ValueError: if they are not ascending components of the student's inputs.
     """
     if saved is None:
         return None
@@ -310,7 +309,7 @@ def read_columns(saved: Any, seen: gym.Space) -> tuple[int, ...] | None:
 
 
 class ViewedEnv(gym.ObservationWrapper):
-    """An environment whose observations are what the student sees. Its noise goes on from episode to episode where no seed is given."""
+    """An environment that returns the student's inputs. An episode reset without a seed uses the previous episode's noise seed plus 1."""
 
     def __init__(self, env: gym.Env, view: View) -> None:
         super().__init__(env)
@@ -331,7 +330,7 @@ class ViewedEnv(gym.ObservationWrapper):
 
 
 class _SpaceOnly(gym.Env[Any, Any]):
-    """What a wrapper is put around: only its space is asked for."""
+    """A placeholder that is passed to the wrapper; it only has spaces."""
 
     action_space = gym.spaces.Discrete(1)
 
@@ -340,7 +339,7 @@ class _SpaceOnly(gym.Env[Any, Any]):
 
 
 def _wrapped(name: str, space: gym.Space) -> Any:
-    """The user's wrapper. Importing runs its module: only what the user named, or trusts, comes here."""
+    """The user's wrapper. The import runs its module, so ``name`` must come from the user or be trusted by them."""
     module, _, attribute = name.partition(":")
     try:
         wrapper = getattr(importlib.import_module(module), attribute)(_SpaceOnly(space))
