@@ -88,7 +88,7 @@ def test_a_reward_that_is_not_finite_is_a_fault():
 def test_a_policy_that_answers_with_nan_is_blamed_and_not_the_environment():
     env = make(PUSH)
     env.reset(seed=0)
-    with pytest.raises(EnvironmentFault, match=r"step 1: the policy answered with \[nan 0\.?5?\], and then step raised AssertionError"):
+    with pytest.raises(EnvironmentFault, match=r"step 1: the policy returned \[nan 0\.?5?\], and then step raised AssertionError"):
         env.step(np.array([np.nan, 0.5]))
 
 
