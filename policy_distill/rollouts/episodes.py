@@ -78,8 +78,8 @@ class _Agreement(Returns):
     def opened(self, envs: Sequence[gym.Env]) -> None:
         self._margin = _margin(envs[0].action_space, *self._policies)
 
-    def acted(self, observations: Tree, answers: Sequence[Any], running: list[int]) -> None:
-        self.agreed += int(_alike_within(self._margin, *answers)[running].sum())
+    def acted(self, observations: Tree, policy_actions: Sequence[Any], running: list[int]) -> None:
+        self.agreed += int(_alike_within(self._margin, *policy_actions)[running].sum())
 
 
 @own_random_state()

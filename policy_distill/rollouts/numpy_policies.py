@@ -65,7 +65,7 @@ def labeller(teacher: Teacher, rows: int) -> Label:
 
 
 def head(network: nn.Module, rows: int, recorded: Sequence[str] = ()) -> Label | None:
-    """A function from preprocessed observations ``[rows, inputs]`` float32 to labels; None if ``network`` is no plain stack of layers.
+    """A function from preprocessed observations ``[rows, inputs]`` float32 to labels; None if ``network`` is not a plain stack of layers.
 
     Args:
         network: the teacher's acting network, or the part after its memory.

@@ -50,7 +50,7 @@ class Recorder:
     def began(self, slot: int, episode: int) -> None:
         """Called after environment ``slot`` was reset with the seed at index ``episode``."""
 
-    def acted(self, observations: Tree, answers: Sequence[Any], running: list[int]) -> None:
+    def acted(self, observations: Tree, policy_actions: Sequence[Any], running: list[int]) -> None:
         """Called before a step with observations ``[N, ...]`` and each policy's actions; the first policy's are executed in ``running``."""
 
     def stepped(self, rewards: list[float], running: list[int]) -> None:
@@ -113,7 +113,7 @@ def _play(
     episodes, began, rewards, totals = [0] * count, [0] * count, [0.0] * count, [0.0] * count
     starts: np.ndarray | None = np.full(count, GOES_ON)
     step = 0
-    answers: list[Any] = []
+    policy_actions: list[Any] = []
 
     def begin(slot: int) -> bool:
         """Start the next episode, if there is one."""
@@ -132,10 +132,10 @@ def _play(
     while running:
         if not all_finite(observations):
             slot = all_finite.first_wrong()
-            raise not_finite(envs[slot], trees.rows(observations, slot), answers[0][slot] if answers else None)
-        answers = [player(observations, starts) for player in players]
-        recorder.acted(observations, answers, running)
-        actions, starts = answers[0], None
+            raise not_finite(envs[slot], trees.rows(observations, slot), policy_actions[0][slot] if policy_actions else None)
+        policy_actions = [player(observations, starts) for player in players]
+        recorder.acted(observations, policy_actions, running)
+        actions, starts = policy_actions[0], None
         step += 1
         over: list[tuple[int, Any, bool, bool]] = []
         for slot in running:

@@ -101,7 +101,7 @@ class RolloutEnv:
         self._sites = list(sites or [Local(Host())])[:num_envs]
         shares = np.array_split(np.arange(num_envs), len(self._sites))
         arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), num_envs, num_steps, seed, teacher) for share in shares]
-        hosted = [site.ask("host", _NAME, _Group, *each) for site, each in zip(self._sites, arguments, strict=True)]
+        hosted = [site.submit("host", _NAME, _Group, *each) for site, each in zip(self._sites, arguments, strict=True)]
         Pending.together(hosted).result()
 
     def reset(self) -> Tree:
@@ -123,11 +123,11 @@ class RolloutEnv:
         return sorted((episode for part in parts for episode in part.ended), key=lambda episode: (episode.step, episode.index))
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
-        return Pending.together([site.ask("call", _NAME, method, *arguments) for site in self._sites]).result()
+        return Pending.together([site.submit("call", _NAME, method, *arguments) for site in self._sites]).result()
 
     def close(self) -> None:
         """Close the environments."""
-        Pending.together([site.ask("release", _NAME) for site in self._sites]).result()
+        Pending.together([site.submit("release", _NAME) for site in self._sites]).result()
 
 
 _NAME = "rollouts of PPO"

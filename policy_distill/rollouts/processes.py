@@ -53,7 +53,7 @@ class Local:
     def __init__(self, resident: Any) -> None:
         self._resident = resident
 
-    def ask(self, method: str, *arguments: Any) -> Pending[Any]:
+    def submit(self, method: str, *arguments: Any) -> Pending[Any]:
         """Call a method."""
         return Pending.known(getattr(self._resident, method)(*arguments))
 
@@ -81,7 +81,7 @@ class Remote:
         self._sent = self._received = 0
         self._results: dict[int, tuple[bool, Any]] = {}
 
-    def ask(self, method: str, *arguments: Any) -> Pending[Any]:
+    def submit(self, method: str, *arguments: Any) -> Pending[Any]:
         """Call a method in the process. Results may be read in any order.
 
         Reading a result raises ``Fault`` and ``RequestError`` as raised in the process, and a ``RuntimeError`` of one line for other
@@ -136,7 +136,7 @@ def call_apart(step_timeout: float | None, function: Callable[..., Answer], *arg
         return function(*arguments)
     remote = Remote(_Call, function, arguments, step_timeout=step_timeout)
     try:
-        answer: Answer = remote.ask("answer").result()
+        answer: Answer = remote.submit("answer").result()
         return answer
     finally:
         remote.close()

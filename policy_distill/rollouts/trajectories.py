@@ -132,11 +132,11 @@ class _Steps(Recorder):
     def began(self, slot: int, episode: int) -> None:
         self._running[slot] = [], [], []
 
-    def acted(self, observations: Tree, answers: Sequence[Any], running: list[int]) -> None:
+    def acted(self, observations: Tree, policy_actions: Sequence[Any], running: list[int]) -> None:
         for slot in running:
             episode_observations, actions, _ = self._running[slot]
             episode_observations.append(trees.copied(trees.rows(observations, slot)))
-            actions.append(np.array(answers[0][slot]))
+            actions.append(np.array(policy_actions[0][slot]))
 
     def stepped(self, rewards: list[float], running: list[int]) -> None:
         for slot in running:

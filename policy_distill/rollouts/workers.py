@@ -88,7 +88,7 @@ class Rollouts:
         for first in range(0, num_steps, self._block_steps):
             steps = min(self._block_steps, num_steps - first)
             arguments = (steps, student, teacher_action_prob, round_index, exploration)
-            parts = self._ask("collect", [arguments] * self._collecting).result()
+            parts = self._submit("collect", [arguments] * self._collecting).result()
             yield executed(parts[0] if len(parts) == 1 else concatenate(parts, steps))
 
     @property
@@ -107,7 +107,7 @@ class Rollouts:
     ) -> Pending[Episodes]:
         """Start ``evaluate`` in the workers; without workers it runs immediately."""
         shares = [share for share in (seeds[index :: len(self._sites)] for index in range(len(self._sites))) if len(share)]
-        return self._ask("evaluate", [(policy, share, num_envs, with_agreement) for share in shares]).then(merge)
+        return self._submit("evaluate", [(policy, share, num_envs, with_agreement) for share in shares]).then(merge)
 
     def for_ppo(self, num_envs: int, num_steps: int, seed: int) -> RolloutEnv:
         """Environments for PPO that return the students' inputs, divided among the same workers; see ``RolloutEnv``."""
@@ -128,9 +128,9 @@ class Rollouts:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Pending[list[Any]]:
+    def _submit(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Pending[list[Any]]:
         """Call a method of one worker for each element of ``arguments``. A worker runs its calls in order."""
-        return Pending.together([site.ask(method, *each) for site, each in zip(self._sites, arguments, strict=False)])
+        return Pending.together([site.submit(method, *each) for site, each in zip(self._sites, arguments, strict=False)])
 
 
 def _make(spec: EnvironmentSpec, view: View | None) -> gym.Env:

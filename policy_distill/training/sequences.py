@@ -123,7 +123,7 @@ class SequenceBatches(Batches):
         return samples, inputs, self._take(samples.flatten(), observations=False)[1]
 
 
-def answers(student: Student, dataset: Dataset, limit: int, *, held_out: bool = False) -> tuple[Tensor, ActionTargets] | None:
+def sampled_outputs(student: Student, dataset: Dataset, limit: int, *, held_out: bool = False) -> tuple[Tensor, ActionTargets] | None:
     """A student's outputs ``[B, outputs]`` on about ``limit`` evenly spaced rows, and the rows' targets; None if there are no rows.
 
     Args:
@@ -144,7 +144,7 @@ def answers(student: Student, dataset: Dataset, limit: int, *, held_out: bool = 
     return outputs, dataset.take_targets(torch.cat([part_places for part_places, _ in parts]))
 
 
-def all_answers(student: Student, dataset: Dataset) -> Tensor:
+def all_outputs(student: Student, dataset: Dataset) -> Tensor:
     """Outputs ``[capacity, outputs]`` of a student with a memory on all rows, by position in the dataset's arrays."""
     outputs = torch.zeros(dataset.capacity, student.family.width)
     for places, numbers in (dataset.training_episodes(), dataset.held_out_episodes()):
