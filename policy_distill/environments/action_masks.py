@@ -20,7 +20,7 @@ from policy_distill.support.trees import Tree
 MASK = "action_mask"
 """Key of the mask in an observation."""
 OBSERVATION = "observation"
-"""Key of the environment's observation, if that is no Dict itself."""
+"""Key of the environment's observation, if it is not a Dict."""
 
 Step = tuple[Any, Any, bool, bool, dict[str, Any]]
 

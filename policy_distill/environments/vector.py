@@ -306,7 +306,7 @@ def _why_not(spec: EnvironmentSpec, backend: Backend) -> str | None:
         if difference := first_difference(_single_spaces(envs), (plain.observation_space, plain.action_space)):
             return f"the {what} has other {difference[0]}: {difference[1]} instead of {difference[2]}"
         if not all(isinstance(leaf, np.ndarray) for leaf in trees.leaves(envs.reset()[0])):
-            return f"the {what} gives observations that are no numpy arrays"
+            return f"the {what} gives observations that are not numpy arrays"
     finally:
         envs.close()
         plain.close()

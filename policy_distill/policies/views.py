@@ -95,7 +95,7 @@ class View:
 
     @property
     def columns(self) -> tuple[int, ...] | None:
-        """Components of the encoded observation that the student sees, in order; None if the view is no plain selection."""
+        """Components of the encoded observation that the student sees, in order; None if the view is not a plain selection."""
         if self.has_state or self._wrapper is not None or has_mask(self.observed):
             return None
         first, places = 0, {}
@@ -177,7 +177,7 @@ class View:
 
 
 def _unmasked(space: gym.Space) -> gym.Space:
-    """The space without its mask, if it has one; the bare space if the environment's observation itself is no Dict."""
+    """The space without its mask, if it has one; the bare space if the environment's observation itself is not a Dict."""
     if not has_mask(space):
         return space
     parts = {key: part for key, part in trees.leaf_spaces(space).items() if key != MASK}
@@ -195,7 +195,7 @@ def _selected(config: InputsConfig, space: gym.Space) -> gym.Space:
     if config.keys is not None:
         parts = trees.leaf_spaces(space) if isinstance(space, gym.spaces.Dict) else {}
         if missing := [key for key in config.keys if key not in parts]:
-            has = f"it has the keys {', '.join(parts)}" if parts else f"the observation is no Dict: {space}"
+            has = f"it has the keys {', '.join(parts)}" if parts else f"the observation is not a Dict: {space}"
             raise RequestError(f"{SECTION}.keys names {missing[0]!r}, which the observation does not have; {has}")
         chosen = {key: parts[key] for key in config.keys}
         space = next(iter(chosen.values())) if len(chosen) == 1 else gym.spaces.Dict(OrderedDict(chosen))

@@ -203,7 +203,7 @@ class Teacher(nn.Module):
 
     @property
     def members(self) -> tuple[Teacher, ...]:
-        """The agents of an ensemble; the agent itself if it is no ensemble."""
+        """The agents of an ensemble; the agent itself if it is not an ensemble."""
         return tuple(self.network.members) if isinstance(self.network, Ensemble) else (self,)  # type: ignore[arg-type]
 
     @property
@@ -293,16 +293,13 @@ class Teacher(nn.Module):
         extractor: str | None = None,
         trust: bool = False,
     ) -> Teacher:
-        """Load an agent from a run's folder, a zip, or by the name of an agent that ships with the project.
-
-        Nothing is unpickled unless ``trust`` is set.
+        """Load an agent from a run's folder, a zip, or by a shipped agent's name. Nothing is unpickled unless ``trust`` is set.
 
         Args:
             path_or_name: see ``find_agent``.
             algo: the algorithm, if the folder and the file do not contain it or are wrong.
             normalization: the file of its VecNormalize statistics, or ``none``. None: it is searched for, see ``choose_statistics``.
-            trust: let Stable-Baselines3 unpickle agents that cannot be rebuilt from plain data, such as custom policies. This runs code
-                from the file.
+            trust: let Stable-Baselines3 unpickle agents that cannot be rebuilt, such as custom policies. This runs code from the file.
             extractor: ``file.py:Class``, the source of the agent's custom features extractor. The file is run, and the zip's weights are
                 loaded into the class.
 

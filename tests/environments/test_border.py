@@ -219,7 +219,7 @@ def test_the_parts_of_a_dict_are_those_that_stable_baselines3_would_read():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"goal": None}, "seed 7, step 1: the observation lacks goal; make the observation"),
+        ({"goal": None}, "seed 7, step 1: the observation lacks goal; make observation and space match"),
         ({"more": 1, "again": 2}, "the observation has again, more, which its space has not"),
         ({"goal": 5}, r"the observation's 'goal' is 5, which is not in its space Discrete\(5\)"),
         ({"goal": np.nan}, "the observation's 'goal' is nan, but its space holds whole numbers"),

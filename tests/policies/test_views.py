@@ -149,7 +149,7 @@ def test_masks_are_always_seen():
     ("request_", "space", "message"),
     [
         ([4], VECTOR, "components 0 to 3"),
-        ({"keys": ["a"]}, VECTOR, "no Dict"),
+        ({"keys": ["a"]}, VECTOR, "not a Dict"),
         ({"keys": ["a"]}, PARTS, "it has the keys target, position, goal"),
         ([0], PARTS, "name one key"),
         ([0], gym.spaces.Discrete(3), "components of a vector"),

@@ -28,7 +28,7 @@ class CustomExtractor(nn.Module):
     """Reshapes vectors ``[B, width]`` to their space, as Stable-Baselines3 does, and applies ``module``: ``[B, features]``.
 
     Attributes:
-        steps: names and layers of an equivalent sequence of layers; None if ``module`` is no plain sequence.
+        steps: names and layers of an equivalent sequence of layers; None if ``module`` is not a plain sequence.
     """
 
     def __init__(self, module: nn.Module, space: gym.Space, text: str) -> None:
@@ -73,7 +73,7 @@ class ExtractorMaker:
         with _failure_in_one_line(f"{self.text} cannot be made with {_call(self.kwargs)}"), torch.random.fork_rng(devices=[]):
             module = self.make(self.space, **self.kwargs)
         if not isinstance(module, nn.Module):
-            raise RequestError(f"{self.text} makes a {type(module).__name__}, which is no torch.nn.Module; name a features extractor")
+            raise RequestError(f"{self.text} makes a {type(module).__name__}, which is not a torch.nn.Module; name a features extractor")
         with _failure_in_one_line(f"the weights in {source} are not those of {self.text}"):
             module.load_state_dict(own_weights)
         extractor = CustomExtractor(module.eval(), self.space, self.text).requires_grad_(False)
@@ -141,7 +141,7 @@ def _run_file(path: Path) -> Any:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
-        raise RequestError(f"{path} is no Python file; name the .py file that defines the features extractor")
+        raise RequestError(f"{path} is not a Python file; name the .py file that defines the features extractor")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look classes up by their module's name
     sys.path.insert(0, str(path.resolve().parent))
@@ -167,7 +167,7 @@ def _arguments(saved: object, text: str, source: str) -> dict[str, Any]:
         return {}
     if not isinstance(saved, dict) or not all(isinstance(key, str) for key in saved):
         raise RequestError(
-            f"{source} holds arguments of its features extractor that are no plain values ({' '.join(str(saved).split())}); "
+            f"{source} holds arguments of its features extractor that are not plain values ({' '.join(str(saved).split())}); "
             f"make them defaults in {text}, and save the agent without features_extractor_kwargs"
         )
     return saved

@@ -102,15 +102,15 @@ def _lstm(weights: Mapping[str, Tensor], source: str) -> nn.LSTM:
     """The LSTM with these weights: stacked layers, with or without biases."""
     num_layers = len([key for key in weights if re.fullmatch(r"weight_ih_l\d+", key)])
     if "weight_ih_l0" not in weights or weights["weight_ih_l0"].ndim != 2 or len(weights["weight_ih_l0"]) % 4:
-        raise NotPlainError(f"{source}: its memory is no LSTM of Stable-Baselines3; --trust cannot load it either")
+        raise NotPlainError(f"{source}: its memory is not an LSTM of Stable-Baselines3; --trust cannot load it either")
     rows, inputs = weights["weight_ih_l0"].shape
     with torch.random.fork_rng(devices=[]):
         lstm = nn.LSTM(inputs, rows // 4, num_layers, bias="bias_ih_l0" in weights)
     expected = {key: value.shape for key, value in lstm.state_dict().items()}
     if expected != {key: value.shape for key, value in weights.items()}:
         raise NotPlainError(
-            f"{source}: its memory of {', '.join(f'{key} {tuple(value.shape)}' for key, value in sorted(weights.items())[:4])} is no plain "
-            "LSTM (projections and both directions do not act in RecurrentPPO either); train it without lstm_kwargs"
+            f"{source}: its memory of {', '.join(f'{key} {tuple(value.shape)}' for key, value in sorted(weights.items())[:4])} is not "
+            "a plain LSTM (projections and both directions do not act in RecurrentPPO either); train it without lstm_kwargs"
         )
     lstm.load_state_dict({key: value.detach().float() for key, value in weights.items()})
     return lstm.eval()
