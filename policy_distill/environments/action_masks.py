@@ -1,8 +1,8 @@
-"""Action masks: which actions a state allows, as one more part of its observation.
+"""Action masks, which mark the actions that a state allows, as a part of the observation.
 
-An environment with ``action_masks()`` is wrapped so that its observations are dicts with the key ``action_masks()``. Masks therefore go
-wherever observations go: to workers, into the dataset, to teacher and student. As in sb3-contrib a mask is flat: an entry for each choice,
-for each choice of each component (MultiDiscrete), or for off and on of each switch (MultiBinary).
+An environment with ``action_masks()`` is wrapped so that its observations are dicts with the key ``action_masks()``. Masks thereby reach
+workers, the dataset, teacher and student. As in sb3-contrib a mask is flat: one entry for each action (Discrete), for each choice of each
+component (MultiDiscrete), or for off and on of each component (MultiBinary).
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from policy_distill.config import RequestError
 from policy_distill.support.trees import Tree
 
 MASK = "action_masks()"
-"""Key of the mask among an observation's parts. No part of an environment is called so: a part ``action_mask`` that a plain agent reads is
-an observation like any other."""
+"""Key of the mask in an observation. A Dict's own part ``action_mask``, which a plain agent may read, is an observation like any other."""
 OBSERVATION = "observation"
-"""Key of the observation beside it, where the environment's observation has no parts of its own."""
+"""Key of the environment's observation, if it is not a Dict."""
 
 Step = tuple[Any, Any, bool, bool, dict[str, Any]]
 
 
 class ActionMasks(gym.Wrapper):
-    """Observations with the environment's ``action_masks()`` beside them, asked for as sb3-contrib does: through all wrappers.
+    """Adds the environment's ``action_masks()`` to observations; the method may be provided by any wrapper, as in sb3-contrib.
 
-    A forbidden action is refused.
+    A forbidden action raises an error.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -37,7 +36,7 @@ class ActionMasks(gym.Wrapper):
         if not env.has_wrapper_attr("action_masks"):
             raise RequestError(
                 f"{env.spec.id if env.spec else env} has no action_masks(), which an agent trained with action masks (MaskablePPO) needs: "
-                "name the environment of its training, with --wrapper if ActionMasker stood around it; --algo ppo lets it act without masks"
+                "name the environment of its training, with --wrapper if it had ActionMasker; --algo ppo lets it act without masks"
             )
         self.observation_space = with_mask(env.observation_space, env.action_space)
         self._masks = env.get_wrapper_attr("action_masks")
@@ -64,10 +63,10 @@ class ActionMasks(gym.Wrapper):
 
 
 def mask_sizes(space: gym.Space) -> tuple[int, ...]:
-    """How many entries of a mask belong to each component of an action.
+    """Number of mask entries for each component of an action.
 
     Raises:
-        RequestError: for a space whose actions cannot be masked.
+        RequestError: for a space that does not support masks.
     """
     match space:
         case gym.spaces.Discrete():
@@ -80,10 +79,10 @@ def mask_sizes(space: gym.Space) -> tuple[int, ...]:
 
 
 def with_mask(observation_space: gym.Space, action_space: gym.Space) -> gym.spaces.Dict:
-    """The space of observations with a mask behind their other parts.
+    """The observation space with a mask as its last part.
 
     Raises:
-        RequestError: if the actions cannot be masked, or there is a part of this name already.
+        RequestError: if the action space does not support masks, or the observation already has a part of this name.
     """
     parts = dict(observation_space.spaces) if isinstance(observation_space, gym.spaces.Dict) else {OBSERVATION: observation_space}
     if MASK in parts:
@@ -93,17 +92,17 @@ def with_mask(observation_space: gym.Space, action_space: gym.Space) -> gym.spac
 
 
 def has_mask(observation_space: gym.Space) -> bool:
-    """Whether there is a mask among an observation's parts."""
+    """Whether observations contain a mask."""
     return isinstance(observation_space, gym.spaces.Dict) and MASK in observation_space.spaces
 
 
 def mask_among(observations: Tree) -> np.ndarray | None:
-    """The mask among an observation's parts, or among those of many; None where there is none."""
+    """The mask of an observation, or of a batch of observations; None if there is none."""
     return observations.get(MASK) if isinstance(observations, dict) else None
 
 
 def space_without_mask(observation_space: gym.Space) -> gym.Space:
-    """What ``with_mask`` was given."""
+    """The observation space without the mask; the inverse of ``with_mask``."""
     if not has_mask(observation_space):
         return observation_space
     parts = without_mask(observation_space.spaces)  # type: ignore[attr-defined]
@@ -111,22 +110,22 @@ def space_without_mask(observation_space: gym.Space) -> gym.Space:
 
 
 def without_mask(observations: Tree) -> Tree:
-    """Observations as they are without a mask among their parts."""
+    """Observations with their mask removed."""
     rest = {key: leaf for key, leaf in observations.items() if key != MASK}
     return rest[OBSERVATION] if rest.keys() == {OBSERVATION} else rest
 
 
 def allows(action_space: gym.Space, mask: np.ndarray, action: Any) -> bool:
-    """Whether a mask ``[entries]`` allows an action; where it allows no choice of a component, each is taken for allowed."""
+    """Whether a mask ``[entries]`` allows an action. If it allows no choice of a component, all choices count as allowed."""
     sizes = mask_sizes(action_space)
     start = int(action_space.start) if isinstance(action_space, gym.spaces.Discrete) else 0
-    chosen = np.atleast_1d(np.asarray(action)) - start
+    choices = np.atleast_1d(np.asarray(action)) - start
     parts = np.split(np.asarray(mask) != 0, np.cumsum(sizes)[:-1])
-    return all(bool(part[choice]) or not part.any() for part, choice in zip(parts, chosen, strict=True))
+    return all(bool(part[choice]) or not part.any() for part, choice in zip(parts, choices, strict=True))
 
 
 def draw_allowed(action_space: gym.Space, mask: np.ndarray, stream: np.random.Generator) -> Any:
-    """An action drawn uniformly among the allowed ones, of the space's dtype; from all of a component's choices where none is allowed."""
+    """A uniformly drawn allowed action of the space's dtype. If no choice of a component is allowed, all of its choices are."""
     sizes = mask_sizes(action_space)
     parts = np.split(np.asarray(mask) != 0, np.cumsum(sizes)[:-1])
     drawn = [stream.choice(np.flatnonzero(part if part.any() else ~part)) for part in parts]

@@ -1,4 +1,4 @@
-"""The border to an environment, which is foreign code: its answers become what its spaces say, and its faults become one line."""
+"""The outermost wrapper of environments, which are foreign code: it converts outputs to their spaces and errors to one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from policy_distill.config import EnvironmentFault
 from policy_distill.support.trees import Tree, is_mapping, leaves
 
 NEVER_ENDING = 100_000
-"""Steps after which an episode without a time limit is given up. Atari's longest episodes, with frames skipped, have 27,000."""
+"""Steps after which an episode without a time limit is an error. Atari's longest episodes, with frame skip, have 27,000."""
 OLD_API = (
     "this is the API of gym before 0.26: let reset return (observation, info) and step (observation, reward, terminated, truncated, info)"
 )
@@ -25,32 +25,32 @@ OLD_API = (
 class Border(gym.Wrapper):
     """The outermost wrapper of every environment.
 
-    - Observations, and the parts of a Dict, have the dtype and shape of their space; what has not is assigned to a buffer that has, as
-      Stable-Baselines3's DummyVecEnv does. The keys of a Dict are in the space's order. Rewards are finite floats, ``terminated`` and
-      ``truncated`` bools.
-    - Python's, numpy's and torch's global generators are seeded with each episode's seed, so that an environment that draws from them does
-      not repeat the same episodes in each worker process.
-    - Whatever goes wrong raises ``EnvironmentFault``, which names the environment, the episode's seed and the step.
-    - It counts the steps in place of Gymnasium's TimeLimit where that is the outermost wrapper, so that it costs nothing there. An episode
-      without any time limit is given up after ``NEVER_ENDING`` steps.
+    - Observations, and the parts of a Dict, get the dtype and shape of their space: others are assigned to a buffer, as in
+      Stable-Baselines3's DummyVecEnv. The keys of a Dict are in the space's order. Rewards are finite floats, ``terminated`` and
+      ``truncated`` are bools.
+    - Python's, numpy's and torch's global generators are seeded with each episode's seed. Otherwise an environment that draws from them
+      would repeat the same episodes in each worker process.
+    - Errors become ``EnvironmentFault``, which names the environment, the episode's seed and the step.
+    - It replaces Gymnasium's TimeLimit if that is the outermost wrapper, which saves its cost. An episode without a time limit is an error
+      after ``NEVER_ENDING`` steps.
 
-    NaN in observations is left to who asks a policy about them: one look at a whole batch is cheaper, see ``Finite``.
+    Observations are not checked for NaN here: checking a whole batch is cheaper, see ``Finite``.
 
     Args:
-        env: with all other wrappers.
-        name: of the environment, for messages.
+        env: the environment with all other wrappers.
+        name: name of the environment in messages.
 
     Attributes:
-        steps: of the present episode that were begun.
-        episodes: that were begun.
-        episode_seed: with which ``reset`` was called last; None if it never had one.
+        steps: number of steps begun in the current episode.
+        episodes: number of episodes begun.
+        episode_seed: last seed given to ``reset``; None if there was none.
         has_time_limit: whether Gymnasium's TimeLimit is among the wrappers.
     """
 
     def __init__(self, env: gym.Env, name: str) -> None:
-        takes_over = type(env) is gym.wrappers.TimeLimit
-        limit: int | None = env._max_episode_steps if isinstance(env, gym.wrappers.TimeLimit) and takes_over else None
-        super().__init__(_taking_seeds(env.env if isinstance(env, gym.Wrapper) and takes_over else env))
+        replaces_limit = type(env) is gym.wrappers.TimeLimit
+        limit: int | None = env._max_episode_steps if isinstance(env, gym.wrappers.TimeLimit) and replaces_limit else None
+        super().__init__(_with_full_reset(env.env if isinstance(env, gym.Wrapper) and replaces_limit else env))
         self.name = name
         self.steps = self.episodes = 0
         self.episode_seed: int | None = None
@@ -64,7 +64,7 @@ class Border(gym.Wrapper):
         self._parts = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode; with a seed, as every episode that is measured."""
+        """Begin an episode. Evaluation always gives a seed."""
         self.steps = 0
         self.episodes += 1
         if seed is None:
@@ -73,12 +73,12 @@ class Border(gym.Wrapper):
             self.episode_seed, self._episodes_since_seed = seed, 0
             seed_global_generators(seed)
         try:
-            answer = self.env.reset(seed=seed, options=options)
+            result = self.env.reset(seed=seed, options=options)
         except Exception as error:
             raise self._raised(error, "reset") from error
-        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
             raise self.fault(f"reset returned no pair of observation and info; {OLD_API}")
-        return self._converted(answer[0]), dict(answer[1])
+        return self._converted(result[0]), dict(result[1])
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take a step."""
@@ -104,13 +104,13 @@ class Border(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def fault(self, what: str, action: Any = None) -> EnvironmentFault:
-        """What to raise: ``what`` went wrong in the present episode and step, after ``action``."""
+        """The exception for the problem ``what`` in the current episode and step, after ``action``."""
         if action is not None and not _finite(action):
-            what = f"the policy answered with {np.asarray(action)}, and then {what}"
+            what = f"the policy returned {np.asarray(action)}, and then {what}"
         return EnvironmentFault(f"{self.where()}: {what}")
 
     def where(self) -> str:
-        """The environment, the episode and the step."""
+        """Description of the environment, the episode's seed and the step."""
         seed = "without a seed" if self.episode_seed is None else f"seed {self.episode_seed}"
         if self._episodes_since_seed and self.episode_seed is not None:
             seed += f" and {self._episodes_since_seed} episodes later"
@@ -124,13 +124,11 @@ class Border(gym.Wrapper):
             return self.fault(f"step returned four values; {OLD_API}")
         hint = "; correct the environment, or name another with --env"
         if where == "reset" and self.episode_seed is not None:
-            hint = (
-                "; each episode has a seed of its own, anything from 0 to 2**31: let reset take them all, modulo what it knows if need be"
-            )
+            hint = "; each episode has its own seed, from 0 to 2**31: let reset accept all of them, for example modulo the supported range"
         return self.fault(f"{where} raised {type(error).__name__}: {text}{hint}", action)
 
     def _number(self, reward: Any) -> float:
-        """A reward as a float: numbers of any kind, and arrays of one."""
+        """A reward as a float, from any number or array of one element."""
         if isinstance(reward, int | float | np.floating | np.integer | np.bool_):
             return float(reward)
         array = np.asarray(reward)
@@ -139,25 +137,25 @@ class Border(gym.Wrapper):
         return float(array.reshape(-1)[0])
 
     def _converted(self, observation: Any) -> Any:
-        """An observation of the space's dtype and shape."""
+        """The observation with the space's dtype and shape."""
         if self._parts is None:
             return self._array(self.observation_space, observation, "observation")
         if not is_mapping(observation):
             raise self.fault(f"the observation is a {type(observation).__name__}, but its space is a Dict of {', '.join(self._parts)}")
         if observation.keys() != self._parts.keys():
-            lacks, more = ([str(key) for key in keys] for keys in (self._parts.keys() - observation, observation.keys() - self._parts))
-            what = f"lacks {', '.join(sorted(lacks))}" if lacks else f"has {', '.join(sorted(more))}, which its space has not"
-            raise self.fault(f"the observation {what}; make the observation, or the space, what it should be")
+            missing, extra = ([str(key) for key in keys] for keys in (self._parts.keys() - observation, observation.keys() - self._parts))
+            what = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(extra))}, which its space has not"
+            raise self.fault(f"the observation {what}; make observation and space match")
         return {key: self._array(part, observation[key], f"observation's {key!r}") for key, part in self._parts.items()}
 
     def _array(self, space: gym.Space, observation: Any, name: str) -> Any:
-        """An array of the space's dtype and shape, cast and broadcast by numpy's assignment as in Stable-Baselines3."""
-        if space.shape is None or space.dtype is None:  # Tuple, Text, ...: no agent here reads it
+        """An array with the space's dtype and shape, cast and broadcast by numpy's assignment as in Stable-Baselines3."""
+        if space.shape is None or space.dtype is None:  # Tuple, Text, ...: no supported agent reads it
             return observation
         if observation.__class__ is np.ndarray and observation.dtype is space.dtype and observation.shape == space.shape:
             if not isinstance(space, gym.spaces.Discrete):
                 return observation
-        elif isinstance(space, gym.spaces.Discrete) and isinstance(observation, int | np.integer):  # most often, and the quickest way
+        elif isinstance(space, gym.spaces.Discrete) and isinstance(observation, int | np.integer):  # the most frequent case, on a fast path
             return self._in_range(space, space.dtype.type(observation), name)
         buffer = np.empty(space.shape, space.dtype)
         try:
@@ -166,8 +164,8 @@ class Border(gym.Wrapper):
             buffer[...] = observation
         except (TypeError, ValueError, OverflowError) as error:
             raise self.fault(
-                f"the {name} {_shape_of(observation)} does not fit its space of shape {space.shape}; make the observation, or the "
-                f"space, what it should be ({' '.join(str(error).split())})"
+                f"the {name} {_shape_of(observation)} does not fit its space of shape {space.shape}; make observation and space match "
+                f"({' '.join(str(error).split())})"
             ) from error
         return self._in_range(space, buffer.flat[0], name) if isinstance(space, gym.spaces.Discrete) else buffer
 
@@ -178,10 +176,10 @@ class Border(gym.Wrapper):
 
 
 class Finite:
-    """Whether all numbers of observations of one shape are finite: ``numpy.isfinite(rows).all()`` at a tenth of its price.
+    """A check that observations are finite: ``numpy.isfinite(rows).all()`` in a tenth of the time.
 
     Args:
-        like: ``[B, ...]``, observations of the shape and dtype that will be asked about.
+        like: observations ``[B, ...]`` of the shape and dtype to check.
     """
 
     def __init__(self, like: Tree) -> None:
@@ -191,13 +189,15 @@ class Finite:
 
     def __call__(self, rows: Tree) -> bool:
         if self._finite is None:
-            wrong = [key for key, part in self._parts.items() if not part(rows[key])]  # all are asked: first_wrong looks at each
+            wrong = [
+                key for key, part in self._parts.items() if not part(rows[key])
+            ]  # evaluates every part, since first_wrong reads all results
             return not wrong
         np.isfinite(rows, self._finite)
         return self._finite.tobytes() == self._all
 
     def first_wrong(self) -> int:
-        """The first row that was not finite."""
+        """The first row that is not finite in the last call."""
         return int(self._wrong_rows()[0])
 
     def _wrong_rows(self) -> np.ndarray:
@@ -207,14 +207,14 @@ class Finite:
 
 
 def not_finite(env: gym.Env, observation: Tree, action: Any = None) -> EnvironmentFault:
-    """What to raise for an ``observation`` with NaN or infinity in it, which no policy can be asked about."""
+    """The exception for an ``observation`` with NaN or infinity."""
     name = "observation's"
     if isinstance(observation, dict):
         key, observation = next((key, part) for key, part in observation.items() if not _finite(part))
         name += f" {key!r}: its"
     wrong = np.flatnonzero(~np.isfinite(observation))[0]
     value = observation.reshape(-1)[wrong]
-    what = f"the {name} number {wrong} is {value}, which every network answers with NaN: correct the environment"
+    what = f"the {name} number {wrong} is {value}, for which every network returns NaN: correct the environment"
     assert isinstance(env, Border)
     return env.fault(what, action)
 
@@ -233,7 +233,7 @@ def seed_global_generators(seed: int) -> None:
 
 @contextlib.contextmanager
 def own_random_state() -> Iterator[None]:
-    """Let what is done inside draw from the global generators; the caller's go on afterwards as if nothing had been drawn."""
+    """Restore the state of the global random generators at the end, so that code inside does not affect the caller's random numbers."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         yield
@@ -243,35 +243,35 @@ def own_random_state() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-class _TakesLess(gym.Wrapper):
-    """Around an environment whose ``reset`` does not take both a seed and options: its own generator is seeded nevertheless."""
+class _FullReset(gym.Wrapper):
+    """Adds missing arguments ``seed`` or ``options`` to an environment's ``reset``; the environment's generator is always seeded."""
 
-    def __init__(self, env: gym.Env, takes: frozenset[str]) -> None:
+    def __init__(self, env: gym.Env, accepted: frozenset[str]) -> None:
         super().__init__(env)
-        self._takes = takes
+        self._accepted = accepted
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        given: dict[str, Any] = {name: value for name, value in (("seed", seed), ("options", options)) if name in self._takes}
-        if "seed" not in given:
+        arguments: dict[str, Any] = {name: value for name, value in (("seed", seed), ("options", options)) if name in self._accepted}
+        if "seed" not in arguments:
             gym.Env.reset(self.env, seed=seed)  # seeds np_random and does nothing else
-        return self.env.reset(**given)
+        return self.env.reset(**arguments)
 
 
-def _taking_seeds(env: gym.Env) -> gym.Env:
-    """The environment, its innermost part wrapped where its ``reset`` lacks ``seed`` or ``options``."""
+def _with_full_reset(env: gym.Env) -> gym.Env:
+    """The environment, with ``_FullReset`` around its innermost part if its ``reset`` lacks ``seed`` or ``options``."""
     inner = env.unwrapped
     parameters = inspect.signature(inner.reset).parameters
-    takes = frozenset({"seed", "options"} & set(parameters))
-    if len(takes) == 2 or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    accepted = frozenset({"seed", "options"} & set(parameters))
+    if len(accepted) == 2 or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return env
-    thin = _TakesLess(inner, takes)
+    wrapped = _FullReset(inner, accepted)
     if env is inner:
-        return thin
+        return wrapped
     outer = env
     while isinstance(outer, gym.Wrapper) and outer.env is not inner:
         outer = outer.env
     assert isinstance(outer, gym.Wrapper)
-    outer.env = thin
+    outer.env = wrapped
     return env
 
 
@@ -288,7 +288,7 @@ def _is_array(space: gym.Space) -> bool:
 
 
 def _finite(value: Any) -> bool:
-    """False for arrays, lists and numbers that hold NaN or infinity; whatever is no number is not judged here."""
+    """False for arrays, lists and numbers that hold NaN or infinity; True for other types."""
     array = np.asarray(value)
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 

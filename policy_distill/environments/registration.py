@@ -1,4 +1,4 @@
-"""Environments that a package holds without registering them with Gymnasium: registered when they are first named."""
+"""Registration of environments that installed packages contain but do not register with Gymnasium."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import gymnasium as gym
 from policy_distill.config import RequestError
 
 MINATAR_GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
-"""Of MinAtar (Young and Tian 2019, arXiv 1903.03176); v0 has six actions in each game, v1 those that do something in it."""
+"""Games of MinAtar (Young and Tian 2019, arXiv 1903.03176); v0 has six actions in each game, v1 only those with an effect."""
 
 ATARI = r"ALE/\w+-v5|\w+(NoFrameskip|Deterministic)-v[04]"
-"""Ids of ale-py's games."""
+"""Pattern of the ids of ale-py's games."""
 _EXTRAS = {"minatar.gym": "minatar", "ale_py.env": "atari"}
 """Module of the environments -> the extra of this package that installs it."""
 
 
 def register_known(gym_id: str) -> None:
-    """Register the environment with Gymnasium if it is one of these.
+    """Register the environment with Gymnasium if it is a known one.
 
-    Nothing but ale-py, which registers all its games, is imported before the environment is made.
+    For a game of ale-py this imports ale-py; other packages are imported when the environment is made.
 
     Raises:
-        RequestError: for a game of ale-py where that is not installed.
+        RequestError: for a game of ale-py if ale-py is not installed.
     """
     if re.fullmatch(ATARI, gym_id) and gym_id not in gym.registry:
         _register_atari(gym_id)
@@ -40,12 +40,12 @@ def _register_atari(gym_id: str) -> None:
         ale_py = importlib.import_module("ale_py")
     except ImportError as error:
         raise RequestError(f'{gym_id} needs a package that is not installed: pip install "policy-distill[atari]"') from error
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else each game writes to the terminal
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # otherwise each game prints to the terminal
     gym.register_envs(ale_py)
 
 
 def extra_of(entry_point: str) -> str | None:
-    """The extra of this package that installs the environments of an entry point; None if there is none."""
+    """The extra of this package that installs the entry point's package; None if there is none."""
     shipped = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", entry_point)
     return shipped[1] if shipped else _EXTRAS.get(entry_point.partition(":")[0])
 

@@ -1,7 +1,6 @@
-"""Ways to step environments side by side while transitions are collected, and which of them suits an environment.
+"""Backends that step environments in parallel during collection, and the choice between them.
 
-Returns are measured in Gymnasium's own environments whatever is chosen here: a backend decides which states a student learns from, and
-how fast they come.
+A backend affects only the states for training and the speed of collection. Returns are always measured in Gymnasium's environments.
 """
 
 from __future__ import annotations
@@ -25,29 +24,29 @@ from policy_distill.environments.specs import EnvironmentSpec, make, registered
 from policy_distill.support import trees
 
 GOES_ON = -1
-"""In ``starts``: the episode began before."""
+"""Value in ``starts``: the episode began at an earlier step."""
 Backend: TypeAlias = Literal["gymnasium", "vector", "envpool"]
 GROUP = 16
-"""Environments of a vector entry point that are stepped as one: they share a random generator, so that what one of them sees depends on
-the others, and must not depend on how many processes share them out."""
+"""Number of environments in one vector environment. They may share a random generator, so groups have a fixed size: results then do not
+depend on the number of processes."""
 WORDS: dict[Backend, str] = {
     "gymnasium": "environments",
     "vector": "environments of their own vector entry point",
     "envpool": "environments of envpool",
 }
-"""For a person."""
+"""Descriptions of the environments in messages."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Where N environments stand; ``reset`` and ``step`` of a ``Group`` move them on.
+    """Current state of N environments; ``reset`` and ``step`` of a ``Group`` update it.
 
     Attributes:
-        observations: ``[N, ...]``, on which the next action is taken.
-        episodes: ``[N]`` int64, the number of the episode that they belong to.
-        starts: ``[N]`` int64: the episode's seed where it begins with this observation, its number where it has no seed of its own;
-            ``GOES_ON`` elsewhere.
-        idle: ``[N]`` bool: the next step resets this environment and executes nothing.
+        observations: ``[N, ...]``, the observations for the next action.
+        episodes: ``[N]`` int64, number of the current episode.
+        starts: ``[N]`` int64. Where the episode begins with this observation, its seed, or its number if it has no seed; elsewhere
+            ``GOES_ON``.
+        idle: ``[N]`` bool, True where the next step resets the environment without executing an action.
     """
 
     observations: trees.Tree
@@ -57,12 +56,12 @@ class Slots:
 
     @classmethod
     def of_space(cls, space: gym.Space, episodes: range) -> Slots:
-        """Environments that have not been reset, before these episodes."""
+        """Slots before the first reset, for these episodes."""
         count = len(episodes)
         return cls(trees.zeros(space, count), np.array(episodes, np.int64), np.full(count, GOES_ON), np.zeros(count, bool))
 
     def of(self, part: slice) -> Slots:
-        """Views of some of them."""
+        """A slice of the slots, as views."""
         return Slots(trees.rows(self.observations, part), self.episodes[part], self.starts[part], self.idle[part])
 
 
@@ -70,7 +69,7 @@ class Group(Protocol):
     """Environments that are stepped by one call.
 
     Attributes:
-        observation_space, action_space: of one environment.
+        observation_space, action_space: spaces of one environment.
     """
 
     observation_space: gym.Space
@@ -93,18 +92,18 @@ class Group(Protocol):
         ...
 
     def not_finite(self, slot: int, observation: trees.Tree) -> EnvironmentFault:
-        """What to raise for an observation with NaN or infinity in it."""
+        """The exception for an observation with NaN or infinity."""
         ...
 
 
 class SequentialEnvs:
-    """Gymnasium environments, one after the other; each is reset in the step that ends its episode.
+    """Gymnasium environments, stepped one after the other; each is reset in the step that ends its episode.
 
     Args:
         envs: the environments.
-        num_envs: of the whole run; an environment's next episode has a number larger by this.
-        seed_of: from the number of an episode to its seed; None: it goes on with the environment's own generator.
-        on_end: told the slot, the last observation and whether time alone ended the episode, before the reset.
+        num_envs: number of environments in the whole run; an environment's episode numbers increase by it.
+        seed_of: maps an episode's number to its seed; None: the environment's generator continues without a new seed.
+        on_end: called before the reset with the slot, the last observation and whether only a time limit ended the episode.
     """
 
     def __init__(
@@ -134,11 +133,11 @@ class SequentialEnvs:
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
         observations, in_parts = slots.observations, isinstance(slots.observations, dict)
         for slot, step in enumerate(self._steps):
-            observation, reward, is_terminal, is_cut, _ = step(actions[slot])
-            rewards[slot], terminated[slot], truncated[slot] = reward, is_terminal, is_cut
-            if is_terminal or is_cut:
+            observation, reward, is_terminated, is_truncated, _ = step(actions[slot])
+            rewards[slot], terminated[slot], truncated[slot] = reward, is_terminated, is_truncated
+            if is_terminated or is_truncated:
                 if self._on_end is not None:
-                    self._on_end(slot, observation, is_cut and not is_terminal)
+                    self._on_end(slot, observation, is_truncated and not is_terminated)
                 slots.episodes[slot] += self._num_envs
                 observation = self._reset(slot, slots)
             if in_parts:
@@ -148,16 +147,16 @@ class SequentialEnvs:
 
 
 class VectorEnvs:
-    """Environments behind one ``gymnasium.vector.VectorEnv``.
+    """The environments of one ``gymnasium.vector.VectorEnv``.
 
-    Most of these reset an environment in the step after the one that ended its episode (NEXT_STEP): the action of that step is not
-    executed, and its row is no transition.
+    Most vector environments reset an environment in the step after the end of its episode (NEXT_STEP). That step executes no action, and
+    its row is not a transition.
 
     Args:
-        envs: that reset in the same step or in the next.
-        name: of the environment, for messages.
-        seed: that they are reset with; None if they know their seeds already.
-        num_envs: of the whole run.
+        envs: a vector environment with autoreset in the same or in the next step.
+        name: name of the environment in messages.
+        seed: seed of the reset; None if the environments are already seeded.
+        num_envs: number of environments in the whole run.
     """
 
     def __init__(self, envs: Any, name: str, seed: int | None, num_envs: int) -> None:
@@ -179,15 +178,17 @@ class VectorEnvs:
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
         self._steps += 1
         try:
-            observations, earned, is_terminal, is_cut, _ = self._envs.step(actions.astype(self.action_space.dtype, copy=False))
+            observations, step_rewards, is_terminated, is_truncated, _ = self._envs.step(
+                actions.astype(self.action_space.dtype, copy=False)
+            )
         except Exception as error:
             raise self._fault(f"step raised {type(error).__name__}: {error}") from error
-        rewards[:], terminated[:], truncated[:] = earned, is_terminal, is_cut
-        over = is_terminal | is_cut
-        new = slots.idle.copy() if self._resets_later else over
-        slots.episodes[new] += self._num_envs
-        slots.starts[new] = slots.episodes[new]
-        slots.idle[:] = over & self._resets_later
+        rewards[:], terminated[:], truncated[:] = step_rewards, is_terminated, is_truncated
+        done = is_terminated | is_truncated
+        began = slots.idle.copy() if self._resets_later else done
+        slots.episodes[began] += self._num_envs
+        slots.starts[began] = slots.episodes[began]
+        slots.idle[:] = done & self._resets_later
         trees.write(slots.observations, slice(None), observations)
 
     def not_finite(self, slot: int, observation: trees.Tree) -> EnvironmentFault:
@@ -200,15 +201,15 @@ class VectorEnvs:
 
 
 def groups_of(spec: EnvironmentSpec, backend: Backend, indices: range, num_envs: int, seed: int) -> list[tuple[slice, Group]]:
-    """Make the run's environments ``indices``: groups, each with its place among them.
+    """Make the run's environments ``indices``, as groups with their slices of the slots.
 
     Args:
-        spec: the environment; ``choose_backend`` has looked at it.
+        spec: the environment; it must support ``backend``.
         backend: see ``choose_backend``.
         indices: whole groups of ``group_size(backend)``.
-        num_envs: of the whole run.
-        seed: of the run. What happens in an environment depends on it and on the environment's index alone, of a vector entry point on
-            its group's.
+        num_envs: number of environments in the whole run.
+        seed: the run's seed. An environment's episodes depend only on it and on the environment's index (vector entry points: on the
+            group's first index).
     """
     match backend:
         case "gymnasium":
@@ -217,32 +218,32 @@ def groups_of(spec: EnvironmentSpec, backend: Backend, indices: range, num_envs:
         case "envpool":
             pool = make_envpool(spec, [seed_of(seed, index) for index in indices])
             return [(slice(0, len(indices)), VectorEnvs(pool, spec.id, None, num_envs))]
-    found: list[tuple[slice, Group]] = []
+    groups: list[tuple[slice, Group]] = []
     for start in range(0, len(indices), GROUP):
-        own = indices[start : start + GROUP]
-        vector = make_vector(spec, len(own))
-        found.append((slice(start, start + len(own)), VectorEnvs(vector, spec.id, seed_of(seed, own[0]), num_envs)))
-    return found
+        group = indices[start : start + GROUP]
+        vector = make_vector(spec, len(group))
+        groups.append((slice(start, start + len(group)), VectorEnvs(vector, spec.id, seed_of(seed, group[0]), num_envs)))
+    return groups
 
 
 def group_size(backend: Backend) -> int:
-    """Environments that must not be parted, see ``GROUP``."""
+    """Number of environments that must stay in one process; see ``GROUP``."""
     return GROUP if backend == "vector" else 1
 
 
 def seed_of(seed: int, episode: int) -> int:
-    """Of an episode of the run."""
+    """Seed of an episode of the run."""
     return int(np.random.SeedSequence([seed, 1, episode]).generate_state(1)[0] >> 1)
 
 
 def choose_backend(spec: EnvironmentSpec, wanted: Literal["auto", "gymnasium", "vector", "envpool"]) -> Backend:
-    """What ``collect.backend`` means for this environment.
+    """The backend that ``collect.backend`` selects for this environment.
 
-    ``auto`` takes the environment's own vector entry point where there is one that gives the same spaces. envpool simulates a second time
-    what Gymnasium has; it is used where a person asks for it.
+    ``auto`` selects the environment's vector entry point if it exists and has the same spaces, else Gymnasium's environments. envpool
+    reimplements environments, so it is used only on request.
 
     Raises:
-        RequestError: if the wanted one cannot be had.
+        RequestError: if the requested backend is not available.
     """
     if wanted == "gymnasium":
         return "gymnasium"
@@ -256,7 +257,7 @@ def choose_backend(spec: EnvironmentSpec, wanted: Literal["auto", "gymnasium", "
 
 
 def make_vector(spec: EnvironmentSpec, num_envs: int) -> Any:
-    """Make ``num_envs`` environments by the vector entry point that the id is registered with.
+    """Make ``num_envs`` environments by the id's registered vector entry point.
 
     Raises:
         RequestError: if there is none.
@@ -269,10 +270,10 @@ def make_vector(spec: EnvironmentSpec, num_envs: int) -> Any:
 
 
 def make_envpool(spec: EnvironmentSpec, seeds: list[int]) -> Any:
-    """Make as many environments of envpool as there are seeds, stepped in this thread's core.
+    """Make one envpool environment for each seed, with one thread.
 
     Raises:
-        RequestError: if envpool or the environment in it is missing, or arguments are asked for that are Gymnasium's.
+        RequestError: if envpool or its version of the environment is missing, or the environment has keyword arguments.
     """
     if importlib.util.find_spec("envpool") is None:
         raise RequestError('it is not installed: pip install "policy-distill[envpool]"')
@@ -288,7 +289,7 @@ def make_envpool(spec: EnvironmentSpec, seeds: list[int]) -> Any:
 
 
 def _why_not(spec: EnvironmentSpec, backend: Backend) -> str | None:
-    """Why environments that come together cannot stand for those of Gymnasium; None if they can."""
+    """Why this backend cannot replace Gymnasium's environments; None if it can."""
     what = "envpool" if backend == "envpool" else "vector entry point"
     if spec.wrappers:
         return f"the {what} gives no environment with the wrappers {', '.join(name for name, _ in spec.wrappers)}"
@@ -301,11 +302,11 @@ def _why_not(spec: EnvironmentSpec, backend: Backend) -> str | None:
     plain = make(spec)
     try:
         if envs.metadata.get("autoreset_mode") not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
-            return f"the {what} does not reset by itself what has ended"
+            return f"the {what} does not reset ended episodes automatically"
         if difference := first_difference(_single_spaces(envs), (plain.observation_space, plain.action_space)):
             return f"the {what} has other {difference[0]}: {difference[1]} instead of {difference[2]}"
         if not all(isinstance(leaf, np.ndarray) for leaf in trees.leaves(envs.reset()[0])):
-            return f"the {what} gives observations that are no numpy arrays"
+            return f"the {what} gives observations that are not numpy arrays"
     finally:
         envs.close()
         plain.close()
@@ -313,5 +314,5 @@ def _why_not(spec: EnvironmentSpec, backend: Backend) -> str | None:
 
 
 def _single_spaces(envs: Any) -> tuple[gym.Space, gym.Space]:
-    """Of one environment; envpool has no others."""
+    """Observation and action space of one environment; envpool has only these."""
     return getattr(envs, "single_observation_space", envs.observation_space), getattr(envs, "single_action_space", envs.action_space)

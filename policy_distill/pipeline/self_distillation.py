@@ -21,7 +21,7 @@ from policy_distill.policies.families import weighted_mean
 from policy_distill.policies.student import Student
 from policy_distill.support.trees import Tree, blocks, leaves, on_cpu
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.sequences import CHUNK, CHUNK_NUMBERS, all_answers
+from policy_distill.training.sequences import CHUNK, CHUNK_NUMBERS, all_outputs
 
 
 def self_distill(state: State, services: Services) -> State:
@@ -101,7 +101,7 @@ def asked(mentor: Student, dataset: Dataset) -> Callable[[slice, Tree], Paramete
     One with a memory goes through all episodes beforehand.
     """
     if mentor.architecture.memory:
-        outputs = all_answers(mentor, dataset)
+        outputs = all_outputs(mentor, dataset)
         return lambda rows, _: mentor.distribution(outputs[rows])
 
     def ask(_: slice, observations: Tree) -> Parameters:

@@ -1,4 +1,4 @@
-"""Inputs that never vary: they are left out of the student's first layer, and its size is chosen without them."""
+"""Constant inputs: the student's first layer leaves them out, and the student's size is chosen without them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from policy_distill.teachers import Teacher
 from policy_distill.training.dataset import Dataset
 
 MIN_ROWS = 4096
-"""Fewer rows do not show that an input never varies."""
+"""Minimum number of rows to decide that an input is constant."""
 CONSTANT = 1e-3
-"""A teacher's VecNormalize statistics say that an input never varied where their standard deviation is below this; an input that never
-varied has ``sqrt(2 epsilon)`` or less after 10,000 steps, with ``epsilon`` 1e-8."""
+"""An input was constant in the teacher's training if its standard deviation in the VecNormalize statistics is at most this. That of a
+constant input is at most ``sqrt(2 epsilon)`` after 10,000 steps, with ``epsilon`` 1e-8."""
 
 
 def varying_inputs(job: Job, dataset: Dataset) -> tuple[int, ...] | None:
-    """Components of what the student sees that vary; None if all of them may, or too few rows are there to tell.
+    """Components of the student's inputs that vary; None if all may vary, or there are too few rows to decide.
 
-    Only components of floating-point boxes can be constant: the one-hot code of a discrete observation that was not visited yet is not.
-    Neither is one that varied while the teacher was trained, as far as its statistics say.
+    Only components of floating-point boxes can count as constant: a one-hot component may belong to a value that was not visited yet.
+    Components that varied in the teacher's training, according to its statistics, count as varying.
     """
     architecture = job.architecture
     if architecture.channels or job.config.student.same or len(dataset) < MIN_ROWS:
@@ -35,7 +35,7 @@ def varying_inputs(job: Job, dataset: Dataset) -> tuple[int, ...] | None:
 
 
 def varied_in(dataset: Dataset, space: gym.Space) -> np.ndarray:
-    """Which components ``[width]`` of encoded observations differ between any two rows of the dataset."""
+    """Mask ``[width]`` of the components of encoded observations that differ between any two rows of the dataset."""
     first: torch.Tensor | None = None
     varied = torch.zeros(observation_width(space), dtype=torch.bool, device=dataset.device)
     for observations, _ in dataset.blocks():
@@ -46,7 +46,7 @@ def varied_in(dataset: Dataset, space: gym.Space) -> np.ndarray:
 
 
 def settled(job: Job, columns: tuple[int, ...] | None) -> Job:
-    """The job whose student reads these components alone; its sizes are those that the configuration gives for so many inputs."""
+    """The job with a student that reads only these components; its layer sizes are chosen for this number of inputs."""
     if columns is None or job.architecture.columns == columns:
         return job
     before = job.architecture
@@ -57,7 +57,7 @@ def settled(job: Job, columns: tuple[int, ...] | None) -> Job:
 
 
 def _floating(space: gym.Space) -> np.ndarray:
-    """Which components ``[width]`` of an encoded observation are floating-point numbers of a box."""
+    """Mask ``[width]`` of the components of an encoded observation that come from floating-point boxes."""
     parts = leaf_spaces(space).values()
     return np.concatenate(
         [np.full(observation_width(part), isinstance(part, gym.spaces.Box) and np.dtype(part.dtype).kind == "f") for part in parts]
@@ -65,10 +65,10 @@ def _floating(space: gym.Space) -> np.ndarray:
 
 
 def _varied(teacher: Teacher, job: Job) -> np.ndarray:
-    """Which components ``[width]`` of what the student sees varied in the teacher's training, as far as its statistics say."""
+    """Mask ``[width]`` of the student's inputs that varied in the teacher's training, according to its statistics."""
     view = job.architecture.view
-    seen = range(observation_width(job.architecture.seen_space)) if view is None else view.columns
-    if teacher.normalization is None or seen is None:
+    columns = range(observation_width(job.architecture.seen_space)) if view is None else view.columns
+    if teacher.normalization is None or columns is None:
         return np.zeros(observation_width(job.architecture.seen_space), bool)
-    found: np.ndarray = teacher.scale.cpu().numpy().ravel()[list(seen)] > CONSTANT
-    return found
+    varied: np.ndarray = teacher.scale.cpu().numpy().ravel()[list(columns)] > CONSTANT
+    return varied

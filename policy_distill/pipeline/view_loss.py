@@ -1,4 +1,4 @@
-"""How much of the loss is due to what the student does not see: two wide networks on the same data, one with its inputs, one with all."""
+"""The loss due to hidden inputs: two wide networks trained on the same data, one with the student's inputs and one with all inputs."""
 
 from __future__ import annotations
 
@@ -20,39 +20,40 @@ from policy_distill.training.stacks import stack_of
 from policy_distill.training.trainer import Trainer
 
 WIDE, GRADIENT_STEPS = (64, 64), 4_000
-"""Hidden layers and gradient steps of both networks: what they do not learn, a small student does not either."""
+"""Hidden layers and gradient steps of both networks, which have more capacity than a small student."""
 
 
 def compare_views(state: State, services: Services) -> State:
-    """Measure the loss that the student's view costs, where it hides anything that the environment returns."""
+    """Measure the loss due to the student's view, if it hides information."""
     job, state.stage = services.job, "evaluation"
     if job.architecture.view is None or not job.architecture.view.hides or not state.dataset.num_held_out:
         return state
     services.display.stage("measuring the loss of a student that sees everything")
     with state.timed("train"):
         state.view_loss = view_loss(job, state.dataset)
-    found = state.view_loss
-    services.tracker.scalars("view", {name: found[name] for name in ("seen", "everything")}, state.env_steps)
-    services.display.note(f"held-out loss of a wide network: {view_text(found)}")
+    losses = state.view_loss
+    services.tracker.scalars("view", {name: losses[name] for name in ("seen", "everything")}, state.env_steps)
+    services.display.note(f"held-out loss of a wide network: {view_text(losses)}")
     return state
 
 
 def view_loss(job: Job, dataset: Dataset) -> dict[str, Any]:
-    """Held-out loss of a wide network with the student's view, and of one that sees everything, after the same training.
+    """Held-out losses of a wide network with the student's view and of one with all inputs, after the same training.
 
     Returns:
-        loss: its name and unit. seen, everything: its mean over held-out rows. hidden_sizes, gradient_steps: of both networks.
+        ``loss``, its name and unit; ``seen`` and ``everything``, its means over held-out rows; ``hidden_sizes`` and ``gradient_steps`` of
+        both networks.
     """
     steps = min(GRADIENT_STEPS, job.config.train.gradient_steps)
-    own = dataclasses.replace(job.architecture, hidden_sizes=WIDE, memory=WIDE[0] if job.architecture.memory else 0)
-    full = dataclasses.replace(own, view=None, columns=None)
-    losses = [_held_out(job, *each, steps) for each in ((own, dataset), (full, dataset.seeing_everything()))]
+    viewed = dataclasses.replace(job.architecture, hidden_sizes=WIDE, memory=WIDE[0] if job.architecture.memory else 0)
+    full = dataclasses.replace(viewed, view=None, columns=None)
+    losses = [_held_out(job, *each, steps) for each in ((viewed, dataset), (full, dataset.seeing_everything()))]
     name = next(iter(losses[0]))
     return {"loss": name, "seen": losses[0][name], "everything": losses[1][name], "hidden_sizes": list(WIDE), "gradient_steps": steps}
 
 
 def _held_out(job: Job, architecture: Architecture, dataset: Dataset, steps: int) -> dict[str, float]:
-    """The mean of each term of the loss on actions over held-out rows, of a network of this architecture."""
+    """Mean of each term of the action loss over held-out rows, for a network of this architecture."""
     encoder = architecture.new_encoder()
     dtype = torch.float64 if job.teacher.needs_float64 else torch.float32
     encoder.normalize(lambda: (observations for observations, _ in dataset.blocks()), dtype)

@@ -1,4 +1,4 @@
-"""The architecture of a student, apart from its weights, and architectures of a wanted size."""
+"""The architecture of a student, and the choice of an architecture for a parameter budget."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ from policy_distill.support.trees import leaf_spaces
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
 SMALLEST_WIDTH = 4
-"""No hidden layer is chosen narrower than this: a bottleneck of one or two units loses the policy and saves nothing."""
+"""Minimum width of a chosen hidden layer: a bottleneck of one or two units loses the policy and saves almost nothing."""
 SMALLEST_UNIT = 2
-"""Of ``usual_channels``, at least; see ``image_student_for``."""
+"""Minimum ``unit`` of ``usual_channels``; see ``image_student_for``."""
 HEAD, LARGE_HEAD = 3, 8
-"""Units of the hidden layer of a student of images, at least, for each unit of its channels: of small images, and of large ones, whose
-convolutions take most of the time."""
+"""Minimum width of an image student's hidden layer, as a multiple of ``unit``: for small images, and for large ones, whose convolutions
+take most of the time."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a student looks like, apart from its weights."""
+    """The architecture of a student: its spaces, layers, view and memory."""
 
     observation_space: gym.Space
     action_space: gym.Space
     hidden_sizes: tuple[int, ...]
     activation: str = "relu"
     action_units: Units | None = None
-    """Of continuous outputs, where they are not those of the action space's bounds."""
+    """Units of continuous outputs; None: units from the action space's bounds."""
     channels: tuple[int, ...] = ()
-    """Of the convolutions that read each image; () reads observations as vectors."""
+    """Output channels of the convolutions for each image; (): observations are read as vectors."""
     memory: int = 0
     """Units of the GRU between encoder and head; 0: the student has no memory."""
     view: View | None = None
-    """What the student sees of ``observation_space``; None: everything."""
+    """The student's view of ``observation_space``; None: it sees all observations."""
     columns: tuple[int, ...] | None = None
-    """Components of the vector it sees that its first layer reads, ascending; None: all of them. The others never vary."""
+    """Components of the input vector that the first layer reads, ascending; None: all. The others never vary."""
 
     @property
     def seen_space(self) -> gym.Space:
-        """Of what the encoder reads."""
+        """Space of the encoder's inputs."""
         return self.observation_space if self.view is None else self.view.space
 
     @property
     def without_view(self) -> Architecture:
-        """The same networks in an environment that returns what the student sees."""
+        """The same networks for an environment that already returns the view's output."""
         return dataclasses.replace(self, observation_space=self.seen_space, view=None)
 
     @property
@@ -71,17 +71,17 @@ class Architecture:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Widths of the head: its input (features, or the memory's state), hidden layers and outputs."""
+        """Widths of the head: its input (features, or the recurrent state), hidden layers and outputs."""
         return (self.memory or self.features, *self.hidden_sizes, self.family.width)
 
     @property
     def features(self) -> int:
-        """Number of features that the encoder makes of one observation."""
+        """Number of features from the encoder."""
         return feature_width(self.seen_space, self.channels, self.columns)
 
     @property
     def params(self) -> int:
-        """Parameters of encoder, memory and head; a normalisation folds into the layer that follows and adds none."""
+        """Number of parameters of encoder, memory and head. Normalisation folds into the next layer and adds none."""
         encoder = parameter_count(encoder_shapes(self.seen_space, self.channels).items()) if self.channels else 0
         return encoder + parameter_count(self._memory_shapes().items()) + count_parameters(self.widths)
 
@@ -89,11 +89,11 @@ class Architecture:
         return gru_shapes(self.features, self.memory) if self.memory else {}
 
     def new_encoder(self) -> Encoder:
-        """A fresh encoder, which normalises nothing yet."""
+        """A new encoder with identity normalisation."""
         return encoder_of(self.seen_space, self.channels, ACTIVATIONS[self.activation], self.columns)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of a student's tensors by their names in student.safetensors, without making any."""
+        """Shapes of the student's tensors by their names in student.safetensors; allocates nothing."""
         widths = self.widths
         encoder = encoder_shapes(self.seen_space, self.channels, self.columns)
         shapes = {self.written(f"encoder.{name}"): shape for name, shape in encoder.items()}
@@ -104,7 +104,7 @@ class Architecture:
         return shapes
 
     def written(self, name: str) -> str:
-        """What the files call a tensor of a student: ``mean`` and ``scale`` of vectors have always lain outermost."""
+        """A tensor's name in student.safetensors: vector encoders store ``mean`` and ``scale`` without the prefix ``encoder.``."""
         return name if self.channels else name.removeprefix("encoder.")
 
 
@@ -114,7 +114,7 @@ def count_parameters(widths: tuple[int, ...]) -> int:
 
 
 def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outputs: int) -> tuple[int, int]:
-    """Two equal hidden layers, as wide as ``teacher_params / compression`` parameters allow, and ``SMALLEST_WIDTH`` at least."""
+    """Two equal hidden layers, as wide as ``teacher_params / compression`` parameters allow, but at least ``SMALLEST_WIDTH``."""
     budget = teacher_params / compression
     linear_term = inputs + outputs + 2
     width = math.floor((-linear_term + math.sqrt(max(linear_term**2 + 4 * (budget - outputs), 0.0))) / 2)
@@ -123,27 +123,27 @@ def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outpu
 
 
 def image_student_for(compression: float, teacher_params: int, architecture: Architecture) -> Architecture:
-    """A student of images that has ``teacher_params / compression`` parameters at most, and ``SMALLEST_UNIT`` at least.
+    """An image student with at most ``teacher_params / compression`` parameters, unless ``SMALLEST_UNIT`` needs more.
 
-    Its channels are ``usual_channels`` of the largest unit with which one hidden layer of ``HEAD`` units for each unit fits (``LARGE_HEAD``
-    if an image is large). That layer is then as wide as fits, and so is the memory if ``architecture`` has one.
+    The channels are ``usual_channels`` of the largest ``unit`` that leaves room for one hidden layer of ``HEAD * unit`` units
+    (``LARGE_HEAD * unit`` if an image is large). That layer is then widened as far as the budget allows; a memory has the same width.
     """
     images = [part for part in leaf_spaces(architecture.seen_space).values() if may_be_image(part)]
     budget = teacher_params / compression
 
-    def of(unit: int, width: int) -> Architecture:
+    def sized(unit: int, width: int) -> Architecture:
         memory = width if architecture.memory else 0
         return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(width,), memory=memory)
 
     unit, head = SMALLEST_UNIT, LARGE_HEAD if len(usual_channels(images, 1)) == 3 else HEAD
-    while of(unit + 1, head * (unit + 1)).params <= budget:
+    while sized(unit + 1, head * (unit + 1)).params <= budget:
         unit += 1
     width = head * unit
-    while of(unit, width + 1).params <= budget:
+    while sized(unit, width + 1).params <= budget:
         width += 1
-    return of(unit, width)
+    return sized(unit, width)
 
 
 def layer_names(num_hidden: int) -> list[str]:
-    """Names of a student's layers, as hints and relations call them."""
+    """Names of a student's layers, as used by hints and relations."""
     return [*(f"hidden.{index}" for index in range(num_hidden)), "output"]

@@ -1,8 +1,8 @@
-"""Encoders: the part of a student that turns raw observations into the features that its head reads.
+"""Encoders: the part of a student that maps observations to the features that its head reads.
 
-Each encoder owns its normalisation. It is affine, without clipping, and taken from observations (``normalize``). Vectors are shifted and
-scaled component by component. Images are divided channel by channel by the largest value seen (255 for ordinary ones), and that factor is
-folded into the first convolution, so that no scaled copy of an image is made.
+Each encoder holds its normalisation: affine, without clipping, estimated from observations (``normalize``). Vectors are shifted and scaled
+by component. Images are divided by the largest value of each channel in the data (usually 255). This factor is folded into the first
+convolution, so that no scaled copy of an image is made.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ from policy_distill.support.images import is_image
 from policy_distill.support.trees import Tree, leaf_spaces
 
 LARGE, MIDDLE = 36, 12
-"""Smaller side of an image, in pixels, from which on a convolution reads 8x8 pixels in steps of 4, and 4x4 in steps of 2; else 3x3 in
-steps of 1. With three layers and 84x84 pixels these are the convolutions of Mnih et al. (2015)."""
+"""Thresholds of an input's smaller side, in pixels: from ``LARGE`` on, a convolution has kernel 8 and stride 4, from ``MIDDLE`` on kernel 4
+and stride 2, else kernel 3 and stride 1. Three layers on 84x84 pixels give the convolutions of Mnih et al. (2015)."""
 
 
 class Vectors(nn.Module):
-    """Observations as one vector, normalised.
+    """Observations as one normalised vector.
 
     Args:
-        space: of the raw observations.
-        columns: which components of the vector are read; None: all of them.
+        space: space of the observations.
+        columns: components of the vector that are read; None: all of them.
 
     Attributes:
-        mean, scale: ``[width]``; features are ``(vector - mean) / scale``. Where they are float64, so is this arithmetic: rounding to
-            float32 before would lose what the observations say.
+        mean, scale: ``[width]``; features are ``(vector - mean) / scale``, computed in their dtype. Data far from zero needs float64.
     """
 
     mean: Tensor
@@ -50,31 +49,31 @@ class Vectors(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     def forward(self, observations: Tree) -> Tensor:
-        """Raw observations to features ``[B, width]`` in float32."""
+        """Features ``[B, width]`` in float32, from observations ``[B, ...]``."""
         return ((self.encode(observations, self.mean.dtype) - self.mean) / self.scale).float()
 
     def encode(self, observations: Tree, dtype: torch.dtype) -> Tensor:
-        """Raw observations ``[B, ...]`` as those components ``[B, width]`` that are read, not normalised."""
+        """The components ``[B, width]`` of observations ``[B, ...]`` that are read, before normalisation."""
         encoded = encode_observations(self.space, observations, dtype)
         return encoded if self.columns is None else encoded[:, self.columns]
 
     def normalize_by(self, mean: Tensor, scale: Tensor) -> None:
-        """Take over the normalisation, and whether it is computed in float32 or in float64."""
+        """Set the normalisation and its dtype."""
         self.mean, self.scale = (tensor.detach().to(self.mean.device, copy=True) for tensor in (mean, scale))
 
     def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
-        """Take the normalisation from raw observations, of which each block holds some."""
+        """Estimate the normalisation from observations, given in blocks."""
         self.normalize_by(*normalization_of((self.encode(block, dtype) for block in blocks()), dtype))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        """The precision is that of the tensors that are loaded."""
+        """Adopts the dtype of the loaded tensors."""
         self.normalize_by(*(state_dict.get(prefix + name, getattr(self, name)) for name in ("mean", "scale")))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """One layer's sizes: channels in and out, kernel and stride in pixels, and height and width of what comes out."""
+    """Sizes of a convolution: input and output channels, kernel and stride, and height and width of the output."""
 
     inputs: int
     outputs: int
@@ -85,7 +84,7 @@ class Convolution:
 
 
 def convolutions(space: gym.Space, channels: Sequence[int]) -> list[Convolution]:
-    """The layers that read images of ``space``, without padding; see ``LARGE`` for kernels and strides."""
+    """Convolutions without padding for images of ``space``; see ``LARGE`` for kernels and strides."""
     inputs, height, width = image_sizes(space)
     layers = []
     for outputs in channels:
@@ -104,18 +103,18 @@ def image_sizes(space: gym.Space) -> tuple[int, int, int]:
 
 
 def channels_first(space: gym.Space) -> bool:
-    """Whether images lie channel after channel: where the last two axes are equal, or the first is shorter than the last."""
+    """Whether the first axis holds the channels: if only the last two axes are equal, or else if the first is shorter than the last."""
     first, second, third = space.shape or ()
-    if (first == second) != (second == third):  # one of them is square
+    if (first == second) != (second == third):  # exactly one of the two layouts has square images
         return second == third
     return first < third
 
 
 class Images(nn.Module):
-    """Images read by convolutions, each followed by the activation; the last layer's output is flattened.
+    """Convolutions for images, each followed by the activation; the last output is flattened.
 
     Attributes:
-        scale: ``[channels]``; pixels are divided by it, within the first convolution.
+        scale: ``[channels]``, the divisor of the pixels; it is applied to the first convolution's weights.
     """
 
     scale: Tensor
@@ -129,7 +128,7 @@ class Images(nn.Module):
         self.register_buffer("scale", torch.ones(layers[0].inputs))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Raw images ``[B, ...]`` of any number type to features ``[B, width]``, pixel after pixel."""
+        """Features ``[B, width]``, ordered by pixel, from images ``[B, ...]`` of any dtype."""
         values = self._arranged(observations).to(torch.float32, memory_format=torch.channels_last)
         for index, layer in enumerate(self.convolutions):
             assert isinstance(layer, nn.Conv2d)
@@ -139,7 +138,7 @@ class Images(nn.Module):
 
     @torch.no_grad()
     def plain(self) -> nn.Sequential:
-        """Convolutions and activations alone, the scale within the first: from images ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+        """Convolutions and activations with the scale folded in, from images ``[B, C, H, W]`` to ``[B, C', H', W']``."""
         layers: list[nn.Module] = []
         for index, layer in enumerate(self.convolutions):
             folded = copy.deepcopy(layer)
@@ -150,29 +149,29 @@ class Images(nn.Module):
         return nn.Sequential(*layers)
 
     def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
-        """Take the scale from raw images, of which each block holds some: each channel's largest absolute value, 1 where all are 0."""
+        """Set the scale to each channel's largest absolute value in the images of all blocks; 1 if all are 0."""
         largest = torch.stack([self._arranged(block).float().abs().amax((0, 2, 3)) for block in blocks()]).amax(0)
         self.scale = torch.where(largest > 0, largest, 1.0).to(self.scale.device)
 
     def _arranged(self, observations: Tensor) -> Tensor:
-        """``[B, C, H, W]``."""
+        """Images ``[B, C, H, W]``."""
         return observations if self.channels_first else observations.permute(0, 3, 1, 2)
 
 
 class Parts(nn.Module):
-    """The parts of a Dict, each read by an encoder of its own, and their features side by side."""
+    """One encoder for each part of a Dict; their features are concatenated."""
 
     def __init__(self, parts: dict[str, Vectors | Images]) -> None:
         super().__init__()
         self.keys = tuple(parts)
-        self.parts = nn.ModuleList(parts.values())  # by number: a key may hold what a module's name may not
+        self.parts = nn.ModuleList(parts.values())  # a list, because keys may contain characters that module names may not
 
     def forward(self, observations: Tree) -> Tensor:
-        """Raw observations to features ``[B, width]``."""
+        """Features ``[B, width]``, from observations ``[B, ...]``."""
         return torch.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], dim=1)
 
     def normalize(self, blocks: Callable[[], Iterable[Tree]], dtype: torch.dtype = torch.float32) -> None:
-        """Take each part's normalisation from raw observations, of which each block holds some."""
+        """Estimate each part's normalisation from observations, given in blocks."""
         for key, part in zip(self.keys, self.parts, strict=True):
             assert isinstance(part, Vectors | Images)
             part.normalize(lambda key=key: (block[key] for block in blocks()), dtype)  # type: ignore[misc]
@@ -182,13 +181,13 @@ Encoder: TypeAlias = Vectors | Images | Parts
 
 
 def encoder_of(space: gym.Space, channels: Sequence[int], activation: type[nn.Module], columns: Sequence[int] | None = None) -> Encoder:
-    """A fresh encoder.
+    """A new encoder.
 
     Args:
-        space: of the raw observations.
-        channels: of the convolutions that read each image; () reads everything as vectors.
-        activation: after each convolution.
-        columns: components that are read of vectors; None: all of them.
+        space: space of the observations.
+        channels: output channels of the convolutions for each image; (): everything is read as vectors.
+        activation: activation after each convolution.
+        columns: components of vectors that are read; None: all of them.
     """
     if not channels:
         return Vectors(space, columns)
@@ -197,7 +196,7 @@ def encoder_of(space: gym.Space, channels: Sequence[int], activation: type[nn.Mo
 
 
 def encoder_shapes(space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None) -> dict[str, tuple[int, ...]]:
-    """The shapes of an encoder's tensors by name, without making any."""
+    """Shapes of an encoder's tensors by name; allocates nothing."""
     if isinstance(space, gym.spaces.Dict) and channels:
         parts = enumerate(leaf_spaces(space).values())
         return {f"parts.{index}.{name}": shape for index, part in parts for name, shape in encoder_shapes(part, channels).items()}
@@ -212,7 +211,7 @@ def encoder_shapes(space: gym.Space, channels: Sequence[int], columns: Sequence[
 
 
 def feature_width(space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None) -> int:
-    """Number of features that an encoder makes of one observation."""
+    """Number of features of an encoder."""
     if not channels:
         return observation_width(space) if columns is None else len(columns)
     widths = []
@@ -223,17 +222,17 @@ def feature_width(space: gym.Space, channels: Sequence[int], columns: Sequence[i
 
 
 def may_be_image(space: gym.Space) -> bool:
-    """Whether convolutions can read it: a box of three axes."""
+    """Whether convolutions can read the space: a Box with three axes."""
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 3
 
 
 def images_in(space: gym.Space, *, convolved: bool | None = None) -> list[gym.Space]:
-    """The parts that convolutions read unless the user says otherwise.
+    """The parts that convolutions read by default.
 
     Args:
-        space: of the observations.
-        convolved: whether the teacher reads anything by convolutions: then these are all boxes of three axes, else none. None if that is
-            not known: then they are what Stable-Baselines3 takes for images; see ``support.images``.
+        space: space of the observations.
+        convolved: True if the teacher has convolutions: every Box with three axes is an image; False: none is. None if unknown: images are
+            those that Stable-Baselines3 recognises; see ``support.images``.
     """
     if convolved is None:
         return [part for part in leaf_spaces(space).values() if is_image(part)]
@@ -241,28 +240,28 @@ def images_in(space: gym.Space, *, convolved: bool | None = None) -> list[gym.Sp
 
 
 def usual_channels(images: Sequence[gym.Space], unit: int) -> tuple[int, ...]:
-    """``2 unit`` channels, then ``unit``; where an image's smaller side is ``LARGE`` or more, ``unit``, then two layers of ``2 unit``.
+    """Default channels: ``(2 unit, unit)``, or ``(unit, 2 unit, 2 unit)`` if an image's smaller side is at least ``LARGE``.
 
-    Convolutions of small images take steps of one pixel, and the head reads as many features as the last one has pixels and channels: most
-    of a student's parameters. On MinAtar's Breakout at 55x, students with few last channels came nearer to their teacher (KL 0.096 with 8
-    and 4 channels, 0.127 with 2 and 4).
+    Convolutions of small images have stride 1, so the head has one input per pixel and channel of the last convolution: most of a
+    student's parameters. On MinAtar's Breakout at 55x, fewer channels in the last layer gave a lower KL to the teacher (0.096 with 8 and 4
+    channels, 0.127 with 2 and 4).
     """
     large = any(min(image_sizes(image)[1:]) >= LARGE for image in images)
     return (unit, 2 * unit, 2 * unit) if large else (2 * unit, unit)
 
 
 def normalization_of(blocks: Iterable[Tensor], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Mean and scale ``[inputs]`` of encoded observations, of which each block holds some: ``[b, inputs]``; as ``dtype``.
+    """Mean and scale ``[inputs]`` of encoded observations, given in blocks ``[b, inputs]``; in ``dtype``.
 
-    A component that never varies is left as it is. Blocks are joined by the formulas of Chan, Golub & LeVeque (1983).
+    A constant component has mean 0 and scale 1. Blocks are combined by the formulas of Chan, Golub & LeVeque (1983).
     """
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for block in blocks:
-        wide, rows = block.to(torch.float64, copy=True), len(block)
-        centre = wide.mean(0)
-        gap = centre - mean
-        squares = squares + wide.sub_(centre).square_().sum(0) + gap.square() * (count * rows / (count + rows))
-        mean = mean + gap * (rows / (count + rows))
+        values, rows = block.to(torch.float64, copy=True), len(block)
+        block_mean = values.mean(0)
+        delta = block_mean - mean
+        squares = squares + values.sub_(block_mean).square_().sum(0) + delta.square() * (count * rows / (count + rows))
+        mean = mean + delta * (rows / (count + rows))
         count += rows
     std = (squares / (count - 1)).sqrt()
     constant = std < (1e-6 if dtype == torch.float32 else 1e-14) * (1 + mean.abs())
@@ -270,5 +269,5 @@ def normalization_of(blocks: Iterable[Tensor], dtype: torch.dtype = torch.float3
 
 
 def parameter_count(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int:
-    """Weights and biases among tensors of these names and shapes; normalisations fold into them and add none."""
+    """Number of weights and biases among tensors of these names and shapes; normalisation is not counted."""
     return sum(math.prod(shape) for name, shape in shapes if name.endswith(("weight", "bias")))

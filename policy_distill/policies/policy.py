@@ -1,4 +1,4 @@
-"""What acts: a policy that answers from what it sees alone, or one that has a state."""
+"""Interfaces of policies, without and with a state."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from policy_distill.support.trees import Tree
 
 State: TypeAlias = Any
-"""What a policy remembers of N episodes that it plays side by side; None if it remembers nothing."""
+"""State of a policy for N parallel episodes; None if it has none."""
 
 
 class FeedForward(Protocol):
-    """A policy without a state: teachers, students, an exported file, a user's own."""
+    """A policy without a state: a teacher, a student, an exported file or a custom policy."""
 
     def act(self, observations: Tree) -> np.ndarray:
-        """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts."""
+        """Actions that ``env.step`` accepts, from raw observations ``[B, ...]``."""
         ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A policy with a state: it remembers the episode, or draws its actions from a generator of the episode's own."""
+    """A policy with a state, such as a memory of the episode or a random generator for each episode."""
 
     def initial_state(self, num_envs: int) -> State:
         """The state before the first step of N environments."""
@@ -35,18 +35,18 @@ class Stateful(Protocol):
         Args:
             observations: raw, ``[N, ...]``.
             state: what the last call returned, or ``initial_state``.
-            starts: ``[N]`` int64. In a row whose episode begins with this observation, the episode's seed, or its number in a run where
-                it has none; ``GOES_ON`` in the others. None: all of them go on.
+            starts: ``[N]`` int64. Where an episode begins with this observation, the episode's seed, or its number within the run if it
+                has none; elsewhere ``GOES_ON``. None: all episodes continue.
         """
         ...
 
 
 @runtime_checkable
 class StatefulTeacher(Stateful, Protocol):
-    """A teacher with a state, which labels along a trajectory, whoever acts."""
+    """A teacher with a state; it labels trajectories of any acting policy."""
 
     def label(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[Any, State]:
-        """The teacher's ``ActionTargets`` of the observations, and the state; see ``step``."""
+        """The teacher's ``ActionTargets`` for the observations, and the state; see ``step``."""
         ...
 
 
@@ -57,14 +57,14 @@ class Memoryless:
     """A function of observations ``[N, ...]`` as a policy whose state is None.
 
     Args:
-        answer: what it says about a batch; its rows must not depend on each other.
+        function: maps a batch to actions or labels; each output row must depend on its input row alone.
     """
 
-    def __init__(self, answer: Callable[[Tree], Any]) -> None:
-        self._answer = answer
+    def __init__(self, function: Callable[[Tree], Any]) -> None:
+        self._function = function
 
     def initial_state(self, num_envs: int) -> State:
         return None
 
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[Any, State]:
-        return self._answer(observations), None
+        return self._function(observations), None

@@ -1,4 +1,4 @@
-"""Layers that read observations ``[B, width]`` before the first product: pixels are scaled, and each part goes its own way."""
+"""Layers between flat observations ``[B, width]`` and the first matrix product: they scale, permute and split inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from policy_distill.policies.fast_forward import run
 
 
 class Divide(nn.Module):
-    """Each number divided by its own divisor.
+    """Elementwise division by a constant vector.
 
     Attributes:
         divisor: ``[width]``.
@@ -28,7 +28,7 @@ class Divide(nn.Module):
 
 
 class Permute(nn.Module):
-    """The axes in another order."""
+    """Permutation of the axes."""
 
     def __init__(self, *dims: int) -> None:
         super().__init__()
@@ -39,11 +39,11 @@ class Permute(nn.Module):
 
 
 class SideBySide(nn.Module):
-    """Networks that each read a part of the numbers, and their features side by side.
+    """Networks that read consecutive parts of the input; their features are concatenated.
 
     Args:
-        widths: of the parts, which follow each other.
-        networks: one for each.
+        widths: widths of the parts.
+        networks: one for each part.
     """
 
     def __init__(self, widths: Sequence[int], networks: Sequence[nn.Module]) -> None:

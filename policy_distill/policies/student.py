@@ -1,4 +1,4 @@
-"""Students: a view of the raw observations, an encoder with its own normalisation, perhaps a memory, and a small head that acts."""
+"""Students: an optional view of the observations, an encoder with normalisation, an optional memory, and a small head."""
 
 from __future__ import annotations
 
@@ -37,19 +37,20 @@ from policy_distill.support.trees import Tree, flattened, length, map_leaves, to
 from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
 
 FORMAT = 1
-"""Of student.json and student.safetensors."""
+"""Format version of student.json and student.safetensors."""
 MAX_BYTES, MAX_HEADER_BYTES, MAX_LAYERS = 128 << 20, 1 << 20, 100
-"""Of student.safetensors, its header, and hidden layers: larger students are not read."""
+"""Limits for reading: bytes of student.safetensors, bytes of its header, and number of hidden layers."""
 
 
 class Student(nn.Module):
-    """One trained or training policy. Continuous outputs are means in box units; ``log_std`` completes them to a distribution.
+    """A student policy. Continuous outputs are means in box units; with ``log_std`` they define a Gaussian.
 
-    One with a memory answers step by step (``step``) or to whole sequences (``unroll``), one without to any batch (``act``, a call).
+    A student without a memory computes any batch (``act``, ``forward``). One with a memory computes single steps (``step``) or whole
+    sequences (``unroll``).
 
     Attributes:
-        encoder: from raw observations to features; see ``encoders``.
-        memory: from features to the state that the head reads; None without one.
+        encoder: maps observations to features; see ``encoders``.
+        memory: maps features to the recurrent state that the head reads; None without a memory.
         network: the head, fully connected layers to logits or means.
         log_std: ``[action_dim]`` in box units for continuous actions, else empty.
     """
@@ -73,7 +74,7 @@ class Student(nn.Module):
 
     @property
     def observation_space(self) -> gym.Space:
-        """Of the environment's observations, whatever the student sees of them."""
+        """Space of the environment's observations, before the view."""
         return self.architecture.observation_space
 
     @property
@@ -94,30 +95,30 @@ class Student(nn.Module):
 
     @property
     def mean(self) -> Tensor:
-        """Of the encoder of vectors."""
+        """Mean of the vector encoder's normalisation."""
         return self.vectors.mean
 
     @property
     def scale(self) -> Tensor:
-        """Of the encoder of vectors."""
+        """Scale of the vector encoder's normalisation."""
         return self.vectors.scale
 
     @property
     def vectors(self) -> Vectors:
-        """The encoder, of a student that reads vectors alone."""
-        assert isinstance(self.encoder, Vectors), "its encoder reads images"
+        """The encoder of a student that reads only vectors."""
+        assert isinstance(self.encoder, Vectors), "the encoder reads images"
         return self.encoder
 
     def behind(self, architecture: Architecture) -> Student:
-        """The same weights behind another view, which shows them the same space; the student itself where the view is its own."""
+        """The same weights behind another view of the same output space; the student itself if the views are equal."""
         if architecture.view == self.view:
             return self
-        twin = copy.copy(self)
-        twin.architecture = architecture
-        return twin
+        student = copy.copy(self)
+        student.architecture = architecture
+        return student
 
     def forward(self, seen: Tree) -> Tensor:
-        """What the student sees ``[B, ...]`` (raw observations without a view) to logits or means ``[B, outputs]``.
+        """Logits or means ``[B, outputs]`` from the view's output ``[B, ...]`` (raw observations without a view).
 
         Logits of actions that a mask forbids are ``FORBIDDEN``.
 
@@ -125,26 +126,26 @@ class Student(nn.Module):
             TypeError: if the student has a memory; see ``step`` and ``unroll``.
         """
         if self.architecture.memory:
-            raise TypeError("a student with a memory has no answer to single observations: use step or unroll")
+            raise TypeError("a student with a memory cannot compute single observations: use step or unroll")
         return self._masked(run(self.network, self.encoder.forward(seen)), seen)
 
     def _masked(self, output: Tensor, seen: Tree) -> Tensor:
         return self.family.masked(output, seen[MASK]) if has_mask(self.observation_space) else output
 
     def parameters_of(self, seen: Tree) -> Parameters:
-        """The parameters of the action distribution of a student without a memory, of what it sees."""
+        """The parameters of the action distribution, from the view's output ``[B, ...]``; for students without a memory."""
         return self.distribution(self(seen))
 
     def distribution(self, output: Tensor) -> Parameters:
-        """The parameters of the action distribution that has these logits or means ``[..., outputs]``."""
+        """The parameters of the action distribution with these logits or means ``[..., outputs]``."""
         return self.family.parameters_of(output, self.log_std.expand(*output.shape[:-1], -1))
 
     @torch.inference_mode()
     def act(self, observations: Tree, *, generator: torch.Generator | None = None) -> np.ndarray:
-        """Raw observations ``[B, ...]`` to actions that ``env.step`` accepts; the mode, or a draw if a generator is given.
+        """Actions that ``env.step`` accepts, from raw observations ``[B, ...]``: the mode, or samples if a generator is given.
 
         Raises:
-            ValueError: if the student sees a history or noise; see ``step``.
+            ValueError: if the view has a history or noise; use ``step``.
         """
         parameters = self.parameters_of(to_tensors(observations if self.view is None else self.view.see(to_arrays(observations))))
         return self._for_environment(self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator))
@@ -154,54 +155,54 @@ class Student(nn.Module):
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
 
     def unroll(self, seen: Tree, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Outputs of a student with a memory for sequences.
+        """Outputs for sequences, of a student with a memory.
 
         Args:
-            seen: what the student sees, ``[T, B, ...]``: T steps of each of B sequences.
-            memory: ``[B, units]`` before the first step; None: that of an episode's beginning.
+            seen: the view's output, ``[T, B, ...]``: T steps of each of B sequences.
+            memory: recurrent state ``[B, units]`` before the first step; None: the initial state.
 
         Returns:
-            Logits or means ``[T, B, outputs]``, and the memory after the last step.
+            Logits or means ``[T, B, outputs]``, and the recurrent state after the last step.
         """
-        assert self.memory is not None, "it has no memory"
+        assert self.memory is not None, "the student has no memory"
         lead = length(seen), length(map_leaves(lambda leaf: leaf[0], seen))
         features = self.encoder.forward(flattened(seen)).unflatten(0, lead)
         states = self.memory.forward(features, features.new_zeros(lead[1], self.architecture.memory) if memory is None else memory)
         return self._masked(run(self.network, states), seen), states[-1]
 
     def initial_state(self, num_envs: int) -> State:
-        """State before the first step of N environments: that of the view, and the memory ``[N, units]``."""
+        """The initial state for N environments: the view's state and the recurrent state ``[N, units]``."""
         return None if self.view is None else self.view.initial_state(num_envs), torch.zeros(num_envs, self.architecture.memory)
 
     @torch.inference_mode()
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
-        """Actions in N environments, and the state for the next step; see ``policies.policy.Stateful.step``."""
+        """Actions for N environments, and the state for the next step; see ``policies.policy.Stateful.step``."""
         parameters, state = self.parameters_after(observations, state, starts)
         return self._for_environment(self.family.mode(parameters)), state
 
     def parameters_after(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[Parameters, State]:
-        """The parameters of the action distribution in one step of N environments, and the state after it; see ``step``."""
-        viewed, memory = state
+        """The parameters of the action distribution for one step of N environments, and the state after it; see ``step``."""
+        view_state, memory = state
         if self.view is not None:
-            observations, viewed = self.view.step(to_arrays(observations), viewed, starts)
+            observations, view_state = self.view.step(to_arrays(observations), view_state, starts)
         seen = to_tensors(observations)
         if self.memory is None:
-            return self.parameters_of(seen), (viewed, memory)
+            return self.parameters_of(seen), (view_state, memory)
         if starts is not None:
             memory = torch.where(torch.from_numpy(starts == GOES_ON)[:, None], memory, 0.0)
         output, memory = self.unroll(map_leaves(lambda leaf: leaf[None], seen), memory)
-        return self.distribution(output[0]), (viewed, memory)
+        return self.distribution(output[0]), (view_state, memory)
 
     def not_finite(self) -> str | None:
-        """The first tensor that holds NaN or infinity; None if all are finite."""
+        """Name of the first tensor that holds NaN or infinity; None if all are finite."""
         wrong = (name for name, tensor in self.state_dict().items() if not torch.isfinite(tensor).all())
         return next(map(self.architecture.written, wrong), None)
 
     def save(self, folder: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
-        """Write ``student.safetensors`` and ``student.json`` into ``folder``; ``extra`` (the environment, say) goes into the JSON.
+        """Write ``student.safetensors`` and ``student.json`` into ``folder``; ``extra`` is added to the JSON.
 
         Raises:
-            TrainingFault: if the student holds NaN or infinity: nothing is written.
+            TrainingFault: if the student holds NaN or infinity; nothing is written.
         """
         path = Path(folder)
         if wrong := self.not_finite():
@@ -228,14 +229,14 @@ class Student(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, *, trust: bool = False) -> Student:
-        """Read what ``save`` wrote.
+        """Load a student that ``save`` wrote.
 
         Args:
-            folder: of the student.
-            trust: whether a wrapper that the student sees through may be imported, which runs its module.
+            folder: the student's folder.
+            trust: allows the import of the view's wrapper, which runs its module.
 
         Raises:
-            RequestError: if the folder holds no student, the files do not fit together, or a wrapper would have to be imported.
+            RequestError: if the folder holds no student, the files do not match, or a wrapper would be imported without ``trust``.
         """
         path = Path(folder)
         description = read_description(path)
@@ -268,7 +269,7 @@ def _read_units(saved: Any, space: gym.Space) -> Units | None:
     """``action_units`` of student.json, ``[2, action_dim]``.
 
     Raises:
-        ValueError: if they are no units of actions in ``space``: scales must be positive and all numbers finite as float32.
+        ValueError: if they do not match ``space``, or are not finite as float32 with positive scales.
     """
     if saved is None:
         return None
@@ -281,20 +282,20 @@ def _read_units(saved: Any, space: gym.Space) -> Units | None:
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
-    """Return the contents of ``student.json``.
+    """The contents of ``student.json``.
 
     Raises:
-        RequestError: if it is not there or not JSON, or what it notes of environment and teacher is not of their form.
+        RequestError: if it is missing or not JSON, or its entries for environment and teacher are malformed.
     """
     path = Path(folder) / "student.json"
     if not os.path.lexists(path):
         raise RequestError(f"{folder} holds no student.json: name the folder that a student was saved in")
     description = read_json(path, "write the student again")
     environment, teacher = description.get("environment"), description.get("teacher")
-    noted = teacher if isinstance(teacher, dict) else {}
-    as_written = isinstance(environment, dict | None) and isinstance(teacher, dict | None)
-    if not as_written or not isinstance(noted.get("path"), str | None) or not isinstance(noted.get("reading"), dict | None):
-        raise RequestError(f"{path}: environment or teacher are not as they were written: write the student again")
+    fields = teacher if isinstance(teacher, dict) else {}
+    are_objects = isinstance(environment, dict | None) and isinstance(teacher, dict | None)
+    if not are_objects or not isinstance(fields.get("path"), str | None) or not isinstance(fields.get("reading"), dict | None):
+        raise RequestError(f"{path}: the entry environment or teacher is malformed: write the student again")
     return description
 
 
@@ -306,10 +307,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_weights(architecture: Architecture, weights: dict[str, Tensor]) -> None:
-    """Compare sizes before anything of these sizes is allocated.
+    """Check shapes before anything of these sizes is allocated.
 
     Raises:
-        ValueError: if the weights are not those of this architecture, or are no numbers.
+        ValueError: if the weights do not match the architecture, or are not finite.
     """
     for name, sizes in (("hidden_sizes", architecture.hidden_sizes), ("channels", architecture.channels)):
         if len(sizes) > MAX_LAYERS or any(type(size) is not int or size < 1 for size in sizes):

@@ -1,4 +1,4 @@
-"""Views: from an environment's observations to what a student sees of them, with what has to be remembered of the episode."""
+"""Views: transformations of an environment's observations into a student's inputs, with their state over the episode."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from policy_distill.support.trees import Tree
 from policy_distill.support.untrusted import MAX_ELEMENTS
 
 NOISE_STREAM = 9
-"""Sets the noise's random numbers apart from all others that follow from an episode's seed."""
+"""Stream number of the noise, which separates it from other random numbers derived from an episode's seed."""
 
 
 @dataclass
 class ViewState:
-    """What a view remembers of N episodes.
+    """State of a view for N episodes.
 
     Attributes:
-        frames: the last observations, ``[N, history, ...]``, the oldest first; None before the first step or without a history.
-        streams: of each episode's noise; empty without noise.
+        frames: the last observations, ``[N, history, ...]``, oldest first; None before the first step or without a history.
+        streams: random generators of each episode's noise; empty without noise.
     """
 
     frames: Tree
@@ -42,28 +42,27 @@ class ViewState:
 
 
 class View:
-    """What a student sees: a pure function of the observation, the history, and noise of the episode's own.
+    """A student's inputs: a function of the observation, the history, and noise from the episode's seed.
 
-    A mask of forbidden actions is shown as it is, beside whatever else is seen.
+    A mask of forbidden actions is passed through unchanged.
 
     Args:
-        config: the steps.
+        config: the transformation's steps.
         observed: space of the environment's observations.
 
     Attributes:
-        space: of what the student sees.
+        space: space of the student's inputs.
 
     Raises:
-        RequestError: if the steps do not suit the space.
+        RequestError: if the steps do not apply to the space.
     """
 
     def __init__(self, config: InputsConfig, observed: gym.Space) -> None:
         self.config, self.observed = config, observed
         unmasked = space_without_mask(observed)
         self._wrapper: Any = None if config.wrapper is None else _wrapped(config.wrapper, unmasked)
-        shown = unmasked if self._wrapper is None else self._wrapper.observation_space
-        self._wrapped_space = shown
-        self._single = _selected(config, shown)
+        self._wrapped_space = unmasked if self._wrapper is None else self._wrapper.observation_space
+        self._single = _selected(config, self._wrapped_space)
         self._noise = trees.of_space(self._single, functools.partial(_spread, config)) if config.is_noisy else None
         noisy = _of_parts(self._single, _unbounded) if config.is_noisy else self._single
         seen = _of_parts(noisy, functools.partial(_stacked, config.history)) if config.history > 1 else noisy
@@ -83,12 +82,12 @@ class View:
 
     @property
     def has_state(self) -> bool:
-        """Whether what the student sees depends on more than the present observation."""
+        """Whether the student's inputs depend on more than the current observation."""
         return self.config.history > 1 or self.config.is_noisy
 
     @property
     def hides(self) -> bool:
-        """Whether something that the environment returns is kept from the student, or may be: by a wrapper, or by noise."""
+        """Whether the view may remove information: by a wrapper, by noise, or by leaving components out."""
         return (
             self._wrapper is not None
             or self.config.is_noisy
@@ -97,7 +96,7 @@ class View:
 
     @property
     def columns(self) -> tuple[int, ...] | None:
-        """Which components of the encoded observation the student sees, in its order; None if it sees anything else."""
+        """Components of the encoded observation that the student sees, in order; None if the view is not a plain selection."""
         if self.has_state or self._wrapper is not None or has_mask(self.observed):
             return None
         first, places = 0, {}
@@ -113,9 +112,9 @@ class View:
         return ViewState(None, streams)
 
     def step(self, observations: Tree, state: ViewState, starts: np.ndarray | None) -> tuple[Tree, ViewState]:
-        """What the student sees of ``observations`` ``[N, ...]``, and the state; see ``policies.policy.Stateful.step``.
+        """The student's inputs for ``observations`` ``[N, ...]``, and the state; see ``policies.policy.Stateful.step``.
 
-        The state is changed in place, and what is returned may be views of it, or of ``observations``.
+        The state is changed in place. The result may share memory with it or with ``observations``.
         """
         seen = self._selected(observations)
         began = np.zeros(trees.length(seen), bool) if starts is None else starts != GOES_ON
@@ -129,13 +128,13 @@ class View:
         return self._with_mask(seen, observations), state
 
     def see(self, observations: Tree) -> Tree:
-        """What the student sees of ``observations`` ``[B, ...]`` alone.
+        """The student's inputs for independent ``observations`` ``[B, ...]``.
 
         Raises:
-            ValueError: if that depends on the episode; see ``has_state``.
+            ValueError: if they depend on the episode; see ``has_state``.
         """
         if self.has_state:
-            raise ValueError("the student sees a history or noise: ask it step after step, with a state (Student.step)")
+            raise ValueError("the student sees a history or noise: call Student.step, which keeps a state")
         return self._with_mask(self._selected(observations), observations)
 
     def _with_mask(self, seen: Tree, observations: Tree) -> Tree:
@@ -178,7 +177,7 @@ class View:
 
 
 def _joined(seen: Any, mask: dict[str, Any], kind: Any) -> Any:
-    """What is seen, or its space, with the mask beside it."""
+    """Inputs, or their space, with the mask added."""
     parts = dict(seen) if isinstance(seen, dict | gym.spaces.Dict) else {OBSERVATION: seen}
     return kind(OrderedDict(parts | mask))
 
@@ -188,7 +187,7 @@ def _selected(config: InputsConfig, space: gym.Space) -> gym.Space:
     if config.keys is not None:
         parts = trees.leaf_spaces(space) if isinstance(space, gym.spaces.Dict) else {}
         if missing := [key for key in config.keys if key not in parts]:
-            has = f"it has the keys {', '.join(parts)}" if parts else f"the observation is no Dict: {space}"
+            has = f"it has the keys {', '.join(parts)}" if parts else f"the observation is not a Dict: {space}"
             raise RequestError(f"{SECTION}.keys names {missing[0]!r}, which the observation does not have; {has}")
         chosen = {key: parts[key] for key in config.keys}
         space = next(iter(chosen.values())) if len(chosen) == 1 else gym.spaces.Dict(OrderedDict(chosen))
@@ -206,8 +205,8 @@ def _selected(config: InputsConfig, space: gym.Space) -> gym.Space:
 def _of_parts(space: gym.Space, change: Any) -> gym.Space:
     if isinstance(space, gym.spaces.Dict):
         return gym.spaces.Dict(OrderedDict((key, change(part)) for key, part in trees.leaf_spaces(space).items()))
-    found: gym.Space = change(space)
-    return found
+    changed: gym.Space = change(space)
+    return changed
 
 
 def _unbounded(space: gym.Space) -> gym.Space:
@@ -230,7 +229,7 @@ def _noisy(leaf: np.ndarray, spread: np.ndarray, streams: list[np.random.Generat
 
 
 def _stacked(count: int, space: gym.Space) -> gym.Space:
-    """The space of ``count`` observations side by side: vectors one after the other, images by their channels."""
+    """The space of ``count`` stacked observations: vectors are concatenated, images along their channels."""
     match space:
         case gym.spaces.Box(shape=(_, _, _)):
             first = channels_first(space)
@@ -261,8 +260,8 @@ def read_view(saved: Any, observed: gym.Space, path: Path, trust: bool) -> View 
     """``inputs`` of student.json.
 
     Raises:
-        RequestError: if a wrapper would have to be imported, which runs code.
-        ValueError: if they are not those of observations in ``observed``, or too many.
+        RequestError: if a wrapper would be imported without ``trust``.
+        ValueError: if they are malformed, or have too many components.
     """
     if saved is None:
         return None
@@ -286,7 +285,7 @@ def read_columns(saved: Any, seen: gym.Space) -> tuple[int, ...] | None:
     """``varying_inputs`` of student.json.
 
     Raises:
-        ValueError: if they are no components of what the student sees.
+        ValueError: if they are not ascending components of the student's inputs.
     """
     if saved is None:
         return None
@@ -299,7 +298,7 @@ def read_columns(saved: Any, seen: gym.Space) -> tuple[int, ...] | None:
 
 
 class ViewedEnv(gym.ObservationWrapper):
-    """An environment whose observations are what the student sees. Its noise goes on from episode to episode where no seed is given."""
+    """An environment that returns the student's inputs. An episode reset without a seed uses the previous episode's noise seed plus 1."""
 
     def __init__(self, env: gym.Env, view: View) -> None:
         super().__init__(env)
@@ -320,7 +319,7 @@ class ViewedEnv(gym.ObservationWrapper):
 
 
 class _SpaceOnly(gym.Env[Any, Any]):
-    """What a wrapper is put around: only its space is asked for."""
+    """A placeholder that is passed to the wrapper; it only has spaces."""
 
     action_space = gym.spaces.Discrete(1)
 
@@ -329,7 +328,7 @@ class _SpaceOnly(gym.Env[Any, Any]):
 
 
 def _wrapped(name: str, space: gym.Space) -> Any:
-    """The user's wrapper. Importing runs its module: only what the user named, or trusts, comes here."""
+    """The user's wrapper. The import runs its module, so ``name`` must come from the user or be trusted by them."""
     module, _, attribute = name.partition(":")
     try:
         wrapper = getattr(importlib.import_module(module), attribute)(_SpaceOnly(space))

@@ -1,4 +1,4 @@
-"""Policies in the loops that step environments: what a row is answered depends on its own episode alone, bit for bit."""
+"""Policies for the loops that step environments. Each row's result depends on that row's episode alone, bit for bit."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from policy_distill.teachers import RecurrentTeacher, Teacher
 
 
 class OneByOne:
-    """A policy of unknown code, asked about one environment at a time, with a state for each.
+    """A policy of unknown code, called on one environment at a time with a separate state for each.
 
     Args:
-        initial_state, step: of the policy; see ``policies.policy.Stateful``.
-        join: makes an answer about N environments of N answers.
+        initial_state, step: methods of the policy; see ``policies.policy.Stateful``.
+        join: concatenates the outputs of N environments.
     """
 
     def __init__(self, initial_state: Callable[[int], State], step: Callable[..., tuple[Any, State]], join: Callable[[list], Any]) -> None:
@@ -38,24 +38,24 @@ class OneByOne:
         return [self._initial_state(1) for _ in range(num_envs)]
 
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[Any, State]:
-        answers = []
-        for row in range(len(state)):
-            own = slice(row, row + 1)
-            # a copy where torch allocates it: kernels may round differently elsewhere
-            seen = trees.map_leaves(lambda leaf, own=own: torch.tensor(leaf[own]).numpy(), observations)
-            answer, state[row] = self._step(seen, state[row], None if starts is None else starts[own])
-            answers.append(answer)
-        return self._join(answers), state
+        outputs = []
+        for index in range(len(state)):
+            row = slice(index, index + 1)
+            # copied into memory that torch aligns: kernels may round differently on other alignments
+            observation = trees.map_leaves(lambda leaf, row=row: torch.tensor(leaf[row]).numpy(), observations)
+            output, state[index] = self._step(observation, state[index], None if starts is None else starts[row])
+            outputs.append(output)
+        return self._join(outputs), state
 
 
 class ActingRecurrent:
-    """``teacher.step`` and ``teacher.label`` in exactly ``rows`` environments, a ``policies.policy.StatefulTeacher``.
+    """``teacher.step`` and ``teacher.label`` for exactly ``rows`` environments; a ``policies.policy.StatefulTeacher``.
 
-    An answer depends on the row's own episode alone, bit for bit. Its values agree with the teacher's to rounding.
+    Each row's result depends on that row's episode alone, bit for bit. Values agree with the teacher's to rounding.
 
     Args:
-        teacher: on the CPU.
-        rows: N, of every call.
+        teacher: must be on the CPU.
+        rows: number of environments in every call.
 
     Raises:
         ValueError: if the teacher is not on the CPU.
@@ -65,18 +65,18 @@ class ActingRecurrent:
         if teacher.anchor.device.type != "cpu":
             raise ValueError("the teacher is not on the CPU, where environments are stepped: move it there")
         network = teacher.network
-        answer = head(network.head, rows)
-        assert answer is not None, "a memory is followed by layers that were rebuilt"
-        self._encode, self._features, self._answer = encoder(teacher, rows), Layers(network.features, rows), answer
+        label = head(network.head, rows)
+        assert label is not None, "the head after the memory must be a stack of rebuilt layers"
+        self._encode, self._features, self._label = encoder(teacher, rows), Layers(network.features, rows), label
         self._lstm, self._executed = Lstm(network.lstm, rows), executable(teacher.action_space, rows)
 
     def initial_state(self, num_envs: int) -> dict[str, np.ndarray]:
         return self._lstm.initial_state(num_envs)
 
     def label(self, observations: Tree, state: Any, starts: np.ndarray | None) -> tuple[Labels, dict[str, np.ndarray]]:
-        """``Labels``, which the next question may overwrite, and the state; see ``StatefulTeacher.label``."""
+        """``Labels``, which the next call may overwrite, and the state; see ``StatefulTeacher.label``."""
         output, state = self._lstm(self._features(self._encode(observations)), state, None if starts is None else starts != GOES_ON)
-        return self._answer(output), state
+        return self._label(output), state
 
     def step(self, observations: Tree, state: Any, starts: np.ndarray | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         (_, actions), state = self.label(observations, state, starts)
@@ -85,18 +85,18 @@ class ActingRecurrent:
 
 @dataclass(frozen=True)
 class Labelling:
-    """A policy of the two functions, see ``policies.policy.Stateful``."""
+    """A policy defined by two functions; see ``policies.policy.Stateful``."""
 
     initial_state: Callable[[int], State]
     step: Callable[[Tree, State, np.ndarray | None], tuple[Any, State]]
 
 
 class Viewing:
-    """A student that sees its own view of the observations.
+    """A student behind a view.
 
     Args:
-        view: from raw observations to what it sees.
-        policy: acts on what it sees.
+        view: transforms raw observations into the student's inputs.
+        policy: acts on these inputs.
     """
 
     def __init__(self, view: View, policy: Stateful) -> None:
@@ -106,18 +106,19 @@ class Viewing:
         return self._view.initial_state(num_envs), self._policy.initial_state(num_envs)
 
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
-        seen, viewed = self._view.step(observations, state[0], starts)
-        actions, own = self._policy.step(seen, state[1], starts)
-        return actions, (viewed, own)
+        view_state, policy_state = state
+        seen, view_state = self._view.step(observations, view_state, starts)
+        actions, policy_state = self._policy.step(seen, policy_state, starts)
+        return actions, (view_state, policy_state)
 
 
 class Player:
-    """A policy that acts, or labels, in N environments, and its state there.
+    """A policy that acts or labels in N environments, together with its state.
 
     Args:
         policy: see ``acting`` and ``labelling``.
         num_envs: N.
-        state: with which it goes on; None: that of the beginning.
+        state: the state to resume from; None: the initial state.
     """
 
     def __init__(self, policy: Stateful, num_envs: int, state: State = None) -> None:
@@ -125,13 +126,13 @@ class Player:
         self.state = policy.initial_state(num_envs) if state is None else state
 
     def __call__(self, observations: Tree, starts: np.ndarray | None) -> Any:
-        """Its answer to observations ``[N, ...]``; see ``policies.policy.Stateful.step``."""
-        answer, self.state = self._step(observations, self.state, starts)
-        return answer
+        """Actions or labels for observations ``[N, ...]``; see ``policies.policy.Stateful.step``."""
+        output, self.state = self._step(observations, self.state, starts)
+        return output
 
 
 def acting(policy: Policy | None, rows: int, space: gym.Space) -> Stateful:
-    """``policy`` as it acts in ``rows`` environments whose actions lie in ``space``; None acts at random."""
+    """``policy`` prepared to act in ``rows`` environments with the action space ``space``; None acts at random."""
     if policy is None:
         return RandomPolicy(space)
     if isinstance(policy, Memoryless | RandomPolicy):
@@ -139,15 +140,15 @@ def acting(policy: Policy | None, rows: int, space: gym.Space) -> Stateful:
     if isinstance(policy, RecurrentTeacher):
         return ActingRecurrent(policy, rows)
     if isinstance(policy, Student):
-        sees: Stateful = RecurrentActor(policy, rows) if policy.architecture.memory else Memoryless(student_actor(policy, rows))
-        return sees if policy.view is None else Viewing(policy.view, sees)
+        student: Stateful = RecurrentActor(policy, rows) if policy.architecture.memory else Memoryless(student_actor(policy, rows))
+        return student if policy.view is None else Viewing(policy.view, student)
     if isinstance(policy, Stateful):
         return OneByOne(policy.initial_state, policy.step, np.concatenate)
     return Memoryless(actor(policy, rows))
 
 
 def labelling(teacher: Teacher | StatefulTeacher, rows: int) -> Stateful:
-    """``teacher`` as it labels in ``rows`` environments; its answers are ``Labels``."""
+    """``teacher`` prepared to label in ``rows`` environments; its outputs are ``Labels``."""
     if isinstance(teacher, RecurrentTeacher):
         fast = ActingRecurrent(teacher, rows)
         return Labelling(fast.initial_state, fast.label)
@@ -156,7 +157,7 @@ def labelling(teacher: Teacher | StatefulTeacher, rows: int) -> Stateful:
     return Memoryless(labeller(teacher, rows))
 
 
-def _joined(told: Sequence[Any]) -> Labels:
-    """``ActionTargets`` of one row each as the labels of all."""
-    parameters = {name: torch.cat([targets.parameters[name] for targets in told]).numpy() for name in told[0].parameters}
-    return parameters, torch.cat([targets.actions for targets in told]).numpy()
+def _joined(targets: Sequence[Any]) -> Labels:
+    """``ActionTargets`` of single rows, concatenated."""
+    parameters = {name: torch.cat([row.parameters[name] for row in targets]).numpy() for name in targets[0].parameters}
+    return parameters, torch.cat([row.actions for row in targets]).numpy()

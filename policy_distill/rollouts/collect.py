@@ -27,17 +27,17 @@ from policy_distill.support import trees
 from policy_distill.teachers import Teacher
 
 BLOCK = 4096
-"""States without an episode that are labelled at once."""
+"""Batch size for labelling states that belong to no episode."""
 
 
 @dataclass(frozen=True)
 class Exploration:
-    """Disturbances of what is executed; labels are not touched.
+    """Noise on the executed actions; labels are unaffected.
 
     Attributes:
-        epsilon: probability of an action drawn uniformly from the action space.
+        epsilon: probability that an action is replaced by one drawn uniformly from the action space.
         action_noise: standard deviation of Gaussian noise on continuous actions, in box units; the sum is clipped to the bounds.
-        box: of the actions, where its units are not those of the bounds; uniform ones are then drawn from twice its range.
+        box: the actions' box, if its units differ from the bounds; uniform actions are then drawn from twice its range.
     """
 
     epsilon: float = 0.0
@@ -47,7 +47,7 @@ class Exploration:
     def disturb(
         self, actions: np.ndarray, space: gym.Space, streams: Sequence[np.random.Generator], mask: np.ndarray | None = None
     ) -> np.ndarray:
-        """Actions ``[N, ...]`` as they are executed; each row draws from a stream of its own, under its ``mask`` ``[N, entries]``."""
+        """Executed actions ``[N, ...]``. Each row draws from its own stream, among the actions that ``mask`` ``[N, entries]`` allows."""
         disturbed = actions.copy()
         for row, generator in enumerate(streams):
             if self.action_noise and isinstance(space, gym.spaces.Box):
@@ -58,8 +58,10 @@ class Exploration:
                 noise = self.action_noise * half_range * generator.standard_normal(space.shape)
                 disturbed[row] = np.clip(disturbed[row] + noise, space.low, space.high)
             if self.epsilon and generator.random() < self.epsilon:
-                own = None if mask is None else mask[row]
-                disturbed[row] = uniform_actions(space, generator, box=self.box) if own is None else draw_allowed(space, own, generator)
+                if mask is None:
+                    disturbed[row] = uniform_actions(space, generator, box=self.box)
+                else:
+                    disturbed[row] = draw_allowed(space, mask[row], generator)
         return disturbed
 
 
@@ -67,20 +69,19 @@ NO_EXPLORATION = Exploration()
 
 
 class Collector:
-    """Some environments of a run, whose episodes go on from one call to the next.
+    """A share of a run's environments. Their episodes continue from one call to the next.
 
-    What is kept are observations on which an action was executed, and those alone. Gymnasium's environments are reset in the step that ends
-    an episode, and each of their rows is one; a vector environment may take a step for it, whose row says so: its episode is
-    ``AUTORESET_STEP``.
+    Only observations on which an action was executed become transitions. Gymnasium's environments are reset in the step that ends an
+    episode. A vector environment may spend an extra step on the reset; that row is marked with the episode ``AUTORESET_STEP``.
 
     Args:
         spec: the environment.
-        indices: which of the run's ``num_envs`` environments these are. Seeds and random choices depend on the index alone, so that it
-            does not matter how many workers share the environments.
-        num_envs: of the whole run.
-        seed: of the run.
+        indices: indices of these environments among the run's ``num_envs``. Seeds and random choices depend on the index alone, so the
+            number of workers does not affect them.
+        num_envs: number of environments in the whole run.
+        seed: the run's seed.
         backend: see ``environments.vector``.
-        view: what the run's students see; None: everything.
+        view: the students' view; None: students see all observations.
     """
 
     @own_random_state()
@@ -104,7 +105,7 @@ class Collector:
         self._noise: list[np.random.Generator] = []
         self._teacher_state: State = None
         self._student_state: State = None
-        self._ages = np.zeros(len(indices), np.int64)  # steps that the present episodes have taken
+        self._ages = np.zeros(len(indices), np.int64)  # steps taken so far in the current episodes
 
     @own_random_state()
     @torch.inference_mode()
@@ -120,26 +121,25 @@ class Collector:
     ) -> Transitions:
         """Take ``num_steps`` steps in each environment; the teacher labels every observation and acts with the given probability.
 
-        A teacher that has a state goes on with it from call to call, and so does the view of the students. A student begins each round
-        with its initial state.
+        The states of the teacher and of the view carry over from call to call. A student starts each round in its initial state.
 
-        A round may be collected in several calls, which give the rows of one.
+        A round collected in several calls yields the same rows as in one call.
 
         Args:
-            num_steps: T, of each of the N environments.
-            teacher: labels.
-            student: acts where the teacher does not; None lets the teacher act always.
-            teacher_action_prob: DAgger's beta, drawn anew for each step and environment.
-            round_index: of the run; who acts is drawn from a stream of its own for each round and environment.
-            exploration: disturbs what is executed, by teacher and student.
+            num_steps: T, steps in each of the N environments.
+            teacher: labels the observations.
+            student: acts where the teacher does not; None: the teacher always acts.
+            teacher_action_prob: DAgger's beta; the acting policy is drawn for each step and environment.
+            round_index: index of the round; the acting policy is drawn from a separate stream for each round and environment.
+            exploration: noise on the actions of teacher and student.
 
         Returns:
-            ``T * N`` rows, step after step; float64 observations are labelled as they are and kept as float32, unless the
-            teacher needs them exact.
+            ``T * N`` rows in time-major order. The teacher labels float64 observations at full precision; they are stored as float32
+            unless the teacher needs float64.
 
         Raises:
-            EnvironmentFault: if an environment fails, or gives observations or rewards that are not finite.
-            Fault: if the teacher answers with NaN.
+            EnvironmentFault: if an environment fails, or returns observations or rewards that are not finite.
+            Fault: if the teacher outputs NaN.
         """
         count, slots = len(self._indices), self._envs.slots
         if round_index != self._round:
@@ -154,7 +154,7 @@ class Collector:
         space = self._envs.action_space
         label = Player(labelling(teacher, count), count, self._teacher_state)
         if student is not None and self._view is not None:
-            student = student.behind(student.architecture.without_view)  # it is shown what the view shows, as the dataset is
+            student = student.behind(student.architecture.without_view)  # the loop below applies the view
         act = None if student is None else Player(acting(student, count, space), count, self._student_state)
 
         def executed(step: int, slots: Slots, labels: Labels) -> np.ndarray:
@@ -174,8 +174,8 @@ class Collector:
         stream(self._envs, num_steps, executed, label, rows)
         self._check(rows, num_steps)
         self._teacher_state, self._student_state = label.state, None if act is None else act.state
-        goes_on = rows.episodes == slots.episodes
-        self._ages = goes_on.sum(0) + np.where(goes_on[0], self._ages, 0)
+        unfinished = rows.episodes == slots.episodes
+        self._ages = unfinished.sum(0) + np.where(unfinished[0], self._ages, 0)
         return Transitions(
             observations=trees.map_leaves(_flat, _kept(rows.observations, teacher)),
             targets=ActionTargets({name: _flat(values) for name, values in rows.parameters.items()}, _flat(rows.actions)),
@@ -188,24 +188,24 @@ class Collector:
         )
 
     def _check(self, rows: _Rows, num_steps: int) -> None:
-        """Raise for the first number among ``num_steps`` steps that should be finite and is not."""
+        """Raise for the first value of the first ``num_steps`` steps that should be finite and is not."""
         for name, values in [*rows.parameters.items(), ("actions", rows.actions)]:
             if values.dtype.kind == "f":
                 wrong = ~np.isfinite(values[:num_steps]) if name == "actions" else np.isnan(values[:num_steps])
                 if wrong.any():
-                    where, what = self._place_of(wrong, rows)
-                    answer = "NaN" if np.isnan(values[what]).any() else "infinity"
+                    where, index = self._place_of(wrong, rows)
+                    number = "NaN" if np.isnan(values[index]).any() else "infinity"
                     raise Fault(
-                        f"the teacher answered with {answer} ({name}) {where}, to the observation "
-                        f"{trees.map_leaves(np.ndarray.tolist, trees.rows(rows.observations, what))}; it may have "
+                        f"the teacher returned {number} ({name}) {where}, for the observation "
+                        f"{trees.map_leaves(np.ndarray.tolist, trees.rows(rows.observations, index))}; it may have "
                         "diverged in its training: choose another checkpoint"
                     )
         if not np.isfinite(rows.rewards[:num_steps]).all():
-            where, what = self._place_of(~np.isfinite(rows.rewards[:num_steps]), rows)
-            raise EnvironmentFault(f"the reward is {rows.rewards[what]} {where}")
+            where, index = self._place_of(~np.isfinite(rows.rewards[:num_steps]), rows)
+            raise EnvironmentFault(f"the reward is {rows.rewards[index]} {where}")
 
     def _place_of(self, wrong: np.ndarray, rows: _Rows) -> tuple[str, tuple[int, int]]:
-        """Where the first of ``wrong`` ``[T, N, ...]`` lies, in words and as step and slot."""
+        """The position of the first true entry of ``wrong`` ``[T, N, ...]``: a description for messages, and step and slot."""
         step, slot = (int(index) for index in np.argwhere(wrong)[0][:2])
         episode = int(rows.episodes[step, slot])
         before = self._ages[slot] if episode == rows.episodes[0, slot] else 0
@@ -215,13 +215,13 @@ class Collector:
 
 
 class _Rows:
-    """What T steps in N environments gave, ``[T, N, ...]`` each.
+    """Buffers for T steps in N environments, ``[T, N, ...]`` each.
 
     Args:
         num_steps: T.
-        slots: where the environments stand.
-        check: is called with these rows and how many steps they hold, before an environment is stepped with an action that is not finite.
-        view: of the students.
+        slots: current state of the environments.
+        check: called with these rows and the number of recorded steps before an action that is not finite would be executed.
+        view: the students' view.
     """
 
     def __init__(self, num_steps: int, slots: Slots, check: Callable[[_Rows, int], None], view: View | None = None) -> None:
@@ -235,12 +235,12 @@ class _Rows:
         self.parameters: dict[str, np.ndarray] = {}
 
     def record_seen(self, step: int, seen: trees.Tree) -> None:
-        """Keep what the students saw in this step."""
+        """Store the students' inputs of this step."""
         trees.write(self.seen, step, seen)
 
     def record(self, step: int, slots: Slots, labels: Labels) -> Results:
         parameters, actions = labels
-        if step == 0:  # the teacher alone knows their shapes
+        if step == 0:  # the shapes are known only from the teacher's output
             self.parameters = {name: np.empty((*self._shape, *value.shape[1:]), value.dtype) for name, value in parameters.items()}
             self.actions = np.empty((*self._shape, *actions.shape[1:]), actions.dtype)
             self._all_finite = Finite(self.actions[0])
@@ -257,29 +257,29 @@ class _Rows:
 
 @torch.inference_mode()
 def label_states(teacher: Teacher, observations: trees.Tree, view: View | None = None) -> Transitions:
-    """The teacher's labels of raw ``observations`` ``[B, ...]`` that belong to no episode of this run: nobody acts, nothing is earned.
+    """The teacher's labels of raw ``observations`` ``[B, ...]`` that belong to no episode of this run.
 
-    A view with a history cannot be of such states.
+    No action is executed and rewards are 0. A view with a history is not supported.
     """
     count = trees.length(observations)
     parts = [labeller(teacher, trees.length(part))(part) for part in trees.blocks(observations, BLOCK)]
-    parameters = {name: torch.from_numpy(np.concatenate([told[name] for told, _ in parts])) for name in parts[0][0]}
-    actions = torch.from_numpy(np.concatenate([chosen for _, chosen in parts]))
-    no = torch.zeros(count, dtype=torch.bool)
+    parameters = {name: torch.from_numpy(np.concatenate([values[name] for values, _ in parts])) for name in parts[0][0]}
+    actions = torch.from_numpy(np.concatenate([actions for _, actions in parts]))
+    false = torch.zeros(count, dtype=torch.bool)
     return Transitions(
         observations=trees.to_tensors(_kept(observations, teacher)),
         targets=ActionTargets(parameters, actions),
         rewards=torch.zeros(count),
-        terminated=no,
-        truncated=no,
+        terminated=false,
+        truncated=false,
         episodes=torch.full((count,), NO_EPISODE),
-        by_teacher=no,
+        by_teacher=false,
         seen=None if view is None else trees.to_tensors(_kept(_seen_alone(view, observations), teacher)),
     )
 
 
 def _seen_alone(view: View, observations: trees.Tree) -> trees.Tree:
-    """What a student sees of each of ``observations`` ``[B, ...]``, as if an episode began with it."""
+    """The student's inputs for ``observations`` ``[B, ...]``, each taken as the first of an episode."""
     count = trees.length(observations)
     return view.step(observations, view.initial_state(count), np.arange(count))[0]
 
@@ -291,7 +291,7 @@ def executed(rows: Transitions) -> Transitions:
 
 
 def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:
-    """Join what collectors of the same run took in ``num_steps`` steps each, as if one collector had held all their environments."""
+    """Join the transitions of collectors of one run, ``num_steps`` steps each, as if one collector had held all environments."""
 
     def join(tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat([tensor.unflatten(0, (num_steps, -1)) for tensor in tensors], dim=1).flatten(0, 1)
@@ -313,7 +313,7 @@ def concatenate(parts: list[Transitions], num_steps: int) -> Transitions:
 
 
 def _kept(observations: trees.Tree, teacher: Teacher) -> trees.Tree:
-    """Observations as they are stored: float64 takes twice the room, and only observations far from zero need it."""
+    """Observations as stored: in float32 unless the teacher needs float64, which takes twice the memory."""
     if teacher.needs_float64:
         return observations
     return trees.map_leaves(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf, observations)

@@ -20,9 +20,13 @@ _FIRST_SEEDS = {"final": 1_000_000, "validation": 2_000_000, "check": 3_000_000,
 
 
 def evaluation_seeds(purpose: str, episodes: int) -> list[int]:
-    """Seeds that the round is chosen on ("validation"), that the figure is taken on ("final"), that the teacher is looked at on before the
-    work ("check"), that states for further training may be taken from ("comparison"), and for certificates ("certificate"); no two share
-    a seed, all are the same in every run."""
+    """Evaluation seeds, the same in every run and disjoint between purposes.
+
+    Args:
+        purpose: "validation" selects the round, "final" measures the reported return, "check" evaluates the teacher before training,
+            "comparison" provides states for further training, "certificate" is for certificates.
+        episodes: number of seeds.
+    """
     first = _FIRST_SEEDS[purpose]
     return list(range(first, first + episodes))
 
@@ -35,7 +39,7 @@ class Episodes:
         seeds: ``[E]``.
         returns: ``[E]`` sum of the rewards, undiscounted.
         lengths: ``[E]`` in environment steps.
-        agreement: share of the visited states in which ``reference`` acts alike; None without a reference.
+        agreement: fraction of the visited states in which ``reference`` takes the same action; None without a reference.
     """
 
     seeds: np.ndarray
@@ -65,7 +69,7 @@ class Returns(Recorder):
 
 
 class _Agreement(Returns):
-    """And in how many states two policies act alike."""
+    """Returns, and the number of states in which two policies take the same action."""
 
     def __init__(self, episodes: int, policies: Sequence[Policy | None]) -> None:
         super().__init__(episodes)
@@ -74,8 +78,8 @@ class _Agreement(Returns):
     def opened(self, envs: Sequence[gym.Env]) -> None:
         self._margin = _margin(envs[0].action_space, *self._policies)
 
-    def acted(self, observations: Tree, answers: Sequence[Any], running: list[int]) -> None:
-        self.agreed += int(_alike_within(self._margin, *answers)[running].sum())
+    def acted(self, observations: Tree, policy_actions: Sequence[Any], running: list[int]) -> None:
+        self.agreed += int(_alike_within(self._margin, *policy_actions)[running].sum())
 
 
 @own_random_state()
@@ -88,48 +92,48 @@ def evaluate(
     reference: Policy | None = None,
     envs: list[gym.Env] | None = None,
 ) -> Episodes:
-    """Run one episode for each seed and return what it earned; see ``play``.
+    """Returns of one episode for each seed; see ``play``.
 
     Args:
-        policy: acts; None acts at random, see ``RandomPolicy``.
-        spec: the environment; a Gymnasium id or an entry of envs/ will do.
+        policy: the acting policy; None acts at random, see ``RandomPolicy``.
+        spec: the environment: a spec, a Gymnasium id or an entry of envs/.
         seeds: one for each episode.
-        num_envs: episodes run side by side; the returns do not depend on it.
-        reference: a second policy that is asked about the same states, for ``agreement``: equal actions in a discrete space, every
-            component within 5 % of its range in a continuous one; see ``alike``.
-        envs: made from ``spec`` before, to be used again; a list that is too short is filled up.
+        num_envs: number of parallel episodes; the returns do not depend on it.
+        reference: a second policy evaluated on the same states, for ``agreement``: actions agree if they are equal in a discrete space,
+            or if every component is within 5 % of its range in a continuous one; see ``alike``.
+        envs: environments made from ``spec`` earlier, to be reused; missing ones are made and appended.
 
     Raises:
-        EnvironmentFault: if an environment fails, does not end, or gives observations or rewards that are not finite.
+        EnvironmentFault: if an environment fails, does not end, or returns observations or rewards that are not finite.
     """
     spec = resolve(spec) if isinstance(spec, str) else spec
-    asked = [policy] if policy is None or reference is None else [policy, reference]
-    recorder = Returns(len(seeds)) if len(asked) == 1 else _Agreement(len(seeds), asked)
-    play(asked, spec, seeds, recorder, num_envs=num_envs, envs=envs)
+    policies = [policy] if policy is None or reference is None else [policy, reference]
+    recorder = Returns(len(seeds)) if len(policies) == 1 else _Agreement(len(seeds), policies)
+    play(policies, spec, seeds, recorder, num_envs=num_envs, envs=envs)
     agreement = recorder.agreed / int(recorder.lengths.sum()) if isinstance(recorder, _Agreement) and len(seeds) else None
     return Episodes(np.asarray(seeds, np.int64), recorder.returns, recorder.lengths, agreement)
 
 
 def alike(first: np.ndarray, second: np.ndarray, space: gym.Space, *policies: object) -> np.ndarray:
-    """Which rows of two batches of actions ``[B, ...]`` are the same decision: equal, or within 5 % of the range in each component.
+    """Mask ``[B]`` of the rows in which two batches of actions agree: equal, or within 5 % of the range in each component.
 
-    The range is that of the box units of the first of ``policies`` that has units of its own, else that of the bounds.
+    The range is taken from the box units of the first of ``policies`` that has custom units, else from the bounds.
     """
     return _alike_within(_margin(space, *policies), first, second)
 
 
 def _margin(space: gym.Space, *policies: object) -> np.ndarray | None:
-    """How far apart two equal components may be; None where they must be the same."""
+    """The largest difference at which components of actions agree; None where actions must be equal."""
     if not isinstance(space, gym.spaces.Box):
         return None
     for policy in policies:
         box = getattr(getattr(policy, "family", None), "box", None)
         if isinstance(box, Box) and box.units is not None:
             return 0.1 * box.affine()[0].reshape(space.shape)
-    with np.errstate(over="ignore", invalid="ignore"):  # where the range is beyond float32, or there is none
-        between = space.high - space.low
-    between = np.where(np.isinf(between), space.high.astype(np.float64) - space.low, between) if np.isinf(between).any() else between
-    return 0.05 * np.where(np.isfinite(between), between, 2.0)
+    with np.errstate(over="ignore", invalid="ignore"):  # bounds may be infinite, or their difference beyond float32
+        span = space.high - space.low
+    span = np.where(np.isinf(span), space.high.astype(np.float64) - space.low, span) if np.isinf(span).any() else span
+    return 0.05 * np.where(np.isfinite(span), span, 2.0)
 
 
 def _alike_within(margin: np.ndarray | None, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -138,7 +142,7 @@ def _alike_within(margin: np.ndarray | None, first: np.ndarray, second: np.ndarr
 
 
 def merge(parts: Sequence[Episodes]) -> Episodes:
-    """Join episodes that were run apart, weighing agreement by steps, and sort them by seed."""
+    """Join the episodes of several workers and sort them by seed; agreement is weighted by steps."""
     order = np.argsort(np.concatenate([part.seeds for part in parts]), kind="stable")
     seeds, returns, lengths = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("seeds", "returns", "lengths"))
     known = [(part.agreement, part.env_steps) for part in parts if part.agreement is not None]

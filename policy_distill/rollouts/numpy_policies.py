@@ -1,8 +1,8 @@
 """Teachers and students as a few numpy operations, for the loops that step environments.
 
-Between two steps of an environment the caches are cold, and a tensor operation costs several times what it does in a loop of its own;
-numpy's are a third of that. Values agree with those of the torch modules to rounding. What is said about an observation depends on that
-observation alone, bit for bit: networks are run by ``rowwise``, and whatever else acts is asked about one observation at a time.
+Between environment steps the caches are cold, and a torch operation costs several times as much as in a tight loop; a numpy operation
+costs a third of that. Values agree with the torch modules to rounding. Each row's output depends on that row alone, bit for bit:
+``rowwise`` runs the networks, and other policies are called on one observation at a time.
 """
 
 from __future__ import annotations
@@ -39,38 +39,38 @@ from policy_distill.teachers.networks.extractor import CustomExtractor
 from policy_distill.teachers.networks.masked import MaskedNetwork
 
 Labels: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]
-"""The parameters and actions of ``ActionTargets`` as arrays; the next question may overwrite them."""
+"""The parameters and actions of ``ActionTargets`` as arrays; the next call may overwrite them."""
 Label: TypeAlias = Callable[[np.ndarray], Labels]
 WHOLE_BLOCKS = 64
-"""Elements: a multiple of what torch's loops compute at once, on every processor."""
+"""Number of elements: a multiple of the vector width of torch's loops on every processor."""
 
 
 def labeller(teacher: Teacher, rows: int) -> Label:
-    """``teacher.targets`` for batches of exactly ``rows`` raw observations, one forward pass a question.
+    """``teacher.targets`` for batches of exactly ``rows`` raw observations, one forward pass a call.
 
-    Networks that are not plain stacks of layers are asked as they are, about one observation at a time.
+    Networks that are not plain stacks of layers run in torch, on one observation at a time.
 
     Raises:
-        ValueError: when asked, if the teacher is not on the CPU.
+        ValueError: when the result is called, if the teacher is not on the CPU.
     """
     if teacher.anchor.device.type != "cpu":
         return _refuse_device
     if isinstance(teacher.network, Ensemble) and teacher.network.combine == "mean" and not teacher.recorded:
         return _mixture(teacher.network, rows)
-    answer = head(teacher.network, rows, teacher.recorded) if all(_is_seen(teacher, name) for name in teacher.recorded) else None
-    if answer is not None:
+    label = head(teacher.network, rows, teacher.recorded) if all(_runs_in_numpy(teacher, name) for name in teacher.recorded) else None
+    if label is not None:
         encode = encoder(teacher, rows)
-        return lambda observations: answer(encode(observations))
+        return lambda observations: label(encode(observations))
     return lambda observations: _label_one_by_one(teacher, observations)
 
 
 def head(network: nn.Module, rows: int, recorded: Sequence[str] = ()) -> Label | None:
-    """An acting network's labels of ``rows`` preprocessed observations ``[B, inputs]`` float32; None if it is no plain stack of layers.
+    """A function from preprocessed observations ``[rows, inputs]`` float32 to labels; None if ``network`` is not a plain stack of layers.
 
     Args:
-        network: of the teacher, or what follows its memory.
-        rows: B, of every question.
-        recorded: layers whose outputs are among the parameters.
+        network: the teacher's acting network, or the part after its memory.
+        rows: batch size of every call.
+        recorded: layers whose outputs are added to the parameters.
     """
     names = {name: f"{LAYER}{name}" for name in recorded}
     match network:
@@ -85,8 +85,8 @@ def head(network: nn.Module, rows: int, recorded: Sequence[str] = ()) -> Label |
     return None
 
 
-def _is_seen(teacher: Teacher, name: str) -> bool:
-    """Whether numpy computes this layer: not those inside an extractor of the agent's own that torch is asked about as a whole."""
+def _runs_in_numpy(teacher: Teacher, name: str) -> bool:
+    """Whether this layer runs in numpy. Layers inside a custom extractor that torch runs as a whole do not."""
     inside = [part for part, module in teacher.network.named_modules() if isinstance(module, CustomExtractor) and module.steps is None]
     return not name.startswith(tuple(f"{part}." for part in inside))
 
@@ -94,8 +94,8 @@ def _is_seen(teacher: Teacher, name: str) -> bool:
 def actor(policy: Any, rows: int) -> Function:
     """``policy.act`` for batches of exactly ``rows`` raw observations.
 
-    Anything but a teacher or a student is asked about one observation at a time: whether the answer of unknown code depends on
-    what else is in the batch cannot be known.
+    Policies other than teachers and students are called on one observation at a time: the output of unknown code for a row may depend
+    on the rest of the batch.
     """
     if isinstance(policy, Teacher) and policy.anchor.device.type == "cpu":
         return _teacher_actor(policy, rows)
@@ -106,10 +106,7 @@ def actor(policy: Any, rows: int) -> Function:
 
 
 def outputs_of(student: Student, rows: int) -> Function:
-    """The student's logits or means in box units ``[B, outputs]`` for batches of exactly ``rows`` observations as it sees them.
-
-    The next question may overwrite them.
-    """
+    """Maps ``rows`` inputs of the student to logits, or means in box units, ``[B, outputs]``; the next call may overwrite them."""
     read, layers = _features_of(student.encoder, rows), Layers(student.network, rows)
     if has_mask(student.observation_space):
         return lambda observations: student.family.masked(layers(read(observations)), observations[MASK])
@@ -117,7 +114,7 @@ def outputs_of(student: Student, rows: int) -> Function:
 
 
 class RecurrentActor:
-    """A student with a memory as it acts in ``rows`` environments; see ``policies.policy.Stateful``. Its state is ``[rows, units]``."""
+    """A student with a memory, acting in ``rows`` environments; see ``policies.policy.Stateful``. Its state is ``[rows, units]``."""
 
     def __init__(self, student: Student, rows: int) -> None:
         assert student.memory is not None
@@ -139,7 +136,7 @@ class RecurrentActor:
 
 
 def _features_of(encoder: Encoder, rows: int) -> Callable[[trees.Tree], np.ndarray]:
-    """Features ``[B, features]`` of ``rows`` observations as the student sees them; the next call may overwrite them."""
+    """A function from ``rows`` inputs of the student to features ``[B, features]``; the next call may overwrite them."""
     match encoder:
         case Vectors(space=space):
             mean, scale = encoder.mean.numpy(), encoder.scale.numpy()
@@ -165,9 +162,9 @@ def _features_of(encoder: Encoder, rows: int) -> Callable[[trees.Tree], np.ndarr
 
 
 def vectors_of(space: gym.Space, rows: int) -> Callable[[trees.Tree], np.ndarray]:
-    """``encode_observations`` of ``rows`` raw observations, boxes in their own dtype: ``[B, width]``, a Dict in float32 if it holds all.
+    """``encode_observations`` for ``rows`` raw observations: ``[B, width]``, which the next call may overwrite.
 
-    What it answers may be overwritten by the next question.
+    A Box keeps its dtype. A Dict is float32 if that represents all parts exactly, else float64.
     """
     if isinstance(space, gym.spaces.Box):
         return lambda observations: observations.reshape(rows, -1)
@@ -193,9 +190,9 @@ def _refuse_device(observations: np.ndarray) -> Labels:
 
 @torch.inference_mode()
 def _label_one_by_one(teacher: Teacher, observations: trees.Tree) -> Labels:
-    told = [teacher.targets(trees.map_leaves(torch.tensor, part)) for part in trees.blocks(observations, 1)]
-    parameters = {name: torch.cat([targets.parameters[name] for targets in told]).numpy() for name in told[0].parameters}
-    return parameters, torch.cat([targets.actions for targets in told]).numpy()
+    targets = [teacher.targets(trees.map_leaves(torch.tensor, part)) for part in trees.blocks(observations, 1)]
+    parameters = {name: torch.cat([row.parameters[name] for row in targets]).numpy() for name in targets[0].parameters}
+    return parameters, torch.cat([row.actions for row in targets]).numpy()
 
 
 def _teacher_actor(teacher: Teacher, rows: int) -> Function:
@@ -204,7 +201,7 @@ def _teacher_actor(teacher: Teacher, rows: int) -> Function:
 
 
 def executable(space: gym.Space, rows: int) -> Function:
-    """From the actions of ``rows`` ``Labels`` to those that ``env.step`` takes."""
+    """A function from the actions of ``rows`` ``Labels`` to actions that ``env.step`` accepts."""
     if not isinstance(space, gym.spaces.Box):
         return lambda actions: actions
     shape, dtype = (rows, *space.shape), space.dtype if space.dtype.kind == "f" else np.dtype(np.float32)
@@ -212,18 +209,18 @@ def executable(space: gym.Space, rows: int) -> Function:
 
 
 def student_actor(student: Student, rows: int) -> Function:
-    """The student's actions for batches of exactly ``rows`` observations as it sees them."""
+    """A function from exactly ``rows`` inputs of the student to its actions."""
     outputs, choose = outputs_of(student, rows), student.family.chooser(student.action_space.shape or ())
     return lambda observations: choose(outputs(observations))
 
 
 def encoder(teacher: Teacher, rows: int) -> Function:
-    """Raw observations as ``[B, inputs]`` float32, normalised in float64 and rounded once, as VecNormalize does."""
-    known = teacher.normalization
+    """A function from raw observations to ``[B, inputs]`` float32, normalised in float64 and rounded once, as VecNormalize does."""
+    normalization = teacher.normalization
     vectors = vectors_of(teacher.observation_space, rows)
-    if known is None:
+    if normalization is None:
         return lambda observations: vectors(observations).astype(np.float32)
-    mean, scale, clip = teacher.mean.numpy().ravel(), teacher.scale.numpy().ravel(), known.clip
+    mean, scale, clip = teacher.mean.numpy().ravel(), teacher.scale.numpy().ravel(), normalization.clip
     exact = np.empty((rows, teacher.obs_dim), np.float64)
 
     def encode(observations: trees.Tree) -> np.ndarray:
@@ -231,13 +228,13 @@ def encoder(teacher: Teacher, rows: int) -> Function:
         np.divide(exact, scale, out=exact)
         return exact.clip(-clip, clip, out=exact).astype(np.float32)
 
-    padding = known.padding
+    padding = normalization.padding
     if padding is None:
         return encode
 
     def encode_frames(observations: np.ndarray) -> np.ndarray:
-        """The frames before an episode's first are exactly zero."""
-        frames = observations.reshape(rows, known.frames, -1)
+        """Sets the padding frames before an episode's first frame to exactly zero."""
+        frames = observations.reshape(rows, normalization.frames, -1)
         encoded = encode(observations)
         encoded.reshape(frames.shape)[(frames == padding.astype(frames.dtype)).all(-1)] = 0.0
         return encoded
@@ -250,13 +247,13 @@ def _discrete(network: DiscreteNetwork, rows: int, recorded: Mapping[str, str]) 
     body = Layers(network.body, rows, name="body", recorded=recorded)
     name, quantiles = network.scores, network.num_quantiles
 
-    def ask(features: np.ndarray) -> Labels:
+    def label(features: np.ndarray) -> Labels:
         scores = body(features)
         if quantiles > 1:
             scores = scores.reshape(rows, quantiles, -1).mean(1)
         return {name: scores, **body.seen}, choose(scores)
 
-    return ask
+    return label
 
 
 def _masked(network: MaskedNetwork, rows: int, recorded: Mapping[str, str]) -> Label:
@@ -264,23 +261,23 @@ def _masked(network: MaskedNetwork, rows: int, recorded: Mapping[str, str]) -> L
     choose = network.family.chooser(())
     body = Layers(inner.body, rows, name="network.body", recorded=recorded)
 
-    def ask(features: np.ndarray) -> Labels:
+    def label(features: np.ndarray) -> Labels:
         rest, mask = network.parts(features)
         logits = network.family.masked(body(np.ascontiguousarray(rest)), mask)
         return {"logits": logits, **body.seen}, choose(logits)
 
-    return ask
+    return label
 
 
 def _deterministic(network: DeterministicNetwork, rows: int, recorded: Mapping[str, str]) -> Label:
     finish = _to_environment(network.bounds, squashed=network.squashed)
     body = Layers(network.body, rows, name="body", recorded=recorded)
 
-    def ask(features: np.ndarray) -> Labels:
+    def label(features: np.ndarray) -> Labels:
         actions = finish(body(features))
         return {**body.seen}, actions
 
-    return ask
+    return label
 
 
 def _gaussian(network: GaussianNetwork, rows: int, recorded: Mapping[str, str]) -> Label:
@@ -289,7 +286,7 @@ def _gaussian(network: GaussianNetwork, rows: int, recorded: Mapping[str, str]) 
     bounds, finish = network.bounds, _to_environment(network.bounds, squashed=network.squashed)
     scale, offset = bounds.scale.numpy(), bounds.offset.numpy()
 
-    def ask(features: np.ndarray) -> Labels:
+    def label(features: np.ndarray) -> Labels:
         hidden = latent(features)
         mean = last(hidden)
         actions = finish(mean)
@@ -297,11 +294,11 @@ def _gaussian(network: GaussianNetwork, rows: int, recorded: Mapping[str, str]) 
             mean = (mean - offset) / scale
         return {"mean": mean, "log_std": spread(hidden, features), **latent.seen, **last.seen}, actions
 
-    return ask
+    return label
 
 
 def _spread(network: GaussianNetwork, rows: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The log standard deviation of the last hidden layer and the features, in box units where the family's is."""
+    """A function from the last hidden layer and the features to log standard deviations, in box units where the family uses them."""
     shift = np.zeros(1, np.float32) if network.squashed else network.bounds.log_scale.numpy()
     match network.spread:
         case ConstantSpread(log_std=log_std):
@@ -310,37 +307,39 @@ def _spread(network: GaussianNetwork, rows: int) -> Callable[[np.ndarray, np.nda
         case LinearSpread(head=head):
             layers = Layers(head, rows)
             return lambda hidden, features: layers(hidden).clip(-20.0, 2.0) - shift
-        case StateDependentSpread(variance=variance, features=own):
-            multiply, latent = product(variance, None, rows), None if own is None else Layers(own, rows)
+        case StateDependentSpread(variance=variance, features=network_of_features):
+            multiply = product(variance, None, rows)
+            latent = None if network_of_features is None else Layers(network_of_features, rows)
 
             def log_std_of(hidden: np.ndarray, features: np.ndarray) -> np.ndarray:
-                seen = hidden if latent is None else latent(features)
-                return 0.5 * np.log(multiply(np.square(seen)) + np.float32(1e-6)) - shift
+                basis = hidden if latent is None else latent(features)
+                return 0.5 * np.log(multiply(np.square(basis)) + np.float32(1e-6)) - shift
 
             return log_std_of
-    raise TypeError(f"{type(network.spread).__name__} is no spread")
+    raise TypeError(f"{type(network.spread).__name__} is not a known standard deviation head")
 
 
 def _mixture(network: Ensemble, rows: int) -> Label:
-    """The members one after the other, and what they say mixed by torch.
+    """The members run one after the other; torch mixes their outputs.
 
-    torch computes whole blocks of elements in one way and what is left over in another: without a rest, a row's place cannot matter.
+    torch computes full vector blocks and the remaining elements by different code. The batch is padded to full blocks, so that a row's
+    result does not depend on its position.
     """
-    labels = [labeller(member, rows) for member in network.members]  # type: ignore[arg-type]
-    filling = np.zeros(-rows % WHOLE_BLOCKS, np.int64)
-    chosen = np.concatenate([np.arange(rows), filling])
+    labellers = [labeller(member, rows) for member in network.members]  # type: ignore[arg-type]
+    padding = np.zeros(-rows % WHOLE_BLOCKS, np.int64)
+    padded = np.concatenate([np.arange(rows), padding])
 
     @torch.inference_mode()
-    def ask(observations: np.ndarray) -> Labels:
-        told = []
-        for label in labels:
-            parameters, actions = label(observations)
-            filled = {name: torch.from_numpy(values[chosen]) for name, values in parameters.items()}
-            told.append(ActionTargets(filled, torch.from_numpy(actions[chosen])))
-        mixed = network.mixed(told)
+    def label(observations: np.ndarray) -> Labels:
+        targets = []
+        for member_label in labellers:
+            parameters, actions = member_label(observations)
+            tensors = {name: torch.from_numpy(values[padded]) for name, values in parameters.items()}
+            targets.append(ActionTargets(tensors, torch.from_numpy(actions[padded])))
+        mixed = network.mixed(targets)
         return {name: values[:rows].numpy() for name, values in mixed.parameters.items()}, mixed.actions[:rows].numpy()
 
-    return ask
+    return label
 
 
 def _to_environment(bounds: ActionBounds, *, squashed: bool) -> Function:

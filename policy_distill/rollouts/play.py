@@ -1,4 +1,4 @@
-"""Whole episodes, one for each seed: the loop of evaluation, trajectories and films."""
+"""Whole episodes, one for each seed: the loop behind evaluation, trajectories and videos."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from policy_distill.support import trees
 from policy_distill.support.trees import Tree
 
 SIDE_BY_SIDE = 16
-"""Episodes that run side by side by default; results do not depend on it."""
+"""Default number of parallel episodes; results do not depend on it."""
 
 
 class Ended(NamedTuple):
-    """An episode that is over, or was cut off.
+    """An episode that ended or was cut off.
 
     Attributes:
         slot: the environment in which it was played.
@@ -29,7 +29,7 @@ class Ended(NamedTuple):
         episode_return: sum of its rewards, added one after the other.
         length: in environment steps.
         observation: after the last step; the environment may overwrite it.
-        terminated, truncated: how it ended; neither, if it was cut off.
+        terminated, truncated: how it ended; both False if it was cut off.
     """
 
     slot: int
@@ -42,22 +42,22 @@ class Ended(NamedTuple):
 
 
 class Recorder:
-    """Keeps what it needs of the episodes that ``play`` plays; here nothing."""
+    """Callbacks of ``play``; subclasses record what they need. This class records nothing."""
 
     def opened(self, envs: Sequence[gym.Env]) -> None:
-        """The episodes are played in these."""
+        """Called once, with the environments of the episodes."""
 
     def began(self, slot: int, episode: int) -> None:
-        """The environment ``slot`` was reset with the seed number ``episode``."""
+        """Called after environment ``slot`` was reset with the seed at index ``episode``."""
 
-    def acted(self, observations: Tree, answers: Sequence[Any], running: list[int]) -> None:
-        """Each policy answered to observations ``[N, ...]``; the first one's actions are about to be executed in the slots ``running``."""
+    def acted(self, observations: Tree, policy_actions: Sequence[Any], running: list[int]) -> None:
+        """Called before a step with observations ``[N, ...]`` and each policy's actions; the first policy's are executed in ``running``."""
 
     def stepped(self, rewards: list[float], running: list[int]) -> None:
-        """They were; ``rewards`` is ``[N]``."""
+        """Called after a step of the slots ``running``; ``rewards`` is ``[N]``."""
 
     def ended(self, end: Ended) -> None:
-        """An episode is over."""
+        """Called after an episode ended or was cut off."""
 
 
 def play(
@@ -70,20 +70,20 @@ def play(
     max_steps: int | None = None,
     envs: list[gym.Env] | None = None,
 ) -> None:
-    """Run one episode for each seed. The environment is reset with it; what happens does not depend on ``num_envs``.
+    """Run one episode for each seed, which the environment is reset with. Episodes do not depend on ``num_envs``.
 
     Args:
-        policies: the first one acts, the others are asked about the same states; None acts at random, see ``RandomPolicy``.
+        policies: the first one acts, the others are evaluated on the same states; None acts at random, see ``RandomPolicy``.
         spec: the environment.
         seeds: one for each episode.
-        recorder: is told what happens.
-        num_envs: episodes run side by side.
+        recorder: receives the callbacks.
+        num_envs: number of parallel episodes.
         max_steps: steps after which an episode is cut off; None: only the environment ends it.
-        envs: made from ``spec`` before, to be used again; a list that is too short is filled up. None: they are made here, and closed
-            at the end.
+        envs: environments made from ``spec`` earlier, to be reused; missing ones are made and appended. None: all are made here and
+            closed at the end.
 
     Raises:
-        EnvironmentFault: if an environment fails, does not end, or gives observations or rewards that are not finite.
+        EnvironmentFault: if an environment fails, does not end, or returns observations or rewards that are not finite.
     """
     made: list[gym.Env] = []
     try:
@@ -113,7 +113,7 @@ def _play(
     episodes, began, rewards, totals = [0] * count, [0] * count, [0.0] * count, [0.0] * count
     starts: np.ndarray | None = np.full(count, GOES_ON)
     step = 0
-    answers: list[Any] = []
+    policy_actions: list[Any] = []
 
     def begin(slot: int) -> bool:
         """Start the next episode, if there is one."""
@@ -132,10 +132,10 @@ def _play(
     while running:
         if not all_finite(observations):
             slot = all_finite.first_wrong()
-            raise not_finite(envs[slot], trees.rows(observations, slot), answers[0][slot] if answers else None)
-        answers = [player(observations, starts) for player in players]
-        recorder.acted(observations, answers, running)
-        actions, starts = answers[0], None
+            raise not_finite(envs[slot], trees.rows(observations, slot), policy_actions[0][slot] if policy_actions else None)
+        policy_actions = [player(observations, starts) for player in players]
+        recorder.acted(observations, policy_actions, running)
+        actions, starts = policy_actions[0], None
         step += 1
         over: list[tuple[int, Any, bool, bool]] = []
         for slot in running:
@@ -146,7 +146,7 @@ def _play(
                 over.append((slot, observation, terminated, truncated))
             elif in_parts:
                 trees.write(observations, slot, observation)
-            else:  # a call more would cost two per cent here
+            else:  # skips a function call that costs two per cent of the loop
                 observations[slot] = observation
         recorder.stepped(rewards, running)
         if max_steps is not None:

@@ -1,7 +1,7 @@
-"""Whole rollouts for PPO, taken in this process or by the workers of a job; what comes of it is the same.
+"""Whole rollouts for PPO, in this process or in a job's workers, with the same results.
 
-A step of an environment takes less than two processes need to agree on it. Each process therefore has a copy of the policy, and takes all
-steps of a rollout with its share of the environments before it answers.
+An environment step is faster than a message between processes. Each process therefore has a copy of the policy and takes all steps of a
+rollout in its share of the environments before it sends the results.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Ended:
     """An episode that ended within a rollout.
 
     Attributes:
-        step, index: when, and in which environment.
-        truncated: by time alone.
-        observation: the last one, after which the environment was reset.
-        episode_return, length: of the whole episode.
+        step, index: step of the rollout and environment.
+        truncated: True if only a time limit ended the episode.
+        observation: the last observation before the reset.
+        episode_return, length: return and steps of the whole episode.
     """
 
     step: int
@@ -52,11 +52,11 @@ class Steps:
 
     Attributes:
         observations: ``[T + 1, N, ...]``; the last one is where the next rollout begins.
-        starts: ``[T + 1, N]``, whether an episode begins with this observation.
-        actions: ``[T, N, components]`` as drawn: in box units and not clipped where continuous.
+        starts: ``[T + 1, N]``, True where an episode begins with this observation.
+        actions: ``[T, N, components]`` as sampled; continuous ones are in box units and not clipped.
         rewards: ``[T, N]``, float64.
         ended: the episodes that ended.
-        labels: what a teacher with a memory would have done, ``[T, N, ...]``: its ``actions`` and parameters; empty without one.
+        labels: ``actions`` and parameters of a recurrent teacher, ``[T, N, ...]``; empty without one.
     """
 
     observations: Tree
@@ -68,18 +68,18 @@ class Steps:
 
 
 class RolloutEnv:
-    """Environments in which a student with noise takes whole rollouts. Continuous actions are in box units, and clipped to the bounds.
+    """Environments for whole rollouts of a student that samples its actions. Continuous actions are in box units, clipped to the bounds.
 
     Args:
-        env_fns: make one environment each; where they are sent to a process they are pickled.
-        num_steps: T, of each environment in a rollout.
-        seed: of the actions' noise, of which each environment has a stream of its own, and of its first episode in environment 0; it is
-            one more in each further environment.
-        teacher: labels along the episodes that the student plays; None: there are no labels.
-        sites: processes, each with a ``Host``, that share the environments; none: all of them are stepped here.
+        env_fns: make one environment each; they are pickled to be sent to a process.
+        num_steps: T, steps of each environment in a rollout.
+        seed: seeds the action noise, with a separate stream for each environment, and the first episodes: environment i begins with
+            ``seed + i``.
+        teacher: labels the student's episodes; None: no labels.
+        sites: processes, each with a ``Host``, that share the environments; empty: all run in this process.
 
     Attributes:
-        observations, starts, actions, rewards, labels: of the last rollout, see ``Steps``.
+        observations, starts, actions, rewards, labels: the last rollout; see ``Steps``.
     """
 
     observations: Tree
@@ -101,15 +101,15 @@ class RolloutEnv:
         self._sites = list(sites or [Local(Host())])[:num_envs]
         shares = np.array_split(np.arange(num_envs), len(self._sites))
         arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), num_envs, num_steps, seed, teacher) for share in shares]
-        hosted = [site.ask("host", _NAME, _Group, *each) for site, each in zip(self._sites, arguments, strict=True)]
+        hosted = [site.submit("host", _NAME, _Group, *each) for site, each in zip(self._sites, arguments, strict=True)]
         Pending.together(hosted).result()
 
     def reset(self) -> Tree:
-        """Begin an episode in each environment; return its first observations ``[N, ...]``."""
+        """Begin an episode in each environment and return the first observations ``[N, ...]``."""
         return trees.concatenate(self._all("reset"))
 
     def rollout(self, student: Student) -> list[Ended]:
-        """Let ``student`` take T steps in each environment, with noise of its own standard deviation or entropy.
+        """Take T steps in each environment with actions sampled from ``student``'s distribution.
 
         Returns:
             The episodes that ended, in the order of their ends.
@@ -123,15 +123,15 @@ class RolloutEnv:
         return sorted((episode for part in parts for episode in part.ended), key=lambda episode: (episode.step, episode.index))
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
-        return Pending.together([site.ask("call", _NAME, method, *arguments) for site in self._sites]).result()
+        return Pending.together([site.submit("call", _NAME, method, *arguments) for site in self._sites]).result()
 
     def close(self) -> None:
         """Close the environments."""
-        Pending.together([site.ask("release", _NAME) for site in self._sites]).result()
+        Pending.together([site.submit("release", _NAME) for site in self._sites]).result()
 
 
 _NAME = "rollouts of PPO"
-"""Of the environments among what a ``Host`` keeps."""
+"""Name of the environments in a ``Host``."""
 
 
 class _Group:
@@ -139,11 +139,11 @@ class _Group:
 
     Args:
         env_fns: make one environment each.
-        first: column of the first of them.
-        num_envs: of all groups.
+        first: column of the first environment.
+        num_envs: number of environments in all groups.
         num_steps: T.
-        seed: of the noise and of the first episodes.
-        teacher: labels along the episodes, if there is one.
+        seed: seeds the noise and the first episodes.
+        teacher: labels the episodes; None: no labels.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class _Group:
         self._terminated, self._truncated = np.empty((num_steps, count), bool), np.empty((num_steps, count), bool)
         actions = np.empty((num_steps, count, math.prod(space.shape or ())), np.float32 if isinstance(space, gym.spaces.Box) else np.int64)
         outputs, std, executable = outputs_of(student, count), student.log_std.exp().numpy(), family.executable(space)
-        # An environment's draws do not depend on what shares its process.
+        # An environment's noise does not depend on the other environments of its process.
         noise = np.stack([family.noise(generator, num_steps) for generator in self._generators], axis=1)
         self._labels: dict[str, np.ndarray] = {}
         self._last: list[list[tuple[bool, Tree]]] = [[] for _ in self._envs]
@@ -208,18 +208,18 @@ class _Group:
 
     def _end(self, row: int, observation: Tree, by_time: bool) -> None:
         last = trees.copied(observation)  # the environment may write the next one into the same array
-        if by_time and not is_finite(last):  # its value is asked for
+        if by_time and not is_finite(last):  # PPO bootstraps from its value
             raise not_finite(self._envs[row], last)
         self._last[row].append((by_time, last))
 
     def _ended(self) -> list[Ended]:
-        """The episodes that ended in this rollout; returns and lengths go on in the next."""
+        """The episodes that ended in this rollout; returns and lengths of the others carry over to the next."""
         ended, over = [], self._terminated | self._truncated
         for row, column in enumerate(self._columns):
             begin = 0
             for end, (by_time, last) in zip([*np.flatnonzero(over[:, row]), len(over) - 1], [*self._last[row], (False, None)], strict=True):
                 rewards = self._rewards[begin : end + 1, row]
-                # one after the other, as everywhere: numpy's sum has another order
+                # sequential, as in evaluation: numpy's sum adds in another order
                 self._returns[row] = np.append(self._returns[row], rewards).cumsum()[-1]
                 self._lengths[row] += len(rewards)
                 begin = end + 1

@@ -16,14 +16,14 @@ from policy_distill.policies.policy import State
 from policy_distill.support.trees import Tree, rows
 
 _DRAWS = 64
-"""Random actions that are drawn at once; another number would give other actions."""
+"""Number of random actions drawn in one batch; changing it changes the actions."""
 
 
 class RandomPolicy:
-    """Acts uniformly at random, among the allowed actions where observations hold a mask; an episode's actions depend on its seed alone.
+    """Acts uniformly at random, among the allowed actions where observations hold a mask. Actions depend on the episode's seed alone.
 
     Args:
-        space: of the actions.
+        space: the action space.
     """
 
     def __init__(self, space: gym.Space) -> None:
@@ -42,7 +42,7 @@ class RandomPolicy:
 
 
 def random_actor(space: gym.Space, seed: int) -> Callable[[Tree], Any]:
-    """What ``RandomPolicy`` does in one episode: a function of the observation, of which only a mask is read."""
+    """``RandomPolicy`` for one episode: a function of the observation, from which it reads only the mask."""
     actions, stream = random_actions(space, seed), np.random.default_rng([seed, 1])
 
     def draw(observation: Tree) -> Any:
@@ -53,33 +53,33 @@ def random_actor(space: gym.Space, seed: int) -> Callable[[Tree], Any]:
 
 
 def random_actions(space: gym.Space, seed: int) -> Iterator[Any]:
-    """The actions of one episode of ``RandomPolicy``; as Gymnasium's ``sample`` where a box has no bounds.
+    """The actions of one episode of ``RandomPolicy``; in an unbounded box those of Gymnasium's ``sample``.
 
-    They are drawn many at a time: a draw by itself costs more than a step of a small environment.
+    They are drawn in batches: a single draw costs more than a step of a small environment.
 
     Args:
-        space: to draw from.
-        seed: the episode's. The stream is not the one that the environment makes of it: otherwise both would draw the same numbers, and
-            "random" actions would follow what the environment drew.
+        space: the action space.
+        seed: the episode's seed. The environment seeds its generator with the same number; this stream differs from it, so that actions
+            do not correlate with the environment's random numbers.
     """
     stream = np.random.default_rng([seed, 1])
     if _is_simple(space):
         while True:
             yield from uniform_actions(space, stream, (_DRAWS,))
-    own = copy.deepcopy(space)
-    own.seed(int(stream.integers(2**31)))
+    seeded_space = copy.deepcopy(space)
+    seeded_space.seed(int(stream.integers(2**31)))
     while True:
-        yield own.sample()
+        yield seeded_space.sample()
 
 
 def uniform_actions(space: gym.Space, stream: np.random.Generator, count: tuple[int, ...] = (), box: Box | None = None) -> np.ndarray:
     """Uniform actions ``[*count, ...]`` of the space's dtype.
 
     Args:
-        space: that a student can act in; a box has finite bounds unless ``box`` is given.
-        stream: to draw from.
-        count: how many.
-        box: draw from twice the range of its units, within the bounds.
+        space: an action space that students support; a box must have finite bounds unless ``box`` is given.
+        stream: random generator.
+        count: leading shape of the result.
+        box: draw from twice the range of its units, clipped to the bounds.
     """
     shape = (*count, *(space.shape or ()))
     match space:
@@ -96,7 +96,7 @@ def uniform_actions(space: gym.Space, stream: np.random.Generator, count: tuple[
                 low, high = offset - 2 * scale, offset + 2 * scale
             drawn = stream.uniform(low, high, shape).clip(space.low, space.high)
         case _:
-            raise ValueError(f"no student acts in {space}")
+            raise ValueError(f"no student supports the action space {space}")
     return np.asarray(drawn, space.dtype)
 
 

@@ -1,4 +1,4 @@
-"""A policy that draws its actions from its own distribution, the same ones in the same episode whatever is played beside it."""
+"""A policy that samples actions from its distribution. An episode's actions do not depend on the other episodes in the batch."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ from policy_distill.teachers import RecurrentTeacher, Teacher
 
 @dataclass(frozen=True)
 class Drawing:
-    """``policy`` with drawn actions. Its state is a generator for each episode, which the episode's seed alone decides and which is not
-    the environment's, and the policy's own state.
+    """``policy`` with sampled actions. The state holds a generator for each episode, seeded by the episode's seed, and the policy's state.
 
     Raises:
-        RequestError: if the policy has no distribution: agents with Q-values, td3, ddpg and ars only name an action.
+        RequestError: if the policy is deterministic: agents with Q-values, td3, ddpg and ars.
     """
 
     policy: Student | Teacher
 
     def __post_init__(self) -> None:
         policy = self.policy
-        names, nothing = policy.family.names, trees.zeros(policy.observation_space, 2)
-        if not names or not set(names) <= _parameters(policy, nothing, _state(policy, 2), np.arange(2))[0].keys():
-            raise RequestError("the policy only names its actions, it has no distribution to draw from: leave --stochastic out")
+        names, zeros = policy.family.names, trees.zeros(policy.observation_space, 2)
+        if not names or not set(names) <= _parameters(policy, zeros, _state(policy, 2), np.arange(2))[0].keys():
+            raise RequestError("the policy is deterministic and has no distribution to sample from: leave --stochastic out")
 
     def initial_state(self, num_envs: int) -> State:
         return [torch.Generator() for _ in range(num_envs)], _state(self.policy, num_envs)
@@ -41,18 +40,18 @@ class Drawing:
     @torch.inference_mode()
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
         family, space = self.policy.family, self.policy.action_space
-        generators, own_state = state
-        parameters, own_state = _parameters(self.policy, observations, own_state, starts)
+        generators, policy_state = state
+        parameters, policy_state = _parameters(self.policy, observations, policy_state, starts)
         drawn = []
         for row, generator in enumerate(generators):
             if starts is not None and starts[row] != GOES_ON:
                 generator.manual_seed(derived_seed(int(starts[row]), 2))
-            own = {name: values[row : row + 1] for name, values in parameters.items()}
-            drawn.append(family.sample(own, generator).numpy())
+            row_parameters = {name: values[row : row + 1] for name, values in parameters.items()}
+            drawn.append(family.sample(row_parameters, generator).numpy())
         array: np.ndarray = np.concatenate(drawn)
         if isinstance(space, gym.spaces.Box):
             array = array.reshape(len(array), *space.shape).astype(space.dtype)
-        return array, (generators, own_state)
+        return array, (generators, policy_state)
 
 
 def _state(policy: Student | Teacher, num_envs: int) -> State:

@@ -1,4 +1,4 @@
-"""Environments that go on across episodes: the loop of collecting and of PPO's rollouts."""
+"""Continuing environments, which begin a new episode after each end: the loop behind collection and PPO rollouts."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from policy_distill.rollouts.acting import Player
 from policy_distill.support import trees
 
 Actor: TypeAlias = Callable[[int, Slots, Any], np.ndarray]
-"""From the step, where the environments stand and the labels to the actions ``[N, ...]`` that are executed."""
+"""A function from the step, the environments' slots and the labels to the executed actions ``[N, ...]``."""
 Results: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Rewards, terminated, truncated of a step, ``[N]`` each."""
 
 
 class StreamRecorder(Protocol):
-    """Keeps what it needs of a stream."""
+    """Records the steps of a stream."""
 
     def record(self, step: int, slots: Slots, labels: Any) -> Results:
-        """Note where the environments stand and what was said of it; return the arrays that this step's results are written to."""
+        """Record the observations and labels of a step; return the arrays that the step's results are written to."""
         ...
 
 
 class Streams:
-    """Some environments of a run, which go on from one call of ``stream`` to the next.
+    """A share of a run's environments. Their episodes continue from one call of ``stream`` to the next.
 
     Args:
-        groups: the environments, each group with its place among them.
-        indices: which of the run's environments these are, the numbers of their first episodes.
+        groups: the environments in groups, each with its slice of the slots.
+        indices: indices of these environments in the run, which are also the numbers of their first episodes.
 
     Attributes:
-        slots: where they stand.
+        slots: current observations and episodes.
     """
 
     def __init__(self, groups: list[tuple[slice, Group]], indices: range) -> None:
@@ -60,7 +60,7 @@ class Streams:
     def step(self, actions: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
         """Execute ``actions`` ``[N, ...]`` and write the results."""
         self.slots.starts.fill(GOES_ON)
-        if len(self._places) == 1:  # without views, which cost as much as the rest here
+        if len(self._places) == 1:  # array views would double the overhead
             self._places[0][1].step(actions, self.slots, rewards, terminated, truncated)
             return
         for part, group, slots in self._places:
@@ -71,14 +71,14 @@ def stream(envs: Streams, num_steps: int, actor: Actor, labeller: Player | None,
     """Take ``num_steps`` steps in each environment.
 
     Args:
-        envs: have been reset.
+        envs: environments that have been reset.
         num_steps: T.
-        actor: chooses what is executed.
-        labeller: is asked about each observation once; None: there are no labels.
-        recorder: keeps what happens.
+        actor: chooses the executed actions.
+        labeller: labels each observation once; None: no labels.
+        recorder: records the steps.
 
     Raises:
-        EnvironmentFault: if an environment fails, or gives observations or rewards that are not finite.
+        EnvironmentFault: if an environment fails, or returns observations or rewards that are not finite.
     """
     slots = envs.slots
     for step in range(num_steps):

@@ -1,4 +1,4 @@
-"""Whole episodes step by step: what was seen, done and earned. ``evaluate`` keeps the sums alone."""
+"""Whole episodes step by step: observations, actions and rewards. ``evaluate`` keeps only returns and lengths."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Trajectory:
 
     Attributes:
         seed: of the episode.
-        observations: ``[T, ...]``, on each of which an action was taken.
+        observations: ``[T, ...]``, before each action.
         actions: ``[T, ...]`` as the environment received them.
         rewards: ``[T]``, float64.
         last_observation: ``[...]``, after the last step.
-        terminated, truncated: how it ended; neither, if it was cut off.
+        terminated, truncated: how it ended; both False if it was cut off.
     """
 
     seed: int
@@ -45,15 +45,15 @@ class Trajectory:
 
     @property
     def episode_return(self) -> float:
-        """Sum of the rewards, added one after the other as ``evaluate`` does: in another order the last bit would be another.
+        """Sum of the rewards, added in the same order as in ``evaluate``, so that both agree bit for bit.
 
-        ``sum`` will not do: from Python 3.12 on it carries what rounding loses.
+        ``sum`` would not: since Python 3.12 it compensates for rounding errors.
         """
         return float(np.cumsum(self.rewards)[-1]) if len(self.rewards) else 0.0
 
     @property
     def ended(self) -> bool:
-        """False if the episode was still going on when ``max_steps`` cut it off."""
+        """False if ``max_steps`` cut the episode off."""
         return self.terminated or self.truncated
 
 
@@ -62,16 +62,16 @@ def record(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *
     """Run one episode for each seed and keep every step; the episodes are those of ``evaluate``.
 
     Args:
-        policy: acts; None acts uniformly at random.
+        policy: the acting policy; None acts uniformly at random.
         spec: the environment.
         seeds: one for each episode.
         max_steps: steps after which an episode is cut off; None: only the environment ends it.
 
     Returns:
-        the episodes in the order of ``seeds``.
+        The episodes in the order of ``seeds``.
 
     Raises:
-        EnvironmentFault: as ``evaluate``.
+        EnvironmentFault: see ``evaluate``.
     """
     recorder = _Steps(seeds)
     play([policy], spec, seeds, recorder, max_steps=max_steps)
@@ -80,70 +80,70 @@ def record(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *
 
 @torch.inference_mode()
 def labels_along(teacher: RecurrentTeacher, episodes: Sequence[Trajectory]) -> ActionTargets:
-    """What a teacher with a memory would have done in each step of whole episodes ``[B, ...]``, one episode after the other.
+    """Labels ``[B, ...]`` of a recurrent teacher for each step of whole episodes, one episode after the other.
 
-    The labels are those of the steps themselves, bit for bit, whoever acted.
+    They are the same, bit for bit, as labels made during the episodes. The acting policy may be any.
     """
     parameters: dict[str, list[np.ndarray]] = {}
     actions = []
     for episode in episodes:
         player = Player(labelling(teacher, 1), 1)
         for step, observation in enumerate(trees.blocks(episode.observations, 1)):
-            told, action = player(observation, np.array([episode.seed]) if step == 0 else None)
+            step_parameters, action = player(observation, np.array([episode.seed]) if step == 0 else None)
             actions.append(action.copy())
-            for name, values in told.items():
+            for name, values in step_parameters.items():
                 parameters.setdefault(name, []).append(values.copy())
     joined = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in parameters.items()}
     return ActionTargets(joined, torch.from_numpy(np.concatenate(actions)))
 
 
 def check_ends(spec: EnvironmentSpec, policies: Mapping[str, Policy | None]) -> None:
-    """Play an episode of each policy where no time limit is known.
+    """Play an episode of each policy if the environment has no known time limit.
 
     Args:
         spec: the environment.
-        policies: by who they are, in words; None acts at random.
+        policies: policies by their name in messages; None acts at random.
 
     Raises:
-        RequestError: if one does not end in ``LONG_EPISODE`` steps.
+        RequestError: if an episode does not end in ``LONG_EPISODE`` steps.
     """
     if time_limit(spec) is not None:
         return
-    for who, policy in policies.items():
+    for name, policy in policies.items():
         recorder = Returns(1)
         with own_random_state():
             play([policy], spec, evaluation_seeds("check", 1), recorder, max_steps=LONG_EPISODE)
         if not recorder.over[0]:
-            raise RequestError("; ".join(endless(spec, who, LONG_EPISODE)))
+            raise RequestError("; ".join(endless(spec, name, LONG_EPISODE)))
 
 
 class _Steps(Recorder):
-    """Every step of every episode.
+    """Records every step of every episode.
 
     Attributes:
-        done: the episodes that are over, by the number of their seed.
+        done: finished episodes by the index of their seed.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._seeds = seeds
-        self._going: dict[int, tuple[list[Tree], list[np.ndarray], list[float]]] = {}
+        self._running: dict[int, tuple[list[Tree], list[np.ndarray], list[float]]] = {}
         self.done: dict[int, Trajectory] = {}
 
     def began(self, slot: int, episode: int) -> None:
-        self._going[slot] = [], [], []
+        self._running[slot] = [], [], []
 
-    def acted(self, observations: Tree, answers: Sequence[Any], running: list[int]) -> None:
+    def acted(self, observations: Tree, policy_actions: Sequence[Any], running: list[int]) -> None:
         for slot in running:
-            seen, done, _ = self._going[slot]
-            seen.append(trees.copied(trees.rows(observations, slot)))
-            done.append(np.array(answers[0][slot]))
+            episode_observations, actions, _ = self._running[slot]
+            episode_observations.append(trees.copied(trees.rows(observations, slot)))
+            actions.append(np.array(policy_actions[0][slot]))
 
     def stepped(self, rewards: list[float], running: list[int]) -> None:
         for slot in running:
-            self._going[slot][2].append(rewards[slot])
+            self._running[slot][2].append(rewards[slot])
 
     def ended(self, end: Ended) -> None:
-        seen, done, rewards = self._going.pop(end.slot)
-        arrays = trees.stack(seen), np.stack(done), np.array(rewards)
-        how = trees.copied(end.observation), end.terminated, end.truncated
-        self.done[end.episode] = Trajectory(int(self._seeds[end.episode]), *arrays, *how)
+        observations, actions, rewards = self._running.pop(end.slot)
+        arrays = trees.stack(observations), np.stack(actions), np.array(rewards)
+        outcome = trees.copied(end.observation), end.terminated, end.truncated
+        self.done[end.episode] = Trajectory(int(self._seeds[end.episode]), *arrays, *outcome)

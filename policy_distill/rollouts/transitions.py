@@ -1,4 +1,4 @@
-"""What collecting yields: transitions with the teacher's labels."""
+"""Collected transitions with the teacher's labels."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from policy_distill.policies.actions import ActionTargets
 from policy_distill.support.trees import Tree, rows
 
 NO_EPISODE = -1
-"""What a row says that belongs to no episode of the run; it is never held out."""
+"""Episode number of a row that belongs to no episode of the run; such rows are never held out."""
 
 
 AUTORESET_STEP = -2
-"""What a row says in whose step the environment was reset and no action was executed; it is no transition."""
+"""Episode number of a row whose step reset the environment without executing an action; it is not a transition."""
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """What environments and teacher gave, flat over time and environments; row i is one observation, labelled once.
+    """Labelled transitions, flat over time and environments; each row is one observation.
 
     Attributes:
         observations: ``[B, ...]`` raw.
         targets: the teacher's labels.
-        rewards: ``[B]`` of the executed action.
-        terminated, truncated: ``[B]`` bool, of the executed action; the next row of the same environment begins a new episode.
-        episodes: ``[B]`` int64, which episode a row belongs to, unique within a run; or ``NO_EPISODE``.
-        by_teacher: ``[B]`` bool, whose action was executed.
-        seen: ``[B, ...]`` what the student sees; None where it sees ``observations``.
+        rewards: ``[B]``, after the executed action.
+        terminated, truncated: ``[B]`` bool, after the executed action; the environment's next row then begins a new episode.
+        episodes: ``[B]`` int64, episode numbers that are unique within a run, or ``NO_EPISODE``.
+        by_teacher: ``[B]`` bool, True where the teacher acted.
+        seen: ``[B, ...]``, the student's inputs; None if these are ``observations``.
     """
 
     observations: Tree

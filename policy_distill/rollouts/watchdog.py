@@ -1,4 +1,4 @@
-"""Watches, from a thread beside it, whether an environment still answers; a step costs nothing more for that."""
+"""A thread that detects environments that hang. It adds no cost to a step."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from policy_distill.config import EnvironmentFault
 from policy_distill.environments.border import Border
 
 STEP_TIMEOUT = 60.0
-"""Seconds for a step or a reset in commands of many jobs, where none are given: one that hangs must not stop the others."""
+"""Default limit in seconds for a step or a reset in commands that run many jobs: one hanging job must not block the others."""
 BLOCKED_SECONDS = 10.0
-"""Seconds beyond the limit after which a watchdog that has not run is blocked itself: code in C holds the interpreter."""
+"""Seconds beyond the limit after which a silent watchdog is considered blocked: C code holds the interpreter lock."""
 
 
 class Pulse:
-    """A sign of life of a watchdog, and where it last saw an environment at work; seen by the process that started the watched one."""
+    """A watchdog's heartbeat and the last environment it saw running, in memory shared with the parent process."""
 
     def __init__(self) -> None:
         self._time = RawArray("d", [time.monotonic()])
@@ -31,7 +31,7 @@ class Pulse:
             self._where.value = where.encode()[:255]
 
     def stopped(self, seconds: float) -> EnvironmentFault | None:
-        """What to raise if there was no beat for ``seconds`` and ``BLOCKED_SECONDS`` more; None if there was."""
+        """The exception to raise if there was no heartbeat for ``seconds + BLOCKED_SECONDS``; otherwise None."""
         if time.monotonic() - self._time[0] <= seconds + BLOCKED_SECONDS:
             return None
         where = self._where.value.decode(errors="ignore") or "an environment"
@@ -45,9 +45,9 @@ class Watchdog(threading.Thread):
     """Calls ``on_hang`` once, if the main thread stays in the same ``step`` or ``reset`` of a ``Border`` for more than ``seconds``.
 
     Args:
-        seconds: for one step or reset.
-        pulse: told in short intervals that the watchdog runs.
-        on_hang: takes what is to be raised.
+        seconds: limit for one step or reset.
+        pulse: receives heartbeats at short intervals.
+        on_hang: receives the exception to raise.
     """
 
     def __init__(self, seconds: float, pulse: Pulse, on_hang: Callable[[EnvironmentFault], object]) -> None:
@@ -75,7 +75,7 @@ def at_work() -> Border | None:
     frame: Any = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         if frame.f_code in (Border.step.__code__, Border.reset.__code__):
-            found = frame.f_locals.get("self")
-            return found if isinstance(found, Border) else None
+            border = frame.f_locals.get("self")
+            return border if isinstance(border, Border) else None
         frame = frame.f_back
     return None

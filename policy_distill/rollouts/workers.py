@@ -1,4 +1,4 @@
-"""Collecting and evaluating in worker processes, one torch thread each; the results do not depend on how many there are."""
+"""Collection and evaluation in worker processes, one torch thread each. Results do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ from policy_distill.support.pending import Pending
 from policy_distill.teachers import RecurrentTeacher, Teacher
 
 BLOCK_BYTES = 2**23
-"""Of the observations that are collected before they are handed over: a round need not fit into memory beside the dataset."""
+"""Size of the observations in a yielded block, so that a round need not fit into memory in addition to the dataset."""
 
 
 class Rollouts:
-    """The environments of a run, shared out among worker processes; a context manager.
+    """The environments of a run, divided among worker processes; a context manager.
 
     Args:
         spec: the environment.
         teacher: labels and acts; each worker has a copy.
-        num_envs: environments that transitions are collected from, over all workers.
-        seed: of the run.
-        workers: processes; None: one a core, 0: none, everything happens here.
-        backend: what steps the environments that transitions are collected from; see ``environments.vector``. Returns are always
-            measured in Gymnasium's.
-        step_timeout: seconds that a step or a reset may take; there is one worker at least then, which is ended. None or 0: any.
-        view: what the run's students see; None: everything.
+        num_envs: number of environments for collection, over all workers.
+        seed: the run's seed.
+        workers: number of processes; None: one per core; 0: everything runs in this process.
+        backend: steps the environments for collection; see ``environments.vector``. Returns are always measured in Gymnasium's
+            environments.
+        step_timeout: limit in seconds for a step or a reset; at least one worker is then used, and ended if it exceeds the limit. None
+            or 0: no limit.
+        view: the students' view; None: students see all observations.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Rollouts:
         self._spec = for_worker(spec) if count else spec
         shares = shares_of(num_envs, max(count, 1), group_size(backend))
         self._collecting = len(shares)
-        shares += [range(0)] * (count - len(shares))  # these only measure
+        shares += [range(0)] * (count - len(shares))  # these workers only evaluate
         self._view = view
         arguments = [(self._spec, teacher, share, num_envs, seed, backend, view) for share in shares]
         self._sites: list[Remote | Local] = [Remote(_Shard, *each, step_timeout=step_timeout) for each in arguments] if count else []
@@ -69,11 +70,11 @@ class Rollouts:
 
     @property
     def backend(self) -> str:
-        """Where the environments are stepped, in words."""
-        what = f"{self.num_envs} {WORDS[self._backend]}"
+        """Description of the environments for collection and of the processes that step them."""
+        environments = f"{self.num_envs} {WORDS[self._backend]}"
         if not self.num_workers:
-            return f"{what} in this process"
-        return f"{what} in {self._collecting} worker process{'es' if self._collecting > 1 else ''}"
+            return f"{environments} in this process"
+        return f"{environments} in {self._collecting} worker process{'es' if self._collecting > 1 else ''}"
 
     def collect(
         self,
@@ -87,30 +88,30 @@ class Rollouts:
         for first in range(0, num_steps, self._block_steps):
             steps = min(self._block_steps, num_steps - first)
             arguments = (steps, student, teacher_action_prob, round_index, exploration)
-            parts = self._ask("collect", [arguments] * self._collecting).result()
+            parts = self._submit("collect", [arguments] * self._collecting).result()
             yield executed(parts[0] if len(parts) == 1 else concatenate(parts, steps))
 
     @property
     def _block_steps(self) -> int:
-        """Steps of all environments that fill a block."""
-        assert self._teacher is not None, "there is no teacher that could label"
+        """Steps of all environments in one block."""
+        assert self._teacher is not None, "collection needs a teacher"
         space = self._teacher.observation_space
         return max(1, BLOCK_BYTES // (self.num_envs * math.prod(space.shape or ()) * np.dtype(space.dtype).itemsize))
 
     def evaluate(self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False) -> Episodes:
-        """One episode a seed of ``policy``, or of "teacher" or "random"; see ``policy_distill.rollouts.episodes.evaluate``."""
+        """Episodes of ``policy``, "teacher" or "random", one per seed; see ``policy_distill.rollouts.episodes.evaluate``."""
         return self.begin_evaluation(policy, seeds, num_envs=num_envs, with_agreement=with_agreement).result()
 
     def begin_evaluation(
         self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False
     ) -> Pending[Episodes]:
-        """Start ``evaluate`` in the workers; without workers it is done at once."""
+        """Start ``evaluate`` in the workers; without workers it runs immediately."""
         shares = [share for share in (seeds[index :: len(self._sites)] for index in range(len(self._sites))) if len(share)]
-        return self._ask("evaluate", [(policy, share, num_envs, with_agreement) for share in shares]).then(merge)
+        return self._submit("evaluate", [(policy, share, num_envs, with_agreement) for share in shares]).then(merge)
 
     def for_ppo(self, num_envs: int, num_steps: int, seed: int) -> RolloutEnv:
-        """Environments for polishing, which show what the students see, shared out among the same workers; see ``RolloutEnv``."""
-        # other teachers label each batch; behind a view no teacher sees what it needs
+        """Environments for PPO that return the students' inputs, divided among the same workers; see ``RolloutEnv``."""
+        # feed-forward teachers label batches during training; behind a view the teacher's inputs are missing
         teacher = self._teacher if isinstance(self._teacher, RecurrentTeacher) and self._view is None else None
         envs = [functools.partial(_make, self._spec, self._view)] * num_envs
         return RolloutEnv(envs, num_steps, seed=seed, teacher=teacher, sites=self._sites)
@@ -127,9 +128,9 @@ class Rollouts:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Pending[list[Any]]:
-        """Call a method of as many workers as there are arguments. A worker answers its calls one after the other."""
-        return Pending.together([site.ask(method, *each) for site, each in zip(self._sites, arguments, strict=False)])
+    def _submit(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Pending[list[Any]]:
+        """Call a method of one worker for each element of ``arguments``. A worker runs its calls in order."""
+        return Pending.together([site.submit(method, *each) for site, each in zip(self._sites, arguments, strict=False)])
 
 
 def _make(spec: EnvironmentSpec, view: View | None) -> gym.Env:
@@ -137,19 +138,19 @@ def _make(spec: EnvironmentSpec, view: View | None) -> gym.Env:
 
 
 def split(indices: range, parts: int) -> list[range]:
-    """Cut ``indices`` into ``parts`` contiguous ranges whose lengths differ by one at most."""
+    """Split ``indices`` into ``parts`` contiguous ranges whose lengths differ by at most one."""
     edges = [len(indices) * part // parts for part in range(parts + 1)]
     return [indices[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
 def shares_of(num_envs: int, parts: int, group: int) -> list[range]:
-    """Share ``num_envs`` environments out in whole groups of ``group``, to at most ``parts`` workers; none is left without."""
+    """Split ``num_envs`` environments into at most ``parts`` non-empty ranges of whole groups of ``group``."""
     shares = split(range(-(-num_envs // group)), parts)
     return [range(share.start * group, min(share.stop * group, num_envs)) for share in shares if len(share)]
 
 
 class _Shard(Host):
-    """What one worker does; the same code runs in this process when there are no workers."""
+    """The object in each worker; without workers it lives in this process."""
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class _Shard(Host):
     def collect(
         self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int, exploration: Exploration
     ) -> Transitions:
-        assert self._teacher is not None, "there is no teacher that could label"
+        assert self._teacher is not None, "collection needs a teacher"
         if self._collector is None:
             self._collector = self._make_collector()
         return self._collector.collect(
@@ -178,7 +179,7 @@ class _Shard(Host):
         )
 
     def evaluate(self, policy: Policy | str, seeds: Sequence[int], num_envs: int, with_agreement: bool) -> Episodes:
-        known: dict[str, Policy | None] = {"teacher": self._teacher, "random": None}
-        who = known[policy] if isinstance(policy, str) else policy
+        named: dict[str, Policy | None] = {"teacher": self._teacher, "random": None}
+        acting_policy = named[policy] if isinstance(policy, str) else policy
         reference = self._teacher if with_agreement else None
-        return evaluate(who, self._spec, seeds, num_envs=num_envs, reference=reference, envs=self._evaluation_envs)
+        return evaluate(acting_policy, self._spec, seeds, num_envs=num_envs, reference=reference, envs=self._evaluation_envs)

@@ -1,4 +1,4 @@
-"""A teacher with a memory: it labels along an episode, whoever acts in it."""
+"""A recurrent teacher, which labels the episodes of any acting policy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from policy_distill.teachers.teacher import Teacher
 
 
 class RecurrentTeacher(Teacher):
-    """RecurrentPPO's agent, a ``policies.policy.StatefulTeacher``. Its state is what its LSTM remembers."""
+    """RecurrentPPO's agent, a ``policies.policy.StatefulTeacher``. Its state is the LSTM's state."""
 
     network: RecurrentNetwork
     network_kind = RecurrentNetwork
@@ -28,7 +28,7 @@ class RecurrentTeacher(Teacher):
 
     @torch.inference_mode()
     def label(self, observations: Tree, state: Any, starts: np.ndarray | None) -> tuple[ActionTargets, Any]:
-        """What it does in the present states, and its memory after them; see ``StatefulTeacher.label``."""
+        """The targets for one step, and the LSTM's state after it; see ``StatefulTeacher.label``."""
         begins = np.zeros(length(observations), bool) if starts is None else starts != GOES_ON
         features = self.encode(map_leaves(lambda part: torch.tensor(part, device=self.anchor.device), observations))
         return self.network.step(features, state, torch.from_numpy(begins).to(self.anchor.device))
@@ -42,7 +42,7 @@ class RecurrentTeacher(Teacher):
         return actions, state
 
     def targets(self, observations: Tree) -> ActionTargets:
-        raise RequestError(f"{name_of(self)} has a memory: what it does depends on the episode so far, not on one observation")
+        raise RequestError(f"{name_of(self)} has a memory: its action depends on the episode so far, not on one observation")
 
     def why_no_values(self) -> str | None:
         return f"{name_of(self)} has a memory, and so has its critic: the value of a state depends on the episode so far"

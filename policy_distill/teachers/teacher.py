@@ -1,4 +1,4 @@
-"""Teacher: a frozen agent. Raw observation in, ``ActionTargets`` out."""
+"""Teachers: frozen agents that map raw observations to ``ActionTargets``."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ class Teacher(nn.Module):
 
     Attributes:
         algo: ``ppo``, ``sac``, ...; ``callable`` for a function, ``ensemble`` for several agents.
-        path: of the zip, or None.
-        observation_space: of the raw observations; of ppo_mask, with an action mask among their parts.
-        action_space: what ``env.step`` takes.
-        family: of the distributions in ``targets``.
-        params: the acting network's number of parameters, what compression is quoted against; the standard deviation's count where they are
-            part of the actor (sac, tqc); 0 if unknown.
+        path: path of the zip, or None.
+        observation_space: space of the raw observations; for ppo_mask it includes an action mask.
+        action_space: space of the actions for ``env.step``.
+        family: family of the distributions in ``targets``.
+        params: number of parameters of the acting network, the reference for compression; it includes those of the standard deviation
+            where the actor holds them (sac, tqc). 0 if unknown.
         obs_dim: width of the observation as one flat vector.
         normalization: statistics that the agent was trained with, or None.
-        normalization_source: what says how observations were normalised: a file, ``none`` (the user), ``VecNormalize`` (live), or None.
+        normalization_source: source of the normalisation: a file, ``none`` (set by the user), ``VecNormalize`` (live), or None.
         statistics: the file that the statistics were read from, or None.
-        reading: what the user said about its files.
-        saved_env: the environment as the run's folder names it (which may be an id that no longer exists), or None.
-        notes: what a user should know about how the agent was read.
-        critic: says what ``values`` returns, in the rewards of training; None where there is none. It does not act.
-        reward_scale: what rewards were divided by in training; None if unknown.
+        reading: the user's options for reading its files.
+        saved_env: the environment named in the run's folder (its id may no longer exist), or None.
+        notes: remarks for the user on how the agent was read.
+        critic: computes ``values`` in the units of the training rewards; None without a critic.
+        reward_scale: the divisor of rewards in training; None if unknown.
     """
 
     mean: Tensor
     scale: Tensor
     clip: Tensor
     anchor: Tensor
-    network_kind = nn.Module  # a subclass stands for agents with another kind
+    network_kind = nn.Module  # subclasses represent agents with another kind of network
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Teacher(nn.Module):
             network, critic, normalization, observation_space = under_masks(network, critic, normalization, observation_space, action_space)
         source = path or f"the {algo} agent"
         check_observation_space(observation_space, source)
-        known = None if normalization is None else required(normalization, observation_space, source, statistics)
+        statistics_used = None if normalization is None else required(normalization, observation_space, source, statistics)
         self.network = network
         self.critic = critic
         self.reward_scale = reward_scale
@@ -96,7 +96,7 @@ class Teacher(nn.Module):
         self.action_space = action_space
         self.algo = algo
         self.path = path
-        self.normalization: ObservationNormalization | None = known
+        self.normalization: ObservationNormalization | None = statistics_used
         self._normalized_keys = tuple(normalization) if isinstance(normalization, dict) else ()
         self.normalization_source = normalization_source
         self.statistics = statistics
@@ -106,12 +106,12 @@ class Teacher(nn.Module):
         self.facts = dict(facts or {})
         self.recorded: tuple[str, ...] = ()
         self.obs_dim = observation_width(observation_space)
-        # Holds nothing; it lies where the weights do, and asking it is quicker than walking over all modules.
+        # An empty buffer whose device is that of the weights; reading it is faster than searching all modules.
         self.register_buffer("anchor", torch.empty(0), persistent=False)
-        if known is not None:
-            self.register_buffer("mean", torch.from_numpy(known.mean.flatten()))
-            self.register_buffer("scale", torch.from_numpy(np.sqrt(known.var + known.epsilon).ravel()))
-            self.register_buffer("clip", torch.as_tensor(known.clip, dtype=torch.float64), persistent=False)
+        if statistics_used is not None:
+            self.register_buffer("mean", torch.from_numpy(statistics_used.mean.flatten()))
+            self.register_buffer("scale", torch.from_numpy(np.sqrt(statistics_used.var + statistics_used.epsilon).ravel()))
+            self.register_buffer("clip", torch.as_tensor(statistics_used.clip, dtype=torch.float64), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -121,7 +121,7 @@ class Teacher(nn.Module):
 
     @property
     def needs_float64(self) -> bool:
-        """Whether rounding its observations to float32 would lose what they say."""
+        """Whether observations must not be rounded to float32, because they lie far from zero relative to their deviation."""
         far = any(one.normalization is not None and one.normalization.is_far_from_zero for one in self.members)
         return far and any(part.dtype != np.float32 for part in leaf_spaces(self.observation_space).values())
 
@@ -137,12 +137,12 @@ class Teacher(nn.Module):
         """Label raw observations in one forward pass.
 
         Args:
-            observations: ``[B, ...]`` as the environment returns them, by key where they are a Dict; or boxes flattened to
-                ``[B, obs_dim]``; float64 ones are normalised without rounding first.
+            observations: ``[B, ...]`` as the environment returns them, by key for a Dict, or boxes flattened to ``[B, obs_dim]``. float64
+                observations are normalised before rounding.
 
         Returns:
-            ``parameters`` of the family and ``actions``, what Stable-Baselines3's ``predict(deterministic=True)`` returns: int64 ``[B]``
-            or ``[B, components]``, or float32 ``[B, action_dim]``.
+            ``parameters`` of the family, and the ``actions`` of Stable-Baselines3's ``predict(deterministic=True)``: int64 ``[B]`` or
+            ``[B, components]``, or float32 ``[B, action_dim]``.
         """
         encoded = self.encode(observations)
         if not self.recorded:
@@ -152,9 +152,9 @@ class Teacher(nn.Module):
         return ActionTargets({**targets.parameters, **{f"{LAYER}{name}": seen[name] for name in self.recorded}}, targets.actions)
 
     def values(self, observations: Tree) -> Tensor:
-        """The discounted return that the agent's own critic expects of its deterministic action, in the environment's rewards.
+        """The critic's estimate of the discounted return after the deterministic action, in the environment's rewards.
 
-        The discount is that of its training; the critics of sac and tqc count their entropy bonus in.
+        The discount is that of the agent's training. The critics of sac and tqc include the entropy bonus.
 
         Args:
             observations: ``[B, ...]`` as for ``targets``.
@@ -163,7 +163,7 @@ class Teacher(nn.Module):
             float32 ``[B]``.
 
         Raises:
-            RequestError: if the agent has no critic; ``has_values`` tells.
+            RequestError: if the agent has no usable critic; see ``has_values``.
         """
         if reason := self.why_no_values():
             raise RequestError(reason)
@@ -176,16 +176,16 @@ class Teacher(nn.Module):
         return self.why_no_values() is None
 
     def why_no_values(self) -> str | None:
-        """Why ``values`` cannot answer, and what would help; None if it can."""
+        """Why ``values`` is not available, and how to fix it; None if it is available."""
         if self.critic is None:
-            known = f"{algorithms_with(lambda layout: layout.has_critic)}, or an ensemble combined by value"
-            return f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {known}"
+            supported = f"{algorithms_with(lambda layout: layout.has_critic)}, or an ensemble combined by value"
+            return f"{name_of(self)} has no critic that can be read, so its values are not known: name one of {supported}"
         if self.reward_scale is None:
             return f"{name_of(self)} was trained on normalised rewards whose scale is missing: put vecnormalize.pkl where its config.yml is"
         return None
 
     def encode(self, observations: Tree) -> Tree:
-        """Raw observations as the networks read them."""
+        """The networks' inputs, from raw observations."""
         space, normalized = self.observation_space, None
         if isinstance(space, gym.spaces.Box) and len(observations) and (numbers := observations[0].numel()) != self.obs_dim:
             raise ValueError(f"an observation has {numbers} numbers; this {self.algo} teacher reads {self.obs_dim}")
@@ -203,17 +203,17 @@ class Teacher(nn.Module):
 
     @property
     def members(self) -> tuple[Teacher, ...]:
-        """The agents that an ensemble is made of; the agent itself where it is none."""
+        """The agents of an ensemble; the agent itself if it is not an ensemble."""
         return tuple(self.network.members) if isinstance(self.network, Ensemble) else (self,)  # type: ignore[arg-type]
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that decide how it acts: zips, statistics and extractors' sources; empty for agents from memory."""
-        found: list[Path] = []
-        for one in self.members:
-            source = one.reading.extractor and file_of(one.reading.extractor)
-            found += [Path(path) for path in (one.path, one.statistics, source) if path is not None]
-        return tuple(found)
+        """The files that determine its actions: zips, statistics and extractors' sources; empty for agents from memory."""
+        files: list[Path] = []
+        for member in self.members:
+            source = member.reading.extractor and file_of(member.reading.extractor)
+            files += [Path(path) for path in (member.path, member.statistics, source) if path is not None]
+        return tuple(files)
 
     def layers(self) -> dict[str, int]:
         """Name and width of each layer that can be recorded, in the order in which they are computed."""
@@ -223,7 +223,7 @@ class Teacher(nn.Module):
         return {name: output.shape[1] for name, output in seen.items() if output.ndim == 2}
 
     def last_hidden_layer(self) -> str | None:
-        """Name of the last activation before the output; None where there is none, or each member of an ensemble has its own."""
+        """Name of the last activation before the output; None if there is none, and for ensembles."""
         if isinstance(self.network, Ensemble):
             return None
         modules = dict(self.network.named_modules())
@@ -231,7 +231,7 @@ class Teacher(nn.Module):
         return hidden[-1] if hidden else None
 
     def recording(self, names: Iterable[str]) -> Teacher:
-        """The same teacher, whose ``targets`` also hold the outputs of these layers as ``layer:NAME``; weights are shared.
+        """The same teacher with the outputs of these layers added to ``targets`` as ``layer:NAME``; weights are shared.
 
         Raises:
             RequestError: if there is no such layer.
@@ -240,9 +240,9 @@ class Teacher(nn.Module):
         if missing := [name for name in wanted if name not in known]:
             listed = ", ".join(f"{layer} ({width})" for layer, width in known.items()) or "none"
             raise RequestError(f"the teacher has no layer {missing[0]!r}; its layers and their widths: {listed}")
-        twin = copy.copy(self)
-        twin.recorded = wanted
-        return twin
+        teacher = copy.copy(self)
+        teacher.recorded = wanted
+        return teacher
 
     @torch.inference_mode()
     def act(self, observations: Tree) -> np.ndarray:
@@ -254,7 +254,7 @@ class Teacher(nn.Module):
         return actions
 
     def describe(self) -> dict[str, Any]:
-        """Plain facts about the agent: what it is, how it was trained, how it was read."""
+        """Facts about the agent, its training and how it was read, as plain data."""
         rebuilt = not getattr(self.network, "reads_raw", False)
         modules = [module for name, module in self.network.named_modules() if rebuilt and not name.startswith("spread")]
         linear = [module for module in modules if isinstance(module, nn.Linear)]
@@ -293,15 +293,15 @@ class Teacher(nn.Module):
         extractor: str | None = None,
         trust: bool = False,
     ) -> Teacher:
-        """Read an agent from a run's folder, a zip, or by the name of one that ships with the project. Nothing is unpickled.
+        """Load an agent from a run's folder, a zip, or by a shipped agent's name. Nothing is unpickled unless ``trust`` is set.
 
         Args:
             path_or_name: see ``find_agent``.
-            algo: the algorithm, where folder and file do not tell it or tell it wrong.
-            normalization: the file of its VecNormalize statistics, or ``none``; left out, it is looked for, see ``choose_statistics``.
-            trust: let Stable-Baselines3 unpickle what cannot be rebuilt from plain data, such as a custom policy: runs code from the file.
-            extractor: ``file.py:Class``, the source of the features extractor that the agent was trained with. The file is run; the zip's
-                weights are loaded into the class, and nothing in the zip is unpickled.
+            algo: the algorithm, if the folder and the file do not contain it or are wrong.
+            normalization: the file of its VecNormalize statistics, or ``none``. None: it is searched for, see ``choose_statistics``.
+            trust: let Stable-Baselines3 unpickle agents that cannot be rebuilt, such as custom policies. This runs code from the file.
+            extractor: ``file.py:Class``, the source of the agent's custom features extractor. The file is run, and the zip's weights are
+                loaded into the class.
 
         Raises:
             RequestError: in one line, if there is no such agent or it is not supported.
@@ -319,12 +319,12 @@ class Teacher(nn.Module):
 
     @classmethod
     def from_sb3(cls, model: Any, vec_normalize: Any = None) -> Teacher:
-        """Freeze a copy of a live Stable-Baselines3 or sb3-contrib model; the model is not touched.
+        """A frozen copy of a live Stable-Baselines3 or sb3-contrib model; the model is not changed.
 
         Args:
-            model: any of their algorithms that acts on the last observation alone. A custom policy is copied and called as it is.
-            vec_normalize: the VecNormalize that it was trained in, ``norm_reward`` as it was then. Left out, the one around the model's
-                environment, if it has one.
+            model: a supported model. A custom policy is copied and called directly.
+            vec_normalize: the VecNormalize of its training, with ``norm_reward`` as in training. None: that of the model's environment, if
+                it has one.
 
         Raises:
             RequestError: if the model is not supported.
@@ -348,13 +348,13 @@ class Teacher(nn.Module):
         """Use any function as a teacher.
 
         Args:
-            function: from a batch of raw observations (float32 ``[B, ...]``; int64 for discrete spaces; by key for a Dict) to what
-                ``outputs`` says. While environments are stepped it is asked about one at a time: no answer depends on a batch.
-            observation_space: of the observations.
-            action_space: of the actions.
-            outputs: ``actions`` as ``env.step`` takes them (continuous ones are clipped to the bounds; of discrete ones the distribution
-                puts 0.999 on the named action), or ``logits``.
-            params: the function's number of parameters, if it has any to compare a student with.
+            function: maps a batch of raw observations (float32 ``[B, ...]``; int64 for discrete spaces; by key for a Dict) to ``outputs``.
+                While environments are stepped it is called on one observation at a time.
+            observation_space: space of the observations.
+            action_space: space of the actions.
+            outputs: ``actions`` as for ``env.step`` (continuous actions are clipped to the bounds; the labels put probability 0.999 on a
+                discrete action), or ``logits``.
+            params: number of parameters of the function, for the compression ratio; 0 if unknown.
         """
         if outputs not in ("actions", "logits"):
             raise RequestError(f"outputs is {outputs!r}; it must be actions or logits")
@@ -370,16 +370,16 @@ class Teacher(nn.Module):
     def ensemble(
         cls, teachers: Sequence[Teacher], *, weights: Sequence[float] | None = None, combine: Literal["mean", "value"] = "mean"
     ) -> Teacher:
-        """Several agents of one task as one teacher; each keeps its own normalisation, and shares its weights with the ensemble.
+        """Several agents of one task as one teacher. Each keeps its normalisation and shares its weights with the ensemble.
 
         Args:
             teachers: at least two, with the same spaces.
-            weights: ``> 0``, one for each; only their ratios count. Left out: equal.
-            combine: ``mean``: the mean of what they say, see ``Ensemble``; ``value``: in each state what the one says whose ``values``
-                are highest. Discounts should then be alike.
+            weights: positive, one for each teacher; only their ratios matter. None: equal weights.
+            combine: ``mean`` averages the teachers' outputs, see ``Ensemble``; ``value`` uses in each state the teacher with the highest
+                ``values``, whose discounts should be similar.
 
         Raises:
-            RequestError: if the teachers do not go together, or the weights do not fit them.
+            RequestError: if the teachers are incompatible, or the weights do not match them.
         """
         network = Ensemble(teachers, weights, combine)
         described = [teacher.describe() for teacher in teachers]

@@ -1,6 +1,6 @@
-"""K students of any encoder as rows of one flat tensor, by autograd.
+"""K students with any encoder as rows of one flat tensor, trained by autograd.
 
-It is slower than the written-out stack of vectors, whose reference it is, and trains everything else.
+It is slower than the analytic stack for vectors, serves as its reference in tests, and trains all other students.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Pass:
     """One pass over a batch; see ``stacks.Pass``.
 
     Attributes:
-        hidden: of each hidden layer of the head ``[K, width, B]``, after its activation.
+        hidden: activations of each hidden layer of the head, ``[K, width, B]``.
         slopes: one tensor ``[K, outputs, B]``, the loss's gradient with respect to the output.
         output: logits or means ``[K, outputs, B]``.
-        outputs: of each member ``[B, outputs]``, with its graph.
-        layers: of each member, ``hidden`` as ``[B, width]``, with its graph.
+        outputs: each member's output ``[B, outputs]``, with its autograd graph.
+        layers: each member's hidden activations ``[B, width]``, with their autograd graph.
     """
 
     hidden: list[Tensor]
@@ -40,7 +40,7 @@ class Pass:
     layers: list[list[Tensor]]
 
     def named(self, output: Tensor) -> dict[str, Tensor]:
-        """``hidden.0``, ``hidden.1``, ..., ``output`` as losses read them: views ``[K, B, width]``."""
+        """Layers ``hidden.0``, ``hidden.1``, ..., ``output`` for losses: views ``[K, B, width]``."""
         names = layer_names(len(self.hidden))
         return {name: layer.transpose(1, 2) for name, layer in zip(names, [*self.hidden, output], strict=True)}
 
@@ -49,10 +49,10 @@ class AutogradStack(FlatParameters):
     """K students, each a module whose parameters and gradients are views of ``flat`` and ``gradient``. See ``stacks.Stack``.
 
     Args:
-        architecture: of each member.
-        encoder: of that architecture, on the training device; the members take over its normalisation.
-        generators: one a member, for its first weights.
-        projections: for each hint the student's and the teacher's width.
+        architecture: architecture of each member.
+        encoder: an encoder of that architecture on the training device; members copy its normalisation.
+        generators: one per member, for weight initialisation.
+        projections: the student's and the teacher's width for each hint.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AutogradStack(FlatParameters):
         device = next(encoder.buffers()).device
         super().__init__(architecture, len(generators), device, projections)
         self._encoder = encoder
-        self._students = [self._fresh().to(device) for _ in generators]
+        self._students = [self._new_student().to(device) for _ in generators]
         parameters, self._slopes = (tensor[:, : architecture.params] for tensor in (self.flat, self.gradient))
         self._offset = architecture.params
         self._make_leaves(projections)
@@ -81,27 +81,27 @@ class AutogradStack(FlatParameters):
                 parameter.data, parameter.grad = window, gradient
         self._initialize_leaves(generators)
 
-    def _fresh(self) -> Student:
+    def _new_student(self) -> Student:
         student = Student(self.architecture)
         student.encoder = copy.deepcopy(self._encoder)
         return student
 
     @property
     def sample_size(self) -> int:
-        """Numbers of one observation as the stack reads it."""
+        """Number of elements of one input."""
         return sum(math.prod(part.shape or ()) for part in leaf_spaces(self.architecture.seen_space).values())
 
     def inputs(self, steps: int, batch_size: int) -> tuple[int, int, int]:
-        """The lead of what ``load`` returns: ``(S, K, B)``. Raw observations need no room of their own."""
+        """Leading shape ``(S, K, B)`` for ``load``. Raw observations need no buffer."""
         return steps, self.num_members, batch_size
 
     def load(self, observations: Tree, room: tuple[int, int, int]) -> list[Tree]:
-        """Raw observations ``[S * K * B, ...]`` as those of each step, ``[K, B, ...]``."""
+        """Inputs ``[K, B, ...]`` of each step, from raw observations ``[S * K * B, ...]``."""
         laid_out = map_leaves(lambda leaf: leaf.unflatten(0, room), observations)
         return [rows(laid_out, step) for step in range(room[0])]
 
     def buffers(self, batch_size: int) -> Pass:
-        """Room for one pass over ``batch_size`` samples a member."""
+        """Buffers for one pass over ``batch_size`` samples per member."""
         hidden = [self.flat.new_empty(self.num_members, width, batch_size) for width in self.architecture.widths[1:]]
         return Pass(hidden[:-1], [torch.empty_like(hidden[-1])], hidden[-1], [], [])
 
@@ -112,8 +112,8 @@ class AutogradStack(FlatParameters):
 
         Args:
             inputs: raw observations ``[K, B, ...]``.
-            activations: of this batch size.
-            output: where the output is written instead of its place in ``activations``.
+            activations: buffers of this batch size.
+            output: receives the output instead of ``activations.output``.
         """
         output = activations.output if output is None else output
         activations.outputs, activations.layers = [], []
@@ -127,17 +127,17 @@ class AutogradStack(FlatParameters):
                 values = student.family.masked(values, self._mask(inputs, index))
             activations.outputs.append(values)
             activations.layers.append(layers)
-            for room, layer in zip([*activations.hidden, output], [*layers, values], strict=True):
-                room[index].copy_(layer.detach().T)
+            for buffer, layer in zip([*activations.hidden, output], [*layers, values], strict=True):
+                buffer[index].copy_(layer.detach().T)
         return output
 
     def _read(self, inputs: Tree) -> Iterator[Tensor]:
-        """What each member's head reads, ``[B, width]``."""
+        """The input ``[B, width]`` of each member's head."""
         for index, student in enumerate(self._students):
             yield student.encoder(rows(inputs, index))
 
     def _mask(self, inputs: Tree, index: int) -> Tensor:
-        """A member's action masks ``[B, ...]``, where observations have them."""
+        """A member's action masks ``[B, ...]``."""
         return rows(inputs[MASK], index)
 
     @torch.inference_mode(False)
@@ -145,24 +145,24 @@ class AutogradStack(FlatParameters):
         """Write the loss's gradient with respect to all parameters into ``gradient``.
 
         Args:
-            inputs: what ``forward`` was given.
-            activations: what it filled; the last of its ``slopes`` holds the loss's gradient with respect to the output.
-            hints: with respect to each hidden layer after its activation, ``[K, width, B]``; None where the loss does not read it.
+            inputs: the inputs of ``forward``.
+            activations: filled by ``forward``; the last of ``slopes`` holds the loss's gradient with respect to the output.
+            hints: gradients with respect to each hidden layer's activations, ``[K, width, B]``; None where the loss does not use the layer.
         """
         self._take_over_leaves()
         self._slopes.zero_()
-        reached, upstream = list(activations.outputs), [slope.T for slope in activations.slopes[-1]]
+        roots, upstream = list(activations.outputs), [slope.T for slope in activations.slopes[-1]]
         for number, hint in enumerate(hints):
             if hint is not None:
-                reached += [layers[number] for layers in activations.layers]
+                roots += [layers[number] for layers in activations.layers]
                 upstream += [slope.T for slope in hint]
-        torch.autograd.backward(reached, upstream)
+        torch.autograd.backward(roots, upstream)
 
     @torch.no_grad()
     def member(self, index: int, flat: Tensor | None = None) -> Student:
-        """Copy member ``index`` out as a ``Student`` on the CPU; from ``flat`` ``[K, P]`` if given (averaged weights)."""
+        """A copy of member ``index`` as a ``Student`` on the CPU; from ``flat`` ``[K, P]`` if given (averaged weights)."""
         source = (self.flat if flat is None else flat)[index].cpu()
-        student = self._fresh().cpu()
+        student = self._new_student().cpu()
         for parameter, window in zip(student.parameters(), _views(student, source[: self.architecture.params]), strict=True):
             parameter.copy_(window)
         student.log_std.copy_(source[self.architecture.params :][: len(student.log_std)])
@@ -170,7 +170,7 @@ class AutogradStack(FlatParameters):
 
 
 def _views(student: Student, row: Tensor) -> Iterator[Tensor]:
-    """Windows of ``row`` ``[P]`` in the shapes of the student's parameters, each in the memory format that its layer is fastest with."""
+    """Views of ``row`` ``[P]`` in the shapes of the student's parameters, each in the memory format that is fastest for its layer."""
     for parameter, window in zip(student.parameters(), row.split([one.numel() for one in student.parameters()]), strict=True):
         shape = parameter.shape
         if len(shape) == 4:  # channels last
@@ -180,5 +180,5 @@ def _views(student: Student, row: Tensor) -> Iterator[Tensor]:
 
 
 def _first_weights(like: Tensor, gain: float, generator: torch.Generator) -> Tensor:
-    """Orthogonal weights; those of a layer ``[out, in]`` are drawn as ``[in, out]``, as the written-out stack draws them."""
+    """Orthogonal initial weights; a matrix ``[out, in]`` is drawn as ``[in, out]``, as in the analytic stack."""
     return orthogonal(tuple(like.shape[::-1]), gain, generator).T if like.ndim == 2 else orthogonal(tuple(like.shape), gain, generator)

@@ -1,4 +1,4 @@
-"""Batches of many gradient steps at once: drawn, and laid out as a stack reads them."""
+"""Batches for several gradient steps at once, in the memory layout of a stack."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from policy_distill.training.dataset import Dataset
 from policy_distill.training.stacks import Stack
 
 CHUNK_STEPS, CHUNK_BYTES = 32, 2**22
-"""Batches that are drawn at once at most, and their bytes, which the last-level cache holds."""
+"""Maximum number of batches drawn at once, and their size, which fits into the last-level cache."""
 LAYER_BYTES = 2**24
-"""Of the teacher's layers among them: wide as they are, what ``CHUNK_BYTES`` holds of them would be one batch, and drawing it alone would
-take as long as they do."""
+"""Maximum size of the teacher's layers in these batches. It is larger than ``CHUNK_BYTES``, which would hold a single batch of wide layers,
+and drawing batches one at a time would double the cost."""
 
 
 class Batches:
-    """What a stack is trained on, chunk after chunk, in buffers that the next chunk overwrites.
+    """Training batches of a stack, in chunks; each chunk overwrites the buffers of the previous one.
 
-    Observations are encoded on their way into these buffers: a second, normalised copy of the dataset would save one division a number.
+    Observations are encoded while they are copied into the buffers. A normalised copy of the dataset would save only one division per
+    element.
 
     Args:
-        dataset: drawn from.
-        stack: says how observations are laid out.
-        objective: says which targets are read.
+        dataset: source of the rows.
+        stack: determines the layout of the inputs.
+        objective: determines which targets are read.
         batch_size: B.
-        generators: one a member.
-        num_steps: that will be taken.
+        generators: one per member.
+        num_steps: total number of steps.
 
     Attributes:
-        chunk_steps: S, steps that may be drawn at once.
+        chunk_steps: S, maximum number of steps per chunk.
     """
 
     _observations_read = 1
-    """For each sample of a batch."""
+    """Number of observations read for each sample of a batch."""
 
     def __init__(
         self,
@@ -63,26 +64,26 @@ class Batches:
         ]
         members = len(generators)
         layers = {name: (samples, dataset.take_target(name, first)) for name, samples in self._layers.items()}
-        of_layers = sum(samples * value.numel() for samples, value in layers.values())
-        fits = min(CHUNK_BYTES // (4 * sum(widths) * batch_size * members), LAYER_BYTES // max(4 * of_layers * members, 1))
+        layer_size = sum(samples * value.numel() for samples, value in layers.values())
+        fits = min(CHUNK_BYTES // (4 * sum(widths) * batch_size * members), LAYER_BYTES // max(4 * layer_size * members, 1))
         # With sampled targets each member's generator draws a batch and then the actions on it.
         self.chunk_steps = 1 if objective.kind == "nll" else max(1, min(CHUNK_STEPS, fits, num_steps))
-        room = (self.chunk_steps, members)
-        self._parameters = {name: value.new_empty(*room, value.shape[-1], batch_size) for name, value in like.parameters.items()}
-        self._rows = {name: value.new_empty(*room, samples, value.shape[-1]) for name, (samples, value) in layers.items()}
+        lead = (self.chunk_steps, members)
+        self._parameters = {name: value.new_empty(*lead, value.shape[-1], batch_size) for name, value in like.parameters.items()}
+        self._rows = {name: value.new_empty(*lead, samples, value.shape[-1]) for name, (samples, value) in layers.items()}
         self._loaded_steps = 0
-        self._actions = like.actions.new_empty(*room, like.actions[0].numel(), batch_size)
+        self._actions = like.actions.new_empty(*lead, like.actions[0].numel(), batch_size)
 
     def draw(self, num_steps: int) -> tuple[Sequence[Any], ActionTargets]:
         """The next ``num_steps`` batches.
 
         Returns:
-            The inputs of each step, as the stack's ``forward`` reads them; and those targets that the objective reads, ``[S, K, B, ...]``,
-            views of tensors that lie feature after feature. The teacher's layers lie sample after sample, and of one that relations alone
-            read there are only the samples that they compare.
+            The inputs of each step for the stack's ``forward``, and the targets that the objective reads, ``[S, K, B, ...]``. In memory
+            targets are feature-major, the teacher's layers sample-major. A layer that only relations read holds just the samples that they
+            compare.
 
         Raises:
-            ValueError: if there is not enough room.
+            ValueError: if ``num_steps`` exceeds ``chunk_steps``.
         """
         if num_steps > self.chunk_steps:
             raise ValueError(f"{num_steps} steps do not fit: {self.chunk_steps} may be drawn at once")
@@ -98,18 +99,19 @@ class Batches:
         return drawn, self._stack.load(observations, self._inputs), targets
 
     def _laid_out(self, drawn: Tensor, targets: ActionTargets) -> ActionTargets:
-        """Targets ``[S * K * B, ...]`` of the rows ``drawn``, in the buffers."""
+        """Copy the targets ``[S * K * B, ...]`` of the rows ``drawn`` into the buffers."""
         num_steps = len(drawn)
 
-        def turned(rows: Tensor) -> Tensor:
+        def feature_major(rows: Tensor) -> Tensor:
             return rows.reshape(*drawn.shape, rows[0].numel()).transpose(2, 3)
 
         parameters = {
-            name: self._parameters[name][:num_steps].copy_(turned(value)).transpose(2, 3) for name, value in targets.parameters.items()
+            name: self._parameters[name][:num_steps].copy_(feature_major(value)).transpose(2, 3)
+            for name, value in targets.parameters.items()
         }
         for name, samples in self._layers.items():
             parameters[name] = self._dataset.take_target(name, drawn[:, :, :samples], out=self._rows[name][:num_steps])
-        actions = self._actions[:num_steps].copy_(turned(targets.actions)).transpose(2, 3)
+        actions = self._actions[:num_steps].copy_(feature_major(targets.actions)).transpose(2, 3)
         return ActionTargets(parameters, actions.view(*drawn.shape, *targets.actions.shape[1:]))
 
     def _take(self, rows: Tensor, *, observations: bool = True) -> tuple[Tree, ActionTargets]:

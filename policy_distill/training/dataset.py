@@ -1,4 +1,4 @@
-"""Transitions on the training device: append, draw, hold out by episode."""
+"""The dataset on the training device: append, draw batches, hold out whole episodes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from policy_distill.support.trees import Tree, leaves, map_leaves
 from policy_distill.support.trees import rows as rows_of
 
 BLOCK_BYTES = 2**20
-"""Of the observations that are looked at together where all of them are, one block after the other."""
+"""Size of the observations in one block, where all rows are processed block by block."""
 
 
 class Dataset:
     """A growing set of labelled observations in preallocated tensors.
 
-    Observations are those that the student sees. Where it has a view, the environment's own lie beside them.
+    Observations are the student's inputs. With a view, the environment's raw observations are stored in addition.
 
-    Rows that are trained on fill them from the front, those held out from the back, and stay where they are: there is no index, and
-    nothing but these tensors grows with the number of rows.
+    Training rows fill the tensors from the front, held-out rows from the back. Rows never move, so no index is needed.
 
     Args:
-        capacity: rows.
-        holdout: share of the episodes that ``draw`` never draws from; ``held_out`` returns them.
-        device: where the batches are drawn and, without a folder, the rows live.
-        folder: in which the rows lie as files without a name, mapped into memory; see ``mapped_tensor``.
-        sequences: whether the rows' episodes are kept, for ``training_episodes``.
+        capacity: maximum number of rows.
+        holdout: fraction of the episodes that are held out: ``held_out`` returns them, ``draw`` does not.
+        device: device of the batches and, without a folder, of the rows.
+        folder: stores the rows in unnamed files in this folder, mapped into memory; see ``mapped_tensor``.
+        sequences: whether to store the rows' episode numbers, for ``training_episodes``.
     """
 
     def __init__(self, capacity: int, *, holdout: float, device: torch.device, folder: Path | None = None, sequences: bool = False) -> None:
@@ -41,7 +40,7 @@ class Dataset:
         self._holdout, self._folder, self._sequences = holdout, folder, sequences
         self._observations: Tree = None
         self._episodes: Tensor | None = None
-        self._raw: Tree = None  # where the student sees something else
+        self._raw: Tree = None  # only with a view
         self._targets: ActionTargets
         self._num_train = self._num_held = self._first_train = 0
 
@@ -57,11 +56,11 @@ class Dataset:
         return self._num_held
 
     def append(self, transitions: Transitions) -> None:
-        """Copy the transitions in.
+        """Append transitions.
 
         Raises:
-            ValueError: if they do not fit.
-            RequestError: if the folder has no room for ``capacity`` rows.
+            ValueError: if the capacity is exceeded.
+            RequestError: if the folder has no space for ``capacity`` rows.
         """
         count = len(transitions)
         if len(self) + count > self.capacity:
@@ -86,52 +85,52 @@ class Dataset:
         self._num_held += len(held)
 
     def seeing_everything(self) -> Dataset:
-        """The same rows as a student without a view sees them: raw observations."""
-        twin = copy.copy(self)
+        """The same rows with raw observations, for a student without a view."""
+        dataset = copy.copy(self)
         if self._raw is not None:
-            twin._observations, twin._raw = self._raw, None
-        return twin
+            dataset._observations, dataset._raw = self._raw, None
+        return dataset
 
-    def relabelled(self, tell: Callable[[slice, Tree, ActionTargets], ActionTargets], *, raw: bool = False) -> Dataset:
-        """The same rows with the targets that ``tell`` makes of some of them at a time; the observations are shared.
+    def relabelled(self, relabel: Callable[[slice, Tree, ActionTargets], ActionTargets], *, raw: bool = False) -> Dataset:
+        """The same rows with new targets; the observations are shared.
 
         Args:
-            tell: which rows, see ``take_rows``, their observations ``[b, ...]`` and targets -> other targets.
-            raw: whether ``tell`` gets the environment's observations, not what the student sees of them.
+            relabel: computes the new targets of a block from its rows (see ``take_rows``), observations ``[b, ...]`` and targets.
+            raw: whether ``relabel`` receives raw observations instead of the student's inputs.
         """
         if raw:
-            twin = copy.copy(self)
-            twin._targets = self.seeing_everything().relabelled(tell)._targets
-            return twin
-        told: ActionTargets | None = None
+            dataset = copy.copy(self)
+            dataset._targets = self.seeing_everything().relabelled(relabel)._targets
+            return dataset
+        targets: ActionTargets | None = None
         for rows in self._blocks():
-            answer = tell(rows, *self._view(rows))
-            told = told or self._allocate_targets(answer)
-            for array, values in _pairs(told, answer):
+            block = relabel(rows, *self._view(rows))
+            targets = targets or self._allocate_targets(block)
+            for array, values in _pairs(targets, block):
                 array[rows] = values
-        assert told is not None, "the dataset is empty"
-        twin = copy.copy(self)
-        twin._targets = told
-        return twin
+        assert targets is not None, "the dataset is empty"
+        dataset = copy.copy(self)
+        dataset._targets = targets
+        return dataset
 
     @property
     def num_forgotten(self) -> int:
-        """The first training rows, which are not drawn any more."""
+        """Number of the first training rows that are no longer drawn."""
         return self._first_train
 
     def forget(self, count: int) -> None:
-        """Draw none of the first ``count`` training rows any more; validation and normalisation keep seeing all of them."""
+        """Stop drawing the first ``count`` training rows; validation and normalisation still use them."""
         self._first_train = count
 
     @property
     def num_drawn_from(self) -> int:
-        """Training rows that are not forgotten."""
+        """Number of training rows that are drawn from."""
         return self._num_train - self._first_train
 
     def draw(self, num_steps: int, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """Draw training rows uniformly with replacement for S steps of K generators, one a member: ``[S, K, B]``, in 0..num_drawn_from - 1.
+        """Row numbers ``[S, K, B]`` below ``num_drawn_from``, uniform with replacement, for S steps and one generator per member.
 
-        On the CPU the draws of several steps are those of as many calls.
+        On the CPU, drawing several steps at once gives the same numbers as separate calls.
         """
         shape = (num_steps, batch_size)
         draws = [torch.randint(self.num_drawn_from, shape, generator=generator, device=self.device) for generator in generators]
@@ -140,18 +139,18 @@ class Dataset:
     def take(
         self, drawn: Tensor, parameters: Collection[str] | None = None, *, actions: bool = True, observations: bool = True
     ) -> tuple[Tree, ActionTargets]:
-        """What ``draw`` drew: observations ``[*drawn.shape, ...]`` and targets.
+        """Observations ``[*drawn.shape, ...]`` and targets of the rows that ``draw`` returned.
 
         Args:
-            drawn: of any shape.
-            parameters: of the targets, those that are read; the others are left out, each of them costs as much as the observations.
-            actions: whether the actions are read; if not, none are there: ``[*drawn.shape, 0]``.
-            observations: whether these are read; None stands for them if not.
+            drawn: row numbers of any shape.
+            parameters: names of the target parameters to return; None: all. Each costs as much time as the observations.
+            actions: whether to return actions; if not, they are empty: ``[*drawn.shape, 0]``.
+            observations: whether to return observations; if not, they are None.
         """
         return self._gather(slice(self._first_train, self._num_train), drawn, parameters, actions, observations)
 
     def take_target(self, name: str, drawn: Tensor, out: Tensor | None = None) -> Tensor:
-        """One of the targets' parameters of what ``draw`` drew, ``[*drawn.shape, width]``; written into ``out`` where that is given."""
+        """One target parameter ``[*drawn.shape, width]`` of the rows that ``draw`` returned; written into ``out`` if given."""
         _, targets = self._view(slice(self._first_train, self._num_train))
         source = targets.parameters[name]
         if out is None or source.device != out.device:
@@ -161,41 +160,41 @@ class Dataset:
         return out
 
     def take_rows(self, rows: Tensor) -> Tree:
-        """Observations ``[*rows.shape, ...]`` of rows by their place in the arrays, see ``training_episodes``."""
+        """Observations ``[*rows.shape, ...]`` by position in the arrays; see ``training_episodes``."""
         return map_leaves(lambda leaf: self._take(leaf, rows), self._observations)
 
     def take_targets(self, rows: Tensor) -> ActionTargets:
-        """All targets of rows by their place in the arrays."""
+        """All targets by position in the arrays."""
         return self._gather(slice(0, self.capacity), rows, with_observations=False)[1]
 
     def training_episodes(self) -> tuple[Tensor, Tensor]:
-        """The training rows' places in the arrays ``[n]``, in the order in which they came, and their episodes' numbers ``[n]``."""
+        """Positions of the training rows in the arrays ``[n]``, in order of arrival, and their episode numbers ``[n]``."""
         return self._with_episodes(torch.arange(self._num_train))
 
     def held_out_episodes(self) -> tuple[Tensor, Tensor]:
-        """The same of the held-out rows."""
+        """The same as ``training_episodes`` for the held-out rows."""
         return self._with_episodes(torch.arange(self.capacity - 1, self._back.start - 1, -1))
 
     def _with_episodes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        assert self._episodes is not None, "the dataset keeps no episodes"
+        assert self._episodes is not None, "the dataset was created without sequences"
         return rows, _take_rows(self._episodes, rows.to(self._episodes.device)).cpu()
 
     def held_out(self, limit: int) -> tuple[Tree, ActionTargets] | None:
-        """At most ``limit`` held-out rows, evenly over all of them; None as long as no held-out episode was seen."""
+        """At most ``limit`` held-out rows, evenly spaced; None if there are no held-out rows yet."""
         if self._num_held == 0:
             return None
         return self._gather(self._back, self._num_held - 1 - evenly(self._num_held, limit, self.device))
 
     def spread(self, limit: int) -> tuple[Tree, ActionTargets]:
-        """At most ``limit`` training rows, evenly over all of them."""
+        """At most ``limit`` training rows, evenly spaced."""
         return self._gather(self._front, evenly(self._num_train, limit, self.device))
 
     def training_rows(self) -> tuple[Tree, ActionTargets]:
-        """All training rows in the order in which they came, as views."""
+        """Views of all training rows in order of arrival."""
         return self._view(self._front)
 
     def blocks(self) -> Iterator[tuple[Tree, ActionTargets]]:
-        """All rows, held-out ones too, as views of some of them at a time."""
+        """Views of all rows, including held-out ones, in blocks."""
         return map(self._view, self._blocks())
 
     @property
@@ -226,7 +225,7 @@ class Dataset:
         with_actions: bool = True,
         with_observations: bool = True,
     ) -> tuple[Tree, ActionTargets]:
-        """The rows ``index`` of a part of the arrays."""
+        """The rows ``index`` of a slice of the arrays."""
         observations, targets = self._view(part)
         parameters = {name: self._take(value, index) for name, value in targets.parameters.items() if names is None or name in names}
         actions = self._take(targets.actions, index) if with_actions else torch.empty(*index.shape, 0, device=self.device)
@@ -234,7 +233,7 @@ class Dataset:
         return seen, ActionTargets(parameters, actions)
 
     def _take(self, source: Tensor, index: Tensor) -> Tensor:
-        """Rows of an array, ``[*index.shape, ...]``, on the device of the batches."""
+        """Rows ``[*index.shape, ...]`` of an array, on the device of the batches."""
         return _take_rows(source, index.flatten().to(source.device)).to(self.device).unflatten(0, index.shape)
 
     def _allocate_targets(self, like: ActionTargets) -> ActionTargets:
@@ -247,23 +246,23 @@ class Dataset:
         return torch.empty(shape, dtype=like.dtype, device=self.device)
 
     def _is_held_out(self, episodes: Tensor) -> Tensor:
-        """Multiples of the golden ratio are spread evenly: every stretch of episodes holds out its share, and never the first one."""
+        """Low-discrepancy choice of episodes by multiples of the golden ratio; the first episode is never held out."""
         chosen = (episodes + 1) * 618_033_989 % 1_000_000_000 < self._holdout * 1_000_000_000
         return chosen & (episodes != NO_EPISODE)
 
 
 def _seen(transitions: Transitions) -> Tree:
-    """What the student sees of them."""
+    """The student's inputs."""
     return transitions.observations if transitions.seen is None else transitions.seen
 
 
-def _pairs(ours: ActionTargets, theirs: ActionTargets) -> list[tuple[Tensor, Tensor]]:
-    """The tensors of two targets with the same names, side by side."""
-    return [(ours.actions, theirs.actions), *((value, theirs.parameters[name]) for name, value in ours.parameters.items())]
+def _pairs(first: ActionTargets, second: ActionTargets) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of the tensors of two targets by name."""
+    return [(first.actions, second.actions), *((value, second.parameters[name]) for name, value in first.parameters.items())]
 
 
 def _take_rows(source: Tensor, rows: Tensor) -> Tensor:
-    """``source[rows]``; on the CPU numpy copies short rows in two thirds of the time that ``index_select`` takes."""
+    """``source[rows]``. On the CPU numpy copies short rows in two thirds of the time of ``index_select``."""
     if source.device.type == "cpu":
         return torch.from_numpy(source.numpy().take(rows.numpy(), axis=0))
     return source.index_select(0, rows)

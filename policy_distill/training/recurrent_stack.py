@@ -1,4 +1,4 @@
-"""K students with a memory, trained side by side on sequences."""
+"""K students with a memory, trained together on sequences."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from policy_distill.training.autograd_stack import AutogradStack
 
 @dataclass(frozen=True)
 class Sequences:
-    """The inputs of one gradient step: Q sequences of each of K members, each of one episode alone.
+    """The inputs of one gradient step: Q sequences for each of K members. A sequence lies within one episode.
 
     Attributes:
-        before: observations ``[K, burn_in, Q, ...]`` that are seen first, without a gradient.
-        num_before: ``[K, Q]``, how many of them there are; the rest is not read.
-        window: observations ``[K, length, Q, ...]`` that follow.
-        read: ``[K, B]``, of which of the window's observations (step * Q + sequence) each sample is.
+        before: burn-in observations ``[K, burn_in, Q, ...]``, which give no gradient.
+        num_before: ``[K, Q]``, number of valid burn-in observations; the rest is ignored.
+        window: observations ``[K, length, Q, ...]`` after the burn-in.
+        read: ``[K, B]``, index of each sample in the window (step * Q + sequence).
     """
 
     before: Tree
@@ -32,7 +32,7 @@ class Sequences:
 
 
 class RecurrentStack(AutogradStack):
-    """K students whose memories go through their sequences together; the rest is ``AutogradStack``'s. See ``stacks.Stack``."""
+    """An ``AutogradStack`` whose members' memories are unrolled together. See ``stacks.Stack``."""
 
     def _read(self, inputs: Sequences) -> Iterator[Tensor]:
         recurrent = torch.stack([memory.recurrent.weight.T for memory in self._memories])
@@ -49,11 +49,11 @@ class RecurrentStack(AutogradStack):
         return rows(inputs.window[MASK], index).flatten(0, 1)[inputs.read[index]]
 
     def _gates(self, observations: Tree) -> Tensor:
-        """What the memories make of the observations ``[K, T, Q, ...]`` alone: ``[T, K, Q, 3 * units]``."""
+        """The input part of the GRU gates ``[T, K, Q, 3 * units]``, from observations ``[K, T, Q, ...]``."""
         parts = []
         for index, (student, memory) in enumerate(zip(self._students, self._memories, strict=True)):
-            own = rows(observations, index)
-            parts.append(memory.inputs(student.encoder(flattened(own))).unflatten(0, leaves(own)[0].shape[:2]))
+            inputs = rows(observations, index)
+            parts.append(memory.inputs(student.encoder(flattened(inputs))).unflatten(0, leaves(inputs)[0].shape[:2]))
         return torch.stack(parts, dim=1)
 
     @property

@@ -1,9 +1,8 @@
-"""Rows in the order of their episodes: the sequences that students with a memory are trained on, and what students say of a dataset.
+"""Training sequences for students with a memory, and students' outputs on a dataset.
 
-A sequence is a part of one episode. Its rows are consecutive, and those before it in the episode are its burn-in. Each row of the dataset
-is as likely to be a sample as any other: a row is drawn, and with it the part of its episode in which it lies, where the episode is cut
-into parts of ``length`` steps at a random phase. A shorter part (the first or the last, or a short episode, which is not cut) gives its
-rows several times.
+A sequence is a part of one episode. Its rows are consecutive, and the rows before it are its burn-in. Every row of the dataset is equally
+likely to be a sample: a row is drawn, its episode is cut into parts of ``length`` steps at a random phase, and the part with the row is the
+sequence. Rows of a shorter part (the first, the last, or a whole short episode) are repeated.
 """
 
 from __future__ import annotations
@@ -26,28 +25,28 @@ from policy_distill.training.recurrent_stack import Sequences
 from policy_distill.training.stacks import Stack
 
 CHUNK, CHUNK_NUMBERS = 16_384, 2**26
-"""Rows that a student is asked about at once, and numbers in these observations."""
+"""Maximum number of rows in one forward pass of a student, and of elements in their observations."""
 
 
 def batches_of(
     dataset: Dataset, stack: Stack, objective: Objective, config: TrainConfig, generators: Sequence[torch.Generator], num_steps: int
 ) -> Batches:
-    """What ``stack`` is trained on: single rows, or sequences where its students have a memory."""
+    """The training batches of ``stack``: single rows, or sequences if its students have a memory."""
     if not stack.architecture.memory:
         return Batches(dataset, stack, objective, config.batch_size, generators, num_steps)
     return SequenceBatches(dataset, stack, objective, config, generators, num_steps)
 
 
 class EpisodeOrder:
-    """Rows, episode after episode.
+    """Rows sorted by episode.
 
     Args:
-        places: ``[n]`` of the rows in the dataset's arrays, in the order in which they came.
-        numbers: ``[n]`` of their episodes.
+        places: ``[n]``, positions of the rows in the dataset's arrays, in order of arrival.
+        numbers: ``[n]``, their episode numbers.
 
     Attributes:
-        places: ``[n]``, those of each episode together, in the order of its steps.
-        starts, ends: ``[E]``, where each episode's rows begin and end among ``places``.
+        places: ``[n]``, sorted by episode and step.
+        starts, ends: ``[E]``, range of each episode in ``places``.
     """
 
     def __init__(self, places: Tensor, numbers: Tensor) -> None:
@@ -58,18 +57,18 @@ class EpisodeOrder:
         self.starts = self.ends - counts
 
     def to(self, device: torch.device) -> EpisodeOrder:
-        """The same on another device."""
+        """Move to another device."""
         self.places, self.starts, self.ends = (tensor.to(device) for tensor in (self.places, self.starts, self.ends))
         return self
 
     def some(self, limit: int) -> Tensor:
-        """Episodes, evenly over all of them, that hold about ``limit`` rows together, and one at least."""
+        """Evenly spaced episodes with about ``limit`` rows in total; at least one episode."""
         count = len(self.starts)
         return evenly(count, max(1, limit * count // len(self.places)), self.starts.device)
 
 
 class SequenceBatches(Batches):
-    """Sequences of training rows, chunk after chunk; see ``Batches``."""
+    """Batches of sequences; see ``Batches``."""
 
     def __init__(
         self,
@@ -86,15 +85,15 @@ class SequenceBatches(Batches):
         order = EpisodeOrder(*dataset.training_episodes())
         forgotten = (order.places < dataset.num_forgotten).long().cumsum(0)
         before = torch.cat([forgotten.new_zeros(1), forgotten])
-        self._fresh = (order.starts + before[order.ends] - before[order.starts]).to(dataset.device)
-        """``[E]``, where the rows of each episode begin that are not forgotten: the first ones are."""
+        self._first_kept = (order.starts + before[order.ends] - before[order.starts]).to(dataset.device)
+        """``[E]``, each episode's first row that is not forgotten."""
         self._drawable = (order.places >= dataset.num_forgotten).nonzero().flatten().to(dataset.device)
         self._order = order.to(dataset.device)
 
     def _drawn(self, num_steps: int) -> tuple[Tensor, Sequence[Any], ActionTargets]:
         order, length, device = self._order, self._length, self._dataset.device
         shape, count = (num_steps, self._batch_size // length), len(self._drawable)
-        # one number for the row and the phase, so that the draws of several steps are those of as many calls
+        # one number encodes row and phase, so that drawing several steps at once gives the same numbers as separate calls
         draws = [torch.randint(count * length, shape, generator=generator, device=device) for generator in self._generators]
         drawn = torch.stack(draws, dim=1)[:, :, None]  # [S, K, 1, Q]
         place = self._drawable[drawn // length]
@@ -102,7 +101,7 @@ class SequenceBatches(Batches):
         start = order.starts[episode]
         phase = torch.where(order.ends[episode] - start > length, drawn % length, 0)
         first = start + (place - start + phase) // length * length - phase
-        low, high = torch.maximum(first, self._fresh[episode]), torch.minimum(first + length, order.ends[episode])
+        low, high = torch.maximum(first, self._first_kept[episode]), torch.minimum(first + length, order.ends[episode])
         steps = torch.arange(length, device=device)[:, None]
         within = (place - low + steps) % (high - low)  # [S, K, length, Q]
         num_before = (low - start).clamp_max(self._burn_in)
@@ -124,56 +123,56 @@ class SequenceBatches(Batches):
         return samples, inputs, self._take(samples.flatten(), observations=False)[1]
 
 
-def answers(student: Student, dataset: Dataset, limit: int, *, held_out: bool = False) -> tuple[Tensor, ActionTargets] | None:
-    """A student's outputs ``[B, outputs]`` on about ``limit`` rows, evenly over all of them, and the rows' targets; None if there are none.
+def sampled_outputs(student: Student, dataset: Dataset, limit: int, *, held_out: bool = False) -> tuple[Tensor, ActionTargets] | None:
+    """A student's outputs ``[B, outputs]`` on about ``limit`` evenly spaced rows, and the rows' targets; None if there are no rows.
 
     Args:
-        student: on the CPU. One with a memory goes through whole episodes.
-        dataset: asked about.
-        limit: one with a memory sees one episode at least.
-        held_out: the held-out rows instead of those that are trained on.
+        student: on the CPU. A student with a memory is unrolled over whole episodes.
+        dataset: source of the rows.
+        limit: approximate number of rows; with a memory, at least one whole episode is used.
+        held_out: use held-out rows instead of training rows.
     """
     if not student.architecture.memory:
-        found = dataset.held_out(limit) if held_out else dataset.spread(limit)
-        return None if found is None else (student(on_cpu(found[0])), found[1])
+        sample = dataset.held_out(limit) if held_out else dataset.spread(limit)
+        return None if sample is None else (student(on_cpu(sample[0])), sample[1])
     places, numbers = dataset.held_out_episodes() if held_out else dataset.training_episodes()
     if not len(places):
         return None
     order = EpisodeOrder(places, numbers)
     parts = list(unrolled(student, dataset, order, order.some(limit)))
-    told = torch.cat([outputs for _, outputs in parts])
-    return told, dataset.take_targets(torch.cat([places for places, _ in parts]))
+    outputs = torch.cat([part_outputs for _, part_outputs in parts])
+    return outputs, dataset.take_targets(torch.cat([part_places for part_places, _ in parts]))
 
 
-def all_answers(student: Student, dataset: Dataset) -> Tensor:
-    """The outputs ``[capacity, outputs]`` of a student with a memory on all rows, by their places in the dataset's arrays."""
-    told = torch.zeros(dataset.capacity, student.family.width)
+def all_outputs(student: Student, dataset: Dataset) -> Tensor:
+    """Outputs ``[capacity, outputs]`` of a student with a memory on all rows, by position in the dataset's arrays."""
+    outputs = torch.zeros(dataset.capacity, student.family.width)
     for places, numbers in (dataset.training_episodes(), dataset.held_out_episodes()):
         if len(places):
             order = EpisodeOrder(places, numbers)
-            for part, outputs in unrolled(student, dataset, order, torch.arange(len(order.starts))):
-                told[part] = outputs
-    return told
+            for part, part_outputs in unrolled(student, dataset, order, torch.arange(len(order.starts))):
+                outputs[part] = part_outputs
+    return outputs
 
 
 def unrolled(student: Student, dataset: Dataset, order: EpisodeOrder, episodes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Places ``[b]`` of some rows in the dataset's arrays, and the outputs ``[b, outputs]`` of a student that went through their episodes.
+    """Positions ``[b]`` of rows in the dataset's arrays and the student's outputs ``[b, outputs]``, unrolled over whole episodes.
 
-    Episodes of about one length go side by side.
+    Episodes of similar length are batched together.
     """
     lengths = (order.ends - order.starts)[episodes]
     by_length = lengths.argsort(descending=True)
     episodes, lengths = episodes[by_length], lengths[by_length]
-    numbers = sum(leaf[0].numel() for leaf in leaves(dataset.take_rows(order.places[:1])))
+    elements = sum(leaf[0].numel() for leaf in leaves(dataset.take_rows(order.places[:1])))
     first = 0
     while first < len(episodes):
         longest = int(lengths[first])
-        side_by_side = slice(first, first + max(1, CHUNK // longest))
-        starts, own = order.starts[episodes[side_by_side]], lengths[side_by_side]
+        batch = slice(first, first + max(1, CHUNK // longest))
+        starts, batch_lengths = order.starts[episodes[batch]], lengths[batch]
         state = None
-        for steps in torch.arange(longest)[:, None].split(max(1, CHUNK_NUMBERS // (numbers * len(own)))):
-            places = order.places[starts + torch.minimum(steps, own - 1)]
+        for steps in torch.arange(longest)[:, None].split(max(1, CHUNK_NUMBERS // (elements * len(batch_lengths)))):
+            places = order.places[starts + torch.minimum(steps, batch_lengths - 1)]
             outputs, state = student.unroll(on_cpu(dataset.take_rows(places)), state)
-            there = steps < own
-            yield places[there], outputs[there]
-        first = side_by_side.stop
+            valid = steps < batch_lengths
+            yield places[valid], outputs[valid]
+        first = batch.stop

@@ -20,7 +20,7 @@ from policy_distill.policies.architecture import layer_names
 from policy_distill.policies.divergences import bounded_error
 from policy_distill.policies.student import Student
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.sequences import answers, batches_of
+from policy_distill.training.sequences import batches_of, sampled_outputs
 from policy_distill.training.stacks import Pass, Stack
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -207,7 +207,7 @@ class Trainer:
     @torch.no_grad()
     def validate(self, dataset: Dataset, student: Student, member: int = 0) -> dict[str, float]:
         """Mean of each term of a member's loss over held-out rows; empty if no episode is held out."""
-        held_out = answers(student, dataset, self._rows_at_once, held_out=True)
+        held_out = sampled_outputs(student, dataset, self._rows_at_once, held_out=True)
         if held_out is None:
             return {}
         outputs, targets = held_out[0][None].to(self.stack.flat.device), held_out[1]
@@ -228,7 +228,7 @@ class Trainer:
         if not student.family.spread or self.objective.kind != "regression":
             return
         assert student.family.box is not None
-        answered = answers(student, dataset, self._rows_at_once)
+        answered = sampled_outputs(student, dataset, self._rows_at_once)
         assert answered is not None, "the dataset is empty"
         outputs, targets = answered
         target = student.family.box.to_box(targets.actions.cpu())

@@ -88,7 +88,7 @@ def test_a_reward_that_is_not_finite_is_a_fault():
 def test_a_policy_that_answers_with_nan_is_blamed_and_not_the_environment():
     env = make(PUSH)
     env.reset(seed=0)
-    with pytest.raises(EnvironmentFault, match=r"step 1: the policy answered with \[nan 0\.?5?\], and then step raised AssertionError"):
+    with pytest.raises(EnvironmentFault, match=r"step 1: the policy returned \[nan 0\.?5?\], and then step raised AssertionError"):
         env.step(np.array([np.nan, 0.5]))
 
 
@@ -219,7 +219,7 @@ def test_the_parts_of_a_dict_are_those_that_stable_baselines3_would_read():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"goal": None}, "seed 7, step 1: the observation lacks goal; make the observation"),
+        ({"goal": None}, "seed 7, step 1: the observation lacks goal; make observation and space match"),
         ({"more": 1, "again": 2}, "the observation has again, more, which its space has not"),
         ({"goal": 5}, r"the observation's 'goal' is 5, which is not in its space Discrete\(5\)"),
         ({"goal": np.nan}, "the observation's 'goal' is nan, but its space holds whole numbers"),

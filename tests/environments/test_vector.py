@@ -197,11 +197,11 @@ def test_auto_is_the_vector_entry_point_where_there_is_one():
     [
         (WALK, "tests/Walk-v0 is registered without one"),
         (dataclasses.replace(CART, wrappers=(("TimeFeatureWrapper", {}),)), "with the wrappers TimeFeatureWrapper"),
-        (dataclasses.replace(COUNT, kwargs={"mode": "Disabled"}), "does not reset by itself"),
-        (dataclasses.replace(COUNT, kwargs={"mode": ""}), "does not reset by itself"),
+        (dataclasses.replace(COUNT, kwargs={"mode": "Disabled"}), "does not reset ended episodes"),
+        (dataclasses.replace(COUNT, kwargs={"mode": ""}), "does not reset ended episodes"),
         (EnvironmentSpec("tests/CountOther-v0"), "has other observations: .* instead of"),
         (EnvironmentSpec("tests/CountBroken-v0"), "does not work here"),
-        (EnvironmentSpec("tests/CountElsewhere-v0"), "no numpy arrays"),
+        (EnvironmentSpec("tests/CountElsewhere-v0"), "not numpy arrays"),
     ],
 )
 def test_what_cannot_stand_for_the_environment_is_refused_with_the_reason(spec, reason):

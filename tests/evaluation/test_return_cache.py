@@ -92,7 +92,7 @@ class Writer:
 
 def test_writers_at_the_same_moment_may_forget_but_damage_nothing(tmp_path):
     writers = [Remote(Writer, tmp_path / "a.npz", 100 * number) for number in range(4)]
-    Pending.together([writer.ask("work") for writer in writers]).result()
+    Pending.together([writer.submit("work") for writer in writers]).result()
     for writer in writers:
         writer.close()
     assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]

@@ -85,7 +85,7 @@ def test_a_memory_of_ones_own_is_refused_in_one_line():
     path = FOLDER.parent / "wild" / "recurrent-maskable-own" / "model.zip"
     if not path.is_file():
         pytest.skip("the agent is not here")
-    with pytest.raises(RequestError, match="has a memory of its own kind, which is not supported"):
+    with pytest.raises(RequestError, match="has a custom memory, which is not supported"):
         Teacher.load(path)
 
 

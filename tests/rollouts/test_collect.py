@@ -426,9 +426,7 @@ def test_a_teacher_that_answers_with_nan_stops_with_seed_and_step(world, monkeyp
             teacher, "targets", lambda seen: ActionTargets({"logits": torch.full((len(seen), 3), torch.nan)}, torch.ones(len(seen)).long())
         )
     seed, step = (seed_of(0, 2 + ENVS), 2) if world == "actions" else (seed_of(0, 0), 1)  # an episode of Push has five steps
-    with pytest.raises(
-        Fault, match=rf"the teacher answered with NaN \(\w+\) in {spec.id}, environment \d, seed {seed}, step {step}, to the"
-    ):
+    with pytest.raises(Fault, match=rf"the teacher returned NaN \(\w+\) in {spec.id}, environment \d, seed {seed}, step {step}, for the"):
         collected(spec=spec, teacher=teacher)
 
 
@@ -437,5 +435,5 @@ def test_the_step_of_an_answer_that_is_nan_is_counted_from_the_episode_s_begin()
     for steps in (3, 1):  # an episode has five
         collector.collect(steps, teacher, None, 1.0)
     bad = Teacher.from_callable(lambda seen: push_best(seen) + np.float32(np.nan), Push.observation_space, Push().action_space)
-    with pytest.raises(Fault, match=rf"environment 0, seed {seed_of(0, 0)}, step 5, to the"):
+    with pytest.raises(Fault, match=rf"environment 0, seed {seed_of(0, 0)}, step 5, for the"):
         collector.collect(1, bad, None, 1.0)

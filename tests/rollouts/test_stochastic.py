@@ -79,7 +79,7 @@ def test_a_teacher_draws_too(tmp_path):
 
 
 def test_a_policy_without_a_distribution_is_refused():
-    with pytest.raises(RequestError, match="no distribution to draw from: leave --stochastic out"):
+    with pytest.raises(RequestError, match="no distribution to sample from: leave --stochastic out"):
         Drawing(push_teacher())
 
 

@@ -37,7 +37,7 @@ def test_a_process_whose_interpreter_is_blocked_is_killed(monkeypatch):
     monkeypatch.setattr(processes, "Watchdog", lambda *_: SimpleNamespace(start=lambda: None))  # one that never beats
     remote = Remote(lambda: time, step_timeout=0.1)
     with pytest.raises(EnvironmentFault, match="no answer for more than"):
-        remote.ask("sleep", 30).result()
+        remote.submit("sleep", 30).result()
     remote._process.join(5)
     assert not remote._process.is_alive()
     remote.close()

@@ -35,7 +35,7 @@ def test_a_recurrent_agent_with_a_policy_of_its_own_is_refused_as_one(save, tmp_
     data |= {"_last_lstm_states": None, "policy_class": {"__module__": "my.policies"}}
     changed = rewrite(path, {"data": json.dumps(data).encode()}, tmp_path / "recurrent.zip")
     for trust in (False, True):
-        with pytest.raises(RequestError, match="has a memory"):
+        with pytest.raises(RequestError, match="has a custom memory"):
             Teacher.load(changed, trust=trust)
 
 

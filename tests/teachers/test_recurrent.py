@@ -128,7 +128,7 @@ def test_its_memory_is_among_its_facts(blind):
 
 
 def test_one_observation_alone_is_no_question(blind):
-    with pytest.raises(RequestError, match="has a memory: what it does depends on the episode so far"):
+    with pytest.raises(RequestError, match="has a memory: its action depends on the episode so far"):
         Teacher.from_sb3(blind).act(np.zeros((2, 4), np.float32))
 
 

@@ -21,7 +21,7 @@ from policy_distill.rollouts.collect import Collector
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.training.dataset import Dataset
 from policy_distill.training.recurrent_stack import RecurrentStack, Sequences
-from policy_distill.training.sequences import SequenceBatches, all_answers, answers
+from policy_distill.training.sequences import SequenceBatches, all_outputs, sampled_outputs
 from policy_distill.training.stacks import stack_of
 from policy_distill.training.trainer import Trainer
 from tests.small_worlds import RECALL, RECALL_CUES, Recall, generator, labelled, recurrent_student
@@ -227,7 +227,7 @@ def test_the_burn_in_gives_a_state_and_no_gradient():
 def test_answers_are_those_along_whole_episodes():
     dataset, student = dataset_of(rows_of_episodes(), rows_of_episodes([5] * 20, first=6), holdout=0.3), recurrent_student(SPACE, ACTIONS)
     assert dataset.num_held_out
-    told = all_answers(student, dataset)
+    told = all_outputs(student, dataset)
     for held_out in (False, True):
         places, numbers = dataset.held_out_episodes() if held_out else dataset.training_episodes()
         seen = dataset.take_rows(places)
@@ -235,15 +235,15 @@ def test_answers_are_those_along_whole_episodes():
             own = seen[numbers == episode]
             assert torch.equal(own[:, 1], torch.arange(len(own)).float())
             torch.testing.assert_close(told[places[numbers == episode]], student.unroll(own[:, None])[0][:, 0], rtol=1e-4, atol=1e-5)
-        found = answers(student, dataset, 1000, held_out=held_out)
+        found = sampled_outputs(student, dataset, 1000, held_out=held_out)
         assert found is not None
         assert len(found[0]) == len(places)
         assert sorted(found[0][:, 0].tolist()) == pytest.approx(sorted(told[places, 0].tolist()), rel=1e-4, abs=1e-5)
         assert torch.equal(found[1].actions.sort()[0], dataset.take_targets(places).actions.sort()[0])
-    few = answers(student, dataset, 30)
+    few = sampled_outputs(student, dataset, 30)
     assert few is not None
     assert 0 < len(few[0]) < 80
-    assert answers(student, dataset_of(), 10, held_out=True) is None
+    assert sampled_outputs(student, dataset_of(), 10, held_out=True) is None
 
 
 # Recall: what was shown at the episode's start must be named at its end.

@@ -226,4 +226,4 @@ def _resident() -> dict[str, int]:
 
 
 def _ask(subject: Remote, method: str) -> Any:
-    return subject.ask(method).result()
+    return subject.submit(method).result()

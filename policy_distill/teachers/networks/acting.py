@@ -1,6 +1,6 @@
-"""The acting network of each algorithm family as plain torch modules, rebuilt from the weights alone.
+"""The acting network of each algorithm family as plain torch modules, rebuilt from weights.
 
-Each maps preprocessed observations (float32, flat, normalised) to ``ActionTargets``. The formulas are those of Stable-Baselines3's
+Each module maps preprocessed observations (float32, flat, normalised) to ``ActionTargets``. The formulas are those of Stable-Baselines3's
 ``common/policies.py``, ``common/distributions.py``, ``sac/policies.py``, ``td3/policies.py``, ``dqn/policies.py`` and of sb3-contrib.
 """
 
@@ -38,14 +38,14 @@ class DiscreteNetwork(nn.Module):
 
 
 class SwitchLogits(nn.Module):
-    """One logit for each switch, from the scores of off and on ``[B, 2 * switches]``, as sb3-contrib's MaskablePPO has them."""
+    """One logit per binary action, from MaskablePPO's pairs of logits for off and on ``[B, 2 * switches]``."""
 
     def forward(self, scores: Tensor) -> Tensor:
         return scores[:, 1::2] - scores[:, 0::2]
 
 
 def scores_both(family: Family, outputs: int) -> bool:
-    """Whether a network with this number of outputs scores off and on of each switch."""
+    """Whether a network with this number of outputs has a logit for off and one for on of each binary action."""
     return family.sizes == (2,) * family.width and outputs == 2 * family.width
 
 
@@ -85,7 +85,7 @@ class GaussianNetwork(nn.Module):
 
     @property
     def acting_params(self) -> int:
-        """Of the mean's path; sac and tqc keep the spread in the actor, where it is counted too."""
+        """Number of parameters that compute the mean; for sac and tqc also those of the standard deviation, which the actor holds."""
         return count(self.latent) + count(self.mean) + (count(self.spread) if self.spread_acts else 0)
 
     def forward(self, features: Tensor) -> ActionTargets:
@@ -99,7 +99,7 @@ class GaussianNetwork(nn.Module):
 
 
 class ActionBounds(nn.Module):
-    """A box's bounds as buffers, with the three mappings that Stable-Baselines3 and the families use."""
+    """A box's bounds as buffers, with the mappings between units that Stable-Baselines3 and the families use."""
 
     low: Tensor
     high: Tensor
@@ -120,14 +120,15 @@ class ActionBounds(nn.Module):
         return actions.clamp(self.low, self.high)
 
     def unscale(self, squashed: Tensor) -> Tensor:
-        """From [-1, 1] to the environment's bounds, in the order of SB3's arithmetic."""
+        """From [-1, 1] to the environment's bounds, with the same order of operations as SB3."""
         return self.low + 0.5 * (squashed + 1.0) * (self.high - self.low)
 
     def to_unit(self, actions: Tensor) -> Tensor:
-        """From the environment's bounds to [-1, 1], whatever the box units are: what critics of single actions read."""
+        """From the environment's bounds to [-1, 1], independent of box units; Q-functions of continuous actions read these."""
         return self.to_box(actions) if self.box.units is None else Box(self.box.low, self.box.high).to_box(actions)
 
     def to_box(self, actions: Tensor) -> Tensor:
+        """From the environment's units to box units."""
         return actions if self._is_box else (actions - self.offset) / self.scale
 
 
@@ -143,7 +144,7 @@ class ConstantSpread(nn.Module):
 
 
 class LinearSpread(nn.Module):
-    """SAC's head: a linear layer, clamped to [-20, 2]."""
+    """SAC's log standard deviation: a linear layer, clamped to [-20, 2]."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -168,7 +169,7 @@ class StateDependentSpread(nn.Module):
         self.register_buffer("variance", std.detach().square(), persistent=False)
 
     def forward(self, latent: Tensor, features: Tensor) -> Tensor:
-        if self.features is not None:  # sde_net_arch of old versions: the noise has a latent of its own
+        if self.features is not None:  # sde_net_arch of old versions: the noise has separate latent features
             latent = run(self.features, features)
         return 0.5 * (latent.square() @ self.variance + 1e-6).log()
 

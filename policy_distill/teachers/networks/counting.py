@@ -1,4 +1,4 @@
-"""Stable-Baselines3 counts discrete values from 0, wherever their space starts: what that means for an agent's spaces."""
+"""Checks of an agent's spaces. Stable-Baselines3 assumes that discrete values start at 0."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from policy_distill.support.trees import leaf_spaces
 def check_start(observation_space: gym.Space, action_space: gym.Space, source: str) -> None:
     """Refuse discrete spaces that do not start at 0.
 
-    Stable-Baselines3 makes a one-hot vector of an observation itself, without subtracting the start, and fails where it is none of 0 to
-    n - 1; it acts from 0 to n - 1, which is outside the space.
+    Stable-Baselines3 encodes observations as one-hot vectors without subtracting the start, and fails for values outside 0 to n - 1. Its
+    actions are 0 to n - 1, which are partly outside the space.
 
     Raises:
         RequestError: for a Discrete or MultiDiscrete space with a start other than 0.
@@ -30,7 +30,7 @@ def check_start(observation_space: gym.Space, action_space: gym.Space, source: s
 
 
 def acting_family(action_space: gym.Space, source: str) -> Family:
-    """The family of an agent that acts in ``action_space``.
+    """The family of an agent with this action space.
 
     Raises:
         RequestError: for a space that is not supported.

@@ -1,7 +1,7 @@
-"""What a teacher's own critic says about a state, rebuilt from its weights as plain torch modules.
+"""A teacher's critic as plain torch modules, rebuilt from its weights.
 
-Each maps preprocessed observations (float32 ``[B, width]``, as the acting network reads them) and that network to values ``[B]`` of the
-deterministic action, in the rewards that the agent was trained on. The formulas are those of Stable-Baselines3's
+Each module maps preprocessed observations (float32 ``[B, width]``, as the acting network reads them) and the acting network to values
+``[B]`` of the deterministic action, in the units of the training rewards. The formulas are those of Stable-Baselines3's
 ``common/policies.py`` and of sb3-contrib's ``tqc/policies.py``.
 """
 
@@ -33,7 +33,7 @@ class StateValue(nn.Module):
 
 
 class ActionValue(nn.Module):
-    """Q(s, a) of the action that the network names: the least of the critics (sac, td3, ddpg), or the mean of all quantiles (tqc)."""
+    """Q(s, a) of the network's action: the minimum over the critics (sac, td3, ddpg), or the mean of all quantiles (tqc)."""
 
     def __init__(self, critics: Iterable[nn.Module], *, quantiles: bool, extractor: Iterable[nn.Module] = ()) -> None:
         super().__init__()
@@ -45,21 +45,21 @@ class ActionValue(nn.Module):
         return self.of(features, network(features).actions, network)
 
     def of(self, features: Tensor, actions: Tensor, network: nn.Module) -> Tensor:
-        """Q(s, a) ``[B]`` of any actions ``[B, action_dim]`` in the environment's units."""
+        """Q(s, a) ``[B]`` for actions ``[B, action_dim]`` in the environment's units."""
         inputs = torch.cat([self.extractor(features), network.bounds.to_unit(actions)], dim=-1)  # type: ignore[operator, union-attr]
         values = torch.cat([critic(inputs) for critic in self.critics], dim=-1)  # [B, critics * quantiles]
         return values.mean(-1) if self.quantiles else values.amin(-1)
 
 
 class GreedyValue(nn.Module):
-    """The greatest Q-value of the acting network: dqn, qrdqn."""
+    """The maximum Q-value of the acting network (dqn, qrdqn)."""
 
     def forward(self, features: Tensor, network: nn.Module) -> Tensor:
         return network(features).parameters["q_values"].amax(-1)
 
 
 class LiveValue(nn.Module):
-    """Whatever critic a copied Stable-Baselines3 policy has, called as it is; ``features`` are raw observations."""
+    """The critic of a copied Stable-Baselines3 policy, called directly; ``features`` are raw observations."""
 
     def forward(self, features: Tree, network: nn.Module) -> Tensor:
         assert isinstance(network, LivePolicy)
@@ -85,16 +85,16 @@ def rebuild_critic(
     """Build the critic of an agent.
 
     Args:
-        state_dict: of the whole policy.
-        algo: its name.
-        network: that acts, rebuilt.
-        policy_kwargs: the user's settings, classes as printed text.
-        width: of the observation as one flat vector.
+        state_dict: weights of the whole policy.
+        algo: name of the algorithm.
+        network: the rebuilt acting network.
+        policy_kwargs: the user's settings, with classes as printed text.
+        width: width of the observation as one flat vector.
         source: the file, for messages.
-        extractor: what makes the agent's features extractor, where it has one of its own or reads images.
+        extractor: builds the agent's features extractor if it is custom or reads images.
 
     Returns:
-        None for an algorithm without one (ars), and where its weights are missing or do not form one: acting needs none.
+        The critic; None for an algorithm without one (ars), and if its weights are missing or inconsistent.
     """
     algorithm = ALGORITHMS[algo]
     layout = algorithm.layout
@@ -117,12 +117,12 @@ def rebuild_critic(
             critic = ActionValue(critics, quantiles=quantiles, extractor=layers.features(*layout.action_values.features))
         with torch.no_grad():
             fits = critic(torch.zeros(1, width), network).shape == (1,)
-    except (NotPlainError, RuntimeError):  # a matrix of another width
+    except (NotPlainError, RuntimeError):  # shapes do not match
         return None
     return critic if fits else None
 
 
 def live_critic(network: LivePolicy) -> nn.Module | None:
-    """The critic of a policy that is called as it is; None where it has none that is known."""
+    """The critic of a policy that is called directly; None if it has no known critic."""
     has_scores = any(hasattr(network.policy, name) for name in ("predict_values", "q_net", "quantile_net"))
     return LiveValue() if has_scores or (network.bounds is not None and hasattr(network.policy, "critic")) else None

@@ -1,4 +1,4 @@
-"""A features extractor of the user's own, built from its source file and the weights in the zip; the zip stays data."""
+"""Custom features extractors, built from their source file and the weights in the zip; no code in the zip is executed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from policy_distill.teachers.networks.plain_layers import plain_layers
 
 
 class CustomExtractor(nn.Module):
-    """Reads vectors ``[B, width]`` and gives them to ``module`` in their space's shape, as Stable-Baselines3 does; ``[B, features]``.
+    """Reshapes vectors ``[B, width]`` to their space, as Stable-Baselines3 does, and applies ``module``: ``[B, features]``.
 
     Attributes:
-        steps: names and layers that compute the same one after the other; None where ``module`` does more.
+        steps: names and layers of an equivalent sequence of layers; None if ``module`` is not a plain sequence.
     """
 
     def __init__(self, module: nn.Module, space: gym.Space, text: str) -> None:
@@ -44,7 +44,7 @@ class CustomExtractor(nn.Module):
         return CustomExtractor(copy.deepcopy(self.module, memo), self.space, self.text)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the module's attributes; a process that did not run the user's file runs it for the classes."""
+        """Pickle the module's attributes; unpickling runs the user's file in a process that has not run it yet."""
         return _unpickled, (self.text, pickle.dumps(self.module), self.space)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -53,35 +53,35 @@ class CustomExtractor(nn.Module):
 
 @dataclass(frozen=True)
 class ExtractorMaker:
-    """Makes the extractors of one agent: the actor and the critic may each have their own weights."""
+    """Builds the extractors of one agent; actor and critic may have separate weights."""
 
     text: str
-    """``file.py:Class``, as the user named it."""
+    """``file.py:Class``, as given by the user."""
     make: Callable[..., nn.Module]
     space: gym.Space
     kwargs: Mapping[str, Any]
     divide: nn.Module | None = None
-    """What divides images by 255 before."""
+    """Divides images by 255 before the extractor; None: no division."""
 
     def build(self, weights: Mapping[str, Tensor], prefix: str, source: str) -> nn.Module:
-        """Build the extractor whose weights lie below ``prefix``; it reads vectors.
+        """Build the extractor with the weights below ``prefix``; its inputs are flat vectors.
 
         Raises:
-            RequestError: if the class cannot be made, its weights do not fit, or it does not return ``[B, features]``.
+            RequestError: if the class cannot be instantiated, its weights do not fit, or it does not return ``[B, features]``.
         """
-        own = {key.removeprefix(f"{prefix}."): tensor for key, tensor in weights.items() if key.startswith(f"{prefix}.")}
+        own_weights = {key.removeprefix(f"{prefix}."): tensor for key, tensor in weights.items() if key.startswith(f"{prefix}.")}
         with _failure_in_one_line(f"{self.text} cannot be made with {_call(self.kwargs)}"), torch.random.fork_rng(devices=[]):
             module = self.make(self.space, **self.kwargs)
         if not isinstance(module, nn.Module):
-            raise RequestError(f"{self.text} makes a {type(module).__name__}, which is no torch.nn.Module; name a features extractor")
+            raise RequestError(f"{self.text} makes a {type(module).__name__}, which is not a torch.nn.Module; name a features extractor")
         with _failure_in_one_line(f"the weights in {source} are not those of {self.text}"):
-            module.load_state_dict(own)
+            module.load_state_dict(own_weights)
         extractor = CustomExtractor(module.eval(), self.space, self.text).requires_grad_(False)
         with _failure_in_one_line(f"{self.text} does not read {self.space}"), torch.no_grad():
             features = extractor(torch.zeros(2, observation_width(self.space)))
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
-            found = f"the shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-            raise RequestError(f"{self.text} returns {found} for 2 observations; (2, features) is expected")
+            returned = f"the shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+            raise RequestError(f"{self.text} returns {returned} for 2 observations; (2, features) is expected")
         return extractor if self.divide is None else nn.Sequential(self.divide, extractor)
 
 
@@ -89,13 +89,13 @@ def extractor_maker(text: str, space: gym.Space, policy_kwargs: Mapping[str, Any
     """Load the class that ``text`` names. This runs the user's file.
 
     Args:
-        text: ``file.py:Class``; the class is made as ``Class(observation_space, **features_extractor_kwargs)``.
-        space: of the observations.
-        policy_kwargs: the agent's settings as plain data; ``features_extractor_kwargs`` are taken from it.
+        text: ``file.py:Class``; it is instantiated as ``Class(observation_space, **features_extractor_kwargs)``.
+        space: space of the observations.
+        policy_kwargs: the agent's settings as plain data, with ``features_extractor_kwargs``.
         source: the zip, for messages.
 
     Raises:
-        RequestError: if the file or the class is missing, or the arguments cannot be read in the zip.
+        RequestError: if the file or the class is missing, or the arguments in the zip are not plain data.
     """
     arguments = _arguments(policy_kwargs.get("features_extractor_kwargs"), text, source)
     return ExtractorMaker(text, extractor_class(text), space, arguments, scaling(space, policy_kwargs))
@@ -113,10 +113,10 @@ def extractor_class(text: str) -> Callable[..., nn.Module]:
     path = file_of(text)
     if not path.is_file():
         raise RequestError(f"extractor names {path}, which does not exist; name the file that defines {attribute}")
-    made = getattr(_run_file(path), attribute, None)
-    if not callable(made):
+    named = getattr(_run_file(path), attribute, None)
+    if not callable(named):
         raise RequestError(f"{path} defines no class {attribute!r}; name the agent's features extractor in it")
-    return made
+    return named
 
 
 def file_of(text: str) -> Path:
@@ -130,10 +130,10 @@ def _unpickled(text: str, module: bytes, space: gym.Space) -> CustomExtractor:
 
 
 def _run_file(path: Path) -> Any:
-    """Run the user's file as a module, once in a process; it may import what lies beside it.
+    """Run the user's file as a module, once per process; it may import modules from its folder.
 
-    The module's name tells files of the same name apart, and a file from what it was before. Pickle finds a class by this name, so two
-    agents with the same file must share the module.
+    The module's name contains a hash of path and contents. Pickle finds a class by this name, so two agents with the same file must share
+    the module.
     """
     digest = hashlib.sha256(bytes(path.resolve()) + b"\0" + path.read_bytes()).hexdigest()
     name = f"policy_distill_extractor_{path.stem}_{digest[:16]}"
@@ -141,9 +141,9 @@ def _run_file(path: Path) -> Any:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
-        raise RequestError(f"{path} is no Python file; name the .py file that defines the features extractor")
+        raise RequestError(f"{path} is not a Python file; name the .py file that defines the features extractor")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look for a class where it says that it is defined
+    sys.modules[name] = module  # dataclasses and pickle look classes up by their module's name
     sys.path.insert(0, str(path.resolve().parent))
     try:
         with _failure_in_one_line(f"{path} cannot be run"):
@@ -156,21 +156,21 @@ def _run_file(path: Path) -> Any:
     return module
 
 
-def _arguments(found: object, text: str, source: str) -> dict[str, Any]:
-    """The agent's ``features_extractor_kwargs``; the zip holds them as JSON, or as Python printed them."""
-    if isinstance(found, str):
+def _arguments(saved: object, text: str, source: str) -> dict[str, Any]:
+    """The agent's ``features_extractor_kwargs``, which the zip holds as JSON or as Python's ``repr``."""
+    if isinstance(saved, str):
         try:
-            found = ast.literal_eval(found)
+            saved = ast.literal_eval(saved)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found = str(found)[:100]
-    if found is None:
+            saved = str(saved)[:100]
+    if saved is None:
         return {}
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+    if not isinstance(saved, dict) or not all(isinstance(key, str) for key in saved):
         raise RequestError(
-            f"{source} holds arguments of its features extractor that are no plain values ({' '.join(str(found).split())}); "
+            f"{source} holds arguments of its features extractor that are not plain values ({' '.join(str(saved).split())}); "
             f"make them defaults in {text}, and save the agent without features_extractor_kwargs"
         )
-    return found
+    return saved
 
 
 def _call(kwargs: Mapping[str, Any]) -> str:
@@ -179,8 +179,8 @@ def _call(kwargs: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _failure_in_one_line(problem: str) -> Iterator[None]:
-    """Whatever the user's code raises, in one line."""
+    """Turn any exception from the user's code into a ``RequestError`` of one line."""
     try:
         yield
-    except (Exception, SystemExit) as error:  # a script may end itself
+    except (Exception, SystemExit) as error:  # a script may call sys.exit
         raise RequestError(f"{problem} ({' '.join(f'{type(error).__name__}: {error}'.split())[:300]})") from error

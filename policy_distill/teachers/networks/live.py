@@ -1,4 +1,4 @@
-"""Teachers that are not rebuilt from weights: a live policy with networks of its own, and any function."""
+"""Teachers that are not rebuilt from weights: live policies with custom networks, and functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from policy_distill.teachers.networks.acting import ActionBounds, SwitchLogits, 
 
 
 class LivePolicy(nn.Module):
-    """A copy of a Stable-Baselines3 policy that is called as it is: custom networks, whatever ``predict`` does."""
+    """A copy of a Stable-Baselines3 policy with custom networks; its ``predict`` is called directly."""
 
     reads_raw = True
 
@@ -35,20 +35,20 @@ class LivePolicy(nn.Module):
 
     @property
     def acting_params(self) -> int:
-        """Of the modules that act; value networks are left out where they are told apart."""
+        """Number of parameters without those of value networks, as far as their names identify them."""
         for name in ("actor", "q_net", "quantile_net"):
             if hasattr(self.policy, name):
                 return count(getattr(self.policy, name))
-        spared = [name for name, _ in self.policy.named_parameters() if "value_net" in name or "vf_" in name or name == "log_std"]
-        return sum(parameter.numel() for name, parameter in self.policy.named_parameters() if name not in spared)
+        excluded = [name for name, _ in self.policy.named_parameters() if "value_net" in name or "vf_" in name or name == "log_std"]
+        return sum(parameter.numel() for name, parameter in self.policy.named_parameters() if name not in excluded)
 
     def forward(self, observations: Tree) -> ActionTargets:
         actions, _ = self.policy.predict(_on_cpu(observations), deterministic=True)
-        named = torch.as_tensor(np.array(actions), device=leaves(observations)[0].device).reshape(length(observations), -1)
+        predicted = torch.as_tensor(np.array(actions), device=leaves(observations)[0].device).reshape(length(observations), -1)
         if self.bounds is not None:
-            return ActionTargets(self._gaussian(observations), named.float())
-        named = named.reshape(-1, *self.family.action_shape).long()
-        return ActionTargets(self._scores(observations, named), named)
+            return ActionTargets(self._gaussian(observations), predicted.float())
+        predicted = predicted.reshape(-1, *self.family.action_shape).long()
+        return ActionTargets(self._scores(observations, predicted), predicted)
 
     def _has_distribution(self) -> bool:
         return hasattr(self.policy, "get_distribution") or hasattr(getattr(self.policy, "actor", None), "get_action_dist_params")
@@ -56,7 +56,7 @@ class LivePolicy(nn.Module):
     def _distribution(self, observations: Tree) -> Any:
         if hasattr(self.policy, "get_distribution"):
             distribution = self.policy.get_distribution(observations)
-            # sb3-contrib's maskable ones keep their parts under a name of their own.
+            # sb3-contrib's maskable distributions use another attribute.
             return distribution.distributions if hasattr(distribution, "distributions") else distribution.distribution
         actor = self.policy.actor
         mean, log_std, latent = actor.get_action_dist_params(observations)
@@ -72,13 +72,13 @@ class LivePolicy(nn.Module):
             return {"mean": mean, "log_std": log_std}
         return {"mean": self.bounds.to_box(mean), "log_std": log_std - self.bounds.scale.log()}
 
-    def _scores(self, observations: Tree, named: Tensor) -> Parameters:
+    def _scores(self, observations: Tree, actions: Tensor) -> Parameters:
         if hasattr(self.policy, "quantile_net"):
             return {"q_values": self.policy.quantile_net(observations).mean(1)}
         if hasattr(self.policy, "q_net"):
             return {"q_values": self.policy.q_net(observations)}
         if not self._has_distribution():
-            return self.family.confident(named)
+            return self.family.confident(actions)
         distribution = self._distribution(observations)
         parts = distribution if isinstance(distribution, list) else [distribution]
         logits = torch.cat([part.logits for part in parts], dim=-1)
@@ -86,7 +86,7 @@ class LivePolicy(nn.Module):
 
 
 class CallableNetwork(nn.Module):
-    """Any function from observations to actions, or to logits."""
+    """A function from observations to actions or logits."""
 
     reads_raw = True
 
@@ -102,28 +102,28 @@ class CallableNetwork(nn.Module):
         self.family = family.of_agent(density=False)
 
     def forward(self, observations: Tree) -> ActionTargets:
-        answer = torch.as_tensor(np.array(self.function(_on_cpu(observations))), device=leaves(observations)[0].device)
-        answer = answer.reshape(length(observations), -1)
+        output = torch.as_tensor(np.array(self.function(_on_cpu(observations))), device=leaves(observations)[0].device)
+        output = output.reshape(length(observations), -1)
         width = math.prod(self.family.action_shape) if self.outputs == "actions" else self.family.width
-        if answer.shape[1] != width:
-            raise ValueError(f"the callable returned {answer.shape[1]} numbers an observation; {width} {self.outputs} are expected")
+        if output.shape[1] != width:
+            raise ValueError(f"the callable returned {output.shape[1]} numbers an observation; {width} {self.outputs} are expected")
         if self.bounds is not None:
-            return ActionTargets({}, self.bounds.clip(answer.float()))
+            return ActionTargets({}, self.bounds.clip(output.float()))
         if self.outputs == "actions":
-            named = answer.long().reshape(-1, *self.family.action_shape)
-            return ActionTargets(self.family.confident(named), named)
-        told = {self.family.names[0]: answer.float()}
-        return ActionTargets(told, self.family.mode(told))
+            actions = output.long().reshape(-1, *self.family.action_shape)
+            return ActionTargets(self.family.confident(actions), actions)
+        parameters = {self.family.names[0]: output.float()}
+        return ActionTargets(parameters, self.family.mode(parameters))
 
 
 def raw_observations(space: gym.Space, observations: Tree, normalized: Tensor | None, keys: Collection[str]) -> Tree:
-    """What a network that encodes by itself is given: float32 for boxes, int64 for discrete spaces.
+    """Inputs of a network that encodes observations itself: float32 for boxes, int64 for discrete spaces.
 
     Args:
-        space: of the observations.
+        space: space of the observations.
         observations: raw ``[B, ...]``; boxes may be flattened.
-        normalized: the vectors ``[B, width]`` that VecNormalize makes of them, or None.
-        keys: of a Dict, those that it normalises.
+        normalized: vectors ``[B, width]`` normalised by VecNormalize, or None.
+        keys: keys of a Dict that VecNormalize normalises.
     """
 
     def plain(part: gym.Space, rows: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def _on_cpu(observations: Tree) -> Tree:
 
 
 def _copy(policy: Any) -> Any:
-    """Deep-copy a policy; gSDE keeps tensors with a history, which PyTorch refuses to copy, as values."""
+    """Deep-copy a policy. gSDE holds tensors with an autograd graph, which PyTorch cannot deep-copy; they are detached."""
     memo: dict[int, Any] = {}
     for module in policy.modules():
         holders = [module, getattr(module, "action_dist", None)]

@@ -1,4 +1,4 @@
-"""The acting network of MaskablePPO: it reads the mask behind the observation and never names a forbidden action."""
+"""The acting network of MaskablePPO: it reads the mask from the observation and never chooses a forbidden action."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from policy_distill.policies.families import Family
 def under_masks(
     network: nn.Module, critic: nn.Module | None, statistics: Any, observation_space: gym.Space, action_space: gym.Space
 ) -> tuple[MaskedNetwork, MaskedCritic | None, Any, gym.Space]:
-    """An agent's network, critic, statistics and space of observations, for observations with a mask behind their other parts."""
+    """Network, critic, statistics and observation space of an agent, adapted to observations with a mask as their last part."""
     keyed = statistics if statistics is None or isinstance(statistics, dict) else {OBSERVATION: statistics}
     masked_critic = None if critic is None else MaskedCritic(critic)
     return MaskedNetwork(network, action_space), masked_critic, keyed, with_mask(observation_space, action_space)
 
 
 class MaskedNetwork(nn.Module):
-    """``network`` with a mask in the last columns of what it reads, or among its parts where it reads raw observations.
+    """``network`` under an action mask: the last columns of the features, or a part of raw observations.
 
     Args:
-        network: names logits; it does not see the mask.
-        action_space: says how long the mask is.
+        network: computes logits; it does not read the mask.
+        action_space: determines the mask's length.
     """
 
     def __init__(self, network: nn.Module, action_space: gym.Space) -> None:
@@ -41,21 +41,21 @@ class MaskedNetwork(nn.Module):
         return self.network.acting_params  # type: ignore[return-value]
 
     def parts(self, features: Any) -> tuple[Any, Any]:
-        """What the network reads, and the mask ``[B, entries]``."""
+        """The network's inputs, and the mask ``[B, entries]``."""
         if self.reads_raw:
             return without_mask(features), features[MASK]
         return features[:, : -self.entries], features[:, -self.entries :]
 
     def forward(self, features: Any) -> ActionTargets:
         rest, mask = self.parts(features)
-        told = self.network(rest)
-        logits = self.family.masked(told.parameters["logits"], mask)
-        parameters = {**told.parameters, "logits": logits}
+        targets = self.network(rest)
+        logits = self.family.masked(targets.parameters["logits"], mask)
+        parameters = {**targets.parameters, "logits": logits}
         return ActionTargets(parameters, self.family.mode(parameters))
 
 
 class MaskedCritic(nn.Module):
-    """The critic of a masked network: it does not see the mask either."""
+    """The critic of a masked network; it does not read the mask."""
 
     def __init__(self, critic: nn.Module) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""How Stable-Baselines3 reads images: it divides bytes by 255, and reads them by NatureCNN or flattened.
+"""Image inputs of Stable-Baselines3: bytes are divided by 255, then read by NatureCNN or flattened.
 
-CnnPolicy has one NatureCNN, MultiInputPolicy one for each image of a Dict. The networks are those of its ``common/torch_layers.py``,
-rebuilt from the weights. They read flat observations, in which an image lies channel after channel, as the agent's saved space has it.
+CnnPolicy has one NatureCNN, MultiInputPolicy one for each image of a Dict. The networks of ``common/torch_layers.py`` are rebuilt from the
+weights. They read flat observations with channel-first images, as in the agent's saved space.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from policy_distill.teachers.files.errors import NotPlainError
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Outputs, kernel and stride of NatureCNN's convolutions (Mnih et al. 2015), each followed by a ReLU."""
 OF_NATURE = r"(cnn\.[024]|linear\.0)\.(weight|bias)"
-"""Names of its weights."""
+"""Pattern of the names of NatureCNN's weights."""
 
 
 def scaling(space: gym.Space, policy_kwargs: Mapping[str, Any]) -> Divide | None:
-    """What divides the images among flat observations by 255; None where there are none, or the agent does not (``normalize_images``)."""
+    """A layer that divides the images in flat observations by 255; None without images or with ``normalize_images=False``."""
     parts = leaf_spaces(space).values()
     if not policy_kwargs.get("normalize_images", True) or not any(map(is_image, parts)):
         return None
@@ -37,10 +37,10 @@ def scaling(space: gym.Space, policy_kwargs: Mapping[str, Any]) -> Divide | None
 
 
 def pixel_reader(space: gym.Space, weights: Collection[str], policy_kwargs: Mapping[str, Any]) -> PixelReader | None:
-    """What makes the networks that read an agent's images; None where it reads none.
+    """The builder of the networks that read an agent's images; None if it reads none.
 
     Args:
-        space: of the observations.
+        space: space of the observations.
         weights: names of all weights of the policy.
         policy_kwargs: the agent's settings.
     """
@@ -51,29 +51,29 @@ def pixel_reader(space: gym.Space, weights: Collection[str], policy_kwargs: Mapp
 
 @dataclass(frozen=True)
 class PixelReader:
-    """Makes what reads the observations of one agent; the actor and the critic may each have their own weights."""
+    """Builds the networks that read one agent's images; actor and critic may have separate weights."""
 
     space: gym.Space
     divide: Divide | None
 
     def build(self, weights: Mapping[str, Tensor], prefix: str, source: str) -> nn.Sequential:
-        """The division by 255, and the networks whose weights lie below ``prefix``; flat observations to features.
+        """A network from flat observations to features: the division by 255, and NatureCNN with the weights below ``prefix``.
 
         Raises:
             NotPlainError: if the weights are not those of NatureCNN on this space.
         """
-        own = {key.removeprefix(f"{prefix}."): tensor for key, tensor in weights.items() if key.startswith(f"{prefix}.")}
+        selected = {key.removeprefix(f"{prefix}."): tensor for key, tensor in weights.items() if key.startswith(f"{prefix}.")}
         layers: list[nn.Module] = [] if self.divide is None else [self.divide]
-        if any(key.startswith("cnn.") for key in own):
-            layers += nature(own, self.space, source)
-        elif own:
+        if any(key.startswith("cnn.") for key in selected):
+            layers += nature(selected, self.space, source)
+        elif selected:
             if not isinstance(self.space, gym.spaces.Dict):
                 raise NotPlainError(f"{source}: its weights below {prefix!r} are for a Dict, which {self.space} is not; --trust loads it")
             networks = []
             for key, part in self.space.items():
-                begin = f"extractors.{key}."
-                inside = {name.removeprefix(begin): tensor for name, tensor in own.items() if name.startswith(begin)}
-                networks.append(nature(inside, part, source) if inside else nn.Sequential())
+                start = f"extractors.{key}."
+                part_weights = {name.removeprefix(start): tensor for name, tensor in selected.items() if name.startswith(start)}
+                networks.append(nature(part_weights, part, source) if part_weights else nn.Sequential())
             layers.append(SideBySide([observation_width(part) for part in self.space.values()], networks))
         return nn.Sequential(*layers)
 
@@ -83,11 +83,11 @@ def nature(weights: Mapping[str, Tensor], space: gym.Space, source: str) -> nn.S
 
     Args:
         weights: ``cnn.0.weight`` to ``linear.0.bias``.
-        space: of images ``[C, H, W]``, which it reads flattened.
+        space: space of images ``[C, H, W]``; the network reads them flattened.
         source: the file, for messages.
 
     Raises:
-        NotPlainError: if the weights are not its own on this space.
+        NotPlainError: if the weights are not those of NatureCNN on this space.
     """
     shape = space.shape or ()
     wrong = NotPlainError(f"{source}: its convolutions are not those of Stable-Baselines3's NatureCNN on images {shape}; --trust loads it")
@@ -95,7 +95,7 @@ def nature(weights: Mapping[str, Tensor], space: gym.Space, source: str) -> nn.S
         raise wrong
     layers: list[nn.Module] = [nn.Unflatten(1, shape)]
     channels, *sides = shape
-    with torch.random.fork_rng(devices=[]):  # layers draw weights, which nobody needs
+    with torch.random.fork_rng(devices=[]):  # layers draw initial weights, which are replaced
         for index, (outputs, kernel, stride) in enumerate(NATURE):
             sides = [(side - kernel) // stride + 1 for side in sides]
             layers += [_filled(nn.Conv2d(channels, outputs, kernel, stride), weights, f"cnn.{2 * index}", wrong), nn.ReLU()]
@@ -110,8 +110,8 @@ def nature(weights: Mapping[str, Tensor], space: gym.Space, source: str) -> nn.S
 def _filled(module: Any, weights: Mapping[str, Tensor], name: str, wrong: NotPlainError) -> nn.Module:
     """The module with the weights of this name."""
     for part in ("weight", "bias"):
-        found = weights.get(f"{name}.{part}")
-        if found is None or found.shape != getattr(module, part).shape:
+        tensor = weights.get(f"{name}.{part}")
+        if tensor is None or tensor.shape != getattr(module, part).shape:
             raise wrong
-        getattr(module, part).data = found.detach().float().clone()
+        getattr(module, part).data = tensor.detach().float().clone()
     return module

@@ -1,7 +1,7 @@
-"""The layers of a user's own features extractor, where its ``forward`` applies one after the other and does nothing else.
+"""The layers of a custom features extractor whose ``forward`` is a plain sequence of layers.
 
-Such layers run in numpy while environments are stepped (``policies.rowwise``), which takes a tenth of the time of asking the module about
-one observation after the other.
+Such layers run in numpy while environments are stepped (``policies.rowwise``), in a tenth of the time of calling the module on one
+observation at a time.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from policy_distill.policies.reading_layers import Permute
 
 FUNCTIONS = {F.relu: nn.ReLU, torch.relu: nn.ReLU, torch.tanh: nn.Tanh, F.elu: nn.ELU, F.gelu: nn.GELU, F.silu: nn.SiLU}
 METHODS = {"relu": nn.ReLU, "tanh": nn.Tanh}
-"""What stands in a ``forward`` for a layer without weights, if it has no further arguments."""
+"""Functions and methods that are equivalent to a layer without weights, if called without further arguments."""
 
 
 def plain_layers(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, nn.Module]] | None:
-    """Names and layers that compute together what ``module`` does; None where it is not one layer after the other.
+    """Names and layers of a sequence that is equivalent to ``module``; None if there is none.
 
     Args:
-        module: in eval mode; its ``forward`` is run with a placeholder.
-        shape: of one observation that it reads.
+        module: in eval mode; its ``forward`` is traced with a placeholder.
+        shape: shape of one observation.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = fx.Tracer().trace(module)
         steps = _steps(graph, dict(module.named_modules()))
-    except Exception:  # whatever the user's code does with a placeholder, such as asking for a number's sign
+    except Exception:  # the user's code may do anything that a placeholder does not support, such as branching on values
         return None
     if steps is None:
         return None
     values = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, found = module(values), values
+        expected, output = module(values), values
         for _, layer in steps:
-            found = layer(found)
-    return steps if torch.equal(expected, found) else None
+            output = layer(output)
+    return steps if torch.equal(expected, output) else None
 
 
 def _steps(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[str, nn.Module]] | None:

@@ -1,4 +1,4 @@
-"""From an agent's weights and plain settings to its acting network."""
+"""Rebuilds an agent's acting network from its weights and plain settings."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ from policy_distill.teachers.networks.extractor import ExtractorMaker
 from policy_distill.teachers.networks.pixels import OF_NATURE, PixelReader
 
 Reader = ExtractorMaker | PixelReader
-"""Makes what reads the observations, where that is more than to flatten them."""
+"""Builders of the features extractor, where it does more than flatten observations."""
 ActingNetwork = DiscreteNetwork | DeterministicNetwork | GaussianNetwork
 
-HAS_MEMORY = "has a memory of its own kind, which is not supported: RecurrentPPO's LSTM is"
+HAS_MEMORY = "has a custom memory, which is not supported: only RecurrentPPO's LSTM is"
 
 ACTIVATIONS = (
     "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "ReLU", "ReLU6", "SELU", "SiLU",
     "Sigmoid", "Softplus", "Softsign", "Tanh", "Tanhshrink",
 )  # fmt: skip
-"""Activations without arguments or weights of their own."""
+"""Supported activations: those without arguments and weights."""
 
 
 def check_supported(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, Any], source: str, *, extractor_known: bool) -> None:
     """Refuse networks that cannot be rebuilt.
 
     Args:
-        weights: of the whole policy.
-        policy_kwargs: the user's settings, classes as printed text.
+        weights: weights of the whole policy.
+        policy_kwargs: the user's settings, with classes as printed text.
         source: the file, for messages.
-        extractor_known: whether the source of the agent's own features extractor is at hand.
+        extractor_known: whether the source of the agent's custom features extractor is available.
 
     Raises:
-        RequestError: for a memory; ``NotPlainError`` where ``--trust`` might help.
+        RequestError: for an unsupported memory; ``NotPlainError`` where ``--trust`` may help.
     """
     unsupported = {
         r"^lstm_(?!actor|critic)": HAS_MEMORY,
@@ -66,7 +66,7 @@ def check_supported(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, A
     rebuilt = [key for key in weights if not (extractor_known and "features_extractor." in key)]
     for pattern, problem in unsupported.items():
         if any(re.search(pattern, key) for key in rebuilt):
-            # A network without memory may be custom; trust gives no one a memory.
+            # --trust can load custom networks, but it does not support custom memories
             raise (RequestError if "lstm" in pattern else NotPlainError)(f"{source} {problem}")
     if not extractor_known and (named := own_extractor_of(weights, policy_kwargs)):
         raise NotPlainError(
@@ -76,7 +76,7 @@ def check_supported(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, A
 
 
 def recognise_layout(state_dict: Mapping[str, Tensor], source: str) -> Layout:
-    """The layout of the networks with these weights, whatever reads the observations.
+    """The layout of the networks with these weights, independent of the features extractor.
 
     Raises:
         NotPlainError: if they are none of Stable-Baselines3's or sb3-contrib's.
@@ -96,19 +96,19 @@ def rebuild_network(
     source: str,
     extractor: Reader | None = None,
 ) -> ActingNetwork:
-    """Build the network that acts.
+    """Build the acting network.
 
     Args:
-        state_dict: of the whole policy.
-        layout: of the networks.
-        observation_space: what the network reads, flattened.
-        action_space: what it acts in.
-        policy_kwargs: the user's settings, classes as printed text.
+        state_dict: weights of the whole policy.
+        layout: layout of the networks.
+        observation_space: space of the observations, which the network reads flattened.
+        action_space: space of the actions.
+        policy_kwargs: the user's settings, with classes as printed text.
         source: the file, for messages.
-        extractor: what makes the agent's features extractor, where it has one of its own or reads images.
+        extractor: builds the agent's features extractor if it is custom or reads images.
 
     Raises:
-        RequestError: if the weights do not form the network that ``layout`` names.
+        RequestError: if the weights do not form the network of ``layout``.
     """
     family = acting_family(action_space, source)
     layers = Layers(state_dict, activation_of(policy_kwargs, layout, source), source, extractor)
@@ -165,10 +165,10 @@ class Layers:
     """Takes fully connected layers out of a state dict.
 
     Args:
-        weights: of the whole policy.
-        activation: between the layers.
+        weights: weights of the whole policy.
+        activation: activation between the layers.
         source: the file, for messages.
-        extractor: what makes the agent's features extractor, where it has one of its own or reads images.
+        extractor: builds the agent's features extractor if it is custom or reads images.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], activation: type[nn.Module], source: str, extractor: Reader | None = None) -> None:
@@ -178,7 +178,7 @@ class Layers:
         self.extractor = extractor
 
     def features(self, *prefixes: str) -> list[nn.Module]:
-        """The agent's features extractor with the weights below the first of ``prefixes`` that has any; none where it only flattens."""
+        """The features extractor, with the weights below the first of ``prefixes`` that has any; empty if it only flattens."""
         if self.extractor is None or not prefixes:
             return []
         used = [prefix for prefix in prefixes if any(key.startswith(f"{prefix}.") for key in self.weights)]
@@ -201,7 +201,7 @@ class Layers:
         return [f"{prefix}.{index}" for index in sorted({int(part.split(".")[0]) for part in parts})]
 
     def stack(self, prefix: str, *, final_activation: bool = False) -> nn.Sequential:
-        """The layers below ``prefix`` with activations between them, and after the last one where ``final_activation``."""
+        """The layers below ``prefix`` with activations between them, and after the last one if ``final_activation``."""
         modules: list[nn.Module] = []
         for name in self.indices(prefix):
             modules += [self._linear(name), self.activation()]
@@ -221,21 +221,21 @@ class Layers:
         return nn.Sequential(*self.latent(keys), *self.stack(keys.head))
 
     def state_dependent(self, log_std: Tensor, features: str, policy_kwargs: Mapping[str, Any]) -> StateDependentSpread:
-        """The spread of gSDE, with a latent of its own where ``sde_net_arch`` was set."""
-        own = self.stack(features, final_activation=True)
-        has_own = len(own) > 0 or policy_kwargs.get("sde_net_arch") == []
-        if has_own and self.extractor is not None:
+        """The standard deviation of gSDE, with separate latent features if ``sde_net_arch`` was set."""
+        latent = self.stack(features, final_activation=True)
+        is_separate = len(latent) > 0 or policy_kwargs.get("sde_net_arch") == []
+        if is_separate and self.extractor is not None:
             raise NotPlainError(
-                f"{self.source} has both sde_net_arch and a features extractor of its own, which cannot be rebuilt; --trust loads it"
+                f"{self.source} has both sde_net_arch and a custom features extractor, which cannot be rebuilt; --trust loads it"
             )
-        return StateDependentSpread(log_std, expln=bool(policy_kwargs.get("use_expln", False)), features=own if has_own else None)
+        return StateDependentSpread(log_std, expln=bool(policy_kwargs.get("use_expln", False)), features=latent if is_separate else None)
 
     def _linear(self, name: str) -> nn.Linear:
         weight = self.take(f"{name}.weight")
         bias = self.take(f"{name}.bias") if f"{name}.bias" in self.weights else None
         if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
             raise NotPlainError(f"{self.source}: the layer {name!r} is not a fully connected one; --trust loads a custom policy")
-        with torch.random.fork_rng(devices=[]):  # it draws weights, which nobody needs; torch's way around that imports for half a second
+        with torch.random.fork_rng(devices=[]):  # initial weights are replaced; torch's skip_init would take half a second to import
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         linear.weight.data = weight
         if bias is not None:
@@ -244,10 +244,10 @@ class Layers:
 
 
 def own_extractor_of(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, Any]) -> str | None:
-    """What reads the agent's observations, where it is none of Stable-Baselines3's FlattenExtractor, NatureCNN and CombinedExtractor.
+    """Name of the agent's custom features extractor; None for Stable-Baselines3's FlattenExtractor, NatureCNN and CombinedExtractor.
 
     Returns:
-        The class's name, if the file tells it.
+        The class's name, or "a custom extractor" if the file does not contain it.
     """
     named = policy_kwargs.get("features_extractor_class")
     name = class_name(named)
@@ -261,10 +261,10 @@ def own_extractor_of(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, 
 
 
 def activation_of(policy_kwargs: Mapping[str, Any], layout: Layout, source: str) -> type[nn.Module]:
-    """The activation between a policy's layers: the user's choice, else that of the layout.
+    """The activation between a policy's layers: from the agent's settings, else the layout's default.
 
     Raises:
-        NotPlainError: for one that is not among ``ACTIVATIONS``.
+        NotPlainError: for an activation that is not in ``ACTIVATIONS``.
     """
     chosen = policy_kwargs.get("activation_fn")
     if chosen is None:
@@ -282,7 +282,7 @@ def outputs_of(body: nn.Module) -> int:
 
 
 def _check_widths(network: ActingNetwork, width: int, source: str, extractor: Reader | None) -> None:
-    """Run one zero observation through, so that weights that do not fit are found here and not in the middle of a job."""
+    """Run one zero observation through the network, so that inconsistent weights fail at loading and not during a job."""
     try:
         with torch.no_grad():
             targets = network(torch.zeros(1, width))

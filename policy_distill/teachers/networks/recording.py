@@ -1,4 +1,4 @@
-"""What the layers of an acting network compute on the way."""
+"""Intermediate outputs of an acting network's layers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from torch import Tensor, nn
 
 SILENT = {"spread", "bounds", "critic"}
-"""Parts of a network that are no layers on the way to the action."""
+"""Parts of a network that do not compute the action."""
 
 
 def layers_inside(network: nn.Module) -> tuple[str, ...]:
-    """Names of the modules without parts of their own, in the order of their definition."""
+    """Names of the modules without children, in the order of their definition."""
     parts = {name: module for name, module in network.named_modules() if not any(module.children())}
     return tuple(name for name in parts if name and SILENT.isdisjoint(name.split(".")))
 
 
 def convolves(network: nn.Module) -> bool | None:
-    """Whether ``network`` reads anything by convolutions; None where its layers are not known."""
+    """Whether ``network`` has convolutions; None if its layers are unknown."""
     if next(network.parameters(), None) is None:
         return None
     return any(isinstance(module, nn.Conv1d | nn.Conv2d) for module in network.modules())
@@ -27,7 +27,7 @@ def convolves(network: nn.Module) -> bool | None:
 
 @contextmanager
 def record_layers(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect what the named modules of ``network`` return meanwhile."""
+    """Record the outputs of the named modules of ``network`` within the context."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -1,4 +1,4 @@
-"""The acting network of RecurrentPPO: an LSTM between what reads the observations and what names the action."""
+"""The acting network of RecurrentPPO: an LSTM between the features extractor and the action head."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from policy_distill.teachers.networks.rebuild import ActingNetwork, Layers, Read
 
 
 class RecurrentNetwork(nn.Module):
-    """A network with a memory. There is no ``forward``: what it answers depends on the episode so far.
+    """A recurrent network. It has no ``forward``, because its output depends on the episode so far.
 
     The formulas are those of sb3-contrib's ``common/recurrent/policies.py``.
 
     Args:
-        features: what reads the preprocessed observations; an empty ``nn.Sequential`` where the LSTM reads them.
+        features: the features extractor on preprocessed observations; an empty ``nn.Sequential`` if the LSTM reads them directly.
         lstm: the memory.
-        head: from the LSTM's output to ``ActionTargets``.
+        head: maps the LSTM's output to ``ActionTargets``.
     """
 
     def __init__(self, features: nn.Module, lstm: nn.LSTM, head: ActingNetwork) -> None:
@@ -45,18 +45,18 @@ class RecurrentNetwork(nn.Module):
         return count(self.features) + count(self.lstm) + self.head.acting_params
 
     def initial_state(self, rows: int) -> dict[str, Tensor]:
-        """``hidden`` and ``cell`` of ``rows`` episodes that begin, zeros ``[rows, layers, units]``."""
+        """The initial ``hidden`` and ``cell`` states of ``rows`` episodes: zeros ``[rows, layers, units]``."""
         shape = (rows, self.lstm.num_layers, self.lstm.hidden_size)
         weight = next(self.lstm.parameters())
         return {name: weight.new_zeros(shape) for name in ("hidden", "cell")}
 
     def step(self, features: Tensor, state: Mapping[str, Tensor], starts: Tensor) -> tuple[ActionTargets, dict[str, Tensor]]:
-        """What to do in the present states, and the memory after them.
+        """The targets for one step, and the recurrent state after it.
 
         Args:
             features: preprocessed observations ``[B, width]``.
-            state: after the states before, ``[B, layers, units]`` each; it is not changed.
-            starts: ``[B]`` bool, where an episode begins and the memory is empty.
+            state: recurrent state before the step, ``[B, layers, units]`` each; it is not changed.
+            starts: ``[B]`` bool, True where an episode begins and the state is reset to zeros.
         """
         kept = (~starts).to(features.dtype)[:, None, None]
         hidden, cell = ((kept * state[name]).transpose(0, 1).contiguous() for name in ("hidden", "cell"))
@@ -73,19 +73,19 @@ def rebuild_recurrent(
     source: str,
     extractor: Reader | None = None,
 ) -> RecurrentNetwork:
-    """Build the network that acts from the weights of RecurrentPPO's policy.
+    """Build the acting network from the weights of RecurrentPPO's policy.
 
     Args:
-        weights: of the whole policy; those of the critic are left out.
-        layout: of the networks, ``RECURRENT``.
-        observation_space: what the network reads, flattened.
-        action_space: what it acts in.
-        policy_kwargs: the user's settings, classes as printed text.
+        weights: weights of the whole policy; those of the critic are ignored.
+        layout: layout of the networks, ``RECURRENT``.
+        observation_space: space of the observations, which the network reads flattened.
+        action_space: space of the actions.
+        policy_kwargs: the user's settings, with classes as printed text.
         source: the file, for messages.
-        extractor: what makes the agent's features extractor, where it has one of its own or reads images.
+        extractor: builds the agent's features extractor if it is custom or reads images.
 
     Raises:
-        NotPlainError: if the LSTM is none that RecurrentPPO can act with, or its layers do not fit each other.
+        NotPlainError: if RecurrentPPO does not support the LSTM, or its layers are inconsistent.
     """
     lstm = _lstm({key.removeprefix(LSTM): value for key, value in weights.items() if key.startswith(LSTM)}, source)
     layers = Layers(weights, activation_of(policy_kwargs, layout, source), source, extractor)
@@ -99,18 +99,18 @@ def rebuild_recurrent(
 
 
 def _lstm(weights: Mapping[str, Tensor], source: str) -> nn.LSTM:
-    """The LSTM with these weights: layers one above the other, with or without biases."""
+    """The LSTM with these weights: stacked layers, with or without biases."""
     num_layers = len([key for key in weights if re.fullmatch(r"weight_ih_l\d+", key)])
     if "weight_ih_l0" not in weights or weights["weight_ih_l0"].ndim != 2 or len(weights["weight_ih_l0"]) % 4:
-        raise NotPlainError(f"{source}: its memory is no LSTM of Stable-Baselines3; --trust cannot load it either")
+        raise NotPlainError(f"{source}: its memory is not an LSTM of Stable-Baselines3; --trust cannot load it either")
     rows, inputs = weights["weight_ih_l0"].shape
     with torch.random.fork_rng(devices=[]):
         lstm = nn.LSTM(inputs, rows // 4, num_layers, bias="bias_ih_l0" in weights)
     expected = {key: value.shape for key, value in lstm.state_dict().items()}
     if expected != {key: value.shape for key, value in weights.items()}:
         raise NotPlainError(
-            f"{source}: its memory of {', '.join(f'{key} {tuple(value.shape)}' for key, value in sorted(weights.items())[:4])} is no plain "
-            "LSTM (projections and both directions do not act in RecurrentPPO either); train it without lstm_kwargs"
+            f"{source}: its memory of {', '.join(f'{key} {tuple(value.shape)}' for key, value in sorted(weights.items())[:4])} is not "
+            "a plain LSTM (projections and both directions do not act in RecurrentPPO either); train it without lstm_kwargs"
         )
     lstm.load_state_dict({key: value.detach().float() for key, value in weights.items()})
     return lstm.eval()

@@ -155,7 +155,7 @@ def test_its_layers_are_recorded_as_others_are(path):
         (f"{SOURCE}:Missing", "defines no class 'Missing'"),
         (f"{SOURCE}:np", "defines no class 'np'"),
         (f"{SOURCE}:Rows", r"Rows cannot be made with observation_space \(IndexError"),
-        (f"{SOURCE}:numbers_read", "makes a int, which is no torch.nn.Module"),
+        (f"{SOURCE}:numbers_read", "makes a int, which is not a torch.nn.Module"),
         (f"{SOURCE}:Plain", "weights in .* are not those of .*Plain"),
         (f"{SOURCE}:Tenth", "weights in .* are not those of .*Tenth"),
     ],
@@ -193,7 +193,7 @@ def test_features_of_another_width_or_shape_are_refused(save, tmp_path):
 
 def test_arguments_that_are_no_plain_values_are_refused(path, tmp_path):
     kwargs = {"features_extractor_class": "<class 'x.Layers'>", "features_extractor_kwargs": "{'act': <class 'torch.nn.ReLU'>}"}
-    refused(edited(path, tmp_path / "edited.zip", policy_kwargs=kwargs), f"{SOURCE}:Layers", "no plain values .*save the agent without")
+    refused(edited(path, tmp_path / "edited.zip", policy_kwargs=kwargs), f"{SOURCE}:Layers", "not plain values .*save the agent without")
     kwargs["features_extractor_kwargs"] = "{'width': 6}"
     assert Teacher.load(edited(path, tmp_path / "plain.zip", policy_kwargs=kwargs), extractor=f"{SOURCE}:Layers").obs_dim == 3
 

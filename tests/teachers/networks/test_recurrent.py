@@ -133,11 +133,11 @@ def test_parameters_are_those_that_act():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"lstm_actor.weight_hr_l0": torch.zeros(3, 12)}, "no plain LSTM"),
-        ({"lstm_actor.weight_ih_l0_reverse": torch.zeros(48, 5)}, "no plain LSTM"),
+        ({"lstm_actor.weight_hr_l0": torch.zeros(3, 12)}, "not a plain LSTM"),
+        ({"lstm_actor.weight_ih_l0_reverse": torch.zeros(48, 5)}, "not a plain LSTM"),
         ({"lstm_actor.weight_ih_l0": torch.zeros(48, 9)}, "reads 9 numbers, its observations have 5"),
-        ({"lstm_actor.weight_ih_l0": torch.zeros(47, 5)}, "no LSTM"),
-        ({"lstm_actor.weight_hh_l0": torch.zeros(48, 11)}, "no plain LSTM"),
+        ({"lstm_actor.weight_ih_l0": torch.zeros(47, 5)}, "not an LSTM"),
+        ({"lstm_actor.weight_hh_l0": torch.zeros(48, 11)}, "not a plain LSTM"),
         ({"mlp_extractor.policy_net.0.weight": torch.zeros(8, 11)}, "do not fit"),
     ],
 )
