@@ -217,7 +217,10 @@ def _spread(config: InputsConfig, space: gym.Space) -> np.ndarray:
     """The noise's standard deviation of each component of a part."""
     if not isinstance(space, gym.spaces.Box) or space.dtype.kind != "f":
         raise RequestError(f"{SECTION}.noise is for observations of floating-point numbers, and the student sees {space}: leave it out")
-    sigma = np.asarray(config.noise, space.dtype)
+    with np.errstate(over="ignore"):
+        sigma = np.asarray(config.noise, space.dtype)
+    if not np.isfinite(sigma).all():
+        raise RequestError(f"{SECTION}.noise {config.noise} is too large for observations of {space.dtype}")
     if sigma.ndim and sigma.size != observation_width(space):
         raise RequestError(f"{SECTION}.noise has {sigma.size} numbers, and the student sees {observation_width(space)} components")
     return sigma.reshape(space.shape) if sigma.ndim else np.full(space.shape, sigma)

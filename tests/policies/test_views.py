@@ -301,3 +301,8 @@ def test_the_noise_of_an_environment_differs_from_episode_to_episode_and_repeats
     base.reset(seed=3)
     later = env.reset()[0] - base.reset()[0]
     assert not np.array_equal(later, shown[0] - base.reset(seed=3)[0])
+
+
+def test_noise_that_the_observations_numbers_cannot_hold_is_refused():
+    with pytest.raises(RequestError, match="too large for observations of float32"):
+        view({"noise": 1e39})
