@@ -146,6 +146,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "choices",
         "gaussian",
         "deterministic",
+        "continuous",
         "family",
     ),
     "policy_distill.report": (

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from policy_distill.policies.actions import Box, Parameters
 from policy_distill.policies.divergences import gaussian_forward_kl, gaussian_negative_log_likelihood, gaussian_reverse_kl
+from policy_distill.policies.families.continuous import Continuous
 from policy_distill.policies.families.deterministic import Deterministic
 from policy_distill.policies.families.family import Family, weighted_mean
 from policy_distill.policies.rowwise import Function
@@ -23,13 +24,12 @@ SATURATED = 0.99
 
 
 @dataclass(frozen=True)
-class DiagGaussian(Family):
+class DiagGaussian(Continuous):
     """Independent normal components in box units; ``squashed`` ones pass through tanh (SAC, TQC), others are clipped (PPO, A2C, TRPO).
 
     Parameters: ``mean`` and ``log_std``, before tanh if squashed. A squashed density is not a target of a loss, since its support differs.
     """
 
-    box: Box
     squashed: bool = False
     names = ("mean", "log_std")
     in_sb3 = True
@@ -37,14 +37,6 @@ class DiagGaussian(Family):
     @classmethod
     def of_space(cls, space: gym.spaces.Box) -> DiagGaussian:
         return cls(Box.from_space(space))
-
-    @property
-    def width(self) -> int:
-        return self.box.dim
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        return (self.box.dim,)
 
     @property
     def spread(self) -> int:
@@ -107,9 +99,6 @@ class DiagGaussian(Family):
 
     def of_agent(self, *, density: bool, squashed: bool = False) -> Family:
         return DiagGaussian(self.box, squashed=squashed) if density else Deterministic(self.box)
-
-    def raw(self, actions: Tensor) -> Tensor:
-        return self.box.to_box(actions)
 
     def chooser(self, shape: tuple[int, ...]) -> Function:
         return _to_environment(self.box, shape)
