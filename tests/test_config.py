@@ -287,8 +287,14 @@ def test_a_member_s_own_setting_is_refused_as_the_others(field, value, allowed):
 def test_settings_of_members_need_as_many_members():
     varied = (MemberConfig(), MemberConfig(temperature=2.0), MemberConfig(hard_weight=0.5))
     assert [TrainConfig(vary=varied, members=members).members_of(100) for members in (None, 3, 7)] == [3, 3, 7]
+
     with pytest.raises(RequestError, match=r"train\.vary is '3 settings'; it must be no more than train\.members = 2"):
         TrainConfig(vary=varied, members=2)
+
+
+def test_students_with_convolutions_are_alone_by_default():
+    assert [TrainConfig().members_of(100, has_convolutions=images) for images in (False, True)] == [4, 1]
+    assert TrainConfig(members=3).members_of(100, has_convolutions=True) == 3
 
 
 def test_every_numeric_or_named_field_is_among_the_refused():

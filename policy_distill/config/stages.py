@@ -104,7 +104,8 @@ class TrainConfig:
     """Decay per step of the exponential moving average of the weights, which is the student that acts and is exported; 0: no average."""
     members: int | None = None
     """Number of students trained together from different initial weights; the best is kept. Left out: 4 up to 4,000 parameters, 2 up to
-    10,000, else 1, because smaller students vary more between initialisations and cost less."""
+    10,000, else 1, because smaller students vary more between initialisations and cost less; 1 with convolutions, which are trained
+    one member after the other."""
     vary: tuple[MemberConfig, ...] = ()
     """Settings assigned to the members in turn, such as ``'[{"learning_rate": 0.003}, {"temperature": 2}]'``: a search at the cost of one
     training, since the best member is kept. If ``members`` is left out, there is one member per entry."""
@@ -116,9 +117,10 @@ class TrainConfig:
     burn_in: int = 32
     """Steps before a sequence that the student sees first, without a gradient, so that its memory holds something."""
 
-    def members_of(self, params: int) -> int:
-        """Number of members for students of ``params`` parameters."""
-        return self.members or len(self.vary) or (4 if params <= 4_000 else 2 if params <= 10_000 else 1)
+    def members_of(self, params: int, *, has_convolutions: bool = False) -> int:
+        """Number of members for students of ``params`` parameters; members with convolutions are trained one after the other."""
+        usual = 1 if has_convolutions else 4 if params <= 4_000 else 2 if params <= 10_000 else 1
+        return self.members or len(self.vary) or usual
 
     def __post_init__(self) -> None:
         require(self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")

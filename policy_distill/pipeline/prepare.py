@@ -65,7 +65,7 @@ class Job:
     @property
     def num_members(self) -> int:
         """Number of students that are trained together."""
-        return self.config.train.members_of(self.architecture.params)
+        return self.config.train.members_of(self.architecture.params, has_convolutions=bool(self.architecture.channels))
 
 
 def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
