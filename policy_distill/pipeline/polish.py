@@ -31,7 +31,7 @@ def polish(state: State, services: Services) -> State:
         return state
     reason = why_not_ppo(job.architecture.without_view)
     if job.teacher.needs_float64:
-        reason = "Stable-Baselines3 reads observations in float32, which is too coarse for these"
+        reason = "observations that float32 is too coarse for are not supported while training by reward"
     if reason:
         display.note(f"not polished: {reason}")
         return state
