@@ -103,7 +103,11 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "claims",
         "findings",
     ),
-    "policy_distill.export": ("sb3",),
+    "policy_distill.export": (
+        "sb3",
+        "folded",
+        "runner",
+    ),
     "policy_distill.losses": (
         "analytic_gradients",
         "autograd_gradients",
