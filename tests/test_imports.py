@@ -105,6 +105,9 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.export": (
         "sb3",
+        "onnx_int8",
+        "onnx",
+        "onnx_graph",
         "folded",
         "runner",
     ),
