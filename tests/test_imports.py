@@ -108,6 +108,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "onnx_int8",
         "onnx",
         "onnx_graph",
+        "pt2",
         "folded",
         "runner",
     ),

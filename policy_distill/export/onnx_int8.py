@@ -67,7 +67,7 @@ def _quantized(model: onnx.ModelProto, feeds: Iterator[Seen], exclude: list[str]
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def get_next(self) -> Seen | None:
             return next(feeds, None)
 
@@ -104,7 +104,7 @@ def _quantize_weight(model: onnx.ModelProto, output: str) -> None:
     scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
     rounded = np.round(weight / scale[:, None]).astype(np.int8)
     name = f"{stored.name}_first"
-    parts = {f"{name}_rounded": rounded, f"{name}_scale": scale}
+    parts: dict[str, np.ndarray] = {f"{name}_rounded": rounded, f"{name}_scale": scale}
     model.graph.initializer.extend([numpy_helper.from_array(array, part) for part, array in parts.items()])
     model.graph.initializer.remove(stored)
     nodes.insert(index, helper.make_node("DequantizeLinear", list(parts), [name], axis=0))

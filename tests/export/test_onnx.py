@@ -107,6 +107,14 @@ def test_parts_of_the_observation_may_have_any_name(tmp_path, monkeypatch):
     assert found["state"]["input"] == "state_"
 
 
+def test_a_part_that_is_not_read_is_still_an_input(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "unread", dataclasses.replace(ARCHITECTURES["some_parts"], columns=(1, 5)))
+    student = student_of("unread")
+    runner = exported(student, tmp_path)
+    observations, rows = rows_for(student, 100)
+    assert_alike(student, runner(rows.seen, rows.states), decisions_of(student, observations, rows.states))
+
+
 def test_a_small_policy_is_a_small_file(tmp_path):
     # 64x64 units: 4,610 numbers of 4 bytes, and less than 800 bytes beside them
     student = random_student(gym.spaces.Box(-5, 5, (4,)), gym.spaces.Discrete(2), hidden_sizes=(64, 64))

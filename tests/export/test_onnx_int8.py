@@ -58,7 +58,7 @@ def test_what_comes_from_observations_is_not_rounded(tmp_path):
     # ten times the range of the calibration: rounded to 8 bits in the old range, such an input would be cut off
     student = random_student(gym.spaces.Box(-5, 5, (4,)), gym.spaces.Box(-1, 1, (2,)), hidden_sizes=())
     runner = exported(student, tmp_path)
-    observations, rows = rows_for(student, 50)
+    _, rows = rows_for(student, 50)
     far = {"observation": 10 * rows.seen["observation"]}
     expected = decisions_of(student, far["observation"], rows.states)[1]
     np.testing.assert_allclose(runner(far, rows.states)[1], expected, atol=0.01 * np.abs(expected).max())
