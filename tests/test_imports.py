@@ -132,9 +132,9 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "architecture",
         "views",
         "encoders",
+        "quantization",
         "families",
         "divergences",
-        "q_values",
         "memories",
         "rowwise",
         "reading_layers",
@@ -152,6 +152,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "deterministic",
         "continuous",
         "family",
+        "q_values",
     ),
     "policy_distill.report": (
         "write",
