@@ -136,9 +136,9 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "architecture",
         "views",
         "encoders",
+        "quantization",
         "families",
         "divergences",
-        "q_values",
         "memories",
         "rowwise",
         "reading_layers",
@@ -156,6 +156,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "deterministic",
         "continuous",
         "family",
+        "q_values",
     ),
     "policy_distill.report": (
         "printing",
