@@ -19,7 +19,7 @@ import numpy as np
 from policy_distill.config import RequestError
 from policy_distill.environments.action_masks import MASK
 from policy_distill.environments.vector import GOES_ON
-from policy_distill.export import npz, sb3
+from policy_distill.export import npz, onnx, onnx_int8, pt2, sb3
 from policy_distill.export.folded import ALONE, MASK_NAME, fold_student
 from policy_distill.export.runner import Runner, Seen, Visited
 from policy_distill.policies.policy import State
@@ -63,6 +63,15 @@ def _write_npz(student: Student, folder: Path, visited: Visited | None, numbers:
     return npz.write(fold_student(student), folder), {}
 
 
+def _folded(module: Any, **properties: Any) -> Format:
+    """The format of a module that writes from the plain form of a student."""
+
+    def write(student: Student, folder: Path, visited: Visited | None, numbers: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+        return module.write(fold_student(student), folder, visited), {}
+
+    return Format(write, lambda folder, student: module.load(folder, fold_student(student)), **properties)
+
+
 def _write_sb3(student: Student, folder: Path, visited: Visited | None, numbers: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     if reason := sb3.why_not_exported(student):
         raise RequestError(f"the student cannot be written as a Stable-Baselines3 zip: {reason}")
@@ -72,6 +81,9 @@ def _write_sb3(student: Student, folder: Path, visited: Visited | None, numbers:
 FORMATS: dict[str, Format] = {
     "sb3": Format(_write_sb3, sb3.load, reads_everything=True),
     "npz": Format(_write_npz, lambda folder, student: npz.load(folder, fold_student(student))),
+    "onnx": _folded(onnx),
+    "onnx-int8": _folded(onnx_int8, bits=8),
+    "pt2": _folded(pt2, is_code=True, repeatable=True),
 }
 """The formats by the names of ``export_student --format``."""
 
