@@ -95,6 +95,7 @@ def summarize(job: Job, state: State, final_retention: Retention, student: Episo
             **({"memory": {"kind": "gru", "size": job.architecture.memory}} if job.architecture.memory else {}),
             "activation": job.architecture.activation,
             "params": job.architecture.params,
+            **({"bits": job.architecture.bits} if job.architecture.bits else {}),
             **({"inputs": job.architecture.view.to_dict()} if job.architecture.view else {}),
             **({"varying_inputs": list(state.columns)} if state.columns else {}),
             **figures(student),
