@@ -106,6 +106,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "findings",
     ),
     "policy_distill.export": (
+        "hub",
         "artefact",
         "sb3",
         "onnx_int8",
