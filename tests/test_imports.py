@@ -108,6 +108,10 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.export": (
         "artefact",
         "sb3",
+        "onnx_int8",
+        "onnx",
+        "onnx_graph",
+        "pt2",
         "npz",
         "folded",
         "runner",
