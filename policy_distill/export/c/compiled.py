@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,21 @@ void run(int64_t rows, {arguments})
     for (int64_t n = 0; n < rows; n++) {{
 {statements}
     }}
+}}
+
+static struct {{ {bound} }} one_row;
+
+void bind({arguments});
+void bind({arguments})
+{{
+{binding}
+}}
+
+int32_t once(const void *observation);
+int32_t once(const void *observation)
+{{
+    run(1, {given});
+    return {returned};
 }}
 """
 BEFORE = """\
@@ -79,6 +96,10 @@ class Compiled:
         folder: holds policy.c and policy.h.
         folded: the policy, for names and shapes.
 
+    Attributes:
+        act: the action for one raw observation, of a policy without a memory, with the least overhead. Its arguments are the parts of the
+            observation in the order of ``Folded.inputs``; the next call overwrites an action that is an array.
+
     Raises:
         RequestError: if there is no C compiler, or the file does not compile.
     """
@@ -89,7 +110,7 @@ class Compiled:
         self._run = self._library.run
         self._run.restype = None
         self._buffers: dict[int, Buffers] = {}
-        self._one = self._allocate(1)
+        self.act = self._decider()
 
     def __call__(self, seen: Seen, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows, rule = len(state), self._folded.rule
@@ -103,17 +124,31 @@ class Compiled:
         self._run(*buffers.pointers)
         return buffers.actions.reshape(rows, *rule.shape).astype(rule.dtype), buffers.outputs.copy(), buffers.states.copy()
 
-    def act(self, *inputs: np.ndarray) -> Any:
-        """The action for one observation, of a policy without a memory; with little overhead.
+    def _decider(self) -> Callable[..., Any]:
+        buffers, rule = self._allocate(1), self._folded.rule
+        self._library.bind(*buffers.pointers[1:])
+        self._one = buffers  # the library keeps pointers to them
+        parts, actions = list(buffers.inputs.values()), buffers.actions.reshape(rule.shape)
+        once, returned, same = self._library.once, self._interface.returned, actions.dtype == rule.dtype
+        whole, dtype, size = parts[0][0], parts[0].dtype, parts[0].nbytes
 
-        Args:
-            inputs: one raw observation ``[...]``, or its parts in the order of ``Folded.inputs``.
-        """
-        for buffer, value in zip(self._one.inputs.values(), inputs, strict=True):
-            buffer[0] = value
-        self._run(*self._one.pointers)
-        action = self._one.actions[0]
-        return action[0] if self._interface.returned else action.reshape(self._folded.rule.shape).astype(self._folded.rule.dtype)
+        def action(number: int) -> Any:
+            return number if returned else actions if same else actions.astype(rule.dtype)
+
+        def from_parts(*inputs: np.ndarray) -> Any:
+            for part, value in zip(parts, inputs, strict=True):
+                part[0] = value
+            return action(once(None))
+
+        def from_one(observation: np.ndarray) -> Any:
+            if observation.dtype is dtype and observation.nbytes == size:
+                number = once(observation.tobytes())  # faster than to assign to an array
+            else:
+                whole[...] = observation
+                number = once(None)
+            return number if returned else actions if same else actions.astype(rule.dtype)
+
+        return from_one if len(parts) == 1 and whole.shape else from_parts
 
     def _allocate(self, rows: int) -> Buffers:
         interface = self._interface
@@ -178,4 +213,12 @@ def _driver(interface: Interface) -> str:
         choose,
         *(AFTER.format(units=units).splitlines() if units else []),
     ]
-    return DRIVER.format(arguments=", ".join(declared), statements="\n".join(f"        {line}" for line in statements))
+    names = [*(argument.name for argument in inputs), "states", "actions", "all_outputs"]
+    return DRIVER.format(
+        arguments=", ".join(declared),
+        statements="\n".join(f"        {line}" for line in statements),
+        bound=" ".join(f"{one};" for one in declared),
+        binding="\n".join(f"    one_row.{name} = {name};" for name in names),
+        given=", ".join([f"observation ? observation : one_row.{names[0]}", *(f"one_row.{name}" for name in names[1:])]),
+        returned="one_row.actions[0]" if interface.returned else "0",
+    )
