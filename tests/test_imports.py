@@ -31,6 +31,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "compare_policies",
         "verify_certificate",
         "evaluate_policy",
+        "export_student",
         "render_policy",
         "run_suite",
         "simulate_statistics",
@@ -40,7 +41,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "train_teacher",
         "benchmark",
         "options",
-        "printing",
     ),
     "policy_distill.commands.options": (
         "parser",
@@ -72,7 +72,9 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.evaluation": (
         "verify",
+        "exports",
         "measure",
+        "parity",
         "return_cache",
         "teacher_check",
         "certify",
@@ -104,7 +106,9 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "findings",
     ),
     "policy_distill.export": (
+        "artefact",
         "sb3",
+        "npz",
         "folded",
         "runner",
     ),
@@ -155,6 +159,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "q_values",
     ),
     "policy_distill.report": (
+        "printing",
         "write",
         "run_page",
         "suite_page",

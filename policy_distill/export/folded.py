@@ -281,9 +281,12 @@ def _part(key: str, space: gym.Space, encoder: Images | Normalization) -> tuple[
             part = Input(name, shape, dtype)
     if isinstance(encoder, Normalization):
         return part, encoder
-    layers = [layer for layer in encoder.plain() if isinstance(layer, nn.Conv2d)]
-    convolutions = tuple(Convolution(*map(_array, layer.state_dict().values()), int(layer.stride[0])) for layer in layers)
-    return dataclasses.replace(part, channels_first=encoder.channels_first, convolutions=convolutions), None
+    convolutions = []
+    for layer in encoder.plain():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.bias is not None
+            convolutions.append(Convolution(_array(layer.weight), _array(layer.bias), int(layer.stride[0])))
+    return dataclasses.replace(part, channels_first=encoder.channels_first, convolutions=tuple(convolutions)), None
 
 
 def _rule(student: Student) -> ActionRule:
