@@ -107,6 +107,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.export": (
         "artefact",
+        "formats",
         "sb3",
         "onnx_int8",
         "onnx",
