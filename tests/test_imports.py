@@ -108,6 +108,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.export": (
         "hub",
         "artefact",
+        "formats",
         "sb3",
         "onnx_int8",
         "onnx",

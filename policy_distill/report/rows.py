@@ -31,7 +31,7 @@ AGGREGATE_NOTE = (
     "would have given, and what other teachers of this kind would have."
 )
 
-EXPORT_COLUMNS = ("format", "bytes", "us a decision", "student's action", "student's return kept", "certificate")
+EXPORT_COLUMNS = ("format", "bytes of weights", "us a decision", "student's action", "student's return kept", "certificate")
 
 
 def known(value: float | None) -> TypeGuard[float]:
@@ -125,7 +125,7 @@ def export_rows(exports: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             name,
-            f"{found['bytes']:,}",
+            f"{found['weight_bytes']:,}",
             f"{found['microseconds']:.2f}",
             f"{found['parity']['equal_actions']:.2%}",
             retention_text(found["student_retention"]),
