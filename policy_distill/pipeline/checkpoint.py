@@ -36,7 +36,7 @@ from policy_distill.pipeline.varying import settled
 from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import Episodes
-from policy_distill.support.files import write_atomically
+from policy_distill.support.files import remove_unfinished, write_atomically
 from policy_distill.support.untrusted import refuse_damage
 from policy_distill.training.trainer import Trainer
 from policy_distill.training.value_network import DistilledValues
@@ -86,6 +86,7 @@ class Checkpoint:
         self._folder = folder_of(job.folder)
         self._head = {"identity": identity, "notices": job.notices}
         self._folder.mkdir(exist_ok=True)
+        remove_unfinished(self._folder / STATE)
         text = yaml.safe_dump(_as_json(dataclasses.asdict(job.config)), sort_keys=False)
         write_atomically(self._folder / CONFIG, lambda target: target.write_text(text))
 
@@ -313,7 +314,7 @@ def _digest(data: str, arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

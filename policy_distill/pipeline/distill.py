@@ -31,7 +31,7 @@ from policy_distill.report import write_report
 from policy_distill.report.tensorboard import Tracker
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
 from policy_distill.rollouts.workers import Rollouts
-from policy_distill.support.files import write_json
+from policy_distill.support.files import remove_unfinished, write_json
 from policy_distill.support.lock import locked
 from policy_distill.support.progress import Display
 from policy_distill.support.seeds import derived_seed
@@ -84,12 +84,15 @@ def distill(
     display = display or Display(quiet=True)
     job = prepare(config, teacher)
     with one_torch_thread(), locked(job.folder):
+        for name in (*RESULTS, "config.yaml"):
+            remove_unfinished(job.folder / name)
         identity = checkpoint.identity(job)
         job, state = _resumed(job, identity, display) if resume else _begun(job, display)
         try:
             return _run(job, state, checkpoint.Checkpoint(job, identity), display)
         except BaseException as error:
-            error.add_note(how_to_resume(job))
+            if checkpoint.exists(job.folder):
+                error.add_note(("" if isinstance(error, KeyboardInterrupt) else "once the cause is gone, ") + how_to_resume(job))
             raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import mmap
@@ -34,6 +35,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return target
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove the temporary files of ``write_atomically`` for ``path``, which a killed process leaves; no process may be writing it."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        temporary.unlink()
 
 
 def mapped_tensor(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
