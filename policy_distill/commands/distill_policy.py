@@ -9,8 +9,8 @@ from pathlib import Path
 
 from policy_distill.commands.options.parser import Parser, add_zoo_folder, with_zoo_teacher
 from policy_distill.commands.options.resuming import is_finished, with_saved_settings
-from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import DistillConfig
+from policy_distill.report.printing import DONE, finish
 from policy_distill.support.progress import Display
 
 
