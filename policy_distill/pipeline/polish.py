@@ -9,7 +9,6 @@ import numpy as np
 from torch import nn
 
 from policy_distill.evaluation.statistics import contrast, episodes_to_show, shows_positive_mean
-from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.pipeline.context import Services, kept_enough
 from policy_distill.pipeline.records import Candidate, track_validation
 from policy_distill.pipeline.state import Kept, State
@@ -29,11 +28,8 @@ def polish(state: State, services: Services) -> State:
     state.stage = "value"
     if config.below == 0 or not np.isfinite(state.retention(kept.returns)) or _shows_enough(state, services):
         return state
-    reason = why_not_ppo(job.architecture.without_view)
-    if job.teacher.needs_float64:
-        reason = "observations that float32 is too coarse for are not supported while training by reward"
-    if reason:
-        display.note(f"not polished: {reason}")
+    if not (family := job.architecture.family).has_density:
+        display.note(f"not polished: {type(family).__name__} has no draw and log_prob, which training by reward needs")
         return state
     _extend_validation(state, services)
     if _shows_enough(state, services):

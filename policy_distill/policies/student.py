@@ -17,7 +17,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
-from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.environments.action_masks import MASK
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Parameters, Units
 from policy_distill.policies.architecture import (
@@ -130,7 +130,7 @@ class Student(nn.Module):
         return self._masked(run(self.network, self.encoder.forward(seen)), seen)
 
     def _masked(self, output: Tensor, seen: Tree) -> Tensor:
-        return self.family.masked(output, seen[MASK]) if has_mask(self.observation_space) else output
+        return self.family.masked(output, seen[MASK]) if self.architecture.is_masked else output
 
     def parameters_of(self, seen: Tree) -> Parameters:
         """The parameters of the action distribution, from the view's output ``[B, ...]``; for students without a memory."""

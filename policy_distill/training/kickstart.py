@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -23,15 +24,22 @@ from policy_distill.config import PolishConfig, TrainingFault
 from policy_distill.environments.border import own_random_state, seed_global_generators
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.architecture import Architecture
+from policy_distill.policies.encoders import Vectors
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support.trees import Tree
 from policy_distill.teachers import Teacher
+from policy_distill.training.autograd_ppo import AutogradPPO, RecurrentPPO
+from policy_distill.training.autograd_stack import AutogradStack
 from policy_distill.training.ppo import PPO
 from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks import stack_of
+from policy_distill.training.vector_ppo import VectorPPO
 
-CRITIC_SIZES = (64, 64)
-"""Hidden sizes of the value network, which is not part of the student."""
+CRITIC_SIZES, CRITIC_CHANNELS, CRITIC_MEMORY = (64, 64), 16, 64
+"""The value network, which is not part of the student: its hidden sizes, and the minimum number of channels of its convolutions and units
+of its memory, if the student has these."""
 LEARNING_RATES = (1e-5, 1e-2)
 """Range of the adaptive learning rate."""
 LAST_EPISODES = 100
@@ -45,7 +53,8 @@ class Snapshot:
     Attributes:
         env_steps, gradient_steps: steps of this stage so far.
         student: moving average of the policies so far.
-        critic: the value network's linear layers, on normalised observations; it predicts returns of scaled rewards.
+        critic: the value network's linear layers, on normalised observations; it predicts returns of scaled rewards. Empty if it has other
+            layers.
         metrics: ``train_return_mean`` (of the sampled actions, once an episode ended), ``imitation_loss`` (while it has weight),
             ``approximate_kl_nats``, ``explained_variance``, ``learning_rate``, and ``std`` of continuous actions.
     """
@@ -111,7 +120,8 @@ def kickstart(
                 if len(averaged.log_std):
                     reported["std"] = float(averaged.log_std.exp().mean())
                 snapshots += 1
-                if on_snapshot(Snapshot(env_steps, ppo.gradient_steps, averaged, ppo.critic.member(0).linears, reported)) or over:
+                critic = ppo.critic.member(0).linears if isinstance(ppo, VectorPPO) else []
+                if on_snapshot(Snapshot(env_steps, ppo.gradient_steps, averaged, critic, reported)) or over:
                     return
             ended = environments.rollout(ppo.actor.member(0))
             env_steps += environments.rewards.size
@@ -121,27 +131,20 @@ def kickstart(
             metrics = {"imitation_loss": penalty, "approximate_kl_nats": kl, "explained_variance": explained_variance}
 
 
-def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: PolishConfig, *, seed: int) -> PPO:
-    """PPO on a copy of ``student`` and a new value network, with the imitation loss as its penalty.
-
-    Seeds the global generators. The value network has the initial weights of a new PPO agent of Stable-Baselines3 with these layers and
-    this seed; that agent initialises an actor too, so one is drawn here.
-    """
-    values = gym.spaces.Box(-np.inf, np.inf, (1,))
-    value = dataclasses.replace(student.architecture, action_space=values, hidden_sizes=CRITIC_SIZES, action_units=None)
-    kinds = (student.architecture, value)
-    actor, critic = (StudentStack(kind, generators=[torch.Generator()], mean=student.mean, scale=student.scale) for kind in kinds)
+def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: PolishConfig, *, seed: int) -> PPO[Any]:
+    """PPO on a copy of ``student`` and a new value network, with the imitation loss as its penalty. Seeds the global generators."""
+    value = dataclasses.replace(
+        student.architecture,
+        action_space=gym.spaces.Box(-np.inf, np.inf, (1,)),
+        hidden_sizes=CRITIC_SIZES,
+        action_units=None,
+        channels=tuple(max(channels, CRITIC_CHANNELS) for channels in student.architecture.channels),
+        memory=student.architecture.memory and max(student.architecture.memory, CRITIC_MEMORY),
+    )
     seed_global_generators(seed)
-    hidden = [[nn.Linear(below, above) for below, above in itertools.pairwise(kind.widths[:-1])] for kind in kinds]
-    heads = [nn.Linear(kind.widths[-2], kind.widths[-1]) for kind in kinds]
-    for layers, gain in (*((layers, math.sqrt(2)) for layers in hidden), (heads[:1], 0.01), (heads[1:], 1.0)):
-        for layer in layers:
-            nn.init.orthogonal_(layer.weight, gain)
-            nn.init.zeros_(layer.bias)
-    _load(actor, student.linears)
-    _load(critic, [*hidden[1], heads[1]])
-    with torch.no_grad():
-        actor.log_std.copy_(student.log_std)
+    on_vectors = isinstance(student.encoder, Vectors) and not value.memory
+    networks = _vector_networks(student, value) if on_vectors else _autograd_networks(student, value, seed)
+    actor = networks[0]
     draws = torch.Generator().manual_seed(seed)
 
     def imitation_loss(outputs: Tensor, observations: Tree, labels: dict[str, Tensor]) -> Tensor:
@@ -154,7 +157,43 @@ def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: Pol
         drawn = torch.rand(1, *outputs.shape, generator=draws).clamp(1e-7, 1 - 1e-7) if objective.kind == "nll" else None
         return objective.total(objective.terms(outputs[None], actor.log_std, stacked, draws=drawn))[0]
 
-    return PPO(actor, critic, config, seed=seed, penalty=imitation_loss)
+    kind: Any = VectorPPO if on_vectors else RecurrentPPO if value.memory else AutogradPPO
+    return kind(*networks, config, seed=seed, penalty=imitation_loss)
+
+
+def _vector_networks(student: Student, value: Architecture) -> tuple[StudentStack, StudentStack]:
+    """Actor and critic of vectors.
+
+    The critic has the initial weights of a new PPO agent of Stable-Baselines3 with these layers and the global generator's seed; that agent
+    initialises an actor too, so one is drawn here.
+    """
+    kinds = (student.architecture, value)
+    actor, critic = (StudentStack(kind, generators=[torch.Generator()], mean=student.mean, scale=student.scale) for kind in kinds)
+    hidden = [[nn.Linear(below, above) for below, above in itertools.pairwise(kind.widths[:-1])] for kind in kinds]
+    heads = [nn.Linear(kind.widths[-2], kind.widths[-1]) for kind in kinds]
+    for layers, gain in (*((layers, math.sqrt(2)) for layers in hidden), (heads[:1], 0.01), (heads[1:], 1.0)):
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+    _load(actor, student.linears)
+    _load(critic, [*hidden[1], heads[1]])
+    with torch.no_grad():
+        actor.log_std.copy_(student.log_std)
+    return actor, critic
+
+
+def _autograd_networks(student: Student, value: Architecture, seed: int) -> tuple[AutogradStack, AutogradStack]:
+    """Actor and critic of any encoder, each with its own and with the student's normalisation."""
+    stacks = []
+    for kind in (student.architecture, value):
+        encoder = kind.new_encoder()
+        encoder.load_state_dict(dict(student.encoder.named_buffers()), strict=False)
+        stack = stack_of(kind, encoder, generators=[torch.Generator().manual_seed(seed)])
+        assert isinstance(stack, AutogradStack)
+        stacks.append(stack)
+    actor, critic = stacks
+    actor.adopt(student)
+    return actor, critic
 
 
 @torch.no_grad()
@@ -173,7 +212,7 @@ def _adapted(learning_rate: float, kl: float, target_kl: float) -> float:
     return learning_rate
 
 
-def _averaged(ppo: PPO, average: Tensor, when: str, config: PolishConfig) -> Student:
+def _averaged(ppo: PPO[Any], average: Tensor, when: str, config: PolishConfig) -> Student:
     """The student with averaged weights and the last policy's standard deviation."""
     student = ppo.actor.member(0, average)
     student.log_std.copy_(ppo.actor.log_std.detach()[0, 0])

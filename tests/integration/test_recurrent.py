@@ -148,7 +148,7 @@ def test_polishing_is_held_to_labels_along_the_rollouts(teacher, student, worker
 def check_penalty(teacher: RecurrentTeacher, student: Student, environments: Any) -> None:
     """The penalty of each transition is the KL from the label beside it."""
     config = PolishConfig()
-    ppo = ppo_on(student, teacher, Objective(LossConfig(), teacher.family), config, seed=0)
+    ppo: Any = ppo_on(student, teacher, Objective(LossConfig(), teacher.family), config, seed=0)
     batch, _ = ppo.transitions(environments, [])
     outputs = ppo.outputs(batch.inputs)
     expected = torch.nn.functional.kl_div(

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -20,10 +19,10 @@ from policy_distill.pipeline import polish as polish_module
 from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.polish import polish
 from policy_distill.pipeline.state import Kept, State
+from policy_distill.policies.families import Categorical, Family
 from policy_distill.policies.student import Student
-from policy_distill.teachers import Teacher
 from policy_distill.training.kickstart import Snapshot
-from tests.small_worlds import Walk, labelled, walk_best, walk_expert, walk_teacher
+from tests.small_worlds import labelled, walk_expert, walk_teacher
 from tests.stand_ins import FIRST_SEED, STEPS, Recorder, Table, run_of
 
 TEACHER, RANDOM = [8.0, 6.0, 9.0, 9.0], [0.0, -2.0, -1.0, -1.0]
@@ -178,20 +177,16 @@ def test_zero_turns_polishing_off_even_for_a_student_that_is_worse_than_chance(s
     assert ppo.calls == 0
 
 
-def test_spaces_that_ppo_miscounts_are_not_polished_and_that_is_said(tmp_path, monkeypatch, capsys):
-    space = gym.spaces.Discrete(3, start=1)
-    gym.register("tests/FromOne-v0", entry_point=lambda: gym.wrappers.TransformAction(Walk(), lambda action: action - 1, space))  # type: ignore[arg-type]
-    try:
-        teacher = Teacher.from_callable(lambda seen: walk_best(seen) + 1, Walk.observation_space, space)
-        run, services = started(run_of(tmp_path, teacher=teacher, env="tests/FromOne-v0"))
-    finally:
-        del gym.registry["tests/FromOne-v0"]
+def test_a_family_without_a_density_is_not_polished_and_that_is_said(tmp_path, monkeypatch, capsys):
+    run, services = started(run_of(tmp_path))
     services.display.quiet = False
     ppo = Kickstart([])
     monkeypatch.setattr(polish_module, "kickstart", ppo)
+    monkeypatch.setattr(Categorical, "draw", Family.draw)
+    monkeypatch.setattr(Categorical, "log_prob", Family.log_prob)
     assert through(run, services, Kept(walk_expert(), np.zeros(4), "round 2")) is None
     assert ppo.calls == 0
-    assert "not polished: Stable-Baselines3 does not support" in capsys.readouterr().err
+    assert "not polished: Categorical has no draw and log_prob" in capsys.readouterr().err
 
 
 # What is kept.

@@ -27,7 +27,7 @@ from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.teachers import Teacher
 from policy_distill.training import kickstart as kickstart_module
 from policy_distill.training.kickstart import Snapshot, kickstart, ppo_on
-from policy_distill.training.ppo import PPO
+from policy_distill.training.vector_ppo import VectorPPO
 from tests.small_worlds import (
     WORLDS,
     Walk,
@@ -89,11 +89,11 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 @pytest.fixture
-def models(monkeypatch) -> list[PPO]:
+def models(monkeypatch) -> list[Any]:
     """PPO of the runs so far."""
-    found: list[PPO] = []
+    found: list[Any] = []
 
-    def remember(*arguments: Any, **options: Any) -> PPO:
+    def remember(*arguments: Any, **options: Any) -> Any:
         found.append(ppo_on(*arguments, **options))
         return found[-1]
 
@@ -101,12 +101,18 @@ def models(monkeypatch) -> list[PPO]:
     return found
 
 
-def begun(name: str, activation: str = "relu") -> tuple[Student, Teacher, PPO]:
+def begun(name: str, activation: str = "relu") -> tuple[Student, Teacher, VectorPPO]:
     """A student, its teacher and PPO on the student before any step."""
     _, teacher = WORLDS[name]
     student = random_student(teacher.observation_space, teacher.action_space, activation=activation)
     with own_random_state():
-        return student, teacher, ppo_on(student, teacher, Objective(LossConfig(), teacher.family), TINY, seed=0)
+        return student, teacher, vector_ppo(student, teacher, Objective(LossConfig(), teacher.family))
+
+
+def vector_ppo(student: Student, teacher: Teacher, objective: Objective, *, seed: int = 0) -> VectorPPO:
+    ppo = ppo_on(student, teacher, objective, TINY, seed=seed)
+    assert isinstance(ppo, VectorPPO)
+    return ppo
 
 
 # Where PPO starts.
@@ -144,7 +150,7 @@ def test_the_likelihood_of_drawn_actions_can_pull_too():
         teacher = Teacher.from_callable(
             lambda seen: seen[:, [0, 1, 0]] / 10, student.observation_space, student.action_space, outputs="logits"
         )
-        ppo = ppo_on(student, teacher, Objective(LossConfig(kind="nll"), teacher.family), TINY, seed=seed)
+        ppo = vector_ppo(student, teacher, Objective(LossConfig(kind="nll"), teacher.family), seed=seed)
         observations = torch.as_tensor(random_observations(student.observation_space, 60))
         found.append(ppo.penalty(ppo.outputs(ppo.inputs(observations)), observations, {}).detach())
     assert torch.equal(found[0], found[1])
