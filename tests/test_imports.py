@@ -132,6 +132,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "varying",
         "prepare",
         "records",
+        "lock",
     ),
     "policy_distill.policies": (
         "student",
@@ -217,7 +218,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.support": (
         "files",
-        "lock",
         "signals",
         "progress",
         "figures",
@@ -271,9 +271,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.training": (
         "value_network",
         "trainer",
-        "kickstart",
-        "vector_ppo",
-        "autograd_ppo",
         "ppo",
         "sequences",
         "batches",
@@ -284,6 +281,12 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "flat",
         "dataset",
         "row_file",
+    ),
+    "policy_distill.training.ppo": (
+        "kickstart",
+        "vector_ppo",
+        "autograd_ppo",
+        "ppo",
     ),
 }
 """Folder -> what lies in it, from top to bottom: each may import what stands after it."""

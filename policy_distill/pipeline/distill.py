@@ -19,6 +19,7 @@ from policy_distill.export.sb3 import save_ppo, why_not_exported, why_not_ppo
 from policy_distill.pipeline import checkpoint
 from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.imitation import choose_round, imitate
+from policy_distill.pipeline.lock import locked
 from policy_distill.pipeline.polish import polish
 from policy_distill.pipeline.prepare import Job, prepare, settle_action_units, write_config
 from policy_distill.pipeline.self_distillation import self_distill
@@ -32,7 +33,6 @@ from policy_distill.report.tensorboard import Tracker
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.files import remove_unfinished, write_json
-from policy_distill.support.lock import locked
 from policy_distill.support.progress import Display
 from policy_distill.support.seeds import derived_seed
 from policy_distill.support.threads import one_torch_thread

@@ -15,8 +15,8 @@ from policy_distill.commands.cli import main
 from policy_distill.pipeline import checkpoint
 from policy_distill.pipeline import distill as module
 from policy_distill.pipeline.context import Services
+from policy_distill.pipeline.lock import locked
 from policy_distill.pipeline.state import State
-from policy_distill.support.lock import locked
 from tests.commands.test_cli import SMALL, expert, refused  # noqa: F401 - a fixture
 from tests.small_worlds import WALK
 

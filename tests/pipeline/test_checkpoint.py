@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
 from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, PolishConfig, StudentConfig, TrainConfig
 from policy_distill.export.sb3 import save_ppo
@@ -19,6 +20,7 @@ from policy_distill.pipeline.checkpoint import CannotResume, Checkpoint
 from policy_distill.pipeline.prepare import Job, prepare
 from policy_distill.pipeline.state import State
 from policy_distill.support.untrusted import read_yaml
+from policy_distill.training.value_network import DistilledValues
 from tests.small_worlds import WALK, walk_expert
 from tests.stand_ins import episodes, record
 
@@ -59,7 +61,7 @@ def test_each_field_of_a_state_is_written_and_read():
     """A field that this list lacks was added to ``State`` and is perhaps missing from checkpoints."""
     described = {
         "columns", "dataset", "records", "trainer", "students", "returns", "kept", "teacher_parts", "random_parts", "student_episodes",
-        "critic", "values", "certified", "teacher_returns", "random_returns",
+        "polishing", "critic", "values", "certified", "teacher_returns", "random_returns",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(State)} == described | set(checkpoint.PLAIN)
 
@@ -76,6 +78,19 @@ def test_figures_are_read_as_they_were_written(job):
     assert repr(found.teacher_parts) == repr(state.teacher_parts)
     assert (found.seconds, found.view_loss, found.stage, found.seeds) == (state.seconds, state.view_loss, "polish", state.seeds)
     assert found.student_episodes is None
+
+
+def test_value_networks_are_read_as_they_were_written(job):
+    state = State.begin(job)
+    state.critic, state.values = [nn.Linear(2, 3), nn.Linear(3, 1)], DistilledValues([nn.Linear(2, 1)], 0.25)
+    saved(job, state)
+    found = checkpoint.read(job.folder, checkpoint.identity(job)).state(job)
+    assert found.critic is not None
+    assert found.values is not None
+    assert found.values.explained_variance == 0.25
+    for one, other in zip([*state.critic, *state.values.layers], [*found.critic, *found.values.layers], strict=True):
+        assert torch.equal(one.weight, other.weight)
+        assert torch.equal(one.bias, other.bias)
 
 
 def test_the_notices_of_the_beginning_are_those_of_the_run(job):

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from policy_distill.config import RequestError
-from policy_distill.support.lock import NAME, locked
+from policy_distill.pipeline.lock import NAME, locked
 
 HOLD = """
 import os, pathlib, sys, time
-from policy_distill.support.lock import locked
+from policy_distill.pipeline.lock import locked
 with locked(pathlib.Path(sys.argv[1])):
     if sys.argv[2] == "with a child" and os.fork() == 0:
         time.sleep(60)
