@@ -108,7 +108,12 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.export": (
         "artefact",
+        "formats",
         "sb3",
+        "onnx_int8",
+        "onnx",
+        "onnx_graph",
+        "pt2",
         "npz",
         "folded",
         "runner",

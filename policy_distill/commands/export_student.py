@@ -12,7 +12,7 @@ from policy_distill.support.progress import Display
 
 def export_student(arguments: Sequence[str]) -> int:
     """Write a student in a format for deployment, check that the files act like the student, and certify quantised ones again."""
-    from policy_distill.export.artefact import FORMATS
+    from policy_distill.export.formats import FORMATS
 
     parser = Parser("export_student", export_student.__doc__)
     parser.add_argument("--student", type=str, required=True, help="folder of a run or of its student")
