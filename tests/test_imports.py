@@ -107,6 +107,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "findings",
     ),
     "policy_distill.export": (
+        "hub",
         "artefact",
         "formats",
         "sb3",
