@@ -107,10 +107,22 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.export": (
         "artefact",
+        "c",
         "sb3",
         "npz",
         "folded",
         "runner",
+    ),
+    "policy_distill.export.c": (
+        "compiled",
+        "programs",
+        "source",
+        "fixed_source",
+        "floating_source",
+        "fixed",
+        "floating",
+        "arrays",
+        "interface",
     ),
     "policy_distill.losses": (
         "analytic_gradients",

@@ -19,7 +19,7 @@ import numpy as np
 from policy_distill.config import RequestError
 from policy_distill.environments.action_masks import MASK
 from policy_distill.environments.vector import GOES_ON
-from policy_distill.export import npz, sb3
+from policy_distill.export import c, npz, sb3
 from policy_distill.export.folded import ALONE, MASK_NAME, fold_student
 from policy_distill.export.runner import Runner, Seen, Visited
 from policy_distill.policies.policy import State
@@ -69,9 +69,26 @@ def _write_sb3(student: Student, folder: Path, visited: Visited | None, numbers:
     return [sb3.save_ppo(student, folder / sb3.FILE).name], {}
 
 
+def _c(bits: int | None) -> Format:
+    """The format of C with weights of so many bits."""
+
+    def write(student: Student, folder: Path, visited: Visited | None, numbers: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+        folded = fold_student(student)
+        if visited is not None:
+            numbers = c.measure(folded, visited)
+        return c.write(folded, folder, numbers, bits=bits), numbers
+
+    return Format(write, lambda folder, student: c.load(folder, fold_student(student)), bits, is_code=True, repeatable=True)
+
+
 FORMATS: dict[str, Format] = {
     "sb3": Format(_write_sb3, sb3.load, reads_everything=True),
     "npz": Format(_write_npz, lambda folder, student: npz.load(folder, fold_student(student))),
+    "c": _c(None),
+    "c-int8": _c(8),
+    "c-int4": _c(4),
+    "c-int3": _c(3),
+    "c-int2": _c(2),
 }
 """The formats by the names of ``export_student --format``."""
 
