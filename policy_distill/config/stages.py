@@ -111,11 +111,12 @@ class TrainConfig:
     training, since the best member is kept. If ``members`` is left out, there is one member per entry."""
     holdout: float = 0.05
     """Share of the episodes held out from training, for validation losses."""
-    sequence_length: int = 32
+    sequence_length: int = 64
     """Consecutive steps of an episode through which the gradient of a student with a memory goes back (truncated backpropagation). A
     batch holds ``batch_size / sequence_length`` such sequences."""
-    burn_in: int = 32
-    """Steps before a sequence that the student sees first, without a gradient, so that its memory holds something."""
+    burn_in: int = 64
+    """Steps before a sequence that the student sees first, without a gradient. If they are few, the memory leaves the states that it was
+    trained on later in an episode."""
 
     def members_of(self, params: int, *, has_convolutions: bool = False) -> int:
         """Number of members for students of ``params`` parameters; members with convolutions are trained one after the other."""
