@@ -25,7 +25,7 @@ from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
 from policy_distill.policies.actions import Box
 from policy_distill.policies.architecture import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
-from policy_distill.policies.encoders import convolutions, images_in, may_be_image, usual_channels
+from policy_distill.policies.encoders import convolutions, images_in, may_be_image, usual_convolutions
 from policy_distill.policies.views import View
 from policy_distill.support.files import writable_folder, write_atomically
 from policy_distill.support.trees import Tree, leaf_spaces, length
@@ -61,6 +61,11 @@ class Job:
     @property
     def num_extra_states(self) -> int:
         return 0 if self.extra_states is None else length(self.extra_states)
+
+    @property
+    def gradient_steps(self) -> int:
+        """Total gradient steps of all rounds."""
+        return self.config.train.steps_of(has_convolutions=bool(self.architecture.channels))
 
     @property
     def num_members(self) -> int:
@@ -146,6 +151,7 @@ def choose_architecture(
     activation = choose_activation(config.activation, teacher)
     linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns)
     sizes, channels = config.hidden_sizes, config.channels
+    strides: tuple[int, ...] = ()
     images = images_in(linear.seen_space, convolved=convolves(teacher.network))
     if config.memory != "none":
         linear = dataclasses.replace(linear, memory=config.memory_size or USUAL_MEMORY)
@@ -154,14 +160,14 @@ def choose_architecture(
     if channels is None and images and not config.same:
         if sizes is None and teacher.params:
             return image_student_for(config.compression or 10.0, teacher.params, linear)
-        channels = usual_channels(images, USUAL_UNIT)
+        channels, strides = usual_convolutions(images, USUAL_UNIT)
     if channels:
         if sizes is None:
             reason = "student.channels are given" if config.channels else "the teacher's parameters cannot be counted"
             raise RequestError(f"{reason}, so the sizes of other layers do not follow from them: give student.hidden_sizes")
         if not any(map(may_be_image, leaf_spaces(linear.seen_space).values())):
             raise RequestError(f"student.channels are for images, and {linear.seen_space} holds none: leave them out")
-        return dataclasses.replace(linear, channels=tuple(channels), hidden_sizes=tuple(sizes))
+        return dataclasses.replace(linear, channels=tuple(channels), strides=strides, hidden_sizes=tuple(sizes))
     if config.same and isinstance(teacher, RecurrentTeacher):
         raise RequestError("student.same asks for the teacher's architecture, which has a memory: give student.hidden_sizes")
     if config.same:

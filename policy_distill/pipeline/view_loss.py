@@ -44,7 +44,7 @@ def view_loss(job: Job, dataset: Dataset) -> dict[str, Any]:
         ``loss``, its name and unit; ``seen`` and ``everything``, its means over held-out rows; ``hidden_sizes`` and ``gradient_steps`` of
         both networks.
     """
-    steps = min(GRADIENT_STEPS, job.config.train.gradient_steps)
+    steps = min(GRADIENT_STEPS, job.gradient_steps)
     viewed = dataclasses.replace(job.architecture, hidden_sizes=WIDE, memory=WIDE[0] if job.architecture.memory else 0)
     full = dataclasses.replace(viewed, view=None, columns=None)
     losses = [_held_out(job, *each, steps) for each in ((viewed, dataset), (full, dataset.seeing_everything()))]
