@@ -129,6 +129,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "state",
         "varying",
         "prepare",
+        "check_batches",
         "records",
     ),
     "policy_distill.policies": (

@@ -109,6 +109,9 @@ class TrainConfig:
     vary: tuple[MemberConfig, ...] = ()
     """Settings assigned to the members in turn, such as ``'[{"learning_rate": 0.003}, {"temperature": 2}]'``: a search at the cost of one
     training, since the best member is kept. If ``members`` is left out, there is one member per entry."""
+    random_shift: int = 0
+    """Maximum number of pixels by which the images of a batch are shifted at random in both directions, an augmentation; the labels stay.
+    On grids of 10x10 pixels, where one pixel matters, it costs return."""
     holdout: float = 0.05
     """Share of the episodes held out from training, for validation losses."""
     sequence_length: int = 32
@@ -134,6 +137,7 @@ class TrainConfig:
         require(fits, "train.vary", f"{len(self.vary)} settings", f"no more than train.members = {self.members}")
         require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "train.learning_rate", self.learning_rate, "> 0")
         require(0 <= self.average_decay < 1, "train.average_decay", self.average_decay, "in [0, 1)")
+        require(self.random_shift >= 0, "train.random_shift", self.random_shift, ">= 0 pixels")
         require(0 <= self.holdout <= 0.5, "train.holdout", self.holdout, "in [0, 0.5]")
         require(self.sequence_length >= 1, "train.sequence_length", self.sequence_length, ">= 1")
         require(self.burn_in >= 0, "train.burn_in", self.burn_in, ">= 0")

@@ -23,6 +23,7 @@ from policy_distill.evaluation.disagreements import read_worst_states
 from policy_distill.evaluation.probe import probe
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
+from policy_distill.pipeline.check_batches import check_sequences, check_shifts
 from policy_distill.policies.actions import Box
 from policy_distill.policies.architecture import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
 from policy_distill.policies.encoders import convolutions, images_in, may_be_image, usual_convolutions
@@ -123,6 +124,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
     if config.value.hidden_sizes is not None and has_mask(teacher.observation_space):
         raise RequestError("value.hidden_sizes is for student.zip, and none is written of students under action masks: leave it out")
+    check_shifts(config, architecture)
     if architecture.memory:
         check_sequences(config)
     extra_states, extra_notices = read_extra_states(config.collect, teacher, spec, view)
@@ -196,26 +198,6 @@ def recurrent_student_for(compression: float, teacher_params: int, architecture:
     while of(units + 1).params <= teacher_params / compression:
         units += 1
     return of(units)
-
-
-def check_sequences(config: DistillConfig) -> None:
-    """What a student with a memory is trained on.
-
-    Raises:
-        RequestError: if there are no sequences of the length that is asked for, or something reads single observations.
-    """
-    length, batch = config.train.sequence_length, config.train.batch_size
-    if batch % length:
-        raise RequestError(
-            f"train.batch_size is {batch}, and a student with a memory is trained on sequences of {length} steps: choose a multiple of "
-            "train.sequence_length"
-        )
-    if config.value.hidden_sizes is not None:
-        raise RequestError("value.hidden_sizes asks for a network on single observations, and the student has a memory: leave it out")
-    if config.collect.extra_states is not None:
-        raise RequestError(
-            "collect.extra_states are single observations, and a student with a memory needs what came before them: leave it out"
-        )
 
 
 def _same(teacher: Teacher, linear: Architecture) -> Architecture:

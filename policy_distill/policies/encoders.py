@@ -236,9 +236,7 @@ def encoder_shapes(
     return shapes
 
 
-def feature_width(
-    space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None, strides: Sequence[int] = ()
-) -> int:
+def feature_width(space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None, strides: Sequence[int] = ()) -> int:
     """Number of features of an encoder."""
     if not channels:
         return observation_width(space) if columns is None else len(columns)
