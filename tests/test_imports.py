@@ -44,6 +44,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.commands.options": (
         "parser",
+        "resuming",
         "config_file",
     ),
     "policy_distill.config": (
@@ -106,11 +107,29 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "findings",
     ),
     "policy_distill.export": (
+        "hub",
         "artefact",
+        "formats",
+        "c",
         "sb3",
+        "onnx_int8",
+        "onnx",
+        "onnx_graph",
+        "pt2",
         "npz",
         "folded",
         "runner",
+    ),
+    "policy_distill.export.c": (
+        "compiled",
+        "programs",
+        "source",
+        "fixed_source",
+        "floating_source",
+        "fixed",
+        "floating",
+        "arrays",
+        "interface",
     ),
     "policy_distill.losses": (
         "analytic_gradients",
@@ -120,6 +139,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.pipeline": (
         "distill",
+        "checkpoint",
         "summary",
         "self_distillation",
         "polish",
@@ -131,6 +151,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "prepare",
         "check_batches",
         "records",
+        "lock",
     ),
     "policy_distill.policies": (
         "student",
@@ -216,6 +237,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.support": (
         "files",
+        "signals",
         "progress",
         "figures",
         "seeds",
@@ -268,16 +290,22 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.training": (
         "value_network",
         "trainer",
-        "kickstart",
+        "ppo",
         "sequences",
         "batches",
         "stacks",
         "recurrent_stack",
         "autograd_stack",
-        "ppo",
         "stack",
         "flat",
         "dataset",
+        "row_file",
+    ),
+    "policy_distill.training.ppo": (
+        "kickstart",
+        "vector_ppo",
+        "autograd_ppo",
+        "ppo",
     ),
 }
 """Folder -> what lies in it, from top to bottom: each may import what stands after it."""

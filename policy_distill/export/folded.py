@@ -8,6 +8,7 @@ numbers of the action distribution and the action that the environment accepts. 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -170,11 +171,23 @@ class Folded:
     @property
     def params(self) -> int:
         """Number of weights and biases."""
+        return sum(array.size for array in self._arrays)
+
+    @property
+    def _arrays(self) -> list[np.ndarray]:
         arrays = [array for layer in self.layers for array in (layer.weight, layer.bias)]
         arrays += [array for part in self.inputs for layer in part.convolutions for array in (layer.weight, layer.bias)]
         if self.memory is not None:
             arrays += [self.memory.inputs, self.memory.bias, self.memory.recurrent]
-        return sum(array.size for array in arrays)
+        return arrays
+
+    def weight_bytes(self, bits: int | None) -> int:
+        """Bytes of weights and biases: 4 for each, or ``bits`` bits for each weight and 4 bytes for each bias and each output's scale."""
+        if bits is None:
+            return 4 * self.params
+        weights = [array for array in self._arrays if array.ndim > 1]
+        outputs, biases = sum(len(array) for array in weights), sum(array.size for array in self._arrays if array.ndim == 1)
+        return sum(-(-array.size * bits // 8) for array in weights) + 4 * (outputs + biases)
 
     @property
     def multiply_adds(self) -> int:
@@ -212,7 +225,9 @@ class Folded:
         )
         weight, bias = (self.memory.inputs, self.memory.bias) if self.memory else (self.layers[0].weight, self.layers[0].bias)
         weight = weight.astype(np.float64) / scale
-        first = weight.astype(np.float32), (bias - weight @ mean).astype(np.float32)
+        # fsum, since a matrix product would round differently on other processors, and artefacts are compared byte for byte
+        shifts = np.array([math.fsum(row) for row in weight * mean])
+        first = weight.astype(np.float32), (bias - shifts).astype(np.float32)
         if self.memory:
             return dataclasses.replace(self, normalizations=neutral, memory=Gru(*first, self.memory.recurrent))
         return dataclasses.replace(self, normalizations=neutral, layers=(Dense(*first), *self.layers[1:]))
