@@ -149,6 +149,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "state",
         "varying",
         "prepare",
+        "check_batches",
         "records",
         "lock",
     ),

@@ -33,7 +33,7 @@ def batches_of(
 ) -> Batches:
     """The training batches of ``stack``: single rows, or sequences if its students have a memory."""
     if not stack.architecture.memory:
-        return Batches(dataset, stack, objective, config.batch_size, generators, num_steps)
+        return Batches(dataset, stack, objective, config.batch_size, generators, num_steps, config.random_shift)
     return SequenceBatches(dataset, stack, objective, config, generators, num_steps)
 
 
