@@ -51,6 +51,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "loss",
         "reading",
         "environment",
+        "engine",
         "inputs",
         "stages",
         "checks",
@@ -183,7 +184,14 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "ablation",
         "train_teacher",
         "benchmark",
-        "completed",
+        "scheduler",
+    ),
+    "policy_distill.studies.scheduler": (
+        "schedule",
+        "on_ray",
+        "jobs",
+        "parcels",
+        "children",
     ),
     "policy_distill.studies.benchmark": (
         "stack",
@@ -204,6 +212,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "publish",
     ),
     "policy_distill.support": (
+        "ray_cluster",
         "files",
         "progress",
         "figures",
@@ -368,4 +377,4 @@ def test_no_folder_is_crowded_and_no_module_is_long():
 def test_nothing_outside_the_scripts_is_a_second_program():
     for name, path in MODULES.items():
         if not name.startswith("scripts."):
-            assert "__main__" not in path.read_text() or path.name == "__main__.py", name
+            assert '__name__ == "__main__"' not in path.read_text() or path.name == "__main__.py", name
