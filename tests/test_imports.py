@@ -73,6 +73,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.evaluation": (
         "verify",
+        "machines",
         "measure",
         "return_cache",
         "teacher_check",

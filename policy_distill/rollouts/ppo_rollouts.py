@@ -19,7 +19,7 @@ from policy_distill.environments.vector import GOES_ON, SequentialEnvs, Slots
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.acting import Player, labelling
 from policy_distill.rollouts.numpy_policies import Labels, outputs_of
-from policy_distill.rollouts.processes import Host, Local, Remote
+from policy_distill.rollouts.processes import Host, Local, Site
 from policy_distill.rollouts.stream import Results, Streams, stream
 from policy_distill.support import trees
 from policy_distill.support.pending import Pending
@@ -95,7 +95,7 @@ class RolloutEnv:
         *,
         seed: int = 0,
         teacher: RecurrentTeacher | None = None,
-        sites: Sequence[Remote | Local] = (),
+        sites: Sequence[Site] = (),
     ) -> None:
         num_envs = len(env_fns)
         self._sites = list(sites or [Local(Host())])[:num_envs]

@@ -8,9 +8,7 @@ own, since those of Ray must not fork.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
-import platform
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from policy_distill.config import EngineConfig
+from policy_distill.config import EngineConfig, RequestError
 from policy_distill.config.printable import one_line
-from policy_distill.environments.specs import data_dir
 from policy_distill.evaluation.certify import sha256
-from policy_distill.evaluation.return_cache import SOURCES
+from policy_distill.evaluation.machines import Machine, this_machine
 from policy_distill.studies.scheduler.children import Child
 from policy_distill.studies.scheduler.jobs import Outcome, StudyJob, files_of, outcome_of, perform
 from policy_distill.studies.scheduler.parcels import Parcel, relative, with_paths
@@ -36,14 +33,14 @@ class Order:
 
     Attributes:
         job: the job; all paths in it are absolute.
-        code: identity of the sender's code.
+        sender: the machine that sends it.
         token: path of a file that exists on the sender's disk alone.
         hashes: SHA-256 of the files that the job reads, by absolute path.
         directory: the sender's working directory.
     """
 
     job: StudyJob
-    code: dict[str, str]
+    sender: Machine
     token: str
     hashes: dict[Path, str]
     directory: str
@@ -60,9 +57,10 @@ def run_on_ray(jobs: Sequence[StudyJob], engine: EngineConfig, *, at_a_time: int
         return
     ray = connected(engine.address)
     task = ray.remote(perform_there).options(num_cpus=engine.cpus, num_gpus=engine.gpus)
+    sender = this_machine()
     waiting, running, parcels = deque(jobs), dict[Any, StudyJob](), dict[tuple[Path, ...], Any]()
     common = writable_folder(Path(os.path.commonpath([job.folder.absolute().parent for job in jobs])))
-    with tempfile.NamedTemporaryFile(dir=common, prefix=".study.") as token:
+    with token_of(common) as token:
         try:
             while waiting or running:
                 while waiting and (not at_a_time or len(running) < at_a_time):
@@ -71,7 +69,7 @@ def run_on_ray(jobs: Sequence[StudyJob], engine: EngineConfig, *, at_a_time: int
                     if files not in parcels:  # jobs with the same agent share them
                         parcels[files] = ray.put(Parcel.of(files))
                     absolute = dataclasses.replace(job, config=with_paths(job.config, os.path.abspath))
-                    order = Order(absolute, code_identity(), token.name, {path: sha256(path) for path in files}, os.getcwd())
+                    order = Order(absolute, sender, token.name, {path: sha256(path) for path in files}, os.getcwd())
                     running[task.remote(order, [parcels[files]])] = job  # in a list, a reference is sent, not what it refers to
                 for ended in ray.wait(list(running))[0]:
                     job = running.pop(ended)
@@ -79,6 +77,11 @@ def run_on_ray(jobs: Sequence[StudyJob], engine: EngineConfig, *, at_a_time: int
         finally:
             for unfinished in running:
                 ray.cancel(unfinished, force=True)
+
+
+def token_of(folder: Path) -> Any:
+    """A file that only machines with this disk see."""
+    return tempfile.NamedTemporaryFile(dir=folder, prefix=".study.")
 
 
 def received(job: StudyJob, reference: Any) -> Outcome:
@@ -99,9 +102,10 @@ def perform_there(order: Order, parcel: Sequence[Any]) -> tuple[Outcome, Parcel 
     """The task: run the job on this machine. Returns its outcome, and the run's folder if it must be sent back."""
     import ray
 
-    if code_identity() != order.code:
-        reason = f"{platform.node()} has other code of policy-distill than the machine that asks: install the same on all machines"
-        return Outcome("failed", reason), None
+    try:
+        order.sender.check([this_machine()])
+    except RequestError as error:
+        return Outcome("failed", str(error)), None
     if order.in_place:
         return outcome_of(Child(perform, order.job)), None
     with tempfile.TemporaryDirectory(prefix="policy-distill-") as root:
@@ -128,10 +132,3 @@ def perform_in(directory: Path, job: StudyJob) -> Outcome:
     """``perform`` with another working directory."""
     os.chdir(directory)
     return perform(job)
-
-
-@functools.cache
-def code_identity() -> dict[str, str]:
-    """Hashes of the sources and the environments' entries that a result depends on."""
-    entries = {path.name: sha256(path) for path in sorted(data_dir("envs").glob("*.yaml"))}
-    return {**SOURCES, **entries}

@@ -11,6 +11,7 @@ from policy_distill.rollouts.processes import available_cores
 from policy_distill.studies.scheduler.children import Child, wait
 from policy_distill.studies.scheduler.jobs import Outcome, StudyJob, outcome_of, perform
 from policy_distill.studies.scheduler.on_ray import run_on_ray
+from policy_distill.support.ray_cluster import connected
 
 
 def run_jobs(
@@ -35,12 +36,11 @@ def run_jobs(
         )
     if at_a_time is not None and at_a_time < 0:
         raise RequestError(f"jobs is {at_a_time}; it must be >= 0 (0: one after the other, in this process)")
-    missing = []
-    for job in jobs:
-        if (summary := job.completed()) is not None:
-            yield job, Outcome("done", summary=summary, earlier=True)
-        else:
-            missing.append(job)
+    earlier = [(job, job.completed()) for job in jobs]
+    missing = [job for job, summary in earlier if summary is None]
+    if missing and engine.kind == "ray":
+        connected(engine.address)
+    yield from ((job, Outcome("done", summary=summary, earlier=True)) for job, summary in earlier if summary is not None)
     if engine.kind == "ray":
         found = run_on_ray([with_workers(job, int(max(engine.cpus, 1))) for job in missing], engine, at_a_time=at_a_time)
     else:

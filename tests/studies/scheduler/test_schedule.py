@@ -82,7 +82,7 @@ def test_two_jobs_in_one_folder_are_refused(tmp_path):
 def test_a_study_that_is_left_ends_its_jobs(tmp_path):
     found = run_here([small_job(tmp_path, seed) for seed in range(2)], at_a_time=2, quiet=True)
     next(found)
-    found.close()
+    found.close()  # type: ignore[attr-defined]
     assert not schedule_children()
 
 
