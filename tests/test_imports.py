@@ -195,6 +195,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "children",
     ),
     "policy_distill.studies.benchmark": (
+        "engines",
         "stack",
         "scale",
         "train",

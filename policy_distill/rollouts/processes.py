@@ -212,6 +212,7 @@ def _serve(
     threading.Thread(target=_receive_calls, args=(connection, calls), daemon=True).start()
     sending = threading.Lock()
     if step_timeout and pulse is not None:
+        pulse.beat()
         Watchdog(step_timeout, pulse, functools.partial(_end, connection, sending)).start()
     resident: Any = None
     broken: Exception | None = None

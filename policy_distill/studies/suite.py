@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ WORTH_COMPRESSING = 4000
 """Minimum number of a teacher's parameters to count in the aggregates; smaller teachers have little to compress."""
 DEFAULT_JOBS = 1
 """Number of runs at the same time unless the user gives another (docs/scaling.md)."""
+PAUSE_FACTOR = 20
+"""Pause after the tables were written, as a multiple of the time that took: it grows with the number of rows."""
 COLUMNS = ("teacher", "status", "env", "params", "student", "student_params", "compression", "teacher_return", "student_return",
            "retention", "low", "high", "agreement", "env_steps", "seconds", "reason")  # fmt: skip
 
@@ -97,10 +100,23 @@ def run_suite(
         own = dataclasses.replace(config, teacher=str(folder), output=run, step_timeout=timeout, engine=EngineConfig())
         requests.append(StudyJob.of(name, own))
     rows: dict[str, dict[str, Any]] = {}
-    for job, outcome in run_jobs(requests, config.engine, at_a_time=jobs, quiet=display.quiet):
-        rows[job.name] = row_of(job.name, outcome)
-        display.note(f"[{len(rows)}/{len(requests)}] {job.name}: {_line(rows[job.name], outcome)}")
+
+    def write() -> float:
+        """Write the tables; the seconds that this took."""
+        begin = time.monotonic()
         write_tables([rows[request.name] for request in requests if request.name in rows], output, config)
+        return time.monotonic() - begin
+
+    next_writing = 0.0
+    try:
+        for job, outcome in run_jobs(requests, config.engine, at_a_time=jobs, quiet=display.quiet):
+            rows[job.name] = row_of(job.name, outcome)
+            display.note(f"[{len(rows)}/{len(requests)}] {job.name}: {_line(rows[job.name], outcome)}")
+            if time.monotonic() >= next_writing:
+                next_writing = PAUSE_FACTOR * write() + time.monotonic()
+    finally:
+        if rows:
+            write()
     write_suite_report(output)
     return SuiteResult([rows[request.name] for request in requests], output)
 
