@@ -43,7 +43,7 @@ class CollectConfig:
     max_extra_states: int = 10_000
     """Maximum number of these states to use, the costliest first."""
     storage: Literal["memory", "disk"] = "memory"
-    """Storage of the dataset: in memory, or in temporary files in the run's folder. The student is the same."""
+    """Storage of the dataset: in memory, or in the run's checkpoint, which is removed at the end. The student is the same."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "collect.rounds", self.rounds, ">= 1")
@@ -191,6 +191,8 @@ class PolishConfig:
     """Epochs over the rollout in each update."""
     batch_size: int = 512
     """Transitions per gradient step."""
+    sequence_length: int = 32
+    """Maximum number of steps in a sequence, for students with a memory; a gradient step has about ``batch_size`` transitions."""
     clip_range: float = 0.3
     """PPO's clipping range of the probability ratio."""
     discount: float = 0.99
@@ -218,7 +220,8 @@ class PolishConfig:
         for name in ("num_envs", "epochs", "snapshots"):
             require(getattr(self, name) >= 1, f"polish.{name}", getattr(self, name), ">= 1")
         require(self.num_steps >= 2, "polish.num_steps", self.num_steps, ">= 2")
-        require(self.batch_size >= 2, "polish.batch_size", self.batch_size, ">= 2")
+        for name in ("batch_size", "sequence_length"):
+            require(getattr(self, name) >= 2, f"polish.{name}", getattr(self, name), ">= 2")
         require(0 < self.std_end <= 1, "polish.std_end", self.std_end, "in (0, 1]")
         require(self.target_kl > 0, "polish.target_kl", self.target_kl, "> 0")
         require(self.clip_range > 0, "polish.clip_range", self.clip_range, "> 0")

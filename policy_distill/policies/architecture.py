@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 from torch import nn
 
+from policy_distill.environments.action_masks import has_mask
 from policy_distill.policies.actions import Units
 from policy_distill.policies.encoders import (
     Encoder,
@@ -53,6 +54,8 @@ class Architecture:
     """The student's view of ``observation_space``; None: it sees all observations."""
     columns: tuple[int, ...] | None = None
     """Components of the input vector that the first layer reads, ascending; None: all. The others never vary."""
+    bits: int | None = None
+    """Bits of a weight, to which training rounds; see ``quantization``. None: float32. Biases and activations are not rounded."""
 
     @property
     def seen_space(self) -> gym.Space:
@@ -68,6 +71,11 @@ class Architecture:
     def family(self) -> Family:
         family = family_of(self.action_space)
         return family if self.action_units is None else family.in_units(self.action_units)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the outputs are logits under the action mask that is a part of the observations."""
+        return has_mask(self.observation_space) and self.family.box is None
 
     @property
     def widths(self) -> tuple[int, ...]:
