@@ -29,6 +29,7 @@ from policy_distill.policies.architecture import ACTIVATIONS, Architecture, hidd
 from policy_distill.policies.encoders import convolutions, images_in, may_be_image, usual_convolutions
 from policy_distill.policies.views import View
 from policy_distill.support.files import writable_folder, write_atomically
+from policy_distill.support.ray_cluster import room
 from policy_distill.support.trees import Tree, leaf_spaces, length
 from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.environment import environment_for
@@ -130,6 +131,8 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     extra_states, extra_notices = read_extra_states(config.collect, teacher, spec, view)
     notices += extra_notices
     device = choose_device(config.device)
+    if config.engine.kind == "ray":
+        room(config.engine)
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
     return Job(
         config, teacher, spec, architecture, objective, projections, device, folder, (*teacher.notes, *notices), backend, extra_states
