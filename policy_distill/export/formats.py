@@ -41,14 +41,14 @@ class Format:
     reads_everything: bool = False
 
 
-def _of_folded(module: Any, *, bits: int | None = None, is_code: bool = False) -> Format:
+def _of_folded(module: Any, **properties: Any) -> Format:
     """A format whose module writes and loads the student's plain form."""
 
     def write(student: Student, folder: Path, visited: Visited | None, numbers: Numbers) -> list[str]:
         names: list[str] = module.write(fold_student(student), folder, visited)
         return names
 
-    return Format(write, lambda folder, student: module.load(folder, fold_student(student)), bits=bits, is_code=is_code)
+    return Format(write, lambda folder, student: module.load(folder, fold_student(student)), **properties)
 
 
 def _of_c(bits: int | None) -> Format:
@@ -75,7 +75,7 @@ FORMATS: dict[str, Format] = {
     "c-int4": _of_c(4),
     "c-int3": _of_c(3),
     "c-int2": _of_c(2),
-    "pt2": _of_folded(pt2, is_code=True),
+    "pt2": _of_folded(pt2, is_code=True, repeatable=True),
     "npz": _of_folded(npz),
 }
 """The formats by the names of ``export_student --format``."""

@@ -1,8 +1,8 @@
 """The format ``onnx-int8``: ``policy.onnx`` with weights of 8 bits, by onnxruntime's static quantiser.
 
-Weights have a scale for each output. What a layer reads is rounded to 8 bits, too, in the range that it has in the states of the
-calibration. In float stay: the normalisation and the input of the first layer that reads it (Kresse and Lampert, 2511.07046), biases,
-outputs and the action rule.
+Weights are rounded as in quantisation-aware training (``policies.quantization``), with a scale for each output. What a layer reads is
+rounded to 8 bits, too, in the range that it has in the states of the calibration. In float stay: the normalisation and the input of the
+first layer that reads it (Kresse and Lampert, arXiv 2511.07046), biases, outputs and the action rule.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from policy_distill.export.folded import Folded
 from policy_distill.export.onnx import FILE, load, require_packages, save
 from policy_distill.export.runner import Seen, Visited
+from policy_distill.policies.quantization import quantize
 
 if TYPE_CHECKING:
     import onnx
@@ -72,6 +74,10 @@ def _quantized(model: onnx.ModelProto, feeds: Iterator[Seen], exclude: list[str]
             return next(feeds, None)
 
     layers, prepared = ["Gemm", "Conv"], onnx.ModelProto()
+    weights = {node.input[1] for node in model.graph.node if node.op_type in layers and node.name not in exclude}
+    scales = {tensor.name: _rounded(tensor)[1] for tensor in model.graph.initializer if tensor.name in weights}
+    same = {"axis": 0, "quant_type": QuantType.QUInt8, "zero_point": np.array(128, np.uint8)}
+    overrides = {name: [{**same, "scale": scale} for scale in of_rows] for name, of_rows in scales.items()}
     prepared.CopyFrom(model)
     onnx.helper.set_model_props(prepared, {PREPARED: "onnxruntime.quant"})
     with tempfile.TemporaryDirectory() as scratch:
@@ -87,7 +93,7 @@ def _quantized(model: onnx.ModelProto, feeds: Iterator[Seen], exclude: list[str]
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QUInt8,
             nodes_to_exclude=exclude,
-            extra_options={"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": layers, "QuantizeBias": False},
+            extra_options={"TensorQuantOverrides": overrides, "OpTypesToExcludeOutputQuantization": layers, "QuantizeBias": False},
         )
         return onnx.load(target)
 
@@ -99,16 +105,21 @@ def _quantize_weight(model: onnx.ModelProto, output: str) -> None:
     nodes = model.graph.node
     index, layer = next((index, node) for index, node in enumerate(nodes) if output in node.output)
     stored = next(tensor for tensor in model.graph.initializer if tensor.name == layer.input[1])
-    weight = numpy_helper.to_array(stored)
-    largest = np.abs(weight).max(1)
-    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    rounded = np.round(weight / scale[:, None]).astype(np.int8)
+    codes, scales = _rounded(stored)
     name = f"{stored.name}_first"
-    parts: dict[str, np.ndarray] = {f"{name}_rounded": rounded, f"{name}_scale": scale}
+    parts = {f"{name}_codes": codes.astype(np.int8), f"{name}_scale": scales}
     model.graph.initializer.extend([numpy_helper.from_array(array, part) for part, array in parts.items()])
     model.graph.initializer.remove(stored)
     nodes.insert(index, helper.make_node("DequantizeLinear", list(parts), [name], axis=0))
     layer.input[1] = name
+
+
+def _rounded(weight: onnx.TensorProto) -> tuple[np.ndarray, np.ndarray]:
+    """Codes ``[outputs, inputs]`` and scales ``[outputs]`` of a weight of 8 bits; see ``policies.quantization``."""
+    from onnx import numpy_helper
+
+    codes, scales = quantize(torch.from_numpy(numpy_helper.to_array(weight).copy()).flatten(1), 8)
+    return codes.numpy(), scales.numpy()[:, 0]
 
 
 def _tidy(model: onnx.ModelProto, original: onnx.ModelProto) -> None:

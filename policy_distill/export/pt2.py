@@ -28,7 +28,10 @@ MAX_BYTES = 256 << 20
 
 
 def write(folded: Folded, folder: Path, visited: Visited | None = None) -> list[str]:
-    """Write ``policy.pt2``. The normalisation is folded into the first layer where float32 allows it."""
+    """Write ``policy.pt2``. The normalisation is folded into the first layer where float32 allows it.
+
+    The same student gives the same bytes with the same version of torch.
+    """
     module = Policy(folded.with_folded_normalization() if folded.normalization_folds else folded)
     shapes = [(part.shape, part.dtype) for part in folded.inputs]
     shapes += [] if folded.memory is None else [((folded.memory.units,), np.dtype(np.float32))]
@@ -39,7 +42,9 @@ def write(folded: Folded, folder: Path, visited: Visited | None = None) -> list[
         program = torch.export.export(module, example, dynamic_shapes=((batch,) * len(example),))
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths of the machine that writes
-        write_atomically(folder / FILE, lambda target: torch.export.save(program, target))
+        buffer = io.BytesIO()  # in a file, the archive would name the file
+        torch.export.save(program, buffer)
+    write_atomically(folder / FILE, lambda target: target.write_bytes(buffer.getvalue()))
     return [FILE]
 
 
@@ -114,20 +119,25 @@ class _Vector(nn.Module):
 
     def __init__(self, part: Input, normalization: Normalization) -> None:
         super().__init__()
-        columns = normalization.columns
+        columns, mean, scale = normalization.columns, normalization.mean, normalization.scale
         self._is_discrete, self._width = bool(part.sizes), int(np.prod(part.shape))
         if part.sizes:
             values = np.concatenate([start + np.arange(size) for size, start in zip(part.sizes, part.starts, strict=True)])
             self.register_buffer("values", torch.from_numpy(values[columns]))
             columns = np.repeat(np.arange(len(part.sizes)), part.sizes)[columns]
-        self.register_buffer("columns", torch.from_numpy(columns))
-        self.register_buffer("mean", torch.from_numpy(normalization.mean.copy()))
-        self.register_buffer("scale", torch.from_numpy(normalization.scale.copy()))
+        self._selects, self._normalizes = not np.array_equal(columns, np.arange(self._width)), bool(mean.any() or (scale != 1).any())
+        self._dtype = torch.from_numpy(mean).dtype
+        if self._selects:
+            self.register_buffer("columns", torch.from_numpy(columns))
+        if self._normalizes:
+            self.register_buffer("mean", torch.from_numpy(mean.copy()))
+            self.register_buffer("scale", torch.from_numpy(scale.copy()))
 
     def forward(self, values: Tensor) -> Tensor:
-        vectors = values.reshape(values.shape[0], self._width)[:, self.columns]
-        vectors = vectors == self.values if self._is_discrete else vectors
-        return ((vectors.to(self.mean.dtype) - self.mean) / self.scale).float()
+        vectors = values.reshape(values.shape[0], self._width)
+        vectors = vectors[:, self.columns] if self._selects else vectors
+        vectors = (vectors == self.values if self._is_discrete else vectors).to(self._dtype)
+        return ((vectors - self.mean) / self.scale if self._normalizes else vectors).float()
 
 
 class _Image(nn.Module):

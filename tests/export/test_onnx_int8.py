@@ -11,6 +11,7 @@ import pytest
 from policy_distill.export import onnx as onnx_format
 from policy_distill.export import onnx_int8
 from policy_distill.export.folded import fold_student
+from policy_distill.policies import quantization
 from tests.export.alike import decisions_of, in_batches, rows_for, tied
 from tests.export.kinds import ARCHITECTURES, student_of
 from tests.small_worlds import random_student
@@ -52,6 +53,30 @@ def test_weights_take_a_quarter_of_the_bytes(tmp_path):
     exported(student, tmp_path)
     size = (tmp_path / "policy.onnx").stat().st_size
     assert 71_424 + 518 * 8 < size < 0.28 * 4 * (71_424 + 518)
+
+
+def test_weights_that_were_trained_in_8_bits_are_not_rounded_again(tmp_path):
+    # without a hidden layer only the weights are rounded, and here they are already
+    student = random_student(gym.spaces.Box(-5, 5, (4,)), gym.spaces.Box(-1, 1, (2,)), hidden_sizes=())
+    student.linears[0].weight.copy_(quantization.rounded(student.linears[0].weight, 8))
+    observations, rows = rows_for(student, 50)
+    found, expected = exported(student, tmp_path)(rows.seen, rows.states), decisions_of(student, observations, rows.states)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-5)
+    # and with one, its weights are those of the student, too
+    student = random_student(gym.spaces.Box(-5, 5, (4,)), gym.spaces.Box(-1, 1, (2,)), hidden_sizes=(8,))
+    exact = [layer.weight.copy_(quantization.rounded(layer.weight, 8)).numpy() for layer in student.linears]
+    exported(student, tmp_path)
+    model = onnx.load(tmp_path / "policy.onnx")
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for weight in exact:
+        stored = [
+            (constants[codes].astype(np.float32) - np.float32([constants[name] for name in zero] or [[0]]).T) * constants[scale][:, None]
+            for node in model.graph.node
+            if node.op_type == "DequantizeLinear"
+            for codes, scale, *zero in [node.input]
+            if codes in constants and constants[codes].shape == weight.shape
+        ]
+        np.testing.assert_array_equal(stored, [weight])
 
 
 def test_what_comes_from_observations_is_not_rounded(tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from policy_distill.export import pt2
 from policy_distill.export.folded import fold_student
 from tests.export.alike import assert_alike, decisions_of, in_batches, rows_for
 from tests.export.kinds import ARCHITECTURES, student_of
+
+ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -61,6 +65,11 @@ def test_the_file_runs_without_this_package_and_names_no_path_of_the_writer(tmp_
     with zipfile.ZipFile(tmp_path / "policy.pt2") as archive:
         content = b"".join(map(archive.read, archive.namelist()))
     assert b"pt2.py" not in content
+    # the same bytes from another process, by which a file that was written here is known
+    again = "from tests.export.test_pt2 import *; import pathlib; pt2.write(fold_student(student_of('vector')), pathlib.Path('.'))"
+    before = (tmp_path / "policy.pt2").read_bytes()
+    subprocess.run([sys.executable, "-c", again], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": ROOT, "PYTHONHASHSEED": "7"})
+    assert (tmp_path / "policy.pt2").read_bytes() == before
     assert str(tmp_path.parent).encode() not in content
 
 

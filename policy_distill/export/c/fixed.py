@@ -1,9 +1,9 @@
 """The arithmetic of a policy in fixed point, written out in numpy: what the C computes, bit for bit.
 
 A value between layers is an integer of 16 bits that counts steps of ``2**-fraction``. A layer multiplies it by codes of 8, 4, 3 or 2 bits
-(``policies.quantization``) and adds the products in 32 bits. The sum of each row is multiplied by that row's scale, as an integer of 32
-bits, and shifted so that it counts steps of ``2**-point``; then the bias is added. Activations go from there to the next layer's 16 bits.
-Outputs stay in 32 bits and become float32, whose multiplication by ``2**-point`` is exact.
+(``policies.quantization``) and adds the products in 32 bits. The sum of each row is multiplied by that row's scale, as an integer of 16
+bits, and shifted so that it counts steps of ``2**-point``; then the bias is added, 16 bits that count coarser steps. Activations go from
+there to the next layer's 16 bits. Outputs stay in 32 bits and become float32, whose multiplication by ``2**-point`` is exact.
 
 No sum overflows, whatever the input: the integers that enter a layer are limited to ``(2**31 - 1) / (largest sum of absolute codes of a
 row)``, at most 32767, and ``point`` is so small that the largest sum with its bias stays below ``2**30``.
@@ -47,13 +47,15 @@ class FixedLayer:
 
     Attributes:
         codes: ``[out, in]`` integers.
-        multipliers, biases: ``[out]`` integers of 32 bits; ``(sum * multiplier >> shift) + bias`` counts steps of ``2**-point``.
+        multipliers: ``[out]`` integers from 0 to ``2**16 - 1``. The largest has all 16 bits of its row's scale, the others fewer.
+        biases: ``[out]`` integers of 16 bits; ``(sum * multiplier >> shift) + bias * step`` counts steps of ``2**-point``.
         fraction, limit: of the activations that follow, which count steps of ``2**-fraction`` and are at most ``limit``; 0 if none do.
     """
 
     codes: np.ndarray
     multipliers: np.ndarray
     biases: np.ndarray
+    step: int
     shift: int
     point: int
     fraction: int = 0
@@ -62,7 +64,7 @@ class FixedLayer:
     def sums(self, values: np.ndarray) -> np.ndarray:
         """``[B, out]`` integers that count steps of ``2**-point``, from integers ``[B, in]``."""
         sums = (values.astype(np.float64) @ self.codes.T).astype(np.int64)  # exact: integers below 2**31
-        return (sums * self.multipliers >> self.shift) + self.biases
+        return (sums * self.multipliers >> self.shift) + self.biases * self.step
 
 
 class FixedNetwork:
@@ -214,12 +216,12 @@ def _fraction(limit: int, largest: float) -> int:
     """
     if not 0 <= largest < math.inf:
         raise ValueError(f"a range is {largest}")
-    return min(UNIT, math.floor(math.log2(limit / (MARGIN * largest)))) if largest else UNIT
+    return min(UNIT, math.frexp(limit / (MARGIN * largest))[1] - 1) if largest else UNIT
 
 
 def _fraction_of_units(limit: int) -> int:
     """The most fractional bits of values from -1 to 1; with ``UNIT`` of them the largest is ``LARGEST``."""
-    return UNIT if limit == LARGEST else math.floor(math.log2(limit))
+    return UNIT if limit == LARGEST else limit.bit_length() - 1
 
 
 def _layer(
@@ -241,15 +243,20 @@ def _layer(
     codes, scale = (tensor.double().numpy() for tensor in quantize(torch.from_numpy(np.ascontiguousarray(weight)), bits))
     unit = np.where(np.abs(codes).sum(1) > 0, scale[:, 0], 0.0) * 2.0**-steps
     worst = float((np.abs(codes).sum(1) * largest * unit + np.abs(bias)).max())
-    point = min(most, 29 - math.frexp(worst)[1])
-    factor = unit * 2.0**point
-    shift = min(max(31 - math.frexp(float(factor.max()))[1], 0), 62)
-    multipliers = np.minimum(np.rint(factor * 2.0**shift), 2**31 - 1)
-    fraction = None if fraction is None else min(fraction, point - 1)
+    point = min(most, 29 - _exponent(worst), 16 - _exponent(float(unit.max())))
     if point < TABLE_STEP:
         raise RequestError("a layer's weights are too large for fixed point: export c, which has float32")
-    biases = np.rint(bias.astype(np.float64) * 2.0**point)
-    return FixedLayer(*(array.astype(np.int64) for array in (codes, multipliers, biases)), shift, point, fraction or 0, limit)
+    shift = min(16 - _exponent(float(unit.max())) - point, 62)
+    multipliers = np.minimum(np.rint(unit * 2.0 ** (point + shift)), 2**16 - 1)
+    step = 2 ** max(_exponent(float(np.abs(bias).max())) + point - 15, 0)
+    biases = np.rint(bias.astype(np.float64) * 2.0**point / step).clip(-LARGEST, LARGEST)
+    fraction = 0 if fraction is None else min(fraction, point - 1)
+    return FixedLayer(*(array.astype(np.int64) for array in (codes, multipliers, biases)), step, shift, point, fraction, limit)
+
+
+def _exponent(value: float) -> int:
+    """The smallest integer e with ``|value| < 2**e``; for 0 it is 0."""
+    return math.frexp(value)[1]
 
 
 def to_fixed(doubled: np.ndarray, limit: int) -> np.ndarray:

@@ -10,13 +10,13 @@ from policy_distill.export.c.interface import Argument
 from policy_distill.export.folded import Input, Normalization
 
 LAYER = """\
-/* (sum * multiplier >> shift) + bias counts steps of 2^-point, activations count steps of 2^-fraction and are at most limit.
+/* (sum * multiplier >> shift) + bias * step counts steps of 2^-point, activations count steps of 2^-fraction, at most limit.
    No sum of codes times inputs exceeds 31 bits, since the inputs are limited accordingly. */
 typedef struct {{
     const {code} *codes;
-    const int32_t *multipliers;
-    const int32_t *biases;
-    int32_t inputs, outputs;
+    const uint16_t *multipliers;
+    const int16_t *biases;
+    int32_t inputs, outputs, step;
     int16_t limit;
     int8_t shift, point, fraction;
 }} layer;"""
@@ -45,7 +45,7 @@ static int32_t unit(const layer *one, const int16_t *in, int32_t row)
     for (int32_t i = 0; i < one->inputs; i++) {
         sum += (int32_t)in[i] * codes[i];
     }
-    return (int32_t)(((int64_t)sum * one->multipliers[row]) >> one->shift) + one->biases[row];
+    return (int32_t)(((int64_t)sum * one->multipliers[row]) >> one->shift) + one->biases[row] * one->step;
 }"""
 UNIT_OF_FIELDS = """\
 static int32_t unit(const layer *one, const int16_t *in, int32_t row)
@@ -60,7 +60,7 @@ static int32_t unit(const layer *one, const int16_t *in, int32_t row)
     for (int32_t i = 0; i < rest; i++) {{
         sum += (int32_t)in[i] * (((codes[whole] >> (i * {field})) & {mask}) - {half});
     }}
-    return (int32_t)(((int64_t)sum * one->multipliers[row]) >> one->shift) + one->biases[row];
+    return (int32_t)(((int64_t)sum * one->multipliers[row]) >> one->shift) + one->biases[row] * one->step;
 }}"""
 LOOKED_UP = """\
 /* Table with {entries} entries for each unit of its argument; between them the values are interpolated. */
@@ -146,9 +146,9 @@ class FixedSource:
 
     def _layer(self, name: str, layer: FixedLayer) -> list[str]:
         codes = layer.codes.astype(np.int8) if self._bits == 8 else packed(layer.codes, self._bits)
-        numbers = {"CODES": codes, "MULTIPLIERS": layer.multipliers.astype(np.int32), "BIASES": layer.biases.astype(np.int32)}
+        numbers = {"CODES": codes, "MULTIPLIERS": layer.multipliers.astype(np.uint16), "BIASES": layer.biases.astype(np.int16)}
         outputs, inputs = layer.codes.shape
-        fields = f"{inputs}, {outputs}, {layer.limit}, {layer.shift}, {layer.point}, {layer.fraction}"
+        fields = f"{inputs}, {outputs}, {layer.step}, {layer.limit}, {layer.shift}, {layer.point}, {layer.fraction}"
         pointers = ", ".join(f"{name}_{field}" for field in numbers)
         return [
             *(array(f"{name}_{field}", values) for field, values in numbers.items()),

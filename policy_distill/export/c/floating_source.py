@@ -44,7 +44,9 @@ static float sigmoid(float x)
 ACTIVATE = {
     "relu": "x[i] = x[i] > 0.0f ? x[i] : 0.0f;",
     "tanh": "x[i] = tangent(x[i]);",
-    "elu": "const float half = tangent(x[i] < 0.0f ? 0.5f * x[i] : 0.0f);\n        x[i] = x[i] > 0.0f ? x[i] : (half + half) / (1.0f - half);",
+    "elu": (
+        "const float half = tangent(x[i] < 0.0f ? 0.5f * x[i] : 0.0f);\n        x[i] = x[i] > 0.0f ? x[i] : (half + half) / (1.0f - half);"
+    ),
     "silu": "x[i] = x[i] * sigmoid(x[i]);",
 }
 REMEMBER = """\

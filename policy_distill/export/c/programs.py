@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from policy_distill.export.c.arrays import array
@@ -67,6 +69,41 @@ int main(void)
 {statements}
     return 0;
 }}
+"""
+IN_ARDUINO = {
+    'printf("action: %ld\\n", (long)': "Serial.println((long)",
+    'printf("action:");': 'Serial.print("action:");',
+    'printf(" %g", (double)action[j]);': "Serial.print(' ');\n        Serial.print(action[j], 6);",
+    'printf(" %ld", (long)action[j]);': "Serial.print(' ');\n        Serial.print((long)action[j]);",
+    'printf("\\n");': "Serial.println();",
+}
+"""What the example prints in C and in Arduino's language."""
+SKETCH = """\
+#include <policy.h>
+
+{tables}
+
+void setup()
+{{
+    Serial.begin(9600);
+}}
+
+void loop()
+{{
+{statements}    delay(1000);
+}}
+"""
+LIBRARY = """\
+name=Policy
+version=1.0.0
+author=policy-distill
+maintainer=policy-distill
+sentence=A distilled policy.
+paragraph=Written by policy-distill.
+category=Data Processing
+url=https://docs.arduino.cc/arduino-cli/library-specification
+architectures=*
+includes=policy.h
 """
 
 
@@ -144,20 +181,11 @@ def example(folded: Folded, interface: Interface, recorded: Visited) -> str:
 def arduino(folded: Folded, interface: Interface, recorded: Visited) -> dict[str, str]:
     """Texts of an Arduino library's description and example by path; policy.h and policy.c lie in its folder ``src``."""
     text = example(folded, interface, recorded)
-    body = text[text.index("int main(void)\n{\n") :].removeprefix("int main(void)\n{\n").removesuffix("    return 0;\n}\n")
-    printed = body.replace('printf("action: %ld\\n", (long)', "Serial.println((long)").replace(
-        'printf("action:");', 'Serial.print("action:");'
-    )
-    printed = printed.replace('printf(" %g", (double)action[j]);', "Serial.print(' '), Serial.print(action[j], 6);")
-    printed = printed.replace('printf(" %ld", (long)action[j]);', "Serial.print(' '), Serial.print((long)action[j]);")
-    printed = printed.replace('printf("\\n");', "Serial.println();")
-    tables = text[text.index('#include "policy.h"\n') + len('#include "policy.h"\n') : text.index("int main(void)")].strip()
-    sketch = f"#include <policy.h>\n\n{tables}\n\nvoid setup()\n{{\n    Serial.begin(9600);\n}}\n\nvoid loop()\n{{\n{printed}    delay(1000);\n}}\n"
-    properties = "\n".join((
-        "name=Policy", "version=1.0.0", "author=policy-distill", "maintainer=policy-distill", "sentence=A distilled policy.",
-        "paragraph=Written by policy-distill.", "category=Data Processing", "url=https://github.com", "architectures=*", "includes=policy.h",
-    ))  # fmt: skip
-    return {"library.properties": properties + "\n", "examples/policy/policy.ino": sketch}
+    _, tables, statements = re.split(r'#include "policy.h"\n|int main\(void\)\n\{\n', text)
+    for of_c, of_arduino in IN_ARDUINO.items():
+        statements = statements.replace(of_c, of_arduino)
+    sketch = SKETCH.format(tables=tables.strip(), statements=statements.removesuffix("    return 0;\n}\n"))
+    return {"library.properties": LIBRARY, "examples/policy/policy.ino": sketch}
 
 
 def _inputs(folded: Folded, interface: Interface, seen: Seen) -> list[np.ndarray]:
