@@ -23,6 +23,9 @@ SELF_TEST = """\
 #include "policy.h"
 
 #define RECORDED {count}
+#ifndef TIMED /* a measurement around each call may be defined here */
+#define TIMED(call) call
+#endif
 
 {tables}
 
@@ -133,14 +136,15 @@ def self_test(folded: Folded, interface: Interface, source: Source, recorded: Vi
         after = f"STATES_AFTER[n * {interface.units} + k]"
         test = f"state.units[k] == {after}" if exact else f"same(state.units[k], {after})"
         compare += [f"for (int k = 0; k < {interface.units}; k++) {{", f"    matches &= {test};", "}"]
-    statements.append(f"policy_outputs({', '.join([*given, 'outputs'])});")
+    statements.append(f"TIMED(policy_outputs({', '.join([*given, 'outputs'])}));")
     if interface.returned:
-        compare.append("matches &= policy_choose(outputs) == ACTIONS[n];")
+        declared.append("int32_t action;")
+        compare += ["TIMED(action = policy_choose(outputs));", "matches &= action == ACTIONS[n];"]
     else:
         size, action = interface.action.size, interface.action
         declared.append(f"{action.type} action[{size}];")
         test = f"action[j] == ACTIONS[n * {size} + j]" if exact or action.type != "float" else f"same(action[j], ACTIONS[n * {size} + j])"
-        compare += ["policy_choose(outputs, action);", f"for (int j = 0; j < {size}; j++) {{", f"    matches &= {test};", "}"]
+        compare += ["TIMED(policy_choose(outputs, action));", f"for (int j = 0; j < {size}; j++) {{", f"    matches &= {test};", "}"]
     return SELF_TEST.format(
         count=len(recorded),
         tables=recorded_tables(folded, interface, source, recorded, reference),

@@ -1,0 +1,295 @@
+"""Builds an exported policy.c for Cortex-M4 and Cortex-M0, runs it under QEMU, and compares its decisions with those of this machine.
+
+    python scripts/microcontroller.py FOLDER [FOLDER ...]
+
+Needs arm-none-eabi-gcc and qemu-system-arm (Debian: gcc-arm-none-eabi, qemu-system-arm). FOLDER is what ``export_student`` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+CYCLES, MEGAHERTZ = 1.5, 80
+"""Assumed cycles of an instruction, and the clock of the estimated time."""
+WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A processor: the compiler's flags, and QEMU's machine with that processor."""
+
+    name: str
+    flags: tuple[str, ...]
+    machine: str
+
+
+TARGETS = (
+    Target("M4, FPU", ("-mcpu=cortex-m4", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"), "mps2-an386"),
+    Target("M4, no FPU", ("-mcpu=cortex-m4", "-mfloat-abi=soft"), "mps2-an386"),
+    Target("M0", ("-mcpu=cortex-m0", "-mfloat-abi=soft"), "microbit"),
+)
+
+LINK = """\
+ENTRY(reset)
+MEMORY { FLASH (rx) : ORIGIN = 0, LENGTH = 256K  RAM (rw) : ORIGIN = 0x20000000, LENGTH = 16K }
+stack_top = ORIGIN(RAM) + LENGTH(RAM);
+SECTIONS {
+    .text : { KEEP(*(.vectors)) *(.text*) *(.rodata*) } > FLASH
+    .ARM.exidx : { *(.ARM.exidx*) } > FLASH
+    .bss : { *(.bss*) *(COMMON) } > RAM
+    .data : { *(.data*) } > RAM
+}
+"""
+TIMED = """\
+#include <stdint.h>
+void measure_start(void);
+void measure_stop(void);
+#define TIMED(call) do { measure_start(); call; measure_stop(); } while (0)
+"""
+BOARD = r"""
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SYSTICK ((volatile uint32_t *)0xe000e010)
+#define PAINT 0xa5a5a5a5u
+#define DEEP 4096
+
+extern uint32_t stack_top;
+int main(void);
+void reset(void);
+
+__attribute__((section(".vectors"), used)) static const void *const vectors[] = {&stack_top, (const void *)reset};
+static uint32_t ticks, calls, deepest, started;
+static uint32_t *bottom;
+
+void *memcpy(void *to, const void *from, size_t count)
+{
+    char *next = to;
+    const char *given = from;
+    while (count--) *next++ = *given++;
+    return to;
+}
+
+void *memset(void *to, int value, size_t count)
+{
+    char *next = to;
+    while (count--) *next++ = (char)value;
+    return to;
+}
+
+static void semihosting(uint32_t operation, const void *argument)
+{
+    register uint32_t r0 __asm("r0") = operation;
+    register const void *r1 __asm("r1") = argument;
+    __asm volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory");
+}
+
+static void put(char one)
+{
+    semihosting(0x03, &one);
+}
+
+static void put_number(uint32_t value, uint32_t base, int width)
+{
+    char digits[12];
+    int count = 0;
+    do {
+        digits[count++] = "0123456789abcdef"[value % base];
+        value /= base;
+    } while (value || count < width);
+    while (count) put(digits[--count]);
+}
+
+/* %d and %08lx, which the self-test uses */
+int printf(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    for (; *format; format++) {
+        if (*format != '%') put(*format);
+        else if (*++format == 'd') put_number(va_arg(arguments, uint32_t), 10, 1);
+        else {
+            format += 3;
+            put_number(va_arg(arguments, uint32_t), 16, 8);
+        }
+    }
+    va_end(arguments);
+    return 0;
+}
+
+__attribute__((noinline)) void measure_start(void)
+{
+    uint32_t *top = __builtin_frame_address(0);
+    bottom = top - DEEP / 4;
+    for (uint32_t *place = bottom; place < top - 16; place++) *place = PAINT;
+    started = SYSTICK[2];
+}
+
+__attribute__((noinline)) void measure_stop(void)
+{
+    uint32_t stopped = SYSTICK[2];
+    uint32_t *place = bottom;
+    while (*place == PAINT) place++;
+    uint32_t depth = DEEP - 4 * (uint32_t)(place - bottom);
+    deepest = depth > deepest ? depth : deepest;
+    ticks += (started - stopped) & 0xffffffu;
+    calls++;
+}
+
+static uint32_t loop_of(uint32_t count)
+{
+    uint32_t before = SYSTICK[2];
+    __asm volatile("1: sub %0, %0, #1\n cmp %0, #0\n bne 1b" : "+l"(count) : : "cc");
+    return (before - SYSTICK[2]) & 0xffffffu;
+}
+
+void reset(void)
+{
+#ifdef __ARM_FP
+    *(volatile uint32_t *)0xe000ed88 |= 0xfu << 20;
+    __asm volatile("dsb\n isb");
+#endif
+    SYSTICK[1] = 0xffffff;
+    SYSTICK[2] = 0;
+    SYSTICK[0] = 5;
+    uint32_t ticks_of_1000 = loop_of(2000) - loop_of(1000); /* 3000 instructions */
+    measure_start();
+    measure_stop();
+    uint32_t empty = ticks;
+    ticks = calls = deepest = 0;
+    int wrong = main();
+    /* two calls for each decision */
+    uint32_t tenths = (uint32_t)((uint64_t)(ticks - calls * empty) * 3000 * 10 / ticks_of_1000 / (calls / 2));
+    printf("instructions %d stack %d\n", tenths / 10, deepest);
+    semihosting(0x18, (const void *)(wrong ? 0x20023 : 0x20026));
+    for (;;) { }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Bytes, stack and instructions of a policy on a target.
+
+    Attributes:
+        code, tables: bytes of policy.o in flash: .text and .rodata.
+        whole: these and the parts of the compiler's library that they call.
+        ram: bytes of .data and .bss of policy.o.
+        stack: bytes of stack of the deepest recorded decision.
+        instructions: of one decision, mean over the recorded ones.
+        checksum: of all outputs, bit for bit.
+    """
+
+    code: int
+    tables: int
+    whole: int
+    ram: int
+    stack: int
+    instructions: int
+    checksum: str
+
+    @property
+    def microseconds(self) -> float:
+        return self.instructions * CYCLES / MEGAHERTZ
+
+
+def measure(folder: Path, target: Target) -> Figures:
+    """Figures of the policy in ``folder``.
+
+    Raises:
+        SystemExit: if it does not build, or a decision differs from the recorded one.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, text in (("link.ld", LINK), ("timed.h", TIMED), ("board.c", BOARD)):
+            Path(scratch, name).write_text(text)
+        flags = ["-mthumb", *target.flags, "-Os", "-ffunction-sections", "-fdata-sections"]
+        gcc = ["arm-none-eabi-gcc", *flags]
+        source = folder.resolve()
+        run([*gcc, *WARNINGS, "-c", str(source / "policy.c"), "-o", "policy.o"], scratch)
+        run([*gcc, "-std=c99", "-include", "timed.h", "-c", str(source / "self_test.c"), "-o", "self_test.o"], scratch)
+        run([*gcc, "-std=gnu99", "-fno-builtin", "-c", "board.c", "-o", "board.o"], scratch)
+        objects = ["board.o", "self_test.o", "policy.o"]
+        run([*gcc, "-nostdlib", "-T", "link.ld", "-Wl,--gc-sections", *objects, "-lgcc", "-o", "image"], scratch)
+        sections = sections_of("policy.o", scratch)
+        # what the policy adds from libgcc: the image of policy.o alone, all of whose functions are kept
+        run([*gcc, "-nostdlib", "-Wl,-e,policy_act,--whole-archive,--gc-sections", "-Wl,-u,policy_outputs", "policy.o",
+             "-Wl,--no-whole-archive", "-lgcc", "-x", "c", "-", "-o", "alone"], scratch, WITHOUT_LIBRARY)  # fmt: skip
+        alone = sections_of("alone", scratch)
+        output = run(
+            ["qemu-system-arm", "-M", target.machine, "-nographic", "-icount", "shift=5", "-semihosting-config", "enable=on,target=native",
+             "-kernel", "image"], scratch,
+        )  # fmt: skip
+    found = re.search(r"(\d+) of \1 recorded decisions are the same; checksum (\w+)\s+instructions (\d+) stack (\d+)", output)
+    if found is None:
+        raise SystemExit(f"{folder} on {target.name}: {output.strip()}")
+    code, tables = (sum(size for name, size in sections if name.startswith(prefix)) for prefix in (".text", ".rodata"))
+    whole = sum(size for name, size in alone if name.startswith((".text", ".rodata")))
+    ram = sum(size for name, size in sections if name.startswith((".data", ".bss")))
+    return Figures(code, tables, whole, ram, int(found[4]), int(found[3]), found[2])
+
+
+WITHOUT_LIBRARY = (
+    "void *memcpy(void *to, const void *from, unsigned n) { char *t = to; const char *f = from; while (n--) *t++ = *f++; return to; }\n"
+)
+"""The one function of a C library that a compiler may call on its own."""
+
+
+def sections_of(file: str, folder: str) -> list[tuple[str, int]]:
+    """Sections of an object file: name and bytes."""
+    lines = run(["arm-none-eabi-size", "-A", file], folder).splitlines()
+    return [(words[0], int(words[1])) for line in lines if len(words := line.split()) == 3 and words[1].isdigit()]
+
+
+def checksum_here(folder: Path) -> str:
+    """The checksum of the self-test on this machine."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = folder.resolve()
+        compiler = ["cc", "-std=c99", "-O2", "-ffp-contract=off", str(source / "policy.c"), str(source / "self_test.c"), "-o", "self_test"]
+        run(compiler, scratch)
+        return run(["./self_test"], scratch).split()[-1]
+
+
+def run(command: list[str], folder: str, given: str = "") -> str:
+    """Output of a command.
+
+    Raises:
+        SystemExit: if it fails.
+    """
+    result = subprocess.run(command, cwd=folder, input=given, capture_output=True, text=True, timeout=120, check=False)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command)}: {(result.stderr or result.stdout).strip()}")
+    return result.stdout + result.stderr
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    folders = parser.parse_args().folders
+    if missing := [name for name in ("arm-none-eabi-gcc", "qemu-system-arm", "cc") if shutil.which(name) is None]:
+        raise SystemExit(f"{', '.join(missing)} not installed: on Debian, apt install gcc-arm-none-eabi qemu-system-arm gcc")
+    print(
+        f"us: at {MEGAHERTZ} MHz, with {CYCLES} cycles an instruction; same: outputs equal to this machine's, bit for bit", file=sys.stderr
+    )
+    print("| policy | processor | code | tables | with libgcc | RAM | stack | instructions | us | same |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---|")
+    for folder in folders:
+        here = checksum_here(folder)
+        for target in TARGETS:
+            one = measure(folder, target)
+            print(
+                f"| {folder.name} | {target.name} | {one.code:,} | {one.tables:,} | {one.whole:,} | {one.ram} | {one.stack} | {one.instructions:,} "
+                f"| {one.microseconds:,.0f} | {'yes' if one.checksum == here else 'no'} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
