@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from policy_distill.export.c import programs, source
+from policy_distill.export.c.arrays import bytes_of_arrays
 from policy_distill.export.c.compiled import Compiled, find_compiler
 from policy_distill.export.c.fixed import FixedNetwork
 from policy_distill.export.c.fixed_source import FixedSource
@@ -21,7 +22,7 @@ from policy_distill.export.folded import Folded
 from policy_distill.export.runner import Visited
 from policy_distill.support.files import write_atomically
 
-__all__ = ["Compiled", "Numbers", "find_compiler", "load", "measure", "reference", "texts", "write"]
+__all__ = ["Compiled", "Numbers", "find_compiler", "load", "measure", "reference", "table_bytes", "texts", "write"]
 
 Numbers: TypeAlias = dict[str, Any]
 """What the files depend on besides the student, as data for JSON.
@@ -99,6 +100,11 @@ def write(folded: Folded, folder: Path, numbers: Numbers, *, bits: int | None = 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / name, lambda target, content=content: target.write_text(content))  # type: ignore[misc]
     return list(contents)
+
+
+def table_bytes(folder: Path) -> int:
+    """Bytes of weights, scales and other constants in the policy.c in ``folder``, which its program stores; without its code."""
+    return bytes_of_arrays((folder / "policy.c").read_text())
 
 
 def load(folder: Path, folded: Folded) -> Compiled:

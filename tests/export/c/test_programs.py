@@ -147,6 +147,21 @@ def test_codes_are_packed_row_by_row(bits, field):
     np.testing.assert_array_equal(fields, codes)
 
 
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("size"), reason="no size")
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_the_bytes_of_the_tables_are_those_in_the_object_file(bits, tmp_path):
+    written("vector", tmp_path, bits)
+    assert compiled(tmp_path, "cc", "-O2", "-fno-pie", "-c", "policy.c").returncode == 0
+    lines = subprocess.check_output(["size", "-A", "policy.o"], cwd=tmp_path, text=True).splitlines()
+    stored = sum(int(line.split()[1]) for line in lines if line.startswith(".rodata"))
+    # 4 inputs, 8 and 6 units, 3 outputs; beside them the compiler aligns, and stores structs and constants of its own
+    weights, rows = 4 * 8 + 8 * 6 + 6 * 3, 8 + 6 + 3
+    expected = {None: 4 * (weights + rows), 8: weights + 4 * rows + 4 * 8, 4: weights // 2 + 4 * rows + 4 * 8}[bits]
+    assert c.table_bytes(tmp_path) == expected
+    assert expected <= stored <= expected + 256 + 3 * 48
+
+
 def test_tanh_is_close_everywhere():
     values = np.linspace(-15, 15, 200_001).astype(np.float32)
     exact = np.tanh(values.astype(np.float64))
