@@ -14,6 +14,7 @@ from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.records import Candidate, reports_to, track_round, track_validation
 from policy_distill.pipeline.state import Kept, State
 from policy_distill.pipeline.varying import settled, varied_in, varying_inputs
+from policy_distill.policies.encoders import Encoder
 from policy_distill.policies.observations import observation_width
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import Exploration, label_states
@@ -37,7 +38,7 @@ def imitate(state: State, services: Services) -> State:
     rounds, enough = job.config.collect.rounds, job.config.collect.enough
     last = index + 1 == rounds or kept_enough(_retentions(state, job.num_members), enough)
     if services.collected_rounds == 0:
-        display.start("measuring the teacher", job.config.train.gradient_steps - state.gradient_steps, "steps")
+        display.start("measuring the teacher", job.gradient_steps - state.gradient_steps, "steps")
     display.stage(f"round {index + 1}: collecting")
     env_steps_before = state.env_steps
     with state.timed("collect"):
@@ -55,8 +56,8 @@ def imitate(state: State, services: Services) -> State:
     display.stage(f"round {index + 1}: training")
     with state.timed("train"):
         if state.trainer is None:
-            state.trainer = new_trainer(job, state.dataset, job.config.train.gradient_steps, members=job.num_members)
-        trainer, steps = state.trainer, part_of(job.config.train.gradient_steps, rounds, index)
+            state.trainer = new_trainer(job, state.dataset, job.gradient_steps, members=job.num_members)
+        trainer, steps = state.trainer, part_of(job.gradient_steps, rounds, index)
         if last and index + 1 < rounds:
             trainer.finish_in(steps)
         losses = trainer.run(state.dataset, steps, reports_to(services.tracker, display, "train_steps", f"round {index + 1}: training"))
@@ -214,6 +215,11 @@ def new_trainer(job: Job, dataset: Dataset, gradient_steps: int, *, generation: 
     dtype = torch.float64 if job.teacher.needs_float64 else torch.float32
     encoder = job.architecture.new_encoder()
     encoder.normalize(lambda: (observations for observations, _ in dataset.blocks()), dtype)
+    return trainer_with(encoder, job, gradient_steps, generation=generation, members=members)
+
+
+def trainer_with(encoder: Encoder, job: Job, gradient_steps: int, *, generation: int = 0, members: int = 1) -> Trainer:
+    """``new_trainer`` with the normalisation of ``encoder``."""
     seeds = [_seed(job.config.seed, generation, member) for member in range(members)]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     stack = stack_of(job.architecture, encoder.to(job.device), generators=generators, projections=job.projections)

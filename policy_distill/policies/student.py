@@ -17,7 +17,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
-from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.environments.action_masks import MASK
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Parameters, Units
 from policy_distill.policies.architecture import (
@@ -31,6 +31,7 @@ from policy_distill.policies.fast_forward import lay_out, run
 from policy_distill.policies.memories import Gru, read_memory
 from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.policies.policy import State
+from policy_distill.policies.quantization import BITS
 from policy_distill.policies.views import View, read_columns, read_view
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import Tree, flattened, length, map_leaves, to_arrays, to_tensors
@@ -130,7 +131,7 @@ class Student(nn.Module):
         return self._masked(run(self.network, self.encoder.forward(seen)), seen)
 
     def _masked(self, output: Tensor, seen: Tree) -> Tensor:
-        return self.family.masked(output, seen[MASK]) if has_mask(self.observation_space) else output
+        return self.family.masked(output, seen[MASK]) if self.architecture.is_masked else output
 
     def parameters_of(self, seen: Tree) -> Parameters:
         """The parameters of the action distribution, from the view's output ``[B, ...]``; for students without a memory."""
@@ -214,9 +215,10 @@ class Student(nn.Module):
             "hidden_sizes": list(self.architecture.hidden_sizes),
             "activation": self.architecture.activation,
             "params": self.params,
-            **({"encoder": {"channels": list(self.architecture.channels)}} if self.architecture.channels else {}),
+            **({"encoder": self.architecture.convolutions_to_dict()} if self.architecture.channels else {}),
             **({"memory": {"kind": "gru", "size": self.architecture.memory}} if self.architecture.memory else {}),
             **({} if self.view is None else {"inputs": self.view.to_dict()}),
+            **({} if self.architecture.bits is None else {"bits": self.architecture.bits}),
             **({} if self.architecture.columns is None else {"varying_inputs": list(self.architecture.columns)}),
             "observation_space": space_to_dict(self.observation_space),
             "action_space": space_to_dict(self.action_space),
@@ -248,16 +250,19 @@ class Student(nn.Module):
                 )
             action_space, observed = (space_from_dict(description[name]) for name in ("action_space", "observation_space"))
             view = read_view(description.get("inputs"), observed, path, trust)
+            encoder = description.get("encoder", {"channels": ()})
             architecture = Architecture(
                 observed,
                 action_space,
                 tuple(description["hidden_sizes"]),
                 description["activation"],
                 _read_units(description.get("action_units"), action_space),
-                tuple(description["encoder"]["channels"]) if "encoder" in description else (),
+                tuple(encoder["channels"]),
                 read_memory(description.get("memory")),
                 view,
                 read_columns(description.get("varying_inputs"), observed if view is None else view.space),
+                _read_bits(description.get("bits")),
+                tuple(encoder.get("strides", ())),
             )
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)
@@ -280,6 +285,12 @@ def _read_units(saved: Any, space: gym.Space) -> Units | None:
     if not (np.isfinite(units).all() and (units[0] > 0).all()):
         raise ValueError("action_units must be finite, and their scales positive")
     return tuple(map(float, saved[0])), tuple(map(float, saved[1]))
+
+
+def _read_bits(saved: Any) -> int | None:
+    if saved is not None and saved not in BITS:
+        raise ValueError(f"bits are {saved}")
+    return saved
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -316,6 +327,9 @@ def _check_weights(architecture: Architecture, weights: dict[str, Tensor]) -> No
     for name, sizes in (("hidden_sizes", architecture.hidden_sizes), ("channels", architecture.channels)):
         if len(sizes) > MAX_LAYERS or any(type(size) is not int or size < 1 for size in sizes):
             raise ValueError(f"{name} are {sizes}")
+    strides = architecture.strides
+    if strides and (len(strides) != len(architecture.channels) or any(stride not in (1, 2) for stride in strides)):
+        raise ValueError(f"strides are {strides}: 1 or 2 for each of the channels")
     expected = architecture.shapes()
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if shapes != expected:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.environments.action_masks import MASK
 from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.encoders import Encoder
+from policy_distill.policies.quantization import rounded_weight
 from policy_distill.policies.student import Student
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, rows
 from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
@@ -53,6 +54,9 @@ class AutogradStack(FlatParameters):
         encoder: an encoder of that architecture on the training device; members copy its normalisation.
         generators: one per member, for weight initialisation.
         projections: the student's and the teacher's width for each hint.
+
+    Attributes:
+        students: the members, whose parameters are those of ``flat``.
     """
 
     def __init__(
@@ -66,11 +70,11 @@ class AutogradStack(FlatParameters):
         device = next(encoder.buffers()).device
         super().__init__(architecture, len(generators), device, projections)
         self._encoder = encoder
-        self._students = [self._new_student().to(device) for _ in generators]
+        self.students = [self._new_student().to(device) for _ in generators]
         parameters, self._slopes = (tensor[:, : architecture.params] for tensor in (self.flat, self.gradient))
         self._offset = architecture.params
         self._make_leaves(projections)
-        for index, (student, generator) in enumerate(zip(self._students, generators, strict=True)):
+        for index, (student, generator) in enumerate(zip(self.students, generators, strict=True)):
             last, memory = student.linears[-1].weight, set(map(id, student.memory.parameters() if student.memory else ()))
             windows, gradients = _views(student, parameters[index]), _views(student, self._slopes[index])
             for parameter, window, gradient in zip(student.parameters(), windows, gradients, strict=True):
@@ -79,6 +83,9 @@ class AutogradStack(FlatParameters):
                 elif parameter.ndim > 1:  # biases stay zero
                     window.copy_(_first_weights(parameter, OUTPUT_GAIN if parameter is last else HIDDEN_GAIN, generator))
                 parameter.data, parameter.grad = window, gradient
+                if architecture.bits is not None and parameter.ndim > 1:
+                    parameter.data = torch.empty_like(window)
+                    self._as_read(window, parameter.data)
         self._initialize_leaves(generators)
 
     def _new_student(self) -> Student:
@@ -115,15 +122,16 @@ class AutogradStack(FlatParameters):
             activations: buffers of this batch size.
             output: receives the output instead of ``activations.output``.
         """
+        self._round()
         output = activations.output if output is None else output
         activations.outputs, activations.layers = [], []
-        for index, (student, values) in enumerate(zip(self._students, self._read(inputs), strict=True)):
+        for index, (student, values) in enumerate(zip(self.students, self._read(inputs), strict=True)):
             layers = []
             for module in student.network:
                 values = module(values)
                 if not isinstance(module, nn.Linear):
                     layers.append(values)
-            if has_mask(student.observation_space):
+            if self.architecture.is_masked:
                 values = student.family.masked(values, self._mask(inputs, index))
             activations.outputs.append(values)
             activations.layers.append(layers)
@@ -133,7 +141,7 @@ class AutogradStack(FlatParameters):
 
     def _read(self, inputs: Tree) -> Iterator[Tensor]:
         """The input ``[B, width]`` of each member's head."""
-        for index, student in enumerate(self._students):
+        for index, student in enumerate(self.students):
             yield student.encoder(rows(inputs, index))
 
     def _mask(self, inputs: Tree, index: int) -> Tensor:
@@ -159,12 +167,20 @@ class AutogradStack(FlatParameters):
         torch.autograd.backward(roots, upstream)
 
     @torch.no_grad()
+    def adopt(self, student: Student) -> None:
+        """Give every member the weights of ``student``."""
+        for member in self.students:
+            for mine, given in zip(member.parameters(), student.parameters(), strict=True):
+                mine.copy_(given)
+        self.log_std.copy_(student.log_std)
+
+    @torch.no_grad()
     def member(self, index: int, flat: Tensor | None = None) -> Student:
         """A copy of member ``index`` as a ``Student`` on the CPU; from ``flat`` ``[K, P]`` if given (averaged weights)."""
         source = (self.flat if flat is None else flat)[index].cpu()
         student = self._new_student().cpu()
         for parameter, window in zip(student.parameters(), _views(student, source[: self.architecture.params]), strict=True):
-            parameter.copy_(window)
+            parameter.copy_(rounded_weight(window, self.architecture.bits) if parameter.ndim > 1 else window)
         student.log_std.copy_(source[self.architecture.params :][: len(student.log_std)])
         return student.eval().requires_grad_(False)
 

@@ -13,9 +13,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from policy_distill.environments.action_masks import has_mask, mask_sizes
+from policy_distill.environments.action_masks import mask_sizes
 from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.observations import encode_observations
+from policy_distill.policies.quantization import rounded_weight
 from policy_distill.policies.student import Student
 from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
 
@@ -111,15 +112,24 @@ class StudentStack(FlatParameters):
             raise ValueError("members of different widths have no hints in common")
         self.mean, self.scale = mean, scale
         self._mask_above: Tensor | None = None
-        if has_mask(architecture.observation_space):
+        if architecture.is_masked:
             entries = sum(mask_sizes(architecture.action_space))
             self._mask_above = ((0.5 - mean) / scale)[-entries:, None].float()
         widths = architecture.widths
         super().__init__(architecture, len(generators), mean.device, projections)
         layers = [self._windows(width_in + 1, width_out) for width_in, width_out in itertools.pairwise(widths)]
         self.weights = [window for window, _ in layers]
-        self._sinks = [window.transpose(1, 2) for window in self.weights]
-        self._sources = [window[:, :-1] for window in self.weights]
+        read = self.weights if architecture.bits is None else [torch.zeros_like(window) for window in self.weights]
+        if architecture.bits is not None:
+            for window, rounded in zip(self.weights, read, strict=True):
+                self._as_read(window[:, :-1].mT, rounded[:, :-1].mT)
+        self._biases = (
+            []
+            if architecture.bits is None
+            else [(rounded[:, -1], window[:, -1]) for rounded, window in zip(read, self.weights, strict=True)]
+        )
+        self._sinks = [window.transpose(1, 2) for window in read]
+        self._sources = [window[:, :-1] for window in read]
         self._parts = [_parts(gradient) for _, gradient in layers]
         self._make_leaves(projections)
         self._initialize(generators)
@@ -200,16 +210,24 @@ class StudentStack(FlatParameters):
             activations: buffers of this batch size.
             output: receives the output instead of ``activations``.
         """
+        if self._rounded:
+            self._round()
+            for read, bias in self._biases:
+                read.copy_(bias)
         below, (activate, _) = inputs, _FUNCTIONS[self.architecture.activation]
         for sink, before, hidden, after in activations.upwards:
             torch.bmm(sink, below, out=before)
             activate(before, hidden)
             below = after
         output = torch.bmm(self._sinks[-1], below, out=activations.output if output is None else output)
-        if self._mask_above is not None:  # the mask is the last part of an observation; a forbidden logit's gradient is 0 anyway
-            mask = inputs[:, -1 - len(self._mask_above) : -1] > self._mask_above
-            output.copy_(self.architecture.family.masked(output.mT, mask.mT).mT)
+        if self._mask_above is not None:
+            output.copy_(self._masked(output, inputs, self._mask_above))
         return output
+
+    def _masked(self, output: Tensor, inputs: Tensor, above: Tensor) -> Tensor:
+        """The output under the mask, which is the last part of an observation."""
+        mask = inputs[:, -1 - len(above) : -1] > above
+        return self.architecture.family.masked(output.mT, mask.mT).mT
 
     def backward(self, inputs: Tensor, activations: Activations, hints: Sequence[Tensor | None] = ()) -> None:
         """Write the loss's gradient with respect to all parameters into ``gradient``.
@@ -221,6 +239,9 @@ class StudentStack(FlatParameters):
                 that layer.
         """
         self._take_over_leaves()
+        if self._mask_above is not None:  # a masked output does not depend on the network
+            slope = activations.slopes[-1]
+            slope.mul_(self._masked(torch.ones_like(slope), inputs, self._mask_above) == 1)
         _, derive = _FUNCTIONS[self.architecture.activation]
         for index, source, above, slope, before, hidden in activations.downwards:
             torch.bmm(source, above, out=slope)
@@ -244,7 +265,8 @@ class StudentStack(FlatParameters):
         for layer, (width_in, width_out) in zip(student.linears, itertools.pairwise(self.architecture.widths), strict=True):
             count = (width_in + 1) * width_out
             window = source[offset : offset + count].view(width_in + 1, width_out)
-            layer.weight.copy_(window[: layer.in_features, : layer.out_features].T)
+            weight = window[: layer.in_features, : layer.out_features].T
+            layer.weight.copy_(rounded_weight(weight, self.architecture.bits))
             layer.bias.copy_(window[-1, : layer.out_features])
             offset += count
         student.vectors.normalize_by(self.mean, self.scale)

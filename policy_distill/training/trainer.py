@@ -67,7 +67,7 @@ class Trainer:
         self._rates = stack.flat.new_tensor(rates)[:, None] if any(rate != config.learning_rate for rate in rates) else None
         """``[K, 1]`` if the members' learning rates differ."""
         self.gradient_steps = 0
-        self._segment = (0, 0.0, config.gradient_steps)
+        self._segment = (0, 0.0, config.steps_of(has_convolutions=bool(stack.architecture.channels)))
         """Step and progress at the start of the schedules' current segment, and its number of steps; see ``finish_in``."""
         self.averaged = stack.flat.clone()
         self._first_moment = torch.zeros_like(stack.flat)
@@ -77,9 +77,37 @@ class Trainer:
         """``gradient_steps`` as a tensor, for Adam."""
         self._activations: Pass = stack.buffers(config.batch_size)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that later steps depend on, besides the arguments: weights, averages, Adam's moments, generators and schedule."""
+        return {
+            **self._tensors,
+            "generators": torch.stack([generator.get_state() for generator in self.generators]),
+            "schedule": torch.tensor([self.gradient_steps, *self._segment], dtype=torch.float64),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from the state of a trainer with the same arguments.
+
+        Raises:
+            ValueError, KeyError, RuntimeError: if it is not such a state.
+        """
+        for name, tensor in self._tensors.items():
+            if saved[name].shape != tensor.shape:
+                raise ValueError(f"{name} is {tuple(saved[name].shape)}, it must be {tuple(tensor.shape)}")
+            tensor.copy_(saved[name])
+        for generator, state in zip(self.generators, saved["generators"], strict=True):
+            generator.set_state(state.clone())  # it reads a view from the beginning of its storage
+        steps, start, progress, length = saved["schedule"].tolist()
+        self.gradient_steps, self._segment = int(steps), (int(start), progress, int(length))
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        moments = {"first_moment": self._first_moment, "second_moment": self._second_moment}
+        return {"weights": self.stack.flat.detach(), "averaged": self.averaged, **moments}
+
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the next step: half a cosine from ``config.learning_rate`` to zero over ``config.gradient_steps``."""
+        """Learning rate of the next step: half a cosine from ``config.learning_rate`` to zero over the training."""
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.progress))
 
     @property
