@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from policy_distill.export.c.arrays import array
@@ -72,41 +70,6 @@ int main(void)
 {statements}
     return 0;
 }}
-"""
-IN_ARDUINO = {
-    'printf("action: %ld\\n", (long)': "Serial.println((long)",
-    'printf("action:");': 'Serial.print("action:");',
-    'printf(" %g", (double)action[j]);': "Serial.print(' ');\n        Serial.print(action[j], 6);",
-    'printf(" %ld", (long)action[j]);': "Serial.print(' ');\n        Serial.print((long)action[j]);",
-    'printf("\\n");': "Serial.println();",
-}
-"""What the example prints in C and in Arduino's language."""
-SKETCH = """\
-#include <policy.h>
-
-{tables}
-
-void setup()
-{{
-    Serial.begin(9600);
-}}
-
-void loop()
-{{
-{statements}    delay(1000);
-}}
-"""
-LIBRARY = """\
-name=Policy
-version=1.0.0
-author=policy-distill
-maintainer=policy-distill
-sentence=A distilled policy.
-paragraph=Written by policy-distill.
-category=Data Processing
-url=https://docs.arduino.cc/arduino-cli/library-specification
-architectures=*
-includes=policy.h
 """
 
 
@@ -180,16 +143,6 @@ def example(folded: Folded, interface: Interface, recorded: Visited) -> str:
             'printf("\\n");',
         ]
     return EXAMPLE.format(tables="\n".join(tables), statements="\n".join(f"    {line}" for line in statements))
-
-
-def arduino(folded: Folded, interface: Interface, recorded: Visited) -> dict[str, str]:
-    """Texts of an Arduino library's description and example by path; policy.h and policy.c lie in its folder ``src``."""
-    text = example(folded, interface, recorded)
-    _, tables, statements = re.split(r'#include "policy.h"\n|int main\(void\)\n\{\n', text)
-    for of_c, of_arduino in IN_ARDUINO.items():
-        statements = statements.replace(of_c, of_arduino)
-    sketch = SKETCH.format(tables=tables.strip(), statements=statements.removesuffix("    return 0;\n}\n"))
-    return {"library.properties": LIBRARY, "examples/policy/policy.ino": sketch}
 
 
 def _inputs(folded: Folded, interface: Interface, seen: Seen) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.export.c.worlds import written
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "microcontroller.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "microcontroller" / "run.py"
 needs_tools = pytest.mark.skipif(
     not all(map(shutil.which, ("arm-none-eabi-gcc", "qemu-system-arm", "cc"))), reason="no arm-none-eabi-gcc or no qemu-system-arm"
 )

@@ -80,31 +80,6 @@ def test_the_code_has_no_mutable_global_and_calls_no_library(name, bits, tmp_pat
     assert {"policy_act", "policy_outputs", "policy_choose"} <= {name for kind, name in symbols if kind == "T"}
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
-@pytest.mark.parametrize("name", ["vector", "tanh", "memory", "parts"])
-def test_the_arduino_library_s_example_is_a_sketch(name, tmp_path):
-    files = c.write(folded_of(name), tmp_path, numbers_of(name), bits=8, arduino=True)
-    assert files == ["src/policy.h", "src/policy.c", "library.properties", "examples/policy/policy.ino"]
-    fields = dict(line.split("=", 1) for line in (tmp_path / "library.properties").read_text().splitlines())
-    assert {"name", "version", "author", "maintainer", "sentence", "paragraph", "category", "url", "architectures"} <= fields.keys()
-    # what the Arduino core provides
-    core = (
-        '#include <cstdio>\nstruct { void begin(long) {} template <class T> void print(T value, int = 0) { printf("%g", (double)value); }\n'
-        'void print(char value) { putchar(value); } void print(const char *text) { printf("%s", text); }\n'
-        "template <class T> void println(T value) { print(value); putchar('\\n'); } void println() { putchar('\\n'); } } Serial;\n"
-        "void delay(int) {}\n"
-    )
-    sketch = (tmp_path / "examples/policy/policy.ino").read_text()
-    (tmp_path / "sketch.cpp").write_text(core + sketch + "\nint main() { setup(); loop(); }\n")
-    assert compiled(tmp_path, "gcc", "-c", "src/policy.c").returncode == 0
-    built = subprocess.run(["g++", "-Isrc", "sketch.cpp", "policy.o", "-o", "sketch"], cwd=tmp_path, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    printed = subprocess.check_output([tmp_path / "sketch"], text=True)
-    first = visited_of(name).rows(slice(0, 1))
-    actions, _, _ = c.reference(folded_of(name), numbers_of(name), 8)(first.seen, np.zeros_like(first.states))
-    np.testing.assert_allclose([float(word) for word in re.findall(r"-?[\d.]+(?:e-?\d+)?", printed)], actions.ravel(), rtol=1e-4)
-
-
 def test_a_missing_compiler_is_one_line(tmp_path, monkeypatch):
     written("vector", tmp_path, None)
     monkeypatch.setenv("PATH", str(tmp_path))
