@@ -34,7 +34,7 @@ from tests.integration.test_own_kinds import Ordinal
 from tests.masked_worlds import LENGTH, Drawn
 from tests.small_worlds import Bandit, Beacon
 
-CONFIG = PolishConfig(env_steps=4096, num_envs=4, num_steps=16, batch_size=24, epochs=2, learning_rate=1e-2, sequence_length=6)
+CONFIG = PolishConfig(env_steps=4096, num_envs=4, num_steps=15, batch_size=24, epochs=2, learning_rate=1e-2, sequence_length=6)
 
 
 class Lit(gym.Env):
@@ -375,7 +375,7 @@ def test_minibatches_are_whole_sequences_each_once(name):
     orders = []
     for _ in range(2):
         rows = list(ppo._minibatches(batch))
-        assert sorted(torch.cat(rows).tolist()) == list(range(64))
+        assert sorted(torch.cat(rows).tolist()) == list(range(60))
         assert all(18 <= len(part) <= 29 for part in rows[:-1])  # 24, give or take a sequence
         for part in rows:
             begins = batch.inputs["begins"][part]
@@ -385,8 +385,8 @@ def test_minibatches_are_whole_sequences_each_once(name):
             )
         orders.append(torch.cat(rows).tolist())
     assert orders[0] != orders[1]
-    starts, within = environments.starts[:-1].T, np.arange(16) % CONFIG.sequence_length == 0
-    np.testing.assert_array_equal(batch.inputs["begins"].reshape(4, 16), starts | within)
+    starts, within = environments.starts[:-1].T, np.arange(15) % CONFIG.sequence_length == 0
+    np.testing.assert_array_equal(batch.inputs["begins"].reshape(4, 15), starts | within)
 
 
 def test_a_component_of_which_nothing_is_allowed_moves_no_weight():
