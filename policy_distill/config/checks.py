@@ -29,6 +29,10 @@ class TrainingFault(Fault):
     """A loss or a weight became NaN or infinite."""
 
 
+class ExportFault(Fault):
+    """An exported policy does not act as its student does; it is not written."""
+
+
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise ``RequestError`` with the setting's dotted name, its value and the allowed range unless ``condition`` holds."""
     if not condition:

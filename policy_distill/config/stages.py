@@ -43,7 +43,7 @@ class CollectConfig:
     max_extra_states: int = 10_000
     """Maximum number of these states to use, the costliest first."""
     storage: Literal["memory", "disk"] = "memory"
-    """Storage of the dataset: in memory, or in temporary files in the run's folder. The student is the same."""
+    """Storage of the dataset: in memory, or in the run's checkpoint, which is removed at the end. The student is the same."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "collect.rounds", self.rounds, ">= 1")

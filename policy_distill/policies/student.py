@@ -31,6 +31,7 @@ from policy_distill.policies.fast_forward import lay_out, run
 from policy_distill.policies.memories import Gru, read_memory
 from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.policies.policy import State
+from policy_distill.policies.quantization import BITS
 from policy_distill.policies.views import View, read_columns, read_view
 from policy_distill.support.files import write_atomically
 from policy_distill.support.trees import Tree, flattened, length, map_leaves, to_arrays, to_tensors
@@ -148,9 +149,10 @@ class Student(nn.Module):
             ValueError: if the view has a history or noise; use ``step``.
         """
         parameters = self.parameters_of(to_tensors(observations if self.view is None else self.view.see(to_arrays(observations))))
-        return self._for_environment(self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator))
+        return self.for_environment(self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator))
 
-    def _for_environment(self, actions: Tensor) -> np.ndarray:
+    def for_environment(self, actions: Tensor) -> np.ndarray:
+        """Actions ``[B, ...]`` of the family in the shape that ``env.step`` accepts."""
         array: np.ndarray = actions.numpy()
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
 
@@ -178,7 +180,7 @@ class Student(nn.Module):
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
         """Actions for N environments, and the state for the next step; see ``policies.policy.Stateful.step``."""
         parameters, state = self.parameters_after(observations, state, starts)
-        return self._for_environment(self.family.mode(parameters)), state
+        return self.for_environment(self.family.mode(parameters)), state
 
     def parameters_after(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[Parameters, State]:
         """The parameters of the action distribution for one step of N environments, and the state after it; see ``step``."""
@@ -216,6 +218,7 @@ class Student(nn.Module):
             **({"encoder": {"channels": list(self.architecture.channels)}} if self.architecture.channels else {}),
             **({"memory": {"kind": "gru", "size": self.architecture.memory}} if self.architecture.memory else {}),
             **({} if self.view is None else {"inputs": self.view.to_dict()}),
+            **({} if self.architecture.bits is None else {"bits": self.architecture.bits}),
             **({} if self.architecture.columns is None else {"varying_inputs": list(self.architecture.columns)}),
             "observation_space": space_to_dict(self.observation_space),
             "action_space": space_to_dict(self.action_space),
@@ -257,6 +260,7 @@ class Student(nn.Module):
                 read_memory(description.get("memory")),
                 view,
                 read_columns(description.get("varying_inputs"), observed if view is None else view.space),
+                _read_bits(description.get("bits")),
             )
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)
@@ -279,6 +283,12 @@ def _read_units(saved: Any, space: gym.Space) -> Units | None:
     if not (np.isfinite(units).all() and (units[0] > 0).all()):
         raise ValueError("action_units must be finite, and their scales positive")
     return tuple(map(float, saved[0])), tuple(map(float, saved[1]))
+
+
+def _read_bits(saved: Any) -> int | None:
+    if saved is not None and saved not in BITS:
+        raise ValueError(f"bits are {saved}")
+    return saved
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:

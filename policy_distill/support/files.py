@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import mmap
@@ -9,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -36,26 +37,40 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     return target
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove the temporary files of ``write_atomically`` for ``path``, which a killed process leaves; no process may be writing it."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        temporary.unlink()
+
+
 def mapped_tensor(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tensor of zeros backed by a memory-mapped file in ``folder``.
 
     The file is anonymous: its space is freed when the tensor is deleted or the process ends, even by a crash.
 
     Raises:
-        RequestError: if the disk has no room for it. Without this check, writing a row would kill the process without a message.
+        RequestError: if the disk has no room for it; see ``mapped_file``.
     """
-    size = math.prod(shape) * dtype.itemsize
     with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
-        except OSError as error:
-            raise RequestError(
-                f"there is no room for {size / 1e6:,.0f} MB in {folder} ({error.strerror}): choose another folder with --output"
-            ) from None
-        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)
+        return torch.frombuffer(mapped_file(file, folder, math.prod(shape) * dtype.itemsize), dtype=dtype).view(*shape)
+
+
+def mapped_file(file: IO[bytes], folder: Path, size: int) -> mmap.mmap:
+    """An open file of ``folder`` as memory of ``size`` bytes, zeros where nothing was written.
+
+    Raises:
+        RequestError: if the disk has no room for it. Without this check, writing would kill the process without a message.
+    """
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    except OSError as error:
+        raise RequestError(
+            f"there is no room for {size / 1e6:,.0f} MB in {folder} ({error.strerror}): choose another folder with --output"
+        ) from None
+    return mmap.mmap(file.fileno(), size)
 
 
 def _umask() -> int:

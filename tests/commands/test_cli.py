@@ -281,13 +281,13 @@ def test_a_file_s_values_give_way_to_the_command_line_s(capsys, expert, tmp_path
 def test_the_rl_zoo_s_short_forms_name_the_teacher(capsys, expert, monkeypatch):
     seen: list[DistillConfig] = []
 
-    def stop(config: DistillConfig, display: object) -> None:
+    def stop(config: DistillConfig, **options: object) -> None:
         seen.append(config)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["policy_distill.pipeline.distill"], "distill", stop)
     zoo = str(Path(expert).parents[2])
-    assert main(["distill_policy", "--algo", "ppo", "--env", "Walker", "-f", zoo, "-P", "--seed", "3"]) == 1
+    assert main(["distill_policy", "--algo", "ppo", "--env", "Walker", "-f", zoo, "-P", "--seed", "3"]) == 130
     assert seen[0].teacher == str(Path(expert).parent)
     assert seen[0].seed == 3
     assert capsys.readouterr().err == "policy-distill: interrupted\n"

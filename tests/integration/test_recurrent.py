@@ -24,7 +24,7 @@ from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.teachers import RecurrentTeacher, Teacher
-from policy_distill.training.kickstart import ppo_on
+from policy_distill.training.ppo.kickstart import ppo_on
 from tests.teachers.test_recurrent import BLIND, model_of, tiny
 
 RUN = [

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +30,20 @@ from policy_distill.policies.student import Student
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support.trees import Tree
 from policy_distill.teachers import Teacher
-from policy_distill.training.autograd_ppo import AutogradPPO, RecurrentPPO
 from policy_distill.training.autograd_stack import AutogradStack
-from policy_distill.training.ppo import PPO
+from policy_distill.training.ppo.autograd_ppo import AutogradPPO, RecurrentPPO
+from policy_distill.training.ppo.ppo import PPO
+from policy_distill.training.ppo.vector_ppo import VectorPPO
 from policy_distill.training.stack import StudentStack
 from policy_distill.training.stacks import stack_of
-from policy_distill.training.vector_ppo import VectorPPO
 
 CRITIC_SIZES, CRITIC_CHANNELS, CRITIC_MEMORY = (64, 64), 16, 64
 """The value network, which is not part of the student: its hidden sizes, and the minimum number of channels of its convolutions and units
 of its memory, if the student has these."""
 LEARNING_RATES = (1e-5, 1e-2)
 """Range of the adaptive learning rate."""
+METRICS = ("imitation_loss", "approximate_kl_nats", "explained_variance")
+"""Figures of an update."""
 LAST_EPISODES = 100
 """Number of episodes in ``train_return_mean``."""
 
@@ -66,69 +68,120 @@ class Snapshot:
     metrics: dict[str, float]
 
 
-def kickstart(
-    student: Student,
-    teacher: Teacher,
-    environments: RolloutEnv,
-    objective: Objective,
-    config: PolishConfig,
-    *,
-    seed: int,
-    on_snapshot: Callable[[Snapshot], bool],
-) -> None:
-    """Train a copy of ``student`` on the environment's reward for ``config.env_steps`` steps.
+class Kickstart:
+    """Training of a copy of a student on the environment's reward, from one snapshot to the next.
+
+    Snapshots are taken at most ``config.snapshots`` times and at most once for each rollout, evenly over the steps after the critic's
+    warm-up, the last time at the end.
 
     Args:
         student: the initial policy; it is not changed.
         teacher: target of the imitation loss, whose weight falls from ``config.teacher_weight`` to zero over the first half.
-        environments: the environments of the rollouts; they are reset first, and not closed.
         objective: the imitation loss.
         config: PPO's settings; the steps are rounded up to whole rollouts.
         seed: seed of the value network's initial weights and of the order of the transitions.
-        on_snapshot: called at most ``config.snapshots`` times and at most once for each rollout, evenly over the steps after the critic's
-            warm-up, the last time at the end; if it returns True, the training ends.
 
-    Raises:
-        TrainingFault: if the student's weights are no longer finite.
+    Attributes:
+        env_steps: environment steps so far.
     """
-    warmup = config.critic_warmup * config.env_steps
-    env_steps = snapshots = 0
-    metrics: dict[str, float] = {}
-    returns: deque[float] = deque(maxlen=LAST_EPISODES)
-    with own_random_state():
-        ppo = ppo_on(student, teacher, objective, config, seed=seed)
-        average = ppo.actor.flat.clone()
+
+    def __init__(self, student: Student, teacher: Teacher, objective: Objective, config: PolishConfig, *, seed: int) -> None:
+        self._student, self._config = student, config
+        self._warmup = config.critic_warmup * config.env_steps
+        self.env_steps = self._snapshots = 0
+        self._metrics: dict[str, float] = {}
+        self._returns: deque[float] = deque(maxlen=LAST_EPISODES)
+        self._acted: list[Tensor] = []
+        """``[1, P]``, the policy of each rollout."""
+        with own_random_state():
+            self._ppo = ppo_on(student, teacher, objective, config, seed=seed)
+        self._average = self._ppo.actor.flat.detach().clone()
+
+    @property
+    def over(self) -> bool:
+        """Whether the last snapshot was taken."""
+        return self.env_steps >= self._config.env_steps
+
+    def begin(self, environments: RolloutEnv) -> None:
+        """Reset the environments and repeat the rollouts so far, with the same policies, so that they are where the training is."""
         environments.reset()
-        while True:
-            over = env_steps >= config.env_steps
-            if not over:
-                if ppo.trains_actor and metrics:  # else the policy did not change
-                    ppo.learning_rate = _adapted(ppo.learning_rate, metrics["approximate_kl_nats"], config.target_kl)
-                ppo.train_actor(env_steps >= warmup)
-                ppo.penalty_weight = config.teacher_weight * max(0.0, 1 - 2 * env_steps / config.env_steps)
-            average.lerp_(ppo.actor.flat, 1 - config.average_decay)
-            progress = min(max(env_steps - warmup, 0.0) / (config.env_steps - warmup), 1.0)
-            with torch.no_grad():  # the limit of the standard deviation
-                ppo.actor.log_std.clamp_(max=student.log_std + progress * math.log(config.std_end))
-            if over or env_steps >= warmup + (config.env_steps - warmup) * (snapshots + 1) / config.snapshots:
-                averaged = _averaged(ppo, average, f"within {env_steps:,} steps", config)
-                reported = metrics | {"learning_rate": ppo.learning_rate}
-                if not ppo.penalty_weight:
-                    del reported["imitation_loss"]
-                if returns:
-                    reported["train_return_mean"] = float(np.mean(returns))
-                if len(averaged.log_std):
-                    reported["std"] = float(averaged.log_std.exp().mean())
-                snapshots += 1
-                critic = ppo.critic.member(0).linears if isinstance(ppo, VectorPPO) else []
-                if on_snapshot(Snapshot(env_steps, ppo.gradient_steps, averaged, critic, reported)) or over:
-                    return
-            ended = environments.rollout(ppo.actor.member(0))
-            env_steps += environments.rewards.size
-            returns.extend(episode.episode_return for episode in ended)
-            batch, explained_variance = ppo.transitions(environments, ended)
-            kl, penalty = ppo.update(batch)
-            metrics = {"imitation_loss": penalty, "approximate_kl_nats": kl, "explained_variance": explained_variance}
+        for weights in self._acted:
+            environments.rollout(self._ppo.actor.member(0, weights))
+
+    def next_snapshot(self, environments: RolloutEnv) -> Snapshot:
+        """Train up to the next snapshot.
+
+        Args:
+            environments: the environments of the rollouts, after ``begin``.
+
+        Raises:
+            TrainingFault: if the student's weights are no longer finite.
+        """
+        with own_random_state():
+            if self._snapshots:  # the settings of the next rollout were adjusted before the last snapshot
+                self._roll_out(environments)
+            while not self._adjust():
+                self._roll_out(environments)
+            return self._snapshot()
+
+    def _adjust(self) -> bool:
+        """Adjust everything that depends on the steps so far, and return whether a snapshot is due."""
+        ppo, config, warmup = self._ppo, self._config, self._warmup
+        if not self.over:
+            if ppo.trains_actor and self._metrics:  # else the policy did not change
+                ppo.learning_rate = _adapted(ppo.learning_rate, self._metrics["approximate_kl_nats"], config.target_kl)
+            ppo.train_actor(self.env_steps >= warmup)
+            ppo.penalty_weight = config.teacher_weight * max(0.0, 1 - 2 * self.env_steps / config.env_steps)
+        self._average.lerp_(ppo.actor.flat, 1 - config.average_decay)
+        progress = min(max(self.env_steps - warmup, 0.0) / (config.env_steps - warmup), 1.0)
+        with torch.no_grad():  # the limit of the standard deviation
+            ppo.actor.log_std.clamp_(max=self._student.log_std + progress * math.log(config.std_end))
+        return self.over or self.env_steps >= warmup + (config.env_steps - warmup) * (self._snapshots + 1) / config.snapshots
+
+    def _snapshot(self) -> Snapshot:
+        ppo = self._ppo
+        averaged = _averaged(ppo, self._average, f"within {self.env_steps:,} steps", self._config)
+        reported = self._metrics | {"learning_rate": ppo.learning_rate}
+        if not ppo.penalty_weight:
+            del reported["imitation_loss"]
+        if self._returns:
+            reported["train_return_mean"] = float(np.mean(self._returns))
+        if len(averaged.log_std):
+            reported["std"] = float(averaged.log_std.exp().mean())
+        self._snapshots += 1
+        critic = ppo.critic.member(0).linears if isinstance(ppo, VectorPPO) else []
+        return Snapshot(self.env_steps, ppo.gradient_steps, averaged, critic, reported)
+
+    def _roll_out(self, environments: RolloutEnv) -> None:
+        """Take a rollout and train on it."""
+        ppo = self._ppo
+        self._acted.append(ppo.actor.flat.detach().clone())
+        ended = environments.rollout(ppo.actor.member(0))
+        self.env_steps += environments.rewards.size
+        self._returns.extend(episode.episode_return for episode in ended)
+        batch, explained_variance = ppo.transitions(environments, ended)
+        kl, penalty = ppo.update(batch)
+        self._metrics = dict(zip(METRICS, (penalty, kl, explained_variance), strict=True))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the training depends on, besides the arguments."""
+        return {
+            **self._ppo.state_dict(),
+            "average": self._average,
+            "acted": torch.cat(self._acted) if self._acted else self._average[:0],
+            "returns": torch.tensor(list(self._returns), dtype=torch.float64),
+            "steps": torch.tensor([self.env_steps, self._snapshots]),
+            "metrics": torch.tensor([self._metrics.get(name, math.nan) for name in METRICS], dtype=torch.float64),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from the state of a training with the same arguments; ``begin`` comes next."""
+        self._ppo.load_state_dict(saved)
+        self._average.copy_(saved["average"])
+        self._acted = list(saved["acted"].split(1))
+        self._returns.extend(saved["returns"].tolist())
+        self.env_steps, self._snapshots = saved["steps"].tolist()
+        self._metrics = dict(zip(METRICS, saved["metrics"].tolist(), strict=True)) if self._acted else {}
 
 
 def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: PolishConfig, *, seed: int) -> PPO[Any]:
@@ -138,6 +191,7 @@ def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: Pol
         action_space=gym.spaces.Box(-np.inf, np.inf, (1,)),
         hidden_sizes=CRITIC_SIZES,
         action_units=None,
+        bits=None,
         channels=tuple(max(channels, CRITIC_CHANNELS) for channels in student.architecture.channels),
         memory=student.architecture.memory and max(student.architecture.memory, CRITIC_MEMORY),
     )
@@ -145,7 +199,6 @@ def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: Pol
     on_vectors = isinstance(student.encoder, Vectors) and not value.memory
     networks = _vector_networks(student, value) if on_vectors else _autograd_networks(student, value, seed)
     actor = networks[0]
-    draws = torch.Generator().manual_seed(seed)
 
     def imitation_loss(outputs: Tensor, observations: Tree, labels: dict[str, Tensor]) -> Tensor:
         if labels:
@@ -154,11 +207,12 @@ def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: Pol
             with torch.no_grad():
                 targets = teacher.targets(observations)
         stacked = ActionTargets({name: rows[None] for name, rows in targets.parameters.items()}, targets.actions[None])
-        drawn = torch.rand(1, *outputs.shape, generator=draws).clamp(1e-7, 1 - 1e-7) if objective.kind == "nll" else None
+        drawn = torch.rand(1, *outputs.shape, generator=ppo.draws).clamp(1e-7, 1 - 1e-7) if objective.kind == "nll" else None
         return objective.total(objective.terms(outputs[None], actor.log_std, stacked, draws=drawn))[0]
 
     kind: Any = VectorPPO if on_vectors else RecurrentPPO if value.memory else AutogradPPO
-    return kind(*networks, config, seed=seed, penalty=imitation_loss)
+    ppo: PPO[Any] = kind(*networks, config, seed=seed, penalty=imitation_loss)
+    return ppo
 
 
 def _vector_networks(student: Student, value: Architecture) -> tuple[StudentStack, StudentStack]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from policy_distill.rollouts.ppo_rollouts import Ended, RolloutEnv
 from policy_distill.support import trees
 from policy_distill.support.trees import Tree
 from policy_distill.training.autograd_stack import AutogradStack, Pass
-from policy_distill.training.ppo import PPO, Batch, Evaluated
+from policy_distill.training.ppo.ppo import PPO, Batch, Evaluated
 from policy_distill.training.recurrent_stack import RecurrentStack, Sequences
 
 CHUNK = 2**24
@@ -68,6 +68,14 @@ class RecurrentPPO(AutogradPPO):
         super().__init__(actor, critic, config, seed=seed, penalty=penalty)
         self._states: list[Tensor | None] = [None, None]
         """State ``[N, units]`` of actor and critic before the next rollout's first observations; None before the first rollout."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        states = zip(("acting", "judging"), self._states, strict=True)
+        return {**super().state_dict(), **{name: state for name, state in states if state is not None}}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        super().load_state_dict(saved)
+        self._states = [saved.get(name) for name in ("acting", "judging")]
 
     def _evaluate(self, environments: RolloutEnv, observations: Tree, truncated: Sequence[Ended]) -> Evaluated:
         starts = torch.from_numpy(environments.starts)

@@ -8,7 +8,7 @@ compare every quantity with Stable-Baselines3's PPO.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -80,6 +80,7 @@ class PPO(ABC, Generic[Networks]):
         learning_rate: Adam's learning rate in the next update.
         penalty_weight: weight of ``penalty``; at zero it is not called.
         gradient_steps: number of gradient steps so far.
+        draws: generator of the penalty's random numbers.
     """
 
     def __init__(
@@ -93,12 +94,49 @@ class PPO(ABC, Generic[Networks]):
     ) -> None:
         self.actor, self.critic, self.penalty, self.config = actor, critic, penalty, config
         self.learning_rate, self.penalty_weight, self.gradient_steps = config.learning_rate, 0.0, 0
+        self.draws = torch.Generator().manual_seed(seed)
         self._orders = np.random.RandomState(seed)  # the same generator as in Stable-Baselines3
         self._reward_scale = RewardScale(config.discount)
         self._rooms: dict[int, tuple[Any, Any]] = {}
         critic.flat.grad = critic.gradient
         self.train_actor(True)
         self._adam = torch.optim.Adam([actor.flat, critic.flat], eps=1e-5, fused=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that later updates depend on, besides the arguments: weights, Adam's moments, generators, reward scale and settings."""
+        settings = [self.learning_rate, self.penalty_weight, self.gradient_steps, self.trains_actor]
+        orders = self._orders.get_state(legacy=False)["state"]
+        moments = {
+            f"{name}.{key}": value for name, weights in self._weights.items() for key, value in self._adam.state.get(weights, {}).items()
+        }
+        return {
+            **{name: weights.detach() for name, weights in self._weights.items()},
+            **moments,
+            "draws": self.draws.get_state(),
+            "orders": torch.tensor([*orders["key"].tolist(), orders["pos"]]),
+            **self._reward_scale.state_dict(),
+            "settings": torch.tensor(settings, dtype=torch.float64),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from the state of a PPO with the same arguments."""
+        for name, weights in self._weights.items():
+            weights.copy_(saved[name])
+            moments = {key.removeprefix(f"{name}."): value.clone() for key, value in saved.items() if key.startswith(f"{name}.")}
+            if moments:
+                self._adam.state[weights] = moments
+        self.draws.set_state(saved["draws"].clone())
+        *key, position = saved["orders"].tolist()
+        self._orders.set_state(("MT19937", np.array(key, np.uint32), position, 0, 0.0))
+        self._reward_scale.load_state_dict(saved)
+        self.learning_rate, self.penalty_weight, steps, trains_actor = saved["settings"].tolist()
+        self.gradient_steps = int(steps)
+        self.train_actor(bool(trains_actor))
+
+    @property
+    def _weights(self) -> dict[str, Tensor]:
+        return {"actor": self.actor.flat, "critic": self.critic.flat}
 
     def train_actor(self, on: bool) -> None:
         """Switch the actor's training on or off; Adam does not count the steps while it is off."""
@@ -243,6 +281,17 @@ class RewardScale:
         self._discount = discount
         self._sums = np.zeros(1)
         self._count, self._mean, self._variance = 1e-4, np.float64(0), np.float64(1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The statistics so far."""
+        moments = torch.tensor([self._count, self._mean, self._variance], dtype=torch.float64)
+        return {"reward_sums": torch.tensor(self._sums, dtype=torch.float64), "reward_moments": moments}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from these statistics."""
+        self._sums = saved["reward_sums"].numpy().copy()
+        self._count, mean, variance = saved["reward_moments"].tolist()
+        self._mean, self._variance = np.float64(mean), np.float64(variance)  # a Python float would keep float32 rewards from being float64
 
     def __call__(self, rewards: np.ndarray, over: np.ndarray) -> np.ndarray:
         """Scaled float32 rewards of one step ``[N]``; ``over`` marks the episodes that end with it."""

@@ -27,9 +27,9 @@ from policy_distill.losses.objective import Objective
 from policy_distill.policies.families import DiagGaussian
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support import trees
-from policy_distill.training import ppo as ppo_module
-from policy_distill.training.kickstart import ppo_on
-from policy_distill.training.ppo import (
+from policy_distill.training.ppo import ppo as ppo_module
+from policy_distill.training.ppo.kickstart import ppo_on
+from policy_distill.training.ppo.ppo import (
     Batch,
     RewardScale,
     approximate_kl,
@@ -37,8 +37,8 @@ from policy_distill.training.ppo import (
     normalized,
     surrogate_slope,
 )
+from policy_distill.training.ppo.vector_ppo import VectorPPO
 from policy_distill.training.stack import StudentStack
-from policy_distill.training.vector_ppo import VectorPPO
 from tests.small_worlds import WORLDS, random_student
 
 SPACES = {

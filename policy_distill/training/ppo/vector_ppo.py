@@ -14,7 +14,7 @@ from torch import Tensor
 from policy_distill.policies.observations import encode_observations
 from policy_distill.rollouts.ppo_rollouts import Ended, RolloutEnv
 from policy_distill.support import trees
-from policy_distill.training.ppo import PPO, Batch, Evaluated
+from policy_distill.training.ppo.ppo import PPO, Batch, Evaluated
 from policy_distill.training.stack import StudentStack
 
 

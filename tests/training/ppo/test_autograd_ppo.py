@@ -26,10 +26,10 @@ from policy_distill.policies.student import Student
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support import trees
 from policy_distill.teachers import Teacher
-from policy_distill.training.autograd_ppo import AutogradPPO, RecurrentPPO
-from policy_distill.training.kickstart import Snapshot, kickstart, ppo_on
-from policy_distill.training.ppo import PPO, RewardScale, generalized_advantages, normalized
-from policy_distill.training.vector_ppo import VectorPPO
+from policy_distill.training.ppo.autograd_ppo import AutogradPPO, RecurrentPPO
+from policy_distill.training.ppo.kickstart import Kickstart, ppo_on
+from policy_distill.training.ppo.ppo import PPO, RewardScale, generalized_advantages, normalized
+from policy_distill.training.ppo.vector_ppo import VectorPPO
 from tests.integration.test_own_kinds import Ordinal
 from tests.masked_worlds import LENGTH, Drawn
 from tests.small_worlds import Bandit, Beacon
@@ -413,15 +413,11 @@ def polished(name: str, student: Student) -> Student:
         env_steps=KINDS[name][3],
     )  # fmt: skip
     teacher = teacher_of(student)
-    found: list[Snapshot] = []
-
-    def keep(snapshot: Snapshot) -> bool:
-        found.append(snapshot)
-        return False
-
+    training = Kickstart(student, teacher, Objective(LossConfig(), teacher.family), config, seed=1)
     with environments_of(name, config) as environments:
-        kickstart(student, teacher, environments, Objective(LossConfig(), teacher.family), config, seed=1, on_snapshot=keep)
-    (snapshot,) = found
+        training.begin(environments)
+        snapshot = training.next_snapshot(environments)
+    assert training.over
     assert bool(snapshot.critic) == isinstance(ppo_of(name), VectorPPO)
     return snapshot.student
 
@@ -447,3 +443,29 @@ def test_no_forbidden_action_is_drawn(name):
             forbidden += not allows(student.action_space, mask, action)
             ppo_actions += 1
     assert (forbidden, ppo_actions) == (0, 800)
+
+
+@pytest.mark.parametrize("name", ["image", "memory"])
+def test_a_training_in_parts_is_the_same_training(name):
+    student, config = spoiled(name), replace(CONFIG, env_steps=320, snapshots=3, critic_warmup=0.2)
+
+    def snapshots(*, apart: bool) -> list[Student]:
+        found: list[Student] = []
+        training: Kickstart | None = None
+        with contextlib.ExitStack() as opened:
+            while training is None or not training.over:
+                if training is None or apart:
+                    before, teacher = training, teacher_of(student)
+                    training = Kickstart(student, teacher, Objective(LossConfig(), teacher.family), config, seed=1)
+                    if before is not None:
+                        training.load_state_dict({key: tensor.clone() for key, tensor in before.state_dict().items()})
+                    environments = opened.enter_context(environments_of(name, config))
+                    training.begin(environments)
+                found.append(training.next_snapshot(environments).student)
+        return found
+
+    whole, parts = snapshots(apart=False), snapshots(apart=True)
+    assert len(whole) == len(parts) == 3
+    for one, other in zip(whole, parts, strict=True):
+        expected = other.state_dict()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in one.state_dict().items())
