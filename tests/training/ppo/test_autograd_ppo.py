@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -130,7 +130,8 @@ def masked(action_space: gym.Space) -> gym.Env:
     return ActionMasks(Drawn(gym.spaces.Box(-1, 1, (1,)), action_space))
 
 
-WORLDS: dict[str, tuple[Callable[[], gym.Env], dict[str, Any], float, int]] = {
+World: TypeAlias = tuple[Callable[[], gym.Env], dict[str, Any], float, int]
+WORLDS: dict[str, World] = {
     "image": (Lit, {"channels": (4, 4)}, 1, 8_000),
     "image in a Dict": (LitInParts, {"channels": (4, 4)}, 1, 8_000),
     "from 1": (LitFromOne, {}, 1, 4_000),
@@ -144,7 +145,12 @@ WORLDS: dict[str, tuple[Callable[[], gym.Env], dict[str, Any], float, int]] = {
     "ordinal": (Bandit, {}, 1, 8_000),
 }
 """Each with the student's kind, the best return, and the steps in which polishing reaches it."""
-KINDS = {**WORLDS, "walk on an image": (Beacon, {"channels": (4, 4)}, -3, 0)}
+WALK: dict[str, World] = {"walk on an image": (Beacon, {"channels": (4, 4)}, -3, 0)}
+QUANTIZED: dict[str, World] = {
+    "image in 4 bits": (Lit, {"channels": (4, 4), "bits": 4}, 1, 0),
+    "memory in 4 bits": (Later, {"memory": 8, "bits": 4}, 1, 0),
+}
+KINDS = {**WORLDS, **WALK, **QUANTIZED}
 
 
 @pytest.fixture(autouse=True)
@@ -333,13 +339,13 @@ def test_probabilities_values_and_advantages_of_two_rollouts(name):
             torch.testing.assert_close(batch.returns, by_environment(torch.from_numpy(advantages + values[:-1])), rtol=1e-3, atol=1e-4)
             assert batch.log_probs.std() > 0.01
             ppo.update(batch)
-    assert cut > 8 or name in {"image", "image in a Dict", "from 1", "far away", "ordinal"}  # episodes of one step
+    assert cut > 8 or name in {"image", "image in a Dict", "from 1", "far away", "ordinal", "image in 4 bits"}  # episodes of one step
 
 
 # Updates.
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*WORLDS, *WALK])
 def test_gradients_are_autograd_s(name):
     """Of the whole rollout, of which the policy has moved away, so that some ratios are clipped; states are those from before."""
     ppo = ppo_of(name)
