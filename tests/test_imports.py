@@ -52,6 +52,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "loss",
         "reading",
         "environment",
+        "engine",
         "inputs",
         "stages",
         "checks",
@@ -73,6 +74,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.evaluation": (
         "verify",
+        "machines",
         "exports",
         "measure",
         "parity",
@@ -149,6 +151,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "state",
         "varying",
         "prepare",
+        "check_batches",
         "records",
         "lock",
     ),
@@ -214,9 +217,17 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "ablation",
         "train_teacher",
         "benchmark",
-        "completed",
+        "scheduler",
+    ),
+    "policy_distill.studies.scheduler": (
+        "schedule",
+        "on_ray",
+        "jobs",
+        "parcels",
+        "children",
     ),
     "policy_distill.studies.benchmark": (
+        "engines",
         "stack",
         "scale",
         "train",
@@ -235,6 +246,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "publish",
     ),
     "policy_distill.support": (
+        "ray_cluster",
         "files",
         "signals",
         "progress",
@@ -406,4 +418,4 @@ def test_no_folder_is_crowded_and_no_module_is_long():
 def test_nothing_outside_the_scripts_is_a_second_program():
     for name, path in MODULES.items():
         if not name.startswith("scripts."):
-            assert "__main__" not in path.read_text() or path.name == "__main__.py", name
+            assert '__name__ == "__main__"' not in path.read_text() or path.name == "__main__.py", name

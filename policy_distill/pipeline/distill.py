@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.config.code import settings_that_run_code
 from policy_distill.evaluation.certify import certificate, files_of_student, files_of_teacher, plan_of, play, write_certificate
+from policy_distill.evaluation.machines import this_machine
 from policy_distill.evaluation.return_cache import known_returns
 from policy_distill.evaluation.statistics import Retention, retention
 from policy_distill.evaluation.teacher_check import preflight
@@ -155,9 +156,12 @@ def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display)
         backend=job.backend,
         step_timeout=config.step_timeout,
         view=job.architecture.view,
+        engine=config.engine,
     )
     with workers as rollouts, Tracker(job.folder / "tensorboard") as tracker, display:
         display.note(rollouts.backend)
+        if config.engine.kind == "ray":
+            state.notices += this_machine().check(rollouts.ask_each(this_machine))
         known = known_returns(job.teacher, job.spec) if config.evaluate.reuse_returns else {}
         services = Services(job, rollouts, tracker, display, known)
         while state.stage != "done":

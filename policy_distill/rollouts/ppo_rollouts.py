@@ -20,7 +20,7 @@ from policy_distill.policies.policy import Memoryless, State
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.acting import Player, labelling
 from policy_distill.rollouts.numpy_policies import Labels, RecurrentOutputs, outputs_of
-from policy_distill.rollouts.processes import Host, Local, Remote
+from policy_distill.rollouts.processes import Host, Local, Site
 from policy_distill.rollouts.stream import Results, Streams, stream
 from policy_distill.support import trees
 from policy_distill.support.pending import Pending
@@ -96,7 +96,7 @@ class RolloutEnv:
         *,
         seed: int = 0,
         teacher: RecurrentTeacher | None = None,
-        sites: Sequence[Remote | Local] = (),
+        sites: Sequence[Site] = (),
     ) -> None:
         num_envs = len(env_fns)
         self._sites = list(sites or [Local(Host())])[:num_envs]

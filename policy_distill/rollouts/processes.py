@@ -13,20 +13,25 @@ import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from policy_distill.config import EnvironmentFault, Fault, RequestError
+from policy_distill.config import EngineConfig, EnvironmentFault, Fault, RequestError
 from policy_distill.rollouts.watchdog import Pulse, Watchdog
 from policy_distill.support.pending import Pending
+from policy_distill.support.ray_cluster import Actor, is_connected
 from policy_distill.support.signals import default_stops
 
 Answer = TypeVar("Answer")
 
 DEBUG = "POLICY_DISTILL_DEBUG"
 """Environment variable; if it is set, errors include the traceback of the worker process."""
-CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+
+def start_context() -> Any:
+    """How processes are started: forked, which takes no time, where that is sound."""
+    return multiprocessing.get_context("fork" if sys.platform == "linux" and not is_connected() else "spawn")
 
 
 class Host:
@@ -73,10 +78,11 @@ class Remote:
     """
 
     def __init__(self, make: Callable[..., Any], *arguments: Any, step_timeout: float | None = None) -> None:
-        self._connection, child_connection = CONTEXT.Pipe()
+        context = start_context()
+        self._connection, child_connection = context.Pipe()
         self._step_timeout, self._pulse = step_timeout, Pulse() if step_timeout else None
         serve_arguments = (child_connection, self._connection, make, arguments, step_timeout, self._pulse)
-        self._process = CONTEXT.Process(target=_serve, args=serve_arguments, daemon=True)  # type: ignore[attr-defined]
+        self._process = context.Process(target=_serve, args=serve_arguments, daemon=True)
         self._process.start()
         child_connection.close()
         self._sent = self._received = 0
@@ -125,6 +131,33 @@ class Remote:
         if self._process.is_alive():
             self._process.terminate()
         self._connection.close()
+
+
+class Distant:
+    """A ``Remote`` on another machine: a process of Ray passes calls on to one of its own, which can be ended if an environment hangs."""
+
+    def __init__(self, engine: EngineConfig, make: Callable[..., Any], *arguments: Any, step_timeout: float | None = None) -> None:
+        self._actor = Actor(engine, _Passing, make, arguments, step_timeout)
+
+    def submit(self, method: str, *arguments: Any) -> Pending[Any]:
+        """Call a method; see ``Remote.submit``."""
+        return self._actor.submit("call", method, *arguments)
+
+    def close(self) -> None:
+        """End both processes."""
+        self._actor.close()
+
+
+class _Passing:
+    def __init__(self, make: Callable[..., Any], arguments: tuple[Any, ...], step_timeout: float | None) -> None:
+        self._remote = Remote(make, *arguments, step_timeout=step_timeout)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return self._remote.submit(method, *arguments).result()
+
+
+Site: TypeAlias = Local | Remote | Distant
+"""Where an object lives."""
 
 
 def call_apart(step_timeout: float | None, function: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -181,6 +214,7 @@ def _serve(
     threading.Thread(target=_receive_calls, args=(connection, calls), daemon=True).start()
     sending = threading.Lock()
     if step_timeout and pulse is not None:
+        pulse.beat()
         Watchdog(step_timeout, pulse, functools.partial(_end, connection, sending)).start()
     resident: Any = None
     broken: Exception | None = None
