@@ -42,7 +42,7 @@ from policy_distill.training.value_network import fit_values
 
 RESULTS = (
     "result.json", "report.html", "report.md", "student/student.json", "student/student.safetensors", "student.zip", "certificate.json",
-    "disagreements.npz", "episode.gif", "error.txt", "suite.json", "ablation.json",
+    "disagreements.npz", "episode.gif", "error.txt", "job.json",
 )  # fmt: skip
 """Files in a run folder that describe one run; other commands write some of them."""
 
@@ -95,6 +95,17 @@ def distill(
             if checkpoint.exists(job.folder):
                 error.add_note(("" if isinstance(error, KeyboardInterrupt) else "once the cause is gone, ") + how_to_resume(job))
             raise
+
+
+def distill_or_resume(config: DistillConfig, *, display: Display | None = None) -> DistillResult:
+    """``distill``, which continues an interrupted run of the same request in ``config.output``; one of another request is replaced."""
+    run = Path(config.output or "")
+    if config.output and checkpoint.exists(run):
+        try:
+            return distill(config, display=display, resume=True)
+        except checkpoint.CannotResume:
+            checkpoint.remove(run)
+    return distill(config, display=display)
 
 
 def _begun(job: Job, display: Display) -> tuple[Job, State]:
