@@ -42,7 +42,7 @@ from policy_distill.training.value_network import fit_values
 
 RESULTS = (
     "result.json", "report.html", "report.md", "student/student.json", "student/student.safetensors", "student.zip", "certificate.json",
-    "disagreements.npz", "episode.gif", "error.txt", "suite.json", "ablation.json",
+    "disagreements.npz", "episode.gif", "error.txt", "job.json",
 )  # fmt: skip
 """Files in a run folder that describe one run; other commands write some of them."""
 

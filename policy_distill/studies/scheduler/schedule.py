@@ -47,10 +47,14 @@ def run_jobs(
         at_a_time = available_cores() if at_a_time is None else at_a_time
         share = max(available_cores() // max(at_a_time, 1), 1)
         found = run_here([with_workers(job, share) for job in missing], at_a_time=at_a_time, quiet=quiet or at_a_time > 1)
-    for job, outcome in found:
-        if outcome.status == "done":
-            outcome = dataclasses.replace(outcome, summary=job.completed())
-        yield job, outcome
+    try:
+        for job, outcome in found:
+            if outcome.status == "done":
+                outcome = dataclasses.replace(outcome, summary=job.completed())
+            yield job, outcome
+    except KeyboardInterrupt as stop:
+        stop.add_note("the same command goes on: what is done is not run again, and what was interrupted continues")
+        raise
 
 
 def with_workers(job: StudyJob, workers: int) -> StudyJob:
