@@ -97,6 +97,17 @@ def distill(
             raise
 
 
+def distill_or_resume(config: DistillConfig, *, display: Display | None = None) -> DistillResult:
+    """``distill``, which continues an interrupted run of the same request in ``config.output``; one of another request is replaced."""
+    run = Path(config.output or "")
+    if config.output and checkpoint.exists(run):
+        try:
+            return distill(config, display=display, resume=True)
+        except checkpoint.CannotResume:
+            checkpoint.remove(run)
+    return distill(config, display=display)
+
+
 def _begun(job: Job, display: Display) -> tuple[Job, State]:
     """The job after the checks that play episodes, and the state of a new run; results of an earlier run are removed."""
     if checkpoint.exists(job.folder):

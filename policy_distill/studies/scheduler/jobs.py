@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from policy_distill.config import DistillConfig, EngineConfig, RequestError
 from policy_distill.evaluation.certify import sha256
-from policy_distill.pipeline import checkpoint
-from policy_distill.pipeline.distill import distill
+from policy_distill.pipeline.distill import distill_or_resume
 from policy_distill.studies.scheduler.children import Child, ChildDied
 from policy_distill.support.files import write_json
 from policy_distill.support.progress import Display
@@ -83,11 +82,11 @@ class Outcome:
 
 
 def perform(job: StudyJob, quiet: bool = True) -> Outcome:
-    """Run one job, or what is left of it, and record that it is done. No failure is raised: it costs this job alone."""
+    """Run one job, or continue it where it was interrupted, and record that it is done. No failure is raised: it costs this job alone."""
     display, error_file = Display(quiet=quiet), job.folder / "error.txt"
     display.note(job.name)
     try:
-        _distill(job, display)
+        distill_or_resume(job.config, display=display)
         write_json(job.folder / RECORD, {"settings": job.settings})
     except RequestError as error:
         return Outcome("not supported", str(error))
@@ -97,18 +96,6 @@ def perform(job: StudyJob, quiet: bool = True) -> Outcome:
         return Outcome("failed", f"{type(error).__name__}: {_first_and_last_line(str(error))}")
     error_file.unlink(missing_ok=True)
     return Outcome("done")
-
-
-def _distill(job: StudyJob, display: Display) -> None:
-    """Continue from the checkpoint in the job's folder; begin again if there is none, or it is another job's or other code's."""
-    if checkpoint.exists(job.folder):
-        try:
-            distill(job.config, display=display, resume=True)
-            return
-        except checkpoint.CannotResume as error:
-            display.note(f"note: the job begins again: {error}")
-            checkpoint.remove(job.folder)
-    distill(job.config, display=display)
 
 
 def outcome_of(child: Child[Outcome]) -> Outcome:

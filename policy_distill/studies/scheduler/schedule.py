@@ -47,14 +47,10 @@ def run_jobs(
         at_a_time = available_cores() if at_a_time is None else at_a_time
         share = max(available_cores() // max(at_a_time, 1), 1)
         found = run_here([with_workers(job, share) for job in missing], at_a_time=at_a_time, quiet=quiet or at_a_time > 1)
-    try:
-        for job, outcome in found:
-            if outcome.status == "done":
-                outcome = dataclasses.replace(outcome, summary=job.completed())
-            yield job, outcome
-    except KeyboardInterrupt as stop:
-        stop.add_note("the same command goes on: what is done is not run again, and what was interrupted continues")
-        raise
+    for job, outcome in found:
+        if outcome.status == "done":
+            outcome = dataclasses.replace(outcome, summary=job.completed())
+        yield job, outcome
 
 
 def with_workers(job: StudyJob, workers: int) -> StudyJob:
