@@ -151,6 +151,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "state",
         "varying",
         "prepare",
+        "check_batches",
         "records",
         "lock",
     ),

@@ -185,10 +185,11 @@ class DistillConfig:
         require(self.workers is None or self.workers >= 0, "workers", self.workers, ">= 0 (0: in this process)")
         timeout = self.step_timeout is None or (self.step_timeout >= 0 and math.isfinite(self.step_timeout))
         require(timeout, "step_timeout", self.step_timeout, ">= 0 seconds (0: no limit)")
+        gradient_steps = self.train.steps_of(has_convolutions=True)
         require(
-            self.train.gradient_steps >= self.collect.rounds,
+            gradient_steps >= self.collect.rounds,
             "train.gradient_steps",
-            self.train.gradient_steps,
+            gradient_steps,
             f"at least collect.rounds = {self.collect.rounds}: each round trains",
         )
         _ = self.environment  # checks it

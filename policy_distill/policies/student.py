@@ -215,7 +215,7 @@ class Student(nn.Module):
             "hidden_sizes": list(self.architecture.hidden_sizes),
             "activation": self.architecture.activation,
             "params": self.params,
-            **({"encoder": {"channels": list(self.architecture.channels)}} if self.architecture.channels else {}),
+            **({"encoder": self.architecture.convolutions_to_dict()} if self.architecture.channels else {}),
             **({"memory": {"kind": "gru", "size": self.architecture.memory}} if self.architecture.memory else {}),
             **({} if self.view is None else {"inputs": self.view.to_dict()}),
             **({} if self.architecture.bits is None else {"bits": self.architecture.bits}),
@@ -250,17 +250,19 @@ class Student(nn.Module):
                 )
             action_space, observed = (space_from_dict(description[name]) for name in ("action_space", "observation_space"))
             view = read_view(description.get("inputs"), observed, path, trust)
+            encoder = description.get("encoder", {"channels": ()})
             architecture = Architecture(
                 observed,
                 action_space,
                 tuple(description["hidden_sizes"]),
                 description["activation"],
                 _read_units(description.get("action_units"), action_space),
-                tuple(description["encoder"]["channels"]) if "encoder" in description else (),
+                tuple(encoder["channels"]),
                 read_memory(description.get("memory")),
                 view,
                 read_columns(description.get("varying_inputs"), observed if view is None else view.space),
                 _read_bits(description.get("bits")),
+                tuple(encoder.get("strides", ())),
             )
             weights = _read_weights(path / "student.safetensors")
             _check_weights(architecture, weights)
@@ -325,6 +327,9 @@ def _check_weights(architecture: Architecture, weights: dict[str, Tensor]) -> No
     for name, sizes in (("hidden_sizes", architecture.hidden_sizes), ("channels", architecture.channels)):
         if len(sizes) > MAX_LAYERS or any(type(size) is not int or size < 1 for size in sizes):
             raise ValueError(f"{name} are {sizes}")
+    strides = architecture.strides
+    if strides and (len(strides) != len(architecture.channels) or any(stride not in (1, 2) for stride in strides)):
+        raise ValueError(f"strides are {strides}: 1 or 2 for each of the channels")
     expected = architecture.shapes()
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if shapes != expected:

@@ -149,7 +149,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("student", f"{student['hidden_sizes']}{memory_text(student)}, {student['params']:,} parameters"),
         *([("one decision", decision_text(summary))] if "bytes" in student else []),
         *([("student's inputs", inputs_text(student))] if inputs_text(student) else []),
-        *([("held-out loss of a wide network", view_text(summary["view"]))] if summary.get("view") else []),
+        *([("lowest held-out loss", view_text(summary["view"]))] if summary.get("view") else []),
         ("compression", times(summary["compression"])),
         ("teacher's return", mean_and_std(teacher)),
         ("student's return", mean_and_std(student)),
