@@ -71,7 +71,6 @@ class Work:
         observation: megabytes of its observation alone.
         append: the job's own time to store a transition.
         round_steps: transitions of a round.
-        other_seconds: the job's seconds that are not collecting, on one core.
     """
 
     name: str
@@ -90,6 +89,8 @@ WORKS = (
 )
 SPREAD = 0.7
 """Standard deviation of the logarithm of a job's seconds."""
+PREPARED = 0.002
+"""The asking machine's time to hash and read a megabyte of a job's files."""
 STEP_SPREAD = 0.3
 """Standard deviation of the logarithm of a worker's time for its share of a block."""
 
@@ -97,7 +98,7 @@ STEP_SPREAD = 0.3
 def jobs_by_formula(work: Work, engine: Engine, slots: int, *, shared: bool) -> float:
     """Jobs a second: the least of what the slots, the machine that asks, and its network can do."""
     by_network = math.inf if shared else engine.link / work.sent
-    return min(slots / (work.seconds + engine.start), 1 / engine.job, by_network)
+    return min(slots / (work.seconds + engine.start), 1 / (engine.job + work.sent * PREPARED), by_network)
 
 
 def jobs_by_simulation(work: Work, engine: Engine, slots: int, *, shared: bool, random_numbers: random.Random) -> float:
@@ -106,7 +107,7 @@ def jobs_by_simulation(work: Work, engine: Engine, slots: int, *, shared: bool, 
     free, asker, network = [0.0] * slots, 0.0, 0.0
     begins: list[float] = []
     for _ in range(count):
-        asked = asker = max(asker, heapq.heappop(free)) + engine.job
+        asked = asker = max(asker, heapq.heappop(free)) + engine.job + work.sent * PREPARED
         if not shared:
             asked = network = max(network, asked) + work.sent / engine.link
         seconds = work.seconds * math.exp(random_numbers.gauss(-(SPREAD**2) / 2, SPREAD))

@@ -35,7 +35,7 @@ def test_transitions_of_the_formula_are_those_of_the_simulation(work, workers):
 def test_jobs_are_limited_by_slots_then_by_the_machine_that_asks_or_its_network():
     jobs = SCRIPT["jobs_by_formula"]
     assert jobs(LUNAR, ENGINE, 61, shared=True) == pytest.approx(1.0)  # a job takes 60 s and starts in 1 s
-    assert jobs(LUNAR, ENGINE, 10**6, shared=True) == pytest.approx(100.0)  # 10 ms for each
+    assert jobs(LUNAR, ENGINE, 10**6, shared=True) == pytest.approx(1 / 0.012)  # 10 ms for each, and 2 ms for its megabyte
     slow = dataclasses.replace(ENGINE, link=12.0)
     assert jobs(LUNAR, slow, 10**6, shared=False) == pytest.approx(12.0)  # a megabyte for each
 
