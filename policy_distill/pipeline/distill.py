@@ -172,7 +172,8 @@ def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display)
     with workers as rollouts, Tracker(job.folder / "tensorboard") as tracker, display:
         display.note(rollouts.backend)
         if config.engine.kind == "ray":
-            state.notices += this_machine().check(rollouts.ask_each(this_machine))
+            differing = this_machine().check(rollouts.ask_each(this_machine))
+            state.notices += [notice for notice in differing if notice not in state.notices]  # a run that is resumed has them already
         known = known_returns(job.teacher, job.spec) if config.evaluate.reuse_returns else {}
         services = Services(job, rollouts, tracker, display, known)
         while state.stage != "done":
