@@ -6,7 +6,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policy_distill.config.checks import EnvironmentFault, Fault, RequestError, TrainingFault, require, require_choice
+from policy_distill.config.checks import (
+    EnvironmentCrash,
+    EnvironmentFault,
+    Fault,
+    MemoryFault,
+    RequestError,
+    StorageFault,
+    TrainingFault,
+    require,
+    require_choice,
+)
 from policy_distill.config.environment import Arguments, EnvironmentOptions, WrapperRequest
 from policy_distill.config.inputs import InputsConfig, InputsRequest, parse_inputs
 from policy_distill.config.loss import FeatureConfig, LossConfig, RelationConfig
@@ -22,9 +32,9 @@ from policy_distill.config.stages import (
 )
 
 __all__ = [
-    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EnvironmentFault", "EnvironmentOptions", "EvaluateConfig", "Fault",
-    "FeatureConfig", "InputsConfig", "LossConfig", "MemberConfig", "PolishConfig", "Reading", "RelationConfig", "RequestError",
-    "SelfDistillConfig", "StudentConfig", "TrainConfig", "TrainingFault", "ValueConfig",
+    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EnvironmentCrash", "EnvironmentFault", "EnvironmentOptions",
+    "EvaluateConfig", "Fault", "FeatureConfig", "InputsConfig", "LossConfig", "MemberConfig", "MemoryFault", "PolishConfig", "Reading",
+    "RelationConfig", "RequestError", "SelfDistillConfig", "StorageFault", "StudentConfig", "TrainConfig", "TrainingFault", "ValueConfig",
 ]  # fmt: skip
 
 
