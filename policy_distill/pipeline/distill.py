@@ -98,7 +98,7 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
     )
     with workers as rollouts, Tracker(job.folder / "tensorboard") as tracker, display:
         display.note(rollouts.backend)
-        known = known_returns(job.teacher, job.spec) if config.evaluate.reuse_returns else {}
+        known = known_returns(job.teacher, job.spec, display.note) if config.evaluate.reuse_returns else {}
         services = Services(job, rollouts, tracker, display, known)
         while state.stage != "done":
             if state.stage == "polish":  # saved early, in case a later stage fails
