@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from policy_distill.commands.options.parser import Parser
-from policy_distill.commands.printing import DONE, plain
 from policy_distill.config import RequestError
+from policy_distill.report.printing import DONE, plain
 
 STAGES = ("collect", "train", "stack", "scale", "evaluate", "infer", "job")
 AGENT_STAGES = ("collect", "evaluate", "infer", "job")

@@ -14,8 +14,8 @@ from policy_distill.commands.options.parser import (
     reading_of,
     zoo_path,
 )
-from policy_distill.commands.printing import DONE, finish, mean_and_std, text_of
 from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig
+from policy_distill.report.printing import DONE, finish, mean_and_std, text_of
 from policy_distill.support.progress import Display
 
 

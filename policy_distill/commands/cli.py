@@ -11,8 +11,8 @@ from policy_distill.commands.check_teacher import check_teacher
 from policy_distill.commands.compare_policies import compare_policies
 from policy_distill.commands.distill_policy import distill_policy
 from policy_distill.commands.evaluate_policy import evaluate_policy
+from policy_distill.commands.export_student import export_student
 from policy_distill.commands.options.parser import nearest
-from policy_distill.commands.printing import DONE
 from policy_distill.commands.render_policy import render_policy
 from policy_distill.commands.run_ablation import run_ablation
 from policy_distill.commands.run_suite import run_suite
@@ -21,6 +21,7 @@ from policy_distill.commands.train_teacher import train_teacher
 from policy_distill.commands.verify_certificate import verify_certificate
 from policy_distill.config import Fault, RequestError
 from policy_distill.config.printable import one_line, printable
+from policy_distill.report.printing import DONE
 
 FAILED, WRONG_REQUEST = 1, 2
 
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train_teacher": train_teacher,
     "evaluate_policy": evaluate_policy,
     "compare_policies": compare_policies,
+    "export_student": export_student,
     "verify_certificate": verify_certificate,
     "check_teacher": check_teacher,
     "render_policy": render_policy,

@@ -10,8 +10,8 @@ import numpy as np
 from rich.table import Table
 
 from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
-from policy_distill.commands.printing import DONE, finish, mean_and_std, plain
 from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
+from policy_distill.report.printing import DONE, finish, mean_and_std, plain
 from policy_distill.support.figures import return_text
 from policy_distill.support.progress import Display
 from policy_distill.support.terminal import Terminal

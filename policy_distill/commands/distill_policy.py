@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from policy_distill.commands.options.parser import Parser, add_zoo_folder, with_zoo_teacher
-from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import DistillConfig
+from policy_distill.report.printing import DONE, finish
 from policy_distill.support.progress import Display
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
-from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import EnvironmentOptions, RequestError
+from policy_distill.report.printing import DONE, finish
 from policy_distill.support.figures import return_text
 from policy_distill.support.progress import Display
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from policy_distill.commands.options.parser import Parser
-from policy_distill.commands.printing import DONE, plain
+from policy_distill.report.printing import DONE, plain
 from policy_distill.support.progress import Display
 
 

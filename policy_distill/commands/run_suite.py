@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.table import Table
 
 from policy_distill.commands.options.parser import Parser
-from policy_distill.commands.printing import DONE
 from policy_distill.config import DistillConfig, RequestError
+from policy_distill.report.printing import DONE
 from policy_distill.support.progress import Display
 from policy_distill.support.terminal import Terminal
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 
 from policy_distill.commands.options.parser import Parser
-from policy_distill.commands.printing import DONE
 from policy_distill.config import RequestError
+from policy_distill.report.printing import DONE
 
 
 def simulate_statistics(arguments: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from policy_distill.commands.options.parser import Parser
-from policy_distill.commands.printing import DONE, finish, plain
+from policy_distill.report.printing import DONE, finish, plain
 from policy_distill.support.figures import spread_text
 from policy_distill.support.progress import Display
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from policy_distill.commands.options.parser import Parser, add_reading_arguments, reading_of
-from policy_distill.commands.printing import DONE, finish
 from policy_distill.config import EnvironmentOptions, RequestError
+from policy_distill.report.printing import DONE, finish
 from policy_distill.support.progress import Display
 
 DOES_NOT_HOLD = 1

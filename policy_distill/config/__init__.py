@@ -9,6 +9,7 @@ from typing import Literal
 from policy_distill.config.checks import (
     EnvironmentCrash,
     EnvironmentFault,
+    ExportFault,
     Fault,
     MemoryFault,
     RequestError,
@@ -33,8 +34,9 @@ from policy_distill.config.stages import (
 
 __all__ = [
     "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EnvironmentCrash", "EnvironmentFault", "EnvironmentOptions",
-    "EvaluateConfig", "Fault", "FeatureConfig", "InputsConfig", "LossConfig", "MemberConfig", "MemoryFault", "PolishConfig", "Reading",
-    "RelationConfig", "RequestError", "SelfDistillConfig", "StorageFault", "StudentConfig", "TrainConfig", "TrainingFault", "ValueConfig",
+    "EvaluateConfig", "ExportFault", "Fault", "FeatureConfig", "InputsConfig", "LossConfig", "MemberConfig", "MemoryFault", "PolishConfig",
+    "Reading", "RelationConfig", "RequestError", "SelfDistillConfig", "StorageFault", "StudentConfig", "TrainConfig", "TrainingFault",
+    "ValueConfig",
 ]  # fmt: skip
 
 

@@ -41,6 +41,10 @@ class StorageFault(Fault):
     """A file could not be written: the disk is full or read-only, or the folder is gone."""
 
 
+class ExportFault(Fault):
+    """An exported policy does not act as its student does; it is not written."""
+
+
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise ``RequestError`` with the setting's dotted name, its value and the allowed range unless ``condition`` holds."""
     if not condition:

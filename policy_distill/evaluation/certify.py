@@ -22,6 +22,7 @@ from policy_distill.config import EvaluateConfig
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, retention
+from policy_distill.export.artefact import Artefact, files_of_artefact
 from policy_distill.policies.policy import Policy
 from policy_distill.policies.student import Student, read_together
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
@@ -175,8 +176,10 @@ def files_of_teacher(teacher: Teacher, name: str | None) -> dict[str, Any]:
     return {"path": again, "algo": teacher.algo, **({"reading": reading} if reading else {}), "sha256": hashes}
 
 
-def files_of(policy: Student | Teacher, path: str) -> dict[str, Any]:
+def files_of(policy: Student | Artefact | Teacher, path: str) -> dict[str, Any]:
     """Identity of a policy that ``measure.load_policy`` opened."""
+    if isinstance(policy, Artefact):
+        return files_of_artefact(policy)
     if isinstance(policy, Teacher):
         return files_of_teacher(policy, path)
     folder = Path(path)

@@ -7,7 +7,7 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from policy_distill.config import EnvironmentOptions, Reading, RequestError
 from policy_distill.environments.matching import check_fits
@@ -17,6 +17,7 @@ from policy_distill.evaluation.action_units import suited
 from policy_distill.evaluation.certify import Certified, certificate, files_of, play, write_certificate
 from policy_distill.evaluation.probe import Probe, probe
 from policy_distill.evaluation.statistics import Plan, Retention, retention
+from policy_distill.export.artefact import Artefact, is_artefact
 from policy_distill.policies.student import Student, read_description
 from policy_distill.report import add_to_report, certificate_text, retention_text
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
@@ -31,6 +32,8 @@ from policy_distill.support.threads import one_torch_thread
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import choose_environment, fill_stack
 
+Evaluated: TypeAlias = Student | Artefact | Teacher
+"""Policies that are loaded from files."""
 AS_FOUND = Reading()
 """Default reading of an agent's files."""
 
@@ -122,7 +125,7 @@ def measure(
         RequestError: if a file cannot be read, environment and policy do not fit together, or a figure would be meaningless.
     """
     acting, reference, spec, _, notices = _open(policy, teacher, env, reading, teacher_reading, skip_check, display, step_timeout)
-    evaluated = Drawing(acting) if stochastic else acting
+    evaluated = drawing(acting) if stochastic else acting
     seeds = evaluation_seeds("final", episodes)
     teacher_agent = reference or (acting if isinstance(acting, Teacher) else None)
     with (
@@ -168,7 +171,7 @@ def certify(
     probed.require_repeatable()
     target = _certificate_path(policy, acting, output)
     writable_folder(target.parent)
-    evaluated = Drawing(acting) if stochastic else acting
+    evaluated = drawing(acting) if stochastic else acting
     with (
         one_torch_thread(),
         Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
@@ -195,7 +198,7 @@ def _open(
     skip_check: bool,
     display: Display | None,
     step_timeout: float | None,
-) -> tuple[Student | Teacher, Teacher | None, EnvironmentSpec, Probe, tuple[str, ...]]:
+) -> tuple[Evaluated, Teacher | None, EnvironmentSpec, Probe, tuple[str, ...]]:
     """Load policy and teacher, choose their environment, and check all three."""
     acting, saved = load_policy(policy, reading)
     reference = Teacher.load(teacher, **teacher_reading.arguments()) if teacher else None
@@ -211,7 +214,7 @@ def _open(
 
 def try_out(
     spec: EnvironmentSpec,
-    acting: Student | Teacher,
+    acting: Evaluated,
     reference: Teacher | None = None,
     *,
     skip: bool = False,
@@ -232,7 +235,7 @@ def try_out(
     probed = probe(spec, step_timeout)
     notices += probed.notices
     with one_torch_thread():
-        if isinstance(acting, Student) and not skip:  # agents are checked below
+        if isinstance(acting, Student | Artefact) and not skip:  # agents are checked below
             call_apart(step_timeout, check_ends, spec, {"the student": acting, "a random policy": None})
         for agent in agents:
             notices += call_apart(step_timeout, functools.partial(check.screen_states, skip=skip), agent, spec)
@@ -241,7 +244,7 @@ def try_out(
 
 def common_environment(
     policy: str,
-    acting: Student | Teacher,
+    acting: Evaluated,
     saved: EnvironmentSpec | None,
     reference: Teacher | None = None,
     env: EnvironmentOptions | str | None = None,
@@ -264,15 +267,28 @@ def common_environment(
     return spec, notices
 
 
-def agents_among(*policies: Student | Teacher | None) -> list[Teacher]:
+def drawing(policy: Evaluated) -> Drawing:
+    """The policy with sampled actions.
+
+    Raises:
+        RequestError: if it is an artefact, which has no generator.
+    """
+    if isinstance(policy, Artefact):
+        raise RequestError(f"{policy.folder} is an exported policy, which only takes its deterministic action: leave --stochastic out")
+    return Drawing(policy)
+
+
+def agents_among(*policies: Evaluated | None) -> list[Teacher]:
     """The agents among ``policies``: their files come from outside and have to be screened."""
     return [policy for policy in policies if isinstance(policy, Teacher)]
 
 
-def _certificate_path(policy: str, acting: Student | Teacher, output: str | None) -> Path:
+def _certificate_path(policy: str, acting: Evaluated, output: str | None) -> Path:
     """Path of a certificate: ``output``, else within the run's folder, or the student's if it belongs to no run."""
     if output is not None:
         return Path(output) if output.endswith(".json") else Path(output, "certificate.json")
+    if isinstance(acting, Artefact):
+        return acting.folder / "certificate.json"
     if not isinstance(acting, Student):
         raise RequestError(f"{policy} is not a student's folder, into which a certificate could be written: give --output")
     folder = Path(policy)
@@ -280,8 +296,8 @@ def _certificate_path(policy: str, acting: Student | Teacher, output: str | None
     return (folder.parent if in_a_run else folder) / "certificate.json"
 
 
-def load_policy(path: str, reading: Reading = AS_FOUND) -> tuple[Student | Teacher, EnvironmentSpec | None]:
-    """Open a student's folder, a run's folder, an SB3 zip, a Zoo folder or a shipped agent, with the environment that its files name.
+def load_policy(path: str, reading: Reading = AS_FOUND) -> tuple[Evaluated, EnvironmentSpec | None]:
+    """Open a student, a run, an artefact, an SB3 zip, a Zoo folder or a shipped agent, with the environment that its files name.
 
     Raises:
         RequestError: if it cannot be read, or if ``reading`` holds options of agents and it is a student.
@@ -291,6 +307,8 @@ def load_policy(path: str, reading: Reading = AS_FOUND) -> tuple[Student | Teach
             if options := reading.recorded():
                 name = next(iter(options))
                 raise RequestError(f"{path} is a student, which needs no --{name}; the option for its teacher is --teacher_{name}")
+            if is_artefact(path):
+                return Artefact(path, trust=reading.trust), _saved_environment(folder)
             return Student.load(folder, trust=reading.trust), _saved_environment(folder)
     agent = Teacher.load(path, **reading.arguments())
     sibling = Path(path).parent / "student"
@@ -305,13 +323,17 @@ def _saved_environment(folder: Path) -> EnvironmentSpec | None:
 
 
 def teacher_of(policy: str, named: str | None, reading: Reading = AS_FOUND) -> Teacher | None:
-    """The teacher that the user ``named``, else the teacher recorded with the student, read as in its run; None if there is none."""
-    if named is None:
-        recorded = _recorded_teacher(policy)
-        if recorded.get("path") is None:
-            return None
-        named, reading = recorded["path"], reading.over(recorded.get("reading") or {})
-    return Teacher.load(named, **reading.arguments())
+    """The teacher of ``named_teacher``, loaded; None if there is none."""
+    found = named_teacher(policy, named, reading)
+    return None if found is None else Teacher.load(found[0], **found[1].arguments())
+
+
+def named_teacher(policy: str, named: str | None, reading: Reading = AS_FOUND) -> tuple[str, Reading] | None:
+    """Name and reading of the teacher that the user ``named``, else of the one recorded with the student; None if there is none."""
+    if named is not None:
+        return named, reading
+    recorded = _recorded_teacher(policy)
+    return None if recorded.get("path") is None else (recorded["path"], reading.over(recorded.get("reading") or {}))
 
 
 def _recorded_teacher(path: str) -> dict[str, Any]:

@@ -19,12 +19,11 @@ from policy_distill.environments.matching import check_fits
 from policy_distill.environments.specs import EnvironmentSpec, named_again
 from policy_distill.evaluation import teacher_check as check
 from policy_distill.evaluation.certify import FORMAT, ROLES, environment_sources, files_of, versions
-from policy_distill.evaluation.measure import AS_FOUND, agents_among, load_policy
+from policy_distill.evaluation.measure import AS_FOUND, agents_among, drawing, load_policy
 from policy_distill.evaluation.probe import probe
 from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, shows_positive_mean
 from policy_distill.rollouts.episodes import evaluation_seeds
-from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.progress import Display
 from policy_distill.support.threads import one_torch_thread
@@ -167,7 +166,7 @@ def verify(
         changed += other
     for agent in agents_among(acting, reference):
         found.notes += check.screen_files(agent, skip=skip_check)
-    student = Drawing(acting) if data["student"].get("stochastic") else acting
+    student = drawing(acting) if data["student"].get("stochastic") else acting
     seeds = data["seeds"][:count]
     if display is not None:
         display.note(f"playing {count} episodes again, three times: student, teacher, random policy")

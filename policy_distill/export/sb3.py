@@ -13,15 +13,20 @@ import torch
 from torch import Tensor
 
 from policy_distill.environments.action_masks import has_mask
+from policy_distill.export.runner import Seen
 from policy_distill.policies.architecture import ACTIVATIONS, Architecture
 from policy_distill.policies.observations import FAR_FROM_ZERO, observation_width
 from policy_distill.policies.student import Student
 from policy_distill.support.files import write_atomically
 from policy_distill.support.images import channels_come_first, is_image
-from policy_distill.support.trees import leaf_spaces
+from policy_distill.support.trees import leaf_spaces, to_tensors
+from policy_distill.teachers import Teacher
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
+
+
+FILE = "student.zip"
 
 
 def to_ppo(student: Student, critic: Sequence[torch.nn.Linear] | None = None) -> PPO:
@@ -156,6 +161,32 @@ def save_ppo(student: Student, path: str | Path, *, critic: Sequence[torch.nn.Li
     content = io.BytesIO()  # an error of the disk would be wrapped differently by each library that writes a part of the zip
     to_ppo(student, critic).save(content)
     return write_atomically(path, lambda target: target.write_bytes(content.getvalue()))
+
+
+def load(folder: Path, student: Student) -> Sb3Runner:
+    """The policy of ``student.zip``, read without running anything in it."""
+    return Sb3Runner(Teacher.load(str(folder / FILE)), student)
+
+
+class Sb3Runner:
+    """A ``Runner`` of the zip as ``Teacher`` reads it, which acts as Stable-Baselines3's ``predict`` does."""
+
+    def __init__(self, agent: Teacher, student: Student) -> None:
+        self._agent, self._student = agent, student
+
+    @torch.inference_mode()
+    def __call__(self, seen: Seen, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        space = self._student.observation_space
+        observations = {key: seen[key] for key in space.spaces} if isinstance(space, gym.spaces.Dict) else next(iter(seen.values()))
+        targets = self._agent.targets(to_tensors(observations))
+        outputs = targets.parameters[self._agent.family.names[0]]
+        theirs, ours = self._agent.family.box, self._student.family.box
+        if theirs is not None and ours is not None:  # in the student's units
+            (scale, offset), (own_scale, own_offset) = theirs.affine(), ours.affine()
+            outputs = (outputs * torch.from_numpy(scale) + torch.from_numpy(offset - own_offset)) / torch.from_numpy(own_scale)
+        actions = targets.actions.numpy()
+        shape = self._student.action_space.shape or ()
+        return actions.reshape(len(actions), *shape), outputs.float().numpy(), state
 
 
 class _SpacesOnly(gym.Env[Any, Any]):

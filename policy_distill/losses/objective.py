@@ -15,7 +15,7 @@ from policy_distill.losses.relations import RELATIONS, Projection, cosine_distan
 from policy_distill.policies.actions import LAYER, ActionTargets, Parameters
 from policy_distill.policies.divergences import bounded_error, huber, mean_absolute, mean_squared
 from policy_distill.policies.families import Family
-from policy_distill.policies.q_values import Q_TEMPERATURES, median_action_gap, q_values_to_logits, standardize_logits
+from policy_distill.policies.families.q_values import Q_TEMPERATURES, median_action_gap, q_values_to_logits, standardize_logits
 from policy_distill.support.sampling import evenly
 
 CALIBRATION_ROWS = 65_536

@@ -155,9 +155,10 @@ class Student(nn.Module):
             ValueError: if the view has a history or noise; use ``step``.
         """
         parameters = self.parameters_of(to_tensors(observations if self.view is None else self.view.see(to_arrays(observations))))
-        return self._for_environment(self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator))
+        return self.for_environment(self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator))
 
-    def _for_environment(self, actions: Tensor) -> np.ndarray:
+    def for_environment(self, actions: Tensor) -> np.ndarray:
+        """Actions ``[B, ...]`` of the family in the shape that ``env.step`` accepts."""
         array: np.ndarray = actions.numpy()
         return array.reshape(len(array), *self.action_space.shape) if isinstance(self.action_space, gym.spaces.Box) else array
 
@@ -185,7 +186,7 @@ class Student(nn.Module):
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
         """Actions for N environments, and the state for the next step; see ``policies.policy.Stateful.step``."""
         parameters, state = self.parameters_after(observations, state, starts)
-        return self._for_environment(self.family.mode(parameters)), state
+        return self.for_environment(self.family.mode(parameters)), state
 
     def parameters_after(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[Parameters, State]:
         """The parameters of the action distribution for one step of N environments, and the state after it; see ``step``."""

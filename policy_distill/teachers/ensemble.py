@@ -14,7 +14,7 @@ from policy_distill.config import RequestError
 from policy_distill.environments.matching import first_difference
 from policy_distill.policies.actions import ActionTargets, Box, Parameters
 from policy_distill.policies.families import Family, weighted_mean
-from policy_distill.policies.q_values import Q_TEMPERATURES, standardize_logits
+from policy_distill.policies.families.q_values import Q_TEMPERATURES, standardize_logits
 from policy_distill.support.trees import Tree
 from policy_distill.teachers.algorithms import ALGORITHMS
 from policy_distill.teachers.networks.acting import ActionBounds

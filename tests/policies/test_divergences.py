@@ -28,7 +28,7 @@ from policy_distill.policies.divergences import (
     mean_squared,
     reverse_kl,
 )
-from policy_distill.policies.q_values import median_action_gap, q_values_to_logits, standardize_logits
+from policy_distill.policies.families.q_values import median_action_gap, q_values_to_logits, standardize_logits
 from tests.small_worlds import generator
 
 INF = math.inf

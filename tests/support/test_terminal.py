@@ -4,7 +4,7 @@ import io
 
 from rich.table import Table
 
-from policy_distill.commands.printing import finish
+from policy_distill.report.printing import finish
 from policy_distill.support.progress import Display
 from policy_distill.support.terminal import Terminal
 

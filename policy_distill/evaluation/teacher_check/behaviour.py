@@ -11,8 +11,8 @@ import torch
 
 from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.policies.actions import ActionTargets, joined
+from policy_distill.policies.families.q_values import median_action_gap
 from policy_distill.policies.observations import encode_observations
-from policy_distill.policies.q_values import median_action_gap
 from policy_distill.support.trees import Tree, blocks, length, to_tensors
 from policy_distill.teachers import Teacher
 

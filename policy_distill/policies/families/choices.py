@@ -15,7 +15,7 @@ from torch import Tensor
 from policy_distill.policies.actions import Parameters
 from policy_distill.policies.divergences import forward_kl, hard_label_cross_entropy, jensen_shannon, reverse_kl
 from policy_distill.policies.families.family import Family, Outputs
-from policy_distill.policies.q_values import standardize_logits
+from policy_distill.policies.families.q_values import standardize_logits
 
 CONFIDENCE = 0.999
 """Probability of the chosen action if a teacher returns only actions; below 1, so that the KL stays finite."""

@@ -1,0 +1,232 @@
+"""Export of a student with proof: the written files themselves are executed, compared with the student, and certified."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from policy_distill.config import EnvironmentOptions, ExportFault, Reading, RequestError
+from policy_distill.evaluation.measure import Measurement, certify, common_environment, load_policy, named_teacher, try_out
+from policy_distill.evaluation.parity import Decisions, Parity, compare, decisions_of, microseconds
+from policy_distill.evaluation.statistics import Plan, Retention, retention
+from policy_distill.export.artefact import FORMATS, Artefact, is_artefact, write, write_manifest
+from policy_distill.policies.student import Student
+from policy_distill.report import add_to_report, certificate_text, retention_text
+from policy_distill.report.write import read_result
+from policy_distill.rollouts.episodes import evaluation_seeds
+from policy_distill.rollouts.processes import call_apart
+from policy_distill.rollouts.workers import Rollouts
+from policy_distill.support.files import writable_folder
+from policy_distill.support.progress import Display
+from policy_distill.support.threads import one_torch_thread
+
+SAME = 0.999
+"""Minimum share of states with the same action, for formats in floating point: rounding decides near ties."""
+KEPT = 0.95
+"""Share of its teacher's return that a quantised policy must be certified to keep, by default."""
+SURELY_LOST = 0.99
+"""A floating-point policy fails if the interval of its retention of the student's own return lies below this."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An artefact and how it was checked.
+
+    Attributes:
+        folder: the artefact's folder.
+        manifest: contents of policy.json.
+        parity: decisions next to the student's.
+        kept: retention of the student's own return, on the same seeds.
+        certified: certificate against the teacher; None if there is none.
+        notices: what the figures do not show.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    parity: Parity
+    kept: Retention
+    certified: Measurement | None
+    notices: tuple[str, ...]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Rows of the printed table: name, figure."""
+        manifest, parity = self.manifest, self.parity
+        rows = [
+            ("format", f"{manifest['policy_format']}: {', '.join(manifest['files'])}"),
+            ("size", f"{manifest['bytes']:,} bytes, {manifest['multiply_adds']:,} multiply-adds a decision"),
+            ("one decision", f"{manifest['microseconds']:.2f} us, called from Python"),
+            ("student's action", f"{parity.equal_actions:.2%} of {parity.states:,} states"),
+            ("largest difference", f"{parity.largest_difference:.2g}, mean {parity.mean_difference:.2g}"),
+            (f"student's return kept [{self.kept.confidence:.0%}]", retention_text(dataclasses.asdict(self.kept))),
+        ]
+        if self.certified is not None and self.certified.certified is not None:
+            rows.append(("certificate", certificate_text(self.certified.certified.summary())))
+        return [*rows, *(("note", notice) for notice in self.notices)]
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as data."""
+        return {**self.manifest, "path": str(self.folder), "notices": list(self.notices)}
+
+
+def export_student(
+    run: str,
+    name: str,
+    *,
+    output: str | None = None,
+    teacher: str | None = None,
+    env: EnvironmentOptions | None = None,
+    certify_share: float | None = None,
+    max_episodes: int = 2000,
+    episodes: int = 100,
+    workers: int | None = None,
+    trust: bool = False,
+    teacher_reading: Reading | None = None,
+    skip_check: bool = False,
+    step_timeout: float | None = None,
+    display: Display | None = None,
+) -> Export:
+    """Write a run's student in the format ``name``, check the files, and keep them only if they act like the student.
+
+    Args:
+        run: a run's or a student's folder.
+        name: one of ``FORMATS``.
+        output: folder of the artefact; None: ``exports/NAME`` in ``run``.
+        teacher: for a certificate; None: the teacher recorded with the student.
+        env: the environment; None: that of the run.
+        certify_share: share of the teacher's return to certify. None: ``KEPT`` for quantised formats, no certificate for others.
+        max_episodes: maximum number of episodes of the certificate.
+        episodes: number of episodes of the comparison with the student.
+        workers, step_timeout, skip_check, teacher_reading, display: see ``measure.measure``.
+        trust: allows the import of the view's wrapper.
+
+    Raises:
+        RequestError: before any work, if the request cannot be carried out.
+        ExportFault: if the files do not act like the student; nothing is left.
+    """
+    display, chosen, teacher_reading = display or Display(quiet=True), FORMATS[name], teacher_reading or Reading()
+    student, saved = load_policy(run, Reading(trust=trust))
+    if not isinstance(student, Student):
+        raise RequestError(f"{run} is no student: name the folder of a run of distill_policy, or its student/")
+    target = Path(output) if output is not None else Path(run, "exports", name)
+    _check_target(target)
+    spec, notices = common_environment(run, student, saved, None, env)
+    share = certify_share if certify_share is not None else KEPT if chosen.bits else None
+    reference = None if share is None else named_teacher(run, teacher, teacher_reading)
+    if share is not None and reference is None:
+        notices += (f"not certified: {run} does not name the teacher that it was distilled from; give --teacher",)
+    writable_folder(target.parent)
+    probed, found = try_out(spec, student, skip=skip_check, step_timeout=step_timeout)
+    notices += found
+    if reference is not None:
+        probed.require_repeatable()
+    display.note(f"recording what the student sees and does in {spec.id}")
+    with one_torch_thread(), _folder_beside(target) as folder:
+        decisions = call_apart(step_timeout, decisions_of, student, spec)
+        artefact, manifest = _write(student, Path(run), name, folder, decisions)
+        visited = decisions.whole if chosen.reads_everything else decisions.visited
+        parity = compare(artefact.run, visited, student, decisions)
+        if not chosen.bits and parity.equal_actions < SAME:
+            raise ExportFault(f"{name} is not written: it takes the student's action in only {parity.equal_actions:.2%} of its states")
+        display.note(f"playing {episodes} episodes each with the exported policy, the student and at random")
+        seeds = evaluation_seeds("final", episodes)
+        with Rollouts(spec, None, num_envs=16, seed=0, workers=workers, step_timeout=step_timeout) as rollouts:
+            played = [rollouts.evaluate(policy, seeds, num_envs=16).returns for policy in (artefact, student, "random")]
+        kept = retention(*played)
+        _check_returns(name, kept, KEPT if chosen.bits and reference is None else None)
+        certified = None
+        if reference is not None and share is not None:
+            certified = certify(
+                str(folder),
+                teacher=reference[0],
+                plan=Plan.of(share, max_episodes=max_episodes),
+                env=env,
+                workers=workers,
+                reading=Reading(trust=True),  # written by this process
+                teacher_reading=reference[1],
+                skip_check=skip_check,
+                step_timeout=step_timeout,
+                display=display,
+            )
+            _check_certificate(name, certified)
+            notices += certified.notices
+        manifest |= {
+            "microseconds": microseconds(artefact.run, visited),
+            "parity": dataclasses.asdict(parity),
+            "student_retention": dataclasses.asdict(kept),
+            "certificate": None if certified is None or certified.certified is None else certified.certified.summary(),
+        }
+        write_manifest(folder, manifest)
+    exported = Export(target, manifest, parity, kept, certified, tuple(dict.fromkeys(notices)))
+    if Path(run, "result.json").is_file():
+        exports = read_result(run).get("exports") or {}
+        add_to_report(run, exports={**exports, name: exported.summary()})
+    return exported
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """An empty folder beside ``target`` that takes its place at the end of the block, unless the block fails.
+
+    Paths relative to the folder stay valid.
+    """
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        folder.chmod(0o755)
+        yield folder
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _check_target(target: Path) -> None:
+    """
+    Raises:
+        RequestError: if the folder holds something else than an artefact, which would be lost.
+    """
+    if target.exists() and not (target.is_dir() and (is_artefact(target) or not any(target.iterdir()))):
+        raise RequestError(f"{target} exists and is no exported policy: choose another folder with --output")
+
+
+def _write(student: Student, run: Path, name: str, folder: Path, decisions: Decisions) -> tuple[Artefact, dict[str, Any]]:
+    """Write the artefact's files and its student, and open it again from there."""
+    manifest = write(student, name, folder, decisions.visited)
+    source = run if (run / "student.json").is_file() else run / "student"
+    (folder / "student").mkdir()
+    for file in ("student.json", "student.safetensors"):
+        shutil.copyfile(source / file, folder / "student" / file)
+    write_manifest(folder, manifest)
+    return Artefact(folder, trust=True), manifest
+
+
+def _check_returns(name: str, kept: Retention, needed: float | None) -> None:
+    """
+    Raises:
+        ExportFault: if the artefact is shown to lose return, or does not show that it keeps ``needed``.
+    """
+    if kept.high < SURELY_LOST:
+        raise ExportFault(f"{name} is not written: it keeps {kept.estimate:.3f} [{kept.low:.3f}, {kept.high:.3f}] of the student's return")
+    if needed is not None and not kept.low >= needed:
+        raise ExportFault(
+            f"{name} is not written: it is not shown to keep {needed:g} of the student's return ({kept.estimate:.3f} [{kept.low:.3f}, "
+            f"{kept.high:.3f}]): give --teacher for a certificate, or more --episodes"
+        )
+
+
+def _check_certificate(name: str, measured: Measurement) -> None:
+    """
+    Raises:
+        ExportFault: if the artefact was not certified.
+    """
+    assert measured.certified is not None
+    found = measured.certified.summary()
+    if found["verdict"] != "certified":
+        raise ExportFault(f"{name} is not written: {certificate_text(found)}")

@@ -1,0 +1,236 @@
+"""Artefacts: a student in a format for deployment, in a folder of its own, which acts like any other policy.
+
+The folder holds the format's files, ``policy.json`` (format, hashes, how it was checked) and ``student/``, from which the files were
+written. The structure of the network is always read from ``student/``; the files themselves are what is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from policy_distill.config import RequestError
+from policy_distill.environments.action_masks import MASK
+from policy_distill.environments.vector import GOES_ON
+from policy_distill.export import npz, sb3
+from policy_distill.export.folded import ALONE, MASK_NAME, fold_student
+from policy_distill.export.runner import Runner, Seen, Visited
+from policy_distill.policies.policy import State
+from policy_distill.policies.student import Student
+from policy_distill.policies.views import View
+from policy_distill.support.files import write_json
+from policy_distill.support.trees import Tree
+from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
+
+MANIFEST = "policy.json"
+VERSION = 1
+"""Version of policy.json's format."""
+AGAIN = "export the student again"
+MAX_BYTES = 512 << 20
+"""Limit of one file for reading."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of artefacts.
+
+    Attributes:
+        write: writes its files into a folder from the student, its plain form and visited states, and returns their names and numbers that
+            the files depend on besides the student, such as the ranges of a calibration.
+        load: a ``Runner`` of the files.
+        bits: bits of a weight; None: float32.
+        is_code: whether loading runs code from the files. They are then compared with newly written ones, unless ``trust`` is given.
+        repeatable: whether the same student and numbers give the same files, byte for byte.
+        reads_everything: whether its input is the environment's observation, not what the student sees of it.
+    """
+
+    write: Callable[[Student, Path, Visited | None, dict[str, Any]], tuple[list[str], dict[str, Any]]]
+    load: Callable[[Path, Student], Runner]
+    bits: int | None = None
+    is_code: bool = False
+    repeatable: bool = False
+    reads_everything: bool = False
+
+
+def _write_npz(student: Student, folder: Path, visited: Visited | None, numbers: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    return npz.write(fold_student(student), folder), {}
+
+
+def _write_sb3(student: Student, folder: Path, visited: Visited | None, numbers: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    if reason := sb3.why_not_exported(student):
+        raise RequestError(f"the student cannot be written as a Stable-Baselines3 zip: {reason}")
+    return [sb3.save_ppo(student, folder / sb3.FILE).name], {}
+
+
+FORMATS: dict[str, Format] = {
+    "sb3": Format(_write_sb3, sb3.load, reads_everything=True),
+    "npz": Format(_write_npz, lambda folder, student: npz.load(folder, fold_student(student))),
+}
+"""The formats by the names of ``export_student --format``."""
+
+
+class Artefact:
+    """An exported policy; see ``policies.policy.Stateful``. It acts through its view of the environment's observations.
+
+    Args:
+        folder: an artefact's folder.
+        trust: allows to run code from the files that was not written by this version, and the import of the view's wrapper.
+
+    Attributes:
+        folder: the folder.
+        format: name of the format.
+        student: the student that it was written from.
+        params: number of the student's parameters.
+        manifest: contents of policy.json.
+
+    Raises:
+        RequestError: if the folder holds no artefact, its files were changed, or code would be run without ``trust``.
+    """
+
+    def __init__(self, folder: str | Path, *, trust: bool = False) -> None:
+        self.folder, self.trust = Path(folder), trust
+        self.manifest = read_manifest(self.folder)
+        self.format: str = self.manifest["policy_format"]
+        self.student = Student.load(self.folder / "student", trust=trust)
+        self.params = self.student.params
+        self._format = FORMATS[self.format]
+        _check_files(self.folder, self.manifest)
+        if self._format.is_code and not trust:
+            self._compare_code()
+        self.run = self._format.load(self.folder, self.student)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "trust": True}  # checked already
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def observation_space(self) -> gym.Space:
+        return self.student.observation_space
+
+    @property
+    def action_space(self) -> gym.Space:
+        return self.student.action_space
+
+    @property
+    def view(self) -> View | None:
+        """The transformation of observations before the artefact's input; None if it reads the environment's observations."""
+        return None if self._format.reads_everything else self.student.view
+
+    def initial_state(self, num_envs: int) -> State:
+        return None if self.view is None else self.view.initial_state(num_envs), self._memory(num_envs)
+
+    def _memory(self, num_envs: int) -> np.ndarray:
+        return np.zeros((num_envs, self.student.architecture.memory), np.float32)
+
+    def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
+        view_state, memory = state
+        if self.view is not None:
+            observations, view_state = self.view.step(observations, view_state, starts)
+        if starts is not None:
+            memory = np.where((starts == GOES_ON)[:, None], memory, np.float32(0))
+        actions, _, memory = self.run(by_name(observations), memory)
+        return actions, (view_state, memory)
+
+    def _compare_code(self) -> None:
+        """Check that the files are those that this version writes.
+
+        Raises:
+            RequestError: if they are not.
+        """
+        names = self.manifest["files"]
+        refused = f"{self.folder} holds code ({', '.join(names)}), and running it is only allowed with --trust"
+        if not self._format.repeatable:
+            raise RequestError(refused)
+        with tempfile.TemporaryDirectory() as scratch, refuse_damage(self.folder / MANIFEST, AGAIN):
+            written, _ = self._format.write(self.student, Path(scratch), None, self.manifest["numbers"])
+            same = sorted(written) == sorted(names) and all(sha256(Path(scratch, name)) == names[name] for name in written)
+        if not same:
+            raise RequestError(f"{refused}, since it is not what this version writes for {self.folder / 'student'}")
+
+
+def write(student: Student, name: str, folder: Path, visited: Visited | None) -> dict[str, Any]:
+    """Write a student's files in the format ``name`` into ``folder``, which exists.
+
+    Returns:
+        The manifest, which ``write_manifest`` writes once the artefact has been checked.
+
+    Raises:
+        RequestError: if the format cannot express the student, or an optional package is missing.
+    """
+    files, numbers = FORMATS[name].write(student, folder, visited, {})
+    return {
+        "format": VERSION,
+        "policy_format": name,
+        "files": {file: sha256(folder / file) for file in files},
+        "bytes": sum((folder / file).stat().st_size for file in files),
+        "multiply_adds": fold_student(student).multiply_adds,
+        "numbers": numbers,
+    }
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write policy.json."""
+    write_json(folder / MANIFEST, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Contents of policy.json.
+
+    Raises:
+        RequestError: if it is missing, damaged, or of another version or an unknown format.
+    """
+    path = folder / MANIFEST
+    data = read_json(path, AGAIN)
+    if data.get("format") != VERSION:
+        raise RequestError(f"{path} is of format {str(data.get('format'))[:20]}, this version reads {VERSION}: {AGAIN}")
+    if data.get("policy_format") not in FORMATS:
+        raise RequestError(f"{path} names the unknown format {str(data.get('policy_format'))[:20]!r}: {AGAIN}")
+    files = data.get("files")
+    plain = isinstance(files, dict) and files and all(Path(name).name == name and isinstance(files[name], str) for name in files)
+    if not plain or not isinstance(data.get("numbers"), dict):
+        raise RequestError(f"{path} does not list the files of the policy: {AGAIN}")
+    return data
+
+
+def is_artefact(folder: str | Path) -> bool:
+    """Whether a folder holds an artefact."""
+    return Path(folder, MANIFEST).is_file()
+
+
+def files_of_artefact(artefact: Artefact) -> dict[str, Any]:
+    """Identity of an artefact: its folder, and the hashes of its files and of its student's."""
+    student = {f"student/{name}": sha256(artefact.folder / "student" / name) for name in ("student.safetensors", "student.json")}
+    return {"path": str(artefact.folder), "sha256": {**artefact.manifest["files"], **student}}
+
+
+def by_name(observations: Tree) -> Seen:
+    """The parts of observations ``[B, ...]`` by the names of ``Folded.inputs``."""
+    if not isinstance(observations, dict):
+        return {ALONE: observations}
+    return {MASK_NAME if key == MASK else key: leaf for key, leaf in observations.items()}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's contents, in hexadecimal."""
+    return hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
+
+
+def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """
+    Raises:
+        RequestError: if a file is missing or not the one that was checked.
+    """
+    for name, digest in manifest["files"].items():
+        with refuse_damage(folder / name, AGAIN):
+            found = sha256(folder / name)
+        if found != digest:
+            raise RequestError(f"{folder / name} is not the file that was exported: it was changed; {AGAIN}")
