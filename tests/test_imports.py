@@ -44,6 +44,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.commands.options": (
         "parser",
+        "resuming",
         "config_file",
     ),
     "policy_distill.config": (
@@ -120,6 +121,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.pipeline": (
         "distill",
+        "checkpoint",
         "summary",
         "self_distillation",
         "polish",
@@ -215,6 +217,8 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
     "policy_distill.support": (
         "files",
+        "lock",
+        "signals",
         "progress",
         "figures",
         "seeds",
@@ -277,6 +281,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "stack",
         "flat",
         "dataset",
+        "row_file",
     ),
 }
 """Folder -> what lies in it, from top to bottom: each may import what stands after it."""

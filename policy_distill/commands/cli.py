@@ -22,12 +22,13 @@ from policy_distill.commands.verify_certificate import verify_certificate
 from policy_distill.config import Fault, RequestError
 from policy_distill.config.printable import one_line, printable
 from policy_distill.report.printing import DONE
+from policy_distill.support.signals import exit_code, raising_stops
 
 FAILED, WRONG_REQUEST = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 the request was wrong."""
+    """Run one command and return its exit code: 0 done, 1 failed, 2 the request was wrong, 130, 143 or 129 ended by a signal."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_commands()
@@ -36,20 +37,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise RequestError(f"no command {name!r}{nearest(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")
-        return COMMANDS[name](rest)
+        with raising_stops():
+            return COMMANDS[name](rest)
     except RequestError as error:
-        print(f"policy-distill: {error}", file=sys.stderr)
+        _say(str(error), error)
         return WRONG_REQUEST
     except Fault as error:  # a known kind of failure, for which a traceback would not help
-        print(f"policy-distill: {name} failed: {one_line(str(error))}", file=sys.stderr)
+        _say(f"{name} failed: {one_line(str(error))}", error)
         return FAILED
-    except KeyboardInterrupt:
-        print("policy-distill: interrupted", file=sys.stderr)
-        return FAILED
+    except KeyboardInterrupt as stop:
+        _say(f"{name} was interrupted", stop)
+        return exit_code(stop)
     except Exception as error:  # a bug: the traceback, then one line
         print(printable(traceback.format_exc()), end="", file=sys.stderr)
-        print(f"policy-distill: {name} failed: {one_line(error) or type(error).__name__}", file=sys.stderr)
+        _say(f"{name} failed: {one_line(error) or type(error).__name__}", error)
         return FAILED
+
+
+def _say(line: str, error: BaseException) -> None:
+    """Print the line to standard error, with the error's notes: how to go on."""
+    print("; ".join([f"policy-distill: {line}", *map(one_line, getattr(error, "__notes__", ()))]), file=sys.stderr)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

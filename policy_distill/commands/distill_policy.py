@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from policy_distill.commands.options.parser import Parser, add_zoo_folder, with_zoo_teacher
+from policy_distill.commands.options.resuming import is_finished, with_saved_settings
 from policy_distill.config import DistillConfig
 from policy_distill.report.printing import DONE, finish
 from policy_distill.support.progress import Display
@@ -15,12 +19,27 @@ def distill_policy(arguments: Sequence[str]) -> int:
     parser = Parser("distill_policy", distill_policy.__doc__)
     parser.add_class_arguments(DistillConfig)
     add_zoo_folder(parser)
+    parser.add_argument("--resume", type=str | None, default=None, metavar="RUN", help="continue the interrupted run in this folder")
     parser.add_display_arguments()
-    options = parser.parse(arguments)
+    options = parser.parse(with_saved_settings(arguments))
+    if options.resume and is_finished(Path(options.resume)):
+        return _print_finished(Path(options.resume), options.json)
     config = with_zoo_teacher(parser.config(options, DistillConfig), options.folder)
+    if options.resume:
+        config = dataclasses.replace(config, output=options.resume)
     from policy_distill.pipeline.distill import distill
     from policy_distill.report import summary_rows
 
-    result = distill(config, display=Display(quiet=options.json))
+    result = distill(config, display=Display(quiet=options.json), resume=options.resume is not None)
     finish(options.json, result.summary, summary_rows(result.summary), str(result.folder))
+    return DONE
+
+
+def _print_finished(run: Path, as_json: bool) -> int:
+    from policy_distill.report import summary_rows
+    from policy_distill.report.write import read_result
+
+    summary = read_result(run)
+    print(f"policy-distill: {run} is finished, and is not run again", file=sys.stderr)
+    finish(as_json, summary, summary_rows(summary), str(run))
     return DONE

@@ -19,12 +19,17 @@ class RunsCode:
     Attributes:
         name: name of the option.
         what: predicate for the message "the config file FILE ...": the value and the code that it would execute.
-        typed: the option as the user would type it.
+        option: the option as the user would type it.
     """
 
     name: str
     what: str
-    typed: str
+    option: str
+
+    @property
+    def typed(self) -> str:
+        """What the user is asked to type."""
+        return f"{self.option} if you trust them" if self.name == "trust" else self.option
 
 
 def settings_that_run_code(settings: Mapping[str, Any]) -> Iterator[RunsCode]:
@@ -34,7 +39,7 @@ def settings_that_run_code(settings: Mapping[str, Any]) -> Iterator[RunsCode]:
         RequestError: if the wrappers among them are malformed.
     """
     if settings.get("trust"):
-        yield RunsCode("trust", "sets trust: true, which runs code from an agent's files", "--trust if you trust them")
+        yield RunsCode("trust", "sets trust: true, which runs code from an agent's files", "--trust")
     env = settings.get("env")
     if isinstance(env, str) and (module := env.rpartition(":")[0]):
         yield RunsCode("env", f"names the environment {env}, and importing {module} runs its code", f"--env {env}")

@@ -32,6 +32,7 @@ class Services:
         rollouts, tracker, display: workers, log, terminal.
         known: cached returns of "teacher" and "random" from earlier jobs; a policy without an entry is always played.
         collected_rounds: rounds that these rollouts' environments have collected; episodes continue from round to round.
+        played: episodes for the cache; see ``cache_returns``.
     """
 
     job: Job
@@ -40,6 +41,7 @@ class Services:
     display: Display
     known: Mapping[str, KnownReturns] = field(default_factory=dict)
     collected_rounds: int = 0
+    played: list[tuple[KnownReturns, Episodes]] = field(default_factory=list)
 
     def begin(self, state: State, policy: Policy | str, seeds: Sequence[int], *, with_agreement: bool = False) -> Pending[Episodes]:
         """Start an evaluation; see ``Rollouts.begin_evaluation``.
@@ -60,10 +62,19 @@ class Services:
             state.evaluation_env_steps += episodes.env_steps
             if store is None:
                 return episodes
-            store.add(episodes)
+            self.played.append((store, episodes))
             return merge([known, episodes])
 
         return self.rollouts.begin_evaluation(policy, unknown, num_envs=num_envs, with_agreement=with_agreement).then(count)
+
+    def cache_returns(self) -> None:
+        """Add the episodes that were played to the cache; call it after the checkpoint of the advance that played them.
+
+        Otherwise a run that is interrupted in between would find its own episodes there, and count them as reused.
+        """
+        for store, episodes in self.played:
+            store.add(episodes)
+        self.played.clear()
 
     def begin_validation(self, state: State, student: Student) -> Pending[Episodes]:
         """Start an evaluation on the seeds that every candidate plays."""

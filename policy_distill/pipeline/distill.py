@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from policy_distill.config import DistillConfig
+from policy_distill.config import DistillConfig, RequestError
+from policy_distill.config.code import settings_that_run_code
 from policy_distill.evaluation.certify import certificate, files_of_student, files_of_teacher, plan_of, play, write_certificate
 from policy_distill.evaluation.return_cache import known_returns
 from policy_distill.evaluation.statistics import Retention, retention
 from policy_distill.evaluation.teacher_check import preflight
 from policy_distill.export.sb3 import save_ppo, why_not_exported, why_not_ppo
+from policy_distill.pipeline import checkpoint
 from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.imitation import choose_round, imitate
 from policy_distill.pipeline.polish import polish
@@ -29,11 +32,18 @@ from policy_distill.report.tensorboard import Tracker
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.files import write_json
+from policy_distill.support.lock import locked
 from policy_distill.support.progress import Display
 from policy_distill.support.seeds import derived_seed
 from policy_distill.support.threads import one_torch_thread
 from policy_distill.teachers import Teacher
 from policy_distill.training.value_network import fit_values
+
+RESULTS = (
+    "result.json", "report.html", "report.md", "student/student.json", "student/student.safetensors", "student.zip", "certificate.json",
+    "disagreements.npz", "episode.gif", "error.txt", "suite.json", "ablation.json",
+)  # fmt: skip
+"""Files in a run folder that describe one run; other commands write some of them."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +67,82 @@ class DistillResult:
     summary: dict[str, Any] = field(repr=False)
 
 
-def distill(config: DistillConfig, *, teacher: Teacher | None = None, display: Display | None = None) -> DistillResult:
+def distill(
+    config: DistillConfig, *, teacher: Teacher | None = None, display: Display | None = None, resume: bool = False
+) -> DistillResult:
     """Distil ``config.teacher`` into a small student, measure its retention, and write a run folder.
 
     Args:
         config: the settings of the run.
         teacher: used instead of ``config.teacher``: a live Stable-Baselines3 model or a callable, wrapped by ``Teacher``.
         display: shows progress; None shows nothing.
+        resume: continue the interrupted run in ``config.output``, which ends with the same student, bit for bit.
 
     Raises:
-        RequestError: before any work, if the request cannot be carried out.
+        RequestError: before any work, if the request cannot be carried out, or another run writes into the folder.
     """
     display = display or Display(quiet=True)
     job = prepare(config, teacher)
+    with one_torch_thread(), locked(job.folder):
+        identity = checkpoint.identity(job)
+        job, state = _resumed(job, identity, display) if resume else _begun(job, display)
+        try:
+            return _run(job, state, checkpoint.Checkpoint(job, identity), display)
+        except BaseException as error:
+            error.add_note(how_to_resume(job))
+            raise
+
+
+def _begun(job: Job, display: Display) -> tuple[Job, State]:
+    """The job after the checks that play episodes, and the state of a new run; results of an earlier run are removed."""
+    if checkpoint.exists(job.folder):
+        raise RequestError(f"{job.folder} holds a run that was interrupted: {how_to_resume(job)}, or {checkpoint.AGAIN}")
     known = len(job.notices)
     for notice in job.notices:
         display.note(f"note: {notice}")
-    with one_torch_thread():
-        before = preflight(job.teacher, job.spec, workers=config.workers, step_timeout=config.step_timeout, skip=config.check.skip)
-        job, unit_env_steps = settle_action_units(dataclasses.replace(job, notices=(*job.notices, *before.notices)))
-        for notice in job.notices[known:]:
-            display.note(f"note: {notice}")
-        return _run(job, display, before.env_steps + unit_env_steps)
-
-
-def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
-    config = job.config
+    before = preflight(job.teacher, job.spec, workers=job.config.workers, step_timeout=job.config.step_timeout, skip=job.config.check.skip)
+    job, unit_env_steps = settle_action_units(dataclasses.replace(job, notices=(*job.notices, *before.notices)))
+    for notice in job.notices[known:]:
+        display.note(f"note: {notice}")
+    checkpoint.remove(job.folder)  # what is left of a removal that was interrupted
+    remove_results(job.folder)
     write_config(job)
     state = State.begin(job)
-    state.evaluation_env_steps = checking_env_steps
+    state.evaluation_env_steps = before.env_steps + unit_env_steps
+    return job, state
+
+
+def _resumed(job: Job, identity: Mapping[str, Any], display: Display) -> tuple[Job, State]:
+    """The job and the state of the run in its folder."""
+    saved = checkpoint.read(job.folder, identity)
+    for line in saved.changed:
+        display.note(f"note: {line}; the student may differ from that of an uninterrupted run in its last bits")
+    job = dataclasses.replace(settle_action_units(job)[0], notices=saved.notices)
+    state = saved.state(job)
+    done = f"{state.env_steps:,} environment steps and {state.gradient_steps:,} gradient steps are done"
+    display.note(f"resumed: {done}; next stage: {state.stage.replace('_', ' ')}")
+    return job, state
+
+
+def remove_results(folder: Path) -> None:
+    """Remove what an earlier run left in the folder, so that no file there belongs to another run than its neighbours."""
+    for name in RESULTS:
+        (folder / name).unlink(missing_ok=True)
+    for log in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        log.unlink()
+
+
+def how_to_resume(job: Job) -> str:
+    """How the run goes on after an interruption, as part of a sentence."""
+    if not job.config.teacher:
+        return "distill(config, teacher=teacher, resume=True) goes on"
+    typed = " ".join(["", *(found.option for found in settings_that_run_code(vars(job.config)))])
+    return f"go on with: policy-distill distill_policy --resume {shlex.quote(str(job.folder))}{typed.rstrip()}"
+
+
+def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display) -> DistillResult:
+    config = job.config
+    saved.write(state)
     workers = Rollouts(
         job.spec,
         job.teacher,
@@ -101,12 +158,16 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         known = known_returns(job.teacher, job.spec, display.note) if config.evaluate.reuse_returns else {}
         services = Services(job, rollouts, tracker, display, known)
         while state.stage != "done":
-            if state.stage == "polish":  # saved early, in case a later stage fails
-                _save(job, state.kept[-1].student)
+            num_kept = len(state.kept)
             with state.timed("total"):
                 state = STAGES[state.stage](state, services)
+            if len(state.kept) > num_kept:  # on the disk at once, in case a later stage fails
+                _save(services.job, state.kept[-1].student)
+            with state.timed("total"):
+                saved.write(state)
+                services.cache_returns()
         assert state.student_episodes is not None
-        job = services.job
+        job = settled(job, state.columns)
         student = state.kept[-1].student
         episodes = (state.student_episodes, merge(state.teacher_parts), merge(state.random_parts))
         final_retention = retention(*(part.returns for part in episodes), confidence=config.evaluate.confidence)
@@ -126,6 +187,7 @@ def _run(job: Job, display: Display, checking_env_steps: int) -> DistillResult:
         write_certificate(job.folder / "certificate.json", found)
     write_json(job.folder / "result.json", summary)
     write_report(job.folder)
+    checkpoint.remove(job.folder)
     return DistillResult(student, final_retention, *episodes, job.folder, summary)
 
 

@@ -14,6 +14,7 @@ from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.records import Candidate, reports_to, track_round, track_validation
 from policy_distill.pipeline.state import Kept, State
 from policy_distill.pipeline.varying import settled, varied_in, varying_inputs
+from policy_distill.policies.encoders import Encoder
 from policy_distill.policies.observations import observation_width
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import Exploration, label_states
@@ -214,6 +215,11 @@ def new_trainer(job: Job, dataset: Dataset, gradient_steps: int, *, generation: 
     dtype = torch.float64 if job.teacher.needs_float64 else torch.float32
     encoder = job.architecture.new_encoder()
     encoder.normalize(lambda: (observations for observations, _ in dataset.blocks()), dtype)
+    return trainer_with(encoder, job, gradient_steps, generation=generation, members=members)
+
+
+def trainer_with(encoder: Encoder, job: Job, gradient_steps: int, *, generation: int = 0, members: int = 1) -> Trainer:
+    """``new_trainer`` with the normalisation of ``encoder``."""
     seeds = [_seed(job.config.seed, generation, member) for member in range(members)]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     stack = stack_of(job.architecture, encoder.to(job.device), generators=generators, projections=job.projections)

@@ -22,6 +22,8 @@ from policy_distill.training.dataset import Dataset
 from policy_distill.training.trainer import Trainer
 from policy_distill.training.value_network import DistilledValues
 
+FOLDER = "checkpoint"
+"""Folder of the checkpoint in a run folder; it is removed when the run is done."""
 Stage = Literal["imitation", "choice", "self_distillation", "polish", "value", "view", "evaluation", "certificate", "done"]
 
 
@@ -106,7 +108,7 @@ class State:
         """The state before any work."""
         collect, evaluate = job.config.collect, job.config.evaluate
         capacity = collect.env_steps // collect.num_envs * collect.num_envs + job.num_extra_states
-        folder = job.folder if collect.storage == "disk" else None
+        folder = job.folder / FOLDER if collect.storage == "disk" else None
         return cls(
             evaluation_seeds("validation", evaluate.validation_episodes + evaluate.finalist_episodes),
             evaluate.validation_episodes,

@@ -20,6 +20,7 @@ import torch
 from policy_distill.config import EnvironmentFault, Fault, RequestError
 from policy_distill.rollouts.watchdog import Pulse, Watchdog
 from policy_distill.support.pending import Pending
+from policy_distill.support.signals import default_stops
 
 Answer = TypeVar("Answer")
 
@@ -174,6 +175,7 @@ def _serve(
     them.
     """
     parents_end.close()
+    default_stops()
     torch.set_num_threads(1)
     calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive_calls, args=(connection, calls), daemon=True).start()

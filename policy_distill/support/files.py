@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -86,20 +86,28 @@ def mapped_tensor(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Ten
     The file is anonymous: its space is freed when the tensor is deleted or the process ends, even by a crash.
 
     Raises:
-        RequestError: if the disk has no room for it. Without this check, writing a row would kill the process without a message.
+        RequestError: if the disk has no room for it; see ``mapped_file``.
     """
-    size = math.prod(shape) * dtype.itemsize
     with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
-        except OSError as error:
-            raise RequestError(
-                f"there is no room for {size / 1e6:,.0f} MB in {folder} ({error.strerror}): choose another folder with --output"
-            ) from None
-        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)
+        return torch.frombuffer(mapped_file(file, folder, math.prod(shape) * dtype.itemsize), dtype=dtype).view(*shape)
+
+
+def mapped_file(file: IO[bytes], folder: Path, size: int) -> mmap.mmap:
+    """An open file of ``folder`` as memory of ``size`` bytes, zeros where nothing was written.
+
+    Raises:
+        RequestError: if the disk has no room for it. Without this check, writing would kill the process without a message.
+    """
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    except OSError as error:
+        raise RequestError(
+            f"there is no room for {size / 1e6:,.0f} MB in {folder} ({error.strerror}): choose another folder with --output"
+        ) from None
+    return mmap.mmap(file.fileno(), size)
 
 
 def _umask() -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ from policy_distill.support.files import mapped_tensor
 from policy_distill.support.sampling import evenly
 from policy_distill.support.trees import Tree, leaves, map_leaves
 from policy_distill.support.trees import rows as rows_of
+from policy_distill.training.row_file import Column, RowFile
 
+ROWS = "rows"
+"""Name of the file of the rows."""
 BLOCK_BYTES = 2**20
 """Size of the observations in one block, where all rows are processed block by block."""
 
@@ -31,7 +35,8 @@ class Dataset:
         capacity: maximum number of rows.
         holdout: fraction of the episodes that are held out: ``held_out`` returns them, ``draw`` does not.
         device: device of the batches and, without a folder, of the rows.
-        folder: stores the rows in unnamed files in this folder, mapped into memory; see ``mapped_tensor``.
+        folder: stores the rows in a file in this folder, mapped into memory; see ``RowFile``. The targets of ``relabelled`` are in unnamed
+            files there.
         sequences: whether to store the rows' episode numbers, for ``training_episodes``.
     """
 
@@ -43,6 +48,10 @@ class Dataset:
         self._raw: Tree = None  # only with a view
         self._targets: ActionTargets
         self._num_train = self._num_held = self._first_train = 0
+        self._columns: list[Column] = []
+        self._file: RowFile | None = None  # with a folder
+        self._saved: list[tuple[int, int, str]] = []
+        """Numbers of training and held-out rows after each ``save``, and the hash of those that it wrote."""
 
     def __len__(self) -> int:
         return self._num_train + self._num_held
@@ -65,24 +74,58 @@ class Dataset:
         count = len(transitions)
         if len(self) + count > self.capacity:
             raise ValueError(f"{count} transitions do not fit: {len(self)} of {self.capacity} rows are taken")
+        episodes = transitions.episodes if self._sequences else None
+        raw = None if transitions.seen is None else transitions.observations
+        arrays = _named(_seen(transitions), raw, episodes, transitions.targets)
         if self._observations is None:
-            self._targets = self._allocate_targets(transitions.targets)
-            self._observations = map_leaves(self._allocate, _seen(transitions))
-            self._raw = None if transitions.seen is None else map_leaves(self._allocate, transitions.observations)
-            self._episodes = self._allocate(transitions.episodes) if self._sequences else None
+            self._make([Column.like(*part) for part in arrays])
         held_out = self._is_held_out(transitions.episodes)
         trained, held = (~held_out).nonzero().flatten(), held_out.nonzero().flatten().flip(0)
         front, back = self._num_train, self.capacity - self._num_held
-        arrays = [*zip(leaves(self._observations), leaves(_seen(transitions)), strict=True)]
-        if self._raw is not None:
-            arrays += zip(leaves(self._raw), leaves(transitions.observations), strict=True)
-        if self._episodes is not None:
-            arrays.append((self._episodes, transitions.episodes))
-        for array, values in [*arrays, *_pairs(self._targets, transitions.targets)]:
+        for array, (*_, values) in zip(self._arrays, arrays, strict=True):
             array[front : front + len(trained)] = _take_rows(values, trained)
             array[back - len(held) : back] = _take_rows(values, held)
         self._num_train += len(trained)
         self._num_held += len(held)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the rows that are new since the last call into ``folder``, flush them to the disk, and return what ``load`` needs besides.
+
+        Rows that are stored on the disk must have this folder.
+        """
+        if self._observations is not None and self._saved_up_to != (self._num_train, self._num_held):
+            new = self._between(self._saved_up_to, (self._num_train, self._num_held))
+            self._saved.append((self._num_train, self._num_held, self._file_in(folder).write(self._arrays, new)))
+        columns = [[column.part, column.key, column.dtype, list(column.shape)] for column in self._columns]
+        return {"columns": columns, "saved": [list(saved) for saved in self._saved], "forgotten": self._first_train}
+
+    def load(self, folder: Path, saved: Mapping[str, Any]) -> None:
+        """Read the rows that ``save`` wrote into ``folder``; ``saved`` is what it returned.
+
+        Raises:
+            OSError, ValueError, ...: if they are not the rows that were written.
+        """
+        if not saved["columns"]:
+            return
+        self._make([Column(part, key, dtype, tuple(shape)) for part, key, dtype, shape in saved["columns"]])
+        file = self._file_in(folder)
+        for train, held, digest in saved["saved"]:
+            if file.read(self._arrays, self._between(self._saved_up_to, (train, held))) != digest:
+                raise ValueError("its rows are not those that were written")
+            self._saved.append((train, held, digest))
+        (self._num_train, self._num_held), self._first_train = self._saved_up_to, saved["forgotten"]
+
+    @property
+    def _saved_up_to(self) -> tuple[int, int]:
+        """Numbers of training and held-out rows that are saved."""
+        return self._saved[-1][:2] if self._saved else (0, 0)
+
+    def _between(self, before: tuple[int, int], after: tuple[int, int]) -> tuple[slice, slice]:
+        """The training and the held-out rows that came while their numbers grew from ``before`` to ``after``."""
+        return slice(before[0], after[0]), slice(self.capacity - after[1], self.capacity - before[1])
+
+    def _file_in(self, folder: Path) -> RowFile:
+        return self._file or RowFile(folder / ROWS, self._columns, self.capacity)
 
     def seeing_everything(self) -> Dataset:
         """The same rows with raw observations, for a student without a view."""
@@ -236,6 +279,28 @@ class Dataset:
         """Rows ``[*index.shape, ...]`` of an array, on the device of the batches."""
         return _take_rows(source, index.flatten().to(source.device)).to(self.device).unflatten(0, index.shape)
 
+    @property
+    def _arrays(self) -> list[Tensor]:
+        """The arrays of all columns."""
+        return [array for *_, array in _named(self._observations, self._raw, self._episodes, self._targets)]
+
+    def _make(self, columns: Sequence[Column]) -> None:
+        """Allocate an array ``[capacity, ...]`` for each column."""
+        self._columns = list(columns)
+        if self._folder is not None:
+            self._file = RowFile(self._folder / ROWS, columns, self.capacity)
+            arrays = self._file.map()
+        else:
+            arrays = [torch.empty((self.capacity, *column.shape), dtype=column.torch_dtype, device=self.device) for column in columns]
+        parts: dict[str, Tree] = {"raw": None, "episodes": None, "parameters": {}}
+        for column, array in zip(columns, arrays, strict=True):
+            if column.key is None:
+                parts[column.part] = array
+            else:
+                parts[column.part] = {**(parts.get(column.part) or {}), column.key: array}
+        self._observations, self._raw, self._episodes = parts["observations"], parts["raw"], parts["episodes"]
+        self._targets = ActionTargets(parts["parameters"], parts["actions"])
+
     def _allocate_targets(self, like: ActionTargets) -> ActionTargets:
         return ActionTargets({name: self._allocate(value) for name, value in like.parameters.items()}, self._allocate(like.actions))
 
@@ -254,6 +319,17 @@ class Dataset:
 def _seen(transitions: Transitions) -> Tree:
     """The student's inputs."""
     return transitions.observations if transitions.seen is None else transitions.seen
+
+
+def _named(observations: Tree, raw: Tree, episodes: Tensor | None, targets: ActionTargets) -> list[tuple[str, str | None, Tensor]]:
+    """The arrays of rows with the names of their columns, in the order in which they are stored."""
+    parts = {"observations": observations, "raw": raw, "episodes": episodes, "actions": targets.actions, "parameters": targets.parameters}
+    return [
+        (name, key, array)
+        for name, part in parts.items()
+        if part is not None
+        for key, array in (part.items() if isinstance(part, dict) else [(None, part)])
+    ]
 
 
 def _pairs(first: ActionTargets, second: ActionTargets) -> list[tuple[Tensor, Tensor]]:

@@ -77,6 +77,34 @@ class Trainer:
         """``gradient_steps`` as a tensor, for Adam."""
         self._activations: Pass = stack.buffers(config.batch_size)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that later steps depend on, besides the arguments: weights, averages, Adam's moments, generators and schedule."""
+        return {
+            **self._tensors,
+            "generators": torch.stack([generator.get_state() for generator in self.generators]),
+            "schedule": torch.tensor([self.gradient_steps, *self._segment], dtype=torch.float64),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from the state of a trainer with the same arguments.
+
+        Raises:
+            ValueError, KeyError, RuntimeError: if it is not such a state.
+        """
+        for name, tensor in self._tensors.items():
+            if saved[name].shape != tensor.shape:
+                raise ValueError(f"{name} is {tuple(saved[name].shape)}, it must be {tuple(tensor.shape)}")
+            tensor.copy_(saved[name])
+        for generator, state in zip(self.generators, saved["generators"], strict=True):
+            generator.set_state(state.clone())  # it reads a view from the beginning of its storage
+        steps, start, progress, length = saved["schedule"].tolist()
+        self.gradient_steps, self._segment = int(steps), (int(start), progress, int(length))
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        moments = {"first_moment": self._first_moment, "second_moment": self._second_moment}
+        return {"weights": self.stack.flat.detach(), "averaged": self.averaged, **moments}
+
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step: half a cosine from ``config.learning_rate`` to zero over ``config.gradient_steps``."""

@@ -1,8 +1,7 @@
-"""Between two advances the state is all that a run is: whatever else there was can be thrown away, and the same student comes out."""
+"""Between two advances the checkpoint is all that a run is: whatever else there was can be thrown away, and the same student comes out."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections import Counter
@@ -26,6 +25,7 @@ from policy_distill.config import (
 )
 from policy_distill.evaluation.return_cache import KnownReturns
 from policy_distill.evaluation.statistics import Retention
+from policy_distill.pipeline import checkpoint
 from policy_distill.pipeline import state as state_module
 from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.distill import STAGES
@@ -54,7 +54,7 @@ COLLECT = CollectConfig(env_steps=240, rounds=4, num_envs=4, epsilon=0.1, action
 
 
 class Interrupted:
-    """A run of one part after the other, each with services of its own: as if each were another process."""
+    """A run of one part after the other, each with services and a state of its own: as if each were another process."""
 
     def __init__(self, folder: Path, teacher: Teacher, env: str, **changes: Any) -> None:
         self.config = DistillConfig(output=str(folder), env=env, **{**SETTINGS, "collect": COLLECT, **changes})
@@ -62,9 +62,11 @@ class Interrupted:
         self.stages: Counter[str] = Counter()
         self.tracked: dict[str, list[tuple[float, int]]] = {}
 
-    def services(self, state: State | None) -> tuple[State, Services]:
+    def services(self, *, resumed: bool) -> tuple[State, Services]:
         job = prepare(self.config, self.teacher)
-        state = state or State.begin(job)
+        identity = checkpoint.identity(job)
+        state = checkpoint.read(job.folder, identity).state(job) if resumed else State.begin(job)
+        self.checkpoint = checkpoint.Checkpoint(job, identity)
         config = self.config
         rollouts = Rollouts(
             job.spec, job.teacher, num_envs=config.collect.num_envs, seed=config.seed, workers=config.workers, backend=job.backend,
@@ -75,16 +77,14 @@ class Interrupted:
         return state, Services(job, rollouts, tracker, Display(quiet=True), known)  # type: ignore[arg-type]
 
     def run(self, *, interrupted: bool) -> State:
-        state, services = self.services(None)
+        state, services = self.services(resumed=False)
         while state.stage != "done":
             self.stages[state.stage] += 1
             state = STAGES[state.stage](state, services)
             if interrupted:
                 services.rollouts.close()
-                stored = io.BytesIO()
-                torch.save(state, stored)
-                stored.seek(0)
-                state, services = self.services(torch.load(stored, weights_only=False))
+                self.checkpoint.write(state)
+                state, services = self.services(resumed=True)
                 torch.manual_seed(sum(self.stages.values()))  # the global generators of another process
                 np.random.seed(sum(self.stages.values()))  # noqa: NPY002
         services.rollouts.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +15,10 @@ from hypothesis import strategies as st
 
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.rollouts.transitions import NO_EPISODE, Transitions
+from policy_distill.support import trees
 from policy_distill.training import dataset as module
 from policy_distill.training.dataset import Dataset
+from policy_distill.training.row_file import RowFile
 from tests.small_worlds import generator, labelled, rows_of
 
 CPU = torch.device("cpu")
@@ -289,12 +294,12 @@ def test_other_targets_for_the_same_rows(folder, monkeypatch):
     assert torch.equal(rows_of(dataset)[1].actions, rows_of(dataset)[0][:, 0].long())
 
 
-def test_on_the_disk_everything_is_as_in_memory_and_nothing_can_be_seen(tmp_path):
+def test_on_the_disk_everything_is_as_in_memory(tmp_path):
     memory, disk = (Dataset(300, holdout=0.1, device=CPU, folder=folder) for folder in (None, tmp_path))
     for dataset in (memory, disk):
         for first in range(0, 300, 100):
             dataset.append(numbered(first, 100))
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
     drawn = memory.draw(3, 20, [generator(), generator(1)])
     assert torch.equal(drawn, disk.draw(3, 20, [generator(), generator(1)]))
     for one, other in ((memory.take(drawn), disk.take(drawn)), (rows_of(memory), rows_of(disk))):
@@ -303,8 +308,7 @@ def test_on_the_disk_everything_is_as_in_memory_and_nothing_can_be_seen(tmp_path
         assert torch.equal(one[1].parameters["logits"], other[1].parameters["logits"])
 
 
-def test_what_lies_on_the_disk_is_written_there(tmp_path, monkeypatch):
-    """Every array is a mapped file of the folder's, and there is one for each."""
+def test_other_targets_of_rows_on_the_disk_are_in_unnamed_files(tmp_path, monkeypatch):
     made: list[tuple[Path, tuple[int, ...], torch.dtype]] = []
 
     def spy(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -313,7 +317,83 @@ def test_what_lies_on_the_disk_is_written_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "mapped_tensor", spy)
     dataset = Dataset(50, holdout=0.1, device=CPU, folder=tmp_path)
-    dataset.append(numbered(0, 30))
-    dataset.append(numbered(30, 20))
-    expected = [((50, 1), torch.float32), ((50,), torch.int64), ((50, 2), torch.float32)]
-    assert sorted(made, key=str) == sorted(((tmp_path, *array) for array in expected), key=str)
+    dataset.append(numbered(0, 50))
+    dataset.relabelled(lambda _, __, targets: targets)
+    assert sorted(made, key=str) == sorted([(tmp_path, (50,), torch.int64), (tmp_path, (50, 2), torch.float32)], key=str)
+
+
+# What a checkpoint keeps of a dataset.
+
+
+def parts(first: int, count: int) -> Transitions:
+    """Rows of a Dict, seen through a view; row i observes i in each part."""
+    rows = torch.arange(first, first + count)
+    observations = {"b/ c": rows[:, None].float(), "a": rows.to(torch.uint8)}
+    targets = ActionTargets({"mean": rows[:, None].double()}, rows)
+    return dataclasses.replace(labelled(observations, targets, episodes=rows // 10), seen=-rows[:, None].float())
+
+
+def everything_in(dataset: Dataset) -> list[list[float]]:
+    """All columns, of training rows and of held-out ones."""
+    found = [numbers.tolist() for numbers in (*dataset.training_episodes(), *dataset.held_out_episodes())]
+    for seen in (dataset, dataset.seeing_everything()):
+        for observations, targets in (seen.training_rows(), seen.held_out(100) or pytest.fail("no rows are held out")):
+            arrays = [*trees.leaves(observations), targets.actions, *targets.parameters.values()]
+            found += [[*array.flatten().tolist(), str(array.dtype)] for array in arrays]
+    return found
+
+
+def saved_in_parts(folder: Path, on_the_disk: Path | None) -> tuple[Dataset, dict[str, Any]]:
+    dataset = Dataset(100, holdout=0.3, device=CPU, folder=on_the_disk, sequences=True)
+    for first, count in ((0, 30), (30, 0), (30, 45)):
+        if count:
+            dataset.append(parts(first, count))
+        dataset.save(folder)
+    dataset.forget(20)
+    return dataset, json.loads(json.dumps(dataset.save(folder)))
+
+
+def test_a_dataset_is_read_as_it_was_saved_and_goes_on(folder, tmp_path):
+    """The rows after the last ``save`` are appended again, in memory and on the disk."""
+    dataset, saved = saved_in_parts(tmp_path, folder)
+    dataset.append(parts(75, 25))
+    found = Dataset(100, holdout=0.3, device=CPU, folder=folder, sequences=True)
+    found.load(tmp_path, saved)
+    assert (len(found), found.num_forgotten) == (75, 20)
+    found.append(parts(75, 25))
+    assert everything_in(dataset) == everything_in(found)
+    assert list(found.seeing_everything().training_rows()[0]) == ["b/ c", "a"]
+
+
+def test_a_dataset_writes_each_row_once(tmp_path, monkeypatch):
+    written: list[int] = []
+    write = RowFile.write
+
+    def spy(self: RowFile, arrays: Any, rows: Any) -> str:
+        written.append(sum(part.stop - part.start for part in rows))
+        return write(self, arrays, rows)
+
+    monkeypatch.setattr(RowFile, "write", spy)
+    saved_in_parts(tmp_path, None)
+    assert written == [30, 45]
+
+
+def test_an_empty_dataset_is_saved_and_read(folder, tmp_path):
+    saved = Dataset(100, holdout=0.3, device=CPU, folder=folder).save(tmp_path)
+    found = Dataset(100, holdout=0.3, device=CPU, folder=folder)
+    found.load(tmp_path, saved)
+    found.append(numbered(0, 20))
+    assert len(found) == 20
+
+
+@pytest.mark.parametrize("damage", ["changed", "short", "missing"])
+def test_damaged_rows_are_noticed(damage, folder, tmp_path):
+    _, saved = saved_in_parts(tmp_path, folder)
+    file = tmp_path / "rows"
+    content = bytearray(file.read_bytes())
+    content[4096 + 8] ^= 1
+    file.write_bytes(content if damage == "changed" else content[:4096])
+    if damage == "missing":
+        file.unlink()
+    with pytest.raises((ValueError, OSError)):
+        Dataset(100, holdout=0.3, device=CPU, folder=folder, sequences=True).load(tmp_path, saved)
