@@ -190,6 +190,10 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "random_policy",
         "watchdog",
     ),
+    "policy_distill.rollouts.processes": (
+        "remote",
+        "serving",
+    ),
     "policy_distill.studies": (
         "suite",
         "ablation",
@@ -219,6 +223,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "files",
         "lock",
         "signals",
+        "parents",
         "progress",
         "figures",
         "seeds",

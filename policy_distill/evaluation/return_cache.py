@@ -85,8 +85,10 @@ class KnownReturns:
                 known = self._load()
                 new = _select(episodes, np.flatnonzero(~np.isin(episodes.seeds, known.seeds)))
                 both = merge([known, new])
-                arrays = {"seeds": both.seeds, "returns": both.returns, "lengths": both.lengths, "sha256": self._hash(both)}
-                write_atomically(self.path, lambda file: np.savez(file, **arrays))
+                digest = self._hash(both)
+                write_atomically(
+                    self.path, lambda file: np.savez(file, seeds=both.seeds, returns=both.returns, lengths=both.lengths, sha256=digest)
+                )
 
     def _load(self) -> Episodes:
         if not self.path.exists():

@@ -125,8 +125,9 @@ def holding(returns: Any = (1.0,), seeds: Any = (1,), lengths: Any = (1,), name:
     """Write these arrays with the hash that belongs to them: what a forger, or an error in this program, can write."""
 
     def write(path: Path) -> None:
-        arrays = {"seeds": np.array(seeds), "returns": np.array(returns), "lengths": np.array(lengths)}
-        np.savez(path, sha256=KnownReturns(path.with_name(name))._hash(Episodes(**arrays)), **arrays)
+        held = Episodes(np.array(seeds), np.array(returns), np.array(lengths))
+        digest = KnownReturns(path.with_name(name))._hash(held)
+        np.savez(path, seeds=held.seeds, returns=held.returns, lengths=held.lengths, sha256=digest)
 
     return write
 

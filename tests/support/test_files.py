@@ -72,11 +72,12 @@ def test_wherever_the_disk_fails_the_old_file_stays_and_one_line_says_which_file
     def fail(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    with monkeypatch.context() as patch, pytest.raises(StorageFault) as caught:
-        owner = {"mkstemp": tempfile, "write": None, "fsync": os, "replace": Path}[failing]
-        if owner is not None:
-            patch.setattr(owner, failing, fail)
+    owner = {"mkstemp": tempfile, "write": None, "fsync": os, "replace": Path}[failing]
+    if owner is not None:
+        monkeypatch.setattr(owner, failing, fail)
+    with pytest.raises(StorageFault) as caught:
         write_atomically(tmp_path / "a.txt", fail if failing == "write" else lambda target: target.write_text("new"))
+    monkeypatch.undo()
     assert f"{tmp_path / 'a.txt'} cannot be written ({os.strerror(code)}): make room, or give another folder" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "a.txt").read_text() == "old"
