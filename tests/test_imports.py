@@ -128,6 +128,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "imitation",
         "view_loss",
         "context",
+        "failures",
         "state",
         "varying",
         "prepare",

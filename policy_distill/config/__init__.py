@@ -170,8 +170,11 @@ class DistillConfig:
     workers: int | None = None
     """Number of processes that step environments. Left out: one per core."""
     step_timeout: float | None = None
-    """Time limit in seconds of one step or reset of an environment; if it is exceeded, the job stops. Left out or 0: no limit, except in
+    """Time limit in seconds of one step or reset of an environment; if it is exceeded, its worker is ended. Left out or 0: none, except in
     run_suite and run_ablation, where left out means 60."""
+    worker_restarts: int = 2
+    """Number of worker processes that are made anew if an environment raises, hangs or ends its process. The new process repeats what the
+    old one did, and the student is the same. If the same step fails again, the job stops."""
     trust: bool = False
     """Let Stable-Baselines3 unpickle a zip that cannot be rebuilt from plain data. This executes code from the file."""
     check: CheckConfig = field(default_factory=CheckConfig)
@@ -190,6 +193,7 @@ class DistillConfig:
         require(self.workers is None or self.workers >= 0, "workers", self.workers, ">= 0 (0: in this process)")
         timeout = self.step_timeout is None or (self.step_timeout >= 0 and math.isfinite(self.step_timeout))
         require(timeout, "step_timeout", self.step_timeout, ">= 0 seconds (0: no limit)")
+        require(self.worker_restarts >= 0, "worker_restarts", self.worker_restarts, ">= 0")
         require(
             self.train.gradient_steps >= self.collect.rounds,
             "train.gradient_steps",

@@ -101,7 +101,7 @@ class KnownReturns:
                 if not np.array_equal(data["sha256"], self._hash(found)):
                     raise ValueError("its contents do not have the hash that was written with them")
         except RequestError as error:
-            self._note(f"note: the cache of known returns {error}")
+            self._note(f"the cache of known returns {error}")
             with contextlib.suppress(OSError):  # said once, and not by every later job
                 self.path.unlink()
             return NO_EPISODES

@@ -338,8 +338,8 @@ def read_together(folder: str | Path) -> tuple[dict[str, Any], bytes]:
                 return description, content
         time.sleep(SECONDS_BETWEEN_READS)
     raise RequestError(
-        f"{path} holds no {WEIGHTS} with the hash that student.json names (weights_sha256): the files are of two students; write the student "
-        "again, or remove the entry if you changed the weights on purpose"
+        f"{path} holds no {WEIGHTS} with the hash that student.json names (weights_sha256): the files are of two students; write the "
+        "student again, or remove the entry if you changed the weights on purpose"
     )
 
 

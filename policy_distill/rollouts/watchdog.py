@@ -43,8 +43,8 @@ class Pulse:
         """The exception to raise if there was no heartbeat for ``seconds + BLOCKED_SECONDS``; otherwise None."""
         if time.monotonic() - self._time[0] <= seconds + BLOCKED_SECONDS:
             return None
-        where = self.where or "an environment"
-        return EnvironmentCrash(f"{where} or soon after: no answer for more than {seconds:g} s, and the interpreter is blocked; {FIX}")
+        where = f"{self.where} or soon after" if self.where else "an environment, in which step is not known"
+        return EnvironmentCrash(f"{where}: no answer for more than {seconds:g} s, and the interpreter is blocked; {FIX}")
 
 
 FIX = "correct the environment, or give it longer with --step_timeout"

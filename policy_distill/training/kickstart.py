@@ -118,6 +118,8 @@ def kickstart(
             returns.extend(episode.episode_return for episode in ended)
             batch, explained_variance = ppo.transitions(environments, ended)
             kl, penalty = ppo.update(batch)
+            if not (math.isfinite(kl) and math.isfinite(penalty)):
+                raise _diverged("loss", f"within {env_steps:,} steps", config)
             metrics = {"imitation_loss": penalty, "approximate_kl_nats": kl, "explained_variance": explained_variance}
 
 
@@ -178,8 +180,12 @@ def _averaged(ppo: PPO, average: Tensor, when: str, config: PolishConfig) -> Stu
     student = ppo.actor.member(0, average)
     student.log_std.copy_(ppo.actor.log_std.detach()[0, 0])
     if name := student.not_finite():
-        raise TrainingFault(
-            f"training by reward diverged: the student's {name} became NaN or infinite {when}; "
-            f"lower polish.learning_rate (it is {config.learning_rate:g}), or turn polishing off with polish.below 0"
-        )
+        raise _diverged(name, when, config)
     return student
+
+
+def _diverged(name: str, when: str, config: PolishConfig) -> TrainingFault:
+    return TrainingFault(
+        f"training by reward diverged: the student's {name} became NaN or infinite {when}; "
+        f"lower polish.learning_rate (it is {config.learning_rate:g}), or turn polishing off with polish.below 0"
+    )

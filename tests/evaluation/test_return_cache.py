@@ -163,7 +163,7 @@ def test_a_damaged_file_is_dropped_with_a_line_and_is_written_anew(tmp_path, dam
     write(store.path)
     assert len(store.read([1, 2]).seeds) == 0
     (line,) = lines
-    assert line.startswith(f"note: the cache of known returns {store.path} cannot be read (")
+    assert line.startswith(f"the cache of known returns {store.path} cannot be read (")
     assert reason in line
     assert line.endswith("its episodes are played again")
     assert len(store.read([1, 2]).seeds) == 0

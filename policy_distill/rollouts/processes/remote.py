@@ -68,7 +68,7 @@ class Recovery:
             return False
         self._crashes.append(line)
         count = f"restart {len(self._crashes)} of at most {self._limit}"
-        self._note(f"note: {line}; a new worker process repeats what this one did since the job began ({count})")
+        self._note(f"{line}; a new worker process repeats what this one did since the job began ({count})")
         return True
 
     def keep(self, trace: str, error: Exception) -> None:
@@ -95,9 +95,9 @@ class _Sent(NamedTuple):
 class Remote:
     """A process that holds an object and runs calls of its methods in order. At the end it calls the object's ``close``, if there is one.
 
-    If an environment raises, hangs or ends the process, ``recovery`` may allow a new one. It repeats the calls that changed the object, then
-    those without an answer. Episodes and collected rows follow from their seeds, so the results are those of an undisturbed process. The new
-    process stores environment, seed and step before each step, so that a second end names them exactly.
+    If an environment raises, hangs or ends the process, ``recovery`` may allow a new one. It repeats the calls that changed the object,
+    then those without an answer. Episodes and collected rows follow from their seeds, so the results are those of an undisturbed process.
+    The new process stores environment, seed and step before each step, so that a second end names them exactly.
 
     Args:
         make: makes the object in the process; unless processes are forked, it is pickled with its arguments.
@@ -216,7 +216,7 @@ class Remote:
             how = f"ended itself with exit code {code}"
         where = self._pulse.where
         if not where:
-            return f"a worker process {how}, before it was seen in an environment"
+            return f"a worker process {how}; in which step is not known"
         return f"{where}: the process {how} in this step or soon after" if self._traced else f"{where} or later: the process {how}"
 
     def _dumped(self) -> str:

@@ -126,7 +126,7 @@ def _hung(connection: Connection, sending: threading.Lock, crash: EnvironmentCra
 
 
 def _failure(error: Exception) -> tuple[bool, Exception, str]:
-    """The message about a worker's exception: its form in the parent, where exceptions of other libraries become one line; and its traceback."""
+    """The message about a worker's exception: its form in the parent, where those of other libraries become one line; and its traceback."""
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, Fault | RequestError):
         return True, type(error)(str(error)), "" if isinstance(error, RequestError) else trace
