@@ -62,6 +62,9 @@ class StudentConfig:
     memory_size: int | None = None
     """Units of the memory. Left out, they follow from ``compression``, with one hidden layer as wide as the memory; 32 if
     ``hidden_sizes`` is given."""
+    bits: Literal[8, 4, 3, 2] | None = None
+    """Bits of a weight of the student. Training rounds the weights to this many, with one scale for each output, so that the student can be
+    shipped as a fixed-point program (``export_student --format c-int8``, ``c-int4``). Left out: float32."""
     inputs: InputsRequest | None = None
     """What the student sees of the observations; the teacher goes on seeing everything. ``[0,1,4:6]``: these components of a vector;
     ``'{"keys": ["observation"]}'``: these parts of a Dict; also wrapper, history, noise, which combine (docs/views.md)."""
@@ -93,6 +96,7 @@ class StudentConfig:
             size,
             "left out when student.compression is given (one of the two decides the size)",
         )
+        require(self.bits in (None, 8, 4, 3, 2), "student.bits", self.bits, "one of 8, 4, 3, 2, or left out")
         require(not (self.same and remembers), "student.memory", self.memory, "none when student.same is given")
         view = self.view  # checks it
         require(not self.same or view is None, "student.inputs", self.inputs, "left out with student.same: the teacher sees everything")

@@ -170,11 +170,23 @@ class Folded:
     @property
     def params(self) -> int:
         """Number of weights and biases."""
+        return sum(array.size for array in self._arrays)
+
+    @property
+    def _arrays(self) -> list[np.ndarray]:
         arrays = [array for layer in self.layers for array in (layer.weight, layer.bias)]
         arrays += [array for part in self.inputs for layer in part.convolutions for array in (layer.weight, layer.bias)]
         if self.memory is not None:
             arrays += [self.memory.inputs, self.memory.bias, self.memory.recurrent]
-        return sum(array.size for array in arrays)
+        return arrays
+
+    def weight_bytes(self, bits: int | None) -> int:
+        """Bytes of weights and biases: 4 for each, or ``bits`` bits for each weight and 4 bytes for each bias and each output's scale."""
+        if bits is None:
+            return 4 * self.params
+        weights = [array for array in self._arrays if array.ndim > 1]
+        outputs, biases = sum(len(array) for array in weights), sum(array.size for array in self._arrays if array.ndim == 1)
+        return sum(-(-array.size * bits // 8) for array in weights) + 4 * (outputs + biases)
 
     @property
     def multiply_adds(self) -> int:

@@ -144,7 +144,7 @@ def choose_architecture(
         RequestError: if the given sizes contradict each other or do not determine the student's size.
     """
     activation = choose_activation(config.activation, teacher)
-    linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns)
+    linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns, bits=config.bits)
     sizes, channels = config.hidden_sizes, config.channels
     images = images_in(linear.seen_space, convolved=convolves(teacher.network))
     if config.memory != "none":

@@ -5,21 +5,29 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from policy_distill.config import RequestError
 from policy_distill.evaluation.certify import Certified
 from policy_distill.evaluation.statistics import Plan, Retention, decide
 from policy_distill.evaluation.statistics.sequential import FIRST_LOOK
+from policy_distill.export.folded import fold_student
 from policy_distill.pipeline.prepare import Job, complete_config
 from policy_distill.pipeline.records import Candidate
 from policy_distill.pipeline.state import State
 from policy_distill.pipeline.varying import settled
+from policy_distill.policies.student import Student
 from policy_distill.report import plots, summary_table
 from policy_distill.report.candidates import candidates
 from policy_distill.report.drawing import to_pixels
 from policy_distill.report.tensorboard import Tracker
+from policy_distill.rollouts.acting import Player, acting
 from policy_distill.rollouts.episodes import Episodes
+from policy_distill.support import trees
 
 VERSION = importlib.metadata.version("policy-distill")
 PACKAGES = ("policy-distill", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "box2d")
@@ -46,6 +54,28 @@ def track_final(tracker: Tracker, summary: Mapping[str, Any]) -> None:
     tracker.picture("final/paired_returns", to_pixels(plots.paired_returns(summary["returns"])), steps)
     tracker.picture("final/return_distribution", to_pixels(plots.return_distribution(summary["returns"])), steps)
     tracker.picture("eval/retention_of_each_student", to_pixels(plots.retention_path(candidates(summary), kept)), steps)
+
+
+def decision_seconds(student: Student, calls: int = 500) -> float:
+    """Time of one decision for one observation, in this process: the median over blocks of 20 calls."""
+    player = Player(acting(student, 1, student.action_space), 1)
+    observation, starts = trees.zeros(student.observation_space, 1), np.zeros(1, np.int64)
+    blocks = []
+    for _ in range(calls // 20):
+        began = time.perf_counter()
+        for _ in range(20):
+            player(observation, starts)
+        blocks.append((time.perf_counter() - began) / 20)
+    return float(np.median(blocks))
+
+
+def _size(student: Student) -> dict[str, int]:
+    """Bytes of the weights and multiply-adds of one decision; nothing for a user's own family of actions."""
+    try:
+        folded = fold_student(student)
+    except RequestError:
+        return {}
+    return {"bytes": folded.weight_bytes(student.architecture.bits), "multiply_adds": folded.multiply_adds}
 
 
 def versions() -> dict[str, str]:
@@ -95,6 +125,8 @@ def summarize(job: Job, state: State, final_retention: Retention, student: Episo
             **({"memory": {"kind": "gru", "size": job.architecture.memory}} if job.architecture.memory else {}),
             "activation": job.architecture.activation,
             "params": job.architecture.params,
+            **({"bits": job.architecture.bits} if job.architecture.bits else {}),
+            **_size(state.kept[-1].student),
             **({"inputs": job.architecture.view.to_dict()} if job.architecture.view else {}),
             **({"varying_inputs": list(state.columns)} if state.columns else {}),
             **figures(student),
@@ -136,7 +168,7 @@ def summarize(job: Job, state: State, final_retention: Retention, student: Episo
             "teacher": teacher.returns.tolist(),
             "random": random.returns.tolist(),
         },
-        "seconds": state.seconds,
+        "seconds": {**state.seconds, "decision": decision_seconds(state.kept[-1].student)},
     }
 
 

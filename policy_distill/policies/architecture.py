@@ -53,6 +53,8 @@ class Architecture:
     """The student's view of ``observation_space``; None: it sees all observations."""
     columns: tuple[int, ...] | None = None
     """Components of the input vector that the first layer reads, ascending; None: all. The others never vary."""
+    bits: int | None = None
+    """Bits of a weight, to which training rounds; see ``quantization``. None: float32. Biases and activations are not rounded."""
 
     @property
     def seen_space(self) -> gym.Space:

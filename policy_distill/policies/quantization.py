@@ -53,3 +53,10 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
     """The rounded weights ``[..., outputs, inputs]``, exactly; rounding them again changes nothing. See ``quantize``."""
     codes, scale = quantize(weight, bits)
     return codes * scale
+
+
+def rounded_weight(weight: Tensor, bits: int | None) -> Tensor:
+    """A layer's weight ``[..., outputs, inputs]`` or ``[outputs, inputs, kernel, kernel]``, rounded; unchanged if ``bits`` is None."""
+    if bits is None:
+        return weight
+    return rounded(weight.flatten(1), bits).view(weight.shape) if weight.ndim == 4 else rounded(weight, bits)

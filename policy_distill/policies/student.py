@@ -33,6 +33,7 @@ from policy_distill.policies.fast_forward import lay_out, run
 from policy_distill.policies.memories import Gru, read_memory
 from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.policies.policy import State
+from policy_distill.policies.quantization import BITS
 from policy_distill.policies.views import View, read_columns, read_view
 from policy_distill.support.files import storing, sync_folder, write_atomically
 from policy_distill.support.trees import Tree, flattened, length, map_leaves, to_arrays, to_tensors
@@ -228,6 +229,7 @@ class Student(nn.Module):
             **({"encoder": {"channels": list(self.architecture.channels)}} if self.architecture.channels else {}),
             **({"memory": {"kind": "gru", "size": self.architecture.memory}} if self.architecture.memory else {}),
             **({} if self.view is None else {"inputs": self.view.to_dict()}),
+            **({} if self.architecture.bits is None else {"bits": self.architecture.bits}),
             **({} if self.architecture.columns is None else {"varying_inputs": list(self.architecture.columns)}),
             "observation_space": space_to_dict(self.observation_space),
             "action_space": space_to_dict(self.action_space),
@@ -274,6 +276,7 @@ class Student(nn.Module):
                 read_memory(description.get("memory")),
                 view,
                 read_columns(description.get("varying_inputs"), observed if view is None else view.space),
+                _read_bits(description.get("bits")),
             )
             weights = _tensors(content)
             _check_weights(architecture, weights)
@@ -296,6 +299,12 @@ def _read_units(saved: Any, space: gym.Space) -> Units | None:
     if not (np.isfinite(units).all() and (units[0] > 0).all()):
         raise ValueError("action_units must be finite, and their scales positive")
     return tuple(map(float, saved[0])), tuple(map(float, saved[1]))
+
+
+def _read_bits(saved: Any) -> int | None:
+    if saved is not None and saved not in BITS:
+        raise ValueError(f"bits are {saved}")
+    return saved
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:

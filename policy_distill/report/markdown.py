@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policy_distill.report.candidates import Candidate, candidates
-from policy_distill.report.rows import finalist_text, number, plain, summary_table, tally_text
+from policy_distill.report.rows import EXPORT_COLUMNS, export_rows, finalist_text, number, plain, summary_table, tally_text
 from policy_distill.report.verdict import verdict
 
 
@@ -37,6 +37,9 @@ def run_markdown(summary: Mapping[str, Any]) -> str:
     lines += _round_lines(summary, _of("round", tried))
     lines += _generation_lines(summary["self_distillation"], _of("generation", tried))
     lines += _polish_lines(summary["polish"], _of("polish", tried))
+    if exports := summary.get("exports"):
+        rows = [EXPORT_COLUMNS, ["---"] * len(EXPORT_COLUMNS), *export_rows(exports)]
+        lines += ["## Exports", "", *(f"| {' | '.join(map(plain, row))} |" for row in rows), ""]
     lines += [
         "## Files",
         "",

@@ -31,6 +31,8 @@ AGGREGATE_NOTE = (
     "would have given, and what other teachers of this kind would have."
 )
 
+EXPORT_COLUMNS = ("format", "bytes", "us a decision", "student's action", "student's return kept", "certificate")
+
 
 def known(value: float | None) -> TypeGuard[float]:
     """Whether a figure exists: a missing one is nan in memory and null in result.json."""
@@ -109,6 +111,30 @@ def memory_text(student: Mapping[str, Any]) -> str:
     return f", memory of {student['memory']['size']} units ({student['memory']['kind']})" if student.get("memory") else ""
 
 
+def decision_text(summary: Mapping[str, Any]) -> str:
+    """``1,076 bytes of weights (4 bits each), 1,024 multiply-adds, 8 us in Python``."""
+    student = summary["student"]
+    bits = f" ({student['bits']} bits each)" if student.get("bits") else ""
+    took = summary["seconds"].get("decision")
+    seconds = f", {took * 1e6:.0f} us in Python" if took else ""
+    return f"{student['bytes']:,} bytes of weights{bits}, {student['multiply_adds']:,} multiply-adds{seconds}"
+
+
+def export_rows(exports: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows for ``EXPORT_COLUMNS`` from result.json's exports."""
+    return [
+        (
+            name,
+            f"{found['bytes']:,}",
+            f"{found['microseconds']:.2f}",
+            f"{found['parity']['equal_actions']:.2%}",
+            retention_text(found["student_retention"]),
+            certificate_text(found["certificate"]) if found.get("certificate") else "",
+        )
+        for name, found in exports.items()
+    ]
+
+
 def view_text(found: Mapping[str, Any]) -> str:
     """``0.1203 with the student's inputs, 0.0041 with all (forward_kl_nats)``."""
     return f"{found['seen']:.4g} with the student's inputs, {found['everything']:.4g} with all ({found['loss']})"
@@ -121,6 +147,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("environment", EnvironmentSpec.from_dict(summary.get("environment") or {"id": summary["env"]}).text()),
         ("teacher", f"{teacher['algo']}, {format(teacher['params'], ',') if teacher['params'] else 'unknown'} parameters"),
         ("student", f"{student['hidden_sizes']}{memory_text(student)}, {student['params']:,} parameters"),
+        *([("one decision", decision_text(summary))] if "bytes" in student else []),
         *([("student's inputs", inputs_text(student))] if inputs_text(student) else []),
         *([("held-out loss of a wide network", view_text(summary["view"]))] if summary.get("view") else []),
         ("compression", times(summary["compression"])),

@@ -13,7 +13,18 @@ from policy_distill.report import page, plots
 from policy_distill.report.candidates import STAGES, Candidate, candidates
 from policy_distill.report.drawing import to_svg
 from policy_distill.report.page import Cell, Markup, link
-from policy_distill.report.rows import RETENTION, finalist_text, known, mean_and_std, number, summary_rows, tally_text, times
+from policy_distill.report.rows import (
+    EXPORT_COLUMNS,
+    RETENTION,
+    export_rows,
+    finalist_text,
+    known,
+    mean_and_std,
+    number,
+    summary_rows,
+    tally_text,
+    times,
+)
 from policy_distill.report.verdict import verdict
 from policy_distill.support.figures import return_text
 
@@ -51,6 +62,7 @@ def run_page(summary: Mapping[str, Any], folder: Path) -> str:
         _path(summary),
         _losses(summary["rounds"]),
         _certificate(summary.get("certificate")),
+        _exports(summary.get("exports")),
         _disagreements(summary.get("disagreements")),
         _time(summary["seconds"]),
         page.section("All results", page.table((), summary_rows(summary))),
@@ -204,6 +216,10 @@ def _certificate(certificate: Mapping[str, Any] | None) -> str:
         return ""
     scalars = {name: value for name, value in certificate.items() if isinstance(value, str | int | float | bool)}
     return page.section("Certificate", page.table((), [(name.replace("_", " "), _text(value)) for name, value in scalars.items()]))
+
+
+def _exports(exports: Mapping[str, Any] | None) -> str:
+    return page.section("Exports", page.table(EXPORT_COLUMNS, export_rows(exports))) if exports else ""
 
 
 def _disagreements(found: Mapping[str, Any] | None) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from policy_distill.environments.action_masks import MASK, has_mask
 from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.encoders import Encoder
+from policy_distill.policies.quantization import rounded_weight
 from policy_distill.policies.student import Student
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, rows
 from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
@@ -79,6 +80,9 @@ class AutogradStack(FlatParameters):
                 elif parameter.ndim > 1:  # biases stay zero
                     window.copy_(_first_weights(parameter, OUTPUT_GAIN if parameter is last else HIDDEN_GAIN, generator))
                 parameter.data, parameter.grad = window, gradient
+                if architecture.bits is not None and parameter.ndim > 1:
+                    parameter.data = torch.empty_like(window)
+                    self._as_read(window, parameter.data)
         self._initialize_leaves(generators)
 
     def _new_student(self) -> Student:
@@ -115,6 +119,7 @@ class AutogradStack(FlatParameters):
             activations: buffers of this batch size.
             output: receives the output instead of ``activations.output``.
         """
+        self._round()
         output = activations.output if output is None else output
         activations.outputs, activations.layers = [], []
         for index, (student, values) in enumerate(zip(self._students, self._read(inputs), strict=True)):
@@ -164,7 +169,7 @@ class AutogradStack(FlatParameters):
         source = (self.flat if flat is None else flat)[index].cpu()
         student = self._new_student().cpu()
         for parameter, window in zip(student.parameters(), _views(student, source[: self.architecture.params]), strict=True):
-            parameter.copy_(window)
+            parameter.copy_(rounded_weight(window, self.architecture.bits) if parameter.ndim > 1 else window)
         student.log_std.copy_(source[self.architecture.params :][: len(student.log_std)])
         return student.eval().requires_grad_(False)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_distill.policies.architecture import Architecture
+from policy_distill.policies.quantization import rounded_weight
 
 HIDDEN_GAIN, OUTPUT_GAIN = math.sqrt(2), 0.1
 """Gains of the orthogonal initialisation: hidden layers and convolutions; last layer."""
@@ -41,12 +42,27 @@ class FlatParameters:
         self.gradient = torch.zeros_like(self.flat)
         self._offset = 0
         self._leaves: list[tuple[Tensor, Tensor]] = []
+        self._rounded: list[tuple[Tensor, Tensor]] = []
 
     def _windows(self, *shape: int) -> tuple[Tensor, Tensor]:
         """The next views ``[K, *shape]`` into ``flat`` and ``gradient``."""
         window = slice(self._offset, self._offset + math.prod(shape))
         self._offset = window.stop
         return self.flat[:, window].unflatten(1, shape), self.gradient[:, window].unflatten(1, shape)
+
+    def _as_read(self, weight: Tensor, read: Tensor) -> None:
+        """Register a weight (see ``rounded_weight``) and the tensor that passes read in its place."""
+        self._rounded.append((weight, read))
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        """Round the weights to ``architecture.bits`` for the next pass.
+
+        The gradient with respect to a rounded weight is taken as that of the weight itself (the straight-through estimator; Bengio et al.
+        2013, https://arxiv.org/abs/1308.3432), so small steps add up until a weight rounds to another value.
+        """
+        for weight, read in self._rounded:
+            read.copy_(rounded_weight(weight, self.architecture.bits))
 
     def _make_leaves(self, projections: Sequence[tuple[int, int]]) -> None:
         """Create ``log_std`` and the projections as the last windows."""

@@ -130,7 +130,7 @@ def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: Pol
     this seed; that agent initialises an actor too, so one is drawn here.
     """
     values = gym.spaces.Box(-np.inf, np.inf, (1,))
-    value = dataclasses.replace(student.architecture, action_space=values, hidden_sizes=CRITIC_SIZES, action_units=None)
+    value = dataclasses.replace(student.architecture, action_space=values, hidden_sizes=CRITIC_SIZES, action_units=None, bits=None)
     kinds = (student.architecture, value)
     actor, critic = (StudentStack(kind, generators=[torch.Generator()], mean=student.mean, scale=student.scale) for kind in kinds)
     seed_global_generators(seed)

@@ -16,6 +16,7 @@ from torch import Tensor
 from policy_distill.environments.action_masks import has_mask, mask_sizes
 from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.observations import encode_observations
+from policy_distill.policies.quantization import rounded_weight
 from policy_distill.policies.student import Student
 from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
 
@@ -118,8 +119,17 @@ class StudentStack(FlatParameters):
         super().__init__(architecture, len(generators), mean.device, projections)
         layers = [self._windows(width_in + 1, width_out) for width_in, width_out in itertools.pairwise(widths)]
         self.weights = [window for window, _ in layers]
-        self._sinks = [window.transpose(1, 2) for window in self.weights]
-        self._sources = [window[:, :-1] for window in self.weights]
+        read = self.weights if architecture.bits is None else [torch.zeros_like(window) for window in self.weights]
+        if architecture.bits is not None:
+            for window, rounded in zip(self.weights, read, strict=True):
+                self._as_read(window[:, :-1].mT, rounded[:, :-1].mT)
+        self._biases = (
+            []
+            if architecture.bits is None
+            else [(rounded[:, -1], window[:, -1]) for rounded, window in zip(read, self.weights, strict=True)]
+        )
+        self._sinks = [window.transpose(1, 2) for window in read]
+        self._sources = [window[:, :-1] for window in read]
         self._parts = [_parts(gradient) for _, gradient in layers]
         self._make_leaves(projections)
         self._initialize(generators)
@@ -200,6 +210,10 @@ class StudentStack(FlatParameters):
             activations: buffers of this batch size.
             output: receives the output instead of ``activations``.
         """
+        if self._rounded:
+            self._round()
+            for read, bias in self._biases:
+                read.copy_(bias)
         below, (activate, _) = inputs, _FUNCTIONS[self.architecture.activation]
         for sink, before, hidden, after in activations.upwards:
             torch.bmm(sink, below, out=before)
@@ -244,7 +258,8 @@ class StudentStack(FlatParameters):
         for layer, (width_in, width_out) in zip(student.linears, itertools.pairwise(self.architecture.widths), strict=True):
             count = (width_in + 1) * width_out
             window = source[offset : offset + count].view(width_in + 1, width_out)
-            layer.weight.copy_(window[: layer.in_features, : layer.out_features].T)
+            weight = window[: layer.in_features, : layer.out_features].T
+            layer.weight.copy_(rounded_weight(weight, self.architecture.bits))
             layer.bias.copy_(window[-1, : layer.out_features])
             offset += count
         student.vectors.normalize_by(self.mean, self.scale)

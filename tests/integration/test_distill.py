@@ -65,7 +65,7 @@ CONTRACT = {
     "device": str,
     "env": str,
     "teacher": {"path": object, "algo": str, "params": int, "return_mean": float, "return_std": float},
-    "student": {"hidden_sizes": list, "params": int, "return_mean": float, "return_std": float},
+    "student": {"hidden_sizes": list, "params": int, "bytes": int, "multiply_adds": int, "return_mean": float, "return_std": float},
     "random": {"return_mean": float},
     "compression": float,
     "retention": {"estimate": float, "low": float, "high": float, "confidence": float, "episodes": int},
@@ -79,7 +79,7 @@ CONTRACT = {
     "rounds": list,
     "self_distillation": list,
     "polish": object,
-    "seconds": {"collect": float, "train": float, "polish": float, "evaluate": float, "total": float},
+    "seconds": {"collect": float, "train": float, "polish": float, "evaluate": float, "total": float, "decision": float},
 }
 
 

@@ -288,6 +288,7 @@ def test_what_was_settled_is_written(tmp_path):
         "inputs": None,
         "memory": "none",
         "memory_size": None,
+        "bits": None,
     }
     assert written["student"] == {"hidden_sizes": [12, 12], **rest}
     assert (written["seed"], written["output"], written["env"]) == (3, str(tmp_path / "run"), WALK.id)

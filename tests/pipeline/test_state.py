@@ -95,7 +95,7 @@ class Interrupted:
         job = prepare(self.config, self.teacher)
         episodes = (state.student_episodes, merge(state.teacher_parts), merge(state.random_parts))
         found = summarize(job, state, Retention(0, 0, 0, 0.95, 8), *episodes)  # type: ignore[arg-type]
-        assert set(found.pop("seconds")) == {"collect", "train", "polish", "evaluate", "total"}
+        assert set(found.pop("seconds")) == {"collect", "train", "polish", "evaluate", "total", "decision"}
         for key in ("config", "teacher", "notices"):
             found.pop(key)
         return json.dumps(found)

@@ -29,11 +29,11 @@ RESULT_KEYS = {
     "final_test certificate extra_states reused_episodes backend view",
     "environment": "id kwargs wrappers max_episode_steps extra",
     "teacher": "path algo params normalization reading return_mean return_std",
-    "student": "hidden_sizes activation params return_mean return_std",
+    "student": "hidden_sizes activation params bytes multiply_adds return_mean return_std",
     "random": "return_mean return_std",
     "retention": "estimate low high confidence episodes",
     "returns": "seeds student teacher random",
-    "seconds": "collect train polish evaluate total",
+    "seconds": "collect train polish evaluate total decision",
     "validation": "episodes teacher_return_mean random_return_mean",
     "polish": "start start_retention chosen records",
 }
@@ -71,6 +71,7 @@ def test_the_summary_s_figures(tmp_path):
     # 2 -> 16 -> 16 -> 3: 48 + 272 + 51 = 371
     assert found["student"] == {
         "hidden_sizes": [16, 16], "activation": "relu", "params": 371, "return_mean": -3.0, "return_std": pytest.approx(math.sqrt(2)),
+        "bytes": 4 * 1251, "multiply_adds": 2 * 32 + 32 * 32 + 32 * 3,  # of the student that was kept: 2 -> 32 -> 32 -> 3
     }  # fmt: skip
     assert (found["teacher"]["algo"], found["teacher"]["path"], found["teacher"]["return_mean"]) == ("callable", None, -2.0)
     assert found["random"]["return_mean"] == -10.0

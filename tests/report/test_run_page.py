@@ -139,6 +139,20 @@ def test_where_they_part():
     assert len(rows) == 4
 
 
+EXPORTS = {
+    "c-int8": {
+        "bytes": 1234, "microseconds": 0.5123, "parity": {"equal_actions": 0.9987},
+        "student_retention": {"estimate": 0.999, "low": 0.99, "high": 1.001}, "certificate": None,
+    }
+}  # fmt: skip
+
+
+def test_the_exports():
+    rows = cells(section(page_of(exports=EXPORTS), "Exports"))
+    assert rows[1] == ["c-int8", "1,234", "0.51", "99.87%", "0.999 [0.990, 1.001]", ""]
+    assert "Exports" not in headings(page_of())
+
+
 def test_the_certificate():
     certificate = {"verdict": "certified", "reason": "it keeps 0.95", "share": 0.95, "confidence": 0.9, "episodes": 252, "low": None}
     rows = cells(section(page_of(certificate=certificate), "Certificate"))

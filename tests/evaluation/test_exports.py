@@ -1,0 +1,189 @@
+"""Exports with proof: what is written plays like its student; changed files are refused; what loses return is not written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from policy_distill.commands.cli import main
+from policy_distill.config import ExportFault, InputsConfig, RequestError
+from policy_distill.environments.specs import resolve
+from policy_distill.evaluation import exports
+from policy_distill.evaluation.exports import export_student
+from policy_distill.evaluation.measure import measure
+from policy_distill.evaluation.parity import decisions_of
+from policy_distill.export import artefact
+from policy_distill.export.artefact import Artefact
+from policy_distill.export.npz import NumpyRunner
+from policy_distill.policies.architecture import Architecture
+from policy_distill.policies.student import Student
+from policy_distill.policies.views import View
+from policy_distill.rollouts.episodes import evaluate
+
+CARTPOLE = resolve("CartPole-v1")
+BALANCE = torch.tensor([0.1, 0.3, 1.0, 1.0])
+"""A linear policy that balances the pole for 500 steps: push to where the weighted sum leans."""
+
+
+def balancing(folder: Path, view: View | None = None, weights: torch.Tensor = BALANCE) -> Path:
+    """A saved student with this linear policy."""
+    env = gym.make("CartPole-v1")
+    student = Student(Architecture(env.observation_space, env.action_space, (), view=view))
+    with torch.no_grad():
+        student.linears[0].weight.copy_(torch.stack([-weights, weights]))
+        student.linears[0].bias.zero_()
+    return student.save(folder, extra={"environment": CARTPOLE.to_dict(), "teacher": {"path": "ppo/CartPole-v1"}})
+
+
+@pytest.mark.parametrize("name", ["npz", "sb3"])
+def test_an_artefact_earns_what_its_student_earns(name, tmp_path):
+    folder = balancing(tmp_path / "student")
+    exported = export_student(str(folder), name, output=str(tmp_path / "out"), episodes=10, workers=0)
+    assert exported.parity.equal_actions == 1.0
+    assert exported.parity.states >= 10_000
+    assert exported.kept.estimate == 1.0
+    assert exported.manifest["multiply_adds"] == 8
+    assert exported.manifest["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").glob("*.[nz]*"))
+    found = measure(str(tmp_path / "out"), episodes=10, workers=0)
+    assert found.episodes.returns.tolist() == evaluate(Student.load(folder), CARTPOLE, list(found.episodes.seeds)).returns.tolist()
+    assert found.episodes.returns.mean() > 400
+
+
+def test_an_artefact_sees_through_its_student_s_view(tmp_path):
+    view = View(InputsConfig(keep=(3, 2), history=2), gym.make("CartPole-v1").observation_space)
+    folder = balancing(tmp_path / "student", view, torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    exported = export_student(str(folder), "npz", output=str(tmp_path / "out"), episodes=5, workers=0)
+    assert exported.parity.equal_actions == 1.0
+    loaded = pickle.loads(pickle.dumps(Artefact(tmp_path / "out")))
+    seeds = [7, 8, 9]
+    assert evaluate(loaded, CARTPOLE, seeds).returns.tolist() == evaluate(Student.load(folder), CARTPOLE, seeds).returns.tolist()
+
+
+def test_decisions_hold_what_the_student_saw_and_did(tmp_path):
+    student = Student.load(balancing(tmp_path / "student"))
+    decisions = decisions_of(student, CARTPOLE, states=100)
+    assert len(decisions.visited) >= 100
+    np.testing.assert_array_equal(decisions.actions, student.act(decisions.visited.seen["observation"]))
+
+
+def test_a_certificate_of_an_artefact_verifies(tmp_path, capsys):
+    run = tmp_path / "run"
+    balancing(run / "student")
+    arguments = ["--format", "npz", "--certify", "0.5", "--episodes", "5", "--workers", "0", "--max_episodes", "60"]
+    assert main(["export_student", "--student", str(run), *arguments]) == 0
+    assert "certified" in capsys.readouterr().out
+    moved = shutil.copytree(run, tmp_path / "elsewhere" / "run")
+    assert main(["verify_certificate", "--certificate", str(moved / "exports" / "npz"), "--episodes", "5", "--workers", "0"]) == 0
+
+
+def test_what_does_not_act_alike_is_not_written(tmp_path, monkeypatch):
+    folder = balancing(tmp_path / "student")
+    (tmp_path / "out").mkdir()
+
+    def wrong(self, seen, state):
+        return np.zeros(len(state), np.int64), np.zeros((len(state), 2), np.float32), state
+
+    monkeypatch.setattr(NumpyRunner, "__call__", wrong)
+    with pytest.raises(ExportFault, match=r"npz is not written: it takes the student's action in only \d+\.\d+% of its states"):
+        export_student(str(folder), "npz", output=str(tmp_path / "out" / "npz"), episodes=5, workers=0)
+    assert list((tmp_path / "out").iterdir()) == []
+    # the same files as a quantised format, which may decide otherwise but has to keep the return
+    rounded = dataclasses.replace(artefact.FORMATS["npz"], bits=8)
+    monkeypatch.setitem(artefact.FORMATS, "npz", rounded)
+    monkeypatch.setattr(exports, "named_teacher", lambda *_: None)
+    with pytest.raises(ExportFault, match=r"npz is not written: it keeps -?0\.\d+ \[.*\] of the student's return"):
+        export_student(str(folder), "npz", output=str(tmp_path / "out" / "npz"), episodes=10, workers=0)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.fixture
+def exported(tmp_path) -> Path:
+    export_student(str(balancing(tmp_path / "student")), "npz", output=str(tmp_path / "out"), episodes=2, workers=0)
+    return tmp_path / "out"
+
+
+def test_an_existing_artefact_is_replaced_and_anything_else_is_kept(exported, tmp_path):
+    before = (exported / "policy.json").stat().st_ino
+    export_student(str(tmp_path / "student"), "npz", output=str(exported), episodes=2, workers=0)
+    assert (exported / "policy.json").stat().st_ino != before
+    (exported / "policy.json").unlink()
+    with pytest.raises(RequestError, match="exists and is no exported policy"):
+        export_student(str(tmp_path / "student"), "npz", output=str(exported), episodes=2, workers=0)
+
+
+def test_changed_files_are_refused(exported):
+    path = exported / "policy.npz"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(RequestError, match=r"policy\.npz is not the file that was exported"):
+        Artefact(exported)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "is of format 2, this version reads 1"),
+        ({"policy_format": "exe"}, "names the unknown format 'exe'"),
+        ({"files": {}}, "does not list the files"),
+        ({"files": {"../policy.npz": "00"}}, "does not list the files"),
+        ({"numbers": None}, "does not list the files"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(change, message, exported):
+    path = exported / "policy.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(RequestError, match=message):
+        Artefact(exported)
+
+
+def test_code_from_outside_is_not_run(exported, monkeypatch):
+    """Files with code are compared with those that this version writes; others need ``trust``."""
+    code = dataclasses.replace(artefact.FORMATS["npz"], is_code=True, repeatable=True)
+    monkeypatch.setitem(artefact.FORMATS, "npz", code)
+    Artefact(exported)
+    manifest = json.loads((exported / "policy.json").read_text())
+    other = Student.load(exported / "student")
+    other.requires_grad_(False).linears[0].weight.neg_()
+    artefact.write(other, "npz", exported, None)
+    (exported / "policy.json").write_text(json.dumps(manifest | {"files": {"policy.npz": artefact.sha256(exported / "policy.npz")}}))
+    with pytest.raises(
+        RequestError, match=r"holds code \(policy\.npz\), and running it is only allowed with --trust, since it is not what"
+    ):
+        Artefact(exported)
+    assert Artefact(exported, trust=True).params == other.params
+    monkeypatch.setitem(artefact.FORMATS, "npz", dataclasses.replace(code, repeatable=False))
+    with pytest.raises(RequestError, match="only allowed with --trust"):
+        Artefact(exported)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "exe"], "format is 'exe'; the formats are sb3, npz"),
+        (["--format", "npz", "--normalization", "none"], "a student needs no --normalization"),
+        (["--format", "npz", "--episodes", "0"], "episodes"),
+        (["--format", "npz", "--env", "Acrobot-v1"], "Acrobot-v1"),
+    ],
+)
+def test_wrong_requests_are_refused_before_any_work(arguments, message, tmp_path, capsys):
+    folder = balancing(tmp_path / "student")
+    assert main(["export_student", "--student", str(folder), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
+
+
+def test_an_agent_is_no_student(capsys):
+    assert main(["export_student", "--student", "ppo/CartPole-v1", "--format", "npz"]) == 2
+    assert "is no student" in capsys.readouterr().err
+
+
+def test_an_artefact_does_not_sample(exported):
+    with pytest.raises(RequestError, match="leave --stochastic out"):
+        measure(str(exported), episodes=2, workers=0, stochastic=True)
