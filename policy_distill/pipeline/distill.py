@@ -33,7 +33,7 @@ from policy_distill.report.tensorboard import Tracker
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
 from policy_distill.rollouts.processes import Recovery
 from policy_distill.rollouts.workers import Rollouts
-from policy_distill.support.files import make_folder, write_json
+from policy_distill.support.files import make_folder, storing, write_json
 from policy_distill.support.lock import locked
 from policy_distill.support.progress import Display
 from policy_distill.support.seeds import derived_seed
@@ -150,7 +150,8 @@ def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display)
         display.note(f"note: {line}")
         state.notices.append(line)
 
-    saved.write(state)
+    with storing(job.folder / "checkpoint"):
+        saved.write(state)
     workers = Rollouts(
         job.spec,
         job.teacher,
@@ -173,7 +174,7 @@ def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display)
                     state = STAGES[state.stage](state, services)
                 if len(state.kept) > num_kept:  # on the disk at once, in case a later stage fails
                     _save(services.job, state.kept[-1].student)
-                with state.timed("total"):
+                with state.timed("total"), storing(job.folder / "checkpoint"):
                     saved.write(state)
                     services.cache_returns()
         assert state.student_episodes is not None

@@ -3,9 +3,9 @@
 
     python scripts/reliability/inject_faults.py --kills 20
 
-Each run is a process of its own with the environment of tests/faulty_worlds.py. A row fails, and so does the script, if a run ends otherwise
-than it should: another exit code, no line that names the cause, another student than without the fault, or a process that is left. Rows about
-disks need the right to mount file systems (root); elsewhere they are left out.
+Each run is a process of its own with the environment of tests/faulty_worlds.py. A row fails, and so does the script, if a run ends
+otherwise than it should: another exit code, no line that names the cause, another student than without the fault, or a process that is
+left. Rows about disks need the right to mount file systems (root); elsewhere they are left out.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SHORT = (
-    "--teacher ppo/CartPole-v1 --env tests.faulty_worlds:Faulty-v0 --collect.rounds 4 --collect.env_steps 4000 --train.gradient_steps 400 "
-    "--workers 2 --evaluate.episodes 10 --evaluate.reuse_returns false --step_timeout 1"
-).split()
-UNPOLISHED = ["--polish.below", "0"]
-POLISHED = "--polish.below 9 --polish.env_steps 12000 --polish.num_steps 128 --polish.num_envs 4 --polish.snapshots 2".split()
+SHORT = [
+    "--teacher=ppo/CartPole-v1", "--env=tests.faulty_worlds:Faulty-v0", "--collect.rounds=4", "--collect.env_steps=4000",
+    "--train.gradient_steps=400", "--workers=2", "--evaluate.episodes=10", "--evaluate.reuse_returns=false", "--step_timeout=1",
+]  # fmt: skip
+UNPOLISHED = ["--polish.below=0"]
+POLISHED = ["--polish.below=9", "--polish.env_steps=12000", "--polish.num_steps=128", "--polish.num_envs=4", "--polish.snapshots=2"]
 PLACE = r"tests\.faulty_worlds:Faulty-v0, seed \d+(, step 9| and \d+ episodes later, step 9)"
 TOKEN = "FAULT_TOKEN"
 END_SECONDS = 8.0
@@ -200,20 +200,15 @@ def environments(table: Table, work: Path) -> None:
 
 def numbers(table: Table, work: Path) -> None:
     """NaN."""
-    cases = {
-        "NaN observation": dict(KIND="NaN observation", IN="collect"),
-        "NaN observation ": dict(KIND="NaN observation", IN="validation"),
-        "NaN reward": dict(KIND="NaN reward", IN="collect"),
-    }
-    for name, variables in cases.items():
+    for name, where in (("NaN observation", "collect"), ("NaN observation", "validation"), ("NaN reward", "collect")):
 
-        def try_it(name: str = name, variables: dict[str, str] = variables) -> tuple[str, str]:
-            found = run(work / f"{name} {variables['IN']}", *SHORT, *UNPOLISHED, **variables)
+        def try_it(name: str = name, where: str = where) -> tuple[str, str]:
+            found = run(work / f"{name} {where}", *SHORT, *UNPOLISHED, KIND=name, IN=where)
             check(found.code == 1 and not found.notes() and "nan" in found.last, found.lines[-3:])
             check("seed" in found.last and "step" in found.last, found.last)
             return f"exit code 1: {short(found.last.split('; go on with')[0], work)}", "the checkpoint before the round"
 
-        table.row(f"{variables['IN']}: {name.strip()}", try_it)
+        table.row(f"{where}: {name}", try_it)
 
     def diverging() -> tuple[str, str]:
         found = run(work / "diverging", *SHORT, *UNPOLISHED, "--train.learning_rate", "1e30")
@@ -313,7 +308,7 @@ def kills(table: Table, work: Path, count: int) -> None:
                     codes = []
                     for attempt in range(count):
                         folder = work / f"{number} {kind} {whom} {attempt}"
-                        settings = [*SHORT[:-2], *UNPOLISHED, "--collect.env_steps", "100000", "--collect.rounds", "50"]
+                        settings = [*SHORT[:-1], *UNPOLISHED, "--collect.env_steps=100000", "--collect.rounds=50"]
                         with started(folder, *settings, KIND=kind, IN="validation") as (process, _):
                             wait_for(folder / "checkpoint")
                             time.sleep(0.5 + 0.05 * attempt)

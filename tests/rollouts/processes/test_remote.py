@@ -307,7 +307,7 @@ class Closes(Faulty):
 def test_environments_are_closed_with_their_workers(tmp_path, monkeypatch):
     """Some have processes of their own."""
     monkeypatch.setenv("CLOSED", str(tmp_path / "closed"))
-    monkeypatch.setitem(gym.registry, "Closes-v0", gym.envs.registration.EnvSpec("Closes-v0", Closes, max_episode_steps=50))
+    monkeypatch.setitem(gym.registry, "Closes-v0", gym.envs.registration.EnvSpec("Closes-v0", f"{__name__}:Closes", max_episode_steps=50))
     with Rollouts(EnvironmentSpec("Closes-v0"), leaning(), num_envs=1, seed=0, workers=1) as rollouts:
         rollouts.evaluate("teacher", [1], num_envs=1)
         assert not (tmp_path / "closed").exists()
