@@ -45,6 +45,15 @@ FAULTS: dict[str, Callable[[], object]] = {
 KINDS = (*FAULTS, "NaN observation", "NaN reward")
 
 
+def first_to_make(path: Path) -> bool:
+    """Whether this call made the file, of all processes that try."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 class Faulty(CartPoleEnv):
     """See the module."""
 
@@ -58,10 +67,8 @@ class Faulty(CartPoleEnv):
         self.steps += 1
         observation, reward, *rest = super().step(action)
         wanted, once = os.environ.get("FAULT", ""), os.environ.get("FAULT_ONCE")
-        if not wanted or self.steps != STEP or os.environ.get("FAULT_IN") != self.where or (once and Path(once).exists()):
+        if not wanted or self.steps != STEP or os.environ.get("FAULT_IN") != self.where or (once and not first_to_make(Path(once))):
             return observation, reward, *rest
-        if once:
-            Path(once).touch()
         if wanted == "NaN observation":
             observation = np.array([0.0, np.nan, 0.0, 0.0], np.float32)
         elif wanted == "NaN reward":

@@ -11,6 +11,7 @@ left. Rows about disks need the right to mount file systems (root); elsewhere th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -22,7 +23,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Run:
         return [line for line in self.lines if "restart" in line or "TensorBoard" in line]
 
 
-@contextmanager
+@contextlib.contextmanager
 def started(folder: Path, *options: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start a run, and see that no process of it is left at the end; yields the process and the token that all its processes share."""
     token = uuid.uuid4().hex
@@ -211,14 +211,14 @@ def numbers(table: Table, work: Path) -> None:
         table.row(f"{where}: {name}", try_it)
 
     def diverging() -> tuple[str, str]:
-        found = run(work / "diverging", *SHORT, *UNPOLISHED, "--train.learning_rate", "1e30")
+        found = run(work / "diverging", *SHORT, *UNPOLISHED, "--train.learning_rate", "1e38")
         check(found.code == 1 and "training diverged" in found.last and "lower train.learning_rate" in found.last, found.lines[-3:])
         return f"exit code 1: {short(found.last.split('; go on with')[0], work)}", "no student with NaN"
 
-    table.row("training: the loss becomes NaN (`--train.learning_rate 1e30`)", diverging)
+    table.row("training: the loss becomes NaN (`--train.learning_rate 1e38`)", diverging)
 
 
-@contextmanager
+@contextlib.contextmanager
 def disk(folder: Path, size: str) -> Iterator[Path]:
     """A small file system."""
     folder.mkdir(parents=True)
@@ -227,16 +227,6 @@ def disk(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path) -> None:
-    """Fill the file system that a folder lies on."""
-    with open(folder / "filler", "wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            return
 
 
 def disks(table: Table, work: Path) -> None:
@@ -257,31 +247,43 @@ def disks(table: Table, work: Path) -> None:
 
     def full() -> tuple[str, str]:
         with disk(work / "full", "4m") as where:
-            found = run(
-                where / "run", *SHORT, *UNPOLISHED, during=lambda: (wait_for(where / "run" / "checkpoint"), time.sleep(2), fill(where))
-            )
-            line = ended(found, "No space left on device")
+
+            def fill() -> None:
+                wait_for(where / "run" / "checkpoint")
+                time.sleep(2)
+                with open(where / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+                    while file.write(bytes(4096)):
+                        pass
+
+            line = ended(run(where / "run", *SHORT, *UNPOLISHED, during=fill), "No space left on device")
             (where / "filler").unlink()
             return line, resumed(where / "run")
 
     def read_only() -> tuple[str, str]:
-        with disk(work / "read-only", "4m") as where:
+        folder = work / "read-only"
 
-            def remount() -> None:
-                wait_for(where / "run" / "checkpoint")
-                time.sleep(2)
-                subprocess.run(["mount", "-o", "remount,ro", str(where)], check=False)
+        def lock() -> None:
+            """Put a read-only view of the folder over it: a file system cannot be made read-only while a file is open for writing."""
+            wait_for(folder / "checkpoint")
+            time.sleep(2)
+            subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
 
-            found = run(where / "run", *SHORT, *UNPOLISHED, during=remount)
-            if "busy" in found.last or found.code == 0:
-                raise AssertionError("it could not be made read-only while a file was open")
-            line = ended(found, "Read-only file system")
-            subprocess.run(["mount", "-o", "remount,rw", str(where)], check=True)
-            return line, resumed(where / "run")
+        try:
+            line = ended(run(folder, *SHORT, *UNPOLISHED, during=lock), "Read-only file system")
+        finally:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        return line, resumed(folder)
 
     def gone() -> tuple[str, str]:
         folder = work / "gone"
-        found = run(folder, *SHORT, *UNPOLISHED, during=lambda: (wait_for(folder / "checkpoint"), time.sleep(2), shutil.rmtree(folder)))
+
+        def remove() -> None:
+            wait_for(folder / "checkpoint")
+            time.sleep(2)
+            shutil.rmtree(folder)
+
+        found = run(folder, *SHORT, *UNPOLISHED, during=remove)
         check(found.code == 1 and "does not exist any more" in found.last, found.lines[-3:])
         check(not folder.exists(), "the folder was made again")
         return f"exit code 1: {short(found.last.split('; go on with')[0], work)}", "nothing; the folder is not made again"

@@ -136,7 +136,11 @@ def test_a_disk_that_fails_at_any_write_leaves_the_earlier_files_whole(tmp_path,
 
 
 def test_a_run_folder_that_is_gone_is_not_made_again(tmp_path, expert_zip, monkeypatch):  # noqa: F811
-    failing_in(monkeypatch, 3, lambda trainer: (shutil.rmtree(tmp_path / "run"), {})[1])
+    def remove(_: Trainer) -> dict[str, float]:
+        shutil.rmtree(tmp_path / "run")
+        return {}
+
+    failing_in(monkeypatch, 3, remove)
     with pytest.raises(StorageFault, match=rf"the folder {tmp_path / 'run'}\S* does not exist any more"):
         distill(tiny(tmp_path / "run", teacher=str(expert_zip)))
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from policy_distill.config import EnvironmentCrash
-from policy_distill.rollouts.processes.serving import CLOSING_SECONDS, CONTEXT, FORKS, Watched, serve
+from policy_distill.rollouts.processes.serving import ANSWERED, CLOSING_SECONDS, CONTEXT, END, FORKS, SILENT, Watched, serve
 from policy_distill.rollouts.watchdog import Pulse
 from policy_distill.support.parents import parent
 from policy_distill.support.pending import Pending
@@ -59,15 +59,15 @@ class Recovery:
 
     def __init__(self, limit: int = 0, note: Callable[[str], object] = lambda line: None, log: Path | None = None) -> None:
         self._limit, self._note, self._log = limit, note, log
-        self._crashes: list[str] = []
+        self._count = 0
 
-    def allows(self, crash: Exception) -> bool:
-        """Whether a process is made anew after ``crash``. It is not if the same happened before: it would happen again."""
+    def allows(self, crash: Exception, before: str) -> bool:
+        """Whether a process is made anew after ``crash``. It is not if its line is that of the crash ``before``: it would happen again."""
         line = str(crash)
-        if not isinstance(crash, EnvironmentCrash) or line in self._crashes or len(self._crashes) >= self._limit:
+        if not isinstance(crash, EnvironmentCrash) or line == before or self._count == self._limit:
             return False
-        self._crashes.append(line)
-        count = f"restart {len(self._crashes)} of at most {self._limit}"
+        self._count += 1
+        count = f"restart {self._count} of at most {self._limit}"
         self._note(f"{line}; a new worker process repeats what this one did since the job began ({count})")
         return True
 
@@ -87,8 +87,7 @@ class _Sent(NamedTuple):
     """A call whose answer has not come. A repeated call of a new process has no number, and its result is not sent."""
 
     number: int | None
-    method: str
-    arguments: tuple[Any, ...]
+    message: bytes
     changes: str
 
 
@@ -120,6 +119,8 @@ class Remote:
         self._number = 0
         self._sent: deque[_Sent] = deque()
         self._changing: list[_Sent] = []
+        self._last = b""
+        self._last_crash = ""
         self._results: dict[int, tuple[bool, Any]] = {}
         self._start()
 
@@ -142,11 +143,14 @@ class Remote:
 
         Args:
             method: its name.
-            arguments: its arguments. Those of a call that changes the object are kept, and must not be changed later.
+            arguments: its arguments; they are pickled, and those of a call that changes the object are kept.
             changes: a name for the part of the object that the call changes, for ``forget``; a new process repeats the call.
         """
         self._number += 1
-        self._send(_Sent(self._number, method, arguments, changes))
+        message = pickle.dumps((method, arguments))
+        if message != self._last:  # else it shares its memory with the last one: the blocks of a round are the same call
+            self._last = message
+        self._send(_Sent(self._number, self._last, changes))
         return Pending(functools.partial(self._result, self._number))
 
     def forget(self, changed: str) -> None:
@@ -156,7 +160,7 @@ class Remote:
     def _send(self, call: _Sent) -> None:
         self._sent.append(call)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the process has ended, which the next result shows
-            self._connection.send_bytes(pickle.dumps((call.method, call.arguments, call.number is not None)))
+            self._connection.send_bytes((SILENT if call.number is None else ANSWERED) + call.message)
 
     def _result(self, number: int) -> Any:
         """Receive results, which come in the order of the calls, up to that of call ``number``."""
@@ -164,7 +168,8 @@ class Remote:
             failed, value, trace = self._receive()
             if failed:
                 self._recovery.keep(trace, value)
-                if self._recovery.allows(value):
+                if self._recovery.allows(value, self._last_crash):
+                    self._last_crash = str(value)
                     self._restart()
                     continue
             call = self._sent.popleft()
@@ -229,7 +234,7 @@ class Remote:
     def ask_to_end(self) -> None:
         """Let the process end after its calls; ``close`` waits for it."""
         with contextlib.suppress(OSError):  # it has ended already
-            self._connection.send_bytes(pickle.dumps(None))
+            self._connection.send_bytes(END)
 
     def close(self) -> None:
         """End the process: it may close its environments if it is not busy, and is killed otherwise."""

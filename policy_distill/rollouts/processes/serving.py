@@ -29,6 +29,8 @@ DEBUG = "POLICY_DISTILL_DEBUG"
 """Environment variable; if it is set, errors include the traceback of the worker process."""
 FORKS = sys.platform == "linux"
 CONTEXT = multiprocessing.get_context("fork" if FORKS else "spawn")
+ANSWERED, SILENT, END = b"+", b"-", b"."
+"""First bytes of messages: a call whose result is sent, a call whose result is not sent, and the end."""
 CLOSING_SECONDS = 2.0
 """Time that a process has to close its environments at the end."""
 
@@ -76,13 +78,13 @@ class Watched(NamedTuple):
 
 
 def serve(connection: Connection, parents_end: Connection, make: Callable[..., Any], arguments: tuple[Any, ...], watched: Watched) -> None:
-    """Run calls until the parent sends None or is gone.
+    """Run calls until the parent sends ``END`` or is gone.
 
     A thread receives calls while earlier ones run. Without it parent and process could deadlock: one blocked on sending a call that does
     not fit into the pipe, the other on sending a result that does not.
 
-    Messages are plain pickles between this program's own processes: torch's tensor sharing passes file descriptors and would run out of
-    them.
+    A message is ``ANSWERED`` or ``SILENT``, then the pickled name of a method and its arguments. torch's tensor sharing passes file
+    descriptors and would run out of them.
     """
     end_with(watched.parent)
     leave_stops_to_parent()
@@ -103,14 +105,16 @@ def serve(connection: Connection, parents_end: Connection, make: Callable[..., A
     except Exception as error:  # sent as the result of every call
         broken = _failure(error)
     with contextlib.suppress(BrokenPipeError):
-        while (message := pickle.loads(calls.get())) is not None:
-            method, method_arguments, answers = message
+        while (message := calls.get()) != END:
+            method, method_arguments = pickle.loads(memoryview(message)[1:])
             try:
                 result = broken or (False, getattr(resident, method)(*method_arguments), "")
             except Exception as error:  # raised again in the parent
                 result = _failure(error)
+            if message[:1] == SILENT and not result[0]:
+                result = (False, None, "")
             with sending:
-                connection.send_bytes(pickle.dumps(result if answers or result[0] else (False, None, "")))
+                connection.send_bytes(pickle.dumps(result))
     if hasattr(resident, "close"):
         with contextlib.suppress(Exception):  # an environment may fail even here, where its results are complete
             resident.close()
@@ -139,6 +143,6 @@ def _receive_calls(connection: Connection, calls: queue.SimpleQueue[bytes]) -> N
     with contextlib.suppress(EOFError, OSError):
         while True:
             calls.put(connection.recv_bytes())
-    calls.put(pickle.dumps(None))
+    calls.put(END)
     time.sleep(CLOSING_SECONDS)
     os._exit(1)

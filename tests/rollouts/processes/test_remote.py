@@ -121,6 +121,20 @@ def test_a_fault_that_happens_again_ends_the_work_with_environment_seed_and_step
 
 
 @needs_fork
+def test_two_workers_that_end_in_the_same_way_are_both_replaced(undisturbed, tmp_path, monkeypatch):
+    """Where each of them was is not known, so the two lines are equal."""
+    lines: list[str] = []
+    recovery = Recovery(2, lines.append)
+    with Rollouts(FAULTY, leaning(), num_envs=4, seed=0, workers=2, recovery=recovery) as rollouts:
+        waiting = rollouts.begin_evaluation("teacher", VALIDATION, num_envs=4)
+        for site in rollouts._sites:
+            site._process.kill()  # type: ignore[union-attr]
+        np.testing.assert_array_equal(waiting.result().returns, undisturbed[2][1].returns)
+    assert len(lines) == 2
+    assert all("was ended by SIGKILL" in line for line in lines)
+
+
+@needs_fork
 def test_after_the_limit_work_ends_and_other_workers_go_on(tmp_path, monkeypatch):
     monkeypatch.setenv("FAULT", "exit")
     monkeypatch.setenv("FAULT_IN", "validation")
