@@ -330,6 +330,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=3, help="times that each kind of kill is tried")
     parser.add_argument("--only", default="", help="rows whose first column holds this text")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it, and theirs would too
     with tempfile.TemporaryDirectory(prefix="inject-faults-") as folder:
         table, work = Table(options.only), Path(folder)
         environments(table, work)
