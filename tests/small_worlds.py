@@ -325,9 +325,11 @@ def random_student(observation_space: gym.Space, action_space: gym.Space, *, hid
     return student.eval().requires_grad_(False)
 
 
-def image_student(observation_space: gym.Space, action_space: gym.Space, *, channels: tuple[int, ...] = (3, 4)) -> Student:
+def image_student(
+    observation_space: gym.Space, action_space: gym.Space, *, channels: tuple[int, ...] = (3, 4), strides: tuple[int, ...] = ()
+) -> Student:
     """A student with convolutions, drawn weights and the scale of bytes."""
-    architecture = Architecture(observation_space, action_space, (8,), channels=channels)
+    architecture = Architecture(observation_space, action_space, (8,), channels=channels, strides=strides)
     student, draws = Student(architecture), generator()
     with torch.no_grad():
         for parameter in student.parameters():

@@ -122,6 +122,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("train.learning_rate", math.nan, "> 0"),
     ("train.average_decay", -0.1, "[0, 1)"),
     ("train.average_decay", 1.0, "[0, 1)"),
+    ("train.random_shift", -1, ">= 0 pixels"),
     ("train.holdout", -0.1, "[0, 0.5]"),
     ("train.holdout", 0.6, "[0, 0.5]"),
     ("self_distill.generations", -1, ">= 0"),

@@ -12,7 +12,7 @@ from policy_distill.commands.options.parser import Parser
 from policy_distill.config import RequestError
 from policy_distill.report.printing import DONE, plain
 
-STAGES = ("collect", "train", "stack", "scale", "evaluate", "infer", "job")
+STAGES = ("collect", "train", "stack", "scale", "evaluate", "infer", "job", "engines")
 AGENT_STAGES = ("collect", "evaluate", "infer", "job")
 """Stages that are timed with real agents, which ``--teachers`` selects."""
 

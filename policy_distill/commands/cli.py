@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"{name} failed: {one_line(str(error))}", error)
         return FAILED
     except KeyboardInterrupt as stop:
-        _say(f"{name} was interrupted", stop)
+        _say(" by ".join(["interrupted", *map(str, stop.args)]), stop)
         return exit_code(stop)
     except Exception as error:  # a bug: the traceback, then one line
         if not (isinstance(error, OSError) and error.errno in FAILING_DISK):

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from policy_distill.commands.options.parser import Parser
+from policy_distill.config import EngineConfig
 from policy_distill.report.printing import DONE, plain
 from policy_distill.support.progress import Display
+
+JOBS = (
+    "number of runs at the same time; default: one for each core, with --engine ray as many as the cluster has room for; 0: in this process"
+)
 
 
 def run_ablation(arguments: Sequence[str]) -> int:
@@ -19,16 +24,17 @@ def run_ablation(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=str, default="runs/ablation", help="folder of the runs; completed runs are not repeated")
     parser.add_argument("--page", type=str, default="docs/ablation.md", help="Markdown page to write")
-    parser.add_argument("--jobs", type=int | None, default=None, help="number of parallel runs; default: one per core")
+    parser.add_argument("--jobs", type=int | None, default=None, help=JOBS)
+    parser.add_class_arguments(EngineConfig, "engine")
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    from policy_distill.rollouts.processes import available_cores
     from policy_distill.studies import ablation
     from policy_distill.support.files import writable_folder, write_atomically
 
     study = ablation.Study.load(Path(options.study))
     output = writable_folder(Path(options.output))
-    kept = ablation.run_study(study, output, jobs=options.jobs or available_cores(), note=Display(quiet=options.json).note)
+    engine = parser.instantiate(options).engine
+    kept = ablation.run_study(study, output, engine=engine, jobs=options.jobs, note=Display(quiet=options.json).note)
     command = f"policy-distill run_ablation --study {options.study} --output {options.output} --page {options.page}"
     page, text = Path(options.page), ablation.markdown(study, kept, command)
     write_atomically(page, lambda target: target.write_text(text, encoding="utf-8"))

@@ -14,6 +14,11 @@ from policy_distill.report.printing import DONE
 from policy_distill.support.progress import Display
 from policy_distill.support.terminal import Terminal
 
+JOBS = (
+    "number of jobs at the same time; default: 1, each with a worker process for each core; with --engine ray as many as the cluster has "
+    "room for; 0: in this process"
+)
+
 
 def run_suite(arguments: Sequence[str]) -> int:
     """Distil every teacher in a folder with the same settings, and aggregate the retentions."""
@@ -21,6 +26,7 @@ def run_suite(arguments: Sequence[str]) -> int:
     parser.add_argument("--teachers", type=str, required=True, help="folder that contains ALGO/ENV_RUN/ENV.zip")
     parser.add_class_arguments(DistillConfig, skip={"teacher", "output"})
     parser.add_argument("--output", type=str, default="runs/suite", help="folder of the tables and the runs")
+    parser.add_argument("--jobs", type=int | None, default=None, help=JOBS)
     parser.add_display_arguments()
     options = parser.parse(arguments)
     config = parser.config(options, DistillConfig)
@@ -33,7 +39,8 @@ def run_suite(arguments: Sequence[str]) -> int:
     from policy_distill.support.files import writable_folder
 
     output = writable_folder(Path(options.output))
-    result = suite.run_suite(Path(options.teachers), config, output=output, display=Display(quiet=options.json))
+    jobs = suite.DEFAULT_JOBS if options.jobs is None and config.engine.kind == "local" else options.jobs
+    result = suite.run_suite(Path(options.teachers), config, output=output, jobs=jobs, display=Display(quiet=options.json))
     aggregates = result.aggregates()
     if options.json:
         print(json.dumps({"rows": result.rows, "aggregates": aggregates}, indent=2))
@@ -45,7 +52,7 @@ def run_suite(arguments: Sequence[str]) -> int:
         if row["status"] != "done":
             table.add_row(row["teacher"], row["status"], "", row["reason"], "")
             continue
-        kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        kept = suite.kept_text(row)
         table.add_row(row["teacher"], row["student"], times(row["compression"]), kept, f"{row['seconds']:.0f}")
     console = Terminal()
     console.print(table)

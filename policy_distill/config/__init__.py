@@ -18,6 +18,7 @@ from policy_distill.config.checks import (
     require,
     require_choice,
 )
+from policy_distill.config.engine import EngineConfig
 from policy_distill.config.environment import Arguments, EnvironmentOptions, WrapperRequest
 from policy_distill.config.inputs import InputsConfig, InputsRequest, parse_inputs
 from policy_distill.config.loss import FeatureConfig, LossConfig, RelationConfig
@@ -33,10 +34,10 @@ from policy_distill.config.stages import (
 )
 
 __all__ = [
-    "CheckConfig", "CollectConfig", "DistillConfig", "EnsembleConfig", "EnvironmentCrash", "EnvironmentFault", "EnvironmentOptions",
-    "EvaluateConfig", "ExportFault", "Fault", "FeatureConfig", "InputsConfig", "LossConfig", "MemberConfig", "MemoryFault", "PolishConfig",
-    "Reading", "RelationConfig", "RequestError", "SelfDistillConfig", "StorageFault", "StudentConfig", "TrainConfig", "TrainingFault",
-    "ValueConfig",
+    "CheckConfig", "CollectConfig", "DistillConfig", "EngineConfig", "EnsembleConfig", "EnvironmentCrash", "EnvironmentFault",
+    "EnvironmentOptions", "EvaluateConfig", "ExportFault", "Fault", "FeatureConfig", "InputsConfig", "LossConfig", "MemberConfig",
+    "MemoryFault", "PolishConfig", "Reading", "RelationConfig", "RequestError", "SelfDistillConfig", "StorageFault", "StudentConfig",
+    "TrainConfig", "TrainingFault", "ValueConfig",
 ]  # fmt: skip
 
 
@@ -172,7 +173,7 @@ class DistillConfig:
     device: str = "auto"
     """Device for training the student: auto (CUDA if available), cpu, cuda."""
     workers: int | None = None
-    """Number of processes that step environments. Left out: one per core."""
+    """Number of processes that step environments. Left out: one per core of this machine, or of the cluster with ``--engine ray``."""
     step_timeout: float | None = None
     """Time limit in seconds of one step or reset of an environment; if it is exceeded, its worker is ended. Left out or 0: none, except in
     run_suite and run_ablation, where left out means 60."""
@@ -181,6 +182,7 @@ class DistillConfig:
     old one did, and the student is the same. If the same step fails again, the job stops."""
     trust: bool = False
     """Let Stable-Baselines3 unpickle a zip that cannot be rebuilt from plain data. This executes code from the file."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
@@ -198,10 +200,11 @@ class DistillConfig:
         timeout = self.step_timeout is None or (self.step_timeout >= 0 and math.isfinite(self.step_timeout))
         require(timeout, "step_timeout", self.step_timeout, ">= 0 seconds (0: no limit)")
         require(self.worker_restarts >= 0, "worker_restarts", self.worker_restarts, ">= 0")
+        gradient_steps = self.train.steps_of(has_convolutions=True)
         require(
-            self.train.gradient_steps >= self.collect.rounds,
+            gradient_steps >= self.collect.rounds,
             "train.gradient_steps",
-            self.train.gradient_steps,
+            gradient_steps,
             f"at least collect.rounds = {self.collect.rounds}: each round trains",
         )
         _ = self.environment  # checks it

@@ -43,7 +43,7 @@ class CollectConfig:
     max_extra_states: int = 10_000
     """Maximum number of these states to use, the costliest first."""
     storage: Literal["memory", "disk"] = "memory"
-    """Storage of the dataset: in memory, or in temporary files in the run's folder. The student is the same."""
+    """Storage of the dataset: in memory, or in the run's checkpoint, which is removed at the end. The student is the same."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "collect.rounds", self.rounds, ">= 1")
@@ -94,8 +94,8 @@ class MemberConfig:
 class TrainConfig:
     """Supervised training of the student on the collected data."""
 
-    gradient_steps: int = 32_000
-    """Total gradient steps of all rounds."""
+    gradient_steps: int | None = None
+    """Total gradient steps of all rounds. Left out: 32,000; 8,000 with convolutions, whose steps take ten times as long."""
     batch_size: int = 512
     """Transitions per gradient step."""
     learning_rate: float = 1e-2
@@ -109,27 +109,36 @@ class TrainConfig:
     vary: tuple[MemberConfig, ...] = ()
     """Settings assigned to the members in turn, such as ``'[{"learning_rate": 0.003}, {"temperature": 2}]'``: a search at the cost of one
     training, since the best member is kept. If ``members`` is left out, there is one member per entry."""
+    random_shift: int = 0
+    """Maximum number of pixels by which the images of a batch are shifted at random in both directions, an augmentation; the labels stay.
+    On grids of 10x10 pixels, where one pixel matters, it costs return."""
     holdout: float = 0.05
     """Share of the episodes held out from training, for validation losses."""
-    sequence_length: int = 32
+    sequence_length: int = 64
     """Consecutive steps of an episode through which the gradient of a student with a memory goes back (truncated backpropagation). A
     batch holds ``batch_size / sequence_length`` such sequences."""
-    burn_in: int = 32
-    """Steps before a sequence that the student sees first, without a gradient, so that its memory holds something."""
+    burn_in: int = 64
+    """Steps before a sequence that the student sees first, without a gradient. If they are few, the memory leaves the states that it was
+    trained on later in an episode."""
 
     def members_of(self, params: int, *, has_convolutions: bool = False) -> int:
         """Number of members for students of ``params`` parameters; members with convolutions are trained one after the other."""
         usual = 1 if has_convolutions else 4 if params <= 4_000 else 2 if params <= 10_000 else 1
         return self.members or len(self.vary) or usual
 
+    def steps_of(self, *, has_convolutions: bool) -> int:
+        """Total gradient steps of all rounds."""
+        return self.gradient_steps or (8_000 if has_convolutions else 32_000)
+
     def __post_init__(self) -> None:
-        require(self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
+        require(self.gradient_steps is None or self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
         require(self.members is None or self.members >= 1, "train.members", self.members, ">= 1")
         fits = self.members is None or len(self.vary) <= self.members
         require(fits, "train.vary", f"{len(self.vary)} settings", f"no more than train.members = {self.members}")
         require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "train.learning_rate", self.learning_rate, "> 0")
         require(0 <= self.average_decay < 1, "train.average_decay", self.average_decay, "in [0, 1)")
+        require(self.random_shift >= 0, "train.random_shift", self.random_shift, ">= 0 pixels")
         require(0 <= self.holdout <= 0.5, "train.holdout", self.holdout, "in [0, 0.5]")
         require(self.sequence_length >= 1, "train.sequence_length", self.sequence_length, ">= 1")
         require(self.burn_in >= 0, "train.burn_in", self.burn_in, ">= 0")
@@ -191,6 +200,8 @@ class PolishConfig:
     """Epochs over the rollout in each update."""
     batch_size: int = 512
     """Transitions per gradient step."""
+    sequence_length: int = 32
+    """Maximum number of steps in a sequence, for students with a memory; a gradient step has about ``batch_size`` transitions."""
     clip_range: float = 0.3
     """PPO's clipping range of the probability ratio."""
     discount: float = 0.99
@@ -218,7 +229,8 @@ class PolishConfig:
         for name in ("num_envs", "epochs", "snapshots"):
             require(getattr(self, name) >= 1, f"polish.{name}", getattr(self, name), ">= 1")
         require(self.num_steps >= 2, "polish.num_steps", self.num_steps, ">= 2")
-        require(self.batch_size >= 2, "polish.batch_size", self.batch_size, ">= 2")
+        for name in ("batch_size", "sequence_length"):
+            require(getattr(self, name) >= 2, f"polish.{name}", getattr(self, name), ">= 2")
         require(0 < self.std_end <= 1, "polish.std_end", self.std_end, "in (0, 1]")
         require(self.target_kl > 0, "polish.target_kl", self.target_kl, "> 0")
         require(self.clip_range > 0, "polish.clip_range", self.clip_range, "> 0")

@@ -15,7 +15,8 @@ from policy_distill.config import EnvironmentOptions, ExportFault, Reading, Requ
 from policy_distill.evaluation.measure import Measurement, certify, common_environment, load_policy, named_teacher, try_out
 from policy_distill.evaluation.parity import Decisions, Parity, compare, decisions_of, microseconds
 from policy_distill.evaluation.statistics import Plan, Retention, retention
-from policy_distill.export.artefact import FORMATS, Artefact, is_artefact, write, write_manifest
+from policy_distill.export.artefact import Artefact, is_artefact, write, write_manifest
+from policy_distill.export.formats import FORMATS
 from policy_distill.policies.student import Student
 from policy_distill.report import add_to_report, certificate_text, retention_text
 from policy_distill.report.write import read_result
@@ -59,7 +60,8 @@ class Export:
         manifest, parity = self.manifest, self.parity
         rows = [
             ("format", f"{manifest['policy_format']}: {', '.join(manifest['files'])}"),
-            ("size", f"{manifest['bytes']:,} bytes, {manifest['multiply_adds']:,} multiply-adds a decision"),
+            ("size", f"{manifest['weight_bytes']:,} bytes of weights, {manifest['bytes']:,} of files"),
+            ("multiply-adds", f"{manifest['multiply_adds']:,} a decision"),
             ("one decision", f"{manifest['microseconds']:.2f} us, called from Python"),
             ("student's action", f"{parity.equal_actions:.2%} of {parity.states:,} states"),
             ("largest difference", f"{parity.largest_difference:.2g}, mean {parity.mean_difference:.2g}"),

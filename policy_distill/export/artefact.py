@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ import numpy as np
 from policy_distill.config import RequestError
 from policy_distill.environments.action_masks import MASK
 from policy_distill.environments.vector import GOES_ON
-from policy_distill.export import npz, sb3
 from policy_distill.export.folded import ALONE, MASK_NAME, fold_student
-from policy_distill.export.runner import Runner, Seen, Visited
+from policy_distill.export.formats import FORMATS
+from policy_distill.export.runner import Seen, Visited
 from policy_distill.policies.policy import State
 from policy_distill.policies.student import Student
 from policy_distill.policies.views import View
@@ -35,45 +33,6 @@ VERSION = 1
 AGAIN = "export the student again"
 MAX_BYTES = 512 << 20
 """Limit of one file for reading."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """A format of artefacts.
-
-    Attributes:
-        write: writes its files into a folder from the student, its plain form and visited states, and returns their names and numbers that
-            the files depend on besides the student, such as the ranges of a calibration.
-        load: a ``Runner`` of the files.
-        bits: bits of a weight; None: float32.
-        is_code: whether loading runs code from the files. They are then compared with newly written ones, unless ``trust`` is given.
-        repeatable: whether the same student and numbers give the same files, byte for byte.
-        reads_everything: whether its input is the environment's observation, not what the student sees of it.
-    """
-
-    write: Callable[[Student, Path, Visited | None, dict[str, Any]], tuple[list[str], dict[str, Any]]]
-    load: Callable[[Path, Student], Runner]
-    bits: int | None = None
-    is_code: bool = False
-    repeatable: bool = False
-    reads_everything: bool = False
-
-
-def _write_npz(student: Student, folder: Path, visited: Visited | None, numbers: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    return npz.write(fold_student(student), folder), {}
-
-
-def _write_sb3(student: Student, folder: Path, visited: Visited | None, numbers: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    if reason := sb3.why_not_exported(student):
-        raise RequestError(f"the student cannot be written as a Stable-Baselines3 zip: {reason}")
-    return [sb3.save_ppo(student, folder / sb3.FILE).name], {}
-
-
-FORMATS: dict[str, Format] = {
-    "sb3": Format(_write_sb3, sb3.load, reads_everything=True),
-    "npz": Format(_write_npz, lambda folder, student: npz.load(folder, fold_student(student))),
-}
-"""The formats by the names of ``export_student --format``."""
 
 
 class Artefact:
@@ -151,13 +110,13 @@ class Artefact:
         if not self._format.repeatable:
             raise RequestError(refused)
         with tempfile.TemporaryDirectory() as scratch, refuse_damage(self.folder / MANIFEST, AGAIN):
-            written, _ = self._format.write(self.student, Path(scratch), None, self.manifest["numbers"])
+            written = self._format.write(self.student, Path(scratch), None, self.manifest["numbers"])
             same = sorted(written) == sorted(names) and all(sha256(Path(scratch, name)) == names[name] for name in written)
         if not same:
             raise RequestError(f"{refused}, since it is not what this version writes for {self.folder / 'student'}")
 
 
-def write(student: Student, name: str, folder: Path, visited: Visited | None) -> dict[str, Any]:
+def write(student: Student, name: str, folder: Path, visited: Visited) -> dict[str, Any]:
     """Write a student's files in the format ``name`` into ``folder``, which exists.
 
     Returns:
@@ -166,13 +125,16 @@ def write(student: Student, name: str, folder: Path, visited: Visited | None) ->
     Raises:
         RequestError: if the format cannot express the student, or an optional package is missing.
     """
-    files, numbers = FORMATS[name].write(student, folder, visited, {})
+    chosen, folded = FORMATS[name], fold_student(student)
+    numbers = chosen.numbers(folded, visited)
+    files = chosen.write(student, folder, visited, numbers)
     return {
         "format": VERSION,
         "policy_format": name,
         "files": {file: sha256(folder / file) for file in files},
         "bytes": sum((folder / file).stat().st_size for file in files),
-        "multiply_adds": fold_student(student).multiply_adds,
+        "weight_bytes": folded.weight_bytes(chosen.bits),
+        "multiply_adds": folded.multiply_adds,
         "numbers": numbers,
     }
 

@@ -8,6 +8,7 @@ numbers of the action distribution and the action that the environment accepts. 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -224,7 +225,9 @@ class Folded:
         )
         weight, bias = (self.memory.inputs, self.memory.bias) if self.memory else (self.layers[0].weight, self.layers[0].bias)
         weight = weight.astype(np.float64) / scale
-        first = weight.astype(np.float32), (bias - weight @ mean).astype(np.float32)
+        # fsum, since a matrix product would round differently on other processors, and artefacts are compared byte for byte
+        shifts = np.array([math.fsum(row) for row in weight * mean])
+        first = weight.astype(np.float32), (bias - shifts).astype(np.float32)
         if self.memory:
             return dataclasses.replace(self, normalizations=neutral, memory=Gru(*first, self.memory.recurrent))
         return dataclasses.replace(self, normalizations=neutral, layers=(Dense(*first), *self.layers[1:]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from policy_distill.export.folded import MASK_NAME, ActionRule, Convolution, Folded, Gru, Input, Normalization
-from policy_distill.export.runner import Seen
+from policy_distill.export.runner import Seen, Visited
 from policy_distill.policies.families.choices import FORBIDDEN
 from policy_distill.support.files import write_atomically
 from policy_distill.support.untrusted import read_npz, refuse_damage
@@ -20,7 +20,7 @@ MAX_BYTES = 256 << 20
 """Limit for reading."""
 
 
-def write(folded: Folded, folder: Path) -> list[str]:
+def write(folded: Folded, folder: Path, visited: Visited | None = None) -> list[str]:
     """Write ``policy.npz``: the arrays of ``Folded`` by their dotted names, such as ``layers.0.weight``."""
     arrays = dict(_arrays(folded))
     write_atomically(folder / FILE, lambda target: np.savez(target, **arrays))  # type: ignore[arg-type]

@@ -28,15 +28,16 @@ from policy_distill.evaluation.return_cache import SOURCES
 from policy_distill.evaluation.rounding import rounding
 from policy_distill.evaluation.statistics import decide
 from policy_distill.pipeline.imitation import trainer_with
+from policy_distill.pipeline.polish import training_of
 from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.records import Candidate
-from policy_distill.pipeline.state import FOLDER, Kept, State
+from policy_distill.pipeline.state import FOLDER, Kept, Polishing, State
 from policy_distill.pipeline.summary import VERSION, versions
 from policy_distill.pipeline.varying import settled
 from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import Episodes
-from policy_distill.support.files import write_atomically
+from policy_distill.support.files import remove_unfinished, write_atomically
 from policy_distill.support.untrusted import refuse_damage
 from policy_distill.training.trainer import Trainer
 from policy_distill.training.value_network import DistilledValues
@@ -44,7 +45,7 @@ from policy_distill.training.value_network import DistilledValues
 FORMAT = 1
 """Version of the format of state.safetensors."""
 STATE, CONFIG = "state.safetensors", "config.yaml"
-FREE = ("output", "workers", "step_timeout")
+FREE = ("output", "workers", "worker_restarts", "step_timeout", "engine")
 """Settings that may differ when a run is resumed: the student does not depend on them."""
 PLAIN = (
     "stage", "seeds", "num_first", "env_steps", "gradient_steps", "evaluation_env_steps", "reused_episodes", "seconds", "first_rows",
@@ -86,6 +87,7 @@ class Checkpoint:
         self._folder = folder_of(job.folder)
         self._head = {"identity": identity, "notices": job.notices}
         self._folder.mkdir(exist_ok=True)
+        remove_unfinished(self._folder / STATE)
         text = yaml.safe_dump(_as_json(dataclasses.asdict(job.config)), sort_keys=False)
         write_atomically(self._folder / CONFIG, lambda target: target.write_text(text))
 
@@ -201,14 +203,21 @@ def _described(state: State, folder: Path, arrays: dict[str, np.ndarray]) -> dic
             put(f"{name}/{index}", {"weight": layer.weight, "bias": layer.bias})
         return None if network is None else len(network)
 
+    def stacked(name: str, students: Sequence[Student]) -> None:
+        of_all = [student.state_dict() for student in students]
+        put(name, {key: torch.stack([tensors[key] for tensors in of_all]) for key in (of_all[0] if of_all else ())})
+
     put("returns", {"teacher": state.teacher_returns, "random": state.random_returns})
     put("returns", {str(index): returns for index, returns in enumerate(state.returns)})
-    for name, students in (("students", state.students), ("kept", [kept.student for kept in state.kept])):
-        if students:
-            of_all = [student.state_dict() for student in students]
-            put(name, {key: torch.stack([tensors[key] for tensors in of_all]) for key in of_all[0]})
+    stacked("students", state.students)
+    stacked("kept", [kept.student for kept in state.kept])
     for index, kept in enumerate(state.kept):
         put(f"kept/{index}", {"returns": kept.returns})
+    polishing = state.polishing
+    if polishing is not None:
+        put("polishing/training", polishing.training.state_dict())
+        put("polishing/returns", {str(index): returns for index, returns in enumerate(polishing.returns)})
+        stacked("polishing/students", polishing.students)
     if state.trainer is not None:
         put("trainer", state.trainer.state_dict())
         put("encoder", state.trainer.stack.member(0).encoder.state_dict())
@@ -225,6 +234,10 @@ def _described(state: State, folder: Path, arrays: dict[str, np.ndarray]) -> dic
         "teacher_parts": [episodes(f"teacher_parts/{index}", part) for index, part in enumerate(state.teacher_parts)],
         "random_parts": [episodes(f"random_parts/{index}", part) for index, part in enumerate(state.random_parts)],
         "student_episodes": episodes("student_episodes", state.student_episodes),
+        "polishing": None if polishing is None else {
+            "records": [dataclasses.asdict(record) for record in polishing.records],
+            "critics": [layers(f"polishing/critics/{index}", critic) for index, critic in enumerate(polishing.critics)],
+        },
         "critic": layers("critic", state.critic),
         "values": None if state.values is None else [layers("values", state.values.layers), state.values.explained_variance],
         "certified": None if certified is None else [
@@ -271,6 +284,14 @@ def _restored(data: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndarray
     state.teacher_parts, state.random_parts = all_episodes("teacher_parts"), all_episodes("random_parts")
     state.student_episodes = episodes("student_episodes", data["student_episodes"])
     state.critic = layers("critic", data["critic"])
+    if (polishing := data["polishing"]) is not None:
+        training = training_of(job, state.kept[-1])
+        training.load_state_dict(get("polishing/training"))
+        records = [Candidate(**record) for record in polishing["records"]]
+        critics = [layers(f"polishing/critics/{index}", count) or [] for index, count in enumerate(polishing["critics"])]
+        found = get("polishing/returns")
+        students = _students(job.architecture, get("polishing/students"), len(records))
+        state.polishing = Polishing(training, students, critics, [found[str(index)].numpy() for index in range(len(found))], records)
     if data["values"] is not None:
         count, explained_variance = data["values"]
         state.values = DistilledValues(layers("values", count) or [], explained_variance)
@@ -296,7 +317,7 @@ def _trainer(job: Job, saved: Mapping[str, Tensor], of_encoder: Mapping[str, Ten
     """The trainer of the rounds."""
     encoder = job.architecture.new_encoder()
     encoder.load_state_dict(of_encoder)
-    trainer = trainer_with(encoder, job, job.config.train.gradient_steps, members=job.num_members)
+    trainer = trainer_with(encoder, job, job.gradient_steps, members=job.num_members)
     trainer.load_state_dict(saved)
     return trainer
 
@@ -313,7 +334,7 @@ def _digest(data: str, arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from policy_distill.policies.policy import Policy
 from policy_distill.policies.student import Student
 from policy_distill.report.tensorboard import Tracker
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
+from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.pending import Pending
 from policy_distill.support.progress import Display
@@ -32,6 +33,7 @@ class Services:
         rollouts, tracker, display: workers, log, terminal.
         known: cached returns of "teacher" and "random" from earlier jobs; a policy without an entry is always played.
         collected_rounds: rounds that these rollouts' environments have collected; episodes continue from round to round.
+        ppo_environments: environments of PPO's rollouts, in the state that the training in progress has reached.
         played: episodes for the cache; see ``cache_returns``.
     """
 
@@ -41,6 +43,7 @@ class Services:
     display: Display
     known: Mapping[str, KnownReturns] = field(default_factory=dict)
     collected_rounds: int = 0
+    ppo_environments: RolloutEnv | None = None
     played: list[tuple[KnownReturns, Episodes]] = field(default_factory=list)
 
     def begin(self, state: State, policy: Policy | str, seeds: Sequence[int], *, with_agreement: bool = False) -> Pending[Episodes]:
@@ -75,6 +78,12 @@ class Services:
         for store, episodes in self.played:
             store.add(episodes)
         self.played.clear()
+
+    def close_ppo_environments(self) -> None:
+        """Close the environments of PPO's rollouts, if there are any."""
+        if self.ppo_environments is not None:
+            environments, self.ppo_environments = self.ppo_environments, None
+            environments.close()
 
     def begin_validation(self, state: State, student: Student) -> Pending[Episodes]:
         """Start an evaluation on the seeds that every candidate plays."""

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.config.code import settings_that_run_code
 from policy_distill.evaluation.certify import certificate, files_of_student, files_of_teacher, plan_of, play, write_certificate
+from policy_distill.evaluation.machines import this_machine
 from policy_distill.evaluation.return_cache import known_returns
 from policy_distill.evaluation.statistics import Retention, retention
 from policy_distill.evaluation.teacher_check import preflight
@@ -20,6 +21,7 @@ from policy_distill.pipeline import checkpoint
 from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.failures import failing_well
 from policy_distill.pipeline.imitation import choose_round, imitate
+from policy_distill.pipeline.lock import locked
 from policy_distill.pipeline.polish import polish
 from policy_distill.pipeline.prepare import Job, prepare, settle_action_units, write_config
 from policy_distill.pipeline.self_distillation import self_distill
@@ -33,8 +35,7 @@ from policy_distill.report.tensorboard import Tracker
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
 from policy_distill.rollouts.processes import Recovery
 from policy_distill.rollouts.workers import Rollouts
-from policy_distill.support.files import make_folder, storing, write_json
-from policy_distill.support.lock import locked
+from policy_distill.support.files import make_folder, remove_unfinished, storing, write_json
 from policy_distill.support.progress import Display
 from policy_distill.support.seeds import derived_seed
 from policy_distill.support.threads import one_torch_thread
@@ -86,12 +87,15 @@ def distill(
     display = display or Display(quiet=True)
     job = prepare(config, teacher)
     with one_torch_thread(), locked(job.folder):
+        for name in (*RESULTS, "config.yaml"):
+            remove_unfinished(job.folder / name)
         identity = checkpoint.identity(job)
         job, state = _resumed(job, identity, display) if resume else _begun(job, display)
         try:
             return _run(job, state, checkpoint.Checkpoint(job, identity), display)
         except BaseException as error:
-            error.add_note(how_to_resume(job))
+            if checkpoint.exists(job.folder):
+                error.add_note(("" if isinstance(error, KeyboardInterrupt) else "once the cause is gone, ") + how_to_resume(job))
             raise
 
 
@@ -162,10 +166,13 @@ def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display)
         step_timeout=config.step_timeout,
         view=job.architecture.view,
         recovery=Recovery(config.worker_restarts, note, job.folder / "worker_errors.log"),
+        engine=config.engine,
     )
     with workers as rollouts, Tracker(job.folder / "tensorboard", note) as tracker, display:
         display.note(rollouts.backend)
         known = known_returns(job.teacher, job.spec, note) if config.evaluate.reuse_returns else {}
+        if config.engine.kind == "ray":
+            state.notices += this_machine().check(rollouts.ask_each(this_machine))
         services = Services(job, rollouts, tracker, display, known)
         while state.stage != "done":
             num_kept = len(state.kept)

@@ -6,100 +6,114 @@ import contextlib
 import dataclasses
 
 import numpy as np
-from torch import nn
 
 from policy_distill.evaluation.statistics import contrast, episodes_to_show, shows_positive_mean
-from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.pipeline.context import Services, kept_enough
+from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.records import Candidate, track_validation
-from policy_distill.pipeline.state import Kept, State
-from policy_distill.policies.student import Student
-from policy_distill.rollouts.episodes import Episodes
-from policy_distill.support.pending import Pending
+from policy_distill.pipeline.state import Kept, Polishing, State
 from policy_distill.support.seeds import derived_seed
-from policy_distill.training.kickstart import Snapshot, kickstart
+from policy_distill.training.ppo.kickstart import Kickstart
 
 
 def polish(state: State, services: Services) -> State:
-    """Fine-tune the kept student with PPO, unless it is shown to keep ``polish.below`` or cannot be fine-tuned.
+    """Fine-tune the kept student with PPO up to the next snapshot, unless it is shown to keep ``polish.below`` or cannot be fine-tuned.
 
-    The whole stage is one advance: PPO's environments and optimiser are not part of the state.
+    After the last snapshot the best one is kept, if it is better than the student before.
     """
+    if state.polishing is None and not _begin(state, services):
+        state.stage = "value"
+        return state
+    assert state.polishing is not None
+    with state.timed("polish"), contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(services.close_ppo_environments)
+        over = _advance(state, state.polishing, services)
+        if not over:
+            at_the_end.pop_all()
+    if over:
+        _choose(state, state.polishing, services)
+        state.polishing, state.stage = None, "value"
+    return state
+
+
+def training_of(job: Job, kept: Kept) -> Kickstart:
+    """PPO on a kept student; its view lies around the environments."""
+    student = kept.student.behind(job.architecture.without_view)
+    return Kickstart(student, job.teacher, job.objective, job.config.polish, seed=_seed(job))
+
+
+def _seed(job: Job) -> int:
+    return derived_seed(job.config.seed, 4)
+
+
+def _begin(state: State, services: Services) -> bool:
+    """Begin a training if the kept student needs it."""
     job, config, display, kept = services.job, services.job.config.polish, services.display, state.kept[-1]
-    state.stage = "value"
     if config.below == 0 or not np.isfinite(state.retention(kept.returns)) or _shows_enough(state, services):
-        return state
-    reason = why_not_ppo(job.architecture.without_view)
-    if job.teacher.needs_float64:
-        reason = "observations that float32 is too coarse for are not supported while training by reward"
-    if reason:
-        display.note(f"not polished: {reason}")
-        return state
+        return False
+    if not (family := job.architecture.family).has_density:
+        display.note(f"not polished: {type(family).__name__} has no draw and log_prob, which training by reward needs")
+        return False
     _extend_validation(state, services)
     if _shows_enough(state, services):
-        return state
+        return False
     kept = state.kept[-1]
-    start = state.retention(kept.returns)
-    display.note(f"{kept.origin} keeps {start:.3f}, which does not show {config.below}: training on by reward")
-    display.start("polishing", config.snapshots)
-    snapshots, seed = _Snapshots(state, services, start), derived_seed(job.config.seed, 4)
+    display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}, which does not show {config.below}: training on by reward")
     with state.timed("polish"):
+        state.polishing = Polishing(training_of(job, kept))
+    return True
+
+
+def _advance(state: State, polishing: Polishing, services: Services) -> bool:
+    """Train up to the next snapshot, while the workers evaluate the last one's student; return whether that was the last one."""
+    job, config, records = services.job, services.job.config.polish, polishing.records
+    if services.ppo_environments is None:
+        services.display.start("polishing", config.snapshots - len(records))
         job.objective.calibrate(state.dataset.training_rows()[1])
-        with contextlib.closing(services.rollouts.for_ppo(config.num_envs, config.num_steps, seed)) as environments:
-            student = kept.student.behind(job.architecture.without_view)  # its view lies around the environments
-            kickstart(student, job.teacher, environments, job.objective, config, seed=seed, on_snapshot=snapshots.take)
-        snapshots.record_last()
-    records = snapshots.records
+        services.ppo_environments = services.rollouts.for_ppo(config.num_envs, config.num_steps, _seed(job))
+        polishing.training.begin(services.ppo_environments)
+    validation = services.begin_validation(state, polishing.students[-1]) if records else None
+    snapshot = polishing.training.next_snapshot(services.ppo_environments)
+    if validation is not None:
+        _record(state, polishing, services, validation.result().returns)
+    retentions = [record.validation_retention for record in records]
+    student = snapshot.student.behind(job.architecture)
+    polishing.students.append(student)
+    polishing.critics.append(snapshot.critic)
+    records.append(Candidate("polish", len(polishing.students), snapshot.env_steps, snapshot.gradient_steps, snapshot.metrics))
+    recent = retentions[-config.patience :]
+    hopeless = len(recent) == config.patience and max(recent) < config.hopeless * state.retention(state.kept[-1].returns)
+    if not (polishing.training.over or hopeless or kept_enough(retentions, config.enough)):
+        return False
+    _record(state, polishing, services, services.begin_validation(state, student).result().returns)
+    return True
+
+
+def _record(state: State, polishing: Polishing, services: Services, returns: np.ndarray) -> None:
+    """Record the returns of the last snapshot's student on the first validation seeds."""
+    polishing.returns.append(returns)
+    polishing.records[-1] = record = state.validated(polishing.records[-1], returns)
+    services.display.advance(record.figures())
+    env_steps = state.env_steps + record.env_steps  # the axis continues where imitation ended
+    services.tracker.scalars("polish", record.train, env_steps)
+    track_validation(services.tracker, record, env_steps, state.reference)
+
+
+def _choose(state: State, polishing: Polishing, services: Services) -> None:
+    """Keep the best snapshot if it is better than the student before."""
+    records, kept = polishing.records, state.kept[-1]
     with state.timed("evaluate"):
-        chosen, full = services.choose(state, snapshots.students, snapshots.returns, at_least=start)
+        at_least = state.retention(kept.returns)
+        chosen, full = services.choose(state, polishing.students, polishing.returns, at_least=at_least)
     for index, returns in full.items():
         records[index] = records[index].as_finalist(returns)
     if chosen is not None and _fresh(state, full[chosen]).mean() > _fresh(state, kept.returns[: len(full[chosen])]).mean():
         records[chosen] = dataclasses.replace(records[chosen], kept=True)
-        state.kept.append(Kept(snapshots.students[chosen], full[chosen], f"polish, {records[chosen].env_steps:,} steps"))
-        state.critic = snapshots.critics[chosen]
+        state.kept.append(Kept(polishing.students[chosen], full[chosen], f"polish, {records[chosen].env_steps:,} steps"))
+        state.critic = polishing.critics[chosen]
     state.records += records
     state.env_steps += records[-1].env_steps
     state.gradient_steps += records[-1].gradient_steps
-    return state
-
-
-class _Snapshots:
-    """Snapshots of the student, evaluated by the workers while PPO continues; ``start`` is the retention before PPO."""
-
-    def __init__(self, state: State, services: Services, start: float) -> None:
-        self._state, self._services, self._start = state, services, start
-        self._evaluation: Pending[Episodes] | None = None
-        self.students: list[Student] = []
-        self.critics: list[list[nn.Linear]] = []
-        self.returns: list[np.ndarray] = []
-        self.records: list[Candidate] = []
-
-    def take(self, snapshot: Snapshot) -> bool:
-        """Record the last snapshot's returns, start the evaluation of this one, and return whether PPO should stop."""
-        self.record_last()
-        student = snapshot.student.behind(self._services.job.architecture)
-        self.students.append(student)
-        self.critics.append(snapshot.critic)
-        self.records.append(Candidate("polish", len(self.students), snapshot.env_steps, snapshot.gradient_steps, snapshot.metrics))
-        self._evaluation = self._services.begin_validation(self._state, student)
-        config = self._services.job.config.polish
-        retentions = [record.validation_retention for record in self.records[:-1]]
-        recent = retentions[-config.patience :]
-        hopeless = len(recent) == config.patience and max(recent) < config.hopeless * self._start
-        return hopeless or kept_enough(retentions, config.enough)
-
-    def record_last(self) -> None:
-        """Wait for the last snapshot's evaluation, and record its returns."""
-        if self._evaluation is None:
-            return
-        state, services = self._state, self._services
-        self.returns.append(self._evaluation.result().returns)
-        self.records[-1] = record = state.validated(self.records[-1], self.returns[-1])
-        services.display.advance(record.figures())
-        env_steps = state.env_steps + record.env_steps  # the axis continues where imitation ended
-        services.tracker.scalars("polish", record.train, env_steps)
-        track_validation(services.tracker, record, env_steps, state.reference)
 
 
 def _shows_enough(state: State, services: Services) -> bool:

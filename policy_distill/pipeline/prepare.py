@@ -23,11 +23,13 @@ from policy_distill.evaluation.disagreements import read_worst_states
 from policy_distill.evaluation.probe import probe
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
+from policy_distill.pipeline.check_batches import check_sequences, check_shifts
 from policy_distill.policies.actions import Box
 from policy_distill.policies.architecture import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
-from policy_distill.policies.encoders import convolutions, images_in, may_be_image, usual_channels
+from policy_distill.policies.encoders import convolutions, images_in, may_be_image, usual_convolutions
 from policy_distill.policies.views import View
 from policy_distill.support.files import writable_folder, write_atomically
+from policy_distill.support.ray_cluster import room
 from policy_distill.support.trees import Tree, leaf_spaces, length
 from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.environment import environment_for
@@ -61,6 +63,11 @@ class Job:
     @property
     def num_extra_states(self) -> int:
         return 0 if self.extra_states is None else length(self.extra_states)
+
+    @property
+    def gradient_steps(self) -> int:
+        """Total gradient steps of all rounds."""
+        return self.config.train.steps_of(has_convolutions=bool(self.architecture.channels))
 
     @property
     def num_members(self) -> int:
@@ -118,11 +125,14 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
     if config.value.hidden_sizes is not None and has_mask(teacher.observation_space):
         raise RequestError("value.hidden_sizes is for student.zip, and none is written of students under action masks: leave it out")
+    check_shifts(config, architecture)
     if architecture.memory:
         check_sequences(config)
     extra_states, extra_notices = read_extra_states(config.collect, teacher, spec, view)
     notices += extra_notices
     device = choose_device(config.device)
+    if config.engine.kind == "ray":
+        room(config.engine)
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
     return Job(
         config, teacher, spec, architecture, objective, projections, device, folder, (*teacher.notes, *notices), backend, extra_states
@@ -146,6 +156,7 @@ def choose_architecture(
     activation = choose_activation(config.activation, teacher)
     linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns, bits=config.bits)
     sizes, channels = config.hidden_sizes, config.channels
+    strides: tuple[int, ...] = ()
     images = images_in(linear.seen_space, convolved=convolves(teacher.network))
     if config.memory != "none":
         linear = dataclasses.replace(linear, memory=config.memory_size or USUAL_MEMORY)
@@ -154,14 +165,14 @@ def choose_architecture(
     if channels is None and images and not config.same:
         if sizes is None and teacher.params:
             return image_student_for(config.compression or 10.0, teacher.params, linear)
-        channels = usual_channels(images, USUAL_UNIT)
+        channels, strides = usual_convolutions(images, USUAL_UNIT)
     if channels:
         if sizes is None:
             reason = "student.channels are given" if config.channels else "the teacher's parameters cannot be counted"
             raise RequestError(f"{reason}, so the sizes of other layers do not follow from them: give student.hidden_sizes")
         if not any(map(may_be_image, leaf_spaces(linear.seen_space).values())):
             raise RequestError(f"student.channels are for images, and {linear.seen_space} holds none: leave them out")
-        return dataclasses.replace(linear, channels=tuple(channels), hidden_sizes=tuple(sizes))
+        return dataclasses.replace(linear, channels=tuple(channels), strides=strides, hidden_sizes=tuple(sizes))
     if config.same and isinstance(teacher, RecurrentTeacher):
         raise RequestError("student.same asks for the teacher's architecture, which has a memory: give student.hidden_sizes")
     if config.same:
@@ -190,26 +201,6 @@ def recurrent_student_for(compression: float, teacher_params: int, architecture:
     while of(units + 1).params <= teacher_params / compression:
         units += 1
     return of(units)
-
-
-def check_sequences(config: DistillConfig) -> None:
-    """What a student with a memory is trained on.
-
-    Raises:
-        RequestError: if there are no sequences of the length that is asked for, or something reads single observations.
-    """
-    length, batch = config.train.sequence_length, config.train.batch_size
-    if batch % length:
-        raise RequestError(
-            f"train.batch_size is {batch}, and a student with a memory is trained on sequences of {length} steps: choose a multiple of "
-            "train.sequence_length"
-        )
-    if config.value.hidden_sizes is not None:
-        raise RequestError("value.hidden_sizes asks for a network on single observations, and the student has a memory: leave it out")
-    if config.collect.extra_states is not None:
-        raise RequestError(
-            "collect.extra_states are single observations, and a student with a memory needs what came before them: leave it out"
-        )
 
 
 def _same(teacher: Teacher, linear: Architecture) -> Architecture:

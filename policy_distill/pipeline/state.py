@@ -19,6 +19,7 @@ from policy_distill.pipeline.records import Candidate, Origin
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
 from policy_distill.training.dataset import Dataset
+from policy_distill.training.ppo.kickstart import Kickstart
 from policy_distill.training.trainer import Trainer
 from policy_distill.training.value_network import DistilledValues
 
@@ -43,12 +44,31 @@ class Kept:
 
 
 @dataclass
+class Polishing:
+    """Training by reward in progress.
+
+    Attributes:
+        training: PPO between two snapshots.
+        students, critics: student and value network of each snapshot.
+        returns: ``[num_first]`` of each snapshot but the last, whose student is evaluated while PPO continues.
+        records: of each snapshot.
+    """
+
+    training: Kickstart
+    students: list[Student] = field(default_factory=list)
+    critics: list[list[nn.Linear]] = field(default_factory=list)
+    returns: list[np.ndarray] = field(default_factory=list)
+    records: list[Candidate] = field(default_factory=list)
+
+
+@dataclass
 class State:
     """State of a run between two advances.
 
-    An advance is ``advance(state, services) -> state``: a round, the choice among the rounds' students, a generation, or a whole later
-    stage. It changes the state in place and returns it. Between two advances no work is pending: the services may be closed and created
-    again, here or in another process, and the run ends with the same student. A stage's progress is the number of its ``records``.
+    An advance is ``advance(state, services) -> state``: a round, the choice among the rounds' students, a generation, a snapshot of
+    polishing, or a whole later stage. It changes the state in place and returns it. Between two advances no work is pending: the services
+    may be closed and created again, here or in another process, and the run ends with the same student. A stage's progress is the number
+    of its ``records``.
 
     Attributes:
         seeds: validation seeds; every candidate plays the first ``num_first``, finalists play more.
@@ -67,6 +87,7 @@ class State:
         first_rows: index of each round's first row among the dataset's training rows.
         teacher_parts, random_parts: final episodes played so far, in parts while rounds train.
         kept: the chosen round's student and its successors: generations and a polished student. The run continues with the last.
+        polishing: training by reward in progress; None before and after.
         critic: value network of a polished student.
         values: distilled value network, if ``value.hidden_sizes`` is set.
         columns: components of what the student sees that vary, known after the first round; None: all of them.
@@ -95,6 +116,7 @@ class State:
     teacher_parts: list[Episodes] = field(default_factory=list)
     random_parts: list[Episodes] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    polishing: Polishing | None = None
     critic: list[nn.Linear] | None = None
     values: DistilledValues | None = None
     columns: tuple[int, ...] | None = None

@@ -121,7 +121,7 @@ def summarize(job: Job, state: State, final_retention: Retention, student: Episo
         },
         "student": {
             "hidden_sizes": list(job.architecture.hidden_sizes),
-            **({"channels": list(job.architecture.channels)} if job.architecture.channels else {}),
+            **(job.architecture.convolutions_to_dict() if job.architecture.channels else {}),
             **({"memory": {"kind": "gru", "size": job.architecture.memory}} if job.architecture.memory else {}),
             "activation": job.architecture.activation,
             "params": job.architecture.params,

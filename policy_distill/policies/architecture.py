@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 from torch import nn
 
+from policy_distill.environments.action_masks import has_mask
 from policy_distill.policies.actions import Units
 from policy_distill.policies.encoders import (
     Encoder,
@@ -18,7 +19,7 @@ from policy_distill.policies.encoders import (
     feature_width,
     may_be_image,
     parameter_count,
-    usual_channels,
+    usual_convolutions,
 )
 from policy_distill.policies.families import Family, family_of
 from policy_distill.policies.memories import gru_shapes
@@ -29,10 +30,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "el
 SMALLEST_WIDTH = 4
 """Minimum width of a chosen hidden layer: a bottleneck of one or two units loses the policy and saves almost nothing."""
 SMALLEST_UNIT = 2
-"""Minimum ``unit`` of ``usual_channels``; see ``image_student_for``."""
-HEAD, LARGE_HEAD = 3, 8
-"""Minimum width of an image student's hidden layer, as a multiple of ``unit``: for small images, and for large ones, whose convolutions
-take most of the time."""
+"""Minimum ``unit`` of ``usual_convolutions``; see ``image_student_for``."""
+HEAD, STRIDED_HEAD, LARGE_HEAD = 3, 2, 8
+"""Minimum width of an image student's hidden layer, as a multiple of ``unit``: if all convolutions have stride 1, if one has stride 2, and
+for large images, whose convolutions take most of the time."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Architecture:
     """Components of the input vector that the first layer reads, ascending; None: all. The others never vary."""
     bits: int | None = None
     """Bits of a weight, to which training rounds; see ``quantization``. None: float32. Biases and activations are not rounded."""
+    strides: tuple[int, ...] = ()
+    """Strides of the convolutions; (): they follow from the images' sizes. See ``encoders.convolutions``."""
 
     @property
     def seen_space(self) -> gym.Space:
@@ -72,6 +75,11 @@ class Architecture:
         return family if self.action_units is None else family.in_units(self.action_units)
 
     @property
+    def is_masked(self) -> bool:
+        """Whether the outputs are logits under the action mask that is a part of the observations."""
+        return has_mask(self.observation_space) and self.family.box is None
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Widths of the head: its input (features, or the recurrent state), hidden layers and outputs."""
         return (self.memory or self.features, *self.hidden_sizes, self.family.width)
@@ -79,12 +87,13 @@ class Architecture:
     @property
     def features(self) -> int:
         """Number of features from the encoder."""
-        return feature_width(self.seen_space, self.channels, self.columns)
+        return feature_width(self.seen_space, self.channels, self.columns, self.strides)
 
     @property
     def params(self) -> int:
         """Number of parameters of encoder, memory and head. Normalisation folds into the next layer and adds none."""
-        encoder = parameter_count(encoder_shapes(self.seen_space, self.channels).items()) if self.channels else 0
+        shapes = encoder_shapes(self.seen_space, self.channels, strides=self.strides) if self.channels else {}
+        encoder = parameter_count(shapes.items())
         return encoder + parameter_count(self._memory_shapes().items()) + count_parameters(self.widths)
 
     def _memory_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -92,18 +101,22 @@ class Architecture:
 
     def new_encoder(self) -> Encoder:
         """A new encoder with identity normalisation."""
-        return encoder_of(self.seen_space, self.channels, ACTIVATIONS[self.activation], self.columns)
+        return encoder_of(self.seen_space, self.channels, ACTIVATIONS[self.activation], self.columns, self.strides)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the student's tensors by their names in student.safetensors; allocates nothing."""
         widths = self.widths
-        encoder = encoder_shapes(self.seen_space, self.channels, self.columns)
+        encoder = encoder_shapes(self.seen_space, self.channels, self.columns, self.strides)
         shapes = {self.written(f"encoder.{name}"): shape for name, shape in encoder.items()}
         shapes |= {f"memory.{name}": shape for name, shape in self._memory_shapes().items()}
         shapes["log_std"] = (self.family.spread,)
         for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             shapes |= {f"network.{2 * index}.weight": (width_out, width_in), f"network.{2 * index}.bias": (width_out,)}
         return shapes
+
+    def convolutions_to_dict(self) -> dict[str, list[int]]:
+        """The convolutions as in student.json."""
+        return {"channels": list(self.channels), **({"strides": list(self.strides)} if self.strides else {})}
 
     def written(self, name: str) -> str:
         """A tensor's name in student.safetensors: vector encoders store ``mean`` and ``scale`` without the prefix ``encoder.``."""
@@ -127,17 +140,20 @@ def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outpu
 def image_student_for(compression: float, teacher_params: int, architecture: Architecture) -> Architecture:
     """An image student with at most ``teacher_params / compression`` parameters, unless ``SMALLEST_UNIT`` needs more.
 
-    The channels are ``usual_channels`` of the largest ``unit`` that leaves room for one hidden layer of ``HEAD * unit`` units
-    (``LARGE_HEAD * unit`` if an image is large). That layer is then widened as far as the budget allows; a memory has the same width.
+    The convolutions are ``usual_convolutions`` of the largest ``unit`` that leaves room for one hidden layer of ``HEAD * unit`` units
+    (``STRIDED_HEAD`` or ``LARGE_HEAD``, see there). That layer is then widened as far as the budget allows; a memory has the same width.
     """
     images = [part for part in leaf_spaces(architecture.seen_space).values() if may_be_image(part)]
     budget = teacher_params / compression
+    channels, strides = usual_convolutions(images, 1)
+    head = STRIDED_HEAD if strides else LARGE_HEAD if len(channels) == 3 else HEAD
 
     def sized(unit: int, width: int) -> Architecture:
+        channels, strides = usual_convolutions(images, unit)
         memory = width if architecture.memory else 0
-        return dataclasses.replace(architecture, channels=usual_channels(images, unit), hidden_sizes=(width,), memory=memory)
+        return dataclasses.replace(architecture, channels=channels, strides=strides, hidden_sizes=(width,), memory=memory)
 
-    unit, head = SMALLEST_UNIT, LARGE_HEAD if len(usual_channels(images, 1)) == 3 else HEAD
+    unit = SMALLEST_UNIT
     while sized(unit + 1, head * (unit + 1)).params <= budget:
         unit += 1
     width = head * unit

@@ -25,6 +25,8 @@ from policy_distill.support.trees import Tree, leaf_spaces
 LARGE, MIDDLE = 36, 12
 """Thresholds of an input's smaller side, in pixels: from ``LARGE`` on, a convolution has kernel 8 and stride 4, from ``MIDDLE`` on kernel 4
 and stride 2, else kernel 3 and stride 1. Three layers on 84x84 pixels give the convolutions of Mnih et al. (2015)."""
+SMALL = 8
+"""Smaller side of the smallest images whose default convolutions have strides of their own; see ``usual_convolutions``."""
 
 
 class Vectors(nn.Module):
@@ -83,13 +85,24 @@ class Convolution:
     width: int
 
 
-def convolutions(space: gym.Space, channels: Sequence[int]) -> list[Convolution]:
-    """Convolutions without padding for images of ``space``; see ``LARGE`` for kernels and strides."""
+def convolutions(space: gym.Space, channels: Sequence[int], strides: Sequence[int] = ()) -> list[Convolution]:
+    """Convolutions without padding for images of ``space``.
+
+    Args:
+        space: the images.
+        channels: output channels of each convolution.
+        strides: 1 or 2 for each convolution; (): kernels and strides follow from its input's size, see ``LARGE``. A convolution of stride 1
+            has kernel 3. One of stride 2 has kernel 2 or 3, so that it reads the last row of an even or odd number of rows.
+    """
     inputs, height, width = image_sizes(space)
     layers = []
-    for outputs in channels:
+    for index, outputs in enumerate(channels):
         side = min(height, width)
-        kernel, stride = (8, 4) if side >= LARGE else (4, 2) if side >= MIDDLE else (min(3, side), 1)
+        if strides:
+            stride = strides[index]
+            kernel = min(3 if stride == 1 else 2 + side % 2, side)
+        else:
+            kernel, stride = (8, 4) if side >= LARGE else (4, 2) if side >= MIDDLE else (min(3, side), 1)
         height, width = ((size - kernel) // stride + 1 for size in (height, width))
         layers.append(Convolution(inputs, outputs, kernel, stride, height, width))
         inputs = outputs
@@ -119,10 +132,10 @@ class Images(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, space: gym.Space, channels: Sequence[int], activation: type[nn.Module]) -> None:
+    def __init__(self, space: gym.Space, channels: Sequence[int], activation: type[nn.Module], strides: Sequence[int] = ()) -> None:
         super().__init__()
         self.channels_first, self.activation = channels_first(space), activation()
-        layers = convolutions(space, channels)
+        layers = convolutions(space, channels, strides)
         self.convolutions = nn.ModuleList(nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, layer.stride) for layer in layers)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("scale", torch.ones(layers[0].inputs))
@@ -180,7 +193,13 @@ class Parts(nn.Module):
 Encoder: TypeAlias = Vectors | Images | Parts
 
 
-def encoder_of(space: gym.Space, channels: Sequence[int], activation: type[nn.Module], columns: Sequence[int] | None = None) -> Encoder:
+def encoder_of(
+    space: gym.Space,
+    channels: Sequence[int],
+    activation: type[nn.Module],
+    columns: Sequence[int] | None = None,
+    strides: Sequence[int] = (),
+) -> Encoder:
     """A new encoder.
 
     Args:
@@ -188,35 +207,42 @@ def encoder_of(space: gym.Space, channels: Sequence[int], activation: type[nn.Mo
         channels: output channels of the convolutions for each image; (): everything is read as vectors.
         activation: activation after each convolution.
         columns: components of vectors that are read; None: all of them.
+        strides: strides of the convolutions; see ``convolutions``.
     """
     if not channels:
         return Vectors(space, columns)
-    parts = {key: Images(part, channels, activation) if may_be_image(part) else Vectors(part) for key, part in leaf_spaces(space).items()}
+    parts = {
+        key: Images(part, channels, activation, strides) if may_be_image(part) else Vectors(part)
+        for key, part in leaf_spaces(space).items()
+    }
     return Parts(parts) if isinstance(space, gym.spaces.Dict) else parts[""]
 
 
-def encoder_shapes(space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None) -> dict[str, tuple[int, ...]]:
+def encoder_shapes(
+    space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None, strides: Sequence[int] = ()
+) -> dict[str, tuple[int, ...]]:
     """Shapes of an encoder's tensors by name; allocates nothing."""
     if isinstance(space, gym.spaces.Dict) and channels:
         parts = enumerate(leaf_spaces(space).values())
-        return {f"parts.{index}.{name}": shape for index, part in parts for name, shape in encoder_shapes(part, channels).items()}
+        shapes_of = {index: encoder_shapes(part, channels, strides=strides) for index, part in parts}
+        return {f"parts.{index}.{name}": shape for index, part_shapes in shapes_of.items() for name, shape in part_shapes.items()}
     if not channels or not may_be_image(space):
         width = feature_width(space, (), columns)
         return {"mean": (width,), "scale": (width,)}
     shapes: dict[str, tuple[int, ...]] = {"scale": (image_sizes(space)[0],)}
-    for index, layer in enumerate(convolutions(space, channels)):
+    for index, layer in enumerate(convolutions(space, channels, strides)):
         name = f"convolutions.{index}"
         shapes |= {f"{name}.weight": (layer.outputs, layer.inputs, layer.kernel, layer.kernel), f"{name}.bias": (layer.outputs,)}
     return shapes
 
 
-def feature_width(space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None) -> int:
+def feature_width(space: gym.Space, channels: Sequence[int], columns: Sequence[int] | None = None, strides: Sequence[int] = ()) -> int:
     """Number of features of an encoder."""
     if not channels:
         return observation_width(space) if columns is None else len(columns)
     widths = []
     for part in leaf_spaces(space).values():
-        last = convolutions(part, channels)[-1] if may_be_image(part) else None
+        last = convolutions(part, channels, strides)[-1] if may_be_image(part) else None
         widths.append(last.outputs * last.height * last.width if last else observation_width(part))
     return sum(widths)
 
@@ -239,15 +265,19 @@ def images_in(space: gym.Space, *, convolved: bool | None = None) -> list[gym.Sp
     return [part for part in leaf_spaces(space).values() if convolved and may_be_image(part)]
 
 
-def usual_channels(images: Sequence[gym.Space], unit: int) -> tuple[int, ...]:
-    """Default channels: ``(2 unit, unit)``, or ``(unit, 2 unit, 2 unit)`` if an image's smaller side is at least ``LARGE``.
+def usual_convolutions(images: Sequence[gym.Space], unit: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Default channels and strides of the convolutions.
 
-    Convolutions of small images have stride 1, so the head has one input per pixel and channel of the last convolution: most of a
-    student's parameters. On MinAtar's Breakout at 55x, fewer channels in the last layer gave a lower KL to the teacher (0.096 with 8 and 4
-    channels, 0.127 with 2 and 4).
+    Images of ``LARGE`` pixels and more have three layers of ``unit``, ``2 unit`` and ``2 unit`` channels. Those below ``MIDDLE`` have three
+    of ``unit`` channels, the second with stride 2: with stride 1 alone, most of a student's parameters would be the head's weights, one
+    for each pixel and channel, and the student would learn the same thing anew at each place.
     """
-    large = any(min(image_sizes(image)[1:]) >= LARGE for image in images)
-    return (unit, 2 * unit, 2 * unit) if large else (2 * unit, unit)
+    sides = [min(image_sizes(image)[1:]) for image in images]
+    if max(sides, default=0) >= LARGE:
+        return (unit, 2 * unit, 2 * unit), ()
+    if all(SMALL <= side < MIDDLE for side in sides):
+        return (unit, unit, unit), (1, 2, 1)
+    return (2 * unit, unit), ()
 
 
 def normalization_of(blocks: Iterable[Tensor], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

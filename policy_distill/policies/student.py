@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
-from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.environments.action_masks import MASK
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import Parameters, Units
 from policy_distill.policies.architecture import (
@@ -138,7 +138,7 @@ class Student(nn.Module):
         return self._masked(run(self.network, self.encoder.forward(seen)), seen)
 
     def _masked(self, output: Tensor, seen: Tree) -> Tensor:
-        return self.family.masked(output, seen[MASK]) if has_mask(self.observation_space) else output
+        return self.family.masked(output, seen[MASK]) if self.architecture.is_masked else output
 
     def parameters_of(self, seen: Tree) -> Parameters:
         """The parameters of the action distribution, from the view's output ``[B, ...]``; for students without a memory."""
@@ -226,7 +226,7 @@ class Student(nn.Module):
             "hidden_sizes": list(self.architecture.hidden_sizes),
             "activation": self.architecture.activation,
             "params": self.params,
-            **({"encoder": {"channels": list(self.architecture.channels)}} if self.architecture.channels else {}),
+            **({"encoder": self.architecture.convolutions_to_dict()} if self.architecture.channels else {}),
             **({"memory": {"kind": "gru", "size": self.architecture.memory}} if self.architecture.memory else {}),
             **({} if self.view is None else {"inputs": self.view.to_dict()}),
             **({} if self.architecture.bits is None else {"bits": self.architecture.bits}),
@@ -266,17 +266,19 @@ class Student(nn.Module):
                 )
             action_space, observed = (space_from_dict(description[name]) for name in ("action_space", "observation_space"))
             view = read_view(description.get("inputs"), observed, path, trust)
+            encoder = description.get("encoder", {"channels": ()})
             architecture = Architecture(
                 observed,
                 action_space,
                 tuple(description["hidden_sizes"]),
                 description["activation"],
                 _read_units(description.get("action_units"), action_space),
-                tuple(description["encoder"]["channels"]) if "encoder" in description else (),
+                tuple(encoder["channels"]),
                 read_memory(description.get("memory")),
                 view,
                 read_columns(description.get("varying_inputs"), observed if view is None else view.space),
                 _read_bits(description.get("bits")),
+                tuple(encoder.get("strides", ())),
             )
             weights = _tensors(content)
             _check_weights(architecture, weights)
@@ -367,6 +369,9 @@ def _check_weights(architecture: Architecture, weights: dict[str, Tensor]) -> No
     for name, sizes in (("hidden_sizes", architecture.hidden_sizes), ("channels", architecture.channels)):
         if len(sizes) > MAX_LAYERS or any(type(size) is not int or size < 1 for size in sizes):
             raise ValueError(f"{name} are {sizes}")
+    strides = architecture.strides
+    if strides and (len(strides) != len(architecture.channels) or any(stride not in (1, 2) for stride in strides)):
+        raise ValueError(f"strides are {strides}: 1 or 2 for each of the channels")
     expected = architecture.shapes()
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if shapes != expected:

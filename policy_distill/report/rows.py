@@ -31,7 +31,7 @@ AGGREGATE_NOTE = (
     "would have given, and what other teachers of this kind would have."
 )
 
-EXPORT_COLUMNS = ("format", "bytes", "us a decision", "student's action", "student's return kept", "certificate")
+EXPORT_COLUMNS = ("format", "bytes of weights", "us a decision", "student's action", "student's return kept", "certificate")
 
 
 def known(value: float | None) -> TypeGuard[float]:
@@ -125,7 +125,7 @@ def export_rows(exports: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             name,
-            f"{found['bytes']:,}",
+            f"{found['weight_bytes']:,}",
             f"{found['microseconds']:.2f}",
             f"{found['parity']['equal_actions']:.2%}",
             retention_text(found["student_retention"]),
@@ -149,7 +149,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("student", f"{student['hidden_sizes']}{memory_text(student)}, {student['params']:,} parameters"),
         *([("one decision", decision_text(summary))] if "bytes" in student else []),
         *([("student's inputs", inputs_text(student))] if inputs_text(student) else []),
-        *([("held-out loss of a wide network", view_text(summary["view"]))] if summary.get("view") else []),
+        *([("lowest held-out loss", view_text(summary["view"]))] if summary.get("view") else []),
         ("compression", times(summary["compression"])),
         ("teacher's return", mean_and_std(teacher)),
         ("student's return", mean_and_std(student)),

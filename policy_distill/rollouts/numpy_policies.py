@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from policy_distill.environments.action_masks import MASK, has_mask
+from policy_distill.environments.action_masks import MASK
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.encoders import Encoder, Images, Vectors
@@ -108,19 +108,21 @@ def actor(policy: Any, rows: int) -> Function:
 def outputs_of(student: Student, rows: int) -> Function:
     """Maps ``rows`` inputs of the student to logits, or means in box units, ``[B, outputs]``; the next call may overwrite them."""
     read, layers = _features_of(student.encoder, rows), Layers(student.network, rows)
-    if has_mask(student.observation_space):
+    if student.architecture.is_masked:
         return lambda observations: student.family.masked(layers(read(observations)), observations[MASK])
     return lambda observations: layers(read(observations))
 
 
-class RecurrentActor:
-    """A student with a memory, acting in ``rows`` environments; see ``policies.policy.Stateful``. Its state is ``[rows, units]``."""
+class RecurrentOutputs:
+    """The outputs ``[B, outputs]`` of a student with a memory, in ``rows`` environments, as a ``policies.policy.Stateful``.
+
+    Its state is ``[rows, units]``.
+    """
 
     def __init__(self, student: Student, rows: int) -> None:
         assert student.memory is not None
         self._features, self._memory = _features_of(student.encoder, rows), RowwiseGru(student.memory, rows)
-        self._layers, self._family, self._has_mask = Layers(student.network, rows), student.family, has_mask(student.observation_space)
-        self._choose = student.family.chooser(student.action_space.shape or ())
+        self._layers, self._family, self._is_masked = Layers(student.network, rows), student.family, student.architecture.is_masked
 
     def initial_state(self, num_envs: int) -> np.ndarray:
         return np.zeros((num_envs, self._memory.units), np.float32)
@@ -130,8 +132,18 @@ class RecurrentActor:
             state = np.where((starts == GOES_ON)[:, None], state, np.float32(0))
         state = self._memory(self._features(observations), state)
         output = self._layers(state)
-        if self._has_mask:
-            output = self._family.masked(output, observations[MASK])
+        return self._family.masked(output, observations[MASK]) if self._is_masked else output, state
+
+
+class RecurrentActor(RecurrentOutputs):
+    """A student with a memory, acting in ``rows`` environments."""
+
+    def __init__(self, student: Student, rows: int) -> None:
+        super().__init__(student, rows)
+        self._choose = student.family.chooser(student.action_space.shape or ())
+
+    def step(self, observations: trees.Tree, state: np.ndarray, starts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        output, state = super().step(observations, state, starts)
         return self._choose(output), state
 
 

@@ -16,10 +16,11 @@ import numpy as np
 
 from policy_distill.environments.border import Border, is_finite, not_finite, own_random_state
 from policy_distill.environments.vector import GOES_ON, SequentialEnvs, Slots
+from policy_distill.policies.policy import Memoryless, State
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.acting import Player, labelling
-from policy_distill.rollouts.numpy_policies import Labels, outputs_of
-from policy_distill.rollouts.processes import Host, Local, Remote
+from policy_distill.rollouts.numpy_policies import Labels, RecurrentOutputs, outputs_of
+from policy_distill.rollouts.processes import Host, Local, Site
 from policy_distill.rollouts.stream import Results, Streams, stream
 from policy_distill.support import trees
 from policy_distill.support.pending import Pending
@@ -95,7 +96,7 @@ class RolloutEnv:
         *,
         seed: int = 0,
         teacher: RecurrentTeacher | None = None,
-        sites: Sequence[Remote | Local] = (),
+        sites: Sequence[Site] = (),
     ) -> None:
         num_envs = len(env_fns)
         self._sites = list(sites or [Local(Host())])[:num_envs]
@@ -110,6 +111,8 @@ class RolloutEnv:
 
     def rollout(self, student: Student) -> list[Ended]:
         """Take T steps in each environment with actions sampled from ``student``'s distribution.
+
+        The state of a student with a memory goes on from one rollout to the next.
 
         Returns:
             The episodes that ended, in the order of their ends.
@@ -167,6 +170,7 @@ class _Group:
 
     @own_random_state()
     def reset(self) -> Tree:
+        self._memory: State = None
         self._returns, self._lengths = np.zeros(len(self._envs)), np.zeros(len(self._envs), np.int64)
         self._labeller = None if self._labelling is None else Player(self._labelling, len(self._envs))
         self._streams.reset()
@@ -181,18 +185,21 @@ class _Group:
         self._starts, self._rewards = np.empty((num_steps + 1, count), bool), np.empty((num_steps, count))
         self._terminated, self._truncated = np.empty((num_steps, count), bool), np.empty((num_steps, count), bool)
         actions = np.empty((num_steps, count, math.prod(space.shape or ())), np.float32 if isinstance(space, gym.spaces.Box) else np.int64)
-        outputs, std, executable = outputs_of(student, count), student.log_std.exp().numpy(), family.executable(space)
+        std, executable = student.log_std.exp().numpy(), family.executable(space)
+        policy = RecurrentOutputs(student, count) if student.architecture.memory else Memoryless(outputs_of(student, count))
+        outputs = Player(policy, count, self._memory)
         # An environment's noise does not depend on the other environments of its process.
         noise = np.stack([family.noise(generator, num_steps) for generator in self._generators], axis=1)
         self._labels: dict[str, np.ndarray] = {}
         self._last: list[list[tuple[bool, Tree]]] = [[] for _ in self._envs]
 
         def act(step: int, slots: Slots, labels: Labels | None) -> np.ndarray:
-            actions[step] = family.drawn(outputs(slots.observations), std, noise[step])
+            actions[step] = family.drawn(outputs(slots.observations, slots.starts), std, noise[step])
             return executable(actions[step])
 
         stream(self._streams, num_steps, act, self._labeller, self)
         self._note(num_steps, slots)
+        self._memory = outputs.state
         return Steps(self._observations, self._starts, actions, self._rewards, self._ended(), self._labels)
 
     def record(self, step: int, slots: Slots, labels: Labels | None) -> Results:

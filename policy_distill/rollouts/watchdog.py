@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ class Pulse:
     """A watchdog's heartbeat and the last environment it saw running, in memory shared with the parent process."""
 
     def __init__(self) -> None:
-        self._time = RawArray("d", [time.monotonic()])
+        self._time = RawArray("d", [math.inf])  # until the process has started, which takes seconds unless it is forked
         self._where = RawArray("c", 256)
 
     def beat(self, where: str = "") -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
 
+from policy_distill.config import EngineConfig, RequestError
 from policy_distill.environments.specs import EnvironmentSpec, for_worker, make
 from policy_distill.environments.vector import WORDS, Backend, group_size
 from policy_distill.policies.policy import Policy
@@ -19,10 +20,13 @@ from policy_distill.policies.views import View, ViewedEnv
 from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
 from policy_distill.rollouts.episodes import Episodes, evaluate, merge
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
-from policy_distill.rollouts.processes import Host, Local, Recovery, Remote, available_cores
+from policy_distill.rollouts.processes import Distant, Host, Local, Recovery, Remote, Site, available_cores
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.support.pending import Pending
+from policy_distill.support.ray_cluster import room
 from policy_distill.teachers import RecurrentTeacher, Teacher
+
+Answer = TypeVar("Answer")
 
 BLOCK_BYTES = 2**23
 """Size of the observations in a yielded block, so that a round need not fit into memory in addition to the dataset."""
@@ -43,6 +47,7 @@ class Rollouts:
             or 0: no limit.
         view: the students' view; None: students see all observations.
         recovery: what is done if an environment raises, hangs or ends its worker; None: that ends the work.
+        engine: where the processes run. On a Ray cluster there is at least one, and by default as many as it has room for.
     """
 
     def __init__(
@@ -57,19 +62,26 @@ class Rollouts:
         step_timeout: float | None = None,
         view: View | None = None,
         recovery: Recovery | None = None,
+        engine: EngineConfig = EngineConfig(),  # noqa: B008 (it is frozen)
     ) -> None:
         self.num_envs, self._teacher, self._backend = num_envs, teacher, backend
-        count = min(available_cores() if workers is None else workers, num_envs)
-        self.num_workers = count = max(count, 1) if step_timeout else count
+        on_ray = engine.kind == "ray"
+        most = room(engine) if on_ray else available_cores()
+        if on_ray and workers is not None and workers > most:
+            raise RequestError(f"workers is {workers}, and the Ray cluster has room for {most}: lower --workers or --engine.cpus")
+        count = min(most if workers is None else workers, num_envs)
+        self.num_workers = count = max(count, 1) if step_timeout or on_ray else count
+        self._where = "worker process on the Ray cluster" if on_ray else "worker process"
         self._spec = for_worker(spec) if count else spec
         shares = shares_of(num_envs, max(count, 1), group_size(backend))
         self._collecting = len(shares)
         shares += [range(0)] * (count - len(shares))  # these workers only evaluate
         self._view = view
         arguments = [(self._spec, teacher, share, num_envs, seed, backend, view) for share in shares]
+        start = functools.partial(Distant, engine) if on_ray else Remote
         shared = recovery or Recovery()
-        self._sites: list[Remote | Local] = [
-            Remote(_Shard, *each, step_timeout=step_timeout, recovery=shared) for each in (arguments if count else [])
+        self._sites: list[Site] = [
+            start(_Shard, *each, step_timeout=step_timeout, recovery=shared) for each in (arguments if count else [])
         ]
         self._sites = self._sites or [Local(_Shard(*arguments[0]))]
 
@@ -79,7 +91,8 @@ class Rollouts:
         environments = f"{self.num_envs} {WORDS[self._backend]}"
         if not self.num_workers:
             return f"{environments} in this process"
-        return f"{environments} in {self._collecting} worker process{'es' if self._collecting > 1 else ''}"
+        where = self._where.replace("process", "processes") if self._collecting > 1 else self._where
+        return f"{environments} in {self._collecting} {where}"
 
     def collect(
         self,
@@ -120,6 +133,10 @@ class Rollouts:
         teacher = self._teacher if isinstance(self._teacher, RecurrentTeacher) and self._view is None else None
         envs = [functools.partial(_make, self._spec, self._view)] * num_envs
         return RolloutEnv(envs, num_steps, seed=seed, teacher=teacher, sites=self._sites)
+
+    def ask_each(self, function: Callable[[], Answer]) -> list[Answer]:
+        """``function()`` in each worker."""
+        return self._submit("answer", [(function,)] * len(self._sites)).result()
 
     def close(self) -> None:
         """End the workers."""
@@ -182,6 +199,9 @@ class _Shard(Host):
             self._collector.close()
         for env in self._evaluation_envs:
             env.close()
+
+    def answer(self, function: Callable[[], Answer]) -> Answer:
+        return function()
 
     def collect(
         self, num_steps: int, student: Student | None, teacher_action_prob: float, round_index: int, exploration: Exploration

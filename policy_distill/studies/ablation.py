@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import math
-import multiprocessing
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from policy_distill.config import DistillConfig, RequestError
+from policy_distill.config import DistillConfig, EngineConfig, RequestError
 from policy_distill.config.code import settings_that_run_code
 from policy_distill.evaluation.statistics.intervals import RESAMPLES, percentile_ends
-from policy_distill.pipeline.distill import distill
 from policy_distill.rollouts.watchdog import STEP_TIMEOUT
-from policy_distill.studies.completed import AGAIN, read_completed, write_completed
+from policy_distill.studies.scheduler.jobs import Outcome, StudyJob
+from policy_distill.studies.scheduler.schedule import run_jobs
 from policy_distill.support.untrusted import read_yaml, refuse_damage
 
 Key = tuple[str, str, str, int]
@@ -85,7 +82,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Found:
     """Result of a run.
 
     Attributes:
@@ -96,44 +93,48 @@ class Outcome:
     retention: float
     generations: tuple[bool, ...] = ()
 
+    @classmethod
+    def of(cls, outcome: Outcome) -> Found:
+        if outcome.summary is None:
+            return cls(math.nan)
+        retention = outcome.summary["retention"]["estimate"]
+        generations = tuple(bool(generation["kept"]) for generation in outcome.summary["self_distillation"])
+        return cls(math.nan if retention is None else float(retention), generations)
 
-def run_study(study: Study, output: Path, *, jobs: int, note: Callable[[str], object]) -> dict[Key, Outcome]:
-    """Run the study's missing runs, ``jobs`` in parallel, each in one process with one thread.
+
+def jobs_of(study: Study, output: Path) -> dict[Key, StudyJob]:
+    """The study's runs as jobs, sorted by seed, so that an interrupted study has all variants on the first seeds.
+
+    Raises:
+        RequestError: for an unknown setting or an invalid value.
+    """
+    found = {}
+    for key, settings in sorted(study.runs().items(), key=lambda item: item[0][3]):
+        folder = output.joinpath(*(part.replace("/", "-").replace(" ", "_") for part in map(str, key)))
+        config = with_settings(DistillConfig(output=str(folder), step_timeout=STEP_TIMEOUT), settings)
+        found[key] = StudyJob.of(", ".join(map(str, key)), config)
+    return found
+
+
+def run_study(study: Study, output: Path, *, engine: EngineConfig, jobs: int | None, note: Callable[[str], object]) -> dict[Key, Found]:
+    """Run the study's missing runs.
+
+    Args:
+        study: the study.
+        output: folder of the runs.
+        engine: where they run.
+        jobs: number of runs at the same time; see ``run_jobs``.
+        note: receives a line for each run that ends.
 
     Returns:
         the result of each run; a failed run has its traceback in error.txt in its folder.
     """
-    kept: dict[Key, Outcome] = {}
-    waiting = {}
-    settings_of = study.runs()
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        # Sorted by seed, so that an interrupted study has all variants on the first seeds.
-        for key, settings in sorted(settings_of.items(), key=lambda item: item[0][3]):
-            folder = output.joinpath(*(part.replace("/", "-").replace(" ", "_") for part in map(str, key)))
-            waiting[pool.submit(run_one, settings, folder)] = key
-        for future in concurrent.futures.as_completed(waiting):
-            key = waiting[future]
-            kept[key] = future.result()
-            note(f"[{len(kept)}/{len(settings_of)}] {', '.join(map(str, key))}: {kept[key].retention:.3f}")
-    return kept
-
-
-def run_one(settings: Mapping[str, Any], folder: Path) -> Outcome:
-    """Result of one run, read from its folder if it was completed there with the same settings."""
-    done = folder / "ablation.json"
-    with refuse_damage(done, AGAIN):
-        if (stored := read_completed(done, settings)) is not None:
-            retention = math.nan if stored["retention"] is None else float(stored["retention"])
-            return Outcome(retention, tuple(stored.get("generations", ())))
-    try:
-        result = distill(with_settings(DistillConfig(output=str(folder), workers=0, step_timeout=STEP_TIMEOUT), settings))
-    except Exception:  # a failed run must not end the study
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(traceback.format_exc())
-        return Outcome(math.nan)
-    found = Outcome(result.retention.estimate, tuple(generation["kept"] for generation in result.summary["self_distillation"]))
-    write_completed(done, settings, retention=found.retention, generations=found.generations)
+    requests = jobs_of(study, output)
+    keys = {job.name: key for key, job in requests.items()}
+    found: dict[Key, Found] = {}
+    for job, outcome in run_jobs(list(requests.values()), engine, at_a_time=jobs):
+        result = found[keys[job.name]] = Found.of(outcome)
+        note(f"[{len(found)}/{len(requests)}] {job.name}: {outcome.reason or format(result.retention, '.3f')}")
     return found
 
 
@@ -152,7 +153,7 @@ def interval(strata: Sequence[np.ndarray], confidence: float = 0.95) -> tuple[fl
     return float(np.mean([values.mean() for values in strata])), *percentile_ends(np.mean(means, axis=0), confidence)
 
 
-def markdown(study: Study, outcomes: Mapping[Key, Outcome], command: str) -> str:
+def markdown(study: Study, outcomes: Mapping[Key, Found], command: str) -> str:
     """The page: one table per group, each variant against the default on the same agents and seeds."""
     kept = {key: outcome.retention for key, outcome in outcomes.items()}
     lines = [f"# {study.title}", "", study.introduction, "", "```", command, "```", ""]
@@ -184,7 +185,7 @@ def markdown(study: Study, outcomes: Mapping[Key, Outcome], command: str) -> str
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _gate_lines(group: str, variants: Mapping[str, Any], agents: Sequence[str], outcomes: Mapping[Key, Outcome]) -> list[str]:
+def _gate_lines(group: str, variants: Mapping[str, Any], agents: Sequence[str], outcomes: Mapping[Key, Found]) -> list[str]:
     """Table of the number of generations of self-distillation that were kept, if there were any."""
     rows = []
     for name in variants:

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import math
 import os
-import traceback
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from policy_distill.config import DistillConfig, RequestError
-from policy_distill.evaluation.certify import sha256
+from policy_distill.config import DistillConfig, EngineConfig, RequestError
 from policy_distill.evaluation.statistics import suite_aggregates
 from policy_distill.evaluation.statistics.suites import Returns
-from policy_distill.pipeline.distill import distill
 from policy_distill.report import AGGREGATE_COLUMNS, AGGREGATE_NOTE, aggregate_rows, write_suite_report
 from policy_distill.report.rows import plain
 from policy_distill.rollouts.watchdog import STEP_TIMEOUT
-from policy_distill.studies.completed import read_completed, write_completed
+from policy_distill.studies.scheduler.jobs import Outcome, StudyJob
+from policy_distill.studies.scheduler.schedule import run_jobs
 from policy_distill.support.figures import return_text
 from policy_distill.support.files import write_atomically, write_json
 from policy_distill.support.progress import Display
@@ -31,6 +30,10 @@ from policy_distill.support.untrusted import read_json, refuse_damage
 
 WORTH_COMPRESSING = 4000
 """Minimum number of a teacher's parameters to count in the aggregates; smaller teachers have little to compress."""
+DEFAULT_JOBS = 1
+"""Number of runs at the same time unless the user gives another (docs/scaling.md)."""
+PAUSE_FACTOR = 20
+"""Pause after the tables were written, as a multiple of the time that took: it grows with the number of rows."""
 COLUMNS = ("teacher", "status", "env", "params", "student", "student_params", "compression", "teacher_return", "student_return",
            "retention", "low", "high", "agreement", "env_steps", "seconds", "reason")  # fmt: skip
 
@@ -74,53 +77,68 @@ def find_teachers(folder: Path) -> list[Path]:
     return found
 
 
-def run_suite(teachers: Path, config: DistillConfig, *, output: Path, display: Display | None = None) -> SuiteResult:
+def run_suite(
+    teachers: Path, config: DistillConfig, *, output: Path, jobs: int | None = DEFAULT_JOBS, display: Display | None = None
+) -> SuiteResult:
     """Distil every teacher below ``teachers`` with the same settings; failures are reported and do not stop the suite.
 
     A teacher is skipped if ``output`` has a completed run with the same files and settings.
+
+    Args:
+        teachers: folder of the agents.
+        config: the settings of all runs; ``config.engine`` runs them.
+        output: folder of the tables and the runs.
+        jobs: number of runs at the same time; see ``run_jobs``.
+        display: shows the runs as they end.
     """
     display = display or Display(quiet=True)
-    folders = find_teachers(teachers)
-    rows: list[dict[str, Any]] = []
-    for number, folder in enumerate(folders, start=1):
-        name = folder.relative_to(teachers).as_posix() if folder != teachers else folder.name
-        display.note(f"[{number}/{len(folders)}] {name}")
-        rows.append(_run_one(name, folder, config, output, display))
-        write_tables(rows, output, config)
-    write_suite_report(output)
-    return SuiteResult(rows, output)
-
-
-def _run_one(name: str, folder: Path, config: DistillConfig, output: Path, display: Display) -> dict[str, Any]:
-    run = output / name
     timeout = STEP_TIMEOUT if config.step_timeout is None else config.step_timeout
-    job = dataclasses.replace(config, teacher=str(folder), output=str(run), step_timeout=timeout)
-    contents = {path.name: sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    settings = {**dataclasses.asdict(job), "contents": contents}
-    stored = read_completed(run / "suite.json", settings)
-    if stored is not None and isinstance(stored.get("row"), dict) and set(stored["row"]) == set(COLUMNS):
-        display.note("  already completed")
-        done: dict[str, Any] = stored["row"]
-        return done
-    row: dict[str, Any] = dict.fromkeys(COLUMNS)
-    row["teacher"] = name
+    requests = []
+    for folder in find_teachers(teachers):
+        name = folder.relative_to(teachers).as_posix() if folder != teachers else folder.name
+        run = str(output / name)
+        own = dataclasses.replace(config, teacher=str(folder), output=run, step_timeout=timeout, engine=EngineConfig())
+        requests.append(StudyJob.of(name, own))
+    rows: dict[str, dict[str, Any]] = {}
+
+    def write() -> float:
+        """Write the tables; the seconds that this took."""
+        begin = time.monotonic()
+        write_tables([rows[request.name] for request in requests if request.name in rows], output, config)
+        return time.monotonic() - begin
+
+    next_writing = 0.0
     try:
-        summary = distill(job, display=display).summary
-    except RequestError as error:
-        display.note(f"  not supported: {error}")
-        return {**row, "status": "not supported", "reason": str(error)}
-    except Exception as error:  # a failed run must not end the suite; the reason is recorded
-        display.note(f"  failed: {error}")
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "error.txt").write_text(traceback.format_exc())
-        return {**row, "status": "failed", "reason": f"{type(error).__name__}: {_first_and_last_line(str(error))}"}
-    row = row_of(name, summary)
-    write_completed(run / "suite.json", settings, row=row)
-    return row
+        for job, outcome in run_jobs(requests, config.engine, at_a_time=jobs, quiet=display.quiet):
+            rows[job.name] = row_of(job.name, outcome)
+            display.note(f"[{len(rows)}/{len(requests)}] {job.name}: {_line(rows[job.name], outcome)}")
+            if time.monotonic() >= next_writing:
+                next_writing = PAUSE_FACTOR * write() + time.monotonic()
+    finally:
+        if rows:
+            write()
+    write_suite_report(output)
+    return SuiteResult([rows[request.name] for request in requests], output)
 
 
-def row_of(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a completed run, from its result.json."""
+def _line(row: Mapping[str, Any], outcome: Outcome) -> str:
+    """A finished job in a few words."""
+    if outcome.summary is None:
+        return f"{outcome.status}: {outcome.reason}"
+    earlier = " (already completed)" if outcome.earlier else ""
+    return f"retention {kept_text(row)}, {row['seconds']:.0f} s{earlier}"
+
+
+def kept_text(row: Mapping[str, Any]) -> str:
+    """A row's retention with its interval."""
+    return "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def row_of(name: str, outcome: Outcome) -> dict[str, Any]:
+    """The row of a run: its figures from its result.json, or why it has none."""
+    summary = outcome.summary
+    if summary is None:
+        return {**dict.fromkeys(COLUMNS), "teacher": name, "status": outcome.status, "reason": outcome.reason}
     return {
         **dict.fromkeys(COLUMNS),
         "teacher": name,
@@ -173,11 +191,10 @@ def markdown(rows: Sequence[Mapping[str, Any]], aggregates: Mapping[str, Mapping
         if row["status"] != "done":
             lines.append(f"| {plain(row['teacher'])} | {row['status']}: {plain(row['reason'])} | | | | | | | |")
             continue
-        kept = "undefined" if row["retention"] is None else f"{row['retention']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         lines.append(
             f"| {plain(row['teacher'])} | {plain(row['env'])} | {row['params']:,} | {row['student']} "
             f"| {row['compression'] or math.nan:.1f}x | {return_text(row['teacher_return'])} | {return_text(row['student_return'])} "
-            f"| {kept} | {row['seconds']:.0f} |"
+            f"| {kept_text(row)} | {row['seconds']:.0f} |"
         )
     if aggregates:
         lines += [
@@ -200,9 +217,3 @@ def _returns(path: Path) -> Returns:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and np.isfinite(value) else None
-
-
-def _first_and_last_line(message: str) -> str:
-    """The first and last line: a worker's error names the worker in the first line and the cause in the last."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines if len(lines) < 2 else (lines[0], lines[-1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import mmap
@@ -78,6 +79,12 @@ def make_folder(path: Path) -> Path:
     with storing(path):
         path.mkdir(exist_ok=True)
     return path
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove the temporary files of ``write_atomically`` for ``path``, which a killed process leaves; no process may be writing it."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        temporary.unlink()
 
 
 def mapped_tensor(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -93,7 +93,7 @@ class RowFile:
         """Write these rows of all columns to the disk and return their SHA-256. Mapped rows are in the file already and are flushed."""
         digest = hashlib.sha256()
         for *_, rows in self._parts(arrays, parts):
-            digest.update(rows)
+            digest.update(rows.data)
         if self._mapped is not None:
             self._memory.flush()
             return digest.hexdigest()
@@ -101,7 +101,7 @@ class RowFile:
             file.truncate(self._offsets[-1])
             for _, place, rows in self._parts(arrays, parts):
                 file.seek(place)
-                file.write(rows)
+                file.write(rows.data)
             file.flush()
             os.fsync(file.fileno())
         return digest.hexdigest()
@@ -117,11 +117,11 @@ class RowFile:
             for array, place, rows in self._parts(arrays, parts):
                 if self._mapped is None:
                     file.seek(place)
-                    if file.readinto(rows) != rows.nbytes:  # type: ignore[attr-defined]
+                    if file.readinto(rows.data) != rows.nbytes:
                         raise ValueError("it is too short")
                     if array.device.type != "cpu":
                         array.copy_(torch.from_numpy(rows).view(array.dtype).view(array.shape))
-                digest.update(rows)
+                digest.update(rows.data)
         return digest.hexdigest()
 
     def _parts(self, arrays: Sequence[Tensor], parts: Sequence[slice]) -> Iterator[tuple[Tensor, int, np.ndarray]]:

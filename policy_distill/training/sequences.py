@@ -33,7 +33,7 @@ def batches_of(
 ) -> Batches:
     """The training batches of ``stack``: single rows, or sequences if its students have a memory."""
     if not stack.architecture.memory:
-        return Batches(dataset, stack, objective, config.batch_size, generators, num_steps)
+        return Batches(dataset, stack, objective, config.batch_size, generators, num_steps, config.random_shift)
     return SequenceBatches(dataset, stack, objective, config, generators, num_steps)
 
 
@@ -79,10 +79,11 @@ class SequenceBatches(Batches):
         generators: Sequence[torch.Generator],
         num_steps: int,
     ) -> None:
-        self._length, self._burn_in = config.sequence_length, config.burn_in
+        order = EpisodeOrder(*dataset.training_episodes())
+        self._length = config.sequence_length
+        self._burn_in = min(config.burn_in, int((order.ends - order.starts).max()) - 1)
         self._observations_read = 1 + -(-self._burn_in // self._length)
         super().__init__(dataset, stack, objective, config.batch_size, generators, num_steps)
-        order = EpisodeOrder(*dataset.training_episodes())
         forgotten = (order.places < dataset.num_forgotten).long().cumsum(0)
         before = torch.cat([forgotten.new_zeros(1), forgotten])
         self._first_kept = (order.starts + before[order.ends] - before[order.starts]).to(dataset.device)

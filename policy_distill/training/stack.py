@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from policy_distill.environments.action_masks import has_mask, mask_sizes
+from policy_distill.environments.action_masks import mask_sizes
 from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.quantization import rounded_weight
@@ -112,7 +112,7 @@ class StudentStack(FlatParameters):
             raise ValueError("members of different widths have no hints in common")
         self.mean, self.scale = mean, scale
         self._mask_above: Tensor | None = None
-        if has_mask(architecture.observation_space):
+        if architecture.is_masked:
             entries = sum(mask_sizes(architecture.action_space))
             self._mask_above = ((0.5 - mean) / scale)[-entries:, None].float()
         widths = architecture.widths
@@ -220,10 +220,14 @@ class StudentStack(FlatParameters):
             activate(before, hidden)
             below = after
         output = torch.bmm(self._sinks[-1], below, out=activations.output if output is None else output)
-        if self._mask_above is not None:  # the mask is the last part of an observation; a forbidden logit's gradient is 0 anyway
-            mask = inputs[:, -1 - len(self._mask_above) : -1] > self._mask_above
-            output.copy_(self.architecture.family.masked(output.mT, mask.mT).mT)
+        if self._mask_above is not None:
+            output.copy_(self._masked(output, inputs, self._mask_above))
         return output
+
+    def _masked(self, output: Tensor, inputs: Tensor, above: Tensor) -> Tensor:
+        """The output under the mask, which is the last part of an observation."""
+        mask = inputs[:, -1 - len(above) : -1] > above
+        return self.architecture.family.masked(output.mT, mask.mT).mT
 
     def backward(self, inputs: Tensor, activations: Activations, hints: Sequence[Tensor | None] = ()) -> None:
         """Write the loss's gradient with respect to all parameters into ``gradient``.
@@ -235,6 +239,9 @@ class StudentStack(FlatParameters):
                 that layer.
         """
         self._take_over_leaves()
+        if self._mask_above is not None:  # a masked output does not depend on the network
+            slope = activations.slopes[-1]
+            slope.mul_(self._masked(torch.ones_like(slope), inputs, self._mask_above) == 1)
         _, derive = _FUNCTIONS[self.architecture.activation]
         for index, source, above, slope, before, hidden in activations.downwards:
             torch.bmm(source, above, out=slope)

@@ -14,7 +14,7 @@ from policy_distill.commands.cli import COMMANDS, main
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.policies.student import Student
-from policy_distill.studies import suite
+from policy_distill.studies.scheduler import jobs
 from tests import rude_worlds as rude
 from tests.small_worlds import WALK, random_student, walk_expert
 
@@ -281,13 +281,13 @@ def test_a_file_s_values_give_way_to_the_command_line_s(capsys, expert, tmp_path
 def test_the_rl_zoo_s_short_forms_name_the_teacher(capsys, expert, monkeypatch):
     seen: list[DistillConfig] = []
 
-    def stop(config: DistillConfig, display: object) -> None:
+    def stop(config: DistillConfig, **options: object) -> None:
         seen.append(config)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["policy_distill.pipeline.distill"], "distill", stop)
     zoo = str(Path(expert).parents[2])
-    assert main(["distill_policy", "--algo", "ppo", "--env", "Walker", "-f", zoo, "-P", "--seed", "3"]) == 1
+    assert main(["distill_policy", "--algo", "ppo", "--env", "Walker", "-f", zoo, "-P", "--seed", "3"]) == 130
     assert seen[0].teacher == str(Path(expert).parent)
     assert seen[0].seed == 3
     assert capsys.readouterr().err == "policy-distill: interrupted\n"
@@ -359,7 +359,18 @@ def test_run_suite_reports_the_teacher_that_works_and_the_one_that_does_not(caps
         (tmp_path / "agents" / "ppo" / f"{name}_1").mkdir(parents=True)
     save_ppo(walk_expert(), tmp_path / "agents" / "ppo" / "Good_1" / "Good.zip")
     (tmp_path / "agents" / "ppo" / "Bad_1" / "Bad.zip").write_bytes(b"no zip")
-    arguments = ["--teachers", str(tmp_path / "agents"), "--env", WALK.id, "--output", str(tmp_path / "out"), *SMALL, "--json"]
+    arguments = [
+        "--teachers",
+        str(tmp_path / "agents"),
+        "--env",
+        WALK.id,
+        "--output",
+        str(tmp_path / "out"),
+        *SMALL,
+        "--json",
+        "--jobs",
+        "0",
+    ]
     assert main(["run_suite", *arguments]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["teacher"], row["status"]) for row in rows] == [("ppo/Bad_1", "not supported"), ("ppo/Good_1", "done")]
@@ -378,14 +389,33 @@ def test_square_brackets_are_shown(capsys, monkeypatch, tmp_path):
     def fail(config: DistillConfig, display: object) -> None:
         raise RequestError(reason)
 
-    monkeypatch.setattr(suite, "distill", fail)
+    monkeypatch.setattr(jobs, "distill", fail)
     monkeypatch.setenv("COLUMNS", "200")
     output = tmp_path / "[out]"
-    assert main(["run_suite", "--teachers", str(tmp_path / "[agents]"), "--output", str(output)]) == 0
+    assert main(["run_suite", "--teachers", str(tmp_path / "[agents]"), "--output", str(output), "--jobs", "0"]) == 0
     shown = capsys.readouterr().out
     assert reason in shown
     assert "[agents]" in shown
     assert shown.splitlines()[-1] == str(output)
+
+
+@pytest.mark.parametrize("command", ["run_suite", "run_ablation", "distill_policy"])
+def test_an_engine_that_is_not_there_is_refused(command, capsys, monkeypatch, tmp_path, expert):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    study = tmp_path / "study.yaml"
+    study.write_text(f"title: t\nintroduction: i\nbase: {{}}\nagents: {{one: {{teacher: {expert}}}}}\ngroups: {{}}\nseeds: [0]\n")
+    given = {
+        "run_suite": ["--teachers", str(Path(expert).parents[1])],
+        "run_ablation": ["--study", str(study), "--page", str(tmp_path / "page.md")],
+        "distill_policy": ["--teacher", expert, "--env", WALK.id],
+    }[command]
+    line = refused(capsys, command, *given, "--output", str(tmp_path / "out"), "--engine", "ray", "--address", "auto", "--engine.cpus", "2")
+    assert "pip install 'policy-distill[ray]'" in line
+
+
+def test_what_only_ray_knows_is_refused_without_it(capsys):
+    assert "engine.cpus is 2.0" in refused(capsys, "distill_policy", "--teacher", "ppo/CartPole-v1", "--engine.cpus", "2")
+    assert "one of ['local', 'ray']" in refused(capsys, "run_suite", "--teachers", ".", "--engine", "slurm")
 
 
 # Failures of ours.

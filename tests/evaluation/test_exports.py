@@ -20,9 +20,10 @@ from policy_distill.evaluation import exports
 from policy_distill.evaluation.exports import export_student
 from policy_distill.evaluation.measure import measure
 from policy_distill.evaluation.parity import decisions_of
-from policy_distill.export import artefact
+from policy_distill.export import artefact, formats
 from policy_distill.export.artefact import Artefact
 from policy_distill.export.npz import NumpyRunner
+from policy_distill.export.runner import Visited
 from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.student import Student
 from policy_distill.policies.views import View
@@ -96,8 +97,8 @@ def test_what_does_not_act_alike_is_not_written(tmp_path, monkeypatch):
         export_student(str(folder), "npz", output=str(tmp_path / "out" / "npz"), episodes=5, workers=0)
     assert list((tmp_path / "out").iterdir()) == []
     # the same files as a quantised format, which may decide otherwise but has to keep the return
-    rounded = dataclasses.replace(artefact.FORMATS["npz"], bits=8)
-    monkeypatch.setitem(artefact.FORMATS, "npz", rounded)
+    rounded = dataclasses.replace(formats.FORMATS["npz"], bits=8)
+    monkeypatch.setitem(formats.FORMATS, "npz", rounded)
     monkeypatch.setattr(exports, "named_teacher", lambda *_: None)
     with pytest.raises(ExportFault, match=r"npz is not written: it keeps -?0\.\d+ \[.*\] of the student's return"):
         export_student(str(folder), "npz", output=str(tmp_path / "out" / "npz"), episodes=10, workers=0)
@@ -145,20 +146,20 @@ def test_a_damaged_manifest_is_refused(change, message, exported):
 
 def test_code_from_outside_is_not_run(exported, monkeypatch):
     """Files with code are compared with those that this version writes; others need ``trust``."""
-    code = dataclasses.replace(artefact.FORMATS["npz"], is_code=True, repeatable=True)
-    monkeypatch.setitem(artefact.FORMATS, "npz", code)
+    code = dataclasses.replace(formats.FORMATS["npz"], is_code=True, repeatable=True)
+    monkeypatch.setitem(formats.FORMATS, "npz", code)
     Artefact(exported)
     manifest = json.loads((exported / "policy.json").read_text())
     other = Student.load(exported / "student")
     other.requires_grad_(False).linears[0].weight.neg_()
-    artefact.write(other, "npz", exported, None)
+    artefact.write(other, "npz", exported, Visited({}, np.zeros((0, 0), np.float32)))
     (exported / "policy.json").write_text(json.dumps(manifest | {"files": {"policy.npz": artefact.sha256(exported / "policy.npz")}}))
     with pytest.raises(
         RequestError, match=r"holds code \(policy\.npz\), and running it is only allowed with --trust, since it is not what"
     ):
         Artefact(exported)
     assert Artefact(exported, trust=True).params == other.params
-    monkeypatch.setitem(artefact.FORMATS, "npz", dataclasses.replace(code, repeatable=False))
+    monkeypatch.setitem(formats.FORMATS, "npz", dataclasses.replace(code, repeatable=False))
     with pytest.raises(RequestError, match="only allowed with --trust"):
         Artefact(exported)
 
@@ -166,7 +167,7 @@ def test_code_from_outside_is_not_run(exported, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "exe"], "format is 'exe'; the formats are sb3, npz"),
+        (["--format", "exe"], "format is 'exe'; the formats are sb3, onnx, onnx-int8, c, c-int8"),
         (["--format", "npz", "--normalization", "none"], "a student needs no --normalization"),
         (["--format", "npz", "--episodes", "0"], "episodes"),
         (["--format", "npz", "--env", "Acrobot-v1"], "Acrobot-v1"),

@@ -465,7 +465,7 @@ def test_a_dataset_on_the_disk_makes_the_same_student_and_is_gone_with_the_run(e
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_a_run_that_fails_leaves_no_dataset_behind(tmp_path, monkeypatch):
+def test_a_run_that_fails_leaves_its_dataset_in_the_checkpoint_alone(tmp_path, monkeypatch):
     mapped: list[bool] = []
 
     def fail(*_: Any) -> None:
@@ -479,7 +479,8 @@ def test_a_run_that_fails_leaves_no_dataset_behind(tmp_path, monkeypatch):
     assert mapped == [True]
     del caught
     assert not still_mapped(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "config.yaml", "student", "tensorboard"]
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == ["config.yaml", "rows", "state.safetensors"]
 
 
 def test_the_global_random_state_decides_nothing_and_the_seed_does(run, expert_zip, tmp_path):

@@ -61,12 +61,14 @@ def test_a_student_keeps_what_float32_would_lose(tmp_path: Path):
     config = DistillConfig(
         env="tests/Map-v0", output=str(tmp_path), workers=0, student=StudentConfig(hidden_sizes=(8,)),
         collect=CollectConfig(env_steps=1600, rounds=2, num_envs=4), train=TrainConfig(gradient_steps=600),
-        evaluate=EvaluateConfig(episodes=20, validation_episodes=4, finalists=2, finalist_episodes=8), polish=PolishConfig(below=2.0),
+        evaluate=EvaluateConfig(episodes=20, validation_episodes=4, finalists=2, finalist_episodes=8),
+        polish=PolishConfig(below=2.0, env_steps=1024, num_envs=4, num_steps=64),
     )  # fmt: skip
 
     result = distill(config, teacher=teacher)
 
     assert result.retention.estimate > 0.97
+    assert len(result.summary["polish"]["records"]) == 4
     assert not (tmp_path / "student.zip").exists()
     student = Student.load(tmp_path / "student")
     assert student.mean.dtype == torch.float64

@@ -6,7 +6,16 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill import Student, distill
-from policy_distill.config import CheckConfig, CollectConfig, DistillConfig, EvaluateConfig, SelfDistillConfig, StudentConfig, TrainConfig
+from policy_distill.config import (
+    CheckConfig,
+    CollectConfig,
+    DistillConfig,
+    EvaluateConfig,
+    PolishConfig,
+    SelfDistillConfig,
+    StudentConfig,
+    TrainConfig,
+)
 from policy_distill.environments.specs import make
 from policy_distill.rollouts.numpy_policies import actor
 from policy_distill.teachers import Teacher
@@ -23,6 +32,7 @@ def test_two_members_that_see_images_reach_the_best_return(tmp_path):
         collect=CollectConfig(env_steps=3000, rounds=2, num_envs=8),
         train=TrainConfig(gradient_steps=400, members=2, batch_size=128),
         self_distill=SelfDistillConfig(generations=1, gradient_steps=40),
+        polish=PolishConfig(below=0.0),
         check=CheckConfig(skip=True),
         evaluate=EvaluateConfig(episodes=50, reuse_returns=False),
     )

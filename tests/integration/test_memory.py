@@ -58,6 +58,7 @@ def settings(folder: Path, **changes: Any) -> DistillConfig:
             "collect": CollectConfig(env_steps=800, rounds=2, num_envs=4),
             "train": TrainConfig(gradient_steps=120, batch_size=64, sequence_length=8, burn_in=4, members=2),
             "check": CheckConfig(skip=True),
+            "polish": PolishConfig(below=0.0),
             "evaluate": EvaluateConfig(episodes=20, validation_episodes=8, finalist_episodes=4, reuse_returns=False),
             **changes,
         }
@@ -73,12 +74,12 @@ def test_a_whole_run_with_a_generation_and_a_certificate(tmp_path):
     result, notes = run(
         tmp_path,
         self_distill=SelfDistillConfig(generations=1, gradient_steps=60),
-        polish=PolishConfig(below=10.0),
+        polish=PolishConfig(below=10.0, env_steps=4096, num_steps=64),
         evaluate=EvaluateConfig(episodes=20, validation_episodes=8, finalist_episodes=4, reuse_returns=False, certify=0.5),
     )
     assert result.retention.estimate > 0.95
-    assert sum("PPO has no policy with a memory" in note for note in notes) == 2  # neither polished nor exported
-    assert any(note.startswith("not polished") for note in notes)
+    assert sum("PPO has no policy with a memory" in note for note in notes) == 1  # is not exported
+    assert len(result.summary["polish"]["records"]) == 4
     assert not (tmp_path / "student.zip").exists()
     assert (tmp_path / "report.html").exists()
     summary = json.loads((tmp_path / "result.json").read_text())

@@ -16,7 +16,7 @@ import torch
 from stable_baselines3.common.save_util import data_to_json
 from torch import Tensor
 
-from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, LossConfig, StudentConfig, TrainConfig
+from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, LossConfig, PolishConfig, StudentConfig, TrainConfig
 from policy_distill.pipeline.distill import DistillResult, distill
 from policy_distill.policies.actions import Parameters
 from policy_distill.policies.divergences import forward_kl, reverse_kl
@@ -122,6 +122,7 @@ def distilled(folder: Path, env: str, teacher: Teacher | str, **changes: Any) ->
         student=StudentConfig(hidden_sizes=(16,)),
         collect=CollectConfig(env_steps=600, rounds=2, num_envs=4),
         train=TrainConfig(gradient_steps=600, batch_size=64, members=2),
+        polish=PolishConfig(below=0.0),
         evaluate=EvaluateConfig(episodes=30, validation_episodes=10, finalist_episodes=20, finalists=2),
         **named,
         **changes,

@@ -21,6 +21,7 @@ from policy_distill.config import (
     DistillConfig,
     EnvironmentOptions,
     EvaluateConfig,
+    PolishConfig,
     RequestError,
     StudentConfig,
     TrainConfig,
@@ -72,6 +73,7 @@ def config(folder: Path, **changes: object) -> DistillConfig:
         workers=1,
         collect=CollectConfig(env_steps=600, rounds=1, num_envs=4),
         train=TrainConfig(gradient_steps=60, members=1, batch_size=64),
+        polish=PolishConfig(below=0.0),
         check=CheckConfig(skip=True),
         evaluate=EvaluateConfig(episodes=30, reuse_returns=False),
     )

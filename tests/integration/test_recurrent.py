@@ -24,7 +24,7 @@ from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.teachers import RecurrentTeacher, Teacher
-from policy_distill.training.kickstart import ppo_on
+from policy_distill.training.ppo.kickstart import ppo_on
 from tests.teachers.test_recurrent import BLIND, model_of, tiny
 
 RUN = [
@@ -148,7 +148,7 @@ def test_polishing_is_held_to_labels_along_the_rollouts(teacher, student, worker
 def check_penalty(teacher: RecurrentTeacher, student: Student, environments: Any) -> None:
     """The penalty of each transition is the KL from the label beside it."""
     config = PolishConfig()
-    ppo = ppo_on(student, teacher, Objective(LossConfig(), teacher.family), config, seed=0)
+    ppo: Any = ppo_on(student, teacher, Objective(LossConfig(), teacher.family), config, seed=0)
     batch, _ = ppo.transitions(environments, [])
     outputs = ppo.outputs(batch.inputs)
     expected = torch.nn.functional.kl_div(

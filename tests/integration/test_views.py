@@ -83,7 +83,14 @@ def test_without_one_it_can_only_guess_and_the_loss_says_so(tmp_path):
     assert found["student"]["return_mean"] < 8
     # a bit that is seen by the teacher alone: ln 2 nats
     assert found["view"]["seen"] > 0.5 > 0.05 > found["view"]["everything"]
-    assert "held-out loss of a wide network" in (tmp_path / "run" / "report.md").read_text()
+    assert "lowest held-out loss" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_the_loss_of_the_view_is_no_higher_than_the_student_s_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("policy_distill.pipeline.view_loss.GRADIENT_STEPS", 1)  # a wide network that has learnt nothing
+    distill(config_of(tmp_path, {"keep": [0, 2, 3], "history": 2}), teacher=before_teacher())
+    found = result_of(tmp_path / "run")["view"]
+    assert found["seen"] < 0.1 < 0.3 < found["everything"]
 
 
 def test_saved_students_are_given_their_view_by_every_command(remembering, capsys):

@@ -130,13 +130,27 @@ def test_episodes_that_are_known_are_neither_played_nor_counted(tmp_path):
     services.known = {"teacher": KnownReturns(tmp_path / "teacher.npz")}
     later, first = state.seeds[2:], state.seeds[:2]
     assert services.begin(state, "teacher", later).result().returns.tolist() == [7, 8]
+    services.cache_returns()
     assert services.begin(state, "teacher", state.seeds).result().returns.tolist() == [5, 6, 7, 8]
+    services.cache_returns()
     assert services.begin(state, "teacher", first).result().returns.tolist() == [5, 6]
     assert services.begin(state, "random", first).result().returns.tolist() == [1, 2]
     asked = [(policy, seeds) for policy, seeds, _ in services.rollouts.asked]  # type: ignore[attr-defined]
     assert asked == [("teacher", later), ("teacher", first), ("random", first)]
     assert state.evaluation_env_steps == (2 + 2 + 2) * STEPS
     assert state.reused_episodes == 2 + 2
+
+
+def test_episodes_are_cached_after_the_advance_that_played_them(tmp_path):
+    """A run that is resumed after an interruption in between does not find its own episodes there."""
+    state, services = run_of(tmp_path, Table({"teacher": [5, 6, 7, 8]}))
+    services.known = {"teacher": KnownReturns(tmp_path / "teacher.npz")}
+    services.begin(state, "teacher", state.seeds).result()
+    assert len(services.known["teacher"].read(state.seeds).seeds) == 0
+    services.cache_returns()
+    services.cache_returns()
+    assert services.known["teacher"].read(state.seeds).returns.tolist() == [5, 6, 7, 8]
+    assert services.played == []
 
 
 def test_agreement_is_asked_of_every_episode_and_a_student_is_never_known(tmp_path):

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -20,10 +19,10 @@ from policy_distill.pipeline import polish as polish_module
 from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.polish import polish
 from policy_distill.pipeline.state import Kept, State
+from policy_distill.policies.families import Categorical, Family
 from policy_distill.policies.student import Student
-from policy_distill.teachers import Teacher
-from policy_distill.training.kickstart import Snapshot
-from tests.small_worlds import Walk, labelled, walk_best, walk_expert, walk_teacher
+from policy_distill.training.ppo.kickstart import Snapshot
+from tests.small_worlds import labelled, walk_expert, walk_teacher
 from tests.stand_ins import FIRST_SEED, STEPS, Recorder, Table, run_of
 
 TEACHER, RANDOM = [8.0, 6.0, 9.0, 9.0], [0.0, -2.0, -1.0, -1.0]
@@ -36,18 +35,31 @@ class Kickstart:
     def __init__(self, students: Sequence[Student], between: Callable[[], None] = lambda: None) -> None:
         self.students, self.between = students, between
         self.arguments: tuple[Any, ...] = ()
+        self.environments: list[Any] = []
         self.seed = -1
-        self.calls = 0
+        self.calls = self.given = 0
 
-    def __call__(self, *arguments: Any, seed: int, on_snapshot: Callable[[Snapshot], bool]) -> None:
+    def __call__(self, *arguments: Any, seed: int) -> Kickstart:
         self.arguments, self.seed = arguments, seed
         self.calls += 1
-        for index, student in enumerate(self.students):
-            critic = nn.Linear(2, 1)
-            nn.init.constant_(critic.weight, index)
-            if on_snapshot(Snapshot(100 * (index + 1), 30 * (index + 1), student, [critic], {"train_return_mean": 0.5 * index})):
-                break
+        return self
+
+    def begin(self, environments: Any) -> None:
+        self.environments.append(environments)
+
+    def next_snapshot(self, environments: Any) -> Snapshot:
+        assert environments is self.environments[-1]
+        if self.given:
             self.between()
+        critic = nn.Linear(2, 1)
+        nn.init.constant_(critic.weight, self.given)
+        self.given += 1
+        student, metrics = self.students[self.given - 1], {"train_return_mean": 0.5 * (self.given - 1)}
+        return Snapshot(100 * self.given, 30 * self.given, student, [critic], metrics)
+
+    @property
+    def over(self) -> bool:
+        return self.given == len(self.students)
 
 
 def polished(folder: Path, monkeypatch: pytest.MonkeyPatch, start: list[float], *candidates: list[float], **changes: Any) -> Any:
@@ -55,7 +67,7 @@ def polished(folder: Path, monkeypatch: pytest.MonkeyPatch, start: list[float], 
     students = [walk_expert() for _ in candidates]
     table = Table(dict(zip(students, candidates, strict=True)))
     ppo = Kickstart(students)
-    monkeypatch.setattr(polish_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "Kickstart", ppo)
     state, services = started(run_of(folder, table, **changes))
     kept = Kept(walk_expert(), np.array(start), "round 2")
     return state, kept, ppo, through(state, services, kept)
@@ -73,8 +85,10 @@ def started(run: tuple[State, Services]) -> tuple[State, Services]:
 def through(state: State, services: Services, kept: Kept) -> SimpleNamespace | None:
     """What the stage made of ``kept``; None if it let it be."""
     state.stage, state.kept = "polish", [kept]
-    polish(state, services)
+    while state.stage == "polish":
+        polish(state, services)
     assert state.stage == "value"
+    assert state.polishing is None
     records = state.records_of("polish")
     if not records:
         assert state.kept[-1].student is kept.student
@@ -105,7 +119,7 @@ def test_a_student_is_left_alone_where_the_further_seeds_show_that_it_keeps_enou
     """The first seeds, by which it was picked, do not count; without further ones, all do."""
     student = walk_expert()
     ppo = Kickstart([student])
-    monkeypatch.setattr(polish_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "Kickstart", ppo)
     table = Table({student: [0.0] * 6})
     lengths: dict[str, Any] = {"first": 2, "further": 4} if first else {"first": 4, "further": 0}
     config = PolishConfig(below=0.75, confidence=0.95, further_episodes=0)
@@ -131,7 +145,7 @@ def test_how_sure_it_must_be(confidence, shown, tmp_path, monkeypatch):
 def undecided(folder: Path, monkeypatch: pytest.MonkeyPatch, further: list[float], allowed: int) -> Any:
     """A student whose contrasts with 3/4 of the return are -1, 5, 0 and 4: by these, it takes 14 to show that their mean is above zero."""
     student, ppo = walk_expert(), Kickstart([polished_student := walk_expert()])
-    monkeypatch.setattr(polish_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "Kickstart", ppo)
     returns = [5.0, 11.0, 6.0, 10.0, *further]
     of_teacher, of_random = [8.0] * 14, [0.0] * 14
     table = Table({"teacher": of_teacher, "random": of_random, student: returns, polished_student: [-9.0] * 4})
@@ -163,7 +177,7 @@ def test_no_episode_is_played_where_as_many_as_are_allowed_are_not_likely_to_sho
 
 def test_nothing_is_polished_where_retention_is_undefined(tmp_path, monkeypatch):
     ppo = Kickstart([])
-    monkeypatch.setattr(polish_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "Kickstart", ppo)
     run, services = started(run_of(tmp_path, polish=PolishConfig(below=1e9)))
     run.random_returns = run.teacher_returns
     assert through(run, services, Kept(walk_expert(), np.zeros(4), "round 2")) is None
@@ -178,20 +192,16 @@ def test_zero_turns_polishing_off_even_for_a_student_that_is_worse_than_chance(s
     assert ppo.calls == 0
 
 
-def test_spaces_that_ppo_miscounts_are_not_polished_and_that_is_said(tmp_path, monkeypatch, capsys):
-    space = gym.spaces.Discrete(3, start=1)
-    gym.register("tests/FromOne-v0", entry_point=lambda: gym.wrappers.TransformAction(Walk(), lambda action: action - 1, space))  # type: ignore[arg-type]
-    try:
-        teacher = Teacher.from_callable(lambda seen: walk_best(seen) + 1, Walk.observation_space, space)
-        run, services = started(run_of(tmp_path, teacher=teacher, env="tests/FromOne-v0"))
-    finally:
-        del gym.registry["tests/FromOne-v0"]
+def test_a_family_without_a_density_is_not_polished_and_that_is_said(tmp_path, monkeypatch, capsys):
+    run, services = started(run_of(tmp_path))
     services.display.quiet = False
     ppo = Kickstart([])
-    monkeypatch.setattr(polish_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "Kickstart", ppo)
+    monkeypatch.setattr(Categorical, "draw", Family.draw)
+    monkeypatch.setattr(Categorical, "log_prob", Family.log_prob)
     assert through(run, services, Kept(walk_expert(), np.zeros(4), "round 2")) is None
     assert ppo.calls == 0
-    assert "not polished: Stable-Baselines3 does not support" in capsys.readouterr().err
+    assert "not polished: Categorical has no draw and log_prob" in capsys.readouterr().err
 
 
 # What is kept.
@@ -237,12 +247,13 @@ def test_ppo_gets_the_kept_student_and_the_run_s_own_settings(tmp_path, monkeypa
     table = Table({student: [3.0] * 4})
     run, services = started(run_of(tmp_path, table))
     ppo, kept, job = Kickstart([student]), Kept(walk_expert(), np.full(4, 2.0), "round 2"), services.job
-    monkeypatch.setattr(polish_module, "kickstart", ppo)
+    monkeypatch.setattr(polish_module, "Kickstart", ppo)
     through(run, services, kept)
     assert ppo.calls == 1
     (made,) = table.environments
-    for given, own in zip(ppo.arguments, (kept.student, job.teacher, made, job.objective, job.config.polish), strict=True):
+    for given, own in zip(ppo.arguments, (kept.student, job.teacher, job.objective, job.config.polish), strict=True):
         assert given is own
+    assert ppo.environments == [made]
     assert made.arguments == (job.config.polish.num_envs, job.config.polish.num_steps, ppo.seed)
 
 
@@ -253,9 +264,9 @@ def test_its_environments_are_closed_even_after_a_failure(fails, tmp_path, monke
         if fails:
             raise ZeroDivisionError
 
-    student = walk_expert()
-    monkeypatch.setattr(polish_module, "kickstart", Kickstart([student], maybe_fail))
-    table = Table({student: [3.0] * 4})
+    students = [walk_expert(), walk_expert()]
+    monkeypatch.setattr(polish_module, "Kickstart", Kickstart(students, maybe_fail))
+    table = Table({student: [3.0] * 4 for student in students})
     state, services = started(run_of(tmp_path, table))
     with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
         through(state, services, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
@@ -272,7 +283,7 @@ def test_its_seed_follows_from_the_run_s_and_is_another(tmp_path, monkeypatch):
 def test_steps_are_counted_apart_and_the_curves_go_on_where_imitation_ended(tmp_path, monkeypatch):
     students = [walk_expert() for _ in range(2)]
     run, services = started(run_of(tmp_path, Table(dict(zip(students, [[3, 5, 0, 0], [1.0] * 4], strict=True)))))
-    monkeypatch.setattr(polish_module, "kickstart", Kickstart(students))
+    monkeypatch.setattr(polish_module, "Kickstart", Kickstart(students))
     found = through(run, services, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
     assert found is not None
     assert (run.env_steps, run.gradient_steps, found.records[-1].env_steps) == (1200, 70 + 60, 200)
@@ -292,9 +303,9 @@ def test_a_student_is_measured_while_ppo_goes_on(tmp_path, monkeypatch):
     students = [walk_expert() for _ in range(3)]
     table = Table({student: [3.0] * 4 for student in students})
     (run, services), progress = started(run_of(tmp_path, table)), []
-    monkeypatch.setattr(polish_module, "kickstart", Kickstart(students, lambda: progress.append((len(table.asked), table.answered))))
+    monkeypatch.setattr(polish_module, "Kickstart", Kickstart(students, lambda: progress.append((len(table.asked), table.answered))))
     found = through(run, services, Kept(walk_expert(), np.full(4, 2.0), "round 2"))
-    assert progress == [(1, 0), (2, 1), (3, 2)]  # questions, answers
+    assert progress == [(1, 0), (2, 1)]  # questions, answers
     assert found is not None
     assert len(found.records) == 3
 

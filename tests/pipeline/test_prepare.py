@@ -23,6 +23,7 @@ from policy_distill.config import (
     LossConfig,
     RequestError,
     StudentConfig,
+    TrainConfig,
 )
 from policy_distill.evaluation.disagreements import find, read_worst_states
 from policy_distill.export.sb3 import save_ppo
@@ -422,6 +423,25 @@ def test_sizes_of_image_students_as_named(student, channels, hidden_sizes, tmp_p
 def test_sizes_of_image_students_that_are_not_known(student, params, said, tmp_path):
     with pytest.raises(RequestError, match=said):
         prepare(request(tmp_path, env=BEACON.id, student=StudentConfig(**student)), of_images(params))
+
+
+@pytest.mark.parametrize(
+    ("student", "shift", "said"),
+    [
+        ({"channels": ()}, 1, "the student has no convolutions"),
+        ({"channels": (4,), "memory": "gru"}, 1, "the student has a memory"),
+        ({"channels": (4,)}, 6, "an image has a side of 6 pixels"),
+    ],
+)
+def test_shifts_of_what_cannot_be_shifted_are_refused(student, shift, said, tmp_path):
+    config = request(
+        tmp_path,
+        env=BEACON.id,
+        student=StudentConfig(hidden_sizes=(4,), **student),
+        train=TrainConfig(gradient_steps=20, random_shift=shift),
+    )
+    with pytest.raises(RequestError, match=f"train.random_shift .*{said}"):
+        prepare(config, of_images(1000))
 
 
 def test_channels_without_images_are_refused(tmp_path):

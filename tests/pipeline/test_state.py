@@ -39,7 +39,7 @@ from policy_distill.teachers import Teacher
 from tests.small_worlds import BEFORE, PUSH, WALK, before_teacher, push_teacher, walk_teacher
 from tests.stand_ins import Recorder, record, run_of
 
-POLISH = PolishConfig(below=1e9, env_steps=512, num_envs=4, num_steps=64, batch_size=64, epochs=2, snapshots=2)
+POLISH = PolishConfig(below=1e9, env_steps=1024, num_envs=4, num_steps=64, batch_size=64, epochs=2, snapshots=3)
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "seed": 3,
@@ -116,7 +116,7 @@ def assert_the_same_interrupted(folder: Path, teacher: Teacher, env: str, **chan
 
 def test_a_run_that_is_interrupted_between_any_two_advances_is_the_same_run(tmp_path):
     found, stages = assert_the_same_interrupted(tmp_path, walk_teacher(), WALK.id)
-    assert stages == {"imitation": 4, "choice": 1, "self_distillation": stages["self_distillation"], "polish": 1} | dict.fromkeys(
+    assert stages == {"imitation": 4, "choice": 1, "self_distillation": stages["self_distillation"], "polish": 3} | dict.fromkeys(
         ("value", "view", "evaluation", "certificate"), 1
     )
     assert stages["self_distillation"] >= 2

@@ -20,7 +20,7 @@ from policy_distill.policies.encoders import (
     encoder_shapes,
     feature_width,
     images_in,
-    usual_channels,
+    usual_convolutions,
 )
 from tests.small_worlds import SEEN, generator, random_observations
 
@@ -51,25 +51,48 @@ def observations(space: gym.Space, count: int) -> Any:
     [
         (image(4, 84, 84), [(8, 4, 20, 20), (4, 2, 9, 9), (3, 1, 7, 7)]),  # as in Mnih et al. (2015)
         (image(96, 96, 3), [(8, 4, 23, 23), (4, 2, 10, 10), (3, 1, 8, 8)]),
-        (image(10, 10, 4), [(3, 1, 8, 8), (3, 1, 6, 6)]),
+        (image(10, 10, 4), [(3, 1, 8, 8), (2, 2, 4, 4), (3, 1, 2, 2)]),
+        (image(11, 9, 4), [(3, 1, 9, 7), (3, 2, 4, 3), (3, 1, 2, 1)]),
+        (image(12, 12, 4), [(4, 2, 5, 5), (3, 1, 3, 3)]),
         (image(7, 7, 3), [(3, 1, 5, 5), (3, 1, 3, 3)]),
         (image(2, 3, 1), [(2, 1, 1, 2), (1, 1, 1, 2)]),
         (image(36, 12, 3), [(4, 2, 17, 5), (3, 1, 15, 3)]),  # the smaller side decides
     ],
 )
 def test_kernels_follow_from_the_size_of_the_image(space, expected):
-    layers = convolutions(space, usual_channels([space], 5))
+    layers = convolutions(space, *usual_convolutions([space], 5))
     assert [(layer.kernel, layer.stride, layer.height, layer.width) for layer in layers] == expected
-    assert [layer.outputs for layer in layers] == ([5, 10, 10] if len(expected) == 3 else [10, 5])
+    large, small = max(space.shape) >= 84, len(expected) == 3
+    assert [layer.outputs for layer in layers] == ([5, 10, 10] if large else [5, 5, 5] if small else [10, 5])
 
 
+@pytest.mark.parametrize("size", [8, 9, 10, 11])
+def test_a_convolution_of_stride_2_reads_every_pixel_of_a_square_image(size):
+    encoder = encoder_of(image(size, size, 1), (1, 1), nn.Identity, strides=(2, 1))
+    with torch.no_grad():
+        for layer in encoder.convolutions:
+            layer.weight.fill_(1.0)
+    pixels = torch.zeros(1, size, size, 1, requires_grad=True)
+    encoder(pixels).sum().backward()
+    assert (pixels.grad > 0).all()
+
+
+def test_images_of_several_sizes_share_convolutions_that_suit_each():
+    small, middle, large = image(10, 10, 4), image(20, 20, 4), image(84, 84, 4)
+    assert usual_convolutions([small, small], 3) == ((3, 3, 3), (1, 2, 1))
+    assert usual_convolutions([small, middle], 3) == ((6, 3), ())
+    assert usual_convolutions([small, large], 3) == ((3, 6, 6), ())
+
+
+@pytest.mark.parametrize("strides", [(), (2, 1)])
 @pytest.mark.parametrize("name", SPACES)
-def test_shapes_and_width_are_those_of_the_module(name):
+def test_shapes_and_width_are_those_of_the_module(name, strides):
     space = SPACES[name]
-    encoder = encoder_of(space, (3, 4), nn.ReLU)
-    assert encoder_shapes(space, (3, 4)) == {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
+    encoder = encoder_of(space, (3, 4), nn.ReLU, strides=strides)
+    shapes = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
+    assert encoder_shapes(space, (3, 4), strides=strides) == shapes
     features = encoder(observations(space, 5))
-    assert features.shape == (5, feature_width(space, (3, 4)))
+    assert features.shape == (5, feature_width(space, (3, 4), strides=strides))
     assert features.dtype == torch.float32
 
 

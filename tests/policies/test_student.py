@@ -24,11 +24,13 @@ from policy_distill.policies.architecture import (
     LARGE_HEAD,
     SMALLEST_UNIT,
     SMALLEST_WIDTH,
+    STRIDED_HEAD,
     Architecture,
     count_parameters,
     hidden_sizes_for,
     image_student_for,
 )
+from policy_distill.policies.encoders import usual_convolutions
 from policy_distill.policies.student import Student, read_together
 from policy_distill.rollouts.processes import Remote
 from policy_distill.support import trees
@@ -282,10 +284,10 @@ def test_the_channels_use_the_budget_and_do_not_pass_it(compression, teacher_par
     chosen = image_student_for(compression, teacher_params, linear)
     unit = min(chosen.channels)
     assert unit >= SMALLEST_UNIT
-    assert chosen.channels in ((unit, 2 * unit, 2 * unit), (2 * unit, unit))
+    assert (chosen.channels, chosen.strides) == usual_convolutions([linear.observation_space], unit)
     (width,) = chosen.hidden_sizes
     budget = teacher_params / compression
-    head = LARGE_HEAD if len(chosen.channels) == 3 else HEAD
+    head = STRIDED_HEAD if chosen.strides else LARGE_HEAD if len(chosen.channels) == 3 else HEAD
     assert width >= head * unit
     assert chosen.params <= budget or (unit, width) == (SMALLEST_UNIT, head * SMALLEST_UNIT)
     assert dataclasses.replace(chosen, hidden_sizes=(width + 1,)).params > budget
@@ -306,6 +308,16 @@ def test_a_student_of_images_comes_back_from_its_files_bit_for_bit(space, tmp_pa
     assert len(np.unique(student.act(seen), axis=0)) > 10
 
 
+@pytest.mark.parametrize("strides", [(1, 2), (2, 1)])
+def test_strides_come_back_from_the_files(strides, tmp_path):
+    student = image_student(IMAGE, ACTED[0], strides=strides)
+    again = Student.load(student.save(tmp_path))
+    assert again.architecture == student.architecture
+    assert json.loads((tmp_path / "student.json").read_text())["encoder"] == {"channels": [3, 4], "strides": list(strides)}
+    seen = random_observations(IMAGE, 20)
+    np.testing.assert_array_equal(again.act(seen), student.act(seen))
+
+
 def test_files_of_vectors_are_what_they_have_always_been(tmp_path):
     random_student(SEEN, ACTED[0], hidden_sizes=(5,)).save(tmp_path)
     assert "encoder" not in json.loads((tmp_path / "student.json").read_text())
@@ -313,7 +325,16 @@ def test_files_of_vectors_are_what_they_have_always_been(tmp_path):
     assert set(tensors) == {"mean", "scale", "log_std", "network.0.weight", "network.0.bias", "network.2.weight", "network.2.bias"}
 
 
-@pytest.mark.parametrize("encoder", [{"channels": [3, 5]}, {"channels": [3, "x"]}, {"channels": [3, 0]}, {}, {"channels": [10**15] * 3}])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        *({"channels": channels} for channels in ([3, 5], [3, "x"], [3, 0], [10**15] * 3)),
+        *({"channels": [3, 4], "strides": strides} for strides in ([1], [1, 1, 1], [0, 1], [1, "x"], [[1], 1], 1, [1, 3], [2, 2])),
+        {},
+        [],
+    ],
+    ids=str,
+)
 def test_a_damaged_encoder_is_refused(encoder, tmp_path):
     image_student(IMAGE, ACTED[0]).save(tmp_path)
     description = tmp_path / "student.json"

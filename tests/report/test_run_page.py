@@ -141,7 +141,7 @@ def test_where_they_part():
 
 EXPORTS = {
     "c-int8": {
-        "bytes": 1234, "microseconds": 0.5123, "parity": {"equal_actions": 0.9987},
+        "weight_bytes": 1234, "microseconds": 0.5123, "parity": {"equal_actions": 0.9987},
         "student_retention": {"estimate": 0.999, "low": 0.99, "high": 1.001}, "certificate": None,
     }
 }  # fmt: skip

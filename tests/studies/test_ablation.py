@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from policy_distill.config import DistillConfig, RequestError
-from policy_distill.studies import ablation
-from policy_distill.studies.ablation import DEFAULT, Outcome, Study, interval, markdown, run_one, with_settings
+from policy_distill.config import DistillConfig, EngineConfig, RequestError
+from policy_distill.studies.ablation import DEFAULT, Found, Study, interval, jobs_of, markdown, run_study, with_settings
+from policy_distill.studies.scheduler import jobs
+from policy_distill.studies.scheduler.jobs import Outcome
+from policy_distill.support.files import write_json
 
 BASE = {"evaluate.episodes": 5}
 AGENTS = {"one": {"teacher": "a"}, "two": {"teacher": "b"}}
@@ -72,34 +73,38 @@ def test_settings_reach_nested_fields_and_unknown_ones_are_refused():
 def test_a_run_is_done_once_and_again_when_its_settings_change(tmp_path, monkeypatch):
     asked: list[DistillConfig] = []
 
-    class Found:
-        class retention:
-            estimate = 0.75
-
-        summary: ClassVar[dict[str, Any]] = {"self_distillation": [{"kept": True}, {"kept": False}]}
-
-    def distill(config: DistillConfig) -> type[Found]:
+    def distill(config: DistillConfig, **_: object) -> None:
         asked.append(config)
-        (tmp_path / "run").mkdir(exist_ok=True)
-        return Found
+        Path(str(config.output)).mkdir(parents=True, exist_ok=True)
+        kept = [{"kept": True}, {"kept": False}]
+        write_json(Path(str(config.output)) / "result.json", {"retention": {"estimate": 0.75}, "self_distillation": kept})
 
-    monkeypatch.setattr(ablation, "distill", distill)
-    assert [run_one({"seed": 3}, tmp_path / "run") for _ in range(2)] == [Outcome(0.75, (True, False))] * 2
-    assert [config.seed for config in asked] == [3]
-    assert asked[0].workers == 0
-    run_one({"seed": 4}, tmp_path / "run")
-    assert [config.seed for config in asked] == [3, 4]
+    monkeypatch.setattr(jobs, "distill", distill)
+
+    def run(base: dict[str, Any]) -> list[Found]:
+        study = Study("", "", base, {"one": {"teacher": "a"}}, {"Heat": GROUPS["Heat"]}, (3,))
+        return list(run_study(study, tmp_path, engine=EngineConfig(), jobs=0, note=lambda line: None).values())
+
+    assert [run(BASE) for _ in range(2)] == [[Found(0.75, (True, False))] * 2] * 2
+    assert [(config.seed, config.loss.temperature) for config in asked] == [(3, 1.0), (3, 2.0)]
+    run({"evaluate.episodes": 6})
+    assert [config.evaluate.episodes for config in asked] == [5, 5, 6, 6]
 
 
 def test_a_run_that_fails_says_why_and_has_no_figure(tmp_path):
-    assert math.isnan(run_one({"teacher": "no/such-agent"}, tmp_path / "run").retention)
-    assert "no/such-agent" in (tmp_path / "run" / "error.txt").read_text()
-    assert not (tmp_path / "run" / "ablation.json").exists()
+    study, lines = Study("", "", {}, {"one": {"teacher": "no/such-agent"}}, {}, (0,)), list[str]()
+    (found,) = run_study(study, tmp_path, engine=EngineConfig(), jobs=0, note=lines.append).values()
+    assert math.isnan(found.retention)
+    assert lines[0].startswith("[1/1] default, default, one, 0: no/such-agent is neither")
 
 
-def test_an_undefined_retention_is_kept_as_null(tmp_path):
-    (tmp_path / "ablation.json").write_text(json.dumps({"settings": json.dumps({"seed": 1}), "retention": None}))
-    assert math.isnan(run_one({"seed": 1}, tmp_path).retention)
+def test_a_study_with_an_unknown_setting_is_refused_before_any_run(tmp_path):
+    with pytest.raises(RequestError, match=r"no setting 'loss\.heat'"):
+        jobs_of(Study("", "", {"loss.heat": 1}, AGENTS, {}, (0,)), tmp_path)
+
+
+def test_an_undefined_retention_is_not_a_number():
+    assert math.isnan(Found.of(Outcome("done", summary={"retention": {"estimate": None}, "self_distillation": []})).retention)
 
 
 def test_the_interval_resamples_each_agent_s_seeds():
@@ -115,7 +120,7 @@ def test_the_page_s_rows_by_hand():
         (DEFAULT, DEFAULT, "two", 1): 1.0, ("Heat", "T = 2", "one", 0): 1.0, ("Heat", "T = 2", "one", 1): 0.8,
         ("Heat", "T = 2", "two", 0): 0.9, ("Heat", "T = 2", "two", 1): math.nan,
     }  # fmt: skip
-    page = markdown(STUDY, {key: Outcome(retention) for key, retention in kept.items()}, "the command")
+    page = markdown(STUDY, {key: Found(retention) for key, retention in kept.items()}, "the command")
     assert page.startswith("# Heat and labels\n\nWhat they do.\n")
     assert "the command" in page
     assert "| one | `teacher` a | 0.900 | 0.700 | 0.800 |" in page
@@ -129,7 +134,7 @@ def test_the_page_s_rows_by_hand():
 
 def test_the_page_tells_how_many_generations_were_kept():
     series = {("one", 0): (True, True), ("one", 1): (True, False), ("two", 0): (False,), ("two", 1): ()}
-    outcomes = {("Heat", "T = 2", *where): Outcome(0.5, gates) for where, gates in series.items()}
+    outcomes = {("Heat", "T = 2", *where): Found(0.5, gates) for where, gates in series.items()}
     page = markdown(STUDY, outcomes, "the command")
     assert "| generations kept (1st, 2nd, ...) | one | two |" in page
     assert "| T = 2 | 2 of 2, 1 of 2 | 0 of 1 |" in page

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from policy_distill.config import DistillConfig, PolishConfig, RequestError, StudentConfig
-from policy_distill.studies import suite
+from policy_distill.studies.scheduler import jobs
 from policy_distill.studies.suite import COLUMNS, SuiteResult, find_teachers, run_suite
+from policy_distill.support.files import write_json
 
 NAMES = ["dqn/Two-v1_1", "ppo/One-v1_1"]
 
@@ -34,15 +34,16 @@ class Job:
         self.asked: list[str] = []
         self.errors: dict[str, Exception] = {}
         self.estimate = 0.9
+        self.returns = {"student": [9.0] * 20, "teacher": [10.0] * 20, "random": [0.0] * 20}
 
-    def __call__(self, config: DistillConfig, *, display: object) -> Any:
+    def __call__(self, config: DistillConfig, *, display: object) -> None:
         name = Path(config.teacher).name
         self.asked.append(name)
         if name in self.errors:
             raise self.errors[name]
         assert config.output is not None
         Path(config.output).mkdir(parents=True, exist_ok=True)
-        summary = {
+        summary: dict[str, Any] = {
             "env": "One-v1",
             "teacher": {"params": 5000, "return_mean": 100.0},
             "student": {"hidden_sizes": [8, 8], "params": 50, "return_mean": 90.04},
@@ -51,14 +52,15 @@ class Job:
             "agreement": 0.95,
             "env_steps": 2000,
             "seconds": {"total": 12.4},
+            "self_distillation": [],
         }
-        return SimpleNamespace(summary=summary)
+        write_json(Path(config.output) / "result.json", {**summary, "returns": self.returns})
 
 
 @pytest.fixture
 def job(monkeypatch) -> Job:
     made = Job()
-    monkeypatch.setattr(suite, "distill", made)
+    monkeypatch.setattr(jobs, "distill", made)
     return made
 
 
@@ -77,7 +79,7 @@ def test_each_folder_with_a_zip_is_a_teacher_in_the_order_of_names(agents):
 def test_one_that_fails_before_it_has_a_folder_does_not_end_the_suite(agents, job, tmp_path):
     """error.txt was written into a folder that only a started run makes: the suite ended where it should have gone on."""
     job.errors = {"Two-v1_1": MemoryError("no room")}
-    result = run_suite(agents, DistillConfig(), output=tmp_path / "out")
+    result = run_suite(agents, DistillConfig(), output=tmp_path / "out", jobs=0)
     assert [(row["status"], row["reason"]) for row in result.rows] == [("failed", "MemoryError: no room"), ("done", None)]
     assert "Traceback" in (tmp_path / "out" / NAMES[0] / "error.txt").read_text()
 
@@ -86,13 +88,13 @@ def test_a_worker_s_failure_is_told_by_what_it_was(agents, job, tmp_path):
     """Its first line says only that a worker failed; the last line of the traceback says what happened."""
     message = "a worker process failed:\nTraceback (most recent call last):\n  File ...\nValueError: the wheel came off\n"
     job.errors = {"Two-v1_1": RuntimeError(message)}
-    rows = run_suite(agents, DistillConfig(), output=tmp_path / "out").rows
+    rows = run_suite(agents, DistillConfig(), output=tmp_path / "out", jobs=0).rows
     assert rows[0]["reason"] == "RuntimeError: a worker process failed: ValueError: the wheel came off"
 
 
 def test_one_that_cannot_be_done_says_why(agents, job, tmp_path):
     job.errors = {"One-v1_1": RequestError("needs a | b")}
-    result = run_suite(agents, DistillConfig(), output=tmp_path / "out")
+    result = run_suite(agents, DistillConfig(), output=tmp_path / "out", jobs=0)
     assert (result.rows[1]["status"], result.rows[1]["reason"]) == ("not supported", "needs a | b")
     markdown, rows, data = tables(tmp_path / "out")
     assert f"| {NAMES[1]} | not supported: needs a \\| b | | | | | | | |" in markdown
@@ -101,9 +103,9 @@ def test_one_that_cannot_be_done_says_why(agents, job, tmp_path):
 
 def test_what_is_done_with_the_same_settings_is_skipped(agents, job, tmp_path):
     job.errors = {"One-v1_1": RuntimeError("for once")}
-    run_suite(agents, DistillConfig(seed=1), output=tmp_path / "out")
+    run_suite(agents, DistillConfig(seed=1), output=tmp_path / "out", jobs=0)
     job.errors, job.asked = {}, []
-    rows = run_suite(agents, DistillConfig(seed=1), output=tmp_path / "out").rows
+    rows = run_suite(agents, DistillConfig(seed=1), output=tmp_path / "out", jobs=0).rows
     assert job.asked == ["One-v1_1"]  # what failed is tried again
     assert [row["status"] for row in rows] == ["done", "done"]
     assert rows[0]["retention"] == 0.9
@@ -118,18 +120,18 @@ def test_what_is_done_with_the_same_settings_is_skipped(agents, job, tmp_path):
     ],
 )
 def test_other_settings_are_run_again(other, agents, job, tmp_path):
-    run_suite(agents, DistillConfig(seed=1), output=tmp_path / "out")
+    run_suite(agents, DistillConfig(seed=1), output=tmp_path / "out", jobs=0)
     job.estimate, job.asked = 0.5, []
-    rows = run_suite(agents, other, output=tmp_path / "out").rows
+    rows = run_suite(agents, other, output=tmp_path / "out", jobs=0).rows
     assert len(job.asked) == 2
     assert {row["retention"] for row in rows} == {0.5}
 
 
 def test_the_three_tables_say_the_same(agents, job, tmp_path):
-    result = run_suite(agents, DistillConfig(seed=3), output=tmp_path / "out")
+    result = run_suite(agents, DistillConfig(seed=3), output=tmp_path / "out", jobs=0)
     markdown, rows, data = tables(tmp_path / "out")
     assert data["rows"] == result.rows
-    assert data["aggregates"] == result.aggregates()
+    assert data["aggregates"] == json.loads(json.dumps(result.aggregates()))
     assert data["aggregates"]["interquartile_mean"]["estimate"] == pytest.approx(0.9)
     assert data["config"]["seed"] == 3
     written = [{key: "" if value is None else str(value) for key, value in row.items()} for row in result.rows]
@@ -137,8 +139,8 @@ def test_the_three_tables_say_the_same(agents, job, tmp_path):
     assert tuple(rows[0]) == COLUMNS
     assert markdown[2:4] == [f"| {name} | One-v1 | 5,000 | [8, 8] | 100.0x | 100.0 | 90.0 | 0.900 [0.800, 1.000] | 12 |" for name in NAMES]
     assert markdown[5].startswith("Retention over teachers with 4,000 parameters or more")
-    assert [line.split(" | ")[:3] for line in markdown[-3:]] == [
-        ["| interquartile mean", "0.900", ""], ["| geometric mean", "0.900", ""], ["| optimality gap", "0.100", ""],
+    assert [line.split(" | ")[:2] for line in markdown[-4:-1]] == [
+        ["| interquartile mean", "0.900"], ["| geometric mean", "0.900"], ["| optimality gap", "0.100"],
     ]  # fmt: skip
     assert len({line.count("|") for line in markdown[7:]}) == 1
     assert len({line.count("|") for line in markdown[:4]}) == 1
@@ -146,7 +148,7 @@ def test_the_three_tables_say_the_same(agents, job, tmp_path):
 
 def test_an_undefined_retention_is_called_so_and_left_out_of_the_mean(agents, job, tmp_path):
     job.estimate = float("nan")
-    result = run_suite(agents, DistillConfig(), output=tmp_path / "out")
+    result = run_suite(agents, DistillConfig(), output=tmp_path / "out", jobs=0)
     markdown, rows, data = tables(tmp_path / "out")
     assert result.rows[0]["retention"] is None
     assert result.aggregates() == data["aggregates"] == {}
@@ -167,12 +169,7 @@ def test_aggregates_are_over_teachers_worth_compressing():
 
 
 def test_intervals_are_read_from_the_runs(agents, job, tmp_path):
-    result = run_suite(agents, DistillConfig(), output=tmp_path / "out")
-    assert {found["over_episodes"] for found in result.aggregates().values()} == {None}  # no run left its returns
-    for name in NAMES:
-        left = {"returns": {"student": [9.0] * 20, "teacher": [10.0] * 20, "random": [0.0] * 20}}
-        (tmp_path / "out" / name / "result.json").write_text(json.dumps(left))
-    run_suite(agents, DistillConfig(), output=tmp_path / "out")
+    result = run_suite(agents, DistillConfig(), output=tmp_path / "out", jobs=0)
     markdown, _, data = tables(tmp_path / "out")
     assert data["aggregates"] == json.loads(json.dumps(result.aggregates()))
     assert data["aggregates"]["optimality_gap"]["over_episodes"] == pytest.approx([0.1, 0.1])
@@ -183,7 +180,7 @@ def test_intervals_are_read_from_the_runs(agents, job, tmp_path):
 
 def test_a_suite_has_a_page_with_its_reasons(agents, job, tmp_path):
     job.errors = {"One-v1_1": RequestError("needs a | b")}
-    run_suite(agents, DistillConfig(), output=tmp_path / "out")
+    run_suite(agents, DistillConfig(), output=tmp_path / "out", jobs=0)
     page = (tmp_path / "out" / "suite.html").read_text()
     assert "1 of 2 teachers distilled" in page
     assert "needs a | b" in page
@@ -193,10 +190,10 @@ def test_a_suite_has_a_page_with_its_reasons(agents, job, tmp_path):
 def test_a_step_may_take_a_minute_unless_the_user_says_otherwise(given, used, agents, job, tmp_path, monkeypatch):
     timeouts = []
 
-    def remember(config: DistillConfig, **options: Any) -> Any:
+    def remember(config: DistillConfig, **options: Any) -> None:
         timeouts.append(config.step_timeout)
-        return job(config, **options)
+        job(config, **options)
 
-    monkeypatch.setattr(suite, "distill", remember)
-    run_suite(agents, DistillConfig(step_timeout=given), output=tmp_path / "out")
+    monkeypatch.setattr(jobs, "distill", remember)
+    run_suite(agents, DistillConfig(step_timeout=given), output=tmp_path / "out", jobs=0)
     assert timeouts == [used] * len(NAMES)

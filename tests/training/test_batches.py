@@ -17,7 +17,8 @@ from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.families import family_of
 from policy_distill.policies.observations import encode_observations
 from policy_distill.training import batches
-from policy_distill.training.batches import CHUNK_STEPS, Batches
+from policy_distill.training.autograd_stack import AutogradStack
+from policy_distill.training.batches import CHUNK_STEPS, Batches, draw_shifts, shifted
 from policy_distill.training.dataset import Dataset
 from policy_distill.training.stack import StudentStack
 from tests.small_worlds import generator, labelled
@@ -141,3 +142,73 @@ def test_what_is_not_read_is_left_out():
     assert told.parameters == {}
     dataset, stack, objective = world(SEEN, CHOICE, LossConfig(), logits=4)
     assert batches_of(dataset, stack, objective).draw(2)[1].actions.numel() == 0
+
+
+# Random shifts.
+
+NUMBERED = torch.arange(1, 7, dtype=torch.uint8).view(1, 2, 3, 1)  # an image of 2 rows: 1 2 3 / 4 5 6
+LAST, FRONT = gym.spaces.Box(0, 255, (2, 3, 1), np.uint8), gym.spaces.Box(0, 255, (1, 3, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("down", "right", "expected"),
+    [
+        (0, 0, [[1, 2, 3], [4, 5, 6]]),
+        (1, 0, [[1, 2, 3], [1, 2, 3]]),
+        (0, 1, [[1, 1, 2], [4, 4, 5]]),
+        (-1, -2, [[6, 6, 6], [6, 6, 6]]),
+    ],
+)
+def test_a_shift_by_hand(down, right, expected):
+    moved = shifted(NUMBERED, LAST, torch.tensor([[down, right]]))
+    assert moved[0, :, :, 0].tolist() == expected
+    assert moved.dtype == torch.uint8
+
+
+def test_shifts_of_channels_first_and_of_parts():
+    images = torch.arange(18, dtype=torch.uint8).view(2, 1, 3, 3)
+    shifts = torch.tensor([[0, 0], [1, 0]])
+    moved = shifted(images, FRONT, shifts)
+    assert moved[0].equal(images[0])
+    assert moved[1, 0].tolist() == [[9, 10, 11], [9, 10, 11], [12, 13, 14]]
+    parts = gym.spaces.Dict({"image": FRONT, "speed": SEEN})
+    speed = torch.randn(2, 3)
+    both = shifted({"image": images, "speed": speed}, parts, shifts)
+    assert both["image"].equal(moved)
+    assert both["speed"] is speed
+
+
+def test_drawn_shifts_are_uniform_within_the_limit():
+    shifts = draw_shifts(2, 5000, generator(1))
+    values, counts = shifts.unique(return_counts=True)
+    assert values.tolist() == [-2, -1, 0, 1, 2]
+    assert (abs(counts - 2000) < 200).all()  # 40 standard deviations for 10,000 draws of a fifth each: sqrt(10000 * 0.16) = 40
+
+
+def test_batches_are_shifted_and_their_labels_are_not():
+    space = gym.spaces.Box(0, 255, (5, 5, 1), np.uint8)
+    observations = torch.zeros(ROWS, 5, 5, 1, dtype=torch.uint8)
+    observations[:, 2, 2, 0] = torch.arange(ROWS, dtype=torch.uint8) + 1  # one bright pixel, which names the row
+    dataset = Dataset(ROWS, holdout=0.0, device=torch.device("cpu"))
+    logits = torch.arange(ROWS, dtype=torch.float32)[:, None].expand(-1, 4)
+    targets = ActionTargets({"logits": logits}, torch.zeros(ROWS, dtype=torch.int64))
+    dataset.append(labelled(observations, targets, episodes=torch.arange(ROWS)))
+    architecture = Architecture(space, CHOICE, (4,), channels=(2,))
+    stack = AutogradStack(architecture, architecture.new_encoder(), generators=[generator(0), generator(1)])
+    objective = Objective(LossConfig(), family_of(CHOICE))
+
+    def drawn(steps: list[int], shift: int) -> tuple[torch.Tensor, torch.Tensor]:
+        source = Batches(dataset, stack, objective, 8, [generator(7), generator(8)], 6, shift)
+        parts = [source.draw(count) for count in steps]
+        labels = [targets.parameters["logits"].clone() for _, targets in parts]  # filled before the next draw overwrites them
+        return torch.stack([step for inputs, _ in parts for step in inputs]), torch.cat(labels[-1:])
+
+    images, labels = drawn([6], 2)
+    assert images.shape == (6, 2, 8, 5, 5, 1)
+    rows = images.amax((3, 4, 5)).long() - 1
+    assert torch.equal(rows.float(), labels[..., 0])
+    places = images[..., 0].flatten(3).argmax(-1)
+    assert len(places.unique()) == 25  # shifts of -2 to 2 in both directions
+    assert torch.equal(drawn([1, 2, 3], 2)[0], images)  # as single steps
+    centred = drawn([6], 0)[0]
+    assert (centred[..., 0].flatten(3).argmax(-1) == 12).all()

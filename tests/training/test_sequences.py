@@ -103,6 +103,12 @@ def test_short_episodes_are_not_cut():
         assert (inputs.window[:, 0, :, 1] == 0).all()
 
 
+def test_the_burn_in_is_no_longer_than_the_longest_episode():
+    for inputs in batches(dataset_of(), burn_in=500).draw(10)[0]:
+        assert inputs.before.shape[1] == max(LENGTHS) - 1
+        assert torch.equal(inputs.num_before, inputs.window[:, 0, :, 1].long())  # all earlier steps of the episode
+
+
 def test_the_targets_are_those_of_the_samples():
     drawn, targets = batches(dataset_of(), members=3).draw(7)
     for step, inputs in enumerate(drawn):

@@ -108,6 +108,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
 
     - Hyphens in option names become underscores.
     - ``--trust``, ``--stochastic`` and ``--check.skip`` without a value mean ``true``; ``--student same`` means ``--student.same true``.
+    - ``--engine ray`` means ``--engine.kind ray``; ``--address`` means ``--engine.address``.
     - ``--env_kwargs a:1 b:True``, the RL Zoo's form, becomes a mapping; values are Python literals, or else strings. Nothing is evaluated.
     - ``--wrapper``, given once or several times, becomes one list.
     - Ranges within ``--student.inputs`` are quoted.
@@ -120,6 +121,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
+            name = {"--engine": "--engine.kind", "--address": "--engine.address"}.get(name, name)
         if name in ("--trust", "--stochastic", "--check.skip") and not equals and (not rest or rest[0] not in ("true", "false")):
             spelled.append(f"{name}=true")
         elif name == "--student" and (value == "same" or (rest and not equals and rest[0] == "same")):

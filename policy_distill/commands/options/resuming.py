@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def with_saved_settings(arguments: Sequence[str]) -> list[str]:
     Raises:
         RequestError: if there is nothing to resume, or a ``--config`` file is given besides.
     """
-    values = [value for name, value in zip(arguments, [*arguments[1:], ""], strict=True) if name == "--resume"]
+    values = [value for name, value in itertools.pairwise(arguments) if name == "--resume"]
     values += [argument.partition("=")[2] for argument in arguments if argument.startswith("--resume=")]
     if not values or is_finished(Path(values[-1])):
         return list(arguments)

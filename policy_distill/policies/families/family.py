@@ -27,8 +27,7 @@ class Family(ABC):
     Attributes:
         box: bounds and units of continuous actions; None for discrete actions.
         names: names of the parameters, first the one that a network outputs; empty for deterministic policies.
-        in_sb3: whether Stable-Baselines3's PPO has the same distribution with the same outputs. Only these families have ``noise``,
-            ``drawn`` and ``scored``.
+        in_sb3: whether Stable-Baselines3's PPO has the same distribution with the same outputs.
     """
 
     box: Box | None
@@ -67,6 +66,11 @@ class Family(ABC):
     def in_box(self, box: Box) -> Family:
         """The family of continuous actions with another box."""
         return dataclasses.replace(self, box=box)  # type: ignore[type-var]
+
+    @property
+    def has_density(self) -> bool:
+        """Whether actions can be drawn and have a log-probability, as training by reward needs."""
+        return type(self).draw is not Family.draw and type(self).log_prob is not Family.log_prob
 
     # Losses.
 
@@ -183,18 +187,26 @@ class Family(ABC):
     def executable(self, space: gym.Space) -> Function:
         """Function from raw actions ``[B, components]`` to new arrays ``[B, ...]``, whose rows ``env.step`` accepts."""
         shape, dtype = space.shape or (), space.dtype
-        return lambda raw: raw.reshape(-1, *shape).astype(dtype)
+        start = getattr(space, "start", 0)
+        if not np.any(start):
+            return lambda raw: raw.reshape(-1, *shape).astype(dtype)
+        return lambda raw: (raw.reshape(-1, *shape) + start).astype(dtype)
 
     def noise(self, generator: np.random.Generator, num_steps: int) -> np.ndarray:
-        """Noise for ``drawn``, float32 ``[T, width]``."""
-        raise ValueError(f"{self} has no density to draw from")
+        """Noise for ``drawn``, float32 ``[T, width]``; by default the uniform numbers of ``draw``."""
+        self._check_density()
+        return generator.random((num_steps, self.width), np.float32).clip(1e-7, 1 - 1e-7)
 
     def drawn(self, outputs: np.ndarray, std: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Raw actions ``[B, components]`` sampled with ``noise`` from a student's outputs ``[B, width]``."""
-        raise ValueError(f"{self} has no density to draw from")
+        """Raw actions ``[B, components]`` sampled with ``noise`` from a student's outputs ``[B, width]``; each depends on its row alone."""
+        self._check_density()
+        log_std = torch.from_numpy(np.log(std))[None]
+        pairs = (torch.from_numpy(values).split(1) for values in (outputs, noise))
+        draws = [self.draw(self.parameters_of(output, log_std), uniform) for output, uniform in zip(*pairs, strict=True)]
+        return torch.cat(draws).numpy()
 
     def scored(self, outputs: Tensor, log_std: Tensor, raw: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probability of each row's raw action, in nats, and its gradients (the score).
+        """Log-probability of each row's raw action, in nats, and its gradients (the score); by default those of autograd.
 
         Args:
             outputs: a student's outputs ``[B, width]``.
@@ -205,7 +217,17 @@ class Family(ABC):
             The log-probability ``[B]``, and its gradients with respect to the outputs, ``[B, width]``, and to ``log_std``, ``[B, spread]``
             or None.
         """
-        raise ValueError(f"{self} has no density to draw from")
+        self._check_density()
+        raw = raw.reshape(len(outputs), -1)
+        with torch.enable_grad():
+            leaves = [outputs.detach().requires_grad_(), log_std.detach().expand(len(outputs), -1).clone().requires_grad_()]
+            log_prob = self.log_prob(self.parameters_of(*leaves), raw.long() if self.box is None else raw)
+            by_outputs, by_log_std = torch.autograd.grad(log_prob.sum(), leaves, materialize_grads=True)
+        return log_prob.detach(), by_outputs, by_log_std if self.spread else None
+
+    def _check_density(self) -> None:
+        if not self.has_density:
+            raise ValueError(f"{self} has no density to draw from")
 
 
 def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

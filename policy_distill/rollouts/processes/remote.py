@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from policy_distill.config import EnvironmentCrash
-from policy_distill.rollouts.processes.serving import ANSWERED, CLOSING_SECONDS, CONTEXT, END, FORKS, SILENT, Watched, serve
+from policy_distill.rollouts.processes.serving import ANSWERED, CLOSING_SECONDS, END, SILENT, Watched, serve, start_context
 from policy_distill.rollouts.watchdog import Pulse
 from policy_distill.support.parents import parent
 from policy_distill.support.pending import Pending
@@ -58,17 +58,17 @@ class Recovery:
     """
 
     def __init__(self, limit: int = 0, note: Callable[[str], object] = lambda line: None, log: Path | None = None) -> None:
-        self._limit, self._note, self._log = limit, note, log
+        self.limit, self.note, self._log = limit, note, log
         self._count = 0
 
     def allows(self, crash: Exception, before: str) -> bool:
         """Whether a process is made anew after ``crash``. It is not if its line is that of the crash ``before``: it would happen again."""
         line = str(crash)
-        if not isinstance(crash, EnvironmentCrash) or line == before or self._count == self._limit:
+        if not isinstance(crash, EnvironmentCrash) or line == before or self._count == self.limit:
             return False
         self._count += 1
-        count = f"restart {self._count} of at most {self._limit}"
-        self._note(f"{line}; a new worker process repeats what this one did since the job began ({count})")
+        count = f"restart {self._count} of at most {self.limit}"
+        self.note(f"{line}; a new worker process repeats what this one did since the job began ({count})")
         return True
 
     def keep(self, trace: str, error: Exception) -> None:
@@ -125,14 +125,14 @@ class Remote:
         self._start()
 
     def _start(self) -> None:
-        self._connection, child_connection = CONTEXT.Pipe()
+        context = start_context()
+        self._connection, child_connection = context.Pipe()
         self._pulse = Pulse()
-        self._dump = tempfile.TemporaryFile() if FORKS else None  # noqa: SIM115 - closed with the process
+        forks = context.get_start_method() == "fork"
+        self._dump = tempfile.TemporaryFile() if forks else None  # noqa: SIM115 - closed with the process
         descriptor = None if self._dump is None else self._dump.fileno()
         watched = Watched(parent(), self._step_timeout or math.inf, self._pulse, self._traced, descriptor)
-        self._process = CONTEXT.Process(  # type: ignore[attr-defined]
-            target=serve, args=(child_connection, self._connection, *self._made_by, watched), daemon=True
-        )
+        self._process = context.Process(target=serve, args=(child_connection, self._connection, *self._made_by, watched), daemon=True)
         self._process.start()
         child_connection.close()
 
@@ -258,7 +258,8 @@ def call_apart(step_timeout: float | None, function: Callable[..., Answer], *arg
     Raises:
         EnvironmentCrash: if a step or a reset took longer than ``step_timeout``, or the process ended.
     """
-    if not step_timeout and (not FORKS or multiprocessing.current_process().daemon):  # a daemon may have no children
+    forks = start_context().get_start_method() == "fork"
+    if not step_timeout and (not forks or multiprocessing.current_process().daemon):  # a daemon may have no children
         return function(*arguments)
     remote = Remote(_Call, function, arguments, step_timeout=step_timeout, traced=True)
     try:

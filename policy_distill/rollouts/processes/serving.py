@@ -23,16 +23,20 @@ from policy_distill.config import EnvironmentCrash, Fault, RequestError
 from policy_distill.environments import border
 from policy_distill.rollouts.watchdog import Pulse, Watchdog
 from policy_distill.support.parents import end_with
+from policy_distill.support.ray_cluster import is_connected
 from policy_distill.support.signals import leave_stops_to_parent
 
 DEBUG = "POLICY_DISTILL_DEBUG"
 """Environment variable; if it is set, errors include the traceback of the worker process."""
-FORKS = sys.platform == "linux"
-CONTEXT = multiprocessing.get_context("fork" if FORKS else "spawn")
 ANSWERED, SILENT, END = b"+", b"-", b"."
 """First bytes of messages: a call whose result is sent, a call whose result is not sent, and the end."""
 CLOSING_SECONDS = 2.0
 """Time that a process has to close its environments at the end."""
+
+
+def start_context() -> Any:
+    """How processes are started: forked, which takes no time, where that is sound."""
+    return multiprocessing.get_context("fork" if sys.platform == "linux" and not is_connected() else "spawn")
 
 
 class Host:
@@ -97,6 +101,7 @@ def serve(connection: Connection, parents_end: Connection, make: Callable[..., A
     calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive_calls, args=(connection, calls), daemon=True).start()
     sending = threading.Lock()
+    watched.pulse.beat()
     Watchdog(watched.step_timeout, watched.pulse, functools.partial(_hung, connection, sending)).start()
     resident: Any = None
     broken: tuple[bool, Any, str] | None = None

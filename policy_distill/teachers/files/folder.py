@@ -131,7 +131,8 @@ def _zip_in(folder: Path) -> Path | None:
 
 def _agent(zip_path: Path, normalization: str | None) -> AgentFiles:
     """Read the files around the zip; for a symbolic link, around the link and its target."""
-    runs = dict.fromkeys([zip_path.absolute().parent, zip_path.resolve().parent])
+    # the first as the user names it, so that what is recorded of a relative path is relative
+    runs = dict.fromkeys([zip_path.parent, zip_path.absolute().parent, zip_path.resolve().parent])
     run, settings = next(((run, found) for run in runs if (found := _settings_folder(zip_path, run))), (next(iter(runs)), None))
     places = [run / zip_path.stem, *([settings] if settings else [])]
     if settings is None:

@@ -1,24 +1,26 @@
 """Proximal policy optimisation of one small student (PPO; Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
 
-Actor and critic share no layer. For networks of a few hundred parameters, distribution objects, autograd and an optimiser step for each
-tensor cost more than the arithmetic. The gradients are therefore analytic, and each network is a ``StudentStack`` of one. There is no
-entropy bonus, no value clipping and no early stopping of an update. Tests compare every quantity with Stable-Baselines3's PPO.
+Actor and critic share no layer; each is a stack of one, so that Adam takes one step for all of its parameters. ``vector_ppo`` and
+``autograd_ppo`` evaluate and differentiate them. There is no entropy bonus, no value clipping and no early stopping of an update. Tests
+compare every quantity with Stable-Baselines3's PPO.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from policy_distill.config import PolishConfig
-from policy_distill.policies.observations import encode_observations
 from policy_distill.rollouts.ppo_rollouts import Ended, RolloutEnv
 from policy_distill.support import trees
-from policy_distill.training.stack import Activations, StudentStack
+from policy_distill.training.stacks import Stack
+
+Networks = TypeVar("Networks", bound=Stack)
 
 VALUE_WEIGHT = 0.5
 """Weight of the squared value error in the loss (c1 in eq. 9)."""
@@ -31,7 +33,7 @@ class Batch(NamedTuple):
 
     Attributes:
         observations: raw ``[B, ...]``.
-        inputs: ``[B, inputs + 1]``, the networks' inputs.
+        inputs: ``[B, ...]``, what the networks read besides raw observations, see ``Evaluated``.
         actions: ``[B, components]`` raw actions.
         log_probs: ``[B]`` log-probabilities of the actions under the policy that took them.
         advantages, returns: ``[B]``.
@@ -39,7 +41,7 @@ class Batch(NamedTuple):
     """
 
     observations: trees.Tree
-    inputs: Tensor
+    inputs: trees.Tree
     actions: Tensor
     log_probs: Tensor
     advantages: Tensor
@@ -47,7 +49,23 @@ class Batch(NamedTuple):
     labels: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
 
 
-class PPO:
+class Evaluated(NamedTuple):
+    """Both networks on a rollout of T steps in N environments.
+
+    Attributes:
+        inputs: ``[T * N, ...]``, for ``Batch``.
+        outputs: the actor's logits or means ``[T * N, width]``.
+        values: the critic's, ``[T + 1, N]``.
+        last_values: those of the last observations of truncated episodes.
+    """
+
+    inputs: trees.Tree
+    outputs: Tensor
+    values: np.ndarray
+    last_values: np.ndarray
+
+
+class PPO(ABC, Generic[Networks]):
     """PPO on an actor and a critic, which are trained in place.
 
     Args:
@@ -62,12 +80,13 @@ class PPO:
         learning_rate: Adam's learning rate in the next update.
         penalty_weight: weight of ``penalty``; at zero it is not called.
         gradient_steps: number of gradient steps so far.
+        draws: generator of the penalty's random numbers.
     """
 
     def __init__(
         self,
-        actor: StudentStack,
-        critic: StudentStack,
+        actor: Networks,
+        critic: Networks,
         config: PolishConfig,
         *,
         seed: int,
@@ -75,12 +94,49 @@ class PPO:
     ) -> None:
         self.actor, self.critic, self.penalty, self.config = actor, critic, penalty, config
         self.learning_rate, self.penalty_weight, self.gradient_steps = config.learning_rate, 0.0, 0
+        self.draws = torch.Generator().manual_seed(seed)
         self._orders = np.random.RandomState(seed)  # the same generator as in Stable-Baselines3
         self._reward_scale = RewardScale(config.discount)
-        self._rooms: dict[int, tuple[Activations, Activations]] = {}
+        self._rooms: dict[int, tuple[Any, Any]] = {}
         critic.flat.grad = critic.gradient
         self.train_actor(True)
         self._adam = torch.optim.Adam([actor.flat, critic.flat], eps=1e-5, fused=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that later updates depend on, besides the arguments: weights, Adam's moments, generators, reward scale and settings."""
+        settings = [self.learning_rate, self.penalty_weight, self.gradient_steps, self.trains_actor]
+        orders = self._orders.get_state(legacy=False)["state"]
+        moments = {
+            f"{name}.{key}": value for name, weights in self._weights.items() for key, value in self._adam.state.get(weights, {}).items()
+        }
+        return {
+            **{name: weights.detach() for name, weights in self._weights.items()},
+            **moments,
+            "draws": self.draws.get_state(),
+            "orders": torch.tensor([*orders["key"].tolist(), orders["pos"]]),
+            **self._reward_scale.state_dict(),
+            "settings": torch.tensor(settings, dtype=torch.float64),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from the state of a PPO with the same arguments."""
+        for name, weights in self._weights.items():
+            weights.copy_(saved[name])
+            moments = {key.removeprefix(f"{name}."): value.clone() for key, value in saved.items() if key.startswith(f"{name}.")}
+            if moments:
+                self._adam.state[weights] = moments
+        self.draws.set_state(saved["draws"].clone())
+        *key, position = saved["orders"].tolist()
+        self._orders.set_state(("MT19937", np.array(key, np.uint32), position, 0, 0.0))
+        self._reward_scale.load_state_dict(saved)
+        self.learning_rate, self.penalty_weight, steps, trains_actor = saved["settings"].tolist()
+        self.gradient_steps = int(steps)
+        self.train_actor(bool(trains_actor))
+
+    @property
+    def _weights(self) -> dict[str, Tensor]:
+        return {"actor": self.actor.flat, "critic": self.critic.flat}
 
     def train_actor(self, on: bool) -> None:
         """Switch the actor's training on or off; Adam does not count the steps while it is off."""
@@ -104,19 +160,15 @@ class PPO:
         num_steps, num_envs = environments.rewards.shape
         observations = trees.map_leaves(lambda part: torch.from_numpy(part[:-1]).flatten(0, 1), environments.observations)
         actions = torch.from_numpy(environments.actions.astype(np.float32)).flatten(0, 1)
-        inputs, discount = self.inputs(observations), self.config.discount
-        log_probs, *_ = self.actor.architecture.family.scored(self.outputs(inputs), self.actor.log_std[0, 0], actions)
-        values = self.values(inputs).reshape(num_steps, num_envs)
+        discount, truncated = self.config.discount, [episode for episode in ended if episode.truncated]
+        inputs, outputs, values, last_values = self._evaluate(environments, observations, truncated)
+        log_probs, *_ = self.actor.architecture.family.scored(outputs, self.actor.log_std[0, 0], actions)
         rewards = np.stack([self._reward_scale(*step) for step in zip(environments.rewards, environments.starts[1:], strict=True)])
-        if truncated := [episode for episode in ended if episode.truncated]:
-            # Bootstrap at truncation: the value of the last observation is added to the last reward.
-            last = trees.to_tensors(trees.stack([episode.observation for episode in truncated]))
+        if truncated:  # Bootstrap at truncation: the value of the last observation is added to the last reward.
             where = tuple(zip(*((episode.step, episode.index) for episode in truncated), strict=True))
-            rewards[where] += discount * self.values(self.inputs(last))
-        following = self.values(self.inputs(trees.to_tensors(trees.rows(environments.observations, -1))))
-        advantages = generalized_advantages(
-            rewards, np.concatenate([values, following[None]]), environments.starts[1:], discount, self.config.gae_lambda
-        )
+            rewards[where] += discount * last_values
+        advantages = generalized_advantages(rewards, values, environments.starts[1:], discount, self.config.gae_lambda)
+        values = values[:-1]
         returns = advantages + values
         variance = returns.var()
         explained = float(1 - (returns - values).var() / variance) if variance else float("nan")
@@ -148,8 +200,7 @@ class PPO:
         penalties: list[Tensor] = []
         for _ in range(self.config.epochs):
             log_ratios: list[Tensor] = []
-            order = torch.from_numpy(self._orders.permutation(len(batch.returns)))
-            for rows in order.split(self.config.batch_size):
+            for rows in self._minibatches(batch):
                 log_ratio, penalty = self.write_gradients(Batch(*(trees.rows(values, rows) for values in batch)))
                 nn.utils.clip_grad_norm_([self.actor.flat, self.critic.flat], MAX_GRAD_NORM)
                 self._adam.step()
@@ -166,13 +217,13 @@ class PPO:
             The log-ratio of new and old probabilities ``[B]`` and the mean penalty; zeros if the actor is not trained.
         """
         actor, critic, size = self.actor, self.critic, len(batch.returns)
-        inputs, (acted, predicted) = batch.inputs.T[None].contiguous(), self._room(size)
-        error = critic.forward(inputs, predicted)[0, 0] - batch.returns
-        _backward(critic, inputs, predicted, (2 * VALUE_WEIGHT / size) * error[:, None])
+        (acting, judging), (acted, predicted) = self._arrange(batch), self._room(size)
+        error = critic.forward(judging, predicted)[0, 0] - batch.returns
+        _backward(critic, judging, predicted, (2 * VALUE_WEIGHT / size) * error[:, None])
         if not self.trains_actor:
             return torch.zeros_like(error), torch.zeros(())
 
-        outputs = actor.forward(inputs, acted)[0].T.contiguous()
+        outputs = actor.forward(acting, acted)[0].T.contiguous()
         log_prob, by_outputs, by_log_std = actor.architecture.family.scored(outputs, actor.log_std[0, 0], batch.actions)
         log_ratio = log_prob - batch.log_probs
         by_log_prob = surrogate_slope(log_ratio, normalized(batch.advantages), self.config.clip_range) / -size
@@ -188,34 +239,30 @@ class PPO:
         if by_log_std is not None:
             slope = (by_log_prob @ by_log_std).view_as(actor.log_std)
             actor.log_std.grad = slope if actor.log_std.grad is None else actor.log_std.grad + slope
-        _backward(actor, inputs, acted, upstream)
+        _backward(actor, acting, acted, upstream)
         return log_ratio, penalty.detach()
 
-    def inputs(self, observations: trees.Tree) -> Tensor:
-        """Inputs of both networks ``[B, inputs + 1]`` from raw observations: encoded, normalised, and a last column of ones."""
-        architecture = self.actor.architecture
-        encoded = encode_observations(architecture.seen_space, observations, self.actor.mean.dtype)
-        if architecture.columns is not None:
-            encoded = encoded[:, list(architecture.columns)]
-        normalized = (encoded - self.actor.mean) / self.actor.scale
-        return torch.cat([normalized, normalized.new_ones(len(normalized), 1)], dim=1)
+    def _minibatches(self, batch: Batch) -> Iterator[Tensor]:
+        """The rows of each gradient step of an epoch."""
+        order = torch.from_numpy(self._orders.permutation(len(batch.returns)))
+        yield from order.split(self.config.batch_size)
 
-    def outputs(self, inputs: Tensor) -> Tensor:
-        """The actor's logits or means ``[B, width]`` for the result of ``inputs``; not differentiable."""
-        return self.actor.forward(inputs.T[None], self._room(len(inputs))[0])[0].T.clone(memory_format=torch.contiguous_format)
+    @abstractmethod
+    def _evaluate(self, environments: RolloutEnv, observations: trees.Tree, truncated: Sequence[Ended]) -> Evaluated:
+        """Both networks on a rollout; ``observations`` are those of all steps, ``[T * N, ...]``."""
 
-    def values(self, inputs: Tensor) -> np.ndarray:
-        """The critic's values ``[B]`` for the result of ``inputs``."""
-        return self.critic.forward(inputs.T[None], self._room(len(inputs))[1])[0, 0].numpy().copy()
+    @abstractmethod
+    def _arrange(self, batch: Batch) -> tuple[Any, Any]:
+        """The actor's and the critic's inputs for ``Stack.forward``."""
 
-    def _room(self, size: int) -> tuple[Activations, Activations]:
+    def _room(self, size: int) -> tuple[Any, Any]:
         """The actor's and the critic's buffers for a pass over ``size`` samples."""
         if size not in self._rooms:
             self._rooms[size] = self.actor.buffers(size), self.critic.buffers(size)
         return self._rooms[size]
 
 
-def _backward(stack: StudentStack, inputs: Tensor, activations: Activations, upstream: Tensor) -> None:
+def _backward(stack: Stack, inputs: Any, activations: Any, upstream: Tensor) -> None:
     """Write one network's gradients, given the loss's gradient with respect to its output, ``upstream`` ``[B, width]``."""
     activations.slopes[-1][0].copy_(upstream.T)
     stack.backward(inputs, activations)
@@ -234,6 +281,17 @@ class RewardScale:
         self._discount = discount
         self._sums = np.zeros(1)
         self._count, self._mean, self._variance = 1e-4, np.float64(0), np.float64(1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The statistics so far."""
+        moments = torch.tensor([self._count, self._mean, self._variance], dtype=torch.float64)
+        return {"reward_sums": torch.tensor(self._sums, dtype=torch.float64), "reward_moments": moments}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from these statistics."""
+        self._sums = saved["reward_sums"].numpy().copy()
+        self._count, mean, variance = saved["reward_moments"].tolist()
+        self._mean, self._variance = np.float64(mean), np.float64(variance)  # a Python float would keep float32 rewards from being float64
 
     def __call__(self, rewards: np.ndarray, over: np.ndarray) -> np.ndarray:
         """Scaled float32 rewards of one step ``[N]``; ``over`` marks the episodes that end with it."""

@@ -27,10 +27,9 @@ from policy_distill.losses.objective import Objective
 from policy_distill.policies.families import DiagGaussian
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support import trees
-from policy_distill.training import ppo as ppo_module
-from policy_distill.training.kickstart import ppo_on
-from policy_distill.training.ppo import (
-    PPO,
+from policy_distill.training.ppo import ppo as ppo_module
+from policy_distill.training.ppo.kickstart import ppo_on
+from policy_distill.training.ppo.ppo import (
     Batch,
     RewardScale,
     approximate_kl,
@@ -38,6 +37,7 @@ from policy_distill.training.ppo import (
     normalized,
     surrogate_slope,
 )
+from policy_distill.training.ppo.vector_ppo import VectorPPO
 from policy_distill.training.stack import StudentStack
 from tests.small_worlds import WORLDS, random_student
 
@@ -82,7 +82,7 @@ def of_oracle(policy: Any, what: Any = lambda parameter: parameter) -> list[Tens
     return [*layers, what(policy.log_std).detach()] if hasattr(policy, "log_std") else layers
 
 
-def of_ours(ppo: PPO, what: str = "flat") -> list[Tensor]:
+def of_ours(ppo: VectorPPO, what: str = "flat") -> list[Tensor]:
     """The same; ``what`` is flat or gradient."""
     found, rest = [], []
     for stack in (ppo.actor, ppo.critic):
@@ -94,11 +94,13 @@ def of_ours(ppo: PPO, what: str = "flat") -> list[Tensor]:
     return [*found, rest[0]] if len(rest[0]) else found
 
 
-def new_ppo(name: str) -> PPO:
+def new_ppo(name: str) -> VectorPPO:
     _, teacher = WORLDS[name]
     student = random_student(teacher.observation_space, teacher.action_space, activation="tanh")
     with own_random_state():
-        return ppo_on(student, teacher, Objective(LossConfig(), teacher.family), CONFIG, seed=SEED)
+        ppo = ppo_on(student, teacher, Objective(LossConfig(), teacher.family), CONFIG, seed=SEED)
+    assert isinstance(ppo, VectorPPO)
+    return ppo
 
 
 def environments_of(name: str) -> RolloutEnv:
@@ -108,7 +110,7 @@ def environments_of(name: str) -> RolloutEnv:
     return environments
 
 
-def oracle_of(name: str, ppo: PPO) -> Oracle:
+def oracle_of(name: str, ppo: VectorPPO) -> Oracle:
     """Stable-Baselines3's PPO with the same normalisation and layers, on its own environments, as it begins."""
     env = VecNormalize(
         DummyVecEnv([lambda: Monitor(in_box_units(make(WORLDS[name][0])))] * CONFIG.num_envs), norm_obs=False, gamma=CONFIG.discount
@@ -128,7 +130,7 @@ def oracle_of(name: str, ppo: PPO) -> Oracle:
 
 
 @torch.no_grad()
-def take_weights(model: Oracle, ppo: PPO) -> None:
+def take_weights(model: Oracle, ppo: VectorPPO) -> None:
     """Give the oracle our weights."""
     policy: Any = model.policy
     layers = [layer for part in layers_of(policy) for layer in part]
@@ -157,7 +159,7 @@ def repeat(model: Oracle, actions: np.ndarray) -> None:
     assert next(left, None) is None
 
 
-def batch_of(model: Oracle, ppo: PPO) -> Batch:
+def batch_of(model: Oracle, ppo: VectorPPO) -> Batch:
     """The oracle's rollout."""
     buffer = model.rollout_buffer
     observations, actions, *rest = (
@@ -178,7 +180,7 @@ def penalty_of(log_std: Tensor | None) -> Any:
     return penalty
 
 
-def hold(ppo: PPO, model: Oracle, weight: float) -> None:
+def hold(ppo: VectorPPO, model: Oracle, weight: float) -> None:
     """Give both the same penalty; Stable-Baselines3 has it in the place of minus the entropy."""
     policy: Any = model.policy
     gaussian = hasattr(policy, "log_std")
@@ -194,7 +196,7 @@ def hold(ppo: PPO, model: Oracle, weight: float) -> None:
     model.ent_coef = weight
 
 
-def in_float64(ppo: PPO) -> PPO:
+def in_float64(ppo: VectorPPO) -> VectorPPO:
     """Its weights in a new PPO that computes with doubles."""
     torch.set_default_dtype(torch.float64)
     try:
@@ -206,7 +208,7 @@ def in_float64(ppo: PPO) -> PPO:
         torch.set_default_dtype(torch.float32)
     actor.flat.copy_(ppo.actor.flat)
     critic.flat.copy_(ppo.critic.flat)
-    return PPO(actor, critic, CONFIG, seed=SEED, penalty=lambda outputs, observations, labels: outputs.sum(-1))
+    return VectorPPO(actor, critic, CONFIG, seed=SEED, penalty=lambda outputs, observations, labels: outputs.sum(-1))
 
 
 @pytest.fixture(params=WORLDS)

@@ -25,9 +25,9 @@ from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.teachers import Teacher
-from policy_distill.training import kickstart as kickstart_module
-from policy_distill.training.kickstart import Snapshot, kickstart, ppo_on
-from policy_distill.training.ppo import PPO
+from policy_distill.training.ppo import kickstart as kickstart_module
+from policy_distill.training.ppo.kickstart import Kickstart, Snapshot, ppo_on
+from policy_distill.training.ppo.vector_ppo import VectorPPO
 from tests.small_worlds import (
     WORLDS,
     Walk,
@@ -72,7 +72,10 @@ def polish(
         return False
 
     with environments_of(spec, config, seed=seed) as environments:
-        kickstart(student, teacher, environments, objective, config, seed=seed, on_snapshot=on_snapshot or keep)
+        training = Kickstart(student, teacher, objective, config, seed=seed)
+        training.begin(environments)
+        while not (on_snapshot or keep)(training.next_snapshot(environments)) and not training.over:
+            pass
     return found
 
 
@@ -89,11 +92,11 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 @pytest.fixture
-def models(monkeypatch) -> list[PPO]:
+def models(monkeypatch) -> list[Any]:
     """PPO of the runs so far."""
-    found: list[PPO] = []
+    found: list[Any] = []
 
-    def remember(*arguments: Any, **options: Any) -> PPO:
+    def remember(*arguments: Any, **options: Any) -> Any:
         found.append(ppo_on(*arguments, **options))
         return found[-1]
 
@@ -101,12 +104,18 @@ def models(monkeypatch) -> list[PPO]:
     return found
 
 
-def begun(name: str, activation: str = "relu") -> tuple[Student, Teacher, PPO]:
+def begun(name: str, activation: str = "relu") -> tuple[Student, Teacher, VectorPPO]:
     """A student, its teacher and PPO on the student before any step."""
     _, teacher = WORLDS[name]
     student = random_student(teacher.observation_space, teacher.action_space, activation=activation)
     with own_random_state():
-        return student, teacher, ppo_on(student, teacher, Objective(LossConfig(), teacher.family), TINY, seed=0)
+        return student, teacher, vector_ppo(student, teacher, Objective(LossConfig(), teacher.family))
+
+
+def vector_ppo(student: Student, teacher: Teacher, objective: Objective, *, seed: int = 0) -> VectorPPO:
+    ppo = ppo_on(student, teacher, objective, TINY, seed=seed)
+    assert isinstance(ppo, VectorPPO)
+    return ppo
 
 
 # Where PPO starts.
@@ -144,7 +153,7 @@ def test_the_likelihood_of_drawn_actions_can_pull_too():
         teacher = Teacher.from_callable(
             lambda seen: seen[:, [0, 1, 0]] / 10, student.observation_space, student.action_space, outputs="logits"
         )
-        ppo = ppo_on(student, teacher, Objective(LossConfig(kind="nll"), teacher.family), TINY, seed=seed)
+        ppo = vector_ppo(student, teacher, Objective(LossConfig(kind="nll"), teacher.family), seed=seed)
         observations = torch.as_tensor(random_observations(student.observation_space, 60))
         found.append(ppo.penalty(ppo.outputs(ppo.inputs(observations)), observations, {}).detach())
     assert torch.equal(found[0], found[1])
@@ -447,7 +456,7 @@ class Strict(gym.Env):
 
 
 def test_an_action_on_a_bound_is_not_rounded_past_it():
-    gym.register("tests/Strict-v0", entry_point="tests.training.test_kickstart:Strict")
+    gym.register("tests/Strict-v0", entry_point="tests.training.ppo.test_kickstart:Strict")
     try:
         for low, high in np.random.default_rng(0).uniform([-3, 0], [0, 3], (6, 2)):
             spec = EnvironmentSpec("tests/Strict-v0", {"low": float(low), "high": float(high)})
@@ -487,3 +496,41 @@ def test_a_student_that_diverged_is_not_handed_on(monkeypatch):
     monkeypatch.setattr(Student, "not_finite", lambda self: "network.0.weight")
     with pytest.raises(TrainingFault, match=r"diverged: the student's network\.0\.weight .*lower polish\.learning_rate"):
         polish(student, teacher, spec, TINY)
+
+
+# In parts.
+
+
+def in_parts(student: Student, teacher: Teacher, spec: EnvironmentSpec, config: PolishConfig, objective: Objective) -> list[Snapshot]:
+    """All snapshots, each from a training that continues from the state at the last one, in environments of its own."""
+    found: list[Snapshot] = []
+    state: dict[str, torch.Tensor] | None = None
+    over = False
+    while not over:
+        training = Kickstart(student, teacher, objective, config, seed=0)
+        if state is not None:
+            training.load_state_dict(state)
+        with environments_of(spec, config) as environments:
+            training.begin(environments)
+            found.append(training.next_snapshot(environments))
+        state = {name: tensor.clone() for name, tensor in training.state_dict().items()}
+        over = training.over
+        torch.manual_seed(len(found))  # of another process
+        np.random.seed(len(found))  # noqa: NPY002
+    return found
+
+
+@pytest.mark.parametrize(("name", "loss"), [("Discrete", LossConfig(kind="nll")), ("Box", LossConfig())])
+def test_a_training_in_parts_is_the_same_training(name, loss, monkeypatch):
+    """The critic's warm-up ends, the imitation loss draws actions and rewards are scaled: all of it goes on."""
+    student, teacher, spec = world(name)
+    config = tiny(env_steps=640, critic_warmup=0.15, snapshots=8, average_decay=0.9, teacher_weight=0.5, std_end=0.3)
+    objective = Objective(loss, teacher.family)
+    monkeypatch.setattr("tests.training.ppo.test_kickstart.Objective", lambda *_: objective)
+    whole, parts = polish(student, teacher, spec, config), in_parts(student, teacher, spec, config, objective)
+    assert len(whole) == len(parts) == 8
+    for one, other in zip(whole, parts, strict=True):
+        assert same(weights(one.student), weights(other.student))
+        assert all(torch.equal(a.weight, b.weight) for a, b in zip(one.critic, other.critic, strict=True))
+        assert repr(one.metrics) == repr(other.metrics)
+        assert (one.env_steps, one.gradient_steps) == (other.env_steps, other.gradient_steps)

@@ -1,0 +1,121 @@
+"""Plain C99: policy.h and policy.c, an example and a self-test; see docs/microcontrollers.md.
+
+Each file is a function of the student and of ``Numbers``, byte for byte on every machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from policy_distill.export.c import programs, source
+from policy_distill.export.c.compiled import Compiled, find_compiler
+from policy_distill.export.c.fixed import FixedNetwork
+from policy_distill.export.c.fixed_source import FixedSource
+from policy_distill.export.c.floating import FloatNetwork
+from policy_distill.export.c.floating_source import FloatSource
+from policy_distill.export.c.interface import interface_of
+from policy_distill.export.folded import Folded
+from policy_distill.export.runner import Visited
+from policy_distill.support.files import write_atomically
+
+__all__ = ["Compiled", "Numbers", "find_compiler", "load", "measure", "reference", "texts", "write"]
+
+Numbers: TypeAlias = dict[str, Any]
+"""What the files depend on besides the student, as data for JSON.
+
+``ranges``: largest absolute values inside the network (``fixed.RANGES``). ``seen`` and ``states``: the recorded states of the self-test, as
+nested lists.
+"""
+RECORDED, RECORDED_VALUES = 256, 20_000
+"""Largest numbers of recorded states, and of values in them (one state is always recorded)."""
+CALIBRATION_WORK = 2_000_000_000
+"""Multiplications for the measurement of ranges; of so many visited states as that allows, but 100, the ranges are taken."""
+
+
+def measure(folded: Folded, visited: Visited) -> Numbers:
+    """The numbers that the files depend on, from states that the student visits."""
+    ranges: dict[str, float] = {}
+
+    def keep(name: str, values: np.ndarray) -> None:
+        ranges[name] = max(ranges.get(name, 0.0), float(np.abs(values).max(initial=0.0)))
+
+    network = FloatNetwork(folded, folds=False, keep=keep)
+    sample = visited.rows(_spread(len(visited), max(CALIBRATION_WORK // max(folded.multiply_adds, 1), 100)))
+    for start in range(0, len(sample), 256):
+        block = sample.rows(slice(start, start + 256))
+        network(block.seen, block.states)
+    width = sum(int(np.prod(leaf.shape[1:])) for leaf in visited.seen.values())
+    recorded = visited.rows(_spread(len(visited), min(RECORDED, max(RECORDED_VALUES // max(width, 1), 1))))
+    seen = {name: leaf.tolist() for name, leaf in recorded.seen.items()}
+    return {"ranges": ranges, "seen": seen, "states": recorded.states.tolist()}
+
+
+def reference(folded: Folded, numbers: Numbers, bits: int | None) -> FloatNetwork | FixedNetwork:
+    """The arithmetic of policy.c in numpy: a ``Runner``.
+
+    Raises:
+        RequestError: if the network cannot be computed in fixed point.
+    """
+    return FloatNetwork(folded) if bits is None else FixedNetwork(folded, bits, numbers["ranges"])
+
+
+def texts(folded: Folded, numbers: Numbers, *, bits: int | None = None, arduino: bool = False) -> dict[str, str]:
+    """The files' contents by name; see ``write``."""
+    network = reference(folded, numbers, bits)
+    text = FixedSource(network) if isinstance(network, FixedNetwork) else FloatSource(network)
+    interface, recorded = interface_of(folded), _recorded(folded, numbers)
+    head, body = source.header(interface, folded.rule, text), source.code(network.folded, interface, text)
+    if arduino:
+        return {"src/policy.h": head, "src/policy.c": body, **programs.arduino(folded, interface, recorded)}
+    return {
+        "policy.h": head,
+        "policy.c": body,
+        "example.c": programs.example(folded, interface, recorded),
+        "self_test.c": programs.self_test(folded, interface, text, recorded, network),
+    }
+
+
+def write(folded: Folded, folder: Path, numbers: Numbers, *, bits: int | None = None, arduino: bool = False) -> list[str]:
+    """Write the C files into ``folder``; the same arguments give the same files.
+
+    Args:
+        folded: the policy.
+        folder: it exists.
+        numbers: of ``measure``.
+        bits: bits of a weight, 8, 4, 3 or 2, in fixed point; None: float32.
+        arduino: write an Arduino library instead: library.properties, src/ and examples/.
+
+    Returns:
+        The files' names.
+
+    Raises:
+        RequestError: if the network cannot be computed in fixed point.
+    """
+    contents = texts(folded, numbers, bits=bits, arduino=arduino)
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, lambda target, content=content: target.write_text(content))  # type: ignore[misc]
+    return list(contents)
+
+
+def load(folder: Path, folded: Folded) -> Compiled:
+    """A ``Runner`` of the policy.c in ``folder``, compiled.
+
+    Raises:
+        RequestError: if there is no C compiler, or the file does not compile.
+    """
+    return Compiled(folder, folded)
+
+
+def _recorded(folded: Folded, numbers: Numbers) -> Visited:
+    seen = {part.name: np.array(numbers["seen"][part.name], part.dtype).reshape(-1, *part.shape) for part in folded.inputs}
+    count, units = len(next(iter(seen.values()))), 0 if folded.memory is None else folded.memory.units
+    return Visited(seen, np.array(numbers["states"], np.float32).reshape(count, units))
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """At most ``most`` of ``count`` indices, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))

@@ -1,0 +1,1 @@
+"""Training by reward: proximal policy optimisation on a student."""

@@ -1,0 +1,116 @@
+"""A list of jobs: order, failures, what is done already, and that no memory is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from policy_distill.config import DistillConfig, EngineConfig, RequestError
+from policy_distill.studies.scheduler import schedule
+from policy_distill.studies.scheduler.jobs import Outcome, StudyJob, perform
+from policy_distill.studies.scheduler.schedule import run_here, run_jobs
+from policy_distill.support.files import write_json
+from tests.integration.small_jobs import small_job
+
+
+def record(job: StudyJob, quiet: bool) -> Outcome:
+    """Stands in for ``perform``; the job's seed says what happens."""
+    if job.config.seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.config.seed == 2:
+        return Outcome("failed", "ValueError: two")
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_json(job.folder / "result.json", {"pid": os.getpid(), "workers": job.config.workers})
+    write_json(job.folder / "job.json", {"settings": job.settings})
+    return Outcome("done")
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> None:
+    monkeypatch.setattr(schedule, "perform", record)
+
+
+def jobs_in(folder: Path, seeds: range) -> list[StudyJob]:
+    return [StudyJob.of(f"job {seed}", DistillConfig(seed=seed, output=str(folder / str(seed)))) for seed in seeds]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3])
+def test_a_failing_job_costs_its_own_row(at_a_time, stand_in, tmp_path):
+    outcomes = {job.name: outcome for job, outcome in run_jobs(jobs_in(tmp_path, range(5)), EngineConfig(), at_a_time=at_a_time)}
+    assert [outcomes[f"job {seed}"].status for seed in range(5)] == ["done", "failed", "failed", "done", "done"]
+    assert outcomes["job 1"].reason == "its process died (exit code -9); was the memory enough?"
+    assert outcomes["job 2"].reason == "ValueError: two"
+    pids = {outcome.summary["pid"] for outcome in outcomes.values() if outcome.summary}
+    assert len(pids) == 3
+    assert os.getpid() not in pids
+
+
+def test_what_is_done_comes_first_and_is_not_run_again(stand_in, tmp_path):
+    list(run_jobs(jobs_in(tmp_path, range(3, 5)), EngineConfig(), at_a_time=0))
+    found = list(run_jobs(jobs_in(tmp_path, range(2, 6)), EngineConfig(), at_a_time=0))
+    assert [(job.name, outcome.earlier) for job, outcome in found] == [
+        ("job 3", True), ("job 4", True), ("job 2", False), ("job 5", False),
+    ]  # fmt: skip
+
+
+def test_jobs_at_the_same_time_share_the_cores(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "available_cores", lambda: 8)
+    for at_a_time, workers in [(0, 8), (1, 8), (3, 2), (9, 1), (None, 1)]:
+        ((_, outcome),) = run_jobs(jobs_in(tmp_path / str(at_a_time), range(3, 4)), EngineConfig(), at_a_time=at_a_time)
+        assert outcome.summary is not None
+        assert outcome.summary["workers"] == workers
+    (job,) = jobs_in(tmp_path / "own", range(3, 4))
+    own = dataclasses.replace(job, config=dataclasses.replace(job.config, workers=5))
+    ((_, outcome),) = run_jobs([own], EngineConfig(), at_a_time=2)
+    assert outcome.summary is not None
+    assert outcome.summary["workers"] == 5
+
+
+def test_two_jobs_in_one_folder_are_refused(tmp_path):
+    (job,) = jobs_in(tmp_path, range(1))
+    with pytest.raises(RequestError, match="two jobs have the folder"):
+        next(run_jobs([job, dataclasses.replace(job, name="other")], EngineConfig()))
+    with pytest.raises(RequestError, match="jobs is -1"):
+        next(run_jobs([job], EngineConfig(), at_a_time=-1))
+
+
+def test_a_study_that_is_left_ends_its_jobs(tmp_path):
+    found = run_here([small_job(tmp_path, seed) for seed in range(2)], at_a_time=2, quiet=True)
+    next(found)
+    found.close()  # type: ignore[attr-defined]
+    assert not schedule_children()
+
+
+def schedule_children() -> list[object]:
+    return [child for child in multiprocessing.active_children() if "ForkServer" in type(child).__name__]
+
+
+def test_a_real_job_is_the_same_here_and_in_a_child(tmp_path):
+    here, child = small_job(tmp_path / "here", 0), small_job(tmp_path / "child", 0)
+    assert perform(here).status == "done"
+    ((_, outcome),) = run_jobs([child], EngineConfig(), at_a_time=1)
+    mine, theirs = here.completed(), outcome.summary
+    assert mine is not None
+    assert theirs is not None
+    assert mine["returns"] == theirs["returns"]
+    weights = [(job.folder / "student" / "student.safetensors").read_bytes() for job in (here, child)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_jobs_leave_no_memory_handles_or_processes(tmp_path):
+    used = []
+    for _ in run_jobs([small_job(tmp_path, seed) for seed in range(50)], EngineConfig(), at_a_time=1):
+        status = Path("/proc/self/status").read_text()
+        resident = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+        used.append((resident, len(os.listdir("/proc/self/fd"))))
+    (first, handles), (last, handles_at_the_end) = used[4], used[-1]
+    assert last < first + 10_000, f"{first} kB after five jobs, {last} kB after fifty"
+    assert handles_at_the_end <= handles
+    assert not schedule_children()
