@@ -61,6 +61,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "policy_distill.environments": (
         "vector",
         "matching",
+        "frame_stacks",
         "specs",
         "known_wrappers",
         "quiet",
@@ -317,6 +318,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "stack",
         "flat",
         "dataset",
+        "frames",
         "row_file",
     ),
     "policy_distill.training.ppo": (

@@ -25,16 +25,16 @@ class TransposeImage(gym.ObservationWrapper):
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         space = env.observation_space
-        self._turned = [key for key, part in leaf_spaces(space).items() if _channels_last(part)]
-        if not self._turned:
+        self.turned = [key for key, part in leaf_spaces(space).items() if _channels_last(part)]
+        if not self.turned:
             raise RequestError(f"the wrapper VecTransposeImage needs images [height, width, channels] as observation, not {space}")
-        parts = OrderedDict((key, _turned_space(part) if key in self._turned else part) for key, part in leaf_spaces(space).items())
+        parts = OrderedDict((key, _turned_space(part) if key in self.turned else part) for key, part in leaf_spaces(space).items())
         self.observation_space = gym.spaces.Dict(parts) if isinstance(space, gym.spaces.Dict) else parts[""]
 
     def observation(self, observation: Any) -> Any:
         if not isinstance(observation, dict):
             return observation.transpose(2, 0, 1)
-        return {key: part.transpose(2, 0, 1) if key in self._turned else part for key, part in observation.items()}
+        return {key: part.transpose(2, 0, 1) if key in self.turned else part for key, part in observation.items()}
 
 
 def _channels_last(space: gym.Space) -> bool:

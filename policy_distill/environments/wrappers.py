@@ -138,9 +138,9 @@ class FrameStack(gym.ObservationWrapper):
         super().__init__(env)
         parts = leaf_spaces(env.observation_space)
         orders = channels_order if isinstance(channels_order, Mapping) else dict.fromkeys(parts, channels_order)
-        self._frames = {key: _Frames(part, n_stack, padding, orders.get(key)) for key, part in parts.items()}
+        self.frames = {key: _Frames(part, n_stack, padding, orders.get(key)) for key, part in parts.items()}
         self._is_dict = isinstance(env.observation_space, gym.spaces.Dict)
-        spaces: OrderedDict[str, gym.Space] = OrderedDict((key, frames.space) for key, frames in self._frames.items())
+        spaces: OrderedDict[str, gym.Space] = OrderedDict((key, frames.space) for key, frames in self.frames.items())
         self.observation_space = gym.spaces.Dict(spaces) if self._is_dict else spaces[""]
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -155,16 +155,16 @@ class FrameStack(gym.ObservationWrapper):
 
     def observation(self, observation: Any) -> Any:
         if self._is_dict:
-            return {key: frames.push(observation[key]) for key, frames in self._frames.items()}
-        return self._frames[""].push(observation)
+            return {key: frames.push(observation[key]) for key, frames in self.frames.items()}
+        return self.frames[""].push(observation)
 
     def _begin(self) -> None:
-        for frames in self._frames.values():
+        for frames in self.frames.values():
             frames.begin()
 
 
 class _Frames:
-    """The last frames of one array; see ``FrameStack``."""
+    """The last ``count`` frames of one array, along ``axis``; see ``FrameStack``."""
 
     def __init__(self, space: gym.Space, n_stack: int, padding: Sequence[float] | None, order: str | None) -> None:
         if not isinstance(space, gym.spaces.Box) or not space.shape:
@@ -172,21 +172,22 @@ class _Frames:
         if order not in (None, "first", "last"):
             raise RequestError(f"the wrapper VecFrameStack has the channels_order {order!r}; it must be first or last")
         _check_size("VecFrameStack", n_stack, math.prod(space.shape))
-        self._axis = 0 if order == "first" or (order is None and is_image(space) and channels_come_first(space)) else -1
-        low, high = (np.concatenate([bound] * n_stack, self._axis) for bound in (space.low, space.high))
+        self.count = n_stack
+        self.axis = 0 if order == "first" or (order is None and is_image(space) and channels_come_first(space)) else -1
+        low, high = (np.concatenate([bound] * n_stack, self.axis) for bound in (space.low, space.high))
         self.space = gym.spaces.Box(low, high, dtype=space.dtype.type)
         if padding is not None and space.shape != (len(padding),):
             raise RequestError(f"the wrapper VecFrameStack has a padding of {len(padding)} numbers for observations of shape {space.shape}")
         frame = np.zeros(space.shape, space.dtype) if padding is None else np.array(padding, space.dtype)
-        self._empty = self._stacked = np.concatenate([frame] * n_stack, self._axis)
-        self._older = (slice(frame.shape[0], None),) if self._axis == 0 else (..., slice(frame.shape[-1], None))
+        self._empty = self._stacked = np.concatenate([frame] * n_stack, self.axis)
+        self._older = (slice(frame.shape[0], None),) if self.axis == 0 else (..., slice(frame.shape[-1], None))
 
     def begin(self) -> None:
         self._stacked = self._empty
 
     def push(self, frame: np.ndarray) -> np.ndarray:
         """The stack with ``frame`` at its end, a fresh array."""
-        self._stacked = np.concatenate([self._stacked[self._older], frame], self._axis)
+        self._stacked = np.concatenate([self._stacked[self._older], frame], self.axis)
         return self._stacked
 
 

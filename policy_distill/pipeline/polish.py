@@ -69,7 +69,7 @@ def _advance(state: State, polishing: Polishing, services: Services) -> bool:
     job, config, records = services.job, services.job.config.polish, polishing.records
     if services.ppo_environments is None:
         services.display.start("polishing", config.snapshots - len(records))
-        job.objective.calibrate(state.dataset.training_rows()[1])
+        job.objective.calibrate(state.dataset.training_targets())
         services.ppo_environments = services.rollouts.for_ppo(config.num_envs, config.num_steps, _seed(job))
         polishing.training.begin(services.ppo_environments)
     validation = services.begin_validation(state, polishing.students[-1]) if records else None

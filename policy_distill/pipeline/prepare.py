@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from policy_distill.config import CollectConfig, DistillConfig, LossConfig, Reading, RequestError, StudentConfig
 from policy_distill.environments.action_masks import has_mask
+from policy_distill.environments.frame_stacks import StackOf, frame_stacks
 from policy_distill.environments.matching import check_fits
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.environments.vector import Backend, choose_backend
@@ -59,6 +60,8 @@ class Job:
     """Steps the environments while transitions are collected."""
     extra_states: Tree | None = None
     """Raw observations ``[B, ...]`` added to the first round's data."""
+    stacks: Mapping[str, Mapping[str, StackOf]] = field(default_factory=dict)
+    """Stacks of frames, which the dataset stores frame by frame; see ``Dataset``."""
 
     @property
     def num_extra_states(self) -> int:
@@ -130,13 +133,14 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         check_sequences(config)
     extra_states, extra_notices = read_extra_states(config.collect, teacher, spec, view)
     notices += extra_notices
+    stacks = frame_stacks(spec)
+    by_part = {"observations": stacks} if view is None else {"observations": view.stacks(stacks), "raw": stacks}
     device = choose_device(config.device)
     if config.engine.kind == "ray":
         room(config.engine)
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
-    return Job(
-        config, teacher, spec, architecture, objective, projections, device, folder, (*teacher.notes, *notices), backend, extra_states
-    )
+    notices = (*teacher.notes, *notices)
+    return Job(config, teacher, spec, architecture, objective, projections, device, folder, notices, backend, extra_states, by_part)
 
 
 def choose_architecture(

@@ -37,7 +37,7 @@ def self_distill(state: State, services: Services) -> State:
     display.stage(f"generation {number}")
     mentors = [kept.student for kept in (state.kept if config.ensemble else state.kept[-1:])]
     with state.timed("train"):
-        job.objective.calibrate(state.dataset.training_rows()[1])
+        job.objective.calibrate(state.dataset.training_targets())
         ask = [asked(mentor, state.dataset) for mentor in mentors]
         mixed = state.dataset.relabelled(
             lambda rows, observations, targets: mix_targets(

@@ -140,6 +140,7 @@ class State:
                 device=job.device,
                 folder=folder,
                 sequences=job.architecture.memory > 0,
+                stacks=job.stacks,
             ),
         )
 

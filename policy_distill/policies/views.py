@@ -7,6 +7,7 @@ import functools
 import importlib
 import itertools
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from policy_distill.config import RequestError
 from policy_distill.config.inputs import SECTION, InputsConfig, parse_inputs
 from policy_distill.environments.action_masks import MASK, OBSERVATION, has_mask, space_without_mask, without_mask
+from policy_distill.environments.frame_stacks import StackOf
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.encoders import channels_first
 from policy_distill.policies.observations import observation_width
@@ -105,6 +107,18 @@ class View:
             first += len(places[key])
         chosen = [place for key in self.config.keys or places for place in places[key]]
         return tuple(chosen if self.config.keep is None else (chosen[index] for index in self.config.keep))
+
+    def stacks(self, observed: Mapping[str, StackOf]) -> Mapping[str, StackOf]:
+        """Which of the student's inputs are images of several frames, by key, where those of the observations are ``observed``."""
+        images = {key: part for key, part in trees.leaf_spaces(self._single).items() if len(part.shape or ()) == 3}
+        if has_mask(self.observed):
+            return {}
+        if self.config.history > 1:
+            return {key: StackOf(self.config.history, 0 if channels_first(part) else -1) for key, part in images.items()}
+        if self._wrapper is not None or self.config.is_noisy or self.config.keep is not None:
+            return {}
+        of = self.config.keys[0] if self.config.keys is not None and len(self.config.keys) == 1 else None
+        return {key: observed[of or key] for key in images if (of or key) in observed}
 
     def initial_state(self, num_envs: int) -> ViewState:
         """The state before the first step of N environments."""

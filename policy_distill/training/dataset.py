@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policy_distill.environments.frame_stacks import StackOf
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.rollouts.transitions import NO_EPISODE, Transitions
 from policy_distill.support.files import mapped_tensor
 from policy_distill.support.sampling import evenly
 from policy_distill.support.trees import Tree, leaves, map_leaves
 from policy_distill.support.trees import rows as rows_of
+from policy_distill.training.frames import LastRows, Others, Stacks, columns_of, take_rows, whole
 from policy_distill.training.row_file import Column, RowFile
 
-ROWS = "rows"
-"""Name of the file of the rows."""
+ROWS, FRAMES = "rows", "frames"
+"""Names of the file of the rows, and of the files of frames that no row has as its newest."""
 BLOCK_BYTES = 2**20
 """Size of the observations in one block, where all rows are processed block by block."""
 
@@ -29,7 +31,8 @@ class Dataset:
 
     Observations are the student's inputs. With a view, the environment's raw observations are stored in addition.
 
-    Training rows fill the tensors from the front, held-out rows from the back. Rows never move, so no index is needed.
+    Training rows fill the tensors from the front, held-out rows from the back. Rows never move, so no index is needed. Stacks of frames are
+    stored frame by frame and put together where rows are read; see ``training.frames``.
 
     Args:
         capacity: maximum number of rows.
@@ -38,11 +41,23 @@ class Dataset:
         folder: stores the rows in a file in this folder, mapped into memory; see ``RowFile``. The targets of ``relabelled`` are in unnamed
             files there.
         sequences: whether to store the rows' episode numbers, for ``training_episodes``.
+        stacks: which arrays are stacks of frames: ``observations`` and, with a view, ``raw`` -> key (``""`` without keys) -> stack.
     """
 
-    def __init__(self, capacity: int, *, holdout: float, device: torch.device, folder: Path | None = None, sequences: bool = False) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        holdout: float,
+        device: torch.device,
+        folder: Path | None = None,
+        sequences: bool = False,
+        stacks: Mapping[str, Mapping[str, StackOf]] | None = None,
+    ) -> None:
         self.capacity, self.device = capacity, device
         self._holdout, self._folder, self._sequences = holdout, folder, sequences
+        self._stacks = {(part, key or None): stack for part, keys in (stacks or {}).items() for key, stack in keys.items()}
+        self._last_rows = LastRows()
         self._observations: Tree = None
         self._episodes: Tensor | None = None
         self._raw: Tree = None  # only with a view
@@ -78,13 +93,20 @@ class Dataset:
         raw = None if transitions.seen is None else transitions.observations
         arrays = _named(_seen(transitions), raw, episodes, transitions.targets)
         if self._observations is None:
-            self._make([Column.like(*part) for part in arrays])
+            self._make([column for part in arrays for column in columns_of(Column.like(*part), self._stacks.get(part[:2]))])
         held_out = self._is_held_out(transitions.episodes)
         trained, held = (~held_out).nonzero().flatten(), held_out.nonzero().flatten().flip(0)
         front, back = self._num_train, self.capacity - self._num_held
-        for array, (*_, values) in zip(self._arrays, arrays, strict=True):
-            array[front : front + len(trained)] = _take_rows(values, trained)
-            array[back - len(held) : back] = _take_rows(values, held)
+        rows = torch.empty(count, dtype=torch.int64)
+        rows[trained] = torch.arange(front, front + len(trained))
+        rows[held] = torch.arange(back - len(held), back)
+        previous = self._last_rows.before(transitions, rows) if self._stacks else rows
+        for (*_, array), (*_, values) in zip(self._named_arrays, arrays, strict=True):
+            if isinstance(array, Stacks):
+                array.write(rows, values, previous)
+                continue
+            array[front : front + len(trained)] = take_rows(values, trained)
+            array[back - len(held) : back] = take_rows(values, held)
         self._num_train += len(trained)
         self._num_held += len(held)
 
@@ -97,7 +119,13 @@ class Dataset:
             new = self._between(self._saved_up_to, (self._num_train, self._num_held))
             self._saved.append((self._num_train, self._num_held, self._file_in(folder).write(self._arrays, new)))
         columns = [[column.part, column.key, column.dtype, list(column.shape)] for column in self._columns]
-        return {"columns": columns, "saved": [list(saved) for saved in self._saved], "forgotten": self._first_train}
+        return {
+            "columns": columns,
+            "saved": [list(saved) for saved in self._saved],
+            "forgotten": self._first_train,
+            "frames": [others.save(folder) for others in self._others],
+            "last_rows": self._last_rows.save(),
+        }
 
     def load(self, folder: Path, saved: Mapping[str, Any]) -> None:
         """Read the rows that ``save`` wrote into ``folder``; ``saved`` is what it returned.
@@ -113,7 +141,10 @@ class Dataset:
             if file.read(self._arrays, self._between(self._saved_up_to, (train, held))) != digest:
                 raise ValueError("its rows are not those that were written")
             self._saved.append((train, held, digest))
+        for others, frames in zip(self._others, saved["frames"], strict=True):
+            others.load(folder, frames)
         (self._num_train, self._num_held), self._first_train = self._saved_up_to, saved["forgotten"]
+        self._last_rows = LastRows(saved["last_rows"])
 
     @property
     def _saved_up_to(self) -> tuple[int, int]:
@@ -147,7 +178,7 @@ class Dataset:
             return dataset
         targets: ActionTargets | None = None
         for rows in self._blocks():
-            block = relabel(rows, *self._view(rows))
+            block = relabel(rows, *self._whole(rows))
             targets = targets or self._allocate_targets(block)
             for array, values in _pairs(targets, block):
                 array[rows] = values
@@ -220,7 +251,7 @@ class Dataset:
 
     def _with_episodes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         assert self._episodes is not None, "the dataset was created without sequences"
-        return rows, _take_rows(self._episodes, rows.to(self._episodes.device)).cpu()
+        return rows, take_rows(self._episodes, rows.to(self._episodes.device)).cpu()
 
     def held_out(self, limit: int) -> tuple[Tree, ActionTargets] | None:
         """At most ``limit`` held-out rows, evenly spaced; None if there are no held-out rows yet."""
@@ -232,13 +263,13 @@ class Dataset:
         """At most ``limit`` training rows, evenly spaced."""
         return self._gather(self._front, evenly(self._num_train, limit, self.device))
 
-    def training_rows(self) -> tuple[Tree, ActionTargets]:
-        """Views of all training rows in order of arrival."""
-        return self._view(self._front)
+    def training_targets(self) -> ActionTargets:
+        """Views of the targets of all training rows in order of arrival."""
+        return self._view(self._front)[1]
 
     def blocks(self) -> Iterator[tuple[Tree, ActionTargets]]:
-        """Views of all rows, including held-out ones, in blocks."""
-        return map(self._view, self._blocks())
+        """All rows, including held-out ones, in blocks: views, but copies of stacks of frames."""
+        return map(self._whole, self._blocks())
 
     @property
     def _front(self) -> slice:
@@ -250,7 +281,7 @@ class Dataset:
 
     def _blocks(self) -> Iterator[slice]:
         assert self._observations is not None, "the dataset is empty"
-        count = max(1, BLOCK_BYTES // sum(leaf[0].nbytes for leaf in leaves(self._observations)))
+        count = max(1, BLOCK_BYTES // sum(leaf[:1].nbytes for leaf in leaves(self._observations)))
         for part in (self._front, self._back):
             for first in range(part.start, part.stop, count):
                 yield slice(first, min(first + count, part.stop))
@@ -259,6 +290,11 @@ class Dataset:
         assert self._observations is not None, "the dataset is empty"
         parameters = {name: value[rows] for name, value in self._targets.parameters.items()}
         return rows_of(self._observations, rows), ActionTargets(parameters, self._targets.actions[rows])
+
+    def _whole(self, rows: slice) -> tuple[Tree, ActionTargets]:
+        """``_view`` with stacks put together."""
+        observations, targets = self._view(rows)
+        return map_leaves(whole, observations), targets
 
     def _gather(
         self,
@@ -275,14 +311,24 @@ class Dataset:
         seen = map_leaves(lambda leaf: self._take(leaf, index), observations) if with_observations else None
         return seen, ActionTargets(parameters, actions)
 
-    def _take(self, source: Tensor, index: Tensor) -> Tensor:
+    def _take(self, source: Tensor | Stacks, index: Tensor) -> Tensor:
         """Rows ``[*index.shape, ...]`` of an array, on the device of the batches."""
-        return _take_rows(source, index.flatten().to(source.device)).to(self.device).unflatten(0, index.shape)
+        return take_rows(source, index.flatten().to(source.device)).to(self.device).unflatten(0, index.shape)
+
+    @property
+    def _named_arrays(self) -> list[tuple[str, str | None, Any]]:
+        """The arrays of rows with their names."""
+        return _named(self._observations, self._raw, self._episodes, self._targets)
 
     @property
     def _arrays(self) -> list[Tensor]:
         """The arrays of all columns."""
-        return [array for *_, array in _named(self._observations, self._raw, self._episodes, self._targets)]
+        return [column for *_, array in self._named_arrays for column in (array.columns if isinstance(array, Stacks) else (array,))]
+
+    @property
+    def _others(self) -> list[Others]:
+        """The frames of each stack that no row has as its newest."""
+        return [array.others for *_, array in self._named_arrays if isinstance(array, Stacks)] if self._columns else []
 
     def _make(self, columns: Sequence[Column]) -> None:
         """Allocate an array ``[capacity, ...]`` for each column."""
@@ -293,11 +339,13 @@ class Dataset:
         else:
             arrays = [torch.empty((self.capacity, *column.shape), dtype=column.torch_dtype, device=self.device) for column in columns]
         parts: dict[str, Tree] = {"raw": None, "episodes": None, "parameters": {}}
-        for column, array in zip(columns, arrays, strict=True):
-            if column.key is None:
-                parts[column.part] = array
-            else:
-                parts[column.part] = {**(parts.get(column.part) or {}), column.key: array}
+        stored = zip(columns, arrays, strict=True)
+        for index, (column, array) in enumerate(stored):
+            leaf: Tensor | Stacks = array
+            if (stack := self._stacks.get((column.part, column.key))) is not None:
+                others = Others(column, device=self.device, folder=self._folder, name=f"{FRAMES}{index}")
+                leaf = Stacks(stack, array, next(stored)[1], others)
+            parts[column.part] = leaf if column.key is None else {**(parts.get(column.part) or {}), column.key: leaf}
         self._observations, self._raw, self._episodes = parts["observations"], parts["raw"], parts["episodes"]
         self._targets = ActionTargets(parts["parameters"], parts["actions"])
 
@@ -335,10 +383,3 @@ def _named(observations: Tree, raw: Tree, episodes: Tensor | None, targets: Acti
 def _pairs(first: ActionTargets, second: ActionTargets) -> list[tuple[Tensor, Tensor]]:
     """Pairs of the tensors of two targets by name."""
     return [(first.actions, second.actions), *((value, second.parameters[name]) for name, value in first.parameters.items())]
-
-
-def _take_rows(source: Tensor, rows: Tensor) -> Tensor:
-    """``source[rows]``. On the CPU numpy copies short rows in two thirds of the time of ``index_select``."""
-    if source.device.type == "cpu":
-        return torch.from_numpy(source.numpy().take(rows.numpy(), axis=0))
-    return source.index_select(0, rows)

@@ -29,7 +29,7 @@ class Column:
     """Name, dtype and row shape of an array.
 
     Attributes:
-        part: ``observations``, ``raw``, ``episodes``, ``actions`` or ``parameters``.
+        part: ``observations``, ``raw``, ``episodes``, ``actions`` or ``parameters``; ``observations places`` and ``raw places`` of frames.
         key: key of an observation's part, or name of a parameter; None if there is just one array.
         dtype: such as ``float32``.
         shape: shape of one row.

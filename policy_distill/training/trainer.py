@@ -134,7 +134,7 @@ class Trainer:
         Raises:
             TrainingFault: if a loss or a weight is no longer finite.
         """
-        self.objective.calibrate(dataset.training_rows()[1])
+        self.objective.calibrate(dataset.training_targets())
         batches = batches_of(dataset, self.stack, self.objective, self.config, self.generators, num_steps)
         totals: dict[str, float] = {}
         sums: dict[str, Tensor] = {}

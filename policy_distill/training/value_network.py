@@ -55,7 +55,7 @@ def fit_values(
     """
     assert config.hidden_sizes is not None
     valued = dataset.relabelled(lambda _, observations, __: ActionTargets({}, _values(teacher, observations)), raw=True)
-    low, high = (float(end) for end in valued.training_rows()[1].actions.aminmax())
+    low, high = (float(end) for end in valued.training_targets().actions.aminmax())
     margin = MARGIN * (high - low) + 1e-3
     space = gym.spaces.Box(low - margin, high + margin, (1,))
     box = Box.from_space(space)

@@ -298,7 +298,7 @@ def test_states_in_which_a_student_parted_teach_the_next_one(expert_zip, tmp_pat
     config = hasty(tmp_path / "second", expert_zip, extra_states=str(file))
     second = distill(config, display=Display())
     (dataset,) = datasets
-    observations, targets = dataset.training_rows()
+    observations, targets = dataset.spread(10_000)
     # 4 environments take 1 step in each of 2 rounds, 2 of the first 4 episodes are held out; the extra states lie between the rounds
     extra = slice(2, 2 + len(wrong))
     assert len(dataset) == 8 + len(wrong)

@@ -15,6 +15,7 @@ import torch
 
 from policy_distill.config import RequestError, parse_inputs
 from policy_distill.environments.action_masks import MASK
+from policy_distill.environments.frame_stacks import StackOf
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.encoders import channels_first
@@ -111,6 +112,18 @@ def test_histories_of_images_whose_channels_the_encoder_would_take_for_pixels_ar
     assert not channels_first(view({"history": 6}, space).space)
     with pytest.raises(RequestError, match=r"student\.inputs\.history 7 makes images of \(20, 30, 21\)"):
         view({"history": 7}, space)
+
+
+def test_which_of_the_inputs_are_images_of_several_frames():
+    image = gym.spaces.Box(0, 255, (9, 8, 4), np.uint8)
+    space = gym.spaces.Dict(OrderedDict(a=image, b=gym.spaces.Box(0, 255, (4, 9, 8), np.uint8), speed=gym.spaces.Box(0, 1, (3,))))
+    observed = {"a": StackOf(4, -1), "b": StackOf(2, 0)}
+    assert view({"keys": ["a"]}, space).stacks(observed) == {"": StackOf(4, -1)}
+    assert view({"keys": ["b", "speed"]}, space).stacks(observed) == {"b": StackOf(2, 0)}
+    assert view({"keys": ["a", "b"], "history": 2}, space).stacks({}) == {"a": StackOf(2, -1), "b": StackOf(2, 0)}
+    assert view({"keys": ["speed"], "history": 2}, space).stacks(observed) == {}
+    assert view({"history": 3}, image).stacks({"": StackOf(4, -1)}) == {"": StackOf(3, -1)}
+    assert view({"keys": ["speed"], "noise": 0.1}, space).stacks(observed) == {}
 
 
 def test_a_history_of_numbers_is_one_of_choices():

@@ -148,7 +148,7 @@ def test_observations_stay_as_small_as_they_are_and_float64_becomes_float32(seen
     rows = collected(spec=spec, teacher=teacher)
     dataset = Dataset(len(rows), holdout=0.1, device=torch.device("cpu"))
     dataset.append(rows)
-    for observations in (rows.observations, dataset.training_rows()[0], dataset.take(torch.arange(5))[0]):
+    for observations in (rows.observations, dataset.spread(10_000)[0], dataset.take(torch.arange(5))[0]):
         assert observations.dtype == kept
         assert observations.shape[1:] == (2, 3)
 

@@ -49,7 +49,7 @@ def test_rows_are_what_was_appended_those_held_out_from_the_back(folder):
     assert observations[:, 0].tolist() == [*trained, *reversed(held)]
     assert torch.equal(targets.actions, observations[:, 0].long())
     assert torch.equal(targets.parameters["logits"][:, 1], -observations[:, 0])
-    assert dataset.training_rows()[0][:, 0].tolist() == trained
+    assert dataset.spread(10_000)[0][:, 0].tolist() == trained
     found = dataset.held_out(100)
     assert found is not None
     assert found[1].actions.tolist() == held
@@ -215,7 +215,7 @@ def test_observations_of_any_type_and_shape_are_kept_as_they_are(dtype, folder):
     frames = torch.as_tensor(np.arange(24).reshape(4, 2, 3).astype(dtype))
     dataset = Dataset(4, holdout=0.5, device=CPU, folder=folder)
     dataset.append(labelled(frames, ActionTargets({}, torch.zeros(4, 1))))
-    for observations in (rows_of(dataset)[0], dataset.take(torch.arange(4))[0], dataset.training_rows()[0]):
+    for observations in (rows_of(dataset)[0], dataset.take(torch.arange(4))[0], dataset.spread(10_000)[0]):
         assert observations.dtype == frames.dtype
         assert torch.equal(observations, frames)
 
@@ -227,13 +227,13 @@ def test_each_part_of_a_dict_is_kept_beside_the_others(folder):
     dataset.append(labelled(parts, ActionTargets({}, rows), episodes=rows // 4))
     held_out = dataset.held_out(100)
     assert held_out is not None
-    for seen, targets in (dataset.take(torch.tensor([3, 0, 5])), held_out, dataset.spread(7), dataset.training_rows()):
+    for seen, targets in (dataset.take(torch.tensor([3, 0, 5])), held_out, dataset.spread(7), dataset.spread(10_000)):
         assert {key: part.dtype for key, part in seen.items()} == {"count": torch.int64, "frame": torch.int8}
         assert torch.equal(seen["count"], targets.actions)
         assert torch.equal(seen["frame"], torch.stack([targets.actions, -targets.actions], dim=1).to(torch.int8))
     assert sum(len(targets.actions) for _, targets in dataset.blocks()) == 40
     negated = dataset.relabelled(lambda _, seen, targets: ActionTargets({}, -seen["count"]))
-    assert torch.equal(negated.training_rows()[1].actions, -dataset.training_rows()[0]["count"])
+    assert torch.equal(negated.spread(10_000)[1].actions, -dataset.spread(10_000)[0]["count"])
 
 
 def test_forgotten_rows_are_not_drawn_but_still_there():
@@ -337,7 +337,7 @@ def everything_in(dataset: Dataset) -> list[list[float]]:
     """All columns, of training rows and of held-out ones."""
     found = [numbers.tolist() for numbers in (*dataset.training_episodes(), *dataset.held_out_episodes())]
     for seen in (dataset, dataset.seeing_everything()):
-        for observations, targets in (seen.training_rows(), seen.held_out(100) or pytest.fail("no rows are held out")):
+        for observations, targets in (seen.spread(10_000), seen.held_out(100) or pytest.fail("no rows are held out")):
             arrays = [*trees.leaves(observations), targets.actions, *targets.parameters.values()]
             found += [[*array.flatten().tolist(), str(array.dtype)] for array in arrays]
     return found
@@ -362,7 +362,7 @@ def test_a_dataset_is_read_as_it_was_saved_and_goes_on(folder, tmp_path):
     assert (len(found), found.num_forgotten) == (75, 20)
     found.append(parts(75, 25))
     assert everything_in(dataset) == everything_in(found)
-    assert list(found.seeing_everything().training_rows()[0]) == ["b/ c", "a"]
+    assert list(found.seeing_everything().spread(10_000)[0]) == ["b/ c", "a"]
 
 
 def test_a_dataset_writes_each_row_once(tmp_path, monkeypatch):
