@@ -23,8 +23,8 @@ class Rooms(gym.Env):
     action_space = gym.spaces.Discrete(2)
     observation_space = gym.spaces.Dict(
         OrderedDict(
-            last=gym.spaces.Box(0, 255, (8, 9, 3), np.uint8),
-            first=gym.spaces.Box(0, 255, (2, 8, 9), np.uint8),
+            last=gym.spaces.Box(0, 255, (12, 13, 3), np.uint8),
+            first=gym.spaces.Box(0, 255, (2, 12, 13), np.uint8),
             vector=gym.spaces.Box(-1, 1, (5,)),
         )
     )

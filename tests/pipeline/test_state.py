@@ -9,11 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from policy_distill.config import (
+    CheckConfig,
     CollectConfig,
     DistillConfig,
     EvaluateConfig,
@@ -26,17 +28,19 @@ from policy_distill.config import (
 from policy_distill.evaluation.return_cache import KnownReturns
 from policy_distill.evaluation.statistics import Retention
 from policy_distill.pipeline import checkpoint
+from policy_distill.pipeline import prepare as prepare_module
 from policy_distill.pipeline import state as state_module
 from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.distill import STAGES
 from policy_distill.pipeline.prepare import prepare
 from policy_distill.pipeline.state import State
 from policy_distill.pipeline.summary import summarize
+from policy_distill.policies.views import View
 from policy_distill.rollouts.episodes import merge
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher
-from tests.small_worlds import BEFORE, PUSH, WALK, before_teacher, push_teacher, walk_teacher
+from tests.small_worlds import BEACON, BEFORE, PUSH, WALK, beacon_best, before_teacher, push_teacher, walk_teacher
 from tests.stand_ins import Recorder, record, run_of
 
 POLISH = PolishConfig(below=1e9, env_steps=1024, num_envs=4, num_steps=64, batch_size=64, epochs=2, snapshots=3)
@@ -156,6 +160,31 @@ def test_so_it_is_with_a_view_and_with_inputs_that_are_left_out_after_the_first_
     # 200 parameters: 3 -> 11 -> 11 -> 2 has 44 + 132 + 24
     assert found.kept[-1].student.architecture.widths == (3, 11, 11, 2)
     assert found.view_loss is not None
+
+
+@pytest.mark.parametrize(("storage", "inputs"), [("memory", None), ("disk", {"history": 2})])
+def test_so_it_is_with_stacks_of_frames_and_their_student_is_that_of_whole_rows(storage, inputs, tmp_path, monkeypatch):
+    stacked = gym.spaces.Box(0, 255, (6, 6, 4), np.uint8)
+    teacher = Teacher.from_callable(lambda seen: beacon_best(seen[..., -2:]), stacked, gym.spaces.Discrete(4), params=10**6)
+    if inputs is not None:  # raw rows are stored beside what the student sees; six channels would be as many as pixels
+        stacked = gym.spaces.Box(0, 255, (6, 6, 2), np.uint8)
+        teacher = Teacher.from_callable(beacon_best, stacked, gym.spaces.Discrete(4), params=10**6)
+    changes = {
+        "frame_stack": None if inputs else 2, "student": StudentConfig(hidden_sizes=(8,), channels=(4,), inputs=inputs),
+        "collect": CollectConfig(env_steps=240, rounds=3, num_envs=4, window=2, storage=storage, teacher_action_prob=0.5),
+        "train": TrainConfig(gradient_steps=30, batch_size=16, holdout=0.3), "polish": PolishConfig(below=0),
+        "self_distill": SelfDistillConfig(generations=1, gradient_steps=10), "check": CheckConfig(skip=True),
+        "evaluate": EvaluateConfig(episodes=4, validation_episodes=2, finalist_episodes=2, num_envs=4),
+    }  # fmt: skip
+    found, _ = assert_the_same_interrupted(tmp_path, teacher, BEACON.id, **changes)
+    assert any("places" in column.part for column in found.dataset._columns)
+    monkeypatch.setattr(prepare_module, "frame_stacks", lambda _: {})
+    monkeypatch.setattr(View, "stacks", lambda *_: {})
+    whole = Interrupted(tmp_path / "plain", teacher, BEACON.id, **changes).run(interrupted=False)
+    assert not any("places" in column.part for column in whole.dataset._columns)
+    weights = found.kept[-1].student.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.kept[-1].student.state_dict().items())
+    np.testing.assert_array_equal(whole.kept[-1].returns, found.kept[-1].returns)
 
 
 # Figures on the validation seeds.

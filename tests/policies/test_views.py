@@ -115,8 +115,8 @@ def test_histories_of_images_whose_channels_the_encoder_would_take_for_pixels_ar
 
 
 def test_which_of_the_inputs_are_images_of_several_frames():
-    image = gym.spaces.Box(0, 255, (9, 8, 4), np.uint8)
-    space = gym.spaces.Dict(OrderedDict(a=image, b=gym.spaces.Box(0, 255, (4, 9, 8), np.uint8), speed=gym.spaces.Box(0, 1, (3,))))
+    image = gym.spaces.Box(0, 255, (14, 13, 4), np.uint8)
+    space = gym.spaces.Dict(OrderedDict(a=image, b=gym.spaces.Box(0, 255, (4, 14, 13), np.uint8), speed=gym.spaces.Box(0, 1, (3,))))
     observed = {"a": StackOf(4, -1), "b": StackOf(2, 0)}
     assert view({"keys": ["a"]}, space).stacks(observed) == {"": StackOf(4, -1)}
     assert view({"keys": ["b", "speed"]}, space).stacks(observed) == {"b": StackOf(2, 0)}
