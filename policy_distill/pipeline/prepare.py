@@ -65,11 +65,6 @@ class Job:
         return 0 if self.extra_states is None else length(self.extra_states)
 
     @property
-    def gradient_steps(self) -> int:
-        """Total gradient steps of all rounds."""
-        return self.config.train.steps_of(has_convolutions=bool(self.architecture.channels))
-
-    @property
     def num_members(self) -> int:
         """Number of students that are trained together."""
         return self.config.train.members_of(self.architecture.params, has_convolutions=bool(self.architecture.channels))

@@ -67,7 +67,7 @@ class Trainer:
         self._rates = stack.flat.new_tensor(rates)[:, None] if any(rate != config.learning_rate for rate in rates) else None
         """``[K, 1]`` if the members' learning rates differ."""
         self.gradient_steps = 0
-        self._segment = (0, 0.0, config.steps_of(has_convolutions=bool(stack.architecture.channels)))
+        self._segment = (0, 0.0, config.gradient_steps)
         """Step and progress at the start of the schedules' current segment, and its number of steps; see ``finish_in``."""
         self.averaged = stack.flat.clone()
         self._first_moment = torch.zeros_like(stack.flat)
@@ -107,7 +107,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the next step: half a cosine from ``config.learning_rate`` to zero over the training."""
+        """Learning rate of the next step: half a cosine from ``config.learning_rate`` to zero over ``config.gradient_steps``."""
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.progress))
 
     @property
