@@ -96,8 +96,9 @@ class TrainConfig:
 
     gradient_steps: int = 32_000
     """Total gradient steps of all rounds."""
-    batch_size: int = 512
-    """Transitions per gradient step."""
+    batch_size: int | None = None
+    """Transitions per gradient step. Left out: 512; 128 with convolutions and no memory, since a step's time is then proportional to it
+    and the number of steps matters more."""
     learning_rate: float = 1e-2
     """Initial learning rate of Adam; it decays to zero along a half cosine over the run."""
     average_decay: float = 0.999
@@ -126,9 +127,13 @@ class TrainConfig:
         usual = 1 if has_convolutions else 4 if params <= 4_000 else 2 if params <= 10_000 else 1
         return self.members or len(self.vary) or usual
 
+    def batch_size_of(self, *, single_images: bool) -> int:
+        """Transitions per gradient step of students that read single images, or of all others."""
+        return self.batch_size or (128 if single_images else 512)
+
     def __post_init__(self) -> None:
         require(self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
-        require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        require(self.batch_size is None or self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
         require(self.members is None or self.members >= 1, "train.members", self.members, ">= 1")
         fits = self.members is None or len(self.vary) <= self.members
         require(fits, "train.vary", f"{len(self.vary)} settings", f"no more than train.members = {self.members}")

@@ -75,7 +75,8 @@ class Trainer:
         self._change = torch.zeros_like(stack.flat) if self._rates is not None else stack.flat.new_empty(0)
         self._steps = torch.zeros((), device=stack.flat.device)
         """``gradient_steps`` as a tensor, for Adam."""
-        self._activations: Pass = stack.buffers(config.batch_size)
+        self._batch_size = config.batch_size_of(single_images=stack.architecture.reads_single_images)
+        self._activations: Pass = stack.buffers(self._batch_size)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that later steps depend on, besides the arguments: weights, averages, Adam's moments, generators and schedule."""
@@ -144,7 +145,7 @@ class Trainer:
             count = min(batches.chunk_steps, num_steps - first)
             inputs, targets = batches.draw(count)
             if gradient is None or gradient.num_steps != count:
-                like = self.stack.flat.new_empty(1).expand(count, self.stack.num_members, 1, self.config.batch_size)
+                like = self.stack.flat.new_empty(1).expand(count, self.stack.num_members, 1, self._batch_size)
                 gradient = gradient_of(self.objective, like, self.stack.log_std, self.generators)
             for name, value in self._take(inputs, targets, gradient).items():
                 sums[name] = sums[name] + value if name in sums else value
