@@ -211,6 +211,7 @@ ALLOWED: list[tuple[str, Any]] = [
     ("collect.max_extra_states", 1),
     ("train.members", 1),
     ("train.batch_size", 1),
+    ("train.random_shift", 0),
     ("train.average_decay", 0.0),
     ("train.holdout", 0.0),
     ("train.holdout", 0.5),
