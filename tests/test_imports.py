@@ -152,7 +152,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "state",
         "varying",
         "prepare",
-        "check_batches",
         "records",
         "lock",
     ),
@@ -318,6 +317,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "flat",
         "dataset",
         "row_file",
+        "check_batches",
     ),
     "policy_distill.training.ppo": (
         "kickstart",
