@@ -66,6 +66,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("student.hidden_sizes", (16, 0), "positive"),
     ("student.hidden_sizes", (-1,), "positive"),
     ("student.channels", (16, 0), "positive"),
+    ("student.bits", 5, "one of 8, 4, 3, 2"),
+    ("worker_restarts", -1, ">= 0"),
     ("student.compression", 0.0, "> 0"),
     ("student.compression", -2.0, "> 0"),
     ("student.compression", math.inf, "> 0"),
