@@ -44,7 +44,8 @@ def less_memory(job: Job, stage: Stage) -> str:
     if stage == "polish":
         names = {"polish.batch_size": config.polish.batch_size, "polish.num_steps": config.polish.num_steps}
     else:
-        names = {"train.batch_size": config.train.batch_size, "train.members": job.num_members}
+        batch_size = config.train.batch_size_of(single_images=job.architecture.reads_single_images)
+        names = {"train.batch_size": batch_size, "train.members": job.num_members}
     rows = f"collect.env_steps (it is {config.collect.env_steps:,}), or set collect.storage disk"
     lower = ", ".join(f"{name} (it is {value:,})" for name, value in names.items())
     other = "" if job.device.type == "cpu" else ", or device cpu"
