@@ -120,7 +120,7 @@ def _begun(job: Job, display: Display) -> tuple[Job, State]:
     for notice in job.notices[known:]:
         display.note(f"note: {notice}")
     checkpoint.remove(job.folder)  # what is left of a removal that was interrupted
-    remove_results(job.folder)
+    remove_results(job.folder, except_for=job.config.collect.extra_states)
     write_config(job)
     state = State.begin(job)
     state.evaluation_env_steps = before.env_steps + unit_env_steps
@@ -139,10 +139,16 @@ def _resumed(job: Job, identity: Mapping[str, Any], display: Display) -> tuple[J
     return job, state
 
 
-def remove_results(folder: Path) -> None:
-    """Remove what an earlier run left in the folder, so that no file there belongs to another run than its neighbours."""
-    for name in RESULTS:
-        (folder / name).unlink(missing_ok=True)
+def remove_results(folder: Path, *, except_for: str | None = None) -> None:
+    """Remove what an earlier run left in the folder, so that no file there belongs to another run than its neighbours.
+
+    Args:
+        folder: the run folder.
+        except_for: an input of the new run, which may lie there.
+    """
+    for path in (folder / name for name in RESULTS):
+        if path.exists() and not (except_for and Path(except_for).exists() and path.samefile(except_for)):
+            path.unlink()
     for log in (folder / "tensorboard").glob("events.out.tfevents.*"):
         log.unlink()
 
