@@ -20,9 +20,9 @@ from policy_distill.pipeline import checkpoint
 from policy_distill.pipeline import distill as module
 from policy_distill.pipeline.context import Services
 from policy_distill.pipeline.distill import distill_or_resume
-from policy_distill.pipeline.lock import locked
 from policy_distill.pipeline.state import Kept, State
 from policy_distill.policies.student import Student
+from policy_distill.support.files import locked
 from policy_distill.support.progress import Display
 from tests.commands.test_cli import SMALL, expert, refused  # noqa: F401 - a fixture
 from tests.small_worlds import WALK
