@@ -153,7 +153,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "varying",
         "prepare",
         "records",
-        "lock",
     ),
     "policy_distill.policies": (
         "student",
