@@ -148,6 +148,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "imitation",
         "view_loss",
         "context",
+        "failures",
         "state",
         "varying",
         "prepare",
@@ -212,6 +213,11 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "random_policy",
         "watchdog",
     ),
+    "policy_distill.rollouts.processes": (
+        "distant",
+        "remote",
+        "serving",
+    ),
     "policy_distill.studies": (
         "suite",
         "ablation",
@@ -249,6 +255,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "ray_cluster",
         "files",
         "signals",
+        "parents",
         "progress",
         "figures",
         "seeds",

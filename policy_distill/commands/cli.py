@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from policy_distill.report.printing import DONE
 from policy_distill.support.signals import exit_code, raising_stops
 
 FAILED, WRONG_REQUEST = 1, 2
+FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Errors of the operating system for which a traceback would not help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(" by ".join(["interrupted", *map(str, stop.args)]), stop)
         return exit_code(stop)
     except Exception as error:  # a bug: the traceback, then one line
-        print(printable(traceback.format_exc()), end="", file=sys.stderr)
+        if not (isinstance(error, OSError) and error.errno in FAILING_DISK):
+            print(printable(traceback.format_exc()), end="", file=sys.stderr)
         _say(f"{name} failed: {one_line(error) or type(error).__name__}", error)
         return FAILED
 

@@ -6,7 +6,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policy_distill.config.checks import EnvironmentFault, ExportFault, Fault, RequestError, TrainingFault, require, require_choice
+from policy_distill.config.checks import (
+    EnvironmentCrash,
+    EnvironmentFault,
+    ExportFault,
+    Fault,
+    MemoryFault,
+    RequestError,
+    StorageFault,
+    TrainingFault,
+    require,
+    require_choice,
+)
 from policy_distill.config.engine import EngineConfig
 from policy_distill.config.environment import Arguments, EnvironmentOptions, WrapperRequest
 from policy_distill.config.inputs import InputsConfig, InputsRequest, parse_inputs
@@ -23,10 +34,10 @@ from policy_distill.config.stages import (
 )
 
 __all__ = [
-    "CheckConfig", "CollectConfig", "DistillConfig", "EngineConfig", "EnsembleConfig", "EnvironmentFault", "EnvironmentOptions",
-    "EvaluateConfig", "ExportFault", "Fault", "FeatureConfig", "InputsConfig", "LossConfig", "MemberConfig", "PolishConfig", "Reading",
-    "RelationConfig",
-    "RequestError", "SelfDistillConfig", "StudentConfig", "TrainConfig", "TrainingFault", "ValueConfig",
+    "CheckConfig", "CollectConfig", "DistillConfig", "EngineConfig", "EnsembleConfig", "EnvironmentCrash", "EnvironmentFault",
+    "EnvironmentOptions", "EvaluateConfig", "ExportFault", "Fault", "FeatureConfig", "InputsConfig", "LossConfig", "MemberConfig",
+    "MemoryFault", "PolishConfig", "Reading", "RelationConfig", "RequestError", "SelfDistillConfig", "StorageFault", "StudentConfig",
+    "TrainConfig", "TrainingFault", "ValueConfig",
 ]  # fmt: skip
 
 
@@ -164,8 +175,11 @@ class DistillConfig:
     workers: int | None = None
     """Number of processes that step environments. Left out: one per core of this machine, or of the cluster with ``--engine ray``."""
     step_timeout: float | None = None
-    """Time limit in seconds of one step or reset of an environment; if it is exceeded, the job stops. Left out or 0: no limit, except in
+    """Time limit in seconds of one step or reset of an environment; if it is exceeded, its worker is ended. Left out or 0: none, except in
     run_suite and run_ablation, where left out means 60."""
+    worker_restarts: int = 2
+    """Number of worker processes that are made anew if an environment raises, hangs or ends its process. The new process repeats what the
+    old one did, and the student is the same. If the same step fails again, the job stops."""
     trust: bool = False
     """Let Stable-Baselines3 unpickle a zip that cannot be rebuilt from plain data. This executes code from the file."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -185,6 +199,7 @@ class DistillConfig:
         require(self.workers is None or self.workers >= 0, "workers", self.workers, ">= 0 (0: in this process)")
         timeout = self.step_timeout is None or (self.step_timeout >= 0 and math.isfinite(self.step_timeout))
         require(timeout, "step_timeout", self.step_timeout, ">= 0 seconds (0: no limit)")
+        require(self.worker_restarts >= 0, "worker_restarts", self.worker_restarts, ">= 0")
         gradient_steps = self.train.steps_of(has_convolutions=True)
         require(
             gradient_steps >= self.collect.rounds,

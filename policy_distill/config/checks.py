@@ -25,8 +25,20 @@ class EnvironmentFault(Fault):
     """An environment raised, hung, or returned a value such as NaN that makes the results meaningless."""
 
 
+class EnvironmentCrash(EnvironmentFault):
+    """An environment raised, hung or ended its process. Unlike a wrong value, this may not happen again in another process."""
+
+
 class TrainingFault(Fault):
     """A loss or a weight became NaN or infinite."""
+
+
+class MemoryFault(Fault):
+    """The memory of the device was not enough."""
+
+
+class StorageFault(Fault):
+    """A file could not be written: the disk is full or read-only, or the folder is gone."""
 
 
 class ExportFault(Fault):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from policy_distill.config import EnvironmentFault
+from policy_distill.config import EnvironmentCrash, EnvironmentFault
 from policy_distill.support.trees import Tree, is_mapping, leaves
 
 NEVER_ENDING = 100_000
@@ -20,6 +20,10 @@ NEVER_ENDING = 100_000
 OLD_API = (
     "this is the API of gym before 0.26: let reset return (observation, info) and step (observation, reward, terminated, truncated, info)"
 )
+
+on_step: Callable[[str], object] | None = None
+"""Receives ``where()`` before each reset and step of environments that are made while it is set. It costs 2 us a step, so it is set only in
+processes that may die in an environment; see ``rollouts.processes``."""
 
 
 class Border(gym.Wrapper):
@@ -58,7 +62,7 @@ class Border(gym.Wrapper):
         self.has_time_limit = limit is not None or _has_time_limit(env)
         self._truncates = limit is not None
         self._last_step = limit if limit is not None else (2**62 if self.has_time_limit else NEVER_ENDING)
-        self._step = self.env.step
+        self._step = self.env.step if on_step is None else self._announced_step
         space = self.observation_space
         self._shape, self._dtype = (space.shape, space.dtype) if _is_array(space) else (None, None)
         self._parts = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else None
@@ -72,6 +76,8 @@ class Border(gym.Wrapper):
         else:
             self.episode_seed, self._episodes_since_seed = seed, 0
             seed_global_generators(seed)
+        if on_step is not None:
+            on_step(self.where())
         try:
             result = self.env.reset(seed=seed, options=options)
         except Exception as error:
@@ -103,11 +109,17 @@ class Border(gym.Wrapper):
             truncated = truncated or self._truncates
         return observation, reward, terminated, truncated, info
 
-    def fault(self, what: str, action: Any = None) -> EnvironmentFault:
+    def _announced_step(self, action: Any) -> Any:
+        if on_step is not None:
+            on_step(self.where())
+        return self.env.step(action)
+
+    def fault(self, what: str, action: Any = None, kind: type[EnvironmentFault] = EnvironmentFault) -> EnvironmentFault:
         """The exception for the problem ``what`` in the current episode and step, after ``action``."""
         if action is not None and not _finite(action):
             what = f"the policy returned {np.asarray(action)}, and then {what}"
-        return EnvironmentFault(f"{self.where()}: {what}")
+            kind = EnvironmentFault
+        return kind(f"{self.where()}: {what}")
 
     def where(self) -> str:
         """Description of the environment, the episode's seed and the step."""
@@ -125,7 +137,7 @@ class Border(gym.Wrapper):
         hint = "; correct the environment, or name another with --env"
         if where == "reset" and self.episode_seed is not None:
             hint = "; each episode has its own seed, from 0 to 2**31: let reset accept all of them, for example modulo the supported range"
-        return self.fault(f"{where} raised {type(error).__name__}: {text}{hint}", action)
+        return self.fault(f"{where} raised {type(error).__name__}: {text}{hint}", action, EnvironmentCrash)
 
     def _number(self, reward: Any) -> float:
         """A reward as a float, from any number or array of one element."""

@@ -16,7 +16,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from policy_distill.config import EnvironmentFault, RequestError
+from policy_distill.config import EnvironmentCrash, EnvironmentFault, RequestError
+from policy_distill.environments import border
 from policy_distill.environments.border import Border, not_finite, seed_global_generators
 from policy_distill.environments.matching import first_difference
 from policy_distill.environments.quiet import quiet_known_warnings
@@ -95,6 +96,10 @@ class Group(Protocol):
         """The exception for an observation with NaN or infinity."""
         ...
 
+    def close(self) -> None:
+        """Close the environments."""
+        ...
+
 
 class SequentialEnvs:
     """Gymnasium environments, stepped one after the other; each is reset in the step that ends its episode.
@@ -129,6 +134,10 @@ class SequentialEnvs:
 
     def not_finite(self, slot: int, observation: trees.Tree) -> EnvironmentFault:
         return not_finite(self.envs[slot], observation)
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
         observations, in_parts = slots.observations, isinstance(slots.observations, dict)
@@ -171,18 +180,20 @@ class VectorEnvs:
         try:
             first, _ = self._envs.reset() if self._seed is None else self._envs.reset(seed=self._seed)
         except Exception as error:
-            raise self._fault(f"reset raised {type(error).__name__}: {error}") from error
+            raise self._fault(f"reset raised {type(error).__name__}: {error}", EnvironmentCrash) from error
         trees.write(slots.observations, slice(None), first)
         slots.starts[:] = slots.episodes
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
         self._steps += 1
+        if border.on_step is not None:
+            border.on_step(self._where())
         try:
             observations, step_rewards, is_terminated, is_truncated, _ = self._envs.step(
                 actions.astype(self.action_space.dtype, copy=False)
             )
         except Exception as error:
-            raise self._fault(f"step raised {type(error).__name__}: {error}") from error
+            raise self._fault(f"step raised {type(error).__name__}: {error}", EnvironmentCrash) from error
         rewards[:], terminated[:], truncated[:] = step_rewards, is_terminated, is_truncated
         done = is_terminated | is_truncated
         began = slots.idle.copy() if self._resets_later else done
@@ -194,10 +205,15 @@ class VectorEnvs:
     def not_finite(self, slot: int, observation: trees.Tree) -> EnvironmentFault:
         return self._fault(f"an observation of environment {slot} is not finite: {observation}")
 
-    def _fault(self, what: str) -> EnvironmentFault:
+    def close(self) -> None:
+        self._envs.close()
+
+    def _where(self) -> str:
         seed = "" if self._seed is None else f" with seed {self._seed}"
-        text = " ".join(what.split())
-        return EnvironmentFault(f"{self._name}, vector environments{seed}, step {self._steps}: {text}; try --collect.backend gymnasium")
+        return f"{self._name}, vector environments{seed}, step {self._steps}"
+
+    def _fault(self, what: str, kind: type[EnvironmentFault] = EnvironmentFault) -> EnvironmentFault:
+        return kind(f"{self._where()}: {' '.join(what.split())}; try --collect.backend gymnasium")
 
 
 def groups_of(spec: EnvironmentSpec, backend: Backend, indices: range, num_envs: int, seed: int) -> list[tuple[slice, Group]]:

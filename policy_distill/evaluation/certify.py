@@ -24,7 +24,7 @@ from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, retention
 from policy_distill.export.artefact import Artefact, files_of_artefact
 from policy_distill.policies.policy import Policy
-from policy_distill.policies.student import Student
+from policy_distill.policies.student import Student, read_together
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.files import write_json
@@ -156,8 +156,9 @@ def write_certificate(path: str | Path, data: Mapping[str, Any]) -> Path:
 
 def files_of_student(folder: str | Path) -> dict[str, Any]:
     """Identity of a student: its folder, and the hashes of its weights and its description."""
-    names = ("student.safetensors", "student.json")
-    return {"path": str(folder), "sha256": {name: sha256(Path(folder) / name) for name in names}}
+    _, weights = read_together(folder)
+    hashes = {"student.safetensors": hashlib.sha256(weights).hexdigest(), "student.json": sha256(Path(folder) / "student.json")}
+    return {"path": str(folder), "sha256": hashes}
 
 
 def files_of_teacher(teacher: Teacher, name: str | None) -> dict[str, Any]:

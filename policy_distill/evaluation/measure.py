@@ -21,7 +21,7 @@ from policy_distill.export.artefact import Artefact, is_artefact
 from policy_distill.policies.student import Student, read_description
 from policy_distill.report import add_to_report, certificate_text, retention_text
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds
-from policy_distill.rollouts.processes import call_apart
+from policy_distill.rollouts.processes import RESTARTS, Recovery, call_apart
 from policy_distill.rollouts.stochastic import Drawing
 from policy_distill.rollouts.trajectories import check_ends
 from policy_distill.rollouts.workers import Rollouts
@@ -130,7 +130,9 @@ def measure(
     teacher_agent = reference or (acting if isinstance(acting, Teacher) else None)
     with (
         one_torch_thread(),
-        Rollouts(spec, teacher_agent, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
+        Rollouts(
+            spec, teacher_agent, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout, recovery=_recovery(display)
+        ) as rollouts,
     ):
         of_policy = rollouts.evaluate(evaluated, seeds, num_envs=num_envs, with_agreement=reference is not None)
         random = rollouts.evaluate("random", seeds, num_envs=num_envs)
@@ -174,7 +176,9 @@ def certify(
     evaluated = drawing(acting) if stochastic else acting
     with (
         one_torch_thread(),
-        Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
+        Rollouts(
+            spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout, recovery=_recovery(display)
+        ) as rollouts,
     ):
         found = play(rollouts, evaluated, plan, num_envs=num_envs, display=display)
     for agent, played in ((acting, found.student), (reference, found.teacher)):
@@ -281,6 +285,10 @@ def drawing(policy: Evaluated) -> Drawing:
 def agents_among(*policies: Evaluated | None) -> list[Teacher]:
     """The agents among ``policies``: their files come from outside and have to be screened."""
     return [policy for policy in policies if isinstance(policy, Teacher)]
+
+
+def _recovery(display: Display | None) -> Recovery:
+    return Recovery(RESTARTS, lambda line: (display or Display(quiet=True)).note(f"note: {line}"))
 
 
 def _certificate_path(policy: str, acting: Evaluated, output: str | None) -> Path:

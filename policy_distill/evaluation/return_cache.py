@@ -24,14 +24,15 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from policy_distill.config import RequestError
+from policy_distill.config import RequestError, StorageFault
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.evaluation.certify import files_of_teacher, versions
 from policy_distill.evaluation.rounding import processor
@@ -41,22 +42,34 @@ from policy_distill.support.untrusted import read_npz, refuse_damage
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks.acting import DeterministicNetwork, DiscreteNetwork, GaussianNetwork
 
+try:
+    import fcntl
+except ImportError:  # no such locks (Windows): of two simultaneous writes one is lost, and its episodes are played again
+    fcntl = None  # type: ignore[assignment]
+
 REPEATABLE = re.compile(r"gymnasium\.envs\.(classic_control|mujoco|box2d\.(lunar_lander|bipedal_walker))[.:]")
 """Entry points of environments whose episodes do not depend on earlier ones (BipedalWalker needs ``wrappers.FreshWorld``)."""
 
 MAX_BYTES = 64 << 20
+LOCK_SECONDS = 5.0
+"""Time to wait for another writer; a cache that cannot be locked in this time is not written."""
 NO_EPISODES = Episodes(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
 
 
 class KnownReturns:
     """A file with the returns and lengths of one policy's episodes in one environment.
 
-    Several processes may read and write it, because each write replaces the whole file. Of two simultaneous writes one is lost, and its
-    episodes are played again. A missing or damaged file counts as empty; if the folder cannot be written, nothing is cached.
+    Several processes may read and write it: writers wait for each other, and each write replaces the whole file. A missing file counts as
+    empty, and so does one that is damaged (its hash is wrong, or it holds what no episode can give); if the folder cannot be written,
+    nothing is cached. The hash finds damage, not forgery: anyone who can write the file can compute it.
+
+    Args:
+        path: the file; its name is part of the hash.
+        note: receives a line about a damaged file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, note: Callable[[str], object] = lambda line: None) -> None:
+        self.path, self._note = path, note
 
     def read(self, seeds: Sequence[int]) -> Episodes:
         """The cached episodes among ``seeds``, in this order."""
@@ -66,33 +79,86 @@ class KnownReturns:
 
     def add(self, episodes: Episodes) -> None:
         """Add ``episodes`` to the file."""
-        known = self._load()
-        new = _select(episodes, np.flatnonzero(~np.isin(episodes.seeds, known.seeds)))
-        both = merge([known, new])
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StorageFault):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, lambda file: np.savez(file, seeds=both.seeds, returns=both.returns, lengths=both.lengths))
+            with _locked(self.path.parent / ".lock"):
+                known = self._load()
+                new = _select(episodes, np.flatnonzero(~np.isin(episodes.seeds, known.seeds)))
+                both = merge([known, new])
+                digest = self._hash(both)
+                write_atomically(
+                    self.path, lambda file: np.savez(file, seeds=both.seeds, returns=both.returns, lengths=both.lengths, sha256=digest)
+                )
 
     def _load(self) -> Episodes:
+        if not self.path.exists():
+            return NO_EPISODES
         try:
             with refuse_damage(self.path, "its episodes are played again"):
-                data = read_npz(self.path, ("seeds", "returns", "lengths"), MAX_BYTES)
-            found = Episodes(data["seeds"], data["returns"], data["lengths"])
-        except RequestError:
+                data = read_npz(self.path, ("seeds", "returns", "lengths", "sha256"), MAX_BYTES)
+                found = Episodes(data["seeds"], data["returns"], data["lengths"])
+                _check(found)
+                if not np.array_equal(data["sha256"], self._hash(found)):
+                    raise ValueError("its contents do not have the hash that was written with them")
+        except RequestError as error:
+            self._note(f"the cache of known returns {error}")
+            with contextlib.suppress(OSError):  # said once, and not by every later job
+                self.path.unlink()
             return NO_EPISODES
-        arrays, expected = ((part.seeds, part.returns, part.lengths) for part in (found, NO_EPISODES))
-        alike = all(one.dtype == other.dtype and one.shape == found.seeds.shape for one, other in zip(arrays, expected, strict=True))
-        return found if alike and found.seeds.ndim == 1 else NO_EPISODES
+        return found
+
+    def _hash(self, episodes: Episodes) -> np.ndarray:
+        """SHA-256 over the name and the contents, 32 bytes."""
+        digest = hashlib.sha256(self.path.name.encode())
+        for part in (episodes.seeds, episodes.returns, episodes.lengths):
+            digest.update(part.tobytes())
+        return np.frombuffer(digest.digest(), np.uint8)
 
 
-def known_returns(teacher: Teacher, spec: EnvironmentSpec) -> dict[str, KnownReturns]:
-    """The caches of "teacher" and "random" in an environment, without policies that cannot be identified."""
+def _check(episodes: Episodes) -> None:
+    """Raise ``ValueError`` unless these can be the returns of episodes, one for each seed."""
+    for part, like in zip(
+        (episodes.seeds, episodes.returns, episodes.lengths), (NO_EPISODES.seeds, NO_EPISODES.returns, NO_EPISODES.lengths), strict=True
+    ):
+        if part.dtype != like.dtype or part.shape != episodes.seeds.shape or part.ndim != 1:
+            raise ValueError(f"an array of {part.dtype} with the shape {part.shape}")
+    if not np.isfinite(episodes.returns).all():
+        raise ValueError("a return is NaN or infinite")
+    if len(np.unique(episodes.seeds)) < len(episodes.seeds):
+        raise ValueError("a seed stands in it twice")
+    if len(episodes.seeds) and (episodes.seeds.min() < 0 or episodes.lengths.min() < 1):
+        raise ValueError("a seed is negative, or an episode has no steps")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a folder of caches; the operating system releases it when a process ends.
+
+    Raises:
+        OSError: if another process holds it for longer than ``LOCK_SECONDS``.
+    """
+    with open(path, "a") as file:
+        until = time.monotonic() + LOCK_SECONDS
+        while fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+        yield
+
+
+def known_returns(teacher: Teacher, spec: EnvironmentSpec, note: Callable[[str], object] = lambda line: None) -> dict[str, KnownReturns]:
+    """The caches of "teacher" and "random" in an environment, without policies that cannot be identified; see ``KnownReturns``."""
     environment, base = _environment(spec), folder()
     if environment is None or base is None:
         return {}
     common = {**environment, "sources": SOURCES, "versions": {**versions(spec), "processor": processor(), "system": platform.platform()}}
     policies = {"teacher": _teacher(teacher), "random": {}}
-    return {role: KnownReturns(base / f"{_digest({**common, role: data})}.npz") for role, data in policies.items() if data is not None}
+    paths = {role: base / f"{_digest({**common, role: data})}.npz" for role, data in policies.items() if data is not None}
+    return {role: KnownReturns(path, note) for role, path in paths.items()}
 
 
 def folder() -> Path | None:

@@ -298,8 +298,9 @@ def _same_statistics(decision: Decision, seen: list[dict[str, Any]]) -> bool:
 def _check_files(role: str, recorded: dict[str, str], now: dict[str, str], found: Verification) -> None:
     if sorted(recorded.values()) == sorted(now.values()):
         return
-    changed = [name for name, digest in now.items() if recorded.get(name) != digest]
-    found.objections.append(f"the {role} is not the one that was certified: {', '.join(changed or sorted(recorded))} differs")
+    changed = [name for name, digest in now.items() if recorded.get(name) != digest] or sorted(recorded)
+    differ = "differ" if len(changed) > 1 else "differs"
+    found.objections.append(f"the {role} is not the one that was certified: {', '.join(changed)} {differ}")
 
 
 def _other_versions(data: dict[str, Any], spec: EnvironmentSpec) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,8 +158,9 @@ def _copy_into(modules: Sequence[Any], weights: Sequence[Tensor], biases: Sequen
 
 def save_ppo(student: Student, path: str | Path, *, critic: Sequence[torch.nn.Linear] | None = None) -> Path:
     """Write ``student`` as a zip for ``PPO.load``; see ``to_ppo``."""
-    model = to_ppo(student, critic)
-    return write_atomically(path, lambda target: model.save(target))
+    content = io.BytesIO()  # an error of the disk would be wrapped differently by each library that writes a part of the zip
+    to_ppo(student, critic).save(content)
+    return write_atomically(path, lambda target: target.write_bytes(content.getvalue()))
 
 
 def load(folder: Path, student: Student) -> Sb3Runner:

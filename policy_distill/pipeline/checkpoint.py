@@ -45,7 +45,7 @@ from policy_distill.training.value_network import DistilledValues
 FORMAT = 1
 """Version of the format of state.safetensors."""
 STATE, CONFIG = "state.safetensors", "config.yaml"
-FREE = ("output", "workers", "step_timeout", "engine")
+FREE = ("output", "workers", "worker_restarts", "step_timeout", "engine")
 """Settings that may differ when a run is resumed: the student does not depend on them."""
 PLAIN = (
     "stage", "seeds", "num_first", "env_steps", "gradient_steps", "evaluation_env_steps", "reused_episodes", "seconds", "first_rows",

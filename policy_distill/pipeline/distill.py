@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from policy_distill.evaluation.teacher_check import preflight
 from policy_distill.export.sb3 import save_ppo, why_not_exported, why_not_ppo
 from policy_distill.pipeline import checkpoint
 from policy_distill.pipeline.context import Services
+from policy_distill.pipeline.failures import failing_well
 from policy_distill.pipeline.imitation import choose_round, imitate
 from policy_distill.pipeline.lock import locked
 from policy_distill.pipeline.polish import polish
@@ -32,8 +34,9 @@ from policy_distill.policies.student import Student
 from policy_distill.report import write_report
 from policy_distill.report.tensorboard import Tracker
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
+from policy_distill.rollouts.processes import Recovery
 from policy_distill.rollouts.workers import Rollouts
-from policy_distill.support.files import remove_unfinished, write_json
+from policy_distill.support.files import make_folder, remove_unfinished, storing, write_json
 from policy_distill.support.progress import Display
 from policy_distill.support.seeds import derived_seed
 from policy_distill.support.threads import one_torch_thread
@@ -42,7 +45,7 @@ from policy_distill.training.value_network import fit_values
 
 RESULTS = (
     "result.json", "report.html", "report.md", "student/student.json", "student/student.safetensors", "student.zip", "certificate.json",
-    "disagreements.npz", "episode.gif", "error.txt", "job.json",
+    "disagreements.npz", "episode.gif", "error.txt", "worker_errors.log", "student/student.next.safetensors", "job.json",
 )  # fmt: skip
 """Files in a run folder that describe one run; other commands write some of them."""
 
@@ -143,6 +146,7 @@ def remove_results(folder: Path) -> None:
     """Remove what an earlier run left in the folder, so that no file there belongs to another run than its neighbours."""
     for name in RESULTS:
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "exports", ignore_errors=True)
     for log in (folder / "tensorboard").glob("events.out.tfevents.*"):
         log.unlink()
 
@@ -157,7 +161,14 @@ def how_to_resume(job: Job) -> str:
 
 def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display) -> DistillResult:
     config = job.config
-    saved.write(state)
+
+    def note(line: str) -> None:
+        """Show a line about what failed and was put right, and keep it for result.json."""
+        display.note(f"note: {line}")
+        state.notices.append(line)
+
+    with storing(job.folder / "checkpoint"):
+        saved.write(state)
     workers = Rollouts(
         job.spec,
         job.teacher,
@@ -167,24 +178,26 @@ def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display)
         backend=job.backend,
         step_timeout=config.step_timeout,
         view=job.architecture.view,
+        recovery=Recovery(config.worker_restarts, note, job.folder / "worker_errors.log"),
         engine=config.engine,
     )
-    with workers as rollouts, Tracker(job.folder / "tensorboard") as tracker, display:
+    with workers as rollouts, Tracker(job.folder / "tensorboard", note) as tracker, display:
         display.note(rollouts.backend)
+        known = known_returns(job.teacher, job.spec, note) if config.evaluate.reuse_returns else {}
         if config.engine.kind == "ray":
             differing = this_machine().check(rollouts.ask_each(this_machine))
             state.notices += [notice for notice in differing if notice not in state.notices]  # a run that is resumed has them already
-        known = known_returns(job.teacher, job.spec) if config.evaluate.reuse_returns else {}
         services = Services(job, rollouts, tracker, display, known)
         while state.stage != "done":
             num_kept = len(state.kept)
-            with state.timed("total"):
-                state = STAGES[state.stage](state, services)
-            if len(state.kept) > num_kept:  # on the disk at once, in case a later stage fails
-                _save(services.job, state.kept[-1].student)
-            with state.timed("total"):
-                saved.write(state)
-                services.cache_returns()
+            with failing_well(job, state):
+                with state.timed("total"):
+                    state = STAGES[state.stage](state, services)
+                if len(state.kept) > num_kept:  # on the disk at once, in case a later stage fails
+                    _save(services.job, state.kept[-1].student)
+                with state.timed("total"), storing(job.folder / "checkpoint"):
+                    saved.write(state)
+                    services.cache_returns()
         assert state.student_episodes is not None
         job = settled(job, state.columns)
         student = state.kept[-1].student
@@ -211,7 +224,7 @@ def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display)
 
 
 def _save(job: Job, student: Student, **extra: Any) -> None:
-    student.save(job.folder / "student", extra={"environment": job.spec.to_dict(), **extra})
+    student.save(make_folder(job.folder / "student"), extra={"environment": job.spec.to_dict(), **extra})
 
 
 def distil_values(state: State, services: Services) -> State:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError, TrainingFault
@@ -33,14 +35,19 @@ from policy_distill.policies.observations import space_from_dict, space_to_dict
 from policy_distill.policies.policy import State
 from policy_distill.policies.quantization import BITS
 from policy_distill.policies.views import View, read_columns, read_view
-from policy_distill.support.files import write_atomically
+from policy_distill.support.files import storing, sync_folder, write_atomically
 from policy_distill.support.trees import Tree, flattened, length, map_leaves, to_arrays, to_tensors
-from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
+from policy_distill.support.untrusted import read_bytes, read_json, reason, refuse_damage
 
 FORMAT = 1
 """Format version of student.json and student.safetensors."""
 MAX_BYTES, MAX_HEADER_BYTES, MAX_LAYERS = 128 << 20, 1 << 20, 100
 """Limits for reading: bytes of student.safetensors, bytes of its header, and number of hidden layers."""
+WEIGHTS, NEXT_WEIGHTS = "student.safetensors", "student.next.safetensors"
+"""The weights, and their name until student.json, which holds their hash, is written. Two files cannot be renamed at once: after a crash
+between the two renames, the description's weights are the next ones."""
+READS, SECONDS_BETWEEN_READS = 20, 0.025
+"""Attempts to read a description and weights that belong together, while another process may be writing them."""
 
 
 class Student(nn.Module):
@@ -203,13 +210,17 @@ class Student(nn.Module):
     def save(self, folder: str | Path, *, extra: dict[str, Any] | None = None) -> Path:
         """Write ``student.safetensors`` and ``student.json`` into ``folder``; ``extra`` is added to the JSON.
 
+        At every moment ``load`` reads either the whole earlier or the whole new student, also after a crash.
+
         Raises:
             TrainingFault: if the student holds NaN or infinity; nothing is written.
+            StorageFault: if the files cannot be written; an earlier student is unchanged.
         """
         path = Path(folder)
         if wrong := self.not_finite():
             raise TrainingFault(f"the student's {wrong} holds NaN or infinity, and it is not saved: train it with a lower learning rate")
-        path.mkdir(parents=True, exist_ok=True)
+        tensors = {self.architecture.written(name): tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        content = save(tensors)
         description = {
             "format": FORMAT,
             "hidden_sizes": list(self.architecture.hidden_sizes),
@@ -223,11 +234,16 @@ class Student(nn.Module):
             "observation_space": space_to_dict(self.observation_space),
             "action_space": space_to_dict(self.action_space),
             **({} if self.architecture.action_units is None else {"action_units": self.architecture.action_units}),
+            "weights_sha256": hashlib.sha256(content).hexdigest(),
             **(extra or {}),
         }
-        tensors = {self.architecture.written(name): tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_atomically(path / "student.safetensors", lambda target: save_file(tensors, target))
+        with storing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        following = write_atomically(path / NEXT_WEIGHTS, lambda target: target.write_bytes(content))
         write_atomically(path / "student.json", lambda target: target.write_text(json.dumps(description, indent=2) + "\n"))
+        with storing(path / WEIGHTS):
+            following.replace(path / WEIGHTS)
+            sync_folder(path)
         return path
 
     @classmethod
@@ -242,7 +258,7 @@ class Student(nn.Module):
             RequestError: if the folder holds no student, the files do not match, or a wrapper would be imported without ``trust``.
         """
         path = Path(folder)
-        description = read_description(path)
+        description, content = read_together(path)
         with refuse_damage(path, "it holds no readable student; write it again"):
             if description.get("format") != FORMAT:
                 raise RequestError(
@@ -264,7 +280,7 @@ class Student(nn.Module):
                 _read_bits(description.get("bits")),
                 tuple(encoder.get("strides", ())),
             )
-            weights = _read_weights(path / "student.safetensors")
+            weights = _tensors(content)
             _check_weights(architecture, weights)
             student = cls(architecture)
             student.load_state_dict({name: weights[architecture.written(name)] for name in student.state_dict()})
@@ -311,8 +327,34 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return description
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    content = read_bytes(path, MAX_BYTES)
+def read_together(folder: str | Path) -> tuple[dict[str, Any], bytes]:
+    """The description of a saved student, and the contents of the weights that it was saved with.
+
+    Raises:
+        RequestError: if a file is missing or damaged, or no weights have the hash that the description names. Students of earlier versions
+            name none.
+    """
+    path = Path(folder)
+    for _ in range(READS):
+        description = read_description(path)
+        named = description.get("weights_sha256")
+        for name in (WEIGHTS, NEXT_WEIGHTS) if (path / NEXT_WEIGHTS).exists() else (WEIGHTS,):
+            try:
+                content = read_bytes(path / name, MAX_BYTES)
+            except FileNotFoundError:
+                content = None
+            except (OSError, ValueError) as error:
+                raise RequestError(f"{path / name} cannot be read ({reason(error)}): write the student again") from error
+            if content is not None and named in (None, hashlib.sha256(content).hexdigest()):
+                return description, content
+        time.sleep(SECONDS_BETWEEN_READS)
+    raise RequestError(
+        f"{path} holds no {WEIGHTS} with the hash that student.json names (weights_sha256): the files are of two students; write the "
+        "student again, or remove the entry if you changed the weights on purpose"
+    )
+
+
+def _tensors(content: bytes) -> dict[str, Tensor]:
     if int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES:
         raise ValueError("the header of student.safetensors is too long")
     return load(content)

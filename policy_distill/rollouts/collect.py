@@ -107,6 +107,10 @@ class Collector:
         self._student_state: State = None
         self._ages = np.zeros(len(indices), np.int64)  # steps taken so far in the current episodes
 
+    def close(self) -> None:
+        """Close the environments."""
+        self._envs.close()
+
     @own_random_state()
     @torch.inference_mode()
     def collect(

@@ -102,7 +102,7 @@ class RolloutEnv:
         self._sites = list(sites or [Local(Host())])[:num_envs]
         shares = np.array_split(np.arange(num_envs), len(self._sites))
         arguments = [(env_fns[share[0] : share[-1] + 1], int(share[0]), num_envs, num_steps, seed, teacher) for share in shares]
-        hosted = [site.submit("host", _NAME, _Group, *each) for site, each in zip(self._sites, arguments, strict=True)]
+        hosted = [site.submit("host", _NAME, _Group, *each, changes=_NAME) for site, each in zip(self._sites, arguments, strict=True)]
         Pending.together(hosted).result()
 
     def reset(self) -> Tree:
@@ -126,10 +126,12 @@ class RolloutEnv:
         return sorted((episode for part in parts for episode in part.ended), key=lambda episode: (episode.step, episode.index))
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
-        return Pending.together([site.submit("call", _NAME, method, *arguments) for site in self._sites]).result()
+        return Pending.together([site.submit("call", _NAME, method, *arguments, changes=_NAME) for site in self._sites]).result()
 
     def close(self) -> None:
         """Close the environments."""
+        for site in self._sites:
+            site.forget(_NAME)
         Pending.together([site.submit("release", _NAME) for site in self._sites]).result()
 
 
@@ -236,5 +238,4 @@ class _Group:
         return ended
 
     def close(self) -> None:
-        for env in self._envs:
-            env.close()
+        self._streams.close()

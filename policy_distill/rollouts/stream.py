@@ -50,6 +50,11 @@ class Streams:
         for _, group, slots in self._places:
             group.reset(slots)
 
+    def close(self) -> None:
+        """Close the environments."""
+        for _, group, _ in self._places:
+            group.close()
+
     def check(self) -> None:
         """Raise ``EnvironmentFault`` if an observation is not finite."""
         if not self._all_finite(self.slots.observations):

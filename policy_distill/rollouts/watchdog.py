@@ -10,7 +10,7 @@ from collections.abc import Callable
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
-from policy_distill.config import EnvironmentFault
+from policy_distill.config import EnvironmentCrash
 from policy_distill.environments.border import Border
 
 STEP_TIMEOUT = 60.0
@@ -29,14 +29,23 @@ class Pulse:
     def beat(self, where: str = "") -> None:
         self._time[0] = time.monotonic()
         if where:
-            self._where.value = where.encode()[:255]
+            self.at(where)
 
-    def stopped(self, seconds: float) -> EnvironmentFault | None:
+    def at(self, where: str) -> None:
+        """Store the environment, seed and step that are about to run."""
+        self._where.value = where.encode()[:255]
+
+    @property
+    def where(self) -> str:
+        """Environment, seed and step as they were stored last; empty if none were."""
+        return self._where.value.decode(errors="ignore")
+
+    def stopped(self, seconds: float) -> EnvironmentCrash | None:
         """The exception to raise if there was no heartbeat for ``seconds + BLOCKED_SECONDS``; otherwise None."""
         if time.monotonic() - self._time[0] <= seconds + BLOCKED_SECONDS:
             return None
-        where = self._where.value.decode(errors="ignore") or "an environment"
-        return EnvironmentFault(f"{where} or soon after: no answer for more than {seconds:g} s, and the interpreter is blocked; {FIX}")
+        where = f"{self.where} or soon after" if self.where else "an environment, in which step is not known"
+        return EnvironmentCrash(f"{where}: no answer for more than {seconds:g} s, and the interpreter is blocked; {FIX}")
 
 
 FIX = "correct the environment, or give it longer with --step_timeout"
@@ -46,12 +55,12 @@ class Watchdog(threading.Thread):
     """Calls ``on_hang`` once, if the main thread stays in the same ``step`` or ``reset`` of a ``Border`` for more than ``seconds``.
 
     Args:
-        seconds: limit for one step or reset.
+        seconds: limit for one step or reset; infinity: none, and the thread only stores where the main thread is.
         pulse: receives heartbeats at short intervals.
         on_hang: receives the exception to raise.
     """
 
-    def __init__(self, seconds: float, pulse: Pulse, on_hang: Callable[[EnvironmentFault], object]) -> None:
+    def __init__(self, seconds: float, pulse: Pulse, on_hang: Callable[[EnvironmentCrash], object]) -> None:
         super().__init__(daemon=True)
         self._seconds, self._pulse, self._on_hang = seconds, pulse, on_hang
 
@@ -67,7 +76,7 @@ class Watchdog(threading.Thread):
                 seen, since = now, time.monotonic()
             elif border is not None and time.monotonic() - since > self._seconds:
                 what = "step" if border.steps else "reset"
-                self._on_hang(border.fault(f"{what} has not returned for more than {self._seconds:g} s; {FIX}"))
+                self._on_hang(EnvironmentCrash(f"{border.where()}: {what} has not returned for more than {self._seconds:g} s; {FIX}"))
                 return
 
 

@@ -20,7 +20,7 @@ from policy_distill.policies.views import View, ViewedEnv
 from policy_distill.rollouts.collect import NO_EXPLORATION, Collector, Exploration, concatenate, executed
 from policy_distill.rollouts.episodes import Episodes, evaluate, merge
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
-from policy_distill.rollouts.processes import Distant, Host, Local, Remote, Site, available_cores
+from policy_distill.rollouts.processes import Distant, Host, Local, Recovery, Remote, Site, available_cores
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.support.pending import Pending
 from policy_distill.support.ray_cluster import room
@@ -46,6 +46,7 @@ class Rollouts:
         step_timeout: limit in seconds for a step or a reset; at least one worker is then used, and ended if it exceeds the limit. None
             or 0: no limit.
         view: the students' view; None: students see all observations.
+        recovery: what is done if an environment raises, hangs or ends its worker; None: that ends the work.
         engine: where the processes run. On a Ray cluster there is at least one, and by default as many as it has room for.
     """
 
@@ -60,6 +61,7 @@ class Rollouts:
         backend: Backend = "gymnasium",
         step_timeout: float | None = None,
         view: View | None = None,
+        recovery: Recovery | None = None,
         engine: EngineConfig = EngineConfig(),  # noqa: B008 (it is frozen)
     ) -> None:
         self.num_envs, self._teacher, self._backend = num_envs, teacher, backend
@@ -77,7 +79,10 @@ class Rollouts:
         self._view = view
         arguments = [(self._spec, teacher, share, num_envs, seed, backend, view) for share in shares]
         start = functools.partial(Distant, engine) if on_ray else Remote
-        self._sites: list[Site] = [start(_Shard, *each, step_timeout=step_timeout) for each in arguments] if count else []
+        shared = recovery or Recovery()
+        self._sites: list[Site] = [
+            start(_Shard, *each, step_timeout=step_timeout, recovery=shared) for each in (arguments if count else [])
+        ]
         self._sites = self._sites or [Local(_Shard(*arguments[0]))]
 
     @property
@@ -101,7 +106,7 @@ class Rollouts:
         for first in range(0, num_steps, self._block_steps):
             steps = min(self._block_steps, num_steps - first)
             arguments = (steps, student, teacher_action_prob, round_index, exploration)
-            parts = self._submit("collect", [arguments] * self._collecting).result()
+            parts = self._submit("collect", [arguments] * self._collecting, changes="environments").result()
             yield executed(parts[0] if len(parts) == 1 else concatenate(parts, steps))
 
     @property
@@ -136,6 +141,8 @@ class Rollouts:
     def close(self) -> None:
         """End the workers."""
         for site in self._sites:
+            site.ask_to_end()
+        for site in self._sites:
             site.close()
         self._sites = []
 
@@ -145,9 +152,9 @@ class Rollouts:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Pending[list[Any]]:
-        """Call a method of one worker for each element of ``arguments``. A worker runs its calls in order."""
-        return Pending.together([site.submit(method, *each) for site, each in zip(self._sites, arguments, strict=False)])
+    def _submit(self, method: str, arguments: Sequence[tuple[Any, ...]], changes: str = "") -> Pending[list[Any]]:
+        """Call a method of one worker for each element of ``arguments``; see ``Remote.submit``. A worker runs its calls in order."""
+        return Pending.together([site.submit(method, *each, changes=changes) for site, each in zip(self._sites, arguments, strict=False)])
 
 
 def _make(spec: EnvironmentSpec, view: View | None) -> gym.Env:
@@ -184,6 +191,14 @@ class _Shard(Host):
         self._collector: Collector | None = None
         self._evaluation_envs: list[gym.Env] = []
         self._make_collector = lambda: Collector(spec, indices=indices, num_envs=num_envs, seed=seed, backend=backend, view=view)
+
+    def close(self) -> None:
+        """Close all environments, which may have processes and files of their own."""
+        super().close()
+        if self._collector is not None:
+            self._collector.close()
+        for env in self._evaluation_envs:
+            env.close()
 
     def answer(self, function: Callable[[], Answer]) -> Answer:
         return function()

@@ -2,39 +2,83 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import math
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from policy_distill.config import RequestError
+from policy_distill.config import RequestError, StorageFault
 from policy_distill.support.untrusted import reason
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Write to a temporary file beside ``path`` with ``write``, flush it to the disk and rename it to ``path``."""
+    """Write to a temporary file beside ``path`` with ``write``, flush it to the disk and rename it to ``path``.
+
+    A crash or a power failure leaves the whole old or the whole new file.
+
+    Raises:
+        StorageFault: if the file cannot be written; an earlier file is unchanged.
+    """
     target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with storing(target):
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            temporary.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the folder may be gone, or the disk read-only by now
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
     return target
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk, without which a rename may be undone by a power failure."""
+    if os.name == "nt":  # folders cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` while ``path`` is written into a ``StorageFault``."""
+    try:
+        yield
+    except OSError as error:
+        fix = "make room, or give another folder with --output; files that were written before are unchanged"
+        if not path.parent.is_dir():
+            fix = f"the folder {path.parent} does not exist any more"
+        raise StorageFault(f"{path} cannot be written ({reason(error)}): {fix}") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder inside an existing one, unless it exists.
+
+    Raises:
+        StorageFault: if it cannot be made. A run's folder that was removed is not made again, since its other files are gone.
+    """
+    with storing(path):
+        path.mkdir(exist_ok=True)
+    return path
 
 
 def remove_unfinished(path: Path) -> None:

@@ -50,11 +50,16 @@ def saying_how_to_go_on(note: str) -> Iterator[None]:
         raise
 
 
-def default_stops() -> None:
-    """Let SIGTERM and SIGHUP end this process at once: a worker that is stuck in an environment must not wait for Python code to run."""
-    for name in NAMES:
+def leave_stops_to_parent() -> None:
+    """What a worker process does with signals that end a command.
+
+    SIGINT and SIGHUP, which a terminal sends to all its processes, are ignored: the parent ends its workers. SIGTERM ends this process at
+    once, also if it is stuck in an environment.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in ("SIGINT", "SIGHUP"):
         if number := getattr(signal, name, None):
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN)
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:

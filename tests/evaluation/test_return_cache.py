@@ -51,10 +51,10 @@ def zip_path(tmp_path) -> str:
 def test_what_was_kept_comes_back_in_the_order_that_is_asked_for_to_the_last_bit(tmp_path):
     store = KnownReturns(tmp_path / "cache" / "a.npz")
     assert len(store.read([3, 1]).seeds) == 0
-    store.add(episodes([1, 2, 3], [0.1 + 0.2, -np.inf, 5e-324]))
+    store.add(episodes([1, 2, 3], [0.1 + 0.2, -1.7e308, 5e-324]))
     found = store.read([3, 9, 1, 2])
     assert found.seeds.tolist() == [3, 1, 2]
-    assert found.returns.tolist() == [5e-324, 0.1 + 0.2, -np.inf]
+    assert found.returns.tolist() == [5e-324, 0.1 + 0.2, -1.7e308]
     assert found.lengths.tolist() == [4, 2, 3]
     assert found.agreement is None
 
@@ -90,12 +90,23 @@ class Writer:
             np.testing.assert_array_equal(found.returns, found.seeds / 3)
 
 
-def test_writers_at_the_same_moment_may_forget_but_damage_nothing(tmp_path):
+def test_writers_at_the_same_moment_forget_and_damage_nothing(tmp_path):
     writers = [Remote(Writer, tmp_path / "a.npz", 100 * number) for number in range(4)]
     Pending.together([writer.submit("work") for writer in writers]).result()
     for writer in writers:
         writer.close()
-    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", "a.npz"]
+    assert len(KnownReturns(tmp_path / "a.npz").read(range(400)).seeds) == 100
+
+
+def test_a_writer_that_holds_the_lock_for_ever_holds_up_no_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOCK_SECONDS", 0.1)
+    store = KnownReturns(tmp_path / "a.npz")
+    with module._locked(tmp_path / ".lock"):
+        store.add(episodes([1]))
+    assert len(store.read([1]).seeds) == 0
+    store.add(episodes([1]))
+    assert len(store.read([1]).seeds) == 1
 
 
 def flipped(path: Path) -> None:
@@ -110,29 +121,66 @@ def one_array(path: Path) -> None:
         np.save(file, np.ones(3))
 
 
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "empty": lambda path: path.write_bytes(b""),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-40]),
-    "one bit": flipped,
-    "text": lambda path: path.write_text('{"returns": [1]}'),
-    "one array": one_array,
-    "no lengths": lambda path: np.savez(path, seeds=np.array([1]), returns=np.array([1.0])),
-    "objects": lambda path: np.savez(path, seeds=np.array([1]), returns=np.array([1.0], object), lengths=np.array([1])),
-    "texts": lambda path: np.savez(path, seeds=np.array(["1"]), returns=np.array([1.0]), lengths=np.array([1])),
-    "unequal": lambda path: np.savez(path, seeds=np.array([1, 2]), returns=np.array([1.0]), lengths=np.array([1, 2])),
-    "a table": lambda path: np.savez(path, seeds=np.array([[1]]), returns=np.array([[1.0]]), lengths=np.array([[1]])),
-    "a number": lambda path: np.savez(path, seeds=np.int64(1), returns=np.float64(1.0), lengths=np.int64(1)),
+def holding(returns: Any = (1.0,), seeds: Any = (1,), lengths: Any = (1,), name: str = "a.npz") -> Callable[[Path], object]:
+    """Write these arrays with the hash that belongs to them: what a forger, or an error in this program, can write."""
+
+    def write(path: Path) -> None:
+        held = Episodes(np.array(seeds), np.array(returns), np.array(lengths))
+        digest = KnownReturns(path.with_name(name))._hash(held)
+        np.savez(path, seeds=held.seeds, returns=held.returns, lengths=held.lengths, sha256=digest)
+
+    return write
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "cannot be read"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "cannot be read"),
+    "one bit": (flipped, "cannot be read"),
+    "text": (lambda path: path.write_text('{"returns": [1]}'), "cannot be read"),
+    "one array": (one_array, "cannot be read"),
+    "no lengths": (lambda path: np.savez(path, seeds=np.array([1]), returns=np.array([1.0])), "cannot be read"),
+    "objects": (holding(np.array([1.0], object)), "not numeric"),
+    "texts": (holding(seeds=["1"]), "an array of <U1"),
+    "unequal": (holding(seeds=[1, 2]), "shape"),
+    "a table": (holding([[1.0]], [[1]], [[1]]), "shape"),
+    "a number": (holding(np.float64(1.0), np.int64(1), np.int64(1)), "shape"),
+    "no hash": (lambda path: np.savez(path, seeds=np.array([1]), returns=np.array([1.0]), lengths=np.array([1])), "cannot be read"),
+    "of another policy": (holding(name="b.npz"), "do not have the hash"),
+    "NaN": (holding([np.nan]), "a return is NaN or infinite"),
+    "infinity": (holding([-np.inf]), "a return is NaN or infinite"),
+    "a seed twice": (holding([1.0, 6.0], [1, 1], [1, 1]), "a seed stands in it twice"),
+    "no steps": (holding(lengths=[0]), "an episode has no steps"),
+    "a seed below zero": (holding(seeds=[-1]), "a seed is negative"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_as_good_as_none_and_is_written_anew(tmp_path, damage):
-    store = KnownReturns(tmp_path / "a.npz")
+def test_a_damaged_file_is_dropped_with_a_line_and_is_written_anew(tmp_path, damage):
+    lines: list[str] = []
+    store = KnownReturns(tmp_path / "a.npz", lines.append)
     store.add(episodes([1, 2]))
-    DAMAGES[damage](store.path)
+    write, reason = DAMAGES[damage]
+    write(store.path)
+    assert len(store.read([1, 2]).seeds) == 0
+    (line,) = lines
+    assert line.startswith(f"the cache of known returns {store.path} cannot be read (")
+    assert reason in line
+    assert line.endswith("its episodes are played again")
     assert len(store.read([1, 2]).seeds) == 0
     store.add(episodes([2]))
     assert store.read([1, 2]).returns.tolist() == [2 / 3]
+    assert len(lines) == 1, "one line for one file"
+
+
+def test_a_return_that_was_changed_with_all_its_checksums_is_found(tmp_path):
+    """numpy's zip has a checksum of its own, which a change with numpy's tools renews."""
+    store = KnownReturns(tmp_path / "a.npz")
+    store.add(episodes([1, 2]))
+    with np.load(store.path) as data:
+        arrays = dict(data)
+    arrays["returns"][0] -= 1.0
+    np.savez(store.path, **arrays)
+    assert len(store.read([1, 2]).seeds) == 0
 
 
 def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):

@@ -69,7 +69,7 @@ def test_other_weights_are_found(folder):
     student.linears[0].bias.add_(1e-3)
     student.save(folder / "student", extra={"environment": WALK.to_dict()})
     (objection,) = verified(folder).objections
-    assert objection == "the student is not the one that was certified: student.safetensors differs"
+    assert objection == "the student is not the one that was certified: student.safetensors, student.json differ"
 
 
 def test_another_teacher_is_found(folder):

@@ -226,6 +226,14 @@ def _students(root: Path) -> None:
     selects = View(InputsConfig(history=2), IMAGE)
     for name, architecture in {"seeing": remembers, "pictures": Architecture(IMAGE, THREE, (8,), channels=(2, 3, 3), view=selects)}.items():
         Student(architecture).save(root / name, extra={"environment": WALK.to_dict()})
+        without_hash(root / name)
+
+
+def without_hash(student: Path) -> None:
+    """Take the weights' hash out of student.json, so that damaged weights are not refused before they are parsed."""
+    data = json.loads((student / "student.json").read_text())
+    del data["weights_sha256"]
+    (student / "student.json").write_text(json.dumps(data))
 
 
 def legacy_weights(weights: Any) -> bytes:
@@ -247,6 +255,7 @@ def _claims(root: Path) -> None:
 def _run(folder: Path, agent: Path) -> None:
     student = walk_expert()
     student.save(folder / "student", extra={"environment": WALK.to_dict(), "teacher": {"path": str(agent), "algo": "ppo"}})
+    without_hash(folder / "student")
     from policy_distill.export.sb3 import save_ppo
 
     save_ppo(student, folder / "ppo.zip")
@@ -255,8 +264,7 @@ def _run(folder: Path, agent: Path) -> None:
 
 
 def _arrays(root: Path) -> None:
-    Episodes_ = Episodes(np.arange(4), np.arange(4.0), np.arange(4))
-    np.savez(root / "known/known.npz", seeds=Episodes_.seeds, returns=Episodes_.returns, lengths=Episodes_.lengths)
+    KnownReturns(root / "known/known.npz").add(Episodes(np.arange(4), np.arange(4.0), np.arange(1, 5)))
     numbers = np.arange(3)
     found = Disagreements(
         WALK.id, "q_gap", 30, np.ones((3, 2), np.float32), numbers, numbers, numbers[::-1] * 1.0, numbers, numbers,

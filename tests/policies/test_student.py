@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -27,7 +31,8 @@ from policy_distill.policies.architecture import (
     image_student_for,
 )
 from policy_distill.policies.encoders import usual_convolutions
-from policy_distill.policies.student import Student
+from policy_distill.policies.student import Student, read_together
+from policy_distill.rollouts.processes import Remote
 from policy_distill.support import trees
 from tests.small_worlds import ACTED, SEEN, generator, image_student, random_observations, random_student
 
@@ -173,6 +178,91 @@ def test_a_student_with_numbers_that_are_not_finite_is_neither_saved_nor_read(va
         student.save(tmp_path)
     with pytest.raises(RequestError, match=rf"the tensor {name} holds NaN or infinity\): it holds no readable student; write it again"):
         Student.load(tmp_path)
+
+
+# Two files that are one student.
+
+
+def saved(folder: Path, seed: int) -> Student:
+    """Save a student whose number is in both files."""
+    student = random_student(SEEN, ACTED[0], seed=seed)
+    student.mean.fill_(seed)
+    student.save(folder, extra={"number": seed})
+    return student
+
+
+class Rewriter:
+    """Saves one student after the other in the same folder."""
+
+    def write(self, folder: Path, first: int, count: int) -> None:
+        for seed in range(first, first + count):
+            saved(folder, seed)
+
+
+def test_students_that_are_read_while_others_are_written_are_never_mixed(tmp_path):
+    saved(tmp_path, 0)
+    writer, numbers = Remote(Rewriter), {0}
+    writing = writer.submit("write", tmp_path, 1, 60)
+    while 60 not in numbers:
+        description, weights = read_together(tmp_path)
+        assert load(weights)["mean"].unique().tolist() == [description["number"]]
+        numbers.add(description["number"])
+    writing.result()
+    writer.close()
+    assert len(numbers) > 10, "students were written between the reads"
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize("writes", range(1, 8))
+def test_a_crash_at_any_moment_leaves_the_earlier_or_the_new_student(writes, earlier, tmp_path, monkeypatch):
+    if earlier:
+        saved(tmp_path, 1)
+    done = []
+
+    class Crash(BaseException):
+        """What a SIGKILL does: nothing is cleaned up."""
+
+    def counted(function: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            done.append(function)
+            if len(done) == writes:
+                raise Crash
+            return function(*arguments, **named)
+
+        return call
+
+    with monkeypatch.context() as patch, contextlib.suppress(Crash):
+        patch.setattr(os, "fsync", counted(os.fsync))
+        patch.setattr(Path, "replace", counted(Path.replace))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        saved(tmp_path, 2)
+    assert (len(done) < 8) == (writes < 8)
+    try:
+        description, weights = read_together(tmp_path)
+    except RequestError:
+        assert not earlier
+        assert writes <= 5, "before the description is there"
+        return
+    assert description["number"] == load(weights)["mean"][0] == Student.load(tmp_path).mean[0]
+    assert description["number"] in ({1, 2} if earlier else {2})
+    saved(tmp_path, 3)
+    assert Student.load(tmp_path).mean[0] == 3
+
+
+def test_a_student_of_an_earlier_version_names_no_hash_and_is_read(tmp_path):
+    student = saved(tmp_path, 4)
+    data = json.loads((tmp_path / "student.json").read_text())
+    assert len(data.pop("weights_sha256")) == 64
+    (tmp_path / "student.json").write_text(json.dumps(data))
+    assert torch.equal(Student.load(tmp_path).linears[0].weight, student.linears[0].weight)
+
+
+def test_files_of_two_students_are_refused(tmp_path):
+    saved(tmp_path / "a", 1)
+    saved(tmp_path / "b", 2)
+    (tmp_path / "a" / "student.json").replace(tmp_path / "b" / "student.json")
+    with pytest.raises(RequestError, match=r"the files are of two students; write the student again"):
+        Student.load(tmp_path / "b")
 
 
 # Images.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from policy_distill.report import tensorboard as module
 from policy_distill.report.tensorboard import Tracker, flat
 from policy_distill.support.files import write_json
 
@@ -24,6 +28,49 @@ def test_scalars_are_read_back_with_stage_value_and_step(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     assert sorted(events.Tags()["scalars"]) == ["eval/return_mean", "train/forward_kl_nats", "train/learning_rate"]
     assert [(event.step, event.value) for event in events.Scalars("train/forward_kl_nats")] == [(100, 0.5), (200, 0.125)]
+
+
+class FullDisk(io.RawIOBase):
+    """Takes some bytes, then none."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.room -= len(content)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return len(content)
+
+
+@pytest.mark.parametrize("room", [0, 100, 200])
+def test_a_full_disk_costs_the_curves_alone_and_is_told_once(room, tmp_path, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(module, "open", lambda *_: io.BufferedWriter(FullDisk(room)), raising=False)
+    with Tracker(tmp_path, lines.append) as tracker:
+        for step in range(20):
+            tracker.scalars("eval", {"return_mean": 1.0}, step)
+            tracker.text("notes", "words")
+            tracker.picture("final/plot", np.zeros((20, 30, 3), np.uint8), 7)
+        tracker.settings({"a": 1}, ["eval/return_mean"])
+    assert lines == [f"nothing more is written for TensorBoard: {tmp_path} cannot be written (No space left on device)"]
+
+
+def test_a_folder_that_cannot_be_made_costs_the_curves_alone(tmp_path):
+    (tmp_path / "file").touch()
+    lines: list[str] = []
+    with Tracker(tmp_path / "file" / "tensorboard", lines.append) as tracker:
+        tracker.scalars("eval", {"return_mean": 1.0}, 0)
+    assert len(lines) == 1
+    assert "Not a directory" in lines[0]
+
+
+def test_two_runs_of_one_process_have_a_file_each(tmp_path):
+    with Tracker(tmp_path), Tracker(tmp_path):
+        assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_values_that_are_no_numbers_are_left_out(tmp_path):

@@ -9,9 +9,8 @@ import pytest
 
 from policy_distill.config import EnvironmentFault
 from policy_distill.environments.specs import make
-from policy_distill.rollouts import processes
 from policy_distill.rollouts import watchdog as module
-from policy_distill.rollouts.processes import Remote, call_apart
+from policy_distill.rollouts.processes import Remote, call_apart, serving
 from policy_distill.rollouts.watchdog import Pulse, Watchdog, at_work
 from tests import rude_worlds as rude
 from tests.small_worlds import WALK
@@ -34,7 +33,7 @@ def test_a_pulse_that_stands_still_is_told_with_what_was_seen_last(monkeypatch):
 
 def test_a_process_whose_interpreter_is_blocked_is_killed(monkeypatch):
     monkeypatch.setattr(module, "BLOCKED_SECONDS", 0.2)
-    monkeypatch.setattr(processes, "Watchdog", lambda *_: SimpleNamespace(start=lambda: None))  # one that never beats
+    monkeypatch.setattr(serving, "Watchdog", lambda *_: SimpleNamespace(start=lambda: None))  # one that never beats
     remote = Remote(lambda: time, step_timeout=0.1)
     with pytest.raises(EnvironmentFault, match="no answer for more than"):
         remote.submit("sleep", 30).result()

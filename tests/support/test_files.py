@@ -8,13 +8,14 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from policy_distill.config import RequestError
-from policy_distill.support.files import mapped_tensor, write_atomically
+from policy_distill.config import RequestError, StorageFault
+from policy_distill.support.files import make_folder, mapped_tensor, write_atomically
 
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path):
@@ -60,7 +61,53 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     synced: list[bool] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((tmp_path / "a.txt").exists()))
     write_atomically(tmp_path / "a.txt", lambda target: target.write_text("new"))
-    assert synced == [False]
+    assert synced == [False, True], "the file, then the folder with its new name"
+
+
+@pytest.mark.parametrize("failing", ["mkstemp", "write", "fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_wherever_the_disk_fails_the_old_file_stays_and_one_line_says_which_file_it_was(failing, code, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    owner = {"mkstemp": tempfile, "write": None, "fsync": os, "replace": Path}[failing]
+    if owner is not None:
+        monkeypatch.setattr(owner, failing, fail)
+    with pytest.raises(StorageFault) as caught:
+        write_atomically(tmp_path / "a.txt", fail if failing == "write" else lambda target: target.write_text("new"))
+    monkeypatch.undo()
+    assert f"{tmp_path / 'a.txt'} cannot be written ({os.strerror(code)}): make room, or give another folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
+    with pytest.raises(StorageFault, match=rf"the folder {tmp_path / 'gone'} does not exist any more"):
+        write_atomically(tmp_path / "gone" / "a.txt", lambda target: target.write_text("new"))
+    with pytest.raises(StorageFault, match="does not exist any more"):
+        make_folder(tmp_path / "gone" / "student")
+    assert make_folder(tmp_path / "student") == make_folder(tmp_path / "student") == tmp_path / "student"
+    assert os.listdir(tmp_path) == ["student"]
+
+
+def test_a_disk_that_is_really_full_keeps_the_old_file(tmp_path):
+    """A file system of 64 kB; making one needs rights that few users have."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        write_atomically(disk / "a.txt", lambda target: target.write_text("old"))
+        with pytest.raises(StorageFault, match="No space left on device"):
+            write_atomically(disk / "a.txt", lambda target: target.write_bytes(bytes(1 << 20)))
+        assert (disk / "a.txt").read_text() == "old"
+        assert os.listdir(disk) == ["a.txt"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_files_have_the_permissions_that_the_user_s_files_have(tmp_path):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from policy_distill.support.signals import Stopped, default_stops, exit_code, raising_stops
+from policy_distill.support.signals import Stopped, exit_code, leave_stops_to_parent, raising_stops
 
 SIGNALS = [signal.SIGTERM, signal.SIGHUP]
 
@@ -60,7 +60,12 @@ def test_in_another_thread_nothing_is_handled():
     assert found == [signal.SIG_DFL]
 
 
-def test_a_worker_ends_at_once():
-    with raising_stops():
-        default_stops()
-        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_DFL}
+def test_a_worker_leaves_to_its_parent_what_a_terminal_sends_and_ends_at_once_when_it_is_told_to():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with raising_stops():
+            leave_stops_to_parent()
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            assert {signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)} == {signal.SIG_IGN}
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from typing import Any, Generic, TypeVar
 
+from policy_distill.support.parents import end_with
+
 Answer = TypeVar("Answer")
 
 CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
@@ -76,6 +78,8 @@ def wait(children: Sequence[Child[Any]]) -> list[Child[Any]]:
 def _answer(there: Any, environment: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """The child. The server that it was forked from has the environment variables of another time."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if sys.platform == "linux":  # also if C code holds the interpreter lock; the server ends with the parent
+        end_with((os.getppid(), True))
     os.environ.clear()
     os.environ.update(environment)
     try:

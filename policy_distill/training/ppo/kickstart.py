@@ -161,6 +161,8 @@ class Kickstart:
         self._returns.extend(episode.episode_return for episode in ended)
         batch, explained_variance = ppo.transitions(environments, ended)
         kl, penalty = ppo.update(batch)
+        if not (math.isfinite(kl) and math.isfinite(penalty)):
+            raise _diverged("loss", f"within {self.env_steps:,} steps", self._config)
         self._metrics = dict(zip(METRICS, (penalty, kl, explained_variance), strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -271,8 +273,12 @@ def _averaged(ppo: PPO[Any], average: Tensor, when: str, config: PolishConfig) -
     student = ppo.actor.member(0, average)
     student.log_std.copy_(ppo.actor.log_std.detach()[0, 0])
     if name := student.not_finite():
-        raise TrainingFault(
-            f"training by reward diverged: the student's {name} became NaN or infinite {when}; "
-            f"lower polish.learning_rate (it is {config.learning_rate:g}), or turn polishing off with polish.below 0"
-        )
+        raise _diverged(name, when, config)
     return student
+
+
+def _diverged(name: str, when: str, config: PolishConfig) -> TrainingFault:
+    return TrainingFault(
+        f"training by reward diverged: the student's {name} became NaN or infinite {when}; "
+        f"lower polish.learning_rate (it is {config.learning_rate:g}), or turn polishing off with polish.below 0"
+    )

@@ -1,0 +1,344 @@
+#!/usr/bin/env python
+"""Inject faults into whole runs, and print a Markdown table of what was done, what happened and what was left.
+
+    python scripts/reliability/inject_faults.py --kills 20
+
+Each run is a process of its own with the environment of tests/faulty_worlds.py. A row fails, and so does the script, if a run ends
+otherwise than it should: another exit code, no line that names the cause, another student than without the fault, or a process that is
+left. Rows about disks need the right to mount file systems (root); elsewhere they are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SHORT = [
+    "--teacher=ppo/CartPole-v1", "--env=tests.faulty_worlds:Faulty-v0", "--collect.rounds=4", "--collect.env_steps=4000",
+    "--train.gradient_steps=400", "--workers=2", "--evaluate.episodes=10", "--evaluate.reuse_returns=false", "--step_timeout=1",
+]  # fmt: skip
+UNPOLISHED = ["--polish.below=0"]
+POLISHED = ["--polish.below=9", "--polish.env_steps=12000", "--polish.num_steps=128", "--polish.num_envs=4", "--polish.snapshots=2"]
+PLACE = r"tests\.faulty_worlds:Faulty-v0, seed \d+(, step 9| and \d+ episodes later, step 9)"
+TOKEN = "FAULT_TOKEN"
+END_SECONDS = 8.0
+"""Time in which all processes of a run must be gone after its end."""
+
+
+@dataclass
+class Run:
+    """A run of ``distill_policy`` that has ended.
+
+    Attributes:
+        code: exit code.
+        lines: its messages.
+        folder: run folder.
+    """
+
+    code: int
+    lines: list[str]
+    folder: Path
+
+    @property
+    def student(self) -> str:
+        """The start of the hash of its weights, or ``none``."""
+        path = self.folder / "student" / "student.safetensors"
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else "none"
+
+    @property
+    def last(self) -> str:
+        return self.lines[-1] if self.lines else ""
+
+    def notes(self) -> list[str]:
+        return [line for line in self.lines if "restart" in line or "TensorBoard" in line]
+
+
+@contextlib.contextmanager
+def started(folder: Path, *options: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a run, and see that no process of it is left at the end; yields the process and the token that all its processes share."""
+    token = uuid.uuid4().hex
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", TOKEN: token}
+    environment |= {f"FAULT_{name}".removesuffix("_KIND"): value for name, value in variables.items()}
+    command = [sys.executable, str(ROOT / "scripts" / "distill_policy.py"), *options, "--output", str(folder)]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield process, token
+    finally:
+        process.kill()
+        process.wait()
+        until = time.monotonic() + END_SECONDS
+        while (left := processes_of(token)) and time.monotonic() < until:
+            time.sleep(0.1)
+        for number in left:
+            os.kill(number, signal.SIGKILL)
+        if left:
+            raise AssertionError(f"{len(left)} processes were left")
+
+
+def processes_of(token: str) -> list[int]:
+    """Processes that run, not zombies, with the token in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (
+                    f"{TOKEN}={token}".encode() in (entry / "environ").read_bytes()
+                    and b"\nState:\tZ" not in (entry / "status").read_bytes()
+                ):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def run(folder: Path, *options: str, during: Callable[[], object] | None = None, **variables: str) -> Run:
+    """Run to the end; ``during`` is called while it runs."""
+    with started(folder, *options, **variables) as (process, _):
+        if during is not None:
+            during()
+        _, errors = process.communicate(timeout=300)
+    return Run(process.returncode, [line for line in errors.splitlines() if line.strip()], folder)
+
+
+def resume(folder: Path) -> Run:
+    """Continue a run without a fault."""
+    return run(folder, "--resume", str(folder), "--env", "tests.faulty_worlds:Faulty-v0")
+
+
+def wait_for(path: Path, seconds: float = 60.0) -> None:
+    """Wait until a file is there."""
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > until:
+            raise AssertionError(f"{path} did not appear")
+        time.sleep(0.01)
+
+
+def check(condition: bool, found: object) -> None:
+    if not condition:
+        raise AssertionError(str(found))
+
+
+class Table:
+    """Rows of what was done, what happened and what was left."""
+
+    def __init__(self, only: str) -> None:
+        self.only, self.failures = only, 0
+        print("| done | happened | left |\n|---|---|---|", flush=True)
+
+    def row(self, done: str, try_it: Callable[[], tuple[str, str]]) -> None:
+        if self.only not in done:
+            return
+        try:
+            happened, left = try_it()
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            self.failures += 1
+            happened, left = "**FAILED**", str(error)
+        cells = (text.replace("|", "\\|") for text in (done, happened, left))
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def short(line: str, work: Path) -> str:
+    """A message without the paths of this machine."""
+    return f"`{line.replace(str(work), '…').removeprefix('policy-distill: distill_policy failed: ')}`"
+
+
+def environments(table: Table, work: Path) -> None:
+    """Faults of environments in workers, that happen once and that happen always."""
+    for where, settings in (("validation", UNPOLISHED), ("collect", UNPOLISHED), ("polish", POLISHED)):
+        undisturbed = ""
+        for kind in ("raise", "hang", "hang in C", "exit", "sys.exit", "segfault", "kill", "child"):
+            if where != "validation" and kind in ("hang in C", "sys.exit", "child"):
+                continue
+
+            def once(kind: str = kind, where: str = where, settings: list[str] = settings) -> tuple[str, str]:
+                nonlocal undisturbed
+                undisturbed = undisturbed or run(work / f"undisturbed {where}", *SHORT, *settings).student
+                marker = work / f"once {where} {kind}"
+                found = run(work / f"{where} {kind}", *SHORT, *settings, KIND=kind, IN=where, ONCE=str(marker))
+                check(marker.exists(), "the fault did not happen")
+                check(found.code == 0 and len(found.notes()) == 1, found.lines[-3:])
+                check(found.student == undisturbed, f"another student: {found.student}, not {undisturbed}")
+                return "1 restart, exit code 0", "the student of an undisturbed run, bit for bit"
+
+            def always(kind: str = kind, where: str = where, settings: list[str] = settings) -> tuple[str, str]:
+                nonlocal undisturbed
+                undisturbed = undisturbed or run(work / f"undisturbed {where}", *SHORT, *settings).student
+                folder = work / f"{where} {kind} always"
+                found = run(folder, *SHORT, *settings, KIND=kind, IN=where)
+                check(found.code == 1, found.lines[-3:])
+                check(re.search(PLACE, found.last) is not None, found.last)
+                check("Traceback" not in "".join(found.lines), found.lines)
+                again = resume(folder)
+                check(again.code == 0 and again.student == undisturbed, again.lines[-3:])
+                line = short(found.last.split("; go on with")[0], work)
+                return (
+                    f"exit code 1 after {len(found.notes())} restarts: {line}",
+                    "`--resume` without the fault: the student of an undisturbed run",
+                )
+
+            table.row(f"{where}: an environment does this once: {kind}", once)
+            if where == "validation" or kind in ("raise", "segfault"):
+                table.row(f"{where}: an environment does this always: {kind}", always)
+
+
+def numbers(table: Table, work: Path) -> None:
+    """NaN."""
+    for name, where in (("NaN observation", "collect"), ("NaN observation", "validation"), ("NaN reward", "collect")):
+
+        def try_it(name: str = name, where: str = where) -> tuple[str, str]:
+            found = run(work / f"{name} {where}", *SHORT, *UNPOLISHED, KIND=name, IN=where)
+            check(found.code == 1 and not found.notes() and "nan" in found.last, found.lines[-3:])
+            check("seed" in found.last and "step" in found.last, found.last)
+            return f"exit code 1: {short(found.last.split('; go on with')[0], work)}", "the checkpoint before the round"
+
+        table.row(f"{where}: {name}", try_it)
+
+    def diverging() -> tuple[str, str]:
+        found = run(work / "diverging", *SHORT, *UNPOLISHED, "--train.learning_rate", "1e38")
+        check(found.code == 1 and "training diverged" in found.last and "lower train.learning_rate" in found.last, found.lines[-3:])
+        return f"exit code 1: {short(found.last.split('; go on with')[0], work)}", "no student with NaN"
+
+    table.row("training: the loss becomes NaN (`--train.learning_rate 1e38`)", diverging)
+
+
+@contextlib.contextmanager
+def disk(folder: Path, size: str) -> Iterator[Path]:
+    """A small file system."""
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def disks(table: Table, work: Path) -> None:
+    """Disks that fill up or become read-only, and folders that are removed, after the second round."""
+    if os.geteuid():
+        return
+
+    def ended(found: Run, reason: str) -> str:
+        check(found.code == 1 and reason in found.last and "cannot be written" in found.last, found.lines[-3:])
+        check("Traceback" not in "".join(found.lines), found.lines)
+        return f"exit code 1: {short(found.last.split('; go on with')[0], work)}"
+
+    def resumed(folder: Path) -> str:
+        again = resume(folder)
+        check(again.code == 0, again.lines[-3:])
+        check(again.student == run(work / f"undisturbed {uuid.uuid4().hex}", *SHORT, *UNPOLISHED).student, "another student")
+        return "the checkpoint was whole: `--resume` with room again gives the student of an undisturbed run"
+
+    def full() -> tuple[str, str]:
+        with disk(work / "full", "4m") as where:
+
+            def fill() -> None:
+                wait_for(where / "run" / "checkpoint")
+                time.sleep(2)
+                with open(where / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+                    while file.write(bytes(4096)):
+                        pass
+
+            line = ended(run(where / "run", *SHORT, *UNPOLISHED, during=fill), "No space left on device")
+            (where / "filler").unlink()
+            return line, resumed(where / "run")
+
+    def read_only() -> tuple[str, str]:
+        folder = work / "read-only"
+
+        def lock() -> None:
+            """Put a read-only view of the folder over it: a file system cannot be made read-only while a file is open for writing."""
+            wait_for(folder / "checkpoint")
+            time.sleep(2)
+            subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+
+        try:
+            line = ended(run(folder, *SHORT, *UNPOLISHED, during=lock), "Read-only file system")
+        finally:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        return line, resumed(folder)
+
+    def gone() -> tuple[str, str]:
+        folder = work / "gone"
+
+        def remove() -> None:
+            wait_for(folder / "checkpoint")
+            time.sleep(2)
+            shutil.rmtree(folder)
+
+        found = run(folder, *SHORT, *UNPOLISHED, during=remove)
+        check(found.code == 1 and "does not exist any more" in found.last, found.lines[-3:])
+        check(not folder.exists(), "the folder was made again")
+        return f"exit code 1: {short(found.last.split('; go on with')[0], work)}", "nothing; the folder is not made again"
+
+    def tensorboard() -> tuple[str, str]:
+        with disk(work / "tensorboard" / "tensorboard", "8k") as where:
+            found = run(where.parent, *SHORT, *UNPOLISHED)
+            check(found.code == 0 and any("TensorBoard" in line for line in found.notes()), found.lines[-3:])
+            return f"exit code 0, and {short(found.notes()[0], work)}", "everything but the curves"
+
+    table.row("disk: full after some rounds", full)
+    table.row("disk: read-only after some rounds", read_only)
+    table.row("disk: the run folder is removed", gone)
+    table.row("disk: full in `tensorboard/` alone", tensorboard)
+
+
+def kills(table: Table, work: Path, count: int) -> None:
+    """Signals while environments work or hang; no process may be left (``started`` checks that)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
+        for kind in ("", "hang", "hang in C"):
+            for whom in ("the command", "all its processes"):
+
+                def try_it(number: int = number, kind: str = kind, whom: str = whom) -> tuple[str, str]:
+                    codes = []
+                    for attempt in range(count):
+                        folder = work / f"{number} {kind} {whom} {attempt}"
+                        settings = [*SHORT[:-1], *UNPOLISHED, "--collect.env_steps=100000", "--collect.rounds=50"]
+                        with started(folder, *settings, KIND=kind, IN="validation") as (process, _):
+                            wait_for(folder / "checkpoint")
+                            time.sleep(0.5 + 0.05 * attempt)
+                            os.kill(process.pid, number) if whom == "the command" else os.killpg(process.pid, number)
+                            codes.append(process.wait(20))
+                        shutil.rmtree(folder)
+                    wanted = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: -9}[signal.Signals(number)]
+                    check(set(codes) == {wanted}, codes)
+                    return f"exit code {wanted}, {count} times", "no process"
+
+                state = f"environments {kind}" if kind else "environments work"
+                table.row(f"kill: {signal.Signals(number).name} to {whom}, {state}", try_it)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=3, help="times that each kind of kill is tried")
+    parser.add_argument("--only", default="", help="rows whose first column holds this text")
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it, and theirs would too
+    with tempfile.TemporaryDirectory(prefix="inject-faults-") as folder:
+        table, work = Table(options.only), Path(folder)
+        environments(table, work)
+        numbers(table, work)
+        disks(table, work)
+        kills(table, work, options.kills)
+    return min(table.failures, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
