@@ -416,7 +416,7 @@ def test_stable_baselines3_is_known_to_few(name):
 
 def starts_a_command(path: Path) -> bool:
     """Whether a script is a command's: there is one for each."""
-    return path.parent.name == "scripts" and f'main(["{path.stem}"' in path.read_text()
+    return path.parent.name == "scripts" and path.is_file() and f'main(["{path.stem}"' in path.read_text()
 
 
 def test_no_folder_is_crowded_and_no_module_is_long():
