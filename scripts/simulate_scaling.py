@@ -17,6 +17,7 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 MACHINES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 JOBS_PER_SLOT = 10
@@ -70,7 +71,6 @@ class Work:
         observation: megabytes of its observation alone.
         append: the job's own time to store a transition.
         round_steps: transitions of a round.
-        other_seconds: the job's seconds that are not collecting, on one core.
     """
 
     name: str
@@ -89,6 +89,8 @@ WORKS = (
 )
 SPREAD = 0.7
 """Standard deviation of the logarithm of a job's seconds."""
+PREPARED = 0.002
+"""The asking machine's time to hash and read a megabyte of a job's files."""
 STEP_SPREAD = 0.3
 """Standard deviation of the logarithm of a worker's time for its share of a block."""
 
@@ -96,22 +98,21 @@ STEP_SPREAD = 0.3
 def jobs_by_formula(work: Work, engine: Engine, slots: int, *, shared: bool) -> float:
     """Jobs a second: the least of what the slots, the machine that asks, and its network can do."""
     by_network = math.inf if shared else engine.link / work.sent
-    return min(slots / (work.seconds + engine.start), 1 / engine.job, by_network)
+    return min(slots / (work.seconds + engine.start), 1 / (engine.job + work.sent * PREPARED), by_network)
 
 
 def jobs_by_simulation(work: Work, engine: Engine, slots: int, *, shared: bool, random_numbers: random.Random) -> float:
     """Jobs a second, from the first to the moment when no job waits any more. The asking machine and its network serve in order."""
     count = JOBS_PER_SLOT * slots
-    free, asker, network, finished = [0.0] * slots, 0.0, 0.0, 0
+    free, asker, network = [0.0] * slots, 0.0, 0.0
     begins: list[float] = []
     for _ in range(count):
-        asked = asker = max(asker, heapq.heappop(free)) + engine.job
+        asked = asker = max(asker, heapq.heappop(free)) + engine.job + work.sent * PREPARED
         if not shared:
             asked = network = max(network, asked) + work.sent / engine.link
         seconds = work.seconds * math.exp(random_numbers.gauss(-(SPREAD**2) / 2, SPREAD))
         begins.append(asked)
         heapq.heappush(free, asked + engine.start + seconds)
-        finished += 1
     # the second half, in which the slots are out of step with each other
     return (count - count // 2) / (begins[-1] - begins[count // 2 - 1])
 
@@ -126,11 +127,15 @@ def block_of(work: Work, workers: int) -> int:
 def transitions_by_formula(work: Work, engine: Engine, workers: int) -> float:
     """Transitions a second: calls, steps, network and storing follow each other in each block."""
     block = block_of(work, workers)
-    # the slowest of the workers, whose times vary: the expected maximum of that many normal numbers
-    slowest = math.exp(STEP_SPREAD * math.sqrt(2 * math.log(workers)) - STEP_SPREAD**2 / 2) if workers > 1 else 1.0
-    stepping = block * work.step / workers * slowest
+    stepping = block * work.step / workers * slowest_of(workers)
     receiving = block * max(work.transition / engine.link, work.transition * engine.megabyte + work.append)
     return block / (workers * engine.call + engine.latency + max(stepping, receiving) + min(stepping, receiving) / workers)
+
+
+def slowest_of(workers: int) -> float:
+    """Expected maximum of the log-normal factors of that many workers: the integral of the chance that it exceeds x."""
+    normal, width = NormalDist(-(STEP_SPREAD**2) / 2, STEP_SPREAD), 0.01
+    return sum((1 - normal.cdf(math.log(index * width)) ** workers) * width for index in range(1, 1000)) + width / 2
 
 
 def transitions_by_simulation(work: Work, engine: Engine, workers: int, *, random_numbers: random.Random) -> float:

@@ -92,7 +92,7 @@ def _to_hub(options: Any, export: Callable[[str], Export]) -> int:
         else:
             export("onnx")
     files = hub.write_repository(run, target)
-    summary = {"path": str(target), "files": files, "notices": notices}
+    summary: dict[str, Any] = {"path": str(target), "files": files, "notices": notices}
     rows = [("format", f"{HUB}: {', '.join(sorted({Path(name).parts[0] for name in files}))}"), *(("note", text) for text in notices)]
     if api is not None:
         summary["url"] = hub.push(api, target, options.push, private=options.private)

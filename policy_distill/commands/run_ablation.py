@@ -10,6 +10,7 @@ from policy_distill.commands.options.parser import Parser
 from policy_distill.config import EngineConfig
 from policy_distill.report.printing import DONE, plain
 from policy_distill.support.progress import Display
+from policy_distill.support.signals import saying_how_to_go_on
 
 JOBS = (
     "number of runs at the same time; default: one for each core, with --engine ray as many as the cluster has room for; 0: in this process"
@@ -34,7 +35,8 @@ def run_ablation(arguments: Sequence[str]) -> int:
     study = ablation.Study.load(Path(options.study))
     output = writable_folder(Path(options.output))
     engine = parser.instantiate(options).engine
-    kept = ablation.run_study(study, output, engine=engine, jobs=options.jobs, note=Display(quiet=options.json).note)
+    with saying_how_to_go_on("what is done is kept, and the same command goes on from there"):
+        kept = ablation.run_study(study, output, engine=engine, jobs=options.jobs, note=Display(quiet=options.json).note)
     command = f"policy-distill run_ablation --study {options.study} --output {options.output} --page {options.page}"
     page, text = Path(options.page), ablation.markdown(study, kept, command)
     write_atomically(page, lambda target: target.write_text(text, encoding="utf-8"))

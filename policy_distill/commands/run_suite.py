@@ -12,6 +12,7 @@ from policy_distill.commands.options.parser import Parser
 from policy_distill.config import DistillConfig, RequestError
 from policy_distill.report.printing import DONE
 from policy_distill.support.progress import Display
+from policy_distill.support.signals import saying_how_to_go_on
 from policy_distill.support.terminal import Terminal
 
 JOBS = (
@@ -40,7 +41,8 @@ def run_suite(arguments: Sequence[str]) -> int:
 
     output = writable_folder(Path(options.output))
     jobs = suite.DEFAULT_JOBS if options.jobs is None and config.engine.kind == "local" else options.jobs
-    result = suite.run_suite(Path(options.teachers), config, output=output, jobs=jobs, display=Display(quiet=options.json))
+    with saying_how_to_go_on("what is done is kept, and the same command goes on from there"):
+        result = suite.run_suite(Path(options.teachers), config, output=output, jobs=jobs, display=Display(quiet=options.json))
     aggregates = result.aggregates()
     if options.json:
         print(json.dumps({"rows": result.rows, "aggregates": aggregates}, indent=2))

@@ -219,5 +219,6 @@ def push(api: HfApi, folder: str | Path, repository: str, *, private: bool = Fal
         url = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Student distilled by policy-distill")
     except Exception as error:  # of the client, or of its HTTP library
-        raise Fault(f"{folder} is written, but not uploaded ({reason(error)}): log in with hf auth login, then push again") from error
+        fix = "check the network and hf auth login, then push again"
+        raise Fault(f"{folder} is written, but not uploaded ({reason(error)}): {fix}") from error
     return str(url)

@@ -18,8 +18,7 @@ from policy_distill.evaluation.statistics import Retention, retention
 from policy_distill.evaluation.teacher_check import preflight
 from policy_distill.export.sb3 import save_ppo, why_not_exported, why_not_ppo
 from policy_distill.pipeline import checkpoint
-from policy_distill.pipeline.context import Services
-from policy_distill.pipeline.failures import failing_well
+from policy_distill.pipeline.context import Services, failing_well
 from policy_distill.pipeline.imitation import choose_round, imitate
 from policy_distill.pipeline.lock import locked
 from policy_distill.pipeline.polish import polish
@@ -44,7 +43,7 @@ from policy_distill.training.value_network import fit_values
 
 RESULTS = (
     "result.json", "report.html", "report.md", "student/student.json", "student/student.safetensors", "student.zip", "certificate.json",
-    "disagreements.npz", "episode.gif", "error.txt", "worker_errors.log", "student/student.next.safetensors", "suite.json", "ablation.json",
+    "disagreements.npz", "episode.gif", "error.txt", "job.json", "worker_errors.log", "student/student.next.safetensors",
 )  # fmt: skip
 """Files in a run folder that describe one run; other commands write some of them."""
 
@@ -97,6 +96,17 @@ def distill(
             if checkpoint.exists(job.folder):
                 error.add_note(("" if isinstance(error, KeyboardInterrupt) else "once the cause is gone, ") + how_to_resume(job))
             raise
+
+
+def distill_or_resume(config: DistillConfig, *, display: Display | None = None) -> DistillResult:
+    """``distill``, which continues an interrupted run of the same request in ``config.output``; one of another request is replaced."""
+    run = Path(config.output or "")
+    if config.output and checkpoint.exists(run):
+        try:
+            return distill(config, display=display, resume=True)
+        except checkpoint.CannotResume:
+            checkpoint.remove(run)
+    return distill(config, display=display)
 
 
 def _begun(job: Job, display: Display) -> tuple[Job, State]:
@@ -172,7 +182,8 @@ def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display)
         display.note(rollouts.backend)
         known = known_returns(job.teacher, job.spec, note) if config.evaluate.reuse_returns else {}
         if config.engine.kind == "ray":
-            state.notices += this_machine().check(rollouts.ask_each(this_machine))
+            differing = this_machine().check(rollouts.ask_each(this_machine))
+            state.notices += [notice for notice in differing if notice not in state.notices]  # a run that is resumed has them already
         services = Services(job, rollouts, tracker, display, known)
         while state.stage != "done":
             num_kept = len(state.kept)

@@ -18,6 +18,8 @@ except ImportError:  # without POSIX locks (Windows) nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
+PATIENCE = 1.0
+"""Seconds of waiting for a lock: a process whose parent was killed may be about to end."""
 _held: set[Path] = set()
 """Folders that this process has locked: POSIX locks do not exclude their own process."""
 
@@ -53,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _open_locked(folder: Path) -> TextIO:
     """The folder's lock file, locked and empty."""
-    path = folder / NAME
+    path, until = folder / NAME, time.monotonic() + PATIENCE
     while True:
         file = open(path, "a+")  # noqa: SIM115 - it stays open as long as the lock is held
         try:
@@ -62,6 +64,10 @@ def _open_locked(folder: Path) -> TextIO:
                 file.truncate(0)
                 return file
         except (BlockingIOError, PermissionError):  # which one depends on the system
+            if time.monotonic() < until:
+                file.close()
+                time.sleep(0.05)
+                continue
             file.seek(0)
             holder = file.read(200) or "another process"
             file.close()

@@ -36,9 +36,9 @@ def connected(address: str | None) -> Any:
         if address is not None and (place := re.fullmatch(r"([\w.-]+):(\d+)", address)):  # Ray itself waits for minutes
             socket.create_connection((place[1], int(place[2])), SECONDS_TO_CONNECT).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise RequestError(
-            f"there is no Ray cluster at {address or 'this machine'} ({error}): start one with ray start --head, and join it from other "
+            f"no Ray cluster answers at {address or 'this machine'} ({error}): start one with ray start --head, and join it from other "
             "machines with ray start --address HOST:PORT"
         ) from None
     if in_main_thread:  # Ray installs its own handler

@@ -40,6 +40,16 @@ def raising_stops() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def saying_how_to_go_on(note: str) -> Iterator[None]:
+    """Give ``KeyboardInterrupt`` this note instead of those that it has."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.__notes__ = [note]
+        raise
+
+
 def leave_stops_to_parent() -> None:
     """What a worker process does with signals that end a command.
 

@@ -54,9 +54,6 @@ class AutogradStack(FlatParameters):
         encoder: an encoder of that architecture on the training device; members copy its normalisation.
         generators: one per member, for weight initialisation.
         projections: the student's and the teacher's width for each hint.
-
-    Attributes:
-        students: the members, whose parameters are those of ``flat``.
     """
 
     def __init__(
@@ -70,11 +67,11 @@ class AutogradStack(FlatParameters):
         device = next(encoder.buffers()).device
         super().__init__(architecture, len(generators), device, projections)
         self._encoder = encoder
-        self.students = [self._new_student().to(device) for _ in generators]
+        self._students = [self._new_student().to(device) for _ in generators]
         parameters, self._slopes = (tensor[:, : architecture.params] for tensor in (self.flat, self.gradient))
         self._offset = architecture.params
         self._make_leaves(projections)
-        for index, (student, generator) in enumerate(zip(self.students, generators, strict=True)):
+        for index, (student, generator) in enumerate(zip(self._students, generators, strict=True)):
             last, memory = student.linears[-1].weight, set(map(id, student.memory.parameters() if student.memory else ()))
             windows, gradients = _views(student, parameters[index]), _views(student, self._slopes[index])
             for parameter, window, gradient in zip(student.parameters(), windows, gradients, strict=True):
@@ -125,7 +122,7 @@ class AutogradStack(FlatParameters):
         self._round()
         output = activations.output if output is None else output
         activations.outputs, activations.layers = [], []
-        for index, (student, values) in enumerate(zip(self.students, self._read(inputs), strict=True)):
+        for index, (student, values) in enumerate(zip(self._students, self._read(inputs), strict=True)):
             layers = []
             for module in student.network:
                 values = module(values)
@@ -141,7 +138,7 @@ class AutogradStack(FlatParameters):
 
     def _read(self, inputs: Tree) -> Iterator[Tensor]:
         """The input ``[B, width]`` of each member's head."""
-        for index, student in enumerate(self.students):
+        for index, student in enumerate(self._students):
             yield student.encoder(rows(inputs, index))
 
     def _mask(self, inputs: Tree, index: int) -> Tensor:
@@ -169,10 +166,15 @@ class AutogradStack(FlatParameters):
     @torch.no_grad()
     def adopt(self, student: Student) -> None:
         """Give every member the weights of ``student``."""
-        for member in self.students:
-            for mine, given in zip(member.parameters(), student.parameters(), strict=True):
+        for row in self.flat:
+            for mine, given in zip(_views(student, row[: self.architecture.params]), student.parameters(), strict=True):
                 mine.copy_(given)
         self.log_std.copy_(student.log_std)
+
+    def live(self, index: int) -> Student:
+        """Member ``index`` with its present weights, until they change."""
+        self._round()
+        return self._students[index]
 
     @torch.no_grad()
     def member(self, index: int, flat: Tensor | None = None) -> Student:

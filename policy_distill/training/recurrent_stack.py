@@ -54,11 +54,11 @@ class RecurrentStack(AutogradStack):
     def _gates(self, observations: Tree) -> Tensor:
         """The input part of the GRU gates ``[T, K, Q, 3 * units]``, from observations ``[K, T, Q, ...]``."""
         parts = []
-        for index, (student, memory) in enumerate(zip(self.students, self._memories, strict=True)):
+        for index, (student, memory) in enumerate(zip(self._students, self._memories, strict=True)):
             inputs = rows(observations, index)
             parts.append(memory.inputs(student.encoder(flattened(inputs))).unflatten(0, leaves(inputs)[0].shape[:2]))
         return torch.stack(parts, dim=1)
 
     @property
     def _memories(self) -> list[Gru]:
-        return [student.memory for student in self.students if student.memory is not None]
+        return [student.memory for student in self._students if student.memory is not None]

@@ -389,7 +389,7 @@ def test_square_brackets_are_shown(capsys, monkeypatch, tmp_path):
     def fail(config: DistillConfig, display: object) -> None:
         raise RequestError(reason)
 
-    monkeypatch.setattr(jobs, "distill", fail)
+    monkeypatch.setattr(jobs, "distill_or_resume", fail)
     monkeypatch.setenv("COLUMNS", "200")
     output = tmp_path / "[out]"
     assert main(["run_suite", "--teachers", str(tmp_path / "[agents]"), "--output", str(output), "--jobs", "0"]) == 0

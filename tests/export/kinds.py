@@ -39,6 +39,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "some_parts": Architecture(PARTS, BOX, (8, 6), columns=(1, 2, 5, 8)),
     "discrete": Architecture(spaces.MultiDiscrete([3, 4], start=[1, 0]), SOME, (8,)),
     "image": Architecture(IMAGE, SOME, (8,), channels=(4, 3)),
+    "image_strided": Architecture(spaces.Box(0, 255, (10, 10, 3), np.uint8), SOME, (8,), channels=(4, 3), strides=(2, 1)),
     "image_in_parts": Architecture(WITH_IMAGE, BOX, (8,), "tanh", channels=(4, 3)),
     "memory": Architecture(VECTOR, SOME, (6,), memory=5),
     "memory_only": Architecture(PARTS, BOX, (), memory=5),

@@ -182,5 +182,5 @@ def test_a_failed_upload_says_that_the_folder_is_written(tmp_path):
         def create_repo(self, *_: Any, **__: Any) -> None:
             raise ConnectionError("no network")
 
-    with pytest.raises(Fault, match=r"is written, but not uploaded \(no network\): log in with hf auth login"):
+    with pytest.raises(Fault, match=r"is written, but not uploaded \(no network\): check the network and hf auth login"):
         hub.push(Api(), tmp_path, "me/small")  # type: ignore[arg-type]

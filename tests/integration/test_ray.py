@@ -37,11 +37,14 @@ STORE = 100_000_000
 def cluster():
     from ray.cluster_utils import Cluster
 
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the user's home
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": STORE})
     made.add_node(num_cpus=2, object_store_memory=STORE)
     yield made
     ray.shutdown()
     made.shutdown()
+    patch.undo()
 
 
 @pytest.fixture
@@ -147,5 +150,5 @@ def test_without_ray_the_command_to_install_it_is_named(monkeypatch):
 
 def test_an_address_without_a_cluster_is_refused(monkeypatch):
     assert not is_connected()
-    with pytest.raises(RequestError, match=r"there is no Ray cluster at 127\.0\.0\.1:1 .*start one with ray start"):
+    with pytest.raises(RequestError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 .*start one with ray start"):
         ray_cluster.connected("127.0.0.1:1")

@@ -21,7 +21,7 @@ from policy_distill.policies.student import Student
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.rollouts.processes import Host, Remote
 from tests import rude_worlds as rude
-from tests.small_worlds import BANDIT, PUSH, WALK, WORLDS, random_student
+from tests.small_worlds import BANDIT, PUSH, RECALL, WALK, WORLDS, random_student, recurrent_student
 
 
 def student_of(world: Any, outputs: list[float] | None = None, log_std: float = -1.0) -> Student:
@@ -75,6 +75,21 @@ def test_a_rollout_goes_on_where_the_last_one_ended():
     assert starts[0].all()
     np.testing.assert_array_equal(later[0], observations[-1])
     np.testing.assert_array_equal(later_starts[0], starts[-1])
+
+
+def test_a_memory_goes_on_in_the_next_rollout():
+    """Two rollouts of seven steps are one of fourteen; an episode has six."""
+    world, actions = make(RECALL), []
+    student = recurrent_student(world.observation_space, world.action_space)
+    for num_steps, count in ((7, 2), (14, 1)):
+        env = RolloutEnv([functools.partial(make, RECALL)] * 5, num_steps, seed=4)
+        env.reset()
+        parts = []
+        for _ in range(count):
+            env.rollout(student)
+            parts.append(env.actions)
+        actions.append(np.concatenate(parts))
+    np.testing.assert_array_equal(actions[0], actions[1])
 
 
 def test_environments_draw_apart_from_each_other_and_anew_in_each_rollout():

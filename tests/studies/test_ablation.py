@@ -79,7 +79,7 @@ def test_a_run_is_done_once_and_again_when_its_settings_change(tmp_path, monkeyp
         kept = [{"kept": True}, {"kept": False}]
         write_json(Path(str(config.output)) / "result.json", {"retention": {"estimate": 0.75}, "self_distillation": kept})
 
-    monkeypatch.setattr(jobs, "distill", distill)
+    monkeypatch.setattr(jobs, "distill_or_resume", distill)
 
     def run(base: dict[str, Any]) -> list[Found]:
         study = Study("", "", base, {"one": {"teacher": "a"}}, {"Heat": GROUPS["Heat"]}, (3,))

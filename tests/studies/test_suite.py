@@ -60,7 +60,7 @@ class Job:
 @pytest.fixture
 def job(monkeypatch) -> Job:
     made = Job()
-    monkeypatch.setattr(jobs, "distill", made)
+    monkeypatch.setattr(jobs, "distill_or_resume", made)
     return made
 
 
@@ -194,6 +194,6 @@ def test_a_step_may_take_a_minute_unless_the_user_says_otherwise(given, used, ag
         timeouts.append(config.step_timeout)
         job(config, **options)
 
-    monkeypatch.setattr(jobs, "distill", remember)
+    monkeypatch.setattr(jobs, "distill_or_resume", remember)
     run_suite(agents, DistillConfig(step_timeout=given), output=tmp_path / "out", jobs=0)
     assert timeouts == [used] * len(NAMES)

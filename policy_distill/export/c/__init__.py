@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from policy_distill.export.c import programs, source
+from policy_distill.export.c.arrays import bytes_of_arrays
 from policy_distill.export.c.compiled import Compiled, find_compiler
 from policy_distill.export.c.fixed import FixedNetwork
 from policy_distill.export.c.fixed_source import FixedSource
@@ -21,7 +22,7 @@ from policy_distill.export.folded import Folded
 from policy_distill.export.runner import Visited
 from policy_distill.support.files import write_atomically
 
-__all__ = ["Compiled", "Numbers", "find_compiler", "load", "measure", "reference", "texts", "write"]
+__all__ = ["Compiled", "Numbers", "find_compiler", "load", "measure", "reference", "table_bytes", "texts", "write"]
 
 Numbers: TypeAlias = dict[str, Any]
 """What the files depend on besides the student, as data for JSON.
@@ -62,14 +63,12 @@ def reference(folded: Folded, numbers: Numbers, bits: int | None) -> FloatNetwor
     return FloatNetwork(folded) if bits is None else FixedNetwork(folded, bits, numbers["ranges"])
 
 
-def texts(folded: Folded, numbers: Numbers, *, bits: int | None = None, arduino: bool = False) -> dict[str, str]:
+def texts(folded: Folded, numbers: Numbers, *, bits: int | None = None) -> dict[str, str]:
     """The files' contents by name; see ``write``."""
     network = reference(folded, numbers, bits)
     text = FixedSource(network) if isinstance(network, FixedNetwork) else FloatSource(network)
     interface, recorded = interface_of(folded), _recorded(folded, numbers)
     head, body = source.header(interface, folded.rule, text), source.code(network.folded, interface, text)
-    if arduino:
-        return {"src/policy.h": head, "src/policy.c": body, **programs.arduino(folded, interface, recorded)}
     return {
         "policy.h": head,
         "policy.c": body,
@@ -78,7 +77,7 @@ def texts(folded: Folded, numbers: Numbers, *, bits: int | None = None, arduino:
     }
 
 
-def write(folded: Folded, folder: Path, numbers: Numbers, *, bits: int | None = None, arduino: bool = False) -> list[str]:
+def write(folded: Folded, folder: Path, numbers: Numbers, *, bits: int | None = None) -> list[str]:
     """Write the C files into ``folder``; the same arguments give the same files.
 
     Args:
@@ -86,7 +85,6 @@ def write(folded: Folded, folder: Path, numbers: Numbers, *, bits: int | None = 
         folder: it exists.
         numbers: of ``measure``.
         bits: bits of a weight, 8, 4, 3 or 2, in fixed point; None: float32.
-        arduino: write an Arduino library instead: library.properties, src/ and examples/.
 
     Returns:
         The files' names.
@@ -94,11 +92,15 @@ def write(folded: Folded, folder: Path, numbers: Numbers, *, bits: int | None = 
     Raises:
         RequestError: if the network cannot be computed in fixed point.
     """
-    contents = texts(folded, numbers, bits=bits, arduino=arduino)
+    contents = texts(folded, numbers, bits=bits)
     for name, content in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / name, lambda target, content=content: target.write_text(content))  # type: ignore[misc]
     return list(contents)
+
+
+def table_bytes(folder: Path) -> int:
+    """Bytes of weights, scales and other constants in the policy.c in ``folder``, which its program stores; without its code."""
+    return bytes_of_arrays((folder / "policy.c").read_text())
 
 
 def load(folder: Path, folded: Folded) -> Compiled:

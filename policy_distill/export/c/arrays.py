@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import textwrap
 from collections.abc import Iterable
 
@@ -43,6 +44,12 @@ def array(name: str, values: np.ndarray, comment: str = "") -> str:
         + "\n".join(f"    {line}" for line in lines)
         + "\n};"
     )
+
+
+def bytes_of_arrays(code: str) -> int:
+    """Bytes of the constant arrays in a text that was written by ``array``."""
+    sizes = {name: np.dtype(dtype).itemsize for dtype, name in C_TYPES.items()}
+    return sum(sizes[name] * int(count) for name, count in re.findall(r"^static const (\w+) \w+\[(\d+)\]", code, re.MULTILINE))
 
 
 def integer(value: int) -> str:

@@ -251,7 +251,8 @@ def _layer(
     step = 2 ** max(_exponent(float(np.abs(bias).max())) + point - 15, 0)
     biases = np.rint(bias.astype(np.float64) * 2.0**point / step).clip(-LARGEST, LARGEST)
     fraction = 0 if fraction is None else min(fraction, point - 1)
-    return FixedLayer(*(array.astype(np.int64) for array in (codes, multipliers, biases)), step, shift, point, fraction, limit)
+    codes, multipliers, biases = (array.astype(np.int64) for array in (codes, multipliers, biases))
+    return FixedLayer(codes, multipliers, biases, step, shift, point, fraction, limit)
 
 
 def _exponent(value: float) -> int:

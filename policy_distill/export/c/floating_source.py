@@ -91,7 +91,7 @@ class FloatSource:
         folded = self._folded
         texts, hidden = [DENSE], len(folded.layers) > 1 or any(part.convolutions for part in folded.inputs)
         if folded.memory is not None or (hidden and folded.activation != "relu"):
-            texts.append(TANH.format(limit=number(TANH_LIMIT), above=_horner(TANH_ABOVE), below=_horner(TANH_BELOW)))
+            texts.append(TANH.format(limit=number(float(TANH_LIMIT)), above=_horner(TANH_ABOVE), below=_horner(TANH_BELOW)))
         if folded.memory is not None or (hidden and folded.activation == "silu"):
             texts.append(SIGMOID)
         if hidden:

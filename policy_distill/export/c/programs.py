@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from policy_distill.export.c.arrays import array
@@ -23,6 +21,9 @@ SELF_TEST = """\
 #include "policy.h"
 
 #define RECORDED {count}
+#ifndef TIMED /* a measurement around each call may be defined here */
+#define TIMED(call) call
+#endif
 
 {tables}
 
@@ -70,41 +71,6 @@ int main(void)
     return 0;
 }}
 """
-IN_ARDUINO = {
-    'printf("action: %ld\\n", (long)': "Serial.println((long)",
-    'printf("action:");': 'Serial.print("action:");',
-    'printf(" %g", (double)action[j]);': "Serial.print(' ');\n        Serial.print(action[j], 6);",
-    'printf(" %ld", (long)action[j]);': "Serial.print(' ');\n        Serial.print((long)action[j]);",
-    'printf("\\n");': "Serial.println();",
-}
-"""What the example prints in C and in Arduino's language."""
-SKETCH = """\
-#include <policy.h>
-
-{tables}
-
-void setup()
-{{
-    Serial.begin(9600);
-}}
-
-void loop()
-{{
-{statements}    delay(1000);
-}}
-"""
-LIBRARY = """\
-name=Policy
-version=1.0.0
-author=policy-distill
-maintainer=policy-distill
-sentence=A distilled policy.
-paragraph=Written by policy-distill.
-category=Data Processing
-url=https://docs.arduino.cc/arduino-cli/library-specification
-architectures=*
-includes=policy.h
-"""
 
 
 def recorded_tables(folded: Folded, interface: Interface, source: Source, recorded: Visited, reference: Runner) -> str:
@@ -133,14 +99,15 @@ def self_test(folded: Folded, interface: Interface, source: Source, recorded: Vi
         after = f"STATES_AFTER[n * {interface.units} + k]"
         test = f"state.units[k] == {after}" if exact else f"same(state.units[k], {after})"
         compare += [f"for (int k = 0; k < {interface.units}; k++) {{", f"    matches &= {test};", "}"]
-    statements.append(f"policy_outputs({', '.join([*given, 'outputs'])});")
+    statements.append(f"TIMED(policy_outputs({', '.join([*given, 'outputs'])}));")
     if interface.returned:
-        compare.append("matches &= policy_choose(outputs) == ACTIONS[n];")
+        declared.append("int32_t action;")
+        compare += ["TIMED(action = policy_choose(outputs));", "matches &= action == ACTIONS[n];"]
     else:
         size, action = interface.action.size, interface.action
         declared.append(f"{action.type} action[{size}];")
         test = f"action[j] == ACTIONS[n * {size} + j]" if exact or action.type != "float" else f"same(action[j], ACTIONS[n * {size} + j])"
-        compare += ["policy_choose(outputs, action);", f"for (int j = 0; j < {size}; j++) {{", f"    matches &= {test};", "}"]
+        compare += ["TIMED(policy_choose(outputs, action));", f"for (int j = 0; j < {size}; j++) {{", f"    matches &= {test};", "}"]
     return SELF_TEST.format(
         count=len(recorded),
         tables=recorded_tables(folded, interface, source, recorded, reference),
@@ -176,16 +143,6 @@ def example(folded: Folded, interface: Interface, recorded: Visited) -> str:
             'printf("\\n");',
         ]
     return EXAMPLE.format(tables="\n".join(tables), statements="\n".join(f"    {line}" for line in statements))
-
-
-def arduino(folded: Folded, interface: Interface, recorded: Visited) -> dict[str, str]:
-    """Texts of an Arduino library's description and example by path; policy.h and policy.c lie in its folder ``src``."""
-    text = example(folded, interface, recorded)
-    _, tables, statements = re.split(r'#include "policy.h"\n|int main\(void\)\n\{\n', text)
-    for of_c, of_arduino in IN_ARDUINO.items():
-        statements = statements.replace(of_c, of_arduino)
-    sketch = SKETCH.format(tables=tables.strip(), statements=statements.removesuffix("    return 0;\n}\n"))
-    return {"library.properties": LIBRARY, "examples/policy/policy.ino": sketch}
 
 
 def _inputs(folded: Folded, interface: Interface, seen: Seen) -> list[np.ndarray]:

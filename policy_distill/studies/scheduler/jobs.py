@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from policy_distill.config import DistillConfig, EngineConfig, RequestError
 from policy_distill.evaluation.certify import sha256
-from policy_distill.pipeline.distill import distill
+from policy_distill.pipeline.distill import distill_or_resume
 from policy_distill.studies.scheduler.children import Child, ChildDied
 from policy_distill.support.files import write_json
 from policy_distill.support.progress import Display
@@ -82,11 +82,11 @@ class Outcome:
 
 
 def perform(job: StudyJob, quiet: bool = True) -> Outcome:
-    """Run one job and record that it is done. No failure is raised: it costs this job alone."""
+    """Run one job, or continue it where it was interrupted, and record that it is done. No failure is raised: it costs this job alone."""
     display, error_file = Display(quiet=quiet), job.folder / "error.txt"
     display.note(job.name)
     try:
-        distill(job.config, display=display)
+        distill_or_resume(job.config, display=display)
         write_json(job.folder / RECORD, {"settings": job.settings})
     except RequestError as error:
         return Outcome("not supported", str(error))

@@ -20,6 +20,7 @@ from policy_distill.config import EngineConfig, RequestError
 from policy_distill.config.printable import one_line
 from policy_distill.evaluation.certify import sha256
 from policy_distill.evaluation.machines import Machine, this_machine
+from policy_distill.pipeline import checkpoint
 from policy_distill.studies.scheduler.children import Child
 from policy_distill.studies.scheduler.jobs import Outcome, StudyJob, files_of, outcome_of, perform
 from policy_distill.studies.scheduler.parcels import Parcel, relative, with_paths
@@ -65,11 +66,13 @@ def run_on_ray(jobs: Sequence[StudyJob], engine: EngineConfig, *, at_a_time: int
             while waiting or running:
                 while waiting and (not at_a_time or len(running) < at_a_time):
                     job = waiting.popleft()
-                    files = tuple(path.absolute() for path in files_of(job.config))
+                    read = [path.absolute() for path in files_of(job.config)]
+                    interrupted = [path for path in checkpoint.folder_of(job.folder.absolute()).rglob("*") if path.is_file()]
+                    files = (*read, *interrupted)
                     if files not in parcels:  # jobs with the same agent share them
                         parcels[files] = ray.put(Parcel.of(files))
                     absolute = dataclasses.replace(job, config=with_paths(job.config, os.path.abspath))
-                    order = Order(absolute, sender, token.name, {path: sha256(path) for path in files}, os.getcwd())
+                    order = Order(absolute, sender, token.name, {path: sha256(path) for path in read}, os.getcwd())
                     running[task.remote(order, [parcels[files]])] = job  # in a list, a reference is sent, not what it refers to
                 for ended in ray.wait(list(running))[0]:
                     job = running.pop(ended)

@@ -49,7 +49,8 @@ def run_jobs(
         found = run_here([with_workers(job, share) for job in missing], at_a_time=at_a_time, quiet=quiet or at_a_time > 1)
     for job, outcome in found:
         if outcome.status == "done":
-            outcome = dataclasses.replace(outcome, summary=job.completed())
+            summary = job.completed()
+            outcome = Outcome("done", summary=summary) if summary else Outcome("failed", f"its result is missing in {job.folder}")
         yield job, outcome
 
 

@@ -26,13 +26,13 @@ class AutogradPPO(PPO[AutogradStack]):
     """PPO on two ``AutogradStack`` of one; see ``PPO``."""
 
     def _evaluate(self, environments: RolloutEnv, observations: Tree, truncated: Sequence[Ended]) -> Evaluated:
-        critic, shape = self.critic.students[0], environments.rewards.shape
+        critic, shape = self.critic.live(0), environments.rewards.shape
         last_values = np.zeros(0, np.float32)
         if truncated:
             last_values = _outputs(critic, trees.to_tensors(trees.stack([episode.observation for episode in truncated])))[:, 0].numpy()
         following = _outputs(critic, trees.to_tensors(trees.rows(environments.observations, -1)))
         values = torch.cat([_outputs(critic, observations), following]).reshape(shape[0] + 1, shape[1])
-        return Evaluated({}, _outputs(self.actor.students[0], observations), values.numpy(), last_values)
+        return Evaluated({}, _outputs(self.actor.live(0), observations), values.numpy(), last_values)
 
     def _arrange(self, batch: Batch) -> tuple[Any, Any]:
         inputs = trees.map_leaves(lambda leaf: leaf[None], batch.observations)
@@ -79,7 +79,7 @@ class RecurrentPPO(AutogradPPO):
 
     def _evaluate(self, environments: RolloutEnv, observations: Tree, truncated: Sequence[Ended]) -> Evaluated:
         starts = torch.from_numpy(environments.starts)
-        students = [stack.students[0] for stack in (self.actor, self.critic)]
+        students = [stack.live(0) for stack in (self.actor, self.critic)]
         seen = trees.to_tensors(environments.observations)
         (outputs, acting, _), (values, judging, after) = (
             unrolled(student, seen, starts, state) for student, state in zip(students, self._states, strict=True)

@@ -12,7 +12,7 @@ import torch
 from policy_distill.export import c, npz
 from policy_distill.export.c.fixed import FixedNetwork
 from policy_distill.export.c.floating import FloatNetwork
-from policy_distill.export.folded import Dense, Folded
+from policy_distill.export.folded import Dense, Folded, Normalization
 from policy_distill.export.runner import Visited
 from policy_distill.policies.quantization import rounded
 from tests.export.c.worlds import COUNT, folded_of, needs_compiler, numbers_of, visited_of, written
@@ -116,9 +116,7 @@ def test_a_wide_layer_limits_its_inputs_until_its_sums_fit():
     # 20,000 inputs, whose codes of 8 bits are all 127: 20000 * 127 * 845 < 2**31 <= 20000 * 127 * 846
     folded, count = folded_of("vector"), 20_000
     part = dataclasses.replace(folded.inputs[0], shape=(count,))
-    normalization = dataclasses.replace(
-        folded.normalizations[0], columns=np.arange(count), mean=np.zeros(count, np.float32), scale=np.ones(count, np.float32)
-    )
+    normalization = Normalization(columns=np.arange(count), mean=np.zeros(count, np.float32), scale=np.ones(count, np.float32))
     layer = Dense(np.full((2, count), 0.5, np.float32), np.zeros(2, np.float32))
     wide = dataclasses.replace(folded, inputs=(part,), normalizations=(normalization,), layers=(layer,))
     network = FixedNetwork(wide, 8, {"features": 1.0})

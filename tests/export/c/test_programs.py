@@ -80,31 +80,6 @@ def test_the_code_has_no_mutable_global_and_calls_no_library(name, bits, tmp_pat
     assert {"policy_act", "policy_outputs", "policy_choose"} <= {name for kind, name in symbols if kind == "T"}
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
-@pytest.mark.parametrize("name", ["vector", "tanh", "memory", "parts"])
-def test_the_arduino_library_s_example_is_a_sketch(name, tmp_path):
-    files = c.write(folded_of(name), tmp_path, numbers_of(name), bits=8, arduino=True)
-    assert files == ["src/policy.h", "src/policy.c", "library.properties", "examples/policy/policy.ino"]
-    fields = dict(line.split("=", 1) for line in (tmp_path / "library.properties").read_text().splitlines())
-    assert {"name", "version", "author", "maintainer", "sentence", "paragraph", "category", "url", "architectures"} <= fields.keys()
-    # what the Arduino core provides
-    core = (
-        '#include <cstdio>\nstruct { void begin(long) {} template <class T> void print(T value, int = 0) { printf("%g", (double)value); }\n'
-        'void print(char value) { putchar(value); } void print(const char *text) { printf("%s", text); }\n'
-        "template <class T> void println(T value) { print(value); putchar('\\n'); } void println() { putchar('\\n'); } } Serial;\n"
-        "void delay(int) {}\n"
-    )
-    sketch = (tmp_path / "examples/policy/policy.ino").read_text()
-    (tmp_path / "sketch.cpp").write_text(core + sketch + "\nint main() { setup(); loop(); }\n")
-    assert compiled(tmp_path, "gcc", "-c", "src/policy.c").returncode == 0
-    built = subprocess.run(["g++", "-Isrc", "sketch.cpp", "policy.o", "-o", "sketch"], cwd=tmp_path, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    printed = subprocess.check_output([tmp_path / "sketch"], text=True)
-    first = visited_of(name).rows(slice(0, 1))
-    actions, _, _ = c.reference(folded_of(name), numbers_of(name), 8)(first.seen, np.zeros_like(first.states))
-    np.testing.assert_allclose([float(word) for word in re.findall(r"-?[\d.]+(?:e-?\d+)?", printed)], actions.ravel(), rtol=1e-4)
-
-
 def test_a_missing_compiler_is_one_line(tmp_path, monkeypatch):
     written("vector", tmp_path, None)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -145,6 +120,21 @@ def test_codes_are_packed_row_by_row(bits, field):
     assert rows.shape == (3, -(-5 // each))
     fields = [[(int(row[i // each]) >> (i % each * field)) % 2**field - 2 ** (field - 1) for i in range(5)] for row in rows]
     np.testing.assert_array_equal(fields, codes)
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("size"), reason="no size")
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_the_bytes_of_the_tables_are_those_in_the_object_file(bits, tmp_path):
+    written("vector", tmp_path, bits)
+    assert compiled(tmp_path, "cc", "-O2", "-fno-pie", "-c", "policy.c").returncode == 0
+    lines = subprocess.check_output(["size", "-A", "policy.o"], cwd=tmp_path, text=True).splitlines()
+    stored = sum(int(line.split()[1]) for line in lines if line.startswith(".rodata"))
+    # 4 inputs, 8 and 6 units, 3 outputs; beside them the compiler aligns, and stores structs and constants of its own
+    weights, rows = 4 * 8 + 8 * 6 + 6 * 3, 8 + 6 + 3
+    expected = {None: 4 * (weights + rows), 8: weights + 4 * rows + 4 * 8, 4: weights // 2 + 4 * rows + 4 * 8}[bits]
+    assert c.table_bytes(tmp_path) == expected
+    assert expected <= stored <= expected + 256 + 3 * 48
 
 
 def test_tanh_is_close_everywhere():

@@ -32,7 +32,7 @@ def distilled(monkeypatch) -> list[DistillConfig]:
         Path(str(config.output)).mkdir(exist_ok=True)
         write_json(Path(str(config.output)) / "result.json", {"number": len(seen)})
 
-    monkeypatch.setattr(jobs, "distill", distill)
+    monkeypatch.setattr(jobs, "distill_or_resume", distill)
     return seen
 
 
@@ -84,7 +84,7 @@ def test_a_failure_leaves_its_traceback_until_the_job_succeeds(config, distilled
         raise MemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "distill", fail)
+        patch.setattr(jobs, "distill_or_resume", fail)
         outcome = perform(StudyJob.of("one", config))
     assert (outcome.status, outcome.reason) == ("failed", "MemoryError: no room")
     error = Path(config.output, "error.txt")

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from policy_distill.config import DistillConfig, EngineConfig, RequestError
+from policy_distill.config import DistillConfig, EngineConfig, RequestError, TrainConfig
+from policy_distill.pipeline.context import Services
+from policy_distill.pipeline.distill import STAGES
+from policy_distill.pipeline.state import State
 from policy_distill.studies.scheduler import schedule
 from policy_distill.studies.scheduler.jobs import Outcome, StudyJob, perform
 from policy_distill.studies.scheduler.schedule import run_here, run_jobs
@@ -114,3 +117,40 @@ def test_fifty_jobs_leave_no_memory_handles_or_processes(tmp_path):
     assert last < first + 10_000, f"{first} kB after five jobs, {last} kB after fifty"
     assert handles_at_the_end <= handles
     assert not schedule_children()
+
+
+def test_an_interrupted_job_goes_on(tmp_path, monkeypatch):
+    """It is stopped after its first round, and does not collect that round's transitions for training again."""
+    whole, halted = small_job(tmp_path / "whole", 0), small_job(tmp_path / "halted", 0)
+    assert perform(whole).status == "done"
+    stages = dict(STAGES)
+
+    def stop(state: State, services: Services) -> State:
+        if len(state.records) == 1:
+            raise KeyboardInterrupt
+        return stages["imitation"](state, services)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(STAGES, "imitation", stop)
+        with pytest.raises(KeyboardInterrupt):
+            perform(halted)
+    notes: list[str] = []
+    monkeypatch.setattr("policy_distill.support.progress.Display.note", lambda self, line: notes.append(line))
+    assert perform(halted).status == "done"
+    assert any(note.startswith("resumed: 160 environment steps") for note in notes)
+    weights = [(job.folder / "student" / "student.safetensors").read_bytes() for job in (whole, halted)]
+    assert weights[0] == weights[1]
+
+
+def test_a_checkpoint_of_other_settings_is_begun_again(tmp_path, monkeypatch):
+    halted = small_job(tmp_path, 0)
+
+    def stop(state: State, services: Services) -> State:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(STAGES, "imitation", stop)
+        with pytest.raises(KeyboardInterrupt):
+            perform(halted)
+    other = dataclasses.replace(halted.config, train=TrainConfig(gradient_steps=30, batch_size=32, members=1))
+    assert perform(StudyJob.of("other", other)).status == "done"

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -34,7 +34,7 @@ from tests.integration.test_own_kinds import Ordinal
 from tests.masked_worlds import LENGTH, Drawn
 from tests.small_worlds import Bandit, Beacon
 
-CONFIG = PolishConfig(env_steps=4096, num_envs=4, num_steps=16, batch_size=24, epochs=2, learning_rate=1e-2, sequence_length=6)
+CONFIG = PolishConfig(env_steps=4096, num_envs=4, num_steps=15, batch_size=24, epochs=2, learning_rate=1e-2, sequence_length=6)
 
 
 class Lit(gym.Env):
@@ -130,7 +130,8 @@ def masked(action_space: gym.Space) -> gym.Env:
     return ActionMasks(Drawn(gym.spaces.Box(-1, 1, (1,)), action_space))
 
 
-WORLDS: dict[str, tuple[Callable[[], gym.Env], dict[str, Any], float, int]] = {
+World: TypeAlias = tuple[Callable[[], gym.Env], dict[str, Any], float, int]
+WORLDS: dict[str, World] = {
     "image": (Lit, {"channels": (4, 4)}, 1, 8_000),
     "image in a Dict": (LitInParts, {"channels": (4, 4)}, 1, 8_000),
     "from 1": (LitFromOne, {}, 1, 4_000),
@@ -144,7 +145,12 @@ WORLDS: dict[str, tuple[Callable[[], gym.Env], dict[str, Any], float, int]] = {
     "ordinal": (Bandit, {}, 1, 8_000),
 }
 """Each with the student's kind, the best return, and the steps in which polishing reaches it."""
-KINDS = {**WORLDS, "walk on an image": (Beacon, {"channels": (4, 4)}, -3, 0)}
+WALK: dict[str, World] = {"walk on an image": (Beacon, {"channels": (4, 4)}, -3, 0)}
+QUANTIZED: dict[str, World] = {
+    "image in 4 bits": (Lit, {"channels": (4, 4), "bits": 4}, 1, 0),
+    "memory in 4 bits": (Later, {"memory": 8, "bits": 4}, 1, 0),
+}
+KINDS = {**WORLDS, **WALK, **QUANTIZED}
 
 
 @pytest.fixture(autouse=True)
@@ -333,13 +339,13 @@ def test_probabilities_values_and_advantages_of_two_rollouts(name):
             torch.testing.assert_close(batch.returns, by_environment(torch.from_numpy(advantages + values[:-1])), rtol=1e-3, atol=1e-4)
             assert batch.log_probs.std() > 0.01
             ppo.update(batch)
-    assert cut > 8 or name in {"image", "image in a Dict", "from 1", "far away", "ordinal"}  # episodes of one step
+    assert cut > 8 or name in {"image", "image in a Dict", "from 1", "far away", "ordinal", "image in 4 bits"}  # episodes of one step
 
 
 # Updates.
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*WORLDS, *WALK])
 def test_gradients_are_autograd_s(name):
     """Of the whole rollout, of which the policy has moved away, so that some ratios are clipped; states are those from before."""
     ppo = ppo_of(name)
@@ -375,7 +381,7 @@ def test_minibatches_are_whole_sequences_each_once(name):
     orders = []
     for _ in range(2):
         rows = list(ppo._minibatches(batch))
-        assert sorted(torch.cat(rows).tolist()) == list(range(64))
+        assert sorted(torch.cat(rows).tolist()) == list(range(60))
         assert all(18 <= len(part) <= 29 for part in rows[:-1])  # 24, give or take a sequence
         for part in rows:
             begins = batch.inputs["begins"][part]
@@ -385,8 +391,8 @@ def test_minibatches_are_whole_sequences_each_once(name):
             )
         orders.append(torch.cat(rows).tolist())
     assert orders[0] != orders[1]
-    starts, within = environments.starts[:-1].T, np.arange(16) % CONFIG.sequence_length == 0
-    np.testing.assert_array_equal(batch.inputs["begins"].reshape(4, 16), starts | within)
+    starts, within = environments.starts[:-1].T, np.arange(15) % CONFIG.sequence_length == 0
+    np.testing.assert_array_equal(batch.inputs["begins"].reshape(4, 15), starts | within)
 
 
 def test_a_component_of_which_nothing_is_allowed_moves_no_weight():
