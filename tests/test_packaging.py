@@ -1,4 +1,4 @@
-"""pyproject.toml and constraints.txt say the same, and scripts/reliability/test_floors.py tests what they say."""
+"""pyproject.toml and constraints.txt say the same, and scripts/test_floors.py tests what they say."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_te
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("test_floors", ROOT / "scripts" / "reliability" / "test_floors.py")
+    spec = importlib.util.spec_from_file_location("test_floors", ROOT / "scripts" / "test_floors.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

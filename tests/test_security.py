@@ -56,7 +56,7 @@ def test_good_files_are_read(corpus):
 
 
 def test_damaged_files_of_every_kind_are_read_or_refused(tmp_path):
-    """A few of those that scripts/reliability/fuzz_readers.py draws; it draws thousands."""
+    """A few of those that scripts/fuzz_readers.py draws; it draws thousands."""
     found = list(answers(tmp_path / "corpus", 100_000, 100_150))
     assert len(found) == 150
     assert [(answer["number"], faults_of(answer), answer["error"]) for answer in found if faults_of(answer)] == []

@@ -1,7 +1,7 @@
 """Run the tests with each dependency at the lowest version that pyproject.toml allows, in a fresh virtual environment.
 
-python3.11 scripts/reliability/test_floors.py
-python3.11 scripts/reliability/test_floors.py --instead torch==2.13.0 -k ppo    # another version of one of them; the rest goes to pytest
+python3.11 scripts/test_floors.py
+python3.11 scripts/test_floors.py --instead torch==2.13.0 -k ppo    # another version of one of them; the rest goes to pytest
 """
 
 import argparse

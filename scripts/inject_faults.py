@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Inject faults into whole runs, and print a Markdown table of what was done, what happened and what was left.
 
-    python scripts/reliability/inject_faults.py --kills 20
+    python scripts/inject_faults.py --kills 20
 
 Each run is a process of its own with the environment of tests/faulty_worlds.py. A row fails, and so does the script, if a run ends
 otherwise than it should: another exit code, no line that names the cause, another student than without the fault, or a process that is
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SHORT = [
     "--teacher=ppo/CartPole-v1", "--env=tests.faulty_worlds:Faulty-v0", "--collect.rounds=4", "--collect.env_steps=4000",
     "--train.gradient_steps=400", "--workers=2", "--evaluate.episodes=10", "--evaluate.reuse_returns=false", "--step_timeout=1",
