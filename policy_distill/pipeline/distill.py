@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ from policy_distill.training.value_network import fit_values
 
 RESULTS = (
     "result.json", "report.html", "report.md", "student/student.json", "student/student.safetensors", "student.zip", "certificate.json",
-    "disagreements.npz", "episode.gif", "error.txt", "job.json", "worker_errors.log", "student/student.next.safetensors",
+    "disagreements.npz", "episode.gif", "error.txt", "worker_errors.log", "student/student.next.safetensors", "job.json",
 )  # fmt: skip
 """Files in a run folder that describe one run; other commands write some of them."""
 
@@ -144,6 +145,7 @@ def remove_results(folder: Path) -> None:
     """Remove what an earlier run left in the folder, so that no file there belongs to another run than its neighbours."""
     for name in RESULTS:
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "exports", ignore_errors=True)
     for log in (folder / "tensorboard").glob("events.out.tfevents.*"):
         log.unlink()
 
