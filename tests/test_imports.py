@@ -148,7 +148,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "imitation",
         "view_loss",
         "context",
-        "failures",
         "state",
         "varying",
         "prepare",

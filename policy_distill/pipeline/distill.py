@@ -19,8 +19,7 @@ from policy_distill.evaluation.statistics import Retention, retention
 from policy_distill.evaluation.teacher_check import preflight
 from policy_distill.export.sb3 import save_ppo, why_not_exported, why_not_ppo
 from policy_distill.pipeline import checkpoint
-from policy_distill.pipeline.context import Services
-from policy_distill.pipeline.failures import failing_well
+from policy_distill.pipeline.context import Services, failing_well
 from policy_distill.pipeline.imitation import choose_round, imitate
 from policy_distill.pipeline.polish import polish
 from policy_distill.pipeline.prepare import Job, prepare, settle_action_units, write_config

@@ -1,4 +1,4 @@
-"""A few runs that are killed and resumed; scripts/reliability/kill_and_resume.py does more of them."""
+"""A few runs that are killed and resumed; scripts/kill_and_resume.py does more of them."""
 
 from __future__ import annotations
 
