@@ -154,7 +154,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("polish.target_kl", math.nan, "> 0"),
     ("polish.num_envs", 0, ">= 1"),
     ("polish.num_steps", 1, ">= 2"),
-    ("polish.sequence_length", 0, ">= 1"),
+    ("polish.sequence_length", 1, ">= 2"),
     ("polish.epochs", 0, ">= 1"),
     ("polish.batch_size", 1, ">= 2"),
     ("polish.clip_range", 0.0, "> 0"),
