@@ -148,13 +148,10 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "imitation",
         "view_loss",
         "context",
-        "failures",
         "state",
         "varying",
         "prepare",
-        "check_batches",
         "records",
-        "lock",
     ),
     "policy_distill.policies": (
         "student",
@@ -318,6 +315,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "flat",
         "dataset",
         "row_file",
+        "check_batches",
     ),
     "policy_distill.training.ppo": (
         "kickstart",
@@ -416,7 +414,7 @@ def test_stable_baselines3_is_known_to_few(name):
 
 def starts_a_command(path: Path) -> bool:
     """Whether a script is a command's: there is one for each."""
-    return path.parent.name == "scripts" and f'main(["{path.stem}"' in path.read_text()
+    return path.is_file() and path.parent.name == "scripts" and f'main(["{path.stem}"' in path.read_text()
 
 
 def test_no_folder_is_crowded_and_no_module_is_long():
