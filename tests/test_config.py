@@ -52,6 +52,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("frame_stack", 0, ">= 1 (1: no stack)"),
     ("max_episode_steps", 0, ">= 1"),
     ("step_timeout", -1.0, ">= 0 seconds"),
+    ("worker_restarts", -1, ">= 0"),
     ("step_timeout", math.inf, ">= 0 seconds"),
     ("ensemble.teachers", ("ppo", ""), "paths or names"),
     ("ensemble.weights", (1.0, 0.0), "> 0"),

@@ -148,12 +148,10 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "imitation",
         "view_loss",
         "context",
-        "failures",
         "state",
         "varying",
         "prepare",
         "records",
-        "lock",
     ),
     "policy_distill.policies": (
         "student",
