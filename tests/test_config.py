@@ -66,6 +66,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("student.hidden_sizes", (16, 0), "positive"),
     ("student.hidden_sizes", (-1,), "positive"),
     ("student.channels", (16, 0), "positive"),
+    ("student.bits", 5, "one of 8, 4, 3, 2"),
+    ("polish.sequence_length", 1, ">= 2"),
     ("student.compression", 0.0, "> 0"),
     ("student.compression", -2.0, "> 0"),
     ("student.compression", math.inf, "> 0"),
@@ -152,6 +154,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("polish.target_kl", math.nan, "> 0"),
     ("polish.num_envs", 0, ">= 1"),
     ("polish.num_steps", 1, ">= 2"),
+    ("polish.sequence_length", 1, ">= 2"),
     ("polish.epochs", 0, ">= 1"),
     ("polish.batch_size", 1, ">= 2"),
     ("polish.clip_range", 0.0, "> 0"),
@@ -211,6 +214,7 @@ ALLOWED: list[tuple[str, Any]] = [
     ("collect.max_extra_states", 1),
     ("train.members", 1),
     ("train.batch_size", 1),
+    ("train.random_shift", 0),
     ("train.average_decay", 0.0),
     ("train.holdout", 0.0),
     ("train.holdout", 0.5),
@@ -308,6 +312,7 @@ def test_every_numeric_or_named_field_is_among_the_refused():
         "output",
         "device",
         "train.vary",
+        "engine",
     }  # any text; and what has tests of its own
     fields = {field.name: field.type for field in dataclasses.fields(DistillConfig)}
     for section, kind in SECTIONS.items():

@@ -149,13 +149,10 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "imitation",
         "view_loss",
         "context",
-        "failures",
         "state",
         "varying",
         "prepare",
-        "check_batches",
         "records",
-        "lock",
     ),
     "policy_distill.policies": (
         "student",
@@ -320,6 +317,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "dataset",
         "frames",
         "row_file",
+        "check_batches",
     ),
     "policy_distill.training.ppo": (
         "kickstart",
@@ -418,7 +416,7 @@ def test_stable_baselines3_is_known_to_few(name):
 
 def starts_a_command(path: Path) -> bool:
     """Whether a script is a command's: there is one for each."""
-    return path.parent.name == "scripts" and f'main(["{path.stem}"' in path.read_text()
+    return path.is_file() and path.parent.name == "scripts" and f'main(["{path.stem}"' in path.read_text()
 
 
 def test_no_folder_is_crowded_and_no_module_is_long():

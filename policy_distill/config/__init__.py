@@ -200,11 +200,10 @@ class DistillConfig:
         timeout = self.step_timeout is None or (self.step_timeout >= 0 and math.isfinite(self.step_timeout))
         require(timeout, "step_timeout", self.step_timeout, ">= 0 seconds (0: no limit)")
         require(self.worker_restarts >= 0, "worker_restarts", self.worker_restarts, ">= 0")
-        gradient_steps = self.train.steps_of(has_convolutions=True)
         require(
-            gradient_steps >= self.collect.rounds,
+            self.train.gradient_steps >= self.collect.rounds,
             "train.gradient_steps",
-            gradient_steps,
+            self.train.gradient_steps,
             f"at least collect.rounds = {self.collect.rounds}: each round trains",
         )
         _ = self.environment  # checks it

@@ -94,10 +94,11 @@ class MemberConfig:
 class TrainConfig:
     """Supervised training of the student on the collected data."""
 
-    gradient_steps: int | None = None
-    """Total gradient steps of all rounds. Left out: 32,000; 8,000 with convolutions, whose steps take ten times as long."""
-    batch_size: int = 512
-    """Transitions per gradient step."""
+    gradient_steps: int = 32_000
+    """Total gradient steps of all rounds."""
+    batch_size: int | None = None
+    """Transitions per gradient step. Left out: 512; 128 with convolutions and no memory, since a step's time is then proportional to it
+    and the number of steps matters more."""
     learning_rate: float = 1e-2
     """Initial learning rate of Adam; it decays to zero along a half cosine over the run."""
     average_decay: float = 0.999
@@ -126,13 +127,13 @@ class TrainConfig:
         usual = 1 if has_convolutions else 4 if params <= 4_000 else 2 if params <= 10_000 else 1
         return self.members or len(self.vary) or usual
 
-    def steps_of(self, *, has_convolutions: bool) -> int:
-        """Total gradient steps of all rounds."""
-        return self.gradient_steps or (8_000 if has_convolutions else 32_000)
+    def batch_size_of(self, *, single_images: bool) -> int:
+        """Transitions per gradient step of students that read single images, or of all others."""
+        return self.batch_size or (128 if single_images else 512)
 
     def __post_init__(self) -> None:
-        require(self.gradient_steps is None or self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
-        require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        require(self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
+        require(self.batch_size is None or self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
         require(self.members is None or self.members >= 1, "train.members", self.members, ">= 1")
         fits = self.members is None or len(self.vary) <= self.members
         require(fits, "train.vary", f"{len(self.vary)} settings", f"no more than train.members = {self.members}")

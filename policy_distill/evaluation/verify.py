@@ -24,6 +24,7 @@ from policy_distill.evaluation.probe import probe
 from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, shows_positive_mean
 from policy_distill.rollouts.episodes import evaluation_seeds
+from policy_distill.rollouts.processes import RESTARTS, Recovery
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.progress import Display
 from policy_distill.support.threads import one_torch_thread
@@ -170,9 +171,12 @@ def verify(
     seeds = data["seeds"][:count]
     if display is not None:
         display.note(f"playing {count} episodes again, three times: student, teacher, random policy")
+    recovery = Recovery(RESTARTS, lambda line: display.note(f"note: {line}") if display is not None else None)
     with (
         one_torch_thread(),
-        Rollouts(spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout) as rollouts,
+        Rollouts(
+            spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout, recovery=recovery
+        ) as rollouts,
     ):
 
         def play(seeds: list[int]) -> Returns:

@@ -237,9 +237,12 @@ def fold_student(student: Student) -> Folded:
     """The plain form of a student.
 
     Raises:
-        RequestError: if its family of actions is not one of this package, and no format could express its action rule.
+        RequestError: if its family of actions is not one of this package, and no format could express its action rule; or if a part of a
+            masked Dict has the name of the mask.
     """
     memory, spaces = student.memory, leaf_spaces(student.architecture.seen_space)
+    if {MASK, MASK_NAME} <= spaces.keys():
+        raise RequestError(f"the observation has a part {MASK_NAME!r}, which is the name of the mask in an export: rename it")
     parts = [_part(key, space, encoder) for (key, space), encoder in zip(spaces.items(), _encoders(student, spaces), strict=True)]
     return Folded(
         tuple(part for part, _ in parts),

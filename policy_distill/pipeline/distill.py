@@ -19,10 +19,8 @@ from policy_distill.evaluation.statistics import Retention, retention
 from policy_distill.evaluation.teacher_check import preflight
 from policy_distill.export.sb3 import save_ppo, why_not_exported, why_not_ppo
 from policy_distill.pipeline import checkpoint
-from policy_distill.pipeline.context import Services
-from policy_distill.pipeline.failures import failing_well
+from policy_distill.pipeline.context import Services, failing_well
 from policy_distill.pipeline.imitation import choose_round, imitate
-from policy_distill.pipeline.lock import locked
 from policy_distill.pipeline.polish import polish
 from policy_distill.pipeline.prepare import Job, prepare, settle_action_units, write_config
 from policy_distill.pipeline.self_distillation import self_distill
@@ -36,7 +34,7 @@ from policy_distill.report.tensorboard import Tracker
 from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
 from policy_distill.rollouts.processes import Recovery
 from policy_distill.rollouts.workers import Rollouts
-from policy_distill.support.files import make_folder, remove_unfinished, storing, write_json
+from policy_distill.support.files import locked, make_folder, remove_unfinished, storing, write_json
 from policy_distill.support.progress import Display
 from policy_distill.support.seeds import derived_seed
 from policy_distill.support.threads import one_torch_thread
@@ -123,7 +121,7 @@ def _begun(job: Job, display: Display) -> tuple[Job, State]:
     for notice in job.notices[known:]:
         display.note(f"note: {notice}")
     checkpoint.remove(job.folder)  # what is left of a removal that was interrupted
-    remove_results(job.folder)
+    remove_results(job.folder, except_for=job.config.collect.extra_states)
     write_config(job)
     state = State.begin(job)
     state.evaluation_env_steps = before.env_steps + unit_env_steps
@@ -142,10 +140,16 @@ def _resumed(job: Job, identity: Mapping[str, Any], display: Display) -> tuple[J
     return job, state
 
 
-def remove_results(folder: Path) -> None:
-    """Remove what an earlier run left in the folder, so that no file there belongs to another run than its neighbours."""
-    for name in RESULTS:
-        (folder / name).unlink(missing_ok=True)
+def remove_results(folder: Path, *, except_for: str | None = None) -> None:
+    """Remove what an earlier run left in the folder, so that no file there belongs to another run than its neighbours.
+
+    Args:
+        folder: the run folder.
+        except_for: an input of the new run, which may lie there.
+    """
+    for path in (folder / name for name in RESULTS):
+        if path.exists() and not (except_for and Path(except_for).exists() and path.samefile(except_for)):
+            path.unlink()
     shutil.rmtree(folder / "exports", ignore_errors=True)
     for log in (folder / "tensorboard").glob("events.out.tfevents.*"):
         log.unlink()

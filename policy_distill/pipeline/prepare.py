@@ -24,7 +24,6 @@ from policy_distill.evaluation.disagreements import read_worst_states
 from policy_distill.evaluation.probe import probe
 from policy_distill.export.sb3 import why_not_ppo
 from policy_distill.losses.objective import OUTPUT, Objective
-from policy_distill.pipeline.check_batches import check_sequences, check_shifts
 from policy_distill.policies.actions import Box
 from policy_distill.policies.architecture import ACTIVATIONS, Architecture, hidden_sizes_for, image_student_for, layer_names
 from policy_distill.policies.encoders import convolutions, images_in, may_be_image, usual_convolutions
@@ -35,6 +34,7 @@ from policy_distill.support.trees import Tree, leaf_spaces, length
 from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.environment import environment_for
 from policy_distill.teachers.networks.recording import convolves
+from policy_distill.training.check_batches import check_sequences, check_shifts
 
 USUAL_UNIT = 16
 """Channels of an image student's first convolution if the user gives only the sizes of the head."""
@@ -66,11 +66,6 @@ class Job:
     @property
     def num_extra_states(self) -> int:
         return 0 if self.extra_states is None else length(self.extra_states)
-
-    @property
-    def gradient_steps(self) -> int:
-        """Total gradient steps of all rounds."""
-        return self.config.train.steps_of(has_convolutions=bool(self.architecture.channels))
 
     @property
     def num_members(self) -> int:

@@ -70,6 +70,11 @@ class Architecture:
         return dataclasses.replace(self, observation_space=self.seen_space, view=None)
 
     @property
+    def reads_single_images(self) -> bool:
+        """Whether the student has convolutions and no memory."""
+        return bool(self.channels) and not self.memory
+
+    @property
     def family(self) -> Family:
         family = family_of(self.action_space)
         return family if self.action_units is None else family.in_units(self.action_units)

@@ -36,6 +36,7 @@ FILES = {
     "config.yaml": "the whole configuration",
     "result.json": "all numbers of this page, including the return of each episode",
     "certificate.json": "the certificate, with everything needed to verify it",
+    "worker_errors.log": "tracebacks of worker processes that failed",
     "report.md": "this page as Markdown",
     "tensorboard/": "curves of every stage: tensorboard --logdir",
 }

@@ -8,16 +8,28 @@ import json
 import math
 import mmap
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import torch
 from torch import Tensor
 
 from policy_distill.config import RequestError, StorageFault
 from policy_distill.support.untrusted import reason
+
+try:
+    import fcntl
+except ImportError:  # without POSIX locks (Windows) nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+LOCK, PATIENCE = ".lock", 1.0
+"""Name of the file that locks a folder, and seconds of waiting for it: a process whose parent was killed may be about to end."""
+_held: set[Path] = set()
+"""Folders that this process has locked: POSIX locks do not exclude their own process."""
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -154,3 +166,58 @@ def writable_folder(path: Path) -> Path:
     except (OSError, ValueError) as error:
         raise RequestError(f"the output folder {path} cannot be written ({reason(error)}): choose another with --output") from None
     return path
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock.
+
+    The operating system releases it when the process ends, however it ends. A record lock is used, because worker processes inherit the
+    other kind (``flock``) and would keep it after the death of their parent.
+
+    Raises:
+        RequestError: if a run holds it; it names the process.
+    """
+    place = folder.resolve()
+    if fcntl is None:
+        yield
+        return
+    if place in _held:
+        raise _in_use(folder, f"another run of this process ({os.getpid()})")
+    file = _open_locked(folder)
+    _held.add(place)
+    try:
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield
+    finally:
+        _held.discard(place)
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
+        file.close()
+
+
+def _open_locked(folder: Path) -> TextIO:
+    """The folder's lock file, locked and empty."""
+    path, until = folder / LOCK, time.monotonic() + PATIENCE
+    while True:
+        file = open(path, "a+")  # noqa: SIM115 - it stays open as long as the lock is held
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                file.truncate(0)
+                return file
+        except (BlockingIOError, PermissionError):  # which one depends on the system
+            if time.monotonic() < until:
+                file.close()
+                time.sleep(0.05)
+                continue
+            file.seek(0)
+            holder = file.read(200) or "another process"
+            file.close()
+            raise _in_use(folder, holder) from None
+        file.close()  # its holder removed it between the two calls
+
+
+def _in_use(folder: Path, holder: str) -> RequestError:
+    return RequestError(f"{folder} is in use by {holder}: wait for it, or choose another folder with --output")

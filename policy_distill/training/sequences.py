@@ -33,7 +33,8 @@ def batches_of(
 ) -> Batches:
     """The training batches of ``stack``: single rows, or sequences if its students have a memory."""
     if not stack.architecture.memory:
-        return Batches(dataset, stack, objective, config.batch_size, generators, num_steps, config.random_shift)
+        batch_size = config.batch_size_of(single_images=stack.architecture.reads_single_images)
+        return Batches(dataset, stack, objective, batch_size, generators, num_steps, config.random_shift)
     return SequenceBatches(dataset, stack, objective, config, generators, num_steps)
 
 
@@ -83,7 +84,7 @@ class SequenceBatches(Batches):
         self._length = config.sequence_length
         self._burn_in = min(config.burn_in, int((order.ends - order.starts).max()) - 1)
         self._observations_read = 1 + -(-self._burn_in // self._length)
-        super().__init__(dataset, stack, objective, config.batch_size, generators, num_steps)
+        super().__init__(dataset, stack, objective, config.batch_size_of(single_images=False), generators, num_steps)
         forgotten = (order.places < dataset.num_forgotten).long().cumsum(0)
         before = torch.cat([forgotten.new_zeros(1), forgotten])
         self._first_kept = (order.starts + before[order.ends] - before[order.starts]).to(dataset.device)

@@ -67,7 +67,7 @@ class Trainer:
         self._rates = stack.flat.new_tensor(rates)[:, None] if any(rate != config.learning_rate for rate in rates) else None
         """``[K, 1]`` if the members' learning rates differ."""
         self.gradient_steps = 0
-        self._segment = (0, 0.0, config.steps_of(has_convolutions=bool(stack.architecture.channels)))
+        self._segment = (0, 0.0, config.gradient_steps)
         """Step and progress at the start of the schedules' current segment, and its number of steps; see ``finish_in``."""
         self.averaged = stack.flat.clone()
         self._first_moment = torch.zeros_like(stack.flat)
@@ -75,7 +75,8 @@ class Trainer:
         self._change = torch.zeros_like(stack.flat) if self._rates is not None else stack.flat.new_empty(0)
         self._steps = torch.zeros((), device=stack.flat.device)
         """``gradient_steps`` as a tensor, for Adam."""
-        self._activations: Pass = stack.buffers(config.batch_size)
+        self._batch_size = config.batch_size_of(single_images=stack.architecture.reads_single_images)
+        self._activations: Pass = stack.buffers(self._batch_size)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that later steps depend on, besides the arguments: weights, averages, Adam's moments, generators and schedule."""
@@ -107,7 +108,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the next step: half a cosine from ``config.learning_rate`` to zero over the training."""
+        """Learning rate of the next step: half a cosine from ``config.learning_rate`` to zero over ``config.gradient_steps``."""
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.progress))
 
     @property
@@ -144,7 +145,7 @@ class Trainer:
             count = min(batches.chunk_steps, num_steps - first)
             inputs, targets = batches.draw(count)
             if gradient is None or gradient.num_steps != count:
-                like = self.stack.flat.new_empty(1).expand(count, self.stack.num_members, 1, self.config.batch_size)
+                like = self.stack.flat.new_empty(1).expand(count, self.stack.num_members, 1, self._batch_size)
                 gradient = gradient_of(self.objective, like, self.stack.log_std, self.generators)
             for name, value in self._take(inputs, targets, gradient).items():
                 sums[name] = sums[name] + value if name in sums else value

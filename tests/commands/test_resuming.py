@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import shlex
@@ -10,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from policy_distill.commands.cli import main
+from policy_distill.config import CheckConfig, CollectConfig, DistillConfig, EvaluateConfig, PolishConfig, StudentConfig, TrainConfig
 from policy_distill.pipeline import checkpoint
 from policy_distill.pipeline import distill as module
 from policy_distill.pipeline.context import Services
-from policy_distill.pipeline.lock import locked
-from policy_distill.pipeline.state import State
+from policy_distill.pipeline.distill import distill_or_resume
+from policy_distill.pipeline.state import Kept, State
+from policy_distill.policies.student import Student
+from policy_distill.support.files import locked
+from policy_distill.support.progress import Display
 from tests.commands.test_cli import SMALL, expert, refused  # noqa: F401 - a fixture
 from tests.small_worlds import WALK
 
@@ -134,3 +141,55 @@ def test_a_new_run_leaves_nothing_of_the_run_before(expert, tmp_path, stopping):
     checkpoint_files = {"checkpoint", "checkpoint/config.yaml", "checkpoint/state.safetensors"}
     assert left - logs == {"config.yaml", "student", "tensorboard", "notes.txt"} | checkpoint_files
     assert checkpoint.exists(run)
+
+
+def test_a_polished_student_is_on_the_disk_as_soon_as_it_is_chosen(expert, tmp_path, stopping, monkeypatch):  # noqa: F811
+    """Evaluation and certificate may take hours, and the disk may be full afterwards."""
+    run, better = tmp_path / "run", []
+
+    def polish(state: State, services: Services) -> State:
+        better.append(copy.deepcopy(state.kept[-1].student))
+        better[0].linears[-1].bias.add_(1)
+        state.kept.append(Kept(better[0], state.kept[-1].returns, "polish, 8 steps"))
+        state.stage = "value"
+        return state
+
+    monkeypatch.setitem(module.STAGES, "polish", polish)
+    stopping("value", signal.SIGINT)
+    assert main(settings(expert, run)) == 130
+    weights = Student.load(run / "student").state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in better[0].state_dict().items())
+
+
+def test_the_states_that_a_new_run_reads_are_not_removed(tmp_path):
+    """They may be those of the run before, in the same folder."""
+    for name in ("disagreements.npz", "result.json"):
+        (tmp_path / name).write_text("")
+    module.remove_results(tmp_path, except_for=str(tmp_path / "disagreements.npz"))
+    assert os.listdir(tmp_path) == ["disagreements.npz"]
+    module.remove_results(tmp_path, except_for=None)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_job_of_a_study_goes_on_and_one_of_other_settings_begins_anew(expert, tmp_path, stopping):  # noqa: F811
+    """Both commands of studies call ``distill_or_resume``."""
+    begun: list[int] = []
+    config = DistillConfig(
+        teacher=expert, env=WALK.id, output=str(tmp_path / "run"), device="cpu", workers=0, check=CheckConfig(skip=True),
+        student=StudentConfig((8,)), collect=CollectConfig(env_steps=200, rounds=2, num_envs=4), polish=PolishConfig(below=0),
+        train=TrainConfig(gradient_steps=50, batch_size=32), evaluate=EvaluateConfig(episodes=6, validation_episodes=3),
+    )  # fmt: skip
+
+    class Notes(Display):
+        def note(self, message: str) -> None:
+            begun.append("resumed" in message)
+
+    changes: list[tuple[dict[str, Any], bool]] = [({}, True), ({"seed": 9}, False)]
+    for change, resumed in changes:
+        stopping("choice", signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            distill_or_resume(config)
+        begun.clear()
+        result = distill_or_resume(dataclasses.replace(config, **change), display=Notes())
+        assert (any(begun), result.summary["seed"]) == (resumed, change.get("seed", 0))
+        assert not checkpoint.exists(tmp_path / "run")

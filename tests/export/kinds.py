@@ -13,7 +13,7 @@ from policy_distill.environments.action_masks import with_mask
 from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.encoders import Images, Parts, Vectors
 from policy_distill.policies.student import Student
-from policy_distill.support.trees import Tree, map_leaves, stack, to_tensors
+from policy_distill.support.trees import Tree, stack, to_tensors
 from tests.small_worlds import generator
 
 VECTOR = spaces.Box(-5.0, 5.0, (4,))
@@ -75,8 +75,12 @@ def student_of(name: str, seed: int = 0) -> Student:
 
 
 def _outputs(student: Student) -> torch.Tensor:
-    seen = to_tensors(observations_of(student.architecture.seen_space, 64))
-    return student(seen) if student.memory is None else student.unroll(map_leaves(lambda leaf: leaf[:, None], seen))[0][:, 0]
+    """Outputs ``[B, width]`` in drawn observations, before a mask."""
+    features = student.encoder.forward(to_tensors(observations_of(student.architecture.seen_space, 64)))
+    if student.memory is not None:
+        features = student.memory(features[None], torch.zeros(len(features), student.architecture.memory))[0]
+    outputs: torch.Tensor = student.network(features)
+    return outputs
 
 
 def observations_of(space: gym.Space, count: int, seed: int = 0) -> Tree:

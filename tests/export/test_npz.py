@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from policy_distill.config import RequestError
+from policy_distill.environments.action_masks import with_mask
 from policy_distill.export import npz
 from policy_distill.export.artefact import by_name
-from policy_distill.export.folded import fold_student
+from policy_distill.export.folded import MASK_NAME, fold_student
+from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.student import Student
 from policy_distill.support.trees import map_leaves, to_tensors
 from tests.export.kinds import ARCHITECTURES, observations_of, student_of
@@ -77,3 +81,9 @@ def test_arrays_of_another_student_are_refused(tmp_path):
     (tmp_path / npz.FILE).write_bytes(b"no zip")
     with pytest.raises(RequestError, match=r"policy\.npz cannot be read"):
         npz.load(tmp_path, fold_student(student_of("vector")))
+
+
+def test_a_part_with_the_name_of_the_mask_is_refused():
+    seen = spaces.Dict(OrderedDict([(MASK_NAME, spaces.Box(-1.0, 1.0, (2,)))]))
+    with pytest.raises(RequestError, match="has a part 'action_mask', which is the name of the mask in an export"):
+        fold_student(Student(Architecture(with_mask(seen, spaces.Discrete(3)), spaces.Discrete(3), ())))

@@ -85,6 +85,7 @@ def test_jobs_on_a_cluster_give_the_figures_of_this_machine(engine, tmp_path):
     assert figures(run_jobs(small_jobs(tmp_path / "ray", 2), engine)) == local
 
 
+@pytest.mark.slow
 def test_a_job_of_a_machine_without_this_disk_is_sent_there_and_back(engine, tmp_path, monkeypatch):
     """The worker looks for the files in vain; nothing that it sends back names its temporary folder."""
     local = figures(run_jobs(small_jobs(tmp_path / "local", 2), EngineConfig(), at_a_time=1))
@@ -110,7 +111,7 @@ def test_a_lost_machine_costs_no_job(cluster, engine, tmp_path):
     assert figures(found) == local
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_transitions_and_returns_are_those_of_local_workers(workers, engine):
     teacher, found = Teacher.load("sac/Pendulum-v1"), []
     student = random_student(teacher.observation_space, teacher.action_space)
@@ -125,6 +126,7 @@ def test_transitions_and_returns_are_those_of_local_workers(workers, engine):
     np.testing.assert_array_equal(found[0][1].returns, found[1][1].returns)
 
 
+@pytest.mark.slow
 def test_a_hanging_environment_on_another_machine_ends_the_work_with_its_line(engine):
     spec = rude.spec_of(rude.Hangs)
     away = dataclasses.replace(spec, id=f"tests.rude_worlds:{spec.id}", imports=True)

@@ -12,14 +12,18 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from policy_distill.commands.cli import main as command
 from policy_distill.pipeline.distill import distill  # noqa: F401 - imported here once, instead of in each process
@@ -47,6 +51,10 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Options of each kind of run."""
+
+
+STUDY = (*(option for option in TINY if not option.startswith(("--seed", "--evaluate.reuse"))), "--polish.below=0")
+"""Options of each job of a suite or an ablation."""
 
 
 @dataclass
@@ -206,12 +214,67 @@ def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
+def study(kind: str, folder: Path, draws: random.Random, runs: int, most_kills: int) -> int:
+    """Kill a suite or an ablation at random moments and give the same command again; return how many ended differently."""
+    agents = folder / "agents"
+    for name in ("ppo/CartPole-v1_1", "dqn/MountainCar-v0_1"):
+        shutil.copytree(Path(__file__).parents[2] / "agents" / name, agents / name)
+    definition = {
+        "title": "Two seeds", "introduction": "", "base": dict(_dotted(STUDY)), "seeds": [0, 1],
+        "agents": {"CartPole": {"teacher": str(agents / "ppo/CartPole-v1_1")}},
+        "groups": {"Batches": {"variants": {"32": {"train.batch_size": 32}}}},
+    }  # fmt: skip
+    (folder / "study.yaml").write_text(yaml.safe_dump(definition))
+
+    def arguments(run: Path) -> list[str]:
+        if kind == "suite":
+            return ["run_suite", "--teachers", str(agents), "--output", str(run), "--jobs=2", *STUDY]
+        return ["run_ablation", "--study", str(folder / "study.yaml"), "--output", str(run), "--page", str(run / "page.md"), "--jobs=2"]
+
+    def results(run: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(run.rglob("student.safetensors"))}
+        for path in sorted(run.rglob("result.json")):
+            found[path.relative_to(run).as_posix()] = json.loads(path.read_text())["returns"]
+        return found
+
+    whole, began, wrong = folder / "whole", time.monotonic(), 0
+    if error := Process(arguments(whole), whole, folder / "cache of whole").end():
+        raise RuntimeError(f"the {kind} without interruption failed: {error}")
+    seconds, expected = time.monotonic() - began, results(whole)
+    for number in range(runs):
+        run, kills, error = folder / str(number), 0, None
+        for _ in range(draws.randint(1, most_kills)):
+            process = Process(arguments(run), run, folder / f"cache of {number}")
+            time.sleep(draws.uniform(0, seconds))
+            if not process.kill():
+                error = process.end()
+                break
+            kills += 1
+        error = error or Process(arguments(run), run, folder / f"cache of {number}").end()
+        same = error is None and results(run) == expected
+        wrong += not same
+        print(f"{kind} {number + 1}: killed {kills} times; {'the same' if same else error or 'different'}", flush=True)
+    return wrong
+
+
+def _dotted(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name from options ``--name=value``."""
+    for option in options:
+        name, _, value = option.removeprefix("--").partition("=")
+        yield name, yaml.safe_load(value) if value else True
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill runs at random moments and resume them; exit code 1 if one ends differently.")
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most_kills", type=int, default=3, help="a run is killed once to this many times")
+    parser.add_argument("--study", choices=["suite", "ablation"], help="kill suites or ablations instead of single runs")
     arguments = parser.parse_args()
+    if arguments.study:
+        with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
+            draws = random.Random(arguments.seed)
+            return min(study(arguments.study, Path(temporary), draws, arguments.runs, arguments.most_kills), 1)
     draws, stages, writing, wrong, total = random.Random(arguments.seed), Counter[str](), 0, 0, 0
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
         wholes = {kind: reference(kind, Path(temporary, str(number))) for number, kind in enumerate(CASES)}

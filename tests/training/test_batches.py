@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from policy_distill.config import FeatureConfig, LossConfig, RelationConfig
+from policy_distill.config import FeatureConfig, LossConfig, RelationConfig, TrainConfig
 from policy_distill.losses import relations
 from policy_distill.losses.objective import Objective
 from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.families import family_of
 from policy_distill.policies.observations import encode_observations
-from policy_distill.training import batches
+from policy_distill.training import batches, sequences
 from policy_distill.training.autograd_stack import AutogradStack
 from policy_distill.training.batches import CHUNK_STEPS, Batches, draw_shifts, shifted
 from policy_distill.training.dataset import Dataset
@@ -185,17 +185,21 @@ def test_drawn_shifts_are_uniform_within_the_limit():
     assert (abs(counts - 2000) < 200).all()  # 40 standard deviations for 10,000 draws of a fifth each: sqrt(10000 * 0.16) = 40
 
 
-def test_batches_are_shifted_and_their_labels_are_not():
-    space = gym.spaces.Box(0, 255, (5, 5, 1), np.uint8)
+def numbered_images() -> tuple[Dataset, AutogradStack, Objective]:
+    """Ninety images of 5x5 pixels. One bright pixel in the middle names the row, and so does each of its four logits."""
     observations = torch.zeros(ROWS, 5, 5, 1, dtype=torch.uint8)
-    observations[:, 2, 2, 0] = torch.arange(ROWS, dtype=torch.uint8) + 1  # one bright pixel, which names the row
+    observations[:, 2, 2, 0] = torch.arange(ROWS, dtype=torch.uint8) + 1
     dataset = Dataset(ROWS, holdout=0.0, device=torch.device("cpu"))
     logits = torch.arange(ROWS, dtype=torch.float32)[:, None].expand(-1, 4)
     targets = ActionTargets({"logits": logits}, torch.zeros(ROWS, dtype=torch.int64))
     dataset.append(labelled(observations, targets, episodes=torch.arange(ROWS)))
-    architecture = Architecture(space, CHOICE, (4,), channels=(2,))
+    architecture = Architecture(gym.spaces.Box(0, 255, (5, 5, 1), np.uint8), CHOICE, (4,), channels=(2,))
     stack = AutogradStack(architecture, architecture.new_encoder(), generators=[generator(0), generator(1)])
-    objective = Objective(LossConfig(), family_of(CHOICE))
+    return dataset, stack, Objective(LossConfig(), family_of(CHOICE))
+
+
+def test_batches_are_shifted_and_their_labels_are_not():
+    dataset, stack, objective = numbered_images()
 
     def drawn(steps: list[int], shift: int) -> tuple[torch.Tensor, torch.Tensor]:
         source = Batches(dataset, stack, objective, 8, [generator(7), generator(8)], 6, shift)
@@ -212,3 +216,14 @@ def test_batches_are_shifted_and_their_labels_are_not():
     assert torch.equal(drawn([1, 2, 3], 2)[0], images)  # as single steps
     centred = drawn([6], 0)[0]
     assert (centred[..., 0].flatten(3).argmax(-1) == 12).all()
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(None, 128), (7, 7)])
+def test_batches_of_images_are_smaller_unless_their_size_is_given(batch_size, expected):
+    dataset, stack, objective = numbered_images()
+    config = TrainConfig(batch_size=batch_size)
+    inputs, _ = sequences.batches_of(dataset, stack, objective, config, [generator(7), generator(8)], 3).draw(1)
+    assert inputs[0].shape == (2, expected, 5, 5, 1)
+    vectors = world(SEEN, CHOICE, LossConfig(), logits=4)
+    inputs, _ = sequences.batches_of(*vectors, config, [generator(7), generator(8)], 3).draw(1)
+    assert inputs[0].shape[-1] == (batch_size or 512)

@@ -64,7 +64,7 @@ def run_on_ray(jobs: Sequence[StudyJob], engine: EngineConfig, *, at_a_time: int
     with token_of(common) as token:
         try:
             while waiting or running:
-                while waiting and (not at_a_time or len(running) < at_a_time):
+                while waiting and (at_a_time is None or len(running) < at_a_time):
                     job = waiting.popleft()
                     read = [path.absolute() for path in files_of(job.config)]
                     interrupted = [path for path in checkpoint.folder_of(job.folder.absolute()).rglob("*") if path.is_file()]

@@ -36,6 +36,8 @@ def run_jobs(
         )
     if at_a_time is not None and at_a_time < 0:
         raise RequestError(f"jobs is {at_a_time}; it must be >= 0 (0: one after the other, in this process)")
+    if at_a_time == 0 and engine.kind == "ray":
+        raise RequestError("jobs is 0, which runs all jobs in this process: leave it out, or leave out --engine ray")
     earlier = [(job, job.completed()) for job in jobs]
     missing = [job for job, summary in earlier if summary is None]
     if missing and engine.kind == "ray":

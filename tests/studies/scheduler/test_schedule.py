@@ -80,6 +80,8 @@ def test_two_jobs_in_one_folder_are_refused(tmp_path):
         next(run_jobs([job, dataclasses.replace(job, name="other")], EngineConfig()))
     with pytest.raises(RequestError, match="jobs is -1"):
         next(run_jobs([job], EngineConfig(), at_a_time=-1))
+    with pytest.raises(RequestError, match="leave out --engine ray"):
+        next(run_jobs([job], EngineConfig("ray"), at_a_time=0))
 
 
 def test_a_study_that_is_left_ends_its_jobs(tmp_path):

@@ -451,7 +451,7 @@ def test_no_forbidden_action_is_drawn(name):
     assert (forbidden, ppo_actions) == (0, 800)
 
 
-@pytest.mark.parametrize("name", ["image", "memory"])
+@pytest.mark.parametrize("name", ["image", "memory", "masked memory", "image in 4 bits"])
 def test_a_training_in_parts_is_the_same_training(name):
     student, config = spoiled(name), replace(CONFIG, env_steps=320, snapshots=3, critic_warmup=0.2)
 

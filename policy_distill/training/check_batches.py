@@ -33,7 +33,7 @@ def check_sequences(config: DistillConfig) -> None:
     Raises:
         RequestError: if there are no sequences of the length that is asked for, or something reads single observations.
     """
-    length, batch = config.train.sequence_length, config.train.batch_size
+    length, batch = config.train.sequence_length, config.train.batch_size_of(single_images=False)
     if batch % length:
         raise RequestError(
             f"train.batch_size is {batch}, and a student with a memory is trained on sequences of {length} steps: choose a multiple of "

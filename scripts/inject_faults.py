@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Inject faults into whole runs, and print a Markdown table of what was done, what happened and what was left.
 
-    python scripts/reliability/inject_faults.py --kills 20
+    python scripts/inject_faults.py --kills 20
 
 Each run is a process of its own with the environment of tests/faulty_worlds.py. A row fails, and so does the script, if a run ends
 otherwise than it should: another exit code, no line that names the cause, another student than without the fault, or a process that is
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SHORT = [
     "--teacher=ppo/CartPole-v1", "--env=tests.faulty_worlds:Faulty-v0", "--collect.rounds=4", "--collect.env_steps=4000",
     "--train.gradient_steps=400", "--workers=2", "--evaluate.episodes=10", "--evaluate.reuse_returns=false", "--step_timeout=1",
@@ -155,7 +155,8 @@ class Table:
 
 
 def short(line: str, work: Path) -> str:
-    """A message without the paths of this machine."""
+    """A message without the paths of this machine, and without how to go on."""
+    line = re.split("; (?:once the cause is gone, )?go on with", line)[0]
     return f"`{line.replace(str(work), '…').removeprefix('policy-distill: distill_policy failed: ')}`"
 
 
@@ -187,7 +188,7 @@ def environments(table: Table, work: Path) -> None:
                 check("Traceback" not in "".join(found.lines), found.lines)
                 again = resume(folder)
                 check(again.code == 0 and again.student == undisturbed, again.lines[-3:])
-                line = short(found.last.split("; go on with")[0], work)
+                line = short(found.last, work)
                 return (
                     f"exit code 1 after {len(found.notes())} restarts: {line}",
                     "`--resume` without the fault: the student of an undisturbed run",
@@ -206,14 +207,14 @@ def numbers(table: Table, work: Path) -> None:
             found = run(work / f"{name} {where}", *SHORT, *UNPOLISHED, KIND=name, IN=where)
             check(found.code == 1 and not found.notes() and "nan" in found.last, found.lines[-3:])
             check("seed" in found.last and "step" in found.last, found.last)
-            return f"exit code 1: {short(found.last.split('; go on with')[0], work)}", "the checkpoint before the round"
+            return f"exit code 1: {short(found.last, work)}", "the checkpoint before the round"
 
         table.row(f"{where}: {name}", try_it)
 
     def diverging() -> tuple[str, str]:
         found = run(work / "diverging", *SHORT, *UNPOLISHED, "--train.learning_rate", "1e38")
         check(found.code == 1 and "training diverged" in found.last and "lower train.learning_rate" in found.last, found.lines[-3:])
-        return f"exit code 1: {short(found.last.split('; go on with')[0], work)}", "no student with NaN"
+        return f"exit code 1: {short(found.last, work)}", "no student with NaN"
 
     table.row("training: the loss becomes NaN (`--train.learning_rate 1e38`)", diverging)
 
@@ -237,7 +238,7 @@ def disks(table: Table, work: Path) -> None:
     def ended(found: Run, reason: str) -> str:
         check(found.code == 1 and reason in found.last and "cannot be written" in found.last, found.lines[-3:])
         check("Traceback" not in "".join(found.lines), found.lines)
-        return f"exit code 1: {short(found.last.split('; go on with')[0], work)}"
+        return f"exit code 1: {short(found.last, work)}"
 
     def resumed(folder: Path) -> str:
         again = resume(folder)
@@ -286,7 +287,7 @@ def disks(table: Table, work: Path) -> None:
         found = run(folder, *SHORT, *UNPOLISHED, during=remove)
         check(found.code == 1 and "does not exist any more" in found.last, found.lines[-3:])
         check(not folder.exists(), "the folder was made again")
-        return f"exit code 1: {short(found.last.split('; go on with')[0], work)}", "nothing; the folder is not made again"
+        return f"exit code 1: {short(found.last, work)}", "nothing; the folder is not made again"
 
     def tensorboard() -> tuple[str, str]:
         with disk(work / "tensorboard" / "tensorboard", "8k") as where:

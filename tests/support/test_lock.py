@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from policy_distill.config import RequestError
-from policy_distill.pipeline.lock import NAME, locked
+from policy_distill.support.files import LOCK, locked
 
 HOLD = """
 import os, pathlib, sys, time
-from policy_distill.pipeline.lock import locked
+from policy_distill.support.files import locked
 with locked(pathlib.Path(sys.argv[1])):
     if sys.argv[2] == "with a child" and os.fork() == 0:
         time.sleep(60)
@@ -63,9 +63,9 @@ def test_a_killed_process_does_not_keep_the_lock_and_neither_do_its_children(tmp
     with holder(tmp_path, "with a child") as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert (tmp_path / NAME).read_text().startswith(f"process {process.pid} on ")
+        assert (tmp_path / LOCK).read_text().startswith(f"process {process.pid} on ")
         with locked(tmp_path):
-            assert (tmp_path / NAME).read_text().startswith(f"process {os.getpid()} on ")
+            assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_process_excludes_itself(tmp_path):
@@ -88,7 +88,7 @@ def test_an_exception_frees_the_folder(tmp_path):
 
 def test_what_a_lock_file_says_is_one_printable_line(tmp_path):
     with holder(tmp_path):
-        (tmp_path / NAME).write_text("a\x1b[2J\nb" * 1000)
+        (tmp_path / LOCK).write_text("a\x1b[2J\nb" * 1000)
         line = refused(tmp_path)
     assert line.isprintable()
     assert len(line) < 1000

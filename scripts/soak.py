@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Run for a long time, and look at memory, handles and processes while it runs.
 
-    python scripts/reliability/soak.py long --steps 10000000 --output runs/soak
-    python scripts/reliability/soak.py jobs --jobs 50 --output runs/soak
+    python scripts/soak.py long --steps 10000000 --output runs/soak
+    python scripts/soak.py jobs --jobs 50 --output runs/soak
 
 ``long`` is one job with this number of environment steps, three quarters of them in polishing and one quarter in evaluation. ``jobs`` is
 a series of short jobs in one process. The folder gets a table (CSV) and a figure. The exit code is 1 if a median of the last quarter is
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 TOKEN = "SOAK_TOKEN"
 COLUMNS = ("seconds", "memory_mb", "largest_mb", "handles", "threads", "processes")
 EPISODE = 500
