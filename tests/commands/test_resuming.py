@@ -184,7 +184,8 @@ def test_a_job_of_a_study_goes_on_and_one_of_other_settings_begins_anew(expert, 
         def note(self, message: str) -> None:
             begun.append("resumed" in message)
 
-    for change, resumed in (({}, True), ({"seed": 9}, False)):
+    changes: list[tuple[dict[str, Any], bool]] = [({}, True), ({"seed": 9}, False)]
+    for change, resumed in changes:
         stopping("choice", signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             distill_or_resume(config)
