@@ -60,7 +60,7 @@ class Artefact:
         self.student = Student.load(self.folder / "student", trust=trust)
         self.params = self.student.params
         self._format = FORMATS[self.format]
-        _check_files(self.folder, self.manifest)
+        check_files(self.folder, self.manifest)
         if self._format.is_code and not trust:
             self._compare_code()
         self.run = self._format.load(self.folder, self.student)
@@ -110,8 +110,8 @@ class Artefact:
         if not self._format.repeatable:
             raise RequestError(refused)
         with tempfile.TemporaryDirectory() as scratch, refuse_damage(self.folder / MANIFEST, AGAIN):
-            written = self._format.write(self.student, Path(scratch), None, self.manifest["numbers"])
-            same = sorted(written) == sorted(names) and all(sha256(Path(scratch, name)) == names[name] for name in written)
+            self._format.write(self.student, Path(scratch), None, self.manifest["numbers"])
+            same = all(sha256(Path(scratch, name)) == names[name] for name in self._format.files)
         if not same:
             raise RequestError(f"{refused}, since it is not what this version writes for {self.folder / 'student'}")
 
@@ -127,12 +127,12 @@ def write(student: Student, name: str, folder: Path, visited: Visited) -> dict[s
     """
     chosen, folded = FORMATS[name], fold_student(student)
     numbers = chosen.numbers(folded, visited)
-    files = chosen.write(student, folder, visited, numbers)
+    chosen.write(student, folder, visited, numbers)
     return {
         "format": VERSION,
         "policy_format": name,
-        "files": {file: sha256(folder / file) for file in files},
-        "bytes": sum((folder / file).stat().st_size for file in files),
+        "files": {file: sha256(folder / file) for file in chosen.files},
+        "bytes": sum((folder / file).stat().st_size for file in chosen.files),
         "weight_bytes": chosen.weight_bytes(folder) if chosen.weight_bytes else folded.weight_bytes(chosen.bits),
         "multiply_adds": folded.multiply_adds,
         "numbers": numbers,
@@ -154,11 +154,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     data = read_json(path, AGAIN)
     if data.get("format") != VERSION:
         raise RequestError(f"{path} is of format {str(data.get('format'))[:20]}, this version reads {VERSION}: {AGAIN}")
-    if data.get("policy_format") not in FORMATS:
+    chosen = FORMATS.get(str(data.get("policy_format")))
+    if chosen is None:
         raise RequestError(f"{path} names the unknown format {str(data.get('policy_format'))[:20]!r}: {AGAIN}")
     files = data.get("files")
-    plain = isinstance(files, dict) and files and all(Path(name).name == name and isinstance(files[name], str) for name in files)
-    if not plain or not isinstance(data.get("numbers"), dict):
+    if not isinstance(files, dict) or files.keys() != set(chosen.files) or not isinstance(data.get("numbers"), dict):
         raise RequestError(f"{path} does not list the files of the policy: {AGAIN}")
     return data
 
@@ -186,7 +186,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
 
 
-def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """
     Raises:
         RequestError: if a file is missing or not the one that was checked.
