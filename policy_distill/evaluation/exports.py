@@ -67,7 +67,7 @@ class Export:
             ("multiply-adds", f"{manifest['multiply_adds']:,} a decision"),
             ("one decision", f"{manifest['microseconds']:.2f} us, called from Python"),
             ("student's action", f"{parity.equal_actions:.2%} of {parity.states:,} states"),
-            ("largest difference", f"{parity.largest_difference:.2g}, mean {parity.mean_difference:.2g}"),
+            ("largest difference", f"{parity.largest_difference:.2g}, mean {parity.mean_difference:.2g}, {parity.unit}"),
             (f"student's return kept [{self.kept.confidence:.0%}]", retention_text(dataclasses.asdict(self.kept))),
         ]
         if self.certified is not None and self.certified.certified is not None:

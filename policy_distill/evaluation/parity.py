@@ -48,9 +48,10 @@ class Parity:
     Attributes:
         states: number of states.
         equal_actions: share of the states with the same action (discrete), or with actions within 1 % of the range (continuous).
-        largest_difference: of continuous actions, in units of half the range; of logits for discrete actions.
+        largest_difference: of continuous actions or of logits, see ``unit``.
         mean_difference: mean of the same.
         largest_state_difference: of the units of the recurrent state after the step; 0 without a memory.
+        unit: ``of half the range`` (continuous actions) or ``of the logits``.
     """
 
     states: int
@@ -58,6 +59,7 @@ class Parity:
     largest_difference: float
     mean_difference: float
     largest_state_difference: float
+    unit: str
 
 
 @torch.inference_mode()
@@ -120,13 +122,13 @@ def compare(run: Runner, visited: Visited, student: Student, decisions: Decision
     count = len(actions)
     if student.family.box is None:
         equal = (actions == decisions.actions).reshape(count, -1).all(1)
-        differences = np.abs(outputs - decisions.outputs).max(1)
+        differences, unit = np.abs(outputs - decisions.outputs).max(1), "of the logits"
     else:
         scale = student.family.box.affine()[0]
         differences = (np.abs(actions.astype(np.float64) - decisions.actions).reshape(count, -1) / scale).max(1)
-        equal = differences <= 0.02
+        equal, unit = differences <= 0.02, "of half the range"
     of_states = float(np.abs(after - decisions.after).max(initial=0.0))
-    return Parity(count, float(equal.mean()), float(differences.max()), float(differences.mean()), of_states)
+    return Parity(count, float(equal.mean()), float(differences.max()), float(differences.mean()), of_states, unit)
 
 
 def microseconds(run: Runner, visited: Visited, calls: int = 2000) -> float:
