@@ -15,7 +15,7 @@ from policy_distill.config import EnvironmentOptions, ExportFault, Reading, Requ
 from policy_distill.evaluation.measure import Measurement, certify, common_environment, load_policy, named_teacher, try_out
 from policy_distill.evaluation.parity import Decisions, Parity, compare, decisions_of, microseconds
 from policy_distill.evaluation.statistics import Plan, Retention, retention
-from policy_distill.export.artefact import Artefact, is_artefact, write, write_manifest
+from policy_distill.export.artefact import STUDENT, Artefact, is_artefact, sha256, write, write_manifest
 from policy_distill.export.formats import FORMATS
 from policy_distill.policies.student import Student, read_together
 from policy_distill.report import add_to_report, certificate_text, retention_text
@@ -62,7 +62,7 @@ class Export:
         """Rows of the printed table: name, figure."""
         manifest, parity = self.manifest, self.parity
         rows = [
-            ("format", f"{manifest['policy_format']}: {', '.join(manifest['files'])}"),
+            ("format", f"{manifest['policy_format']}: {', '.join(FORMATS[manifest['policy_format']].files)}"),
             ("size", f"{manifest['weight_bytes']:,} bytes of weights, {manifest['bytes']:,} of files"),
             ("multiply-adds", f"{manifest['multiply_adds']:,} a decision"),
             ("one decision", f"{manifest['microseconds']:.2f} us, called from Python"),
@@ -216,6 +216,8 @@ def _checked_target(target: Path) -> Path:
         if exists and Path.cwd().is_relative_to(target.resolve()):
             raise RequestError(f"{target} is the working folder, which cannot be replaced: {fix}")
         return target.resolve() if target.is_symlink() else target
+    except RequestError:  # a ValueError, too
+        raise
     except (OSError, ValueError) as error:
         raise RequestError(f"the output folder {target} cannot be used ({reason(error)}): {fix}") from None
 
@@ -226,6 +228,7 @@ def _write(student: Student, files: Mapping[str, bytes], name: str, folder: Path
     (folder / "student").mkdir()
     for file, content in files.items():
         (folder / "student" / file).write_bytes(content)
+    manifest["files"] |= {file: sha256(folder / file) for file in STUDENT}
     write_manifest(folder, manifest)
     return Artefact(folder, trust=True), manifest
 

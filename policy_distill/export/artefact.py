@@ -30,6 +30,8 @@ from policy_distill.support.untrusted import read_bytes, read_json, refuse_damag
 MANIFEST = "policy.json"
 VERSION = 1
 """Version of policy.json's format."""
+STUDENT = ("student/student.json", "student/student.safetensors")
+"""Files that the others were written from; export_student lists them with the others."""
 AGAIN = "export the student again"
 MAX_BYTES = 512 << 20
 """Limit of one file for reading."""
@@ -57,10 +59,10 @@ class Artefact:
         self.folder, self.trust = Path(folder), trust
         self.manifest = read_manifest(self.folder)
         self.format: str = self.manifest["policy_format"]
-        self.student = Student.load(self.folder / "student", trust=trust)
-        self.params = self.student.params
         self._format = FORMATS[self.format]
         check_files(self.folder, self.manifest)
+        self.student = Student.load(self.folder / "student", trust=trust)
+        self.params = self.student.params
         if self._format.is_code and not trust:
             self._compare_code()
         self.run = self._format.load(self.folder, self.student)
@@ -106,7 +108,7 @@ class Artefact:
             RequestError: if they are not.
         """
         names = self.manifest["files"]
-        refused = f"{self.folder} holds code ({', '.join(names)}), and running it is only allowed with --trust"
+        refused = f"{self.folder} holds code ({', '.join(self._format.files)}), and running it is only allowed with --trust"
         if not self._format.repeatable:
             raise RequestError(refused)
         with tempfile.TemporaryDirectory() as scratch, refuse_damage(self.folder / MANIFEST, AGAIN):
@@ -158,7 +160,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if chosen is None:
         raise RequestError(f"{path} names the unknown format {str(data.get('policy_format'))[:20]!r}: {AGAIN}")
     files = data.get("files")
-    if not isinstance(files, dict) or files.keys() != set(chosen.files) or not isinstance(data.get("numbers"), dict):
+    listed = isinstance(files, dict) and files.keys() in (set(chosen.files), {*chosen.files, *STUDENT})
+    if not listed or not isinstance(data.get("numbers"), dict):
         raise RequestError(f"{path} does not list the files of the policy: {AGAIN}")
     return data
 
@@ -170,8 +173,8 @@ def is_artefact(folder: str | Path) -> bool:
 
 def files_of_artefact(artefact: Artefact) -> dict[str, Any]:
     """Identity of an artefact: its folder, and the hashes of its files and of its student's."""
-    student = {f"student/{name}": sha256(artefact.folder / "student" / name) for name in ("student.safetensors", "student.json")}
-    return {"path": str(artefact.folder), "sha256": {**artefact.manifest["files"], **student}}
+    names = (*artefact.manifest["files"], *STUDENT)
+    return {"path": str(artefact.folder), "sha256": {name: sha256(artefact.folder / name) for name in names}}
 
 
 def by_name(observations: Tree) -> Seen:

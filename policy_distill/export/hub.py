@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from policy_distill.config import Fault, RequestError
-from policy_distill.export.artefact import check_files, is_artefact, read_manifest, sha256
+from policy_distill.export.artefact import STUDENT, check_files, is_artefact, read_manifest, sha256
 from policy_distill.report import certificate_text, retention_text
 from policy_distill.report.rows import mean_and_std
 from policy_distill.report.verdict import verdict
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD, EXPORTS, POLICY = "README.md", "exports", "policy.onnx"
-STUDENT = ("student/student.json", "student/student.safetensors")
 OTHERS = ("student.zip", "certificate.json", "config.yaml", "result.json")
-"""Files of a run: those that it always has, and those that it may have."""
+"""Files that a run may have, besides those of its student."""
 WRITTEN = "<!-- Written by policy-distill. -->"
 """A line of the card, which tells a folder that may be replaced."""
 

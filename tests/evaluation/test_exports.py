@@ -118,14 +118,15 @@ def test_an_existing_artefact_is_replaced_and_anything_else_is_kept(exported, tm
     export_student(str(tmp_path / "student"), "npz", output=str(exported), episodes=2, workers=0)
     assert (exported / "policy.json").stat().st_ino != before
     (exported / "policy.json").unlink()
-    with pytest.raises(RequestError, match="exists and is no exported policy"):
+    with pytest.raises(RequestError, match=r"^\S+ exists and is no exported policy: choose another folder with --output$"):
         export_student(str(tmp_path / "student"), "npz", output=str(exported), episodes=2, workers=0)
 
 
-def test_changed_files_are_refused(exported):
-    path = exported / "policy.npz"
+@pytest.mark.parametrize("name", ["policy.npz", "student/student.json", "student/student.safetensors"])
+def test_changed_files_are_refused(name, exported):
+    path = exported / name
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(RequestError, match=r"policy\.npz is not the file that was exported"):
+    with pytest.raises(RequestError, match=f"{path.name} is not the file that was exported"):
         Artefact(exported)
 
 
