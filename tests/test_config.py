@@ -60,6 +60,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("ensemble.combine", "median", "mean, value"),
     ("student.inputs", "a", "indices and ranges"),
     ("student.memory", "lstm", "none, gru"),
+    ("worker_restarts", -1, ">= 0"),
     ("student.memory_size", 0, ">= 1"),
     ("train.sequence_length", 0, ">= 1"),
     ("train.burn_in", -1, ">= 0"),
