@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from policy_distill.config import EnvironmentOptions, ExportFault, Reading, Requ
 from policy_distill.evaluation.measure import Measurement, certify, common_environment, load_policy, named_teacher, try_out
 from policy_distill.evaluation.parity import Decisions, Parity, compare, decisions_of, microseconds
 from policy_distill.evaluation.statistics import Plan, Retention, retention
-from policy_distill.export.artefact import Artefact, is_artefact, write, write_manifest
+from policy_distill.export.artefact import STUDENT, Artefact, is_artefact, sha256, write, write_manifest
 from policy_distill.export.formats import FORMATS
-from policy_distill.policies.student import Student
+from policy_distill.policies.student import Student, read_together
 from policy_distill.report import add_to_report, certificate_text, retention_text
 from policy_distill.report.write import read_result
 from policy_distill.rollouts.episodes import evaluation_seeds
@@ -26,11 +26,14 @@ from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.files import writable_folder
 from policy_distill.support.progress import Display
 from policy_distill.support.threads import one_torch_thread
+from policy_distill.support.untrusted import MAX_JSON_BYTES, read_bytes, reason
 
 SAME = 0.999
 """Minimum share of states with the same action, for formats in floating point: rounding decides near ties."""
 KEPT = 0.95
 """Share of its teacher's return that a quantised policy must be certified to keep, by default."""
+SAME_STATE = 1e-3
+"""Maximum difference of a recurrent state's units, which lie between -1 and 1, after one step in floating point."""
 SURELY_LOST = 0.99
 """A floating-point policy fails if the interval of its retention of the student's own return lies below this."""
 
@@ -59,12 +62,12 @@ class Export:
         """Rows of the printed table: name, figure."""
         manifest, parity = self.manifest, self.parity
         rows = [
-            ("format", f"{manifest['policy_format']}: {', '.join(manifest['files'])}"),
+            ("format", f"{manifest['policy_format']}: {', '.join(FORMATS[manifest['policy_format']].files)}"),
             ("size", f"{manifest['weight_bytes']:,} bytes of weights, {manifest['bytes']:,} of files"),
             ("multiply-adds", f"{manifest['multiply_adds']:,} a decision"),
             ("one decision", f"{manifest['microseconds']:.2f} us, called from Python"),
             ("student's action", f"{parity.equal_actions:.2%} of {parity.states:,} states"),
-            ("largest difference", f"{parity.largest_difference:.2g}, mean {parity.mean_difference:.2g}"),
+            ("largest difference", f"{parity.largest_difference:.2g}, mean {parity.mean_difference:.2g}, {parity.unit}"),
             (f"student's return kept [{self.kept.confidence:.0%}]", retention_text(dataclasses.asdict(self.kept))),
         ]
         if self.certified is not None and self.certified.certified is not None:
@@ -72,8 +75,9 @@ class Export:
         return [*rows, *(("note", notice) for notice in self.notices)]
 
     def summary(self) -> dict[str, Any]:
-        """The figures as data."""
-        return {**self.manifest, "path": str(self.folder), "notices": list(self.notices)}
+        """The figures as data, without what the files were written from."""
+        figures = {name: value for name, value in self.manifest.items() if name != "numbers"}
+        return {**figures, "path": str(self.folder), "notices": list(self.notices)}
 
 
 def export_student(
@@ -115,12 +119,17 @@ def export_student(
     student, saved = load_policy(run, Reading(trust=trust))
     if not isinstance(student, Student):
         raise RequestError(f"{run} is no student: name the folder of a run of distill_policy, or its student/")
-    target = Path(output) if output is not None else Path(run, "exports", name)
-    _check_target(target)
+    chosen.check(student)
+    source = Path(run) if Path(run, "student.json").is_file() else Path(run, "student")
+    files = {"student.json": read_bytes(source / "student.json", MAX_JSON_BYTES), "student.safetensors": read_together(source)[1]}
+    exports = read_result(run).get("exports") or {} if Path(run, "result.json").is_file() else None
+    target = _checked_target(Path(output) if output is not None else Path(run, "exports", name))
     spec, notices = common_environment(run, student, saved, None, env)
     share = certify_share if certify_share is not None else KEPT if chosen.bits else None
     reference = None if share is None else named_teacher(run, teacher, teacher_reading)
     if share is not None and reference is None:
+        if certify_share is not None:
+            raise RequestError(f"{run} does not name the teacher that it was distilled from: give --teacher, or leave --certify out")
         notices += (f"not certified: {run} does not name the teacher that it was distilled from; give --teacher",)
     writable_folder(target.parent)
     probed, found = try_out(spec, student, skip=skip_check, step_timeout=step_timeout)
@@ -130,11 +139,15 @@ def export_student(
     display.note(f"recording what the student sees and does in {spec.id}")
     with one_torch_thread(), _folder_beside(target) as folder:
         decisions = call_apart(step_timeout, decisions_of, student, spec)
-        artefact, manifest = _write(student, Path(run), name, folder, decisions)
+        artefact, manifest = _write(student, files, name, folder, decisions)
         visited = decisions.whole if chosen.reads_everything else decisions.visited
         parity = compare(artefact.run, visited, student, decisions)
         if not chosen.bits and parity.equal_actions < SAME:
             raise ExportFault(f"{name} is not written: it takes the student's action in only {parity.equal_actions:.2%} of its states")
+        if not chosen.bits and not parity.largest_state_difference <= SAME_STATE:
+            raise ExportFault(
+                f"{name} is not written: its recurrent state differs from the student's by up to {parity.largest_state_difference:.2g}"
+            )
         display.note(f"playing {episodes} episodes each with the exported policy, the student and at random")
         seeds = evaluation_seeds("final", episodes)
         with Rollouts(spec, None, num_envs=16, seed=0, workers=workers, step_timeout=step_timeout) as rollouts:
@@ -165,8 +178,8 @@ def export_student(
         }
         write_manifest(folder, manifest)
     exported = Export(target, manifest, parity, kept, certified, tuple(dict.fromkeys(notices)))
-    if Path(run, "result.json").is_file():
-        exports = read_result(run).get("exports") or {}
+    if exports is not None:
+        exports = read_result(run).get("exports") or {}  # another export may have ended meanwhile
         add_to_report(run, exports={**exports, name: exported.summary()})
     return exported
 
@@ -189,22 +202,33 @@ def _folder_beside(target: Path) -> Iterator[Path]:
         raise
 
 
-def _check_target(target: Path) -> None:
-    """
+def _checked_target(target: Path) -> Path:
+    """The folder that will be replaced: what ``target`` links to, if it is a link.
+
     Raises:
-        RequestError: if the folder holds something else than an artefact, which would be lost.
+        RequestError: if it holds something else than an artefact, which would be lost, or is the working folder.
     """
-    if target.exists() and not (target.is_dir() and (is_artefact(target) or not any(target.iterdir()))):
-        raise RequestError(f"{target} exists and is no exported policy: choose another folder with --output")
+    fix = "choose another folder with --output"
+    try:
+        exists = target.exists()
+        if exists and not (target.is_dir() and (is_artefact(target) or not any(target.iterdir()))):
+            raise RequestError(f"{target} exists and is no exported policy: {fix}")
+        if exists and Path.cwd().is_relative_to(target.resolve()):
+            raise RequestError(f"{target} is the working folder, which cannot be replaced: {fix}")
+        return target.resolve() if target.is_symlink() else target
+    except RequestError:  # a ValueError, too
+        raise
+    except (OSError, ValueError) as error:
+        raise RequestError(f"the output folder {target} cannot be used ({reason(error)}): {fix}") from None
 
 
-def _write(student: Student, run: Path, name: str, folder: Path, decisions: Decisions) -> tuple[Artefact, dict[str, Any]]:
-    """Write the artefact's files and its student, and open it again from there."""
+def _write(student: Student, files: Mapping[str, bytes], name: str, folder: Path, decisions: Decisions) -> tuple[Artefact, dict[str, Any]]:
+    """Write the artefact's files and its student, whose ``files`` are as they were loaded, and open it again from there."""
     manifest = write(student, name, folder, decisions.visited)
-    source = run if (run / "student.json").is_file() else run / "student"
     (folder / "student").mkdir()
-    for file in ("student.json", "student.safetensors"):
-        shutil.copyfile(source / file, folder / "student" / file)
+    for file, content in files.items():
+        (folder / "student" / file).write_bytes(content)
+    manifest["files"] |= {file: sha256(folder / file) for file in STUDENT}
     write_manifest(folder, manifest)
     return Artefact(folder, trust=True), manifest
 

@@ -48,14 +48,18 @@ class Parity:
     Attributes:
         states: number of states.
         equal_actions: share of the states with the same action (discrete), or with actions within 1 % of the range (continuous).
-        largest_difference: of continuous actions, in units of half the range; of logits for discrete actions.
+        largest_difference: of continuous actions or of logits, see ``unit``.
         mean_difference: mean of the same.
+        largest_state_difference: of the units of the recurrent state after the step; 0 without a memory.
+        unit: ``of half the range`` (continuous actions) or ``of the logits``.
     """
 
     states: int
     equal_actions: float
     largest_difference: float
     mean_difference: float
+    largest_state_difference: float
+    unit: str
 
 
 @torch.inference_mode()
@@ -70,7 +74,8 @@ def decisions_of(student: Student, spec: EnvironmentSpec, states: int = STATES) 
             count += len(parts[-1].visited)
         played += AT_ONCE
     joined = [np.concatenate([getattr(part, name) for part in parts]) for name in ("actions", "outputs", "after")]
-    return Decisions(_joined([part.whole for part in parts]), _joined([part.visited for part in parts]), *joined)
+    visited = _joined([part.visited for part in parts])
+    return Decisions(visited if student.view is None else _joined([part.whole for part in parts]), visited, *joined)
 
 
 def _decide(student: Student, observations: trees.Tree, seed: int) -> Decisions:
@@ -113,16 +118,17 @@ def compare(run: Runner, visited: Visited, student: Student, decisions: Decision
     """The decisions of ``run`` in ``visited`` next to the student's, in batches of ``rows``."""
     starts = range(0, len(visited), rows)
     parts = [visited.rows(slice(start, start + rows)) for start in starts]
-    actions, outputs, _ = (np.concatenate(arrays) for arrays in zip(*(run(part.seen, part.states) for part in parts), strict=True))
+    actions, outputs, after = (np.concatenate(arrays) for arrays in zip(*(run(part.seen, part.states) for part in parts), strict=True))
     count = len(actions)
     if student.family.box is None:
         equal = (actions == decisions.actions).reshape(count, -1).all(1)
-        differences = np.abs(outputs - decisions.outputs).max(1)
+        differences, unit = np.abs(outputs - decisions.outputs).max(1), "of the logits"
     else:
         scale = student.family.box.affine()[0]
         differences = (np.abs(actions.astype(np.float64) - decisions.actions).reshape(count, -1) / scale).max(1)
-        equal = differences <= 0.02
-    return Parity(count, float(equal.mean()), float(differences.max()), float(differences.mean()))
+        equal, unit = differences <= 0.02, "of half the range"
+    of_states = float(np.abs(after - decisions.after).max(initial=0.0))
+    return Parity(count, float(equal.mean()), float(differences.max()), float(differences.mean()), of_states, unit)
 
 
 def microseconds(run: Runner, visited: Visited, calls: int = 2000) -> float:

@@ -30,6 +30,8 @@ from policy_distill.support.untrusted import read_bytes, read_json, refuse_damag
 MANIFEST = "policy.json"
 VERSION = 1
 """Version of policy.json's format."""
+STUDENT = ("student/student.json", "student/student.safetensors")
+"""Files that the others were written from; export_student lists them with the others."""
 AGAIN = "export the student again"
 MAX_BYTES = 512 << 20
 """Limit of one file for reading."""
@@ -57,10 +59,10 @@ class Artefact:
         self.folder, self.trust = Path(folder), trust
         self.manifest = read_manifest(self.folder)
         self.format: str = self.manifest["policy_format"]
+        self._format = FORMATS[self.format]
+        check_files(self.folder, self.manifest)
         self.student = Student.load(self.folder / "student", trust=trust)
         self.params = self.student.params
-        self._format = FORMATS[self.format]
-        _check_files(self.folder, self.manifest)
         if self._format.is_code and not trust:
             self._compare_code()
         self.run = self._format.load(self.folder, self.student)
@@ -106,12 +108,12 @@ class Artefact:
             RequestError: if they are not.
         """
         names = self.manifest["files"]
-        refused = f"{self.folder} holds code ({', '.join(names)}), and running it is only allowed with --trust"
+        refused = f"{self.folder} holds code ({', '.join(self._format.files)}), and running it is only allowed with --trust"
         if not self._format.repeatable:
             raise RequestError(refused)
         with tempfile.TemporaryDirectory() as scratch, refuse_damage(self.folder / MANIFEST, AGAIN):
-            written = self._format.write(self.student, Path(scratch), None, self.manifest["numbers"])
-            same = sorted(written) == sorted(names) and all(sha256(Path(scratch, name)) == names[name] for name in written)
+            self._format.write(self.student, Path(scratch), None, self.manifest["numbers"])
+            same = all(sha256(Path(scratch, name)) == names[name] for name in self._format.files)
         if not same:
             raise RequestError(f"{refused}, since it is not what this version writes for {self.folder / 'student'}")
 
@@ -127,12 +129,12 @@ def write(student: Student, name: str, folder: Path, visited: Visited) -> dict[s
     """
     chosen, folded = FORMATS[name], fold_student(student)
     numbers = chosen.numbers(folded, visited)
-    files = chosen.write(student, folder, visited, numbers)
+    chosen.write(student, folder, visited, numbers)
     return {
         "format": VERSION,
         "policy_format": name,
-        "files": {file: sha256(folder / file) for file in files},
-        "bytes": sum((folder / file).stat().st_size for file in files),
+        "files": {file: sha256(folder / file) for file in chosen.files},
+        "bytes": sum((folder / file).stat().st_size for file in chosen.files),
         "weight_bytes": chosen.weight_bytes(folder) if chosen.weight_bytes else folded.weight_bytes(chosen.bits),
         "multiply_adds": folded.multiply_adds,
         "numbers": numbers,
@@ -154,11 +156,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     data = read_json(path, AGAIN)
     if data.get("format") != VERSION:
         raise RequestError(f"{path} is of format {str(data.get('format'))[:20]}, this version reads {VERSION}: {AGAIN}")
-    if data.get("policy_format") not in FORMATS:
+    chosen = FORMATS.get(str(data.get("policy_format")))
+    if chosen is None:
         raise RequestError(f"{path} names the unknown format {str(data.get('policy_format'))[:20]!r}: {AGAIN}")
     files = data.get("files")
-    plain = isinstance(files, dict) and files and all(Path(name).name == name and isinstance(files[name], str) for name in files)
-    if not plain or not isinstance(data.get("numbers"), dict):
+    listed = isinstance(files, dict) and files.keys() in (set(chosen.files), {*chosen.files, *STUDENT})
+    if not listed or not isinstance(data.get("numbers"), dict):
         raise RequestError(f"{path} does not list the files of the policy: {AGAIN}")
     return data
 
@@ -170,8 +173,8 @@ def is_artefact(folder: str | Path) -> bool:
 
 def files_of_artefact(artefact: Artefact) -> dict[str, Any]:
     """Identity of an artefact: its folder, and the hashes of its files and of its student's."""
-    student = {f"student/{name}": sha256(artefact.folder / "student" / name) for name in ("student.safetensors", "student.json")}
-    return {"path": str(artefact.folder), "sha256": {**artefact.manifest["files"], **student}}
+    names = (*artefact.manifest["files"], *STUDENT)
+    return {"path": str(artefact.folder), "sha256": {name: sha256(artefact.folder / name) for name in names}}
 
 
 def by_name(observations: Tree) -> Seen:
@@ -186,7 +189,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
 
 
-def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """
     Raises:
         RequestError: if a file is missing or not the one that was checked.

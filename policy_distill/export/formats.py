@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,10 @@ class Format:
     """A format of exported policies.
 
     Attributes:
-        write: writes its files into a folder and returns their names. Arguments: the student, the folder, states that the student visits
-            (None where ``numbers`` are from an earlier export), and ``numbers``.
+        files: names of its files.
+        check: raises a ``RequestError`` if the student cannot be written, or a package or a compiler is missing.
+        write: writes the files into a folder. Arguments: the student, the folder, states that the student visits (None where ``numbers``
+            are from an earlier export), and ``numbers``.
         load: a ``Runner`` of the files in a folder, whose structure follows from the student.
         numbers: what the files depend on besides the student, as JSON-able data.
         bits: bits of a weight; None: float32.
@@ -33,7 +34,9 @@ class Format:
         weight_bytes: bytes of the weights in the files of a folder; None: see ``Folded.weight_bytes``.
     """
 
-    write: Callable[[Student, Path, Visited | None, Numbers], list[str]]
+    files: tuple[str, ...]
+    check: Callable[[Student], None]
+    write: Callable[[Student, Path, Visited | None, Numbers], object]
     load: Callable[[Path, Student], Runner]
     numbers: Callable[[Folded, Visited], Numbers] = lambda folded, visited: {}
     bits: int | None = None
@@ -43,35 +46,47 @@ class Format:
     weight_bytes: Callable[[Path], int] | None = None
 
 
-def _of_folded(module: Any, **properties: Any) -> Format:
-    """A format whose module writes and loads the student's plain form."""
+def _of_folded(module: Any, requires: Callable[[], object] = lambda: None, **properties: Any) -> Format:
+    """A format whose module writes and loads the student's plain form; ``requires`` checks that its packages are installed."""
 
-    def write(student: Student, folder: Path, visited: Visited | None, numbers: Numbers) -> list[str]:
-        names: list[str] = module.write(fold_student(student), folder, visited)
-        return names
+    def check(student: Student) -> None:
+        requires()
+        fold_student(student)
 
-    return Format(write, lambda folder, student: module.load(folder, fold_student(student)), **properties)
+    def write(student: Student, folder: Path, visited: Visited | None, numbers: Numbers) -> None:
+        module.write(fold_student(student), folder, visited)
+
+    return Format((module.FILE,), check, write, lambda folder, student: module.load(folder, fold_student(student)), **properties)
 
 
 def _of_c(bits: int | None) -> Format:
-    def write(student: Student, folder: Path, visited: Visited | None, numbers: Numbers) -> list[str]:
+    def check(student: Student) -> None:
         c.find_compiler()
-        return c.write(fold_student(student), folder, numbers, bits=bits)
+        c.check(fold_student(student), bits)
 
-    load = functools.partial(lambda folder, student: c.load(folder, fold_student(student)))
-    return Format(write, load, numbers=c.measure, bits=bits, is_code=True, repeatable=True, weight_bytes=c.table_bytes)
+    def write(student: Student, folder: Path, visited: Visited | None, numbers: Numbers) -> None:
+        c.write(fold_student(student), folder, numbers, bits=bits)
+
+    def load(folder: Path, student: Student) -> Runner:
+        return c.load(folder, fold_student(student))
+
+    return Format(c.FILES, check, write, load, numbers=c.measure, bits=bits, is_code=True, repeatable=True, weight_bytes=c.table_bytes)
 
 
-def _write_sb3(student: Student, folder: Path, visited: Visited | None, numbers: Numbers) -> list[str]:
+def _check_sb3(student: Student) -> None:
+    fold_student(student)
     if reason := sb3.why_not_exported(student):
         raise RequestError(f"the student cannot be written as a Stable-Baselines3 zip: {reason}")
-    return [sb3.save_ppo(student, folder / sb3.FILE).name]
+
+
+def _write_sb3(student: Student, folder: Path, visited: Visited | None, numbers: Numbers) -> None:
+    sb3.save_ppo(student, folder / sb3.FILE)
 
 
 FORMATS: dict[str, Format] = {
-    "sb3": Format(_write_sb3, sb3.load, reads_everything=True),
-    "onnx": _of_folded(onnx),
-    "onnx-int8": _of_folded(onnx_int8, bits=8),
+    "sb3": Format((sb3.FILE,), _check_sb3, _write_sb3, sb3.load, reads_everything=True),
+    "onnx": _of_folded(onnx, onnx.require_packages),
+    "onnx-int8": _of_folded(onnx_int8, onnx.require_packages, bits=8),
     "c": _of_c(None),
     "c-int8": _of_c(8),
     "c-int4": _of_c(4),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from policy_distill.config import Fault, RequestError
-from policy_distill.export.artefact import is_artefact
+from policy_distill.export.artefact import STUDENT, check_files, is_artefact, read_manifest, sha256
 from policy_distill.report import certificate_text, retention_text
 from policy_distill.report.rows import mean_and_std
 from policy_distill.report.verdict import verdict
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD, EXPORTS, POLICY = "README.md", "exports", "policy.onnx"
-STUDENT = ("student/student.json", "student/student.safetensors")
 OTHERS = ("student.zip", "certificate.json", "config.yaml", "result.json")
-"""Files of a run: those that it always has, and those that it may have."""
+"""Files that a run may have, besides those of its student."""
 WRITTEN = "<!-- Written by policy-distill. -->"
 """A line of the card, which tells a folder that may be replaced."""
 
@@ -87,10 +86,17 @@ def _was_written(folder: Path) -> bool:
 
 
 def exports_of(run: Path) -> list[str]:
-    """Names of the run's exports that were written from its present student."""
-    weights = (run / STUDENT[1]).read_bytes()
-    artefacts = (path for path in sorted((run / EXPORTS).glob("*")) if is_artefact(path))
-    return [path.name for path in artefacts if (path / STUDENT[1]).read_bytes() == weights]
+    """Names of the run's exports that were written from its present student.
+
+    Raises:
+        RequestError: if the files of one were changed.
+    """
+    weights, found = sha256(run / STUDENT[1]), []
+    for path in filter(is_artefact, sorted((run / EXPORTS).glob("*"))):
+        check_files(path, read_manifest(path))
+        if (path / STUDENT[1]).is_file() and sha256(path / STUDENT[1]) == weights:
+            found.append(path.name)
+    return found
 
 
 def card(summary: Mapping[str, Any], *, has_zip: bool, exports: list[str]) -> str:

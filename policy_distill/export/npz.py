@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from policy_distill.export.folded import MASK_NAME, ActionRule, Convolution, Folded, Gru, Input, Normalization
+from policy_distill.export.folded import Convolution, Folded, Gru, Input, Normalization
 from policy_distill.export.runner import Seen, Visited
-from policy_distill.policies.families.choices import FORBIDDEN
+from policy_distill.export.shared import choose, encoded, masked
 from policy_distill.support.files import write_atomically
 from policy_distill.support.untrusted import read_npz, refuse_damage
 
@@ -20,11 +20,10 @@ MAX_BYTES = 256 << 20
 """Limit for reading."""
 
 
-def write(folded: Folded, folder: Path, visited: Visited | None = None) -> list[str]:
+def write(folded: Folded, folder: Path, visited: Visited | None = None) -> None:
     """Write ``policy.npz``: the arrays of ``Folded`` by their dotted names, such as ``layers.0.weight``."""
     arrays = dict(_arrays(folded))
     write_atomically(folder / FILE, lambda target: np.savez(target, **arrays))  # type: ignore[arg-type]
-    return [FILE]
 
 
 def load(folder: Path, folded: Folded) -> NumpyRunner:
@@ -86,27 +85,18 @@ class NumpyRunner:
         for layer in folded.layers[:-1]:
             values = self._activate(values @ layer.weight.T + layer.bias)
         outputs = values @ folded.layers[-1].weight.T + folded.layers[-1].bias
-        if folded.rule.masked:
-            outputs = _masked(folded.rule, outputs, seen[MASK_NAME])
-        return choose(folded.rule, outputs), outputs, state
+        outputs = masked(folded.rule, outputs, seen)
+        scaled = outputs * folded.rule.scale + folded.rule.offset if folded.rule.kind == "box" else outputs
+        return choose(folded.rule, outputs, scaled), outputs, state
 
     def _features(self, part: Input, normalization: Normalization | None, values: np.ndarray) -> np.ndarray:
         if normalization is not None:
-            vectors = encoded(part, values)[:, normalization.columns]
+            vectors = encoded(part, values, normalization.mean.dtype)[:, normalization.columns]
             return ((vectors - normalization.mean) / normalization.scale).astype(np.float32)
         images = (values if part.channels_first else values.transpose(0, 3, 1, 2)).astype(np.float32)
         for layer in part.convolutions:
             images = self._activate(convolve(layer, images))
         return images.transpose(0, 2, 3, 1).reshape(len(images), -1)
-
-
-def encoded(part: Input, values: np.ndarray) -> np.ndarray:
-    """Vectors ``[B, width]`` of raw values ``[B, ...]``: flattened, discrete values one-hot; floating-point values keep their dtype."""
-    flat = values.reshape(len(values), -1)
-    if not part.sizes:
-        return flat
-    components = zip(flat.T, part.sizes, part.starts, strict=True)
-    return np.concatenate([np.eye(size, dtype=np.float32)[values - start] for values, size, start in components], axis=1)
 
 
 def convolve(layer: Convolution, images: np.ndarray) -> np.ndarray:
@@ -125,26 +115,6 @@ def step_of_gru(gru: Gru, values: np.ndarray, state: np.ndarray) -> np.ndarray:
     new = np.tanh(inputs[:, split:] + reset * recurrent[:, split:])
     after: np.ndarray = new + update * (state - new)
     return after
-
-
-def choose(rule: ActionRule, outputs: np.ndarray) -> np.ndarray:
-    """Actions ``[B, *shape]`` from outputs ``[B, width]``; see ``ActionRule``."""
-    if rule.kind == "box":
-        actions = (outputs * rule.scale + rule.offset).clip(rule.low, rule.high)
-    elif rule.kind == "bits":
-        actions = outputs > 0
-    else:
-        components = np.split(outputs, np.cumsum(rule.sizes)[:-1], axis=1)
-        actions = np.stack([component.argmax(1) + start for component, start in zip(components, rule.starts, strict=True)], axis=1)
-    return actions.reshape(len(outputs), *rule.shape).astype(rule.dtype, copy=False)
-
-
-def _masked(rule: ActionRule, outputs: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    allowed = mask.reshape(len(mask), -1) != 0
-    if rule.kind == "argmax":
-        return np.where(allowed, outputs, np.float32(FORBIDDEN))
-    off, on = allowed[:, 0::2], allowed[:, 1::2]  # logit 0 where neither is allowed
-    return np.where(on, np.where(off, outputs, np.float32(-FORBIDDEN)), np.where(off, np.float32(FORBIDDEN), np.float32(0)))
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:

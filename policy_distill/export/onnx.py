@@ -29,7 +29,7 @@ OPERATORS = {
 """What a policy consists of. Other files are refused: operators such as Loop can run for ever or ask for any amount of memory."""
 
 
-def write(folded: Folded, folder: Path, visited: Visited | None = None) -> list[str]:
+def write(folded: Folded, folder: Path, visited: Visited | None = None) -> None:
     """Write ``policy.onnx``; see ``onnx_graph`` for its inputs, outputs and metadata.
 
     The normalisation is folded into the first layer where float32 allows it.
@@ -41,13 +41,12 @@ def write(folded: Folded, folder: Path, visited: Visited | None = None) -> list[
     from policy_distill.export.onnx_graph import model_of
 
     model = model_of(folded.with_folded_normalization() if folded.normalization_folds else folded)
-    return save(model, folder)
+    save(model, folder)
 
 
-def save(model: onnx.ModelProto, folder: Path) -> list[str]:
+def save(model: onnx.ModelProto, folder: Path) -> None:
     """Write a model as ``policy.onnx``."""
     write_atomically(folder / FILE, lambda target: target.write_bytes(model.SerializeToString()))
-    return [FILE]
 
 
 def load(folder: Path, folded: Folded) -> OnnxRunner:

@@ -31,7 +31,7 @@ PREPARED = "onnx.quant.pre_process"
 """Metadata without which onnxruntime recommends a preparation of the model, which does nothing here."""
 
 
-def write(folded: Folded, folder: Path, visited: Visited | None) -> list[str]:
+def write(folded: Folded, folder: Path, visited: Visited | None) -> None:
     """Write ``policy.onnx`` in 8 bits; inputs, outputs and metadata are those of the format ``onnx``.
 
     Raises:
@@ -50,7 +50,7 @@ def write(folded: Folded, folder: Path, visited: Visited | None) -> list[str]:
     if not reads_images:
         _quantize_weight(quantized, first.output[0])
     _tidy(quantized, model)
-    return save(quantized, folder)
+    save(quantized, folder)
 
 
 def _feeds(model: onnx.ModelProto, visited: Visited) -> Iterator[Seen]:

@@ -27,7 +27,7 @@ MAX_BYTES = 256 << 20
 """Limit for reading."""
 
 
-def write(folded: Folded, folder: Path, visited: Visited | None = None) -> list[str]:
+def write(folded: Folded, folder: Path, visited: Visited | None = None) -> None:
     """Write ``policy.pt2``. The normalisation is folded into the first layer where float32 allows it.
 
     The same student gives the same bytes with the same version of torch.
@@ -45,7 +45,6 @@ def write(folded: Folded, folder: Path, visited: Visited | None = None) -> list[
         buffer = io.BytesIO()  # in a file, the archive would name the file
         torch.export.save(program, buffer)
     write_atomically(folder / FILE, lambda target: target.write_bytes(buffer.getvalue()))
-    return [FILE]
 
 
 def load(folder: Path, folded: Folded) -> Pt2Runner:

@@ -28,6 +28,8 @@ from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.student import Student
 from policy_distill.policies.views import View
 from policy_distill.rollouts.episodes import evaluate
+from policy_distill.support.files import write_json
+from tests.report.example import SUMMARY
 
 CARTPOLE = resolve("CartPole-v1")
 BALANCE = torch.tensor([0.1, 0.3, 1.0, 1.0])
@@ -116,14 +118,15 @@ def test_an_existing_artefact_is_replaced_and_anything_else_is_kept(exported, tm
     export_student(str(tmp_path / "student"), "npz", output=str(exported), episodes=2, workers=0)
     assert (exported / "policy.json").stat().st_ino != before
     (exported / "policy.json").unlink()
-    with pytest.raises(RequestError, match="exists and is no exported policy"):
+    with pytest.raises(RequestError, match=r"^\S+ exists and is no exported policy: choose another folder with --output$"):
         export_student(str(tmp_path / "student"), "npz", output=str(exported), episodes=2, workers=0)
 
 
-def test_changed_files_are_refused(exported):
-    path = exported / "policy.npz"
+@pytest.mark.parametrize("name", ["policy.npz", "student/student.json", "student/student.safetensors"])
+def test_changed_files_are_refused(name, exported):
+    path = exported / name
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(RequestError, match=r"policy\.npz is not the file that was exported"):
+    with pytest.raises(RequestError, match=f"{path.name} is not the file that was exported"):
         Artefact(exported)
 
 
@@ -132,6 +135,8 @@ def test_changed_files_are_refused(exported):
     [
         ({"format": 2}, "is of format 2, this version reads 1"),
         ({"policy_format": "exe"}, "names the unknown format 'exe'"),
+        ({"policy_format": ["npz"]}, "names the unknown format"),
+        ({"files": {"student/student.json": "00"}}, "does not list the files"),
         ({"files": {}}, "does not list the files"),
         ({"files": {"../policy.npz": "00"}}, "does not list the files"),
         ({"numbers": None}, "does not list the files"),
@@ -171,13 +176,76 @@ def test_code_from_outside_is_not_run(exported, monkeypatch):
         (["--format", "npz", "--normalization", "none"], "a student needs no --normalization"),
         (["--format", "npz", "--episodes", "0"], "episodes"),
         (["--format", "npz", "--env", "Acrobot-v1"], "Acrobot-v1"),
+        (["--format", "npz", "--output", "."], "is the working folder"),
+        (["--format", "npz", "--output", "x" * 300], "cannot be used (File name too long)"),
     ],
 )
-def test_wrong_requests_are_refused_before_any_work(arguments, message, tmp_path, capsys):
+def test_wrong_requests_are_refused_before_any_work(arguments, message, tmp_path, capsys, monkeypatch):
     folder = balancing(tmp_path / "student")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
     assert main(["export_student", "--student", str(folder), *arguments]) == 2
     assert message in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.parent != folder) == ["empty", "student"]
+
+
+def test_a_missing_tool_or_teacher_is_named_before_any_work(tmp_path, monkeypatch):
+    folder = balancing(tmp_path / "student")
+    monkeypatch.setattr(exports, "decisions_of", lambda *_: pytest.fail("the student was played"))
+    for compiler, message in (("no-such-compiler", "which CC names, is not installed"), ("cc '", "cannot be read as a command")):
+        monkeypatch.setenv("CC", compiler)
+        with pytest.raises(RequestError, match=message):
+            export_student(str(folder), "c", workers=0)
+    masked = dataclasses.replace(formats.FORMATS["npz"], check=formats.FORMATS["sb3"].check)
+    monkeypatch.setattr(formats.sb3, "why_not_exported", lambda student: "it is round")
+    monkeypatch.setitem(formats.FORMATS, "npz", masked)
+    with pytest.raises(RequestError, match="cannot be written as a Stable-Baselines3 zip: it is round"):
+        export_student(str(folder), "npz", workers=0)
+    monkeypatch.undo()
+    description = json.loads((folder / "student.json").read_text())
+    (folder / "student.json").write_text(json.dumps(description | {"teacher": {}}))
+    with pytest.raises(RequestError, match="does not name the teacher that it was distilled from: give --teacher"):
+        export_student(str(folder), "npz", certify_share=0.9, workers=0)
+
+
+def test_a_link_is_followed(tmp_path):
+    folder, link = balancing(tmp_path / "student"), tmp_path / "link"
+    (tmp_path / "real").mkdir()
+    link.symlink_to(tmp_path / "real")
+    export_student(str(folder), "npz", output=str(link), episodes=2, workers=0)
+    assert link.is_symlink()
+    assert Artefact(tmp_path / "real").format == "npz"
+
+
+def test_a_run_s_result_holds_the_figures_of_its_exports(tmp_path):
+    run = tmp_path / "run"
+    balancing(run / "student")
+    write_json(run / "result.json", SUMMARY)
+    exported = export_student(str(run), "npz", episodes=2, workers=0)
+    found = json.loads((run / "result.json").read_text())["exports"]["npz"]
+    assert found["parity"] == dataclasses.asdict(exported.parity)
+    assert "numbers" not in found  # the states of a self-test may have megabytes
+    (run / "result.json").write_text("[]")
+    before = (run / "exports" / "npz" / "policy.json").read_bytes()
+    with pytest.raises(RequestError, match=r"result\.json"):
+        export_student(str(run), "npz", episodes=2, workers=0)
+    assert (run / "exports" / "npz" / "policy.json").read_bytes() == before
+
+
+def test_a_memory_that_goes_astray_is_not_written(tmp_path, monkeypatch):
+    env = gym.make("CartPole-v1")
+    torch.manual_seed(0)
+    student = Student(Architecture(env.observation_space, env.action_space, (8,), memory=4))
+    folder = student.save(tmp_path / "student", extra={"environment": CARTPOLE.to_dict()})
+    call = NumpyRunner.__call__
+
+    def forgetful(self, seen, state):
+        actions, outputs, after = call(self, seen, state)
+        return actions, outputs, after * np.float32(0.9)
+
+    monkeypatch.setattr(NumpyRunner, "__call__", forgetful)
+    with pytest.raises(ExportFault, match="npz is not written: its recurrent state differs"):
+        export_student(str(folder), "npz", output=str(tmp_path / "out"), episodes=2, workers=0)
 
 
 def test_an_agent_is_no_student(capsys):

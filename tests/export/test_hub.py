@@ -43,6 +43,10 @@ def export_onnx(run: Path) -> None:
     assert main(["export_student", "--student", str(run), "--format", "onnx", "--episodes", "3", "--workers", "0"]) == 0
 
 
+def export_npz(run: Path) -> None:
+    assert main(["export_student", "--student", str(run), "--format", "npz", "--episodes", "3", "--workers", "0"]) == 0
+
+
 def metadata_of(card: str) -> dict[str, Any]:
     first, text, _ = card.split("---\n", 2)
     assert first == ""
@@ -103,6 +107,15 @@ def test_an_export_of_another_student_is_left_out(run, tmp_path):
     env = gym.make("CartPole-v1")
     random_student(env.observation_space, env.action_space, seed=1).save(run / "student")
     assert not [name for name in hub.write_repository(run, tmp_path / "repository") if "onnx" in name]
+
+
+def test_a_changed_export_is_refused(run, tmp_path):
+    export_npz(run)
+    path = run / "exports" / "npz" / "policy.npz"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(RequestError, match=r"policy\.npz is not the file that was exported"):
+        hub.write_repository(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_an_earlier_repository_is_replaced(run, tmp_path):

@@ -5,6 +5,7 @@ Each file is a function of the student and of ``Numbers``, byte for byte on ever
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +23,7 @@ from policy_distill.export.folded import Folded
 from policy_distill.export.runner import Visited
 from policy_distill.support.files import write_atomically
 
-__all__ = ["Compiled", "Numbers", "find_compiler", "load", "measure", "reference", "table_bytes", "texts", "write"]
+__all__ = ["FILES", "Compiled", "Numbers", "check", "find_compiler", "load", "measure", "reference", "table_bytes", "texts", "write"]
 
 Numbers: TypeAlias = dict[str, Any]
 """What the files depend on besides the student, as data for JSON.
@@ -30,10 +31,21 @@ Numbers: TypeAlias = dict[str, Any]
 ``ranges``: largest absolute values inside the network (``fixed.RANGES``). ``seen`` and ``states``: the recorded states of the self-test, as
 nested lists.
 """
+FILES = ("policy.h", "policy.c", "example.c", "self_test.c")
 RECORDED, RECORDED_VALUES = 256, 20_000
 """Largest numbers of recorded states, and of values in them (one state is always recorded)."""
 CALIBRATION_WORK = 2_000_000_000
-"""Multiplications for the measurement of ranges; of so many visited states as that allows, but 100, the ranges are taken."""
+"""Multiplications for the measurement of ranges, which limits the number of visited states that are taken; 100 at least."""
+
+
+def check(folded: Folded, bits: int | None) -> None:
+    """
+    Raises:
+        RequestError: if the policy cannot be written as C, or not in fixed point with as many bits.
+    """
+    interface_of(folded)
+    if bits is not None:
+        FixedNetwork(folded, bits, defaultdict(float, features=0.0))  # what the smallest ranges do not allow, none do
 
 
 def measure(folded: Folded, visited: Visited) -> Numbers:
@@ -77,8 +89,8 @@ def texts(folded: Folded, numbers: Numbers, *, bits: int | None = None) -> dict[
     }
 
 
-def write(folded: Folded, folder: Path, numbers: Numbers, *, bits: int | None = None) -> list[str]:
-    """Write the C files into ``folder``; the same arguments give the same files.
+def write(folded: Folded, folder: Path, numbers: Numbers, *, bits: int | None = None) -> None:
+    """Write ``FILES`` into ``folder``; the same arguments give the same files.
 
     Args:
         folded: the policy.
@@ -86,16 +98,11 @@ def write(folded: Folded, folder: Path, numbers: Numbers, *, bits: int | None = 
         numbers: of ``measure``.
         bits: bits of a weight, 8, 4, 3 or 2, in fixed point; None: float32.
 
-    Returns:
-        The files' names.
-
     Raises:
         RequestError: if the network cannot be computed in fixed point.
     """
-    contents = texts(folded, numbers, bits=bits)
-    for name, content in contents.items():
+    for name, content in texts(folded, numbers, bits=bits).items():
         write_atomically(folder / name, lambda target, content=content: target.write_text(content))  # type: ignore[misc]
-    return list(contents)
 
 
 def table_bytes(folder: Path) -> int:

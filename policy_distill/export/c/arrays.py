@@ -35,7 +35,7 @@ def array(name: str, values: np.ndarray, comment: str = "") -> str:
     flat = values.ravel()
     written: Iterable[str] = map({"float32": number, "float64": double}.get(values.dtype.name, integer), flat.tolist())
     if values.dtype == np.float32 and len(flat) > 8 and np.array_equal(flat, np.rint(flat)):
-        written = (f"{int(value)}" for value in flat)  # whole numbers, such as encoded images, are shorter so
+        written = (f"{int(value)}" for value in flat)  # whole numbers, such as encoded images, are shorter as integers
     lines = textwrap.wrap(", ".join(written) or "0", 118, break_long_words=False, break_on_hyphens=False)
     head = f"/* {comment} */\n" if comment else ""
     return (

@@ -166,7 +166,10 @@ def find_compiler() -> list[str]:
     Raises:
         RequestError: if there is none.
     """
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise RequestError(f"the variable CC cannot be read as a command ({error}): correct or unset it") from None
     if named and shutil.which(named[0]) is None:
         raise RequestError(f"the C compiler {named[0]}, which CC names, is not installed: install it, or unset CC")
     found = named or [name for name in COMPILERS if shutil.which(name)][:1]
@@ -185,8 +188,10 @@ def compile_shared(folder: Path, driver: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as scratch:
         source, library = Path(scratch, "driver.c"), Path(scratch, "policy.so")
         source.write_text(driver)
+        for name in ("policy.c", "policy.h"):  # alone: a stdint.h in a folder from outside would be included instead of the compiler's
+            shutil.copyfile(folder / name, Path(scratch, name))
         for flags in ([*FLAGS, *FOR_THIS_PROCESSOR], FLAGS):
-            command = [*compiler, *flags, f"-I{folder.resolve()}", str(source), "-o", str(library)]
+            command = [*compiler, *flags, str(source), "-o", str(library)]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode == 0:
                 break

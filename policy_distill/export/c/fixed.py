@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from policy_distill.config import RequestError
-from policy_distill.export.c.floating import choose, encoded, masked, patches_of, pixels_last
+from policy_distill.export.c.floating import choose, patches_of, pixels_last
 from policy_distill.export.folded import Folded, Input, Normalization, image_shapes
 from policy_distill.export.runner import Seen
+from policy_distill.export.shared import encoded, masked
 from policy_distill.policies.quantization import quantize
 
 RANGES = "features, pixels.PART, convolutions.PART.LAYER, layers.LAYER"

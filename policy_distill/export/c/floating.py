@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from policy_distill.export.folded import MASK_NAME, ActionRule, Convolution, Folded, Input, Normalization, image_shapes
+from policy_distill.export import shared
+from policy_distill.export.folded import ActionRule, Convolution, Folded, Input, Normalization, image_shapes
 from policy_distill.export.runner import Seen
-from policy_distill.policies.families.choices import FORBIDDEN
+from policy_distill.export.shared import encoded, masked
 
 TANH_LIMIT = np.float32(9)
 TANH_ABOVE = np.array([1.0, 0.13381028175354004, 0.0034955914597958326, 2.0609135390259326e-05, 1.3354727990133597e-08], np.float32)
@@ -123,21 +124,6 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def encoded(part: Input, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Vectors ``[B, width]``: flattened, discrete values one-hot."""
-    flat = values.reshape(len(values), -1)
-    if not part.sizes:
-        return flat.astype(dtype)
-    component, value = one_hot_columns(part)
-    return (flat[:, component] == value).astype(dtype)
-
-
-def one_hot_columns(part: Input) -> tuple[np.ndarray, np.ndarray]:
-    """For each column of a one-hot vector: which component of the raw input it stands for, and which value of it."""
-    component = np.repeat(np.arange(len(part.sizes)), part.sizes)
-    return component, np.concatenate([start + np.arange(size) for start, size in zip(part.starts, part.sizes, strict=True)])
-
-
 def pixels_last(part: Input, values: np.ndarray) -> np.ndarray:
     """Images ``[B, H, W, C]``."""
     return values.transpose(0, 2, 3, 1) if part.channels_first else values
@@ -150,18 +136,6 @@ def patches_of(layer: Convolution, pixels: np.ndarray) -> np.ndarray:
     return windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, kernel * kernel * pixels.shape[3])
 
 
-def masked(rule: ActionRule, outputs: np.ndarray, seen: Seen) -> np.ndarray:
-    """Outputs with the logits of forbidden actions replaced; see ``ActionRule``."""
-    if not rule.masked:
-        return outputs
-    allowed = seen[MASK_NAME].reshape(len(outputs), -1) != 0
-    lowest = np.float32(FORBIDDEN)
-    if rule.kind == "argmax":
-        return np.where(allowed, outputs, lowest)
-    off, on = allowed[:, 0::2], allowed[:, 1::2]
-    return np.where(on, np.where(off, outputs, -lowest), np.where(off, lowest, _ZERO))
-
-
 def shift_of(rule: ActionRule) -> np.ndarray:
     """``offset / scale``: an action is ``(output + shift) * scale``, whose rounding no contraction changes."""
     return np.divide(rule.offset, rule.scale, out=np.zeros_like(rule.offset), where=rule.scale != 0)
@@ -169,11 +143,4 @@ def shift_of(rule: ActionRule) -> np.ndarray:
 
 def choose(rule: ActionRule, outputs: np.ndarray) -> np.ndarray:
     """Actions ``[B, *shape]``; see ``ActionRule``."""
-    if rule.kind == "box":
-        actions = ((outputs + shift_of(rule)) * rule.scale).clip(rule.low, rule.high)
-    elif rule.kind == "bits":
-        actions = outputs > 0
-    else:
-        components = np.split(outputs, np.cumsum(rule.sizes)[:-1], axis=1)
-        actions = np.stack([component.argmax(1) + start for component, start in zip(components, rule.starts, strict=True)], axis=1)
-    return actions.reshape(len(outputs), *rule.shape).astype(rule.dtype, copy=False)
+    return shared.choose(rule, outputs, (outputs + shift_of(rule)) * rule.scale if rule.kind == "box" else outputs)

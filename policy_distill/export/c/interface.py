@@ -57,7 +57,27 @@ RESERVED = frozenset(
         "new",
         "delete",
         "this",
+        "catch",
+        "explicit",
+        "export",
+        "friend",
+        "mutable",
+        "namespace",
+        "operator",
+        "private",
+        "protected",
+        "public",
+        "template",
+        "throw",
+        "try",
+        "typename",
+        "using",
+        "virtual",
+        "xor",
+        "asm",
         "main",
+        "unix",
+        "linux",
         "action",
         "outputs",
         "state",
@@ -83,6 +103,8 @@ RESERVED = frozenset(
     ]
 )
 """Names that an input cannot have in C: keywords, and names that the written code uses."""
+OWN = re.compile(r"(policy|encode|convolve|layer)_|.*_t$")
+"""Names of functions, types and buffers of the written code, and types of stdint.h."""
 C_TYPES = {
     "float32": "float", "float64": "double", "bool": "uint8_t",
     **{f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)},
@@ -145,11 +167,11 @@ def interface_of(folded: Folded) -> Interface:
 
 
 def c_names(names: Collection[str]) -> list[str]:
-    """Distinct legible identifiers, in lower case, for names of any characters."""
+    """Distinct legible identifiers, in lower case, for names of any characters; those of C, C++ and the written code are avoided."""
     found: list[str] = []
     for name in names:
         base = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower() or "input"
-        base = f"input_{base}" if base[0].isdigit() or base in RESERVED or base.endswith("_t") else base
+        base = f"input_{base}" if base[0].isdigit() or base in RESERVED or OWN.match(base) else base
         candidates = [base, *(f"{base}_{number}" for number in range(2, len(names) + 2))]
         found.append(next(candidate for candidate in candidates if candidate not in found))
     return found

@@ -77,7 +77,7 @@ def recorded_tables(folded: Folded, interface: Interface, source: Source, record
     """Tables of recorded inputs, and of the reference's outputs, actions and states."""
     actions, outputs, states = reference(recorded.seen, recorded.states)
     tables = [
-        array(argument.name.upper(), values)
+        array(f"RECORDED_{argument.name.upper()}", values)
         for argument, values in zip(interface.inputs, _inputs(folded, interface, recorded.seen), strict=True)
     ]
     tables.append(array("OUTPUTS", outputs.astype(np.float32)))
@@ -90,7 +90,7 @@ def recorded_tables(folded: Folded, interface: Interface, source: Source, record
 def self_test(folded: Folded, interface: Interface, source: Source, recorded: Visited, reference: Runner) -> str:
     """The text of self_test.c. Fixed point must be equal bit for bit; float32 may round differently."""
     exact = source.type != "float"
-    given = [f"{argument.name.upper()} + n * {argument.size}" for argument in interface.inputs]
+    given = [f"RECORDED_{argument.name.upper()} + n * {argument.size}" for argument in interface.inputs]
     declared, statements, compare = [], [], []
     if interface.units:
         declared.append("policy_state state;")
@@ -122,9 +122,10 @@ def example(folded: Folded, interface: Interface, recorded: Visited) -> str:
     """The text of example.c."""
     first = recorded.rows(slice(0, 1))
     tables = [
-        array(argument.name, values) for argument, values in zip(interface.inputs, _inputs(folded, interface, first.seen), strict=True)
+        array(f"recorded_{argument.name}", values)
+        for argument, values in zip(interface.inputs, _inputs(folded, interface, first.seen), strict=True)
     ]
-    given, statements = [argument.name for argument in interface.inputs], []
+    given, statements = [f"recorded_{argument.name}" for argument in interface.inputs], []
     if interface.units:
         given.append("&state")
         statements += ["policy_state state;", "policy_reset(&state); /* where an episode begins */"]

@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from policy_distill.export.c.arrays import array, narrowest, number
-from policy_distill.export.c.floating import one_hot_columns, shift_of
+from policy_distill.export.c.floating import shift_of
 from policy_distill.export.c.interface import Argument, Interface
 from policy_distill.export.folded import ActionRule, Folded, Input, Normalization, image_shapes
+from policy_distill.export.shared import one_hot_columns
 from policy_distill.policies.families.choices import FORBIDDEN
 
 NOT_OUTPUTS = {"argmax": "logits", "bits": "logits of 1", "box": "means, before they are scaled to the action space"}

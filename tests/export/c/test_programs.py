@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -14,8 +15,11 @@ from policy_distill.export import c
 from policy_distill.export.c.arrays import number, packed
 from policy_distill.export.c.floating import tanh
 from policy_distill.export.c.interface import c_names
+from policy_distill.export.folded import fold_student
+from policy_distill.export.runner import Visited
 from tests.export.c.worlds import compiled, folded_of, needs_compiler, numbers_of, visited_of, written
 from tests.export.kinds import ARCHITECTURES
+from tests.small_worlds import random_student
 
 COMPILERS = [pytest.param(name, marks=pytest.mark.skipif(not shutil.which(name), reason=f"no {name}")) for name in ("gcc", "clang")]
 
@@ -98,6 +102,26 @@ def test_a_file_that_does_not_compile_is_one_line(tmp_path):
     with pytest.raises(RequestError, match="does not compile") as caught:
         c.load(tmp_path, folded_of("vector"))
     assert "\n" not in str(caught.value)
+
+
+@needs_compiler
+def test_headers_from_outside_are_not_included(tmp_path):
+    """A folder from outside may hold a stdint.h beside the files that are compared."""
+    written("vector", tmp_path, None)
+    (tmp_path / "stdint.h").write_text("#error included\n")
+    c.load(tmp_path, folded_of("vector"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["actions", "recorded", "printf", "null", "encode_a", "layer_0", "policy_choose", "operator"])
+def test_no_name_of_an_input_breaks_the_programs(name, tmp_path):
+    space = gym.spaces.Dict({name: gym.spaces.Box(-1, 1, (2,)), "a": gym.spaces.Box(-1, 1, (3,))})
+    folded = fold_student(random_student(space, gym.spaces.Discrete(2)))
+    seen = Visited({part.name: np.zeros((1, *part.shape), np.float32) for part in folded.inputs}, np.zeros((1, 0), np.float32))
+    c.write(folded, tmp_path, c.measure(folded, seen))
+    for source in ("policy.c", "example.c", "self_test.c"):
+        result = compiled(tmp_path, "cc", "-c", source)
+        assert result.returncode == 0, result.stderr
 
 
 def test_names_in_c_are_legible_and_distinct():
