@@ -168,8 +168,9 @@ class SelfDistillConfig:
 class PolishConfig:
     """Fine-tuning by reward after imitation: PPO, from the best student's weights."""
 
-    below: float = 0.97
-    """Polish unless the validation episodes show at least this retention; 0: never polish; a large number: always."""
+    below: float | None = None
+    """Polish unless the validation episodes show at least this retention; 0: never polish; a large number: always. Left out: 0.97,
+    and 0 for students with convolutions, which take many minutes to polish and did not improve (docs/results.md)."""
     confidence: float = 0.8
     """Confidence of that test. It is lower than a certificate's, because it only decides whether polishing is worth its cost."""
     further_episodes: int = 200
@@ -217,8 +218,13 @@ class PolishConfig:
     snapshots: int = 10
     """Maximum number of evaluations on the validation seeds; the best student is kept if it beats the initial one."""
 
+    def below_of(self, *, has_convolutions: bool) -> float:
+        """``below`` of students with convolutions, or of all others."""
+        usual = 0.0 if has_convolutions else 0.97
+        return usual if self.below is None else self.below
+
     def __post_init__(self) -> None:
-        require(self.below >= 0, "polish.below", self.below, ">= 0")
+        require(self.below is None or self.below >= 0, "polish.below", self.below, ">= 0")
         require(0.5 <= self.confidence < 1, "polish.confidence", self.confidence, "in [0.5, 1)")
         require(self.enough > 0, "polish.enough", self.enough, "> 0")
         require(self.further_episodes >= 0, "polish.further_episodes", self.further_episodes, ">= 0")

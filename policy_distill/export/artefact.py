@@ -133,7 +133,7 @@ def write(student: Student, name: str, folder: Path, visited: Visited) -> dict[s
         "policy_format": name,
         "files": {file: sha256(folder / file) for file in files},
         "bytes": sum((folder / file).stat().st_size for file in files),
-        "weight_bytes": folded.weight_bytes(chosen.bits),
+        "weight_bytes": chosen.weight_bytes(folder) if chosen.weight_bytes else folded.weight_bytes(chosen.bits),
         "multiply_adds": folded.multiply_adds,
         "numbers": numbers,
     }

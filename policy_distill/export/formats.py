@@ -30,6 +30,7 @@ class Format:
         is_code: whether loading runs code from the files. They are then compared with newly written ones, unless ``trust`` is given.
         repeatable: whether the same student and numbers give the same files, byte for byte.
         reads_everything: whether its input is the environment's observation, not what the student sees of it.
+        weight_bytes: bytes of the weights in the files of a folder; None: see ``Folded.weight_bytes``.
     """
 
     write: Callable[[Student, Path, Visited | None, Numbers], list[str]]
@@ -39,6 +40,7 @@ class Format:
     is_code: bool = False
     repeatable: bool = False
     reads_everything: bool = False
+    weight_bytes: Callable[[Path], int] | None = None
 
 
 def _of_folded(module: Any, **properties: Any) -> Format:
@@ -57,7 +59,7 @@ def _of_c(bits: int | None) -> Format:
         return c.write(fold_student(student), folder, numbers, bits=bits)
 
     load = functools.partial(lambda folder, student: c.load(folder, fold_student(student)))
-    return Format(write, load, numbers=c.measure, bits=bits, is_code=True, repeatable=True)
+    return Format(write, load, numbers=c.measure, bits=bits, is_code=True, repeatable=True, weight_bytes=c.table_bytes)
 
 
 def _write_sb3(student: Student, folder: Path, visited: Visited | None, numbers: Numbers) -> list[str]:

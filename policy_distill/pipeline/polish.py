@@ -65,8 +65,8 @@ def _seed(job: Job) -> int:
 
 def _begin(state: State, services: Services) -> bool:
     """Begin a training if the kept student needs it."""
-    job, config, display, kept = services.job, services.job.config.polish, services.display, state.kept[-1]
-    if config.below == 0 or not np.isfinite(state.retention(kept.returns)) or _shows_enough(state, services):
+    job, display, kept = services.job, services.display, state.kept[-1]
+    if _below(services) == 0 or not np.isfinite(state.retention(kept.returns)) or _shows_enough(state, services):
         return False
     if not (family := job.architecture.family).has_density:
         display.note(f"not polished: {type(family).__name__} has no draw and log_prob, which training by reward needs")
@@ -75,7 +75,7 @@ def _begin(state: State, services: Services) -> bool:
     if _shows_enough(state, services):
         return False
     kept = state.kept[-1]
-    display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}, which does not show {config.below}: training on by reward")
+    display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}, which does not show {_below(services)}: training on by reward")
     if (expected := expected_seconds(state, job)) >= WORTH_A_NOTE:
         display.note(f"this may take about {expected / 60:.0f} minutes; fewer polish.epochs are faster, and --polish.below 0 leaves it out")
     with state.timed("polish"):
@@ -136,8 +136,11 @@ def _choose(state: State, polishing: Polishing, services: Services) -> None:
 
 
 def _shows_enough(state: State, services: Services) -> bool:
-    config = services.job.config.polish
-    return shows_positive_mean(_contrast(state, config.below), config.confidence)
+    return shows_positive_mean(_contrast(state, _below(services)), services.job.config.polish.confidence)
+
+
+def _below(services: Services) -> float:
+    return services.job.config.polish.below_of(has_convolutions=bool(services.job.architecture.channels))
 
 
 def _contrast(state: State, share: float) -> np.ndarray:
@@ -154,10 +157,10 @@ def _fresh(state: State, returns: np.ndarray) -> np.ndarray:
 def _extend_validation(state: State, services: Services) -> None:
     """Play further episodes if at most ``polish.further_episodes`` are likely to show that the kept student keeps enough."""
     config, kept = services.job.config.polish, state.kept[-1]
-    contrasts = _contrast(state, config.below)
+    contrasts = _contrast(state, _below(services))
     more = (episodes_to_show(contrasts, config.confidence) or 0) - len(contrasts)
     if not 0 < more <= config.further_episodes:
         return
-    services.display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}: {more} more episodes may show {config.below}")
+    services.display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}: {more} more episodes may show {_below(services)}")
     with state.timed("evaluate"):
         services.extend_validation(state, more)

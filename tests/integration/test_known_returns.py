@@ -75,7 +75,7 @@ def counted(result: DistillResult) -> tuple[int, int]:
 
 
 def files() -> list[Path]:
-    return sorted(Path(str(folder())).glob("*"))
+    return sorted(Path(str(folder())).glob("*.npz"))
 
 
 def test_a_second_job_finds_the_same_and_plays_the_student_alone(zip_path, tmp_path):

@@ -133,7 +133,7 @@ def test_what_is_hidden_from_it_is_remembered(memory, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": TrainConfig(batch_size=100)}, "batch_size is 100, .* sequences of 32 steps: choose a multiple"),
+        ({"train": TrainConfig(batch_size=100)}, "batch_size is 100, .* sequences of 64 steps: choose a multiple"),
         ({"value": ValueConfig(hidden_sizes=(8,))}, "critic|memory: leave it out"),
         ({"collect": CollectConfig(extra_states="x.npz")}, "collect.extra_states are single observations"),
     ],
