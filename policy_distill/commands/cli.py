@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(line: str, error: BaseException) -> None:
     """Print the line to standard error, with the error's notes: how to go on."""
-    print("; ".join([f"policy-distill: {line}", *map(one_line, getattr(error, "__notes__", ()))]), file=sys.stderr)
+    notes = map(printable, getattr(error, "__notes__", ()))  # as they are: one may hold a command to paste, with spaces in a path
+    print("; ".join([f"policy-distill: {line}", *notes]), file=sys.stderr)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -30,13 +30,12 @@ def run_ablation(arguments: Sequence[str]) -> int:
     parser.add_display_arguments()
     options = parser.parse(arguments)
     from policy_distill.studies import ablation
-    from policy_distill.support.files import writable_folder, write_atomically
+    from policy_distill.support.files import write_atomically
 
     study = ablation.Study.load(Path(options.study))
-    output = writable_folder(Path(options.output))
     engine = parser.instantiate(options).engine
     with saying_how_to_go_on("what is done is kept, and the same command goes on from there"):
-        kept = ablation.run_study(study, output, engine=engine, jobs=options.jobs, note=Display(quiet=options.json).note)
+        kept = ablation.run_study(study, Path(options.output), engine=engine, jobs=options.jobs, note=Display(quiet=options.json).note)
     command = f"policy-distill run_ablation --study {options.study} --output {options.output} --page {options.page}"
     page, text = Path(options.page), ablation.markdown(study, kept, command)
     write_atomically(page, lambda target: target.write_text(text, encoding="utf-8"))

@@ -37,12 +37,12 @@ def run_suite(arguments: Sequence[str]) -> int:
     from policy_distill.report import aggregate_rows
     from policy_distill.report.rows import times
     from policy_distill.studies import suite
-    from policy_distill.support.files import writable_folder
 
-    output = writable_folder(Path(options.output))
     jobs = suite.DEFAULT_JOBS if options.jobs is None and config.engine.kind == "local" else options.jobs
     with saying_how_to_go_on("what is done is kept, and the same command goes on from there"):
-        result = suite.run_suite(Path(options.teachers), config, output=output, jobs=jobs, display=Display(quiet=options.json))
+        result = suite.run_suite(
+            Path(options.teachers), config, output=Path(options.output), jobs=jobs, display=Display(quiet=options.json)
+        )
     aggregates = result.aggregates()
     if options.json:
         print(json.dumps({"rows": result.rows, "aggregates": aggregates}, indent=2))

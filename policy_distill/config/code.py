@@ -42,7 +42,7 @@ def settings_that_run_code(settings: Mapping[str, Any]) -> Iterator[RunsCode]:
         yield RunsCode("trust", "sets trust: true, which runs code from an agent's files", "--trust")
     env = settings.get("env")
     if isinstance(env, str) and (module := env.rpartition(":")[0]):
-        yield RunsCode("env", f"names the environment {env}, and importing {module} runs its code", f"--env {env}")
+        yield RunsCode("env", f"names the environment {env}, and importing {module} runs its code", f"--env {shlex.quote(env)}")
     wrappers = EnvironmentOptions(wrapper=settings.get("wrapper")).wrappers or ()
     if imported := [wrapper for wrapper in wrappers if re.search("[:.]", wrapper[0])]:
         yield RunsCode("wrapper", "names wrappers by module:Class, and importing them runs their code", wrapper_options(imported))
@@ -53,4 +53,4 @@ def settings_that_run_code(settings: Mapping[str, Any]) -> Iterator[RunsCode]:
         yield RunsCode("student.inputs", what, f"--student.inputs {shlex.quote(json.dumps(dict(inputs)))}")
     for name in ("extractor", "teacher_extractor"):
         if extractor := settings.get(name):
-            yield RunsCode(name, f"names the features extractor {extractor}, which is code", f"--{name} {extractor}")
+            yield RunsCode(name, f"names the features extractor {extractor}, which is code", f"--{name} {shlex.quote(str(extractor))}")

@@ -199,17 +199,22 @@ def _teacher(teacher: Teacher) -> dict[str, Any] | None:
         files = files_of_teacher(teacher, None)
     except (RequestError, OSError):  # the files were removed
         return None
-    weights = hashlib.sha256()
-    for name, tensor in teacher.state_dict().items():
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.cpu().numpy().tobytes())
     return {
         "algo": files["algo"],
         "files": sorted(files["sha256"].values()),
         "network": str(network),
-        "weights": weights.hexdigest(),
+        "weights": hash_of_weights(teacher),
         "recorded": teacher.recorded,
     }
+
+
+def hash_of_weights(teacher: Teacher) -> str:
+    """SHA-256 of the teacher's tensors in memory, in hexadecimal; a callable has none."""
+    weights = hashlib.sha256()
+    for name, tensor in teacher.state_dict().items():
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights.update(tensor.cpu().numpy().tobytes())
+    return weights.hexdigest()
 
 
 def _sources(package: Path) -> str:

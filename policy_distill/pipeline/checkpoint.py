@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,29 +25,31 @@ from torch import Tensor, nn
 
 from policy_distill.config import RequestError
 from policy_distill.evaluation.certify import Certified, files_of_teacher, plan_of
-from policy_distill.evaluation.return_cache import SOURCES
+from policy_distill.evaluation.return_cache import SOURCES, hash_of_weights
 from policy_distill.evaluation.rounding import rounding
 from policy_distill.evaluation.statistics import decide
 from policy_distill.pipeline.imitation import trainer_with
 from policy_distill.pipeline.polish import training_of
 from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.records import Candidate
-from policy_distill.pipeline.state import FOLDER, Kept, Polishing, State
+from policy_distill.pipeline.state import FOLDER, Kept, Polishing, Stage, State
 from policy_distill.pipeline.summary import VERSION, versions
 from policy_distill.pipeline.varying import settled
 from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import Episodes
 from policy_distill.support.files import remove_unfinished, write_atomically
-from policy_distill.support.untrusted import refuse_damage
+from policy_distill.support.untrusted import open_regular, refuse_damage
 from policy_distill.training.trainer import Trainer
 from policy_distill.training.value_network import DistilledValues
 
 FORMAT = 1
 """Version of the format of state.safetensors."""
 STATE, CONFIG = "state.safetensors", "config.yaml"
-FREE = ("output", "workers", "worker_restarts", "step_timeout", "engine")
-"""Settings that may differ when a run is resumed: the student does not depend on them."""
+FREE = ("output", "workers", "worker_restarts", "step_timeout", "engine", "teacher")
+"""Settings that may differ when a run is resumed: the student does not depend on them. Of the teacher, files and weights are compared."""
+MAX_STATE_BYTES, MAX_DATA_BYTES = 8 << 30, 32 << 20
+"""Maximum sizes of state.safetensors and of the JSON in it that are read; a usual run has a few MB and a few kB."""
 PLAIN = (
     "stage", "seeds", "num_first", "env_steps", "gradient_steps", "evaluation_env_steps", "reused_episodes", "seconds", "first_rows",
     "notices", "view_loss",
@@ -135,14 +138,24 @@ def read(run: Path, now: Mapping[str, Any]) -> Saved:
     """
     path = folder_of(run) / STATE
     with refuse_damage(path, AGAIN, CannotResume):
-        content = path.read_bytes()
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        content = _contents(path)
         arrays = load(content)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         if _digest(metadata["data"], arrays) != metadata["sha256"]:
             raise ValueError("its contents are not those that were written")
         data = json.loads(metadata["data"])
         changed = _compare(data["identity"], _as_json(now))
         return Saved(tuple(data["notices"]), changed, data["state"], arrays)
+
+
+def _contents(path: Path) -> bytes:
+    """Contents of state.safetensors, whose first eight bytes are the size of the JSON that follows."""
+    with open_regular(path) as file:
+        data_bytes = int.from_bytes(file.read(8), "little")
+        if os.fstat(file.fileno()).st_size > MAX_STATE_BYTES or data_bytes > MAX_DATA_BYTES:
+            raise ValueError("it is larger than any that is written")
+        file.seek(0)
+        return file.read()
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -152,6 +165,7 @@ def identity(job: Job) -> dict[str, Any]:
         "code": {"version": VERSION, "sources": SOURCES["policy_distill"]},
         "config": {name: value for name, value in dataclasses.asdict(job.config).items() if name not in FREE},
         "teacher": files_of_teacher(job.teacher, None)["sha256"],
+        "weights": hash_of_weights(job.teacher),
         "environment": job.spec.to_dict(),
         "device": job.device.type,
         "versions": {**versions(), "rounding": rounding()},
@@ -169,8 +183,14 @@ def _compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if saved["code"] != now["code"]:
         was, is_now = (f"policy-distill {code['version']} (sources {code['sources'][:8]})" for code in (saved["code"], now["code"]))
         raise CannotResume(f"the checkpoint was written by {was}, this is {is_now}: resume it with that code, or {AGAIN}")
-    for name, what in (("config", ""), ("teacher", "the teacher's file "), ("environment", "the environment's "), ("device", "the ")):
-        if differences := _differences(saved[name], now[name], "" if name != "device" else "device"):
+    for name, what in (
+        ("config", ""),
+        ("teacher", "the teacher's file "),
+        ("weights", "the hash of the teacher's "),
+        ("environment", "the environment's "),
+        ("device", "the "),
+    ):
+        if differences := _differences(saved[name], now[name], name if name in ("weights", "device") else ""):
             listed = "; ".join(f"{what}{key} is {new!r}, it was {old!r}" for key, old, new in differences[:3])
             raise CannotResume(f"the run cannot be resumed with another request: {listed}: give what was given at first, or {AGAIN}")
     return [f"{key} is {new}, it was {old}" for key, old, new in _differences(saved["versions"], now["versions"])]
@@ -266,7 +286,11 @@ def _restored(data: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndarray
     columns = None if data["columns"] is None else tuple(data["columns"])
     job, state = settled(job, columns), State.begin(job)
     for name in PLAIN:
+        if (begun := getattr(state, name)) is not None and type(data[name]) is not type(begun):
+            raise ValueError(f"{name} is a {type(data[name]).__name__}")
         setattr(state, name, data[name])
+    if state.stage not in get_args(Stage):
+        raise ValueError("it names no stage")
     state.columns = columns
     state.dataset.load(folder_of(job.folder), data["dataset"])
     returns = {name: value.numpy() for name, value in get("returns").items()}
@@ -306,6 +330,8 @@ def _restored(data: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndarray
 
 def _students(architecture: Architecture, tensors: Mapping[str, Tensor], count: int) -> list[Student]:
     """Students whose tensors are stacked in ``tensors``."""
+    if any(len(values) != count for values in tensors.values()) or (count and not tensors):
+        raise ValueError(f"it does not hold {count} students")
     students = [Student(architecture) for _ in range(count)]
     for index, student in enumerate(students):
         student.load_state_dict({name: values[index] for name, values in tensors.items()})
@@ -324,6 +350,8 @@ def _trainer(job: Job, saved: Mapping[str, Tensor], of_encoder: Mapping[str, Ten
 
 def _linear(tensors: Mapping[str, Tensor]) -> nn.Linear:
     outputs, inputs = tensors["weight"].shape
+    if tensors["bias"].shape != (outputs,):  # an empty weight may have any shape
+        raise ValueError("a bias does not fit its weight")
     layer = nn.Linear(inputs, outputs).requires_grad_(False)
     layer.load_state_dict(tensors)
     return layer

@@ -209,6 +209,14 @@ def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display)
         final_retention = retention(*(part.returns for part in episodes), confidence=config.evaluate.confidence)
         summary = summarize(job, state, final_retention, *episodes)
         track_final(tracker, summary)
+    _write(job, state, summary, display)
+    checkpoint.remove(job.folder)
+    return DistillResult(student, final_retention, *episodes, job.folder, summary)
+
+
+def _write(job: Job, state: State, summary: dict[str, Any], display: Display) -> None:
+    """Write what a run leaves: result.json after all that it describes, then the report."""
+    student, config = state.kept[-1].student, job.config
     write_config(job)  # sizes may have followed from the first round
     _save(job, student, teacher=summary["teacher"])
     if why_not_ppo(student.architecture):
@@ -223,8 +231,6 @@ def _run(job: Job, state: State, saved: checkpoint.Checkpoint, display: Display)
         write_certificate(job.folder / "certificate.json", found)
     write_json(job.folder / "result.json", summary)
     write_report(job.folder)
-    checkpoint.remove(job.folder)
-    return DistillResult(student, final_retention, *episodes, job.folder, summary)
 
 
 def _save(job: Job, student: Student, **extra: Any) -> None:

@@ -15,6 +15,9 @@ from policy_distill.pipeline.state import Kept, Polishing, State
 from policy_distill.support.seeds import derived_seed
 from policy_distill.training.ppo.kickstart import Kickstart
 
+WORTH_A_NOTE = 600.0
+"""Expected seconds of polishing from which a note announces them: images on the CPU."""
+
 
 def polish(state: State, services: Services) -> State:
     """Fine-tune the kept student with PPO up to the next snapshot, unless it is shown to keep ``polish.below`` or cannot be fine-tuned.
@@ -34,6 +37,20 @@ def polish(state: State, services: Services) -> State:
         _choose(state, state.polishing, services)
         state.polishing, state.stage = None, "value"
     return state
+
+
+def expected_seconds(state: State, job: Job) -> float:
+    """Expected duration of polishing in s, within a factor of about two: from the run's own seconds for steps of environments and training.
+
+    A gradient step trains a policy and a value network of about the same cost. For students of a few layers on vectors, whose steps
+    cost more than their arithmetic, the estimate is too low.
+    """
+    config, train = job.config.polish, job.config.train
+    env_steps = -(-config.env_steps // (config.num_envs * config.num_steps)) * config.num_envs * config.num_steps
+    batch_size = train.batch_size_of(single_images=job.architecture.reads_single_images)
+    trained = state.gradient_steps * batch_size * job.num_members
+    stepping = env_steps * state.seconds["collect"] / state.env_steps
+    return stepping + 2 * env_steps * config.epochs * state.seconds["train"] / trained
 
 
 def training_of(job: Job, kept: Kept) -> Kickstart:
@@ -59,6 +76,8 @@ def _begin(state: State, services: Services) -> bool:
         return False
     kept = state.kept[-1]
     display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}, which does not show {_below(services)}: training on by reward")
+    if (expected := expected_seconds(state, job)) >= WORTH_A_NOTE:
+        display.note(f"this may take about {expected / 60:.0f} minutes; fewer polish.epochs are faster, and --polish.below 0 leaves it out")
     with state.timed("polish"):
         state.polishing = Polishing(training_of(job, kept))
     return True

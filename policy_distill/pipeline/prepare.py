@@ -117,12 +117,8 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
         )
     if reason := why_not_ppo(architecture):
         notices += (f"no student.zip is written: {reason}",)
-    if config.value.hidden_sizes is not None and (reason := teacher.why_no_values()):
-        raise RequestError(f"value.hidden_sizes asks for a network that learns the teacher's values: {reason}")
-    if config.value.hidden_sizes is not None and architecture.channels:
-        raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
-    if config.value.hidden_sizes is not None and has_mask(teacher.observation_space):
-        raise RequestError("value.hidden_sizes is for student.zip, and none is written of students under action masks: leave it out")
+    if config.value.hidden_sizes is not None:
+        check_values(teacher, architecture)
     check_shifts(config, architecture)
     if architecture.memory:
         check_sequences(config)
@@ -136,6 +132,16 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
     notices = (*teacher.notes, *notices)
     return Job(config, teacher, spec, architecture, objective, projections, device, folder, notices, backend, extra_states, by_part)
+
+
+def check_values(teacher: Teacher, architecture: Architecture) -> None:
+    """Raise ``RequestError`` if no value network for student.zip can learn from this teacher."""
+    if reason := teacher.why_no_values():
+        raise RequestError(f"value.hidden_sizes asks for a network that learns the teacher's values: {reason}")
+    if architecture.channels:
+        raise RequestError("value.hidden_sizes asks for a network on vectors, and the student reads images: leave it out")
+    if has_mask(teacher.observation_space):
+        raise RequestError("value.hidden_sizes is for student.zip, and none is written of students under action masks: leave it out")
 
 
 def choose_architecture(

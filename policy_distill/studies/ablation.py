@@ -17,6 +17,7 @@ from policy_distill.evaluation.statistics.intervals import RESAMPLES, percentile
 from policy_distill.rollouts.watchdog import STEP_TIMEOUT
 from policy_distill.studies.scheduler.jobs import Outcome, StudyJob
 from policy_distill.studies.scheduler.schedule import run_jobs
+from policy_distill.support.files import locked, writable_folder
 from policy_distill.support.untrusted import read_yaml, refuse_damage
 
 Key = tuple[str, str, str, int]
@@ -128,13 +129,17 @@ def run_study(study: Study, output: Path, *, engine: EngineConfig, jobs: int | N
 
     Returns:
         the result of each run; a failed run has its traceback in error.txt in its folder.
+
+    Raises:
+        RequestError: before any work, if another study writes into ``output``.
     """
     requests = jobs_of(study, output)
     keys = {job.name: key for key, job in requests.items()}
     found: dict[Key, Found] = {}
-    for job, outcome in run_jobs(list(requests.values()), engine, at_a_time=jobs):
-        result = found[keys[job.name]] = Found.of(outcome)
-        note(f"[{len(found)}/{len(requests)}] {job.name}: {outcome.reason or format(result.retention, '.3f')}")
+    with locked(writable_folder(output)):
+        for job, outcome in run_jobs(list(requests.values()), engine, at_a_time=jobs):
+            result = found[keys[job.name]] = Found.of(outcome)
+            note(f"[{len(found)}/{len(requests)}] {job.name}: {outcome.reason or format(result.retention, '.3f')}")
     return found
 
 

@@ -24,7 +24,7 @@ from policy_distill.rollouts.watchdog import STEP_TIMEOUT
 from policy_distill.studies.scheduler.jobs import Outcome, StudyJob
 from policy_distill.studies.scheduler.schedule import run_jobs
 from policy_distill.support.figures import return_text
-from policy_distill.support.files import write_atomically, write_json
+from policy_distill.support.files import locked, writable_folder, write_atomically, write_json
 from policy_distill.support.progress import Display
 from policy_distill.support.untrusted import read_json, refuse_damage
 
@@ -82,7 +82,7 @@ def run_suite(
 ) -> SuiteResult:
     """Distil every teacher below ``teachers`` with the same settings; failures are reported and do not stop the suite.
 
-    A teacher is skipped if ``output`` has a completed run with the same files and settings.
+    A teacher is skipped if ``output`` has a completed run with the same files and settings. One suite at a time writes into ``output``.
 
     Args:
         teachers: folder of the agents.
@@ -90,6 +90,9 @@ def run_suite(
         output: folder of the tables and the runs.
         jobs: number of runs at the same time; see ``run_jobs``.
         display: shows the runs as they end.
+
+    Raises:
+        RequestError: before any work, if there are no teachers, or another study writes into ``output``.
     """
     display = display or Display(quiet=True)
     timeout = STEP_TIMEOUT if config.step_timeout is None else config.step_timeout
@@ -108,16 +111,17 @@ def run_suite(
         return time.monotonic() - begin
 
     next_writing = 0.0
-    try:
-        for job, outcome in run_jobs(requests, config.engine, at_a_time=jobs, quiet=display.quiet):
-            rows[job.name] = row_of(job.name, outcome)
-            display.note(f"[{len(rows)}/{len(requests)}] {job.name}: {_line(rows[job.name], outcome)}")
-            if time.monotonic() >= next_writing:
-                next_writing = PAUSE_FACTOR * write() + time.monotonic()
-    finally:
-        if rows:
-            write()
-    write_suite_report(output)
+    with locked(writable_folder(output)):
+        try:
+            for job, outcome in run_jobs(requests, config.engine, at_a_time=jobs, quiet=display.quiet):
+                rows[job.name] = row_of(job.name, outcome)
+                display.note(f"[{len(rows)}/{len(requests)}] {job.name}: {_line(rows[job.name], outcome)}")
+                if time.monotonic() >= next_writing:
+                    next_writing = PAUSE_FACTOR * write() + time.monotonic()
+        finally:
+            if rows:
+                write()
+        write_suite_report(output)
     return SuiteResult([rows[request.name] for request in requests], output)
 
 

@@ -10,10 +10,11 @@ import mmap
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ except ImportError:  # without POSIX locks (Windows) nothing is locked
 LOCK, PATIENCE = ".lock", 1.0
 """Name of the file that locks a folder, and seconds of waiting for it: a process whose parent was killed may be about to end."""
 _held: set[Path] = set()
-"""Folders that this process has locked: POSIX locks do not exclude their own process."""
+_changing_held = threading.Lock()
+"""Folders that this process has locked, which POSIX locks do not exclude, and the lock of that set: runs may be threads of one process."""
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -57,6 +59,15 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
             raise
         sync_folder(target.parent)
     return target
+
+
+def open_own(path: Path, mode: str, **settings: Any) -> IO[Any]:
+    """``open`` for a file of a run folder that is changed in place.
+
+    Raises:
+        OSError: if it is a symbolic link. A folder from a stranger could hold one to another file of the user.
+    """
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666), **settings)
 
 
 def sync_folder(folder: Path) -> None:
@@ -182,26 +193,31 @@ def locked(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    if place in _held:
-        raise _in_use(folder, f"another run of this process ({os.getpid()})")
-    file = _open_locked(folder)
-    _held.add(place)
+    with _changing_held:
+        if place in _held:
+            raise _in_use(folder, f"another run of this process ({os.getpid()})")
+        _held.add(place)
     try:
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
-        yield
+        with _open_locked(folder) as file:
+            try:
+                file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+                file.flush()
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    (folder / LOCK).unlink()
     finally:
         _held.discard(place)
-        with contextlib.suppress(OSError):
-            (folder / LOCK).unlink()
-        file.close()
 
 
-def _open_locked(folder: Path) -> TextIO:
+def _open_locked(folder: Path) -> IO[str]:
     """The folder's lock file, locked and empty."""
     path, until = folder / LOCK, time.monotonic() + PATIENCE
     while True:
-        file = open(path, "a+")  # noqa: SIM115 - it stays open as long as the lock is held
+        try:
+            file = open_own(path, "a+")
+        except OSError as error:
+            raise RequestError(f"{path} cannot be opened ({reason(error)}): choose another folder with --output") from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
@@ -216,6 +232,9 @@ def _open_locked(folder: Path) -> TextIO:
             holder = file.read(200) or "another process"
             file.close()
             raise _in_use(folder, holder) from None
+        except OSError as error:
+            file.close()
+            raise RequestError(f"{path} cannot be locked ({reason(error)}): choose another folder with --output") from None
         file.close()  # its holder removed it between the two calls
 
 

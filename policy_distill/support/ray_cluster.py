@@ -14,6 +14,7 @@ from typing import Any
 
 from policy_distill.config import EngineConfig, Fault, RequestError
 from policy_distill.support.pending import Pending
+from policy_distill.support.untrusted import reason
 
 SECONDS_TO_CONNECT = 10.0
 
@@ -38,8 +39,8 @@ def connected(address: str | None) -> Any:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise RequestError(
-            f"no Ray cluster answers at {address or 'this machine'} ({error}): start one with ray start --head, and join it from other "
-            "machines with ray start --address HOST:PORT"
+            f"no Ray cluster answers at {address or 'this machine'} ({reason(error)}): start one with ray start --head, and join it from "
+            "other machines with ray start --address HOST:PORT"
         ) from None
     if in_main_thread:  # Ray installs its own handler
         signal.signal(signal.SIGTERM, handler)

@@ -17,6 +17,7 @@ from policy_distill.support.files import mapped_tensor
 from policy_distill.support.sampling import evenly
 from policy_distill.support.trees import Tree, leaves, map_leaves
 from policy_distill.support.trees import rows as rows_of
+from policy_distill.support.untrusted import element_count
 from policy_distill.training.frames import LastRows, Others, Stacks, columns_of, take_rows, whole
 from policy_distill.training.row_file import Column, RowFile
 
@@ -135,6 +136,8 @@ class Dataset:
         """
         if not saved["columns"]:
             return
+        for *_, shape in saved["columns"]:
+            element_count(shape)
         self._make([Column(part, key, dtype, tuple(shape)) for part, key, dtype, shape in saved["columns"]])
         file = self._file_in(folder)
         for train, held, digest in saved["saved"]:

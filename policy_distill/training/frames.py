@@ -162,6 +162,9 @@ class Others:
             OSError, ValueError, ...: if they are not the frames that were written.
         """
         before = 0
+        of_frame = math.prod(self._column.shape) * self._column.torch_dtype.itemsize
+        if saved and max(count for count, _ in saved) * of_frame > (folder / self._name).stat().st_size:
+            raise ValueError("its file has fewer frames than were written")  # before anything of this size is allocated
         self._reserve(max([FEWEST, *(count for count, _ in saved)]))
         for count, digest in saved:
             if self._file_in(folder).read([self.frames], [slice(before, count)]) != digest:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_distill.support.files import mapped_file
-from policy_distill.support.untrusted import number_type
+from policy_distill.support.files import mapped_file, open_own
+from policy_distill.support.untrusted import number_type, open_regular
 
 PAGE = 4096
 """Alignment of the columns in bytes."""
@@ -79,7 +79,7 @@ class RowFile:
             RequestError: if the disk has no room for them.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "r+b" if self._path.exists() else "w+b") as file:
+        with open_own(self._path, "r+b" if self._path.exists() else "w+b") as file:
             self._memory = mapped_file(file, self._path.parent, max(self._offsets[-1], PAGE))
         self._mapped = [
             torch.frombuffer(self._memory, dtype=column.torch_dtype, count=self._capacity * math.prod(column.shape), offset=offset).view(
@@ -97,7 +97,7 @@ class RowFile:
         if self._mapped is not None:
             self._memory.flush()
             return digest.hexdigest()
-        with open(self._path, "r+b" if self._path.exists() else "w+b") as file:
+        with open_own(self._path, "r+b" if self._path.exists() else "w+b") as file:
             file.truncate(self._offsets[-1])
             for _, place, rows in self._parts(arrays, parts):
                 file.seek(place)
@@ -113,7 +113,7 @@ class RowFile:
             OSError, ValueError: if the file is missing or too short.
         """
         digest = hashlib.sha256()
-        with open(self._path, "rb") as file:
+        with open_regular(self._path) as file:
             for array, place, rows in self._parts(arrays, parts):
                 if self._mapped is None:
                     file.seek(place)

@@ -60,7 +60,7 @@ def contents(run: Path) -> tuple[bytes, dict[str, Any]]:
     ("number", "code", "by"), [(signal.SIGINT, 130, ""), (signal.SIGTERM, 143, " by SIGTERM"), (signal.SIGHUP, 129, " by SIGHUP")]
 )
 def test_a_signal_ends_a_run_with_the_command_that_goes_on(number, code, by, expert, tmp_path, capsys, stopping):  # noqa: F811
-    run, whole = tmp_path / "a run", tmp_path / "whole"
+    run, whole = tmp_path / "a  run", tmp_path / "whole"  # two spaces
     assert main(settings(expert, whole)) == 0
     stopping("evaluation", number)
     assert main(settings(expert, run)) == code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tracemalloc
 
 import pytest
@@ -103,3 +104,9 @@ def test_ranges_name_a_bounded_number_of_components():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200e6
+
+
+def test_options_that_run_code_can_be_pasted():
+    for name in ("extractor", "teacher_extractor"):
+        (found,) = settings_that_run_code({name: "my nets/it's.py:Net"})
+        assert shlex.split(found.option) == [f"--{name}", "my nets/it's.py:Net"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
@@ -21,7 +23,7 @@ from policy_distill.pipeline.prepare import Job, prepare
 from policy_distill.pipeline.state import State
 from policy_distill.support.untrusted import read_yaml
 from policy_distill.training.value_network import DistilledValues
-from tests.small_worlds import WALK, walk_expert
+from tests.small_worlds import WALK, labelled, walk_expert, walk_teacher
 from tests.stand_ins import episodes, record
 
 CONFIG = DistillConfig(
@@ -50,6 +52,15 @@ def refused(job: Job) -> str:
         checkpoint.read(job.folder, checkpoint.identity(job)).state(job)
     assert "remove the folder checkpoint" in str(error.value)
     return str(error.value)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Another checkpoint with a correct hash, as a stranger could send it; ``change`` receives its state and its arrays."""
+    content, arrays = path.read_bytes(), load_file(path)
+    data = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["data"])
+    change(data["state"], arrays)
+    text = json.dumps(data)
+    save_file(arrays, path, {"data": text, "sha256": checkpoint._digest(text, arrays)})
 
 
 def again(job: Job, **changes: Any) -> Job:
@@ -126,6 +137,23 @@ def test_another_teacher_is_refused(job):
     assert "the teacher's file Walker.zip is '" in refused(job)
 
 
+def test_a_teacher_may_have_moved(job, tmp_path):
+    saved(job)
+    (tmp_path / "ppo").rename(tmp_path / "elsewhere")
+    moved = again(job, teacher=str(tmp_path / "elsewhere" / "Walker_1" / "Walker.zip"), algo="ppo")
+    line = refused(moved)
+    assert "algo is 'ppo'" in line
+    assert "teacher is" not in line
+
+
+def test_another_network_is_refused_where_no_file_tells_it(job):
+    """A live model has no files."""
+    saved(job)
+    with torch.no_grad():
+        next(value for name, value in job.teacher.state_dict().items() if name.startswith("network.")).add_(1)
+    assert "the hash of the teacher's weights is" in refused(job)
+
+
 def test_another_environment_and_device_are_refused(job):
     saved(job)
     assert "the environment's kwargs.size is 2, it was None" in refused(
@@ -199,3 +227,48 @@ def test_a_removed_checkpoint_leaves_nothing(job):
     assert not checkpoint.exists(job.folder)
     assert not checkpoint.folder_of(job.folder).exists()
     checkpoint.remove(job.folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state, arrays: state.update(students=10**12), "it does not hold 1000000000000 students"),
+        (lambda state, arrays: state.update(stage="os.system"), "it names no stage"),
+        (lambda state, arrays: state.update(env_steps="\x1b[2J"), "env_steps is a str"),
+        (lambda state, arrays: state["dataset"].update(columns=[["observations", None, "uint8", [2**40]]]), "a shape of more than"),
+        (lambda state, arrays: state["dataset"].update(columns=[["observations", None, "object", [1]]]), "'object' is no type of numbers"),
+        (
+            lambda state, arrays: (
+                state.update(critic=1),
+                arrays.update({"critic/0/weight": np.zeros((2**40, 0), np.float32), "critic/0/bias": np.zeros(1, np.float32)}),
+            ),
+            "a bias does not fit its weight",
+        ),
+    ],
+)
+def test_a_checkpoint_that_was_forged_costs_neither_time_nor_memory(change, reason, job):
+    rewritten(saved(job), change)
+    assert reason in refused(job)
+
+
+def test_what_is_too_large_or_no_file_is_not_read(job, monkeypatch):
+    path = saved(job)
+    for limit in ("MAX_STATE_BYTES", "MAX_DATA_BYTES"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, limit, 100)
+            assert "it is larger than any that is written" in refused(job)
+    path.unlink()
+    os.mkfifo(path)
+    assert "is no regular file" in refused(job)
+
+
+def test_rows_that_are_a_link_to_another_file_are_not_written(job, tmp_path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    state = State.begin(job)
+    path = saved(job, state)
+    path.with_name("rows").symlink_to(tmp_path / "precious")
+    seen = torch.zeros(1, 2)
+    state.dataset.append(labelled(seen, walk_teacher().targets(seen)))
+    with pytest.raises(OSError, match="symbolic links"):
+        saved(job, state)
+    assert (tmp_path / "precious").read_bytes() == b"precious"

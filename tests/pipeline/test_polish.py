@@ -362,3 +362,16 @@ def test_hopeless_looks_again_and_again_end_the_stage(tmp_path, monkeypatch):
     for never in (PolishConfig(patience=6), PolishConfig(hopeless=0.1)):
         *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[hopeless] * 5, polish=never)
         assert len(found.records) == 5
+
+
+def test_polishing_that_takes_long_is_announced(tmp_path, monkeypatch, capsys):
+    student = walk_expert()
+    monkeypatch.setattr(polish_module, "Kickstart", Kickstart([student]))
+    config = PolishConfig(env_steps=100, num_envs=4, num_steps=8, epochs=5)  # 4 rollouts, 128 steps
+    state, services = started(run_of(tmp_path, Table({student: [0.0] * 4}), polish=config))
+    services.display.quiet = False
+    trained = 70 * services.job.config.train.batch_size_of(single_images=False) * services.job.num_members
+    state.seconds |= {"collect": 1000.0, "train": float(trained)}  # a second for each step and each sample of a member
+    assert polish_module.expected_seconds(state, services.job) == pytest.approx(128 + 2 * 5 * 128)
+    through(state, services, Kept(walk_expert(), np.zeros(4), "round 2"))
+    assert "this may take about 23 minutes; fewer polish.epochs are faster, and --polish.below 0 leaves it out" in capsys.readouterr().err

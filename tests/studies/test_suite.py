@@ -12,7 +12,7 @@ import pytest
 from policy_distill.config import DistillConfig, PolishConfig, RequestError, StudentConfig
 from policy_distill.studies.scheduler import jobs
 from policy_distill.studies.suite import COLUMNS, SuiteResult, find_teachers, run_suite
-from policy_distill.support.files import write_json
+from policy_distill.support.files import locked, write_json
 
 NAMES = ["dqn/Two-v1_1", "ppo/One-v1_1"]
 
@@ -197,3 +197,12 @@ def test_a_step_may_take_a_minute_unless_the_user_says_otherwise(given, used, ag
     monkeypatch.setattr(jobs, "distill_or_resume", remember)
     run_suite(agents, DistillConfig(step_timeout=given), output=tmp_path / "out", jobs=0)
     assert timeouts == [used] * len(NAMES)
+
+
+def test_a_second_suite_in_the_folder_is_refused_and_the_tables_are_left(agents, job, tmp_path):
+    run_suite(agents, DistillConfig(), output=tmp_path / "out", jobs=0)
+    before = (tmp_path / "out" / "suite.csv").read_bytes()
+    with locked(tmp_path / "out"), pytest.raises(RequestError, match="is in use by"):
+        run_suite(agents, DistillConfig(seed=1), output=tmp_path / "out", jobs=0)
+    assert (tmp_path / "out" / "suite.csv").read_bytes() == before
+    assert len(job.asked) == len(NAMES)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from policy_distill.config import RequestError
+from policy_distill.support import files
 from policy_distill.support.files import LOCK, locked
 
 HOLD = """
@@ -92,3 +95,42 @@ def test_what_a_lock_file_says_is_one_printable_line(tmp_path):
         line = refused(tmp_path)
     assert line.isprintable()
     assert len(line) < 1000
+
+
+def test_of_threads_that_begin_at_the_same_time_one_has_the_folder(tmp_path):
+    at_once, over, refusals = threading.Barrier(8), threading.Barrier(8), []
+
+    def run() -> None:
+        at_once.wait()
+        try:
+            with locked(tmp_path):
+                over.wait()
+        except RequestError as error:
+            refusals.append(str(error))
+            over.wait()
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refusals) == 7
+
+
+def test_a_lock_file_that_is_a_link_is_refused_and_its_target_is_left(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "precious")
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"\.lock cannot be opened \(Too many levels of symbolic links\)"), locked(tmp_path / "run"):
+            pass
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "lockf", no_locks)
+    with pytest.raises(RequestError, match=r"\.lock cannot be locked \(No locks available\): choose another folder"), locked(tmp_path):
+        pass

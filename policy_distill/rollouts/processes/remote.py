@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from policy_distill.config import EnvironmentCrash
 from policy_distill.rollouts.processes.serving import ANSWERED, CLOSING_SECONDS, END, SILENT, Watched, serve, start_context
 from policy_distill.rollouts.watchdog import Pulse
+from policy_distill.support.files import open_own
 from policy_distill.support.parents import parent
 from policy_distill.support.pending import Pending
 
@@ -76,7 +77,7 @@ class Recovery:
         if self._log is None or not trace:
             return
         try:
-            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as log:
+            with open_own(self._log, "a", encoding="utf-8", errors="backslashreplace") as log:
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}\n{trace}\n")
             error.add_note(f"the worker's traceback is in {self._log}")
         except OSError as why:  # the error itself matters more

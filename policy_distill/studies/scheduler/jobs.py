@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import traceback
@@ -91,8 +92,9 @@ def perform(job: StudyJob, quiet: bool = True) -> Outcome:
     except RequestError as error:
         return Outcome("not supported", str(error))
     except Exception as error:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        error_file.write_text(traceback.format_exc())
+        with contextlib.suppress(OSError):  # the reason of the failure may be the disk
+            job.folder.mkdir(parents=True, exist_ok=True)
+            error_file.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         return Outcome("failed", f"{type(error).__name__}: {_first_and_last_line(str(error))}")
     error_file.unlink(missing_ok=True)
     return Outcome("done")

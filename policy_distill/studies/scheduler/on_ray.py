@@ -21,11 +21,13 @@ from policy_distill.config.printable import one_line
 from policy_distill.evaluation.certify import sha256
 from policy_distill.evaluation.machines import Machine, this_machine
 from policy_distill.pipeline import checkpoint
+from policy_distill.pipeline.distill import remove_results
 from policy_distill.studies.scheduler.children import Child
 from policy_distill.studies.scheduler.jobs import Outcome, StudyJob, files_of, outcome_of, perform
 from policy_distill.studies.scheduler.parcels import Parcel, relative, with_paths
 from policy_distill.support.files import writable_folder
 from policy_distill.support.ray_cluster import connected
+from policy_distill.support.untrusted import reason
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,21 @@ def received(job: StudyJob, reference: Any) -> Outcome:
         outcome, parcel = ray.get(reference)
     except ray.exceptions.RayError as error:
         return Outcome("failed", f"Ray gave the job up: {type(error).__name__}: {one_line(str(error))}")
-    if parcel is not None:
-        parcel.unpack(job.folder)
     found: Outcome = outcome
+    if parcel is not None and parcel.contents:
+        try:
+            _replace_run(job, parcel, done=found.status == "done")
+        except OSError as error:
+            return Outcome("failed", f"its results cannot be written to {job.folder} ({reason(error)})")
     return found
+
+
+def _replace_run(job: StudyJob, parcel: Parcel, *, done: bool) -> None:
+    """Unpack a run's folder in place of what an earlier run left there, so that no file belongs to another run than its neighbours."""
+    remove_results(job.folder, except_for=job.config.collect.extra_states)
+    parcel.unpack(job.folder)
+    if done:  # the checkpoint that was sent along; that of a failed run came back
+        checkpoint.remove(job.folder)
 
 
 def perform_there(order: Order, parcel: Sequence[Any]) -> tuple[Outcome, Parcel | None]:

@@ -122,3 +122,13 @@ def test_an_agent_that_ships_with_the_project_has_files():
 def test_settings_are_text_that_a_file_keeps(config):
     settings = StudyJob.of("one", dataclasses.replace(config, collect=CollectConfig(window=2))).settings
     assert json.loads(json.dumps({"settings": settings}))["settings"] == settings
+
+
+def test_a_failure_costs_one_job_even_if_nothing_can_be_written(config, monkeypatch, tmp_path):
+    def fail(config: DistillConfig, **_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "distill_or_resume", fail)
+    (tmp_path / "file").write_text("")
+    outcome = perform(StudyJob.of("one", dataclasses.replace(config, output=str(tmp_path / "file" / "run"))))
+    assert (outcome.status, outcome.reason) == ("failed", "OSError: [Errno 28] No space left on device")

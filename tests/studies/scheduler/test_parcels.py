@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from policy_distill.config import CollectConfig, DistillConfig, EnsembleConfig
 from policy_distill.evaluation.machines import this_machine
 from policy_distill.studies.scheduler.jobs import StudyJob, files_of, perform
-from policy_distill.studies.scheduler.on_ray import Order, perform_moved
+from policy_distill.studies.scheduler.on_ray import Order, _replace_run, perform_moved
 from policy_distill.studies.scheduler.parcels import Parcel, relative, with_paths
 from policy_distill.teachers.files.folder import agents_dir
 from tests.integration.small_jobs import small_config
@@ -83,3 +84,15 @@ def test_a_machine_that_does_not_see_the_same_files_is_not_in_place(tmp_path):
     assert order.in_place
     assert not dataclasses.replace(order, hashes=hashes).in_place
     assert not dataclasses.replace(order, token=str(tmp_path / "none")).in_place
+
+
+def test_a_run_that_comes_back_replaces_what_lies_there(tmp_path):
+    job, far = StudyJob.of("one", DistillConfig(output=str(tmp_path / "run"))), tmp_path / "far"
+    for path in (job.folder / "error.txt", job.folder / "checkpoint" / "state.safetensors", job.folder / "notes.txt", far / "result.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    parcel = Parcel.of([far / "result.json"], far)
+    _replace_run(job, parcel, done=False)
+    assert sorted(os.listdir(job.folder)) == ["checkpoint", "notes.txt", "result.json"]
+    _replace_run(job, parcel, done=True)
+    assert sorted(os.listdir(job.folder)) == ["notes.txt", "result.json"]
