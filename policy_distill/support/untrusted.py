@@ -65,7 +65,7 @@ def reason(error: Exception) -> str:
     return one_line(error, 160) or type(error).__name__
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a regular file for reading.
 
     Raises:
