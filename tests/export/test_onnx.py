@@ -25,7 +25,7 @@ COUNT = 300
 
 def exported(student, folder):
     folded = fold_student(student)
-    assert onnx_format.write(folded, folder) == ["policy.onnx"]
+    onnx_format.write(folded, folder)
     return onnx_format.load(folder, folded)
 
 
