@@ -36,10 +36,15 @@ def distill_policy(arguments: Sequence[str]) -> int:
 
 
 def _print_finished(run: Path, as_json: bool) -> int:
+    from policy_distill.pipeline import checkpoint
     from policy_distill.report import summary_rows
     from policy_distill.report.write import read_result
+    from policy_distill.support.files import locked
 
     summary = read_result(run)
+    if checkpoint.folder_of(run).exists():  # the process was killed while it removed the checkpoint
+        with locked(run):
+            checkpoint.remove(run)
     print(f"policy-distill: {run} is finished, and is not run again", file=sys.stderr)
     finish(as_json, summary, summary_rows(summary), str(run))
     return DONE

@@ -79,10 +79,13 @@ def test_a_finished_run_is_shown_and_not_run_again(expert, tmp_path, capsys):  #
     assert main(settings(expert, tmp_path / "run", "--json")) == 0
     before = capsys.readouterr().out
     changed = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    (tmp_path / "run" / "checkpoint").mkdir()  # as if the process was killed while it removed the checkpoint
+    (tmp_path / "run" / "checkpoint" / "config.yaml").touch()
     assert main(["distill_policy", f"--resume={tmp_path / 'run'}", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == json.loads(before)
     assert captured.err == f"policy-distill: {tmp_path / 'run'} is finished, and is not run again\n"
+    assert not (tmp_path / "run" / "checkpoint").exists()
     assert main(["distill_policy", "--resume", str(tmp_path / "run")]) == 0
     assert "retention" in capsys.readouterr().out
     assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == changed
