@@ -195,5 +195,6 @@ def test_a_failed_upload_says_that_the_folder_is_written(tmp_path):
         def create_repo(self, *_: Any, **__: Any) -> None:
             raise ConnectionError("no network")
 
+    api: Any = Api()
     with pytest.raises(Fault, match=r"is written, but not uploaded \(no network\): check the network and hf auth login"):
-        hub.push(Api(), tmp_path, "me/small")  # type: ignore[arg-type]
+        hub.push(api, tmp_path, "me/small")
