@@ -120,6 +120,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "onnx_graph",
         "pt2",
         "npz",
+        "shared",
         "folded",
         "runner",
     ),
