@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from policy_distill.report.write import read_result
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import call_apart
 from policy_distill.rollouts.workers import Rollouts
-from policy_distill.support.files import writable_folder
+from policy_distill.support.files import replaced_folder, writable_folder
 from policy_distill.support.progress import Display
 from policy_distill.support.threads import one_torch_thread
 from policy_distill.support.untrusted import MAX_JSON_BYTES, read_bytes, reason
@@ -137,7 +134,7 @@ def export_student(
     if reference is not None:
         probed.require_repeatable()
     display.note(f"recording what the student sees and does in {spec.id}")
-    with one_torch_thread(), _folder_beside(target) as folder:
+    with one_torch_thread(), replaced_folder(target) as folder:
         decisions = call_apart(step_timeout, decisions_of, student, spec)
         artefact, manifest = _write(student, files, name, folder, decisions)
         visited = decisions.whole if chosen.reads_everything else decisions.visited
@@ -182,24 +179,6 @@ def export_student(
         exports = read_result(run).get("exports") or {}  # another export may have ended meanwhile
         add_to_report(run, exports={**exports, name: exported.summary()})
     return exported
-
-
-@contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
-    """An empty folder beside ``target`` that takes its place at the end of the block, unless the block fails.
-
-    Paths relative to the folder stay valid.
-    """
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        folder.chmod(0o755)
-        yield folder
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _checked_target(target: Path) -> Path:

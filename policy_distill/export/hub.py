@@ -6,7 +6,6 @@ The folder has a run's layout, so that each command reads it as it reads the run
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from policy_distill.report import certificate_text, retention_text
 from policy_distill.report.rows import mean_and_std
 from policy_distill.report.verdict import verdict
 from policy_distill.report.write import read_result
+from policy_distill.support.files import replaced_folder
 from policy_distill.support.untrusted import reason, refuse_damage
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def write_repository(run: str | Path, target: str | Path) -> list[str]:
     check(run, target)
     summary, exports = read_result(run), exports_of(run)
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        folder.chmod(0o755)
+    with replaced_folder(target) as folder:
         for name in (*STUDENT, *(name for name in OTHERS if (run / name).is_file())):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(run / name, folder / name)
@@ -59,12 +57,6 @@ def write_repository(run: str | Path, target: str | Path) -> list[str]:
         with refuse_damage(run / "result.json", "it is damaged or of another version; run the job again"):
             text = card(summary, has_zip=(folder / "student.zip").is_file(), exports=exports)
         (folder / CARD).write_text(text, encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
 
 

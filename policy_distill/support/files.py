@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -161,6 +162,28 @@ def _finite(value: Any) -> Any:
         case list() | tuple():
             return [_finite(item) for item in value]
     return value
+
+
+@contextlib.contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside ``target`` that takes its place at the end of the block, unless the block fails.
+
+    Paths relative to the folder stay valid. An earlier folder is removed once the new one has its name.
+    """
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    before = folder.with_name(f"{folder.name}.before")
+    try:
+        folder.chmod(0o755)
+        yield folder
+        if target.exists():
+            target.rename(before)
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if before.exists():
+            before.rename(target)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def writable_folder(path: Path) -> Path:

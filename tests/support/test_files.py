@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from policy_distill.config import RequestError, StorageFault
-from policy_distill.support.files import make_folder, mapped_tensor, write_atomically
+from policy_distill.support.files import make_folder, mapped_tensor, replaced_folder, write_atomically
 
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path):
@@ -171,3 +172,16 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(RequestError, match=r"no room for 40 MB in .*No space left on device.*--output"):
         mapped_tensor(tmp_path, (10_000_000,), torch.float32)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "folder"
+    for content in ("first", "second"):
+        with replaced_folder(target) as folder:
+            (folder / "file").write_text(content)
+        assert (target / "file").read_text() == content
+    with contextlib.suppress(OSError), replaced_folder(target) as folder:
+        (folder / "file").write_text("third")
+        raise OSError("no more")
+    assert (target / "file").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
