@@ -183,7 +183,9 @@ def test_members_that_unpack_to_a_gigabyte_are_refused(method, declared, corpus,
 
 
 @pytest.mark.parametrize("text", ["\x1b[31m", "a\x00b", "\ud800", "x" * 10**5, "~nobody/agent", "/", "..", "a/" * 3000])
-def test_names_that_are_none(text):
+def test_names_that_are_none(text, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # ".." is a folder without an agent
     with pytest.raises(RequestError) as caught:
         Teacher.load(text)
     assert str(caught.value).isprintable()

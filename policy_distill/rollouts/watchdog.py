@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.sharedctypes import RawArray
+from types import FrameType
 from typing import Any
 
 from policy_distill.config import EnvironmentCrash
@@ -83,7 +84,7 @@ class Watchdog(threading.Thread):
 def at_work() -> Border | None:
     """The environment whose ``step`` or ``reset`` the main thread is in; None if it is elsewhere."""
     frame: Any = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None:
+    while isinstance(frame, FrameType):  # a frame that the main thread leaves meanwhile may be followed by anything
         if frame.f_code in (Border.step.__code__, Border.reset.__code__):
             border = frame.f_locals.get("self")
             return border if isinstance(border, Border) else None
