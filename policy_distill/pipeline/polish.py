@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import numpy as np
@@ -28,11 +27,10 @@ def polish(state: State, services: Services) -> State:
         state.stage = "value"
         return state
     assert state.polishing is not None
-    with state.timed("polish"), contextlib.ExitStack() as at_the_end:
-        at_the_end.callback(services.close_ppo_environments)
+    with state.timed("polish"):
         over = _advance(state, state.polishing, services)
-        if not over:
-            at_the_end.pop_all()
+        if over:  # after a failure the workers end, and their environments with them
+            services.close_ppo_environments()
     if over:
         _choose(state, state.polishing, services)
         state.polishing, state.stage = None, "value"

@@ -46,7 +46,10 @@ class Local:
         """Does nothing: there is no process to end."""
 
     def close(self) -> None:
-        """Does nothing: there is no process to end."""
+        """Call the object's ``close``, if there is one."""
+        if hasattr(self._resident, "close"):
+            with contextlib.suppress(Exception):  # an environment may fail even here, where its results are complete
+                self._resident.close()
 
 
 class Recovery:

@@ -54,8 +54,9 @@ class Host:
         return getattr(self._kept[name], method)(*arguments)
 
     def release(self, name: str) -> None:
-        """Close a stored object and remove it."""
-        self._kept.pop(name).close()
+        """Close a stored object and remove it; a process that was made anew does not have what is no longer needed."""
+        if name in self._kept:
+            self._kept.pop(name).close()
 
     def close(self) -> None:
         """Close all stored objects."""

@@ -135,6 +135,35 @@ def test_two_workers_that_end_in_the_same_way_are_both_replaced(undisturbed, tmp
 
 
 @needs_fork
+@pytest.mark.parametrize("when", ["before they are made", "before the first reset", "before a rollout", "before they are closed"])
+def test_a_worker_that_is_killed_at_any_moment_of_rollouts_of_ppo_is_replaced(when, undisturbed):
+    lines: list[str] = []
+    student = random_student(SEEN, ACTED)
+
+    def kill(now: str) -> None:
+        if now == when:
+            process = rollouts._sites[1]._process  # type: ignore[union-attr]
+            process.terminate()
+            process.join()
+
+    with Rollouts(FAULTY, leaning(), num_envs=4, seed=0, workers=2, recovery=Recovery(1, lines.append)) as rollouts:
+        kill("before they are made")
+        envs = rollouts.for_ppo(4, 20, 5)
+        kill("before the first reset")
+        envs.reset()
+        for number in range(3):
+            if number == 2:
+                kill("before a rollout")
+            envs.rollout(student)
+            for found, expected in zip((envs.rewards, envs.actions, envs.observations), undisturbed[1][number], strict=True):
+                np.testing.assert_array_equal(found, expected)
+        kill("before they are closed")
+        envs.close()
+        np.testing.assert_array_equal(rollouts.evaluate("teacher", VALIDATION, num_envs=4).returns, undisturbed[2][1].returns)
+    assert len(lines) == 1
+
+
+@needs_fork
 def test_after_the_limit_work_ends_and_other_workers_go_on(tmp_path, monkeypatch):
     monkeypatch.setenv("FAULT", "exit")
     monkeypatch.setenv("FAULT_IN", "validation")
@@ -318,11 +347,12 @@ class Closes(Faulty):
 
 
 @needs_fork
-def test_environments_are_closed_with_their_workers(tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_environments_are_closed_with_their_workers(workers, tmp_path, monkeypatch):
     """Some have processes of their own."""
     monkeypatch.setenv("CLOSED", str(tmp_path / "closed"))
     monkeypatch.setitem(gym.registry, "Closes-v0", gym.envs.registration.EnvSpec("Closes-v0", f"{__name__}:Closes", max_episode_steps=50))
-    with Rollouts(EnvironmentSpec("Closes-v0"), leaning(), num_envs=1, seed=0, workers=1) as rollouts:
+    with Rollouts(EnvironmentSpec("Closes-v0"), leaning(), num_envs=1, seed=0, workers=workers) as rollouts:
         rollouts.evaluate("teacher", [1], num_envs=1)
         assert not (tmp_path / "closed").exists()
     assert (tmp_path / "closed").exists()
