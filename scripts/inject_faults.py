@@ -33,6 +33,14 @@ SHORT = [
 ]  # fmt: skip
 UNPOLISHED = ["--polish.below=0"]
 POLISHED = ["--polish.below=9", "--polish.env_steps=12000", "--polish.num_steps=128", "--polish.num_envs=4", "--polish.snapshots=2"]
+IMAGES = [
+    "--teacher=ppo/MinAtar-Breakout-v1", "--extractor=agents/minatar.py:MinAtarNetwork", "--wrapper=tests.faulty_worlds:FaultyWrapper",
+    "--env=MinAtar/Breakout-v1", "--student.hidden_sizes=[16]", "--collect.rounds=2", "--collect.env_steps=1000",
+    "--train.gradient_steps=40", "--train.batch_size=32", "--evaluate.episodes=4", "--check.skip", "--step_timeout=5", *POLISHED,
+    "--polish.env_steps=2048", "--polish.epochs=1",
+]  # fmt: skip
+"""Of a student of images; these replace those of SHORT."""
+LONG_POLISHED = [*POLISHED, "--collect.rounds=2", "--polish.env_steps=10000000"]
 PLACE = r"tests\.faulty_worlds:Faulty-v0, seed \d+(, step 9| and \d+ episodes later, step 9)"
 TOKEN = "FAULT_TOKEN"
 END_SECONDS = 8.0
@@ -162,17 +170,19 @@ def short(line: str, work: Path) -> str:
 
 def environments(table: Table, work: Path) -> None:
     """Faults of environments in workers, that happen once and that happen always."""
-    for where, settings in (("validation", UNPOLISHED), ("collect", UNPOLISHED), ("polish", POLISHED)):
-        undisturbed = ""
-        for kind in ("raise", "hang", "hang in C", "exit", "sys.exit", "segfault", "kill", "child"):
-            if where != "validation" and kind in ("hang in C", "sys.exit", "child"):
-                continue
+    every = ("raise", "hang", "hang in C", "exit", "sys.exit", "segfault", "kill", "child")
+    common, few = ("raise", "hang", "exit", "segfault", "kill"), ("raise", "hang", "kill")
+    for name, settings, kinds in (
+        ("validation", UNPOLISHED, every), ("collect", UNPOLISHED, common), ("polish", POLISHED, common), ("polish, images", IMAGES, few),
+    ):  # fmt: skip
+        undisturbed, where = "", name.partition(",")[0]
+        for kind in kinds:
 
-            def once(kind: str = kind, where: str = where, settings: list[str] = settings) -> tuple[str, str]:
+            def once(kind: str = kind, name: str = name, where: str = where, settings: list[str] = settings) -> tuple[str, str]:
                 nonlocal undisturbed
-                undisturbed = undisturbed or run(work / f"undisturbed {where}", *SHORT, *settings).student
-                marker = work / f"once {where} {kind}"
-                found = run(work / f"{where} {kind}", *SHORT, *settings, KIND=kind, IN=where, ONCE=str(marker))
+                undisturbed = undisturbed or run(work / f"undisturbed {name}", *SHORT, *settings).student
+                marker = work / f"once {name} {kind}"
+                found = run(work / f"{name} {kind}", *SHORT, *settings, KIND=kind, IN=where, ONCE=str(marker))
                 check(marker.exists(), "the fault did not happen")
                 check(found.code == 0 and len(found.notes()) == 1, found.lines[-3:])
                 check(found.student == undisturbed, f"another student: {found.student}, not {undisturbed}")
@@ -194,8 +204,8 @@ def environments(table: Table, work: Path) -> None:
                     "`--resume` without the fault: the student of an undisturbed run",
                 )
 
-            table.row(f"{where}: an environment does this once: {kind}", once)
-            if where == "validation" or kind in ("raise", "segfault"):
+            table.row(f"{name}: an environment does this once: {kind}", once)
+            if name == "validation" or (kind in ("raise", "segfault") and name != "polish, images"):
                 table.row(f"{where}: an environment does this always: {kind}", always)
 
 
@@ -303,26 +313,29 @@ def disks(table: Table, work: Path) -> None:
 
 def kills(table: Table, work: Path, count: int) -> None:
     """Signals while environments work or hang; no process may be left (``started`` checks that)."""
+    unpolished = [*UNPOLISHED, "--collect.env_steps=100000", "--collect.rounds=50"]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
-        for kind in ("", "hang", "hang in C"):
+        for where, kind in (("validation", ""), ("validation", "hang"), ("validation", "hang in C"), ("polish", ""), ("polish", "hang")):
             for whom in ("the command", "all its processes"):
 
-                def try_it(number: int = number, kind: str = kind, whom: str = whom) -> tuple[str, str]:
-                    codes = []
+                def try_it(number: int = number, kind: str = kind, where: str = where, whom: str = whom) -> tuple[str, str]:
+                    wanted = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: -9}[signal.Signals(number)]
                     for attempt in range(count):
-                        folder = work / f"{number} {kind} {whom} {attempt}"
-                        settings = [*SHORT[:-1], *UNPOLISHED, "--collect.env_steps=100000", "--collect.rounds=50"]
-                        with started(folder, *settings, KIND=kind, IN="validation") as (process, _):
-                            wait_for(folder / "checkpoint")
+                        folder = work / f"{number} {where} {kind} {whom} {attempt}"
+                        settings = [*SHORT[:-1], *(LONG_POLISHED if where == "polish" else unpolished)]
+                        with started(folder, *settings, KIND=kind, IN=where) as (process, _):
+                            # a student is chosen before polishing begins
+                            wait_for(folder / "student" if where == "polish" else folder / "checkpoint")
                             time.sleep(0.5 + 0.05 * attempt)
                             os.kill(process.pid, number) if whom == "the command" else os.killpg(process.pid, number)
-                            codes.append(process.wait(20))
+                            _, errors = process.communicate(timeout=20)
+                            last = (errors.splitlines() or [""])[-1]
+                            check(process.returncode == wanted, f"exit code {process.returncode}: {last}")
+                            check(wanted < 0 or f"go on with: policy-distill distill_policy --resume {folder}" in last.replace("'", ""), last)
                         shutil.rmtree(folder)
-                    wanted = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: -9}[signal.Signals(number)]
-                    check(set(codes) == {wanted}, codes)
-                    return f"exit code {wanted}, {count} times", "no process"
+                    return f"exit code {wanted}, {count} times", "no process" if wanted < 0 else "no process; the last line names `--resume`"
 
-                state = f"environments {kind}" if kind else "environments work"
+                state = f"environments {kind or 'work'}{' in rollouts of PPO' if where == 'polish' else ''}"
                 table.row(f"kill: {signal.Signals(number).name} to {whom}, {state}", try_it)
 
 

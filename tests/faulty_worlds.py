@@ -1,4 +1,4 @@
-"""CartPole with a fault that environment variables choose, for whole commands: ``--env tests.faulty_worlds:Faulty-v0``.
+"""Environments with a fault that environment variables choose, for whole commands: ``--env tests.faulty_worlds:Faulty-v0``.
 
 ``FAULT`` names the fault. ``FAULT_IN`` says where it happens: ``validation`` (validation seeds), ``collect`` (collecting), ``polish``
 (rollouts of PPO), ``check`` (before the work). ``FAULT_ONCE`` names a file: the fault happens if it does not exist, and makes it.
@@ -54,18 +54,18 @@ def first_to_make(path: Path) -> bool:
     return True
 
 
-class Faulty(CartPoleEnv):
-    """See the module."""
+class _Faults:
+    """Calls the fault where ``step`` and ``reset`` of the environment that follows in the order of classes return."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self.steps, self.where = 0, "collect" if seed is not None and seed > 10_000_000 else "polish"
         if seed is not None:
             self.where = {1: "final", 2: "validation", 3: "check", 4: "comparison"}.get(seed // 1_000_000, self.where)
-        return super().reset(seed=seed, options=options)
+        return super().reset(seed=seed, options=options)  # type: ignore[misc]
 
     def step(self, action: Any) -> Any:
         self.steps += 1
-        observation, reward, *rest = super().step(action)
+        observation, reward, *rest = super().step(action)  # type: ignore[misc]
         wanted, once = os.environ.get("FAULT", ""), os.environ.get("FAULT_ONCE")
         if not wanted or self.steps != STEP or os.environ.get("FAULT_IN") != self.where or (once and not first_to_make(Path(once))):
             return observation, reward, *rest
@@ -76,6 +76,14 @@ class Faulty(CartPoleEnv):
         else:
             FAULTS[wanted]()
         return observation, reward, *rest
+
+
+class Faulty(_Faults, CartPoleEnv):
+    """CartPole; see the module."""
+
+
+class FaultyWrapper(_Faults, gym.Wrapper):
+    """Around any environment: ``--wrapper tests.faulty_worlds:FaultyWrapper``."""
 
 
 gym.register("Faulty-v0", entry_point=Faulty, max_episode_steps=200)  # type: ignore[arg-type]
