@@ -154,6 +154,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "varying",
         "prepare",
         "records",
+        "state_file",
     ),
     "policy_distill.policies": (
         "student",
@@ -246,6 +247,10 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "limits",
     ),
     "policy_distill.studies.train_teacher": (
+        "training",
+        "checkpoint",
+        "model_state",
+        "replay_file",
         "recipes",
         "returns",
         "publish",

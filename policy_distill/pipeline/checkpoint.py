@@ -8,9 +8,6 @@ after the rows are on the disk, so a crash leaves the previous checkpoint whole.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +17,6 @@ from typing import Any, get_args
 import numpy as np
 import torch
 import yaml
-from safetensors.numpy import load, save_file
 from torch import Tensor, nn
 
 from policy_distill.config import RequestError
@@ -33,13 +29,14 @@ from policy_distill.pipeline.polish import training_of
 from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.records import Candidate
 from policy_distill.pipeline.state import FOLDER, Kept, Polishing, Stage, State
+from policy_distill.pipeline.state_file import as_json, differences, read_state, write_state
 from policy_distill.pipeline.summary import VERSION, versions
 from policy_distill.pipeline.varying import settled
 from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import Episodes
 from policy_distill.support.files import remove_unfinished, write_atomically
-from policy_distill.support.untrusted import open_regular, refuse_damage
+from policy_distill.support.untrusted import refuse_damage
 from policy_distill.training.trainer import Trainer
 from policy_distill.training.value_network import DistilledValues
 
@@ -48,8 +45,6 @@ FORMAT = 1
 STATE, CONFIG = "state.safetensors", "config.yaml"
 FREE = ("output", "workers", "worker_restarts", "step_timeout", "engine", "teacher")
 """Settings that may differ when a run is resumed: the student does not depend on them. Of the teacher, files and weights are compared."""
-MAX_STATE_BYTES, MAX_DATA_BYTES = 8 << 30, 32 << 20
-"""Maximum sizes of state.safetensors and of the JSON in it that are read; a usual run has a few MB and a few kB."""
 PLAIN = (
     "stage", "seeds", "num_first", "env_steps", "gradient_steps", "evaluation_env_steps", "reused_episodes", "seconds", "first_rows",
     "notices", "view_loss",
@@ -91,15 +86,14 @@ class Checkpoint:
         self._head = {"identity": identity, "notices": job.notices}
         self._folder.mkdir(exist_ok=True)
         remove_unfinished(self._folder / STATE)
-        text = yaml.safe_dump(_as_json(dataclasses.asdict(job.config)), sort_keys=False)
+        text = yaml.safe_dump(as_json(dataclasses.asdict(job.config)), sort_keys=False)
         write_atomically(self._folder / CONFIG, lambda target: target.write_text(text))
 
     def write(self, state: State) -> None:
         """Write the run's state; an earlier checkpoint is replaced once this one is on the disk."""
         arrays: dict[str, np.ndarray] = {}
-        data = json.dumps({**self._head, "state": _described(state, self._folder, arrays)})
-        metadata = {"data": data, "sha256": _digest(data, arrays)}
-        write_atomically(self._folder / STATE, lambda target: save_file(arrays, target, metadata))
+        described = _described(state, self._folder, arrays)  # it adds the arrays
+        write_state(self._folder / STATE, {**self._head, "state": described}, arrays)
 
 
 @dataclass(frozen=True)
@@ -138,24 +132,9 @@ def read(run: Path, now: Mapping[str, Any]) -> Saved:
     """
     path = folder_of(run) / STATE
     with refuse_damage(path, AGAIN, CannotResume):
-        content = _contents(path)
-        arrays = load(content)
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        if _digest(metadata["data"], arrays) != metadata["sha256"]:
-            raise ValueError("its contents are not those that were written")
-        data = json.loads(metadata["data"])
-        changed = _compare(data["identity"], _as_json(now))
+        data, arrays = read_state(path)
+        changed = _compare(data["identity"], as_json(now))
         return Saved(tuple(data["notices"]), changed, data["state"], arrays)
-
-
-def _contents(path: Path) -> bytes:
-    """Contents of state.safetensors, whose first eight bytes are the size of the JSON that follows."""
-    with open_regular(path) as file:
-        data_bytes = int.from_bytes(file.read(8), "little")
-        if os.fstat(file.fileno()).st_size > MAX_STATE_BYTES or data_bytes > MAX_DATA_BYTES:
-            raise ValueError("it is larger than any that is written")
-        file.seek(0)
-        return file.read()
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -190,18 +169,10 @@ def _compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         ("environment", "the environment's "),
         ("device", "the "),
     ):
-        if differences := _differences(saved[name], now[name], name if name in ("weights", "device") else ""):
-            listed = "; ".join(f"{what}{key} is {new!r}, it was {old!r}" for key, old, new in differences[:3])
+        if found := differences(saved[name], now[name], name if name in ("weights", "device") else ""):
+            listed = "; ".join(f"{what}{key} is {new!r}, it was {old!r}" for key, old, new in found[:3])
             raise CannotResume(f"the run cannot be resumed with another request: {listed}: give what was given at first, or {AGAIN}")
-    return [f"{key} is {new}, it was {old}" for key, old, new in _differences(saved["versions"], now["versions"])]
-
-
-def _differences(saved: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted name, saved and present value of each entry that differs."""
-    if isinstance(saved, Mapping) and isinstance(now, Mapping):
-        names = {**saved, **now}
-        return [found for key in names for found in _differences(saved.get(key), now.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if saved == now else [(name, saved, now)]
+    return [f"{key} is {new}, it was {old}" for key, old, new in differences(saved["versions"], now["versions"])]
 
 
 def _described(state: State, folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -355,18 +326,3 @@ def _linear(tensors: Mapping[str, Tensor]) -> nn.Linear:
     layer = nn.Linear(inputs, outputs).requires_grad_(False)
     layer.load_state_dict(tensors)
     return layer
-
-
-def _digest(data: str, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(data.encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _as_json(data: Mapping[str, Any]) -> dict[str, Any]:
-    """``data`` as it is after it was written as JSON and read again: with lists instead of tuples."""
-    read: dict[str, Any] = json.loads(json.dumps(data))
-    return read

@@ -17,7 +17,7 @@ from torch import nn
 
 from policy_distill.config import CollectConfig, DistillConfig, EvaluateConfig, PolishConfig, StudentConfig, TrainConfig
 from policy_distill.export.sb3 import save_ppo
-from policy_distill.pipeline import checkpoint
+from policy_distill.pipeline import checkpoint, state_file
 from policy_distill.pipeline.checkpoint import CannotResume, Checkpoint
 from policy_distill.pipeline.prepare import Job, prepare
 from policy_distill.pipeline.state import State
@@ -60,7 +60,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
     data = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["data"])
     change(data["state"], arrays)
     text = json.dumps(data)
-    save_file(arrays, path, {"data": text, "sha256": checkpoint._digest(text, arrays)})
+    save_file(arrays, path, {"data": text, "sha256": state_file._digest(text, arrays)})
 
 
 def again(job: Job, **changes: Any) -> Job:
@@ -213,7 +213,7 @@ def test_a_failed_write_leaves_the_checkpoint_before(job, monkeypatch):
 
     state.env_steps = 100
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(state_file, "save_file", full)
         with pytest.raises(Exception, match="No space left"):
             saved(job, state)
     assert path.read_bytes() == before
@@ -253,9 +253,9 @@ def test_a_checkpoint_that_was_forged_costs_neither_time_nor_memory(change, reas
 
 def test_what_is_too_large_or_no_file_is_not_read(job, monkeypatch):
     path = saved(job)
-    for limit in ("MAX_STATE_BYTES", "MAX_DATA_BYTES"):
+    for limit in ("MAX_FILE_BYTES", "MAX_DATA_BYTES"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, limit, 100)
+            patch.setattr(state_file, limit, 100)
             assert "it is larger than any that is written" in refused(job)
     path.unlink()
     os.mkfifo(path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import platform
+import tempfile
 import zipfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import yaml
 
 from policy_distill.environments.specs import EnvironmentSpec, registered
 from policy_distill.support.figures import spread_text
+from policy_distill.support.files import sync_folder
 
 SCHEDULES = ("clip_range", "clip_range_vf", "learning_rate")
 """Hyper-parameters with schedules: saved as their initial value, since a schedule is code."""
@@ -46,16 +49,24 @@ def save_slim(model: Any, path: Path) -> None:
             file.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
 
 
-def next_folder(folder: Path, env: str) -> Path:
-    """Make the folder ENV_N with the first free number N."""
-    run = 1
-    while True:
-        path = folder / f"{env}_{run}"
-        try:
-            path.mkdir(parents=True)
+def publish(folder: Path, env: str, write: Callable[[Path], object]) -> Path:
+    """Write a new folder with ``write`` and name it ENV_N, with the first free number N; it appears whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{env}.") as temporary:
+        made = Path(temporary, env)
+        made.mkdir()
+        write(made)
+        for number in itertools.count(1):
+            path = folder / f"{env}_{number}"
+            try:
+                made.rename(path)
+            except OSError:
+                if not path.exists():
+                    raise
+                continue
+            sync_folder(folder)
             return path
-        except FileExistsError:
-            run += 1
+    raise AssertionError("unreachable")
 
 
 def write_agent(
@@ -64,14 +75,14 @@ def write_agent(
     """Write ENV.zip and, in the folder ENV/ beside it, the RL Zoo's files: config.yml, args.yml, vecnormalize.pkl.
 
     Args:
-        folder: ENV_RUN.
+        folder: an empty one with the name ENV.
         model: the agent; it is modified, see ``save_slim``.
         statistics: the ``VecNormalize`` that the model was trained with, or None.
         spec: the environment.
         settings: the recipe.
         run: the other arguments of the training (algo, seed, ...).
     """
-    name = folder.name.rpartition("_")[0]
+    name = folder.name
     inner = folder / name
     inner.mkdir()
     save_slim(model, folder / f"{name}.zip")
@@ -91,13 +102,16 @@ def write_card(folder: Path, card: Mapping[str, Any], package: str) -> None:
     """Write card.json, and its contents as README.md.
 
     Args:
-        folder: ENV_RUN.
-        card: ``algo, env, return_mean, return_std, episodes, first_seed, env_steps, kept_at_env_step, command``.
+        folder: the agent's.
+        card: ``algo, env, return_mean, return_std, episodes, first_seed, env_steps, kept_at_env_step, command``; and ``resumed_at_env_steps``
+            of a training that was interrupted, after which environments began new episodes.
         package: package that trained the agent; its version is added to the card.
     """
     packages = sorted({"gymnasium", "numpy", "stable_baselines3", "torch", package})
     versions = {"python": platform.python_version(), **{name: str(importlib.import_module(name).__version__) for name in packages}}
     (folder / "card.json").write_text(json.dumps({**card, "versions": versions}, indent=2) + "\n", encoding="utf-8")
+    resumed = ", ".join(f"{step:,}" for step in card.get("resumed_at_env_steps", ()))
+    interrupted = f"| interrupted, and resumed at | environment steps {resumed}, with new episodes |\n" if resumed else ""
     last_seed = card["first_seed"] + card["episodes"] - 1
     text = f"""# {card["algo"].upper()} on {card["env"]}
 
@@ -106,9 +120,9 @@ def write_card(folder: Path, card: Mapping[str, Any], package: str) -> None:
 | return | {spread_text(card["return_mean"], card["return_std"])} (mean and standard deviation) |
 | measured on | {card["episodes"]} deterministic episodes, seeds {card["first_seed"]} to {last_seed}, none of them used in training |
 | trained for | {card["env_steps"]:,} environment steps; kept is step {card["kept_at_env_step"]:,}, the best on validation seeds |
-| versions | {", ".join(f"{name} {version}" for name, version in versions.items())} |
+{interrupted}| versions | {", ".join(f"{name} {version}" for name, version in versions.items())} |
 
-To train it again:
+To train it again{", without interruption and so not with the same weights" if resumed else ""}:
 
 ```
 {card["command"]}

@@ -1,4 +1,4 @@
-"""Training a teacher with Stable-Baselines3 from a recipe in agents/ALGO.yml, into a folder in the RL Zoo's layout."""
+"""Recipes in agents/ALGO.yml: the settings of a training, and the untrained model of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import importlib
 import inspect
 import json
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -22,9 +20,7 @@ from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Arguments, WrapperRequest
 from policy_distill.environments import specs as environments
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.studies.train_teacher.publish import SCHEDULES, next_folder, write_agent, write_card
-from policy_distill.studies.train_teacher.returns import evaluate_model
-from policy_distill.support.figures import return_text, spread_text
+from policy_distill.studies.train_teacher.publish import SCHEDULES
 from policy_distill.teachers.networks.extractor import extractor_class
 
 ALGORITHMS = {
@@ -41,9 +37,6 @@ ACTIVATIONS = {"elu": "ELU", "gelu": "GELU", "leaky_relu": "LeakyReLU", "relu": 
 
 RECIPE_KEYS = ("n_envs", "n_timesteps", "noise_std", "noise_type", "normalize", "policy", "policy_kwargs")
 """Keys of a recipe besides the arguments of the algorithm's class."""
-
-FINAL_SEED, VALIDATION_SEED = 1_000_000, 2_000_000
-"""First seeds of the final and the periodic evaluation. Training uses the run's seed and the next few."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ class TrainTeacherConfig:
     device: str = "cpu"
     """Device for training: cpu, cuda, auto. Small networks are fastest on the CPU."""
     run_folder: str | None = None
-    """Folder of working files: TensorBoard log and best policy so far. Left out: runs/train_teacher/ALGO-ENV-SEED."""
+    """Folder of working files: checkpoint and TensorBoard log. Left out: runs/train_teacher/ALGO-ENV-SEED."""
     tensorboard: bool = True
     """Write a TensorBoard log."""
 
@@ -121,40 +114,38 @@ class TrainTeacherConfig:
 
 
 @dataclass(frozen=True)
-class TrainedTeacher:
-    """A trained agent: its folder and return."""
+class Recipe:
+    """What a training follows from.
 
-    path: Path
-    """Folder ALGO/ENV_RUN."""
-    mean: float
-    """Mean return over ``episodes`` deterministic episodes, one seed each."""
-    std: float
-    """Standard deviation of these returns."""
-    episodes: int
-    """Number of these episodes."""
-    steps: int
-    """Environment steps of the whole training; the policy that was kept may be from an earlier step."""
+    Attributes:
+        name: of the environment, in file names.
+        spec: the environment.
+        settings: hyper-parameters of agents/ALGO.yml with the user's.
+    """
+
+    name: str
+    spec: EnvironmentSpec
+    settings: dict[str, Any]
+
+    @property
+    def n_timesteps(self) -> int:
+        """Environment steps of the training."""
+        return int(self.settings["n_timesteps"])
 
 
-def train_teacher(
-    config: TrainTeacherConfig, note: Callable[[str], object] = lambda line: None, *, progress: bool | None = None
-) -> TrainedTeacher:
-    """Train an agent, keep its best policy, measure it on fresh seeds and write its folder with a card.
-
-    Args:
-        config: settings of the training.
-        note: called with one line per periodic evaluation.
-        progress: show a progress bar; None: if the output is a terminal.
+def recipe_for(config: TrainTeacherConfig) -> Recipe:
+    """The recipe of a training.
 
     Raises:
-        RequestError: if the environment, the algorithm or a hyper-parameter cannot be used.
+        RequestError: if there is none, or a hyper-parameter is wrong.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for small networks, more threads are slower
-    try:
-        return _train(config, note, sys.stderr.isatty() if progress is None else progress)
-    finally:
-        torch.set_num_threads(threads)
+    spec = environments.named(config.environment)
+    name = (config.env if config.env in environments.entries() else spec.id).replace("/", "-").replace(":", "-")
+    given = {"n_envs": config.n_envs, "n_timesteps": config.n_timesteps}
+    settings = {"policy": "MlpPolicy", **read_recipe(config.algo, name), **config.hyperparams}
+    settings.update({key: value for key, value in given.items() if value is not None})
+    _check_recipe(config.algo, name, _algorithm(config.algo), settings)
+    return Recipe(name, spec, settings)
 
 
 def read_recipe(algo: str, env: str) -> dict[str, Any]:
@@ -164,96 +155,30 @@ def read_recipe(algo: str, env: str) -> dict[str, Any]:
     return dict(recipes.get(env) or recipes.get("default") or {})
 
 
-def _train(config: TrainTeacherConfig, note: Callable[[str], object], progress: bool) -> TrainedTeacher:
+def new_model(config: TrainTeacherConfig, recipe: Recipe, log: str | None) -> Any:
+    """An untrained model with its environments.
+
+    Args:
+        config, recipe: what is to be trained.
+        log: folder of the TensorBoard log; None: none is written.
+
+    Raises:
+        RequestError: if the algorithm does not fit the environment or a hyper-parameter.
+    """
     from stable_baselines3.common.vec_env import VecNormalize
 
-    spec = environments.named(config.environment)
-    name = (config.env if config.env in environments.entries() else spec.id).replace("/", "-").replace(":", "-")
-    algorithm = _algorithm(config.algo)
-    given = {"n_envs": config.n_envs, "n_timesteps": config.n_timesteps}
-    recipe = {"policy": "MlpPolicy", **read_recipe(config.algo, name), **config.hyperparams}
-    recipe.update({key: value for key, value in given.items() if value is not None})
-    _check_recipe(config.algo, name, algorithm, recipe)
-    run_folder = Path(config.run_folder or f"runs/train_teacher/{config.algo}-{name}-{config.seed}")
-    run_folder.mkdir(parents=True, exist_ok=True)
-
-    vec_env = _vector_environment(spec, int(recipe.get("n_envs", 1)))
-    if normalize := recipe.get("normalize"):
-        settings = dict(normalize) if isinstance(normalize, Mapping) else {}
-        vec_env = VecNormalize(vec_env, **{"gamma": recipe.get("gamma", 0.99), **settings})
-    arguments = _arguments(recipe, vec_env.action_space)
+    settings = recipe.settings
+    vec_env = _vector_environment(recipe.spec, int(settings.get("n_envs", 1)))
+    if normalize := settings.get("normalize"):
+        given = dict(normalize) if isinstance(normalize, Mapping) else {}
+        vec_env = VecNormalize(vec_env, **{"gamma": settings.get("gamma", 0.99), **given})
+    arguments = _arguments(settings, vec_env.action_space)
     if config.extractor:
         arguments["policy_kwargs"]["features_extractor_class"] = extractor_class(config.extractor)
-    log = str(run_folder / "tensorboard") if config.tensorboard else None
     try:
-        model = algorithm(env=vec_env, seed=config.seed, device=config.device, tensorboard_log=log, **arguments)
+        return _algorithm(config.algo)(env=vec_env, seed=config.seed, device=config.device, tensorboard_log=log, **arguments)
     except (TypeError, ValueError, AssertionError) as error:
-        raise RequestError(f"{config.algo} cannot be trained on {name} with this recipe: {' '.join(str(error).split())}") from error
-    keep_best = _keep_best(config, spec, run_folder, int(recipe["n_timesteps"]), note)
-    model.learn(int(recipe["n_timesteps"]), callback=keep_best, progress_bar=progress, tb_log_name="run")
-    vec_env.close()
-
-    off_policy = "buffer_size" in inspect.signature(algorithm.__init__).parameters
-    best = algorithm.load(run_folder / "best.zip", device=config.device, **({"buffer_size": 1} if off_policy else {}))
-    if off_policy:
-        best.buffer_size = model.buffer_size
-    statistics = VecNormalize.load(str(run_folder / "best.pkl"), _vector_environment(spec, 1)) if normalize else None
-    returns = evaluate_model(best, spec, range(FINAL_SEED, FINAL_SEED + config.eval_episodes), statistics)
-    folder = next_folder(Path(config.output) / config.algo, name)
-    trained = TrainedTeacher(folder, float(returns.mean()), float(returns.std()), len(returns), model.num_timesteps)
-    run = {key: getattr(config, key) for key in ("algo", "seed", "eval_freq", "eval_episodes", "validation_episodes")}
-    write_agent(folder, best, statistics, spec, recipe, run)
-    card = {
-        "algo": config.algo,
-        "env": spec.id,
-        "return_mean": round(trained.mean, 3),
-        "return_std": round(trained.std, 3),
-        "episodes": trained.episodes,
-        "first_seed": FINAL_SEED,
-        "env_steps": trained.steps,
-        "kept_at_env_step": keep_best.best_steps,
-        "command": config.command(),
-    }
-    write_card(folder, card, ALGORITHMS[config.algo])
-    return trained
-
-
-def _keep_best(config: TrainTeacherConfig, spec: EnvironmentSpec, run_folder: Path, n_timesteps: int, note: Callable[[str], object]) -> Any:
-    """A callback that evaluates the policy periodically on the same episodes and keeps the best one."""
-    from stable_baselines3.common.callbacks import BaseCallback
-
-    every = max(1, min(config.eval_freq, n_timesteps // 20))
-    seeds = range(VALIDATION_SEED, VALIDATION_SEED + config.validation_episodes)
-
-    class KeepBest(BaseCallback):
-        best_mean = -np.inf
-        best_steps = 0
-        next_at = every
-
-        def _on_step(self) -> bool:
-            if self.num_timesteps >= self.next_at:
-                self.next_at += every
-                self._measure()
-            return True
-
-        def _on_training_end(self) -> None:
-            self._measure()
-
-        def _measure(self) -> None:
-            statistics = self.model.get_vec_normalize_env()
-            returns = evaluate_model(self.model, spec, seeds, statistics)
-            mean, std = float(returns.mean()), float(returns.std())
-            self.logger.record("eval/mean_return", mean)
-            self.logger.record("eval/std_return", std)
-            self.logger.dump(self.num_timesteps)
-            if mean >= self.best_mean:
-                self.best_mean, self.best_steps = mean, self.num_timesteps
-                self.model.save(run_folder / "best.zip")
-                if statistics is not None:
-                    statistics.save(str(run_folder / "best.pkl"))
-            note(f"{self.num_timesteps:,} of {n_timesteps:,} steps: return {spread_text(mean, std)}, best {return_text(self.best_mean)}")
-
-    return KeepBest()
+        raise RequestError(f"{config.algo} cannot be trained on {recipe.name} with this recipe: {' '.join(str(error).split())}") from error
 
 
 def _algorithm(algo: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from policy_distill.environments.action_masks import MASK, without_mask
+from policy_distill.environments.border import own_random_state
 from policy_distill.environments.known_wrappers import MASKS
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.environments.vector import GOES_ON
@@ -19,8 +20,11 @@ from policy_distill.rollouts.play import play
 from policy_distill.support.trees import Tree, length
 
 
+@own_random_state()
 def evaluate_model(model: Any, spec: EnvironmentSpec, seeds: Sequence[int], statistics: Any = None) -> np.ndarray:
     """Returns ``[len(seeds)]`` of a Stable-Baselines3 model's deterministic policy, one episode a seed.
+
+    Training does not depend on it: each episode seeds the global generators, which are restored at the end.
 
     Args:
         model: anything with ``predict``; it is shown the actions that are allowed, and remembers the episode, where it takes that.

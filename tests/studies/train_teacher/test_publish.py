@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from policy_distill.environments.specs import EnvironmentSpec, make
-from policy_distill.studies.train_teacher.publish import next_folder, save_slim
+from policy_distill.studies.train_teacher.publish import publish, save_slim
 
 
 @pytest.fixture(params=["ppo", "dqn", "sac"])
@@ -74,7 +75,21 @@ def test_a_slim_zip_holds_no_moments_paths_or_code(slimmed):
 
 
 def test_folders_are_numbered_from_the_first_that_is_free(tmp_path):
-    assert next_folder(tmp_path, "A-v1").name == "A-v1_1"
+    def publish_into(env: str) -> str:
+        return publish(tmp_path, env, lambda folder: (folder / "file").touch()).name
+
+    assert publish_into("A-v1") == "A-v1_1"
     (tmp_path / "A-v1_2").mkdir()
-    assert next_folder(tmp_path, "A-v1").name == "A-v1_3"
-    assert next_folder(tmp_path, "B-v1").name == "B-v1_1"
+    (tmp_path / "A-v1_2" / "file").touch()
+    assert publish_into("A-v1") == "A-v1_3"
+    assert publish_into("B-v1") == "B-v1_1"
+
+
+def test_a_folder_that_cannot_be_written_whole_does_not_appear(tmp_path):
+    def write(folder: Path) -> None:
+        (folder / "half").touch()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        publish(tmp_path, "A-v1", write)
+    assert not list(tmp_path.iterdir())

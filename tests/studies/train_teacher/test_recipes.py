@@ -15,8 +15,10 @@ import yaml
 from policy_distill.config import RequestError
 from policy_distill.environments import specs as environments
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.studies.train_teacher import recipes
-from policy_distill.studies.train_teacher.recipes import ALGORITHMS, TrainTeacherConfig, evaluate_model, read_recipe, train_teacher
+from policy_distill.studies.train_teacher import recipes, training
+from policy_distill.studies.train_teacher.recipes import ALGORITHMS, TrainTeacherConfig, read_recipe
+from policy_distill.studies.train_teacher.returns import evaluate_model
+from policy_distill.studies.train_teacher.training import train_teacher
 from policy_distill.support.figures import spread_text
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.files.archive import read_archive
@@ -69,7 +71,7 @@ def test_the_card_says_what_the_agent_earns(trained):
     _, agent, _, _ = trained
     model = PPO.load(agent.path / "CartPole-v1.zip", device="cpu")
     returns = []
-    for seed in range(recipes.FINAL_SEED, recipes.FINAL_SEED + 6):
+    for seed in range(training.FINAL_SEED, training.FINAL_SEED + 6):
         env = environments.make(EnvironmentSpec("CartPole-v1"))
         observation, _ = env.reset(seed=seed)
         length, over = 0, False
@@ -87,7 +89,7 @@ def test_the_card_says_what_the_agent_earns(trained):
     assert 0 < card["kept_at_env_step"] <= 200
     assert {"python", "torch", "stable_baselines3"} <= set(card["versions"])
     readme = (agent.path / "README.md").read_text()
-    assert f"{spread_text(agent.mean, agent.std)}" in readme
+    assert spread_text(card["return_mean"], card["return_std"]) in readme
     assert card["command"] in readme
 
 
@@ -128,7 +130,7 @@ def test_the_best_policy_is_kept_not_the_last(tmp_path, monkeypatch):
 
     def scripted(model, spec, seeds, statistics=None):
         weights = model.policy.action_net.weight.detach().clone()
-        if seeds[0] == recipes.FINAL_SEED:
+        if seeds[0] == training.FINAL_SEED:
             measured.append(weights)
             return np.array([1.0])
         value = next(script)
@@ -136,7 +138,7 @@ def test_the_best_policy_is_kept_not_the_last(tmp_path, monkeypatch):
             measured.append(weights)
         return np.array([value])
 
-    monkeypatch.setattr(recipes, "evaluate_model", scripted)
+    monkeypatch.setattr(training, "evaluate_model", scripted)
     agent = train_teacher(config(tmp_path, n_timesteps=2000, eval_freq=500, hyperparams={**SMALL, "n_epochs": 1}))
     assert torch.equal(*measured)
     assert json.loads((agent.path / "card.json").read_text())["kept_at_env_step"] == 200
@@ -192,7 +194,7 @@ def test_what_is_asked_of_the_environment_is_written_for_whoever_loads_the_agent
     ],
 )
 def test_other_algorithms_train_from_their_recipes(tmp_path, monkeypatch, algo, env, hyperparams):
-    monkeypatch.setattr(recipes, "evaluate_model", lambda *_: np.ones(2))
+    monkeypatch.setattr(training, "evaluate_model", lambda *_: np.ones(2))
     if ALGORITHMS[algo] == "sb3_contrib":
         pytest.importorskip("sb3_contrib")
     changes: dict[str, Any] = {"algo": algo, "env": env, "hyperparams": hyperparams, "n_envs": 1, "n_timesteps": 60}
