@@ -331,9 +331,14 @@ def kills(table: Table, work: Path, count: int) -> None:
                             _, errors = process.communicate(timeout=20)
                             last = (errors.splitlines() or [""])[-1]
                             check(process.returncode == wanted, f"exit code {process.returncode}: {last}")
-                            check(wanted < 0 or f"go on with: policy-distill distill_policy --resume {folder}" in last.replace("'", ""), last)
+                            check(
+                                wanted < 0 or f"go on with: policy-distill distill_policy --resume {folder}" in last.replace("'", ""), last
+                            )
                         shutil.rmtree(folder)
-                    return f"exit code {wanted}, {count} times", "no process" if wanted < 0 else "no process; the last line names `--resume`"
+                    return (
+                        f"exit code {wanted}, {count} times",
+                        "no process" if wanted < 0 else "no process; the last line names `--resume`",
+                    )
 
                 state = f"environments {kind or 'work'}{' in rollouts of PPO' if where == 'polish' else ''}"
                 table.row(f"kill: {signal.Signals(number).name} to {whom}, {state}", try_it)

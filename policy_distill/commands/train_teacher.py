@@ -23,7 +23,9 @@ def train_teacher(arguments: Sequence[str]) -> int:
 
     parser = Parser("train_teacher", "Train a teacher with Stable-Baselines3 from the recipes in agents/ALGO.yml.")
     parser.add_class_arguments(TrainTeacherConfig)
-    parser.add_argument("--resume", type=str | None, default=None, metavar="RUN", help="continue the interrupted training in this run folder")
+    parser.add_argument(
+        "--resume", type=str | None, default=None, metavar="RUN", help="continue the interrupted training in this run folder"
+    )
     parser.add_display_arguments()
     options = parser.parse(with_saved_settings(arguments))
     if options.resume and is_finished(Path(options.resume)):

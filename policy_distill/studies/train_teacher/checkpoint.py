@@ -78,7 +78,11 @@ class Checkpoint:
         self._folder, self._model, self._identity = folder_of(run), model, identity(config, recipe)
         buffer = getattr(model, "replay_buffer", None)
         self._replay = None if buffer is None else ReplayFile(self._folder, buffer)
-        text = yaml.safe_dump(as_json(dataclasses.asdict(config)), sort_keys=False)
+        self._settings = as_json(dataclasses.asdict(config))
+
+    def begin(self) -> None:
+        """Make the folder, and write the settings."""
+        text = yaml.safe_dump(self._settings, sort_keys=False)
         with storing(self._folder):
             self._folder.mkdir(exist_ok=True)
             remove_unfinished(self._folder / STATE)

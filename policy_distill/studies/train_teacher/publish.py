@@ -103,8 +103,8 @@ def write_card(folder: Path, card: Mapping[str, Any], package: str) -> None:
 
     Args:
         folder: the agent's.
-        card: ``algo, env, return_mean, return_std, episodes, first_seed, env_steps, kept_at_env_step, command``; and ``resumed_at_env_steps``
-            of a training that was interrupted, after which environments began new episodes.
+        card: ``algo, env, return_mean, return_std, episodes, first_seed, env_steps, kept_at_env_step, command``; of a training that was
+            interrupted also ``resumed_at_env_steps``, where environments began new episodes.
         package: package that trained the agent; its version is added to the card.
     """
     packages = sorted({"gymnasium", "numpy", "stable_baselines3", "torch", package})

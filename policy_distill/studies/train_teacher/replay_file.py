@@ -44,7 +44,7 @@ class ReplayFile:
                 file.seek(rows.start * self._row_bytes)
                 for block in self._blocks(rows):
                     content = np.concatenate([_bytes(array[block]) for array in self._arrays], axis=1)
-                    self._digests.setdefault(fill, hashlib.sha256()).update(content)
+                    self._digests.setdefault(fill, hashlib.sha256()).update(content.data)
                     file.write(content.data)
                 file.truncate()  # an interrupted checkpoint may have left more
                 file.flush()
@@ -72,7 +72,7 @@ class ReplayFile:
             with open_regular(self._path(fill)) as file:
                 for block in self._blocks(rows):
                     content = np.frombuffer(file.read((block.stop - block.start) * self._row_bytes), np.uint8).reshape(-1, self._row_bytes)
-                    digest.update(content)
+                    digest.update(content.data)
                     first = 0
                     for array in self._arrays:
                         last = first + _bytes_of_row(array)

@@ -83,29 +83,40 @@ def _train(
     try:
         checkpoint = Checkpoint(run, config, recipe, model)
         saved = checkpoint.read() if resume else None
+        checkpoint.begin()
         (run / "result.json").unlink(missing_ok=True)
-        every = max(1, min(config.eval_freq, recipe.n_timesteps // 20))
-        progress = saved.progress if saved else Progress(next_at=every)
-        if saved:
-            note(f"resumed at {model.num_timesteps:,} of {recipe.n_timesteps:,} steps; environments begin new episodes, so the agent will not be")
-            note("that of an uninterrupted training bit for bit")
-            for line in saved.changed:
-                note(f"note: {line}")
-            progress.resumed.append(model.num_timesteps)
-            model.env.seed(RESUMED_SEED + derived_seed(config.seed, model.num_timesteps) % 2**30)
-        keeping = _keeping(config, recipe, checkpoint, progress, every, saved, note)
-        left = recipe.n_timesteps - model.num_timesteps
-        model.learn(left, callback=keeping, progress_bar=progress_bar, tb_log_name="run", reset_num_timesteps=not resume)
-        trained = _publish(config, recipe, model, progress)
-    except BaseException as error:
-        if exists(run):
-            error.add_note(("" if isinstance(error, KeyboardInterrupt) else "once the cause is gone, ") + how_to_resume(config, run))
-        raise
+        try:
+            progress = _learn(config, recipe, model, checkpoint, saved, note, progress_bar)
+            trained = _publish(config, recipe, model, progress)
+        except BaseException as error:
+            if exists(run):
+                error.add_note(("" if isinstance(error, KeyboardInterrupt) else "once the cause is gone, ") + how_to_resume(config, run))
+            raise
     finally:
         model.env.close()
     write_json(run / "result.json", {**dataclasses.asdict(trained), "path": str(trained.path)})
     remove(run)
     return trained
+
+
+def _learn(
+    config: TrainTeacherConfig, recipe: Recipe, model: Any, checkpoint: Checkpoint, saved: Saved | None, note: Callable[[str], object],
+    progress_bar: bool,
+) -> Progress:  # fmt: skip
+    """Train the model to the end."""
+    every = max(1, min(config.eval_freq, recipe.n_timesteps // 20))
+    progress = saved.progress if saved else Progress(next_at=every)
+    if saved:
+        place = f"{model.num_timesteps:,} of {recipe.n_timesteps:,} steps"
+        note(f"resumed at {place}; environments begin new episodes, so the agent is not that of an uninterrupted training, bit for bit")
+        for line in saved.changed:
+            note(f"note: {line}")
+        progress.resumed.append(model.num_timesteps)
+        model.env.seed(RESUMED_SEED + derived_seed(config.seed, model.num_timesteps) % 2**30)
+    keeping = _keeping(config, recipe, checkpoint, progress, every, saved, note)
+    left = recipe.n_timesteps - model.num_timesteps
+    model.learn(left, callback=keeping, progress_bar=progress_bar, tb_log_name="run", reset_num_timesteps=saved is None)
+    return progress
 
 
 def how_to_resume(config: TrainTeacherConfig, run: Path) -> str:
