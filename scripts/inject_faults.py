@@ -27,6 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.kills.run import stage_of  # noqa: E402 - from the checkout of this script
+
 SHORT = [
     "--teacher=ppo/CartPole-v1", "--env=tests.faulty_worlds:Faulty-v0", "--collect.rounds=4", "--collect.env_steps=4000",
     "--train.gradient_steps=400", "--workers=2", "--evaluate.episodes=10", "--evaluate.reuse_returns=false", "--step_timeout=1",
@@ -151,7 +155,7 @@ class Table:
         print("| done | happened | left |\n|---|---|---|", flush=True)
 
     def row(self, done: str, try_it: Callable[[], tuple[str, str]]) -> None:
-        if self.only not in done:
+        if not re.search(self.only, done):
             return
         try:
             happened, left = try_it()
@@ -324,9 +328,10 @@ def kills(table: Table, work: Path, count: int) -> None:
                         folder = work / f"{number} {where} {kind} {whom} {attempt}"
                         settings = [*SHORT[:-1], *(LONG_POLISHED if where == "polish" else unpolished)]
                         with started(folder, *settings, KIND=kind, IN=where) as (process, _):
-                            # a student is chosen before polishing begins
-                            wait_for(folder / "student" if where == "polish" else folder / "checkpoint")
-                            time.sleep(0.5 + 0.05 * attempt)
+                            wait_for(folder / "checkpoint" / "state.safetensors")
+                            while where == "polish" and stage_of(folder) != "polish":
+                                time.sleep(0.05)
+                            time.sleep((1.5 if where == "polish" else 0.5) + 0.05 * attempt)
                             os.kill(process.pid, number) if whom == "the command" else os.killpg(process.pid, number)
                             _, errors = process.communicate(timeout=20)
                             last = (errors.splitlines() or [""])[-1]
@@ -347,7 +352,7 @@ def kills(table: Table, work: Path, count: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=3, help="times that each kind of kill is tried")
-    parser.add_argument("--only", default="", help="rows whose first column holds this text")
+    parser.add_argument("--only", default="", help="rows in whose first column this regular expression is found")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it, and theirs would too
     with tempfile.TemporaryDirectory(prefix="inject-faults-") as folder:
