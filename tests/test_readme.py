@@ -55,7 +55,7 @@ def test_a_shown_command_is_understood(line, monkeypatch, tmp_path):
     if "--help" in arguments:
         arguments.remove("--help")
     with pytest.raises(Understood):
-        cli.COMMANDS[command.removesuffix(".py")](arguments)
+        cli.command(command.removesuffix(".py"))(arguments)
 
 
 def shown_options() -> list[str]:
@@ -74,7 +74,7 @@ def test_a_shown_option_is_understood(options, monkeypatch):
     monkeypatch.setattr(Parser, "parse", only_parse)
     pairs = [part for part in shlex.split(options) if part not in ("--config", "config.yaml", "file.yaml")]
     with pytest.raises(Understood):
-        cli.distill_policy(pairs)
+        cli.command("distill_policy")(pairs)
 
 
 def test_there_are_commands_to_read():

@@ -1,38 +1,46 @@
-"""The commands. ``policy-distill COMMAND`` and ``python scripts/COMMAND.py`` are the same."""
+"""The commands. ``policy-distill COMMAND`` and ``python scripts/COMMAND.py`` are the same.
+
+Modules are imported inside functions: that takes seconds, in which Ctrl-C ends the command in one line too.
+"""
 
 from __future__ import annotations
 
-import errno
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 
-from policy_distill.commands.benchmark import benchmark
-from policy_distill.commands.check_teacher import check_teacher
-from policy_distill.commands.compare_policies import compare_policies
-from policy_distill.commands.distill_policy import distill_policy
-from policy_distill.commands.evaluate_policy import evaluate_policy
-from policy_distill.commands.export_student import export_student
-from policy_distill.commands.options.parser import nearest
-from policy_distill.commands.render_policy import render_policy
-from policy_distill.commands.run_ablation import run_ablation
-from policy_distill.commands.run_suite import run_suite
-from policy_distill.commands.simulate_statistics import simulate_statistics
-from policy_distill.commands.train_teacher import train_teacher
-from policy_distill.commands.verify_certificate import verify_certificate
-from policy_distill.config import Fault, RequestError
-from policy_distill.config.printable import one_line, printable
-from policy_distill.report.printing import DONE
-from policy_distill.support.signals import exit_code, raising_stops
-
-FAILED, WRONG_REQUEST = 1, 2
-FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Errors of the operating system for which a traceback would not help."""
+DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+COMMANDS = (
+    "distill_policy", "train_teacher", "evaluate_policy", "compare_policies", "export_student", "verify_certificate", "check_teacher",
+    "render_policy", "run_suite", "run_ablation", "benchmark", "simulate_statistics",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 the request was wrong, 130, 143 or 129 ended by a signal."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:  # before the command began
+        print("policy-distill: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def command(name: str) -> Callable[[Sequence[str]], int]:
+    """The function of a command."""
+    import importlib
+
+    function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(f"policy_distill.commands.{name}"), name)
+    return function
+
+
+def _run(arguments: list[str]) -> int:
+    import errno
+    import traceback
+
+    from policy_distill.commands.options.parser import nearest
+    from policy_distill.config import Fault, RequestError
+    from policy_distill.config.printable import one_line, printable
+    from policy_distill.support.signals import exit_code, raising_stops
+
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_commands()
         return DONE if arguments else WRONG_REQUEST
@@ -40,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise RequestError(f"no command {name!r}{nearest(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")
+        run = command(name)
         with raising_stops():
-            return COMMANDS[name](rest)
+            return run(rest)
     except RequestError as error:
         _say(str(error), error)
         return WRONG_REQUEST
@@ -52,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(" by ".join(["interrupted", *map(str, stop.args)]), stop)
         return exit_code(stop)
     except Exception as error:  # a bug: the traceback, then one line
-        if not (isinstance(error, OSError) and error.errno in FAILING_DISK):
+        # for a failing disk a traceback would not help
+        if not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)):
             print(printable(traceback.format_exc()), end="", file=sys.stderr)
         _say(f"{name} failed: {one_line(error) or type(error).__name__}", error)
         return FAILED
@@ -60,28 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(line: str, error: BaseException) -> None:
     """Print the line to standard error, with the error's notes: how to go on."""
+    from policy_distill.config.printable import printable
+
     notes = map(printable, getattr(error, "__notes__", ()))  # as they are: one may hold a command to paste, with spaces in a path
     print("; ".join([f"policy-distill: {line}", *notes]), file=sys.stderr)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "distill_policy": distill_policy,
-    "train_teacher": train_teacher,
-    "evaluate_policy": evaluate_policy,
-    "compare_policies": compare_policies,
-    "export_student": export_student,
-    "verify_certificate": verify_certificate,
-    "check_teacher": check_teacher,
-    "render_policy": render_policy,
-    "run_suite": run_suite,
-    "run_ablation": run_ablation,
-    "benchmark": benchmark,
-    "simulate_statistics": simulate_statistics,
-}
-
-
 def _print_commands() -> None:
     print("usage: policy-distill COMMAND [options]\n")
-    for name, command in COMMANDS.items():
-        print(f"  {name:<20} {(command.__doc__ or '').splitlines()[0]}")
+    for name in COMMANDS:
+        print(f"  {name:<20} {(command(name).__doc__ or '').splitlines()[0]}")
     print("\npolicy-distill COMMAND --help shows a command's options.")

@@ -425,11 +425,36 @@ def test_a_failure_has_its_traceback_and_one_last_line_and_exit_code_one(capsys,
     def fail(_: object) -> int:
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setitem(cli.COMMANDS, "distill_policy", fail)
+    monkeypatch.setattr(cli, "command", lambda name: fail)
     assert main(["distill_policy"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
     assert lines[-1] == "policy-distill: distill_policy failed: by nothing"
+
+
+@pytest.mark.parametrize("module", ["torch", "policy_distill.config", "yaml"])
+def test_ctrl_c_while_modules_are_imported_ends_in_one_line(module):
+    """The signal comes at the first line of a module, which is one that takes seconds, or the first or one of the last."""
+    program = f"""
+import importlib.abc, os, runpy, signal, sys
+
+class Interrupting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["distill_policy.py", "--teacher=nowhere"]
+runpy.run_path({str(ROOT / "scripts" / "distill_policy.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "policy-distill: interrupted\n")
+
+
+def test_what_is_imported_before_ctrl_c_is_handled_takes_no_time():
+    program = "import sys, policy_distill.commands.cli; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT, check=True)
+    assert not {"torch", "numpy", "gymnasium", "jsonargparse", "yaml", "policy_distill.config"} & set(found.stdout.split())
 
 
 def test_a_fault_of_the_environment_is_one_line_without_a_traceback(capsys, tmp_path):
