@@ -4,9 +4,11 @@
     python scripts/soak.py long --steps 10000000 --output runs/soak
     python scripts/soak.py jobs --jobs 50 --output runs/soak
 
-``long`` is one job with this number of environment steps, three quarters of them in polishing and one quarter in evaluation. ``jobs`` is
-a series of short jobs in one process. The folder gets a table (CSV) and a figure. The exit code is 1 if a median of the last quarter is
-above that of the second quarter: memory by more than 5 % and 20 MB, or any number of handles, threads or processes.
+``long`` is one job with this number of environment steps, three quarters of them in polishing and one quarter in evaluation, looked at
+once a second. ``jobs`` is a series of short jobs in one process, looked at after each of them, when its workers have ended: between these
+looks, the sum over all processes depends on how many of them run at that moment. The folder gets a table (CSV) and a figure. The exit code
+is 1 if a median of the last quarter is above that of the second quarter: memory by more than 5 % and 20 MB, or any number of handles,
+threads or processes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,11 @@ SHORT = [
 
 
 def sample(token: str, began: float) -> dict[str, float] | None:
-    """Totals over the processes that have the token; memory counts pages that processes share once (PSS)."""
+    """Totals over the processes that have the token.
+
+    Memory is what they allocated; pages that they share count once. Mapped files are left out (the code of libraries): their pages are
+    shared with all processes of the machine, so a process seems to grow when another one ends.
+    """
     memory, handles, threads = [], 0, 0
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -44,10 +50,11 @@ def sample(token: str, began: float) -> dict[str, float] | None:
             if f"{TOKEN}={token}".encode() not in (entry / "environ").read_bytes():
                 continue
             rollup = (entry / "smaps_rollup").read_text()
-            memory.append(int(next(line for line in rollup.splitlines() if line.startswith("Pss:")).split()[1]) / 1024)
+            own = [int(line.split()[1]) for line in rollup.splitlines() if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+            memory.append(sum(own) / 1024)
             handles += len(list((entry / "fd").iterdir()))
             threads += len(list((entry / "task").iterdir()))
-        except (OSError, StopIteration):  # it ended meanwhile
+        except OSError:  # it ended meanwhile
             continue
     if not memory:
         return None
@@ -78,15 +85,44 @@ def long_job(steps: int, folder: Path) -> list[str]:
 
 
 def short_jobs(count: int, folder: Path) -> int:
-    """Jobs one after the other in this process."""
+    """Jobs one after the other in this process; writes what it holds after each of them."""
     sys.path.insert(0, str(ROOT))
     from policy_distill.commands.cli import main as command
 
-    codes = [
-        command(["distill_policy", "--teacher=ppo/CartPole-v1", f"--output={folder / str(job)}", f"--seed={job}", *SHORT, "--json"])
-        for job in range(count)
-    ]
-    return max(codes)
+    began, worst = time.monotonic(), 0
+    for job in range(count):
+        options = ["--teacher=ppo/CartPole-v1", f"--output={folder / str(job)}", f"--seed={job}", *SHORT, "--json"]
+        worst = max(worst, command(["distill_policy", *options]))
+        found = sample(os.environ[TOKEN], began)
+        assert found is not None, "this process has the token"
+        append(folder / "after_jobs.csv", found)
+    return worst
+
+
+def append(path: Path, row: Mapping[str, float]) -> None:
+    """Add a row to a CSV file."""
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def rows_of(path: Path) -> list[dict[str, float]]:
+    """The rows of a CSV file."""
+    with open(path, newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def table(rows: Sequence[Mapping[str, float]], what: str, every: int) -> str:
+    """Some of the rows as Markdown: each of number ``every``."""
+    names = ("memory_mb", "handles", "threads", "processes")
+    lines = [f"| {what} | seconds | memory, MB | handles | threads | processes |", "|---:|---:|---:|---:|---:|---:|"]
+    for number in range(every, len(rows) + 1, every):
+        row = rows[number - 1]
+        lines.append(" | ".join([f"| {number}", f"{row['seconds']:.0f}", *(f"{row[name]:.0f}" for name in names)]) + " |")
+    return "\n".join(lines)
 
 
 def growth(samples: Sequence[dict[str, float]]) -> list[str]:
@@ -133,15 +169,19 @@ def main() -> int:
         return short_jobs(options.jobs, options.output)
     here = [str(Path(__file__).resolve()), "jobs-here", f"--jobs={options.jobs}", f"--output={folder}"]
     command = long_job(options.steps, folder) if options.what == "long" else here
+    (folder / "after_jobs.csv").unlink(missing_ok=True)
     code, samples = watched([sys.executable, *command], options.interval)
-    with open(folder / "samples.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(samples)
+    (folder / "samples.csv").unlink(missing_ok=True)
+    for one in samples:
+        append(folder / "samples.csv", one)
     draw(samples, " ".join(sys.argv[1:3]), folder / "soak.png")
-    grown = growth(samples)
     memory = [one["memory_mb"] for one in samples]
-    print(f"exit code {code}; {len(samples)} samples in {samples[-1]['seconds']:.0f} s; memory at most {max(memory):.0f} MB")
+    print(
+        f"exit code {code}; {len(samples)} samples in {samples[-1]['seconds']:.0f} s; memory of all processes at most {max(memory):.0f} MB"
+    )
+    looked_at = samples if options.what == "long" else rows_of(folder / "after_jobs.csv")
+    print(table(looked_at, "sample" if options.what == "long" else "job", max(1, len(looked_at) // 10)))
+    grown = growth(looked_at)
     print("; ".join(grown) or "nothing grew")
     return 1 if code or grown else 0
 
