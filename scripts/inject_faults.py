@@ -29,7 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.kills.run import stage_of  # noqa: E402 - from the checkout of this script
+from tests.kills.reading import Reads  # noqa: E402 - from the checkout of this script
+from tests.kills.run import Process, stage_of  # noqa: E402
 
 SHORT = [
     "--teacher=ppo/CartPole-v1", "--env=tests.faulty_worlds:Faulty-v0", "--collect.rounds=4", "--collect.env_steps=4000",
@@ -315,11 +316,94 @@ def disks(table: Table, work: Path) -> None:
     table.row("disk: full in `tensorboard/` alone", tensorboard)
 
 
+def sharing(table: Table, work: Path, count: int) -> None:
+    """Several processes in one run folder."""
+
+    def three() -> tuple[str, str]:
+        folder = work / "three"
+        longer = [*SHORT, *UNPOLISHED, "--collect.rounds=12", "--train.gradient_steps=12000"]
+        with started(folder, *longer) as (first, _):
+            wait_for(folder / "checkpoint" / "state.safetensors")
+            with started(folder, *longer) as (second, _), started(folder, *longer) as (third, _):
+                for other in (second, third):
+                    _, errors = other.communicate(timeout=300)
+                    last = (errors.splitlines() or [""])[-1]
+                    check(other.returncode == 2 and f"is in use by process {first.pid}" in last, last)
+            _, errors = first.communicate(timeout=300)
+            check(first.returncode == 0, errors[-300:])
+        undisturbed = run(work / "alone", *longer)
+        check(Run(0, [], folder).student == undisturbed.student, "another student")
+        line = last.partition(" on ")[0].removeprefix("policy-distill: ").replace(str(work), "…").replace(str(first.pid), "N")
+        return f"one runs, exit code 0; two are refused, exit code 2: `{line} …`", "the student of a run alone"
+
+    def stale() -> tuple[str, str]:
+        folder = work / "stale"
+        with started(folder, *SHORT, *UNPOLISHED) as (process, _):
+            wait_for(folder / "checkpoint" / "state.safetensors")
+            process.kill()
+            process.wait()
+            check((folder / ".lock").exists(), "the lock's file was left")
+            again = resume(folder)
+        check(again.code == 0, again.lines[-3:])
+        return "`--resume` at once: exit code 0; the lock of the dead process is taken over", "the finished run"
+
+    def reads() -> tuple[str, str]:
+        folder, found, runs = work / "read", Reads(), 0
+        several = ["--self_distill.generations=6", "--self_distill.gradient_steps=50"]
+        while min(found.student, found.checkpoint) < count:
+            runs += 1
+            with started(folder, *SHORT, *UNPOLISHED, *several, f"--seed={runs}") as (process, _):
+                while process.poll() is None:
+                    found.look(folder)
+                check(process.returncode == 0, process.returncode)
+        check(not found.wrong, found.wrong[:3])
+        check(len(found.students) > runs, "few students were written between the reads")
+        happened = (
+            f"{found.student:,} reads of the student ({len(found.students)} different), {found.checkpoint:,} of the checkpoint "
+            f"({len(found.checkpoints)} different), {found.result:,} of result.json, while {runs} runs wrote"
+        )
+        return happened, "0 mixed or damaged"
+
+    table.row("folder: three processes at once", three)
+    table.row("folder: a run is killed, and goes on at once", stale)
+    table.row(f"folder: {count:,} reads while runs write", reads)
+
+
+@contextlib.contextmanager
+def forked(folder: Path, *options: str, **variables: str) -> Iterator[Process]:
+    """Start a run in a session of its own, forked from this process, which has imported everything; see that none of it is left."""
+    environment = {f"FAULT_{name}".removesuffix("_KIND"): value for name, value in variables.items()}
+    process = Process(["distill_policy", "--output", str(folder), *options], folder, folder.parent / "cache", **environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        until = time.monotonic() + END_SECONDS
+        while (left := processes_in(process.pid)) and time.monotonic() < until:
+            time.sleep(0.1)
+        for number in left:
+            os.kill(number, signal.SIGKILL)
+        if left:
+            raise AssertionError(f"{len(left)} processes were left")
+
+
+def processes_in(session: int) -> list[int]:
+    """Processes of a session that run, not zombies."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, _, _, of_session, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(of_session) == session and state != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
 def kills(table: Table, work: Path, count: int) -> None:
-    """Signals while environments work or hang; no process may be left (``started`` checks that)."""
+    """Signals while environments work or hang; no process may be left (``forked`` checks that)."""
     unpolished = [*UNPOLISHED, "--collect.env_steps=100000", "--collect.rounds=50"]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
-        for where, kind in (("validation", ""), ("validation", "hang"), ("validation", "hang in C"), ("polish", ""), ("polish", "hang")):
+    for where, kind in (("validation", ""), ("validation", "hang"), ("validation", "hang in C"), ("polish", ""), ("polish", "hang")):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
             for whom in ("the command", "all its processes"):
 
                 def try_it(number: int = number, kind: str = kind, where: str = where, whom: str = whom) -> tuple[str, str]:
@@ -327,15 +411,15 @@ def kills(table: Table, work: Path, count: int) -> None:
                     for attempt in range(count):
                         folder = work / f"{number} {where} {kind} {whom} {attempt}"
                         settings = [*SHORT[:-1], *(LONG_POLISHED if where == "polish" else unpolished)]
-                        with started(folder, *settings, KIND=kind, IN=where) as (process, _):
+                        with forked(folder, *settings, KIND=kind, IN=where) as process:
                             wait_for(folder / "checkpoint" / "state.safetensors")
                             while where == "polish" and stage_of(folder) != "polish":
                                 time.sleep(0.05)
                             time.sleep((1.5 if where == "polish" else 0.5) + 0.05 * attempt)
                             os.kill(process.pid, number) if whom == "the command" else os.killpg(process.pid, number)
-                            _, errors = process.communicate(timeout=20)
-                            last = (errors.splitlines() or [""])[-1]
-                            check(process.returncode == wanted, f"exit code {process.returncode}: {last}")
+                            code = process.code(20)
+                            last = (process.log.read_text().splitlines() or [""])[-1]
+                            check(code == wanted, f"exit code {code}: {last}")
                             check(
                                 wanted < 0 or f"go on with: policy-distill distill_policy --resume {folder}" in last.replace("'", ""), last
                             )
@@ -352,6 +436,7 @@ def kills(table: Table, work: Path, count: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=3, help="times that each kind of kill is tried")
+    parser.add_argument("--reads", type=int, default=100, help="reads of each kind while runs write")
     parser.add_argument("--only", default="", help="rows in whose first column this regular expression is found")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it, and theirs would too
@@ -360,6 +445,7 @@ def main() -> int:
         environments(table, work)
         numbers(table, work)
         disks(table, work)
+        sharing(table, work, options.reads)
         kills(table, work, options.kills)
     return min(table.failures, 1)
 

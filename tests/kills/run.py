@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,9 @@ def stage_of(run: Path) -> str:
     return stage
 
 
-def _child(arguments: Sequence[str], log: Path, cache: Path) -> None:
-    os.environ["XDG_CACHE_HOME"] = str(cache)
+def _child(arguments: Sequence[str], log: Path, cache: Path, environment: Mapping[str, str]) -> None:
+    os.setsid()
+    os.environ |= {"XDG_CACHE_HOME": str(cache), **environment}
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -120,13 +121,25 @@ class Process:
         arguments: of the command.
         run: its run folder.
         cache: folder of the cache of returns.
+        environment: further environment variables.
     """
 
-    def __init__(self, arguments: Sequence[str], run: Path, cache: Path) -> None:
+    def __init__(self, arguments: Sequence[str], run: Path, cache: Path, **environment: str) -> None:
         self.run, self.log = run, run.parent / f"{run.name}.log"
         self._seen = self._version()
-        self._process = multiprocessing.get_context("fork").Process(target=_child, args=(arguments, self.log, cache))
+        self._process = multiprocessing.get_context("fork").Process(target=_child, args=(arguments, self.log, cache, environment))
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """The process, and the session that it and its workers are in."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def code(self, seconds: float) -> int | None:
+        """Wait for the end; the exit code, None if it did not end in time."""
+        self._process.join(seconds)
+        return self._process.exitcode
 
     def _version(self) -> tuple[int, int]:
         try:
@@ -148,8 +161,7 @@ class Process:
         """Kill the process; False if it has ended by itself."""
         alive = self._process.is_alive()
         if alive:
-            assert self._process.pid is not None
-            os.kill(self._process.pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
         self._process.join()
         return alive and self._process.exitcode == -signal.SIGKILL
 
