@@ -282,7 +282,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most_kills", type=int, default=3, help="a run is killed once to this many times")
     parser.add_argument("--study", choices=["suite", "ablation"], help="kill suites or ablations instead of single runs")
+    parser.add_argument("--overhead", type=int, metavar="PAIRS", help="measure what checkpoints cost instead, with this many pairs of jobs")
     arguments = parser.parse_args()
+    if arguments.overhead:
+        from tests.kills.overhead import compare
+
+        with tempfile.TemporaryDirectory(prefix="overhead-") as temporary:
+            return compare(arguments.overhead, Path(temporary))
     if arguments.study:
         with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
             draws = random.Random(arguments.seed)
