@@ -5,7 +5,7 @@
     python scripts/soak.py jobs --jobs 50 --output runs/soak
 
 ``long`` is one job with this number of environment steps, three quarters of them in polishing and one quarter in evaluation, looked at
-once a second. ``jobs`` is a series of short jobs in one process, looked at after each of them, when its workers have ended: between these
+once a second. Its rollouts are long, since the policy of each rollout is kept: see docs/reliability.md. ``jobs`` is a series of short jobs in one process, looked at after each of them, when its workers have ended: between these
 looks, the sum over all processes depends on how many of them run at that moment. The folder gets a table (CSV) and a figure. The exit code
 is 1 if a median of the last quarter is above that of the second quarter: memory by more than 5 % and 20 MB, or any number of handles,
 threads or processes.
@@ -80,7 +80,7 @@ def long_job(steps: int, folder: Path) -> list[str]:
         str(ROOT / "scripts" / "distill_policy.py"), "--teacher=ppo/CartPole-v1", f"--output={folder / 'run'}", "--workers=2",
         "--collect.rounds=2", "--collect.env_steps=4000", "--train.gradient_steps=400", "--evaluate.reuse_returns=false",
         f"--evaluate.episodes={episodes}", f"--polish.env_steps={steps * 3 // 4}", "--polish.below=9", "--polish.enough=9",
-        "--polish.hopeless=0",
+        "--polish.hopeless=0", "--polish.num_steps=2048", "--polish.epochs=4",
     ]  # fmt: skip
 
 

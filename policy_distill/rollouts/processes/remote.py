@@ -111,6 +111,9 @@ class Remote:
         traced: whether the first process stores each step too.
     """
 
+    _last = b""
+    """The last message to any process."""
+
     def __init__(
         self,
         make: Callable[..., Any],
@@ -123,7 +126,6 @@ class Remote:
         self._number = 0
         self._sent: deque[_Sent] = deque()
         self._changing: list[_Sent] = []
-        self._last = b""
         self._last_crash = ""
         self._results: dict[int, tuple[bool, Any]] = {}
         self._start()
@@ -151,10 +153,11 @@ class Remote:
             changes: a name for the part of the object that the call changes, for ``forget``; a new process repeats the call.
         """
         self._number += 1
-        message = pickle.dumps((method, arguments))
-        if message != self._last:  # else it shares its memory with the last one: the blocks of a round are the same call
-            self._last = message
-        self._send(_Sent(self._number, self._last, changes))
+        message, last = pickle.dumps((method, arguments)), Remote._last
+        if message == last:  # the blocks of a round are the same call, and so are those of all processes: they share the memory
+            message = last
+        Remote._last = message
+        self._send(_Sent(self._number, message, changes))
         return Pending(functools.partial(self._result, self._number))
 
     def forget(self, changed: str) -> None:

@@ -223,6 +223,19 @@ def test_changes_are_repeated_until_they_are_forgotten(tmp_path):
         remote.close()
 
 
+def test_the_same_call_of_several_processes_is_kept_once():
+    """A job keeps the policy of each rollout of PPO, for all of its workers."""
+    remotes = [Remote(Resident) for _ in range(2)]
+    for number in (3, 4):
+        for remote in remotes:
+            remote.submit("add", number, changes="a").result()
+    first, second = ([call.message for call in remote._changing] for remote in remotes)
+    assert first[0] != first[1]
+    assert all(one is other for one, other in zip(first, second, strict=True))
+    for remote in remotes:
+        remote.close()
+
+
 def test_an_exception_is_one_line_that_names_the_log(tmp_path):
     remote = Remote(Resident, recovery=Recovery(2, log=tmp_path / "log"))
     with pytest.raises(Fault, match=r"^a worker process failed: ArithmeticError: seven is not eight") as caught:
