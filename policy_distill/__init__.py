@@ -45,7 +45,7 @@ _NAMES = {
     "rollouts.episodes": ("Episodes", "evaluate"),
     "teachers": ("Teacher",),
 }
-"""Module -> what is taken from it, when it is first used: a command must be able to end in one line while torch is imported, for seconds."""
+"""Module -> what is taken from it, when it is first used: a command must end in one line while torch is imported, for seconds."""
 
 
 def __getattr__(name: str) -> Any:

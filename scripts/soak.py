@@ -5,10 +5,10 @@
     python scripts/soak.py jobs --jobs 50 --output runs/soak
 
 ``long`` is one job with this number of environment steps, three quarters of them in polishing and one quarter in evaluation, looked at
-once a second. Its rollouts are long, since the policy of each rollout is kept: see docs/reliability.md. ``jobs`` is a series of short jobs in one process, looked at after each of them, when its workers have ended: between these
-looks, the sum over all processes depends on how many of them run at that moment. The folder gets a table (CSV) and a figure. The exit code
-is 1 if a median of the last quarter is above that of the second quarter: memory by more than 5 % and 20 MB, or any number of handles,
-threads or processes.
+once a second. Its rollouts are long, since the policy of each rollout is kept (docs/reliability.md). ``jobs`` is a series of short jobs in
+one process, looked at after each of them, when its workers have ended: between these looks, the sum over all processes depends on how many
+of them run at that moment. The folder gets a table (CSV) and a figure. The exit code is 1 if a median of the last quarter is above that of
+the second quarter: memory by more than 5 % and 20 MB, or any number of handles, threads or processes.
 """
 
 from __future__ import annotations
