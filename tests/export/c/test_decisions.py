@@ -147,6 +147,22 @@ def test_a_student_that_was_trained_through_the_rounding_keeps_its_weights_exact
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("bits", [None, 8, 4, 2])
+@pytest.mark.parametrize("name", ["vector", "memory", "image_in_parts"])
+def test_a_weight_of_zero_stays_zero(name, bits):
+    def zeroed(weight: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(weight) < np.median(np.abs(weight)), np.float32(0), weight)
+
+    plain = folded_of(name)
+    folded = dataclasses.replace(plain, layers=tuple(Dense(zeroed(layer.weight), layer.bias) for layer in plain.layers))
+    network = c.reference(folded, numbers_of(name), bits)
+    weights = [layer.codes for layer in network.layers] if bits else [layer.weight for layer in network.folded.layers]
+    for weight, layer in zip(weights, folded.layers, strict=True):
+        assert not weight[layer.weight == 0].any()
+        assert (layer.weight == 0).sum() == layer.weight.size // 2
+    assert folded.nonzero_params == plain.params - sum(layer.weight.size // 2 for layer in plain.layers)
+
+
 def test_the_curves_of_fixed_point_are_close_everywhere():
     for point in (4, 10, 15, 20):  # steps of 2**-point
         values = np.arange(-9 << point, 9 << point, max((18 << point) // 100_000, 1))
