@@ -309,3 +309,19 @@ def test_settings_are_found_behind_a_symbolic_link(tmp_path):
     assert files.algo == "ppo"
     assert files.env is not None
     assert files.vecnormalize_path == run / "LunarLander-v2" / "vecnormalize.pkl"
+
+
+def test_a_shipped_agent_has_the_name_that_finds_its_file():
+    for name in shipped_agents():
+        assert folder.shipped_name(find_agent(name).zip_path) == name
+    assert folder.shipped_name(None) is None
+
+
+def test_a_name_is_that_of_the_newest_run_and_another_run_has_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "agents_dir", lambda: tmp_path / "agents")
+    places = ("agents/ppo/World-v0_1", "agents/ppo/World-v0_2", "World-v0_1")
+    older, newer, outside = (tmp_path / place / "World-v0.zip" for place in places)
+    for path in (older, newer, outside):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert [folder.shipped_name(path) for path in (older, newer, outside)] == ["ppo/World-v0_1", "ppo/World-v0", None]
