@@ -12,7 +12,7 @@ from typing import Any
 
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec, data_dir
-from policy_distill.support.untrusted import refuse_damage
+from policy_distill.support.untrusted import refuse_damage, sha256
 from policy_distill.teachers.algorithms import ALGORITHMS
 from policy_distill.teachers.files.not_agents import holds_agent, what_the_folder_is
 from policy_distill.teachers.files.saved_config import (
@@ -64,16 +64,14 @@ def shipped_agents() -> list[str]:
 
 
 def shipped_name(path: str | Path | None) -> str | None:
-    """The name by which a shipped agent's zip is found on every machine; None of any other file."""
-    if path is None:
-        return None
-    zip_path, root = Path(path).resolve(), agents_dir().resolve()
-    if zip_path.parent.parent.parent != root:
+    """The name by which a shipped agent's zip, or its copy in folders of the same names, is found on every machine; None of any other."""
+    zip_path = Path(path or "").resolve()
+    if not zip_path.is_file() or len(zip_path.parts) < 4:
         return None
     algo, run = zip_path.parts[-3:-1]
     for name in (f"{algo}/{_without_run(run)}", f"{algo}/{run}"):
         found = _shipped_zip(name)
-        if found is not None and found.resolve() == zip_path:
+        if found is not None and found.name == zip_path.name and sha256(found) == sha256(zip_path):
             return name
     return None
 

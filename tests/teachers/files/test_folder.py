@@ -319,9 +319,19 @@ def test_a_shipped_agent_has_the_name_that_finds_its_file():
 
 def test_a_name_is_that_of_the_newest_run_and_another_run_has_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "agents_dir", lambda: tmp_path / "agents")
-    places = ("agents/ppo/World-v0_1", "agents/ppo/World-v0_2", "World-v0_1")
-    older, newer, outside = (tmp_path / place / "World-v0.zip" for place in places)
-    for path in (older, newer, outside):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    assert [folder.shipped_name(path) for path in (older, newer, outside)] == ["ppo/World-v0_1", "ppo/World-v0", None]
+    places = {
+        "agents/ppo/World-v0_1": "ppo/World-v0_1",
+        "agents/ppo/World-v0_2": "ppo/World-v0",
+        "World-v0_2": None,
+        "copy/a2c/World-v0_2": None,
+    }
+    for place in places:
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "World-v0.zip").write_text(place)
+    assert [folder.shipped_name(tmp_path / place / "World-v0.zip") for place in places] == list(places.values())
+    copy = tmp_path / "copy" / "ppo" / "World-v0_2" / "World-v0.zip"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("another agent")
+    assert folder.shipped_name(copy) is None
+    copy.write_text("agents/ppo/World-v0_2")
+    assert folder.shipped_name(copy) == "ppo/World-v0"
