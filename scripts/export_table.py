@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,12 @@ def _exported(run: Path, name: str, workers: int, result: dict[str, Any]) -> lis
     if extractor := (result["teacher"].get("reading") or {}).get("extractor"):
         command += ["--teacher_extractor", extractor]
     done = subprocess.run(command, capture_output=True, text=True)
-    return _figures(json.loads(done.stdout)) if done.returncode == 0 else [*[""] * 5, done.stderr.strip().splitlines()[-1]]
+    return _figures(json.loads(done.stdout)) if done.returncode == 0 else [*[""] * 5, f"not written: {_reason(done.stderr)}"]
+
+
+def _reason(errors: str) -> str:
+    """Why an export ended, from the line that it ended with."""
+    return re.sub(r"^policy-distill: (export_student failed: )?(\S+ is not written: it )?", "", errors.strip().splitlines()[-1])
 
 
 def _figures(found: dict[str, Any]) -> list[str]:

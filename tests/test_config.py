@@ -68,6 +68,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("student.hidden_sizes", (-1,), "positive"),
     ("student.channels", (16, 0), "positive"),
     ("student.bits", 5, "one of 8, 4, 3, 2"),
+    ("student.pruning", 1.0, "above 0 and below 1"),
     ("polish.sequence_length", 1, ">= 2"),
     ("student.compression", 0.0, "> 0"),
     ("student.compression", -2.0, "> 0"),

@@ -132,6 +132,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "floating_source",
         "fixed",
         "floating",
+        "codes",
         "arrays",
         "interface",
     ),

@@ -36,7 +36,8 @@ def verify_certificate(arguments: Sequence[str]) -> int:
         value = getattr(options, name)
         if value is not None and value < least:
             raise RequestError(f"{name} is {value}; it must be >= {least}")
-    from policy_distill.evaluation.verify import place_of, verify
+    from policy_distill.evaluation.certify import place_of
+    from policy_distill.evaluation.verify import verify
 
     found = verify(
         place_of(options.certificate),

@@ -66,6 +66,9 @@ class StudentConfig:
     bits: Literal[8, 4, 3, 2] | None = None
     """Bits of a weight of the student. Training rounds the weights to this many, with one scale for each output, so that the student can be
     shipped as a fixed-point program (``export_student --format c-int8``, ``c-int4``). Left out: float32."""
+    pruning: float | None = None
+    """Share of each layer's weights that is zero. Training prunes the smallest weights, more and more in its first half, and trains the
+    others to the end. Left out: no weight is pruned."""
     inputs: InputsRequest | None = None
     """What the student sees of the observations; the teacher goes on seeing everything. ``[0,1,4:6]``: these components of a vector;
     ``'{"keys": ["observation"]}'``: these parts of a Dict; also wrapper, history, noise, which combine (docs/views.md)."""
@@ -98,6 +101,7 @@ class StudentConfig:
             "left out when student.compression is given (one of the two decides the size)",
         )
         require(self.bits in (None, 8, 4, 3, 2), "student.bits", self.bits, "one of 8, 4, 3, 2, or left out")
+        require(self.pruning is None or 0 < self.pruning < 1, "student.pruning", self.pruning, "above 0 and below 1, or left out")
         require(not (self.same and remembers), "student.memory", self.memory, "none when student.same is given")
         view = self.view  # checks it
         require(not self.same or view is None, "student.inputs", self.inputs, "left out with student.same: the teacher sees everything")

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from policy_distill.config import EvaluateConfig
+from policy_distill.config import EvaluateConfig, RequestError
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, retention
@@ -29,11 +29,21 @@ from policy_distill.rollouts.episodes import Episodes, evaluation_seeds, merge
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.files import write_json
 from policy_distill.support.progress import Display
+from policy_distill.support.untrusted import read_json, refuse_damage, sha256
 from policy_distill.teachers import Teacher
+from policy_distill.teachers.files.folder import shipped_name
 
 FORMAT = 1
 """Version of certificate.json's format."""
 ROLES = ("student", "teacher", "random")
+AGENT = {"path": str | None, "sha256": dict}
+MAX_EPISODES = 1_000_000
+LAYOUT: dict[str, Any] = {
+    "claim": str, "verdict": str, "share": float | int, "confidence": float | int, "max_episodes": int, "episodes": int,
+    "environment": {"id": str}, "student": AGENT, "teacher": {**AGENT, "algo": str | None},
+    "test": {"looks": list, "boundaries": list, "seen": list}, "versions": dict, "seeds": list, "returns": dict,
+}  # fmt: skip
+"""Keys that are read of a certificate, and their types."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,47 @@ def write_certificate(path: str | Path, data: Mapping[str, Any]) -> Path:
     return write_json(path, {**data, **agents})
 
 
+def place_of(path: str) -> Path:
+    """Path of the certificate's file, from the path of the file or of its folder."""
+    return Path(path, "certificate.json") if os.path.isdir(path) else Path(path)
+
+
+def read_certificate(path: str | Path) -> dict[str, Any]:
+    """Contents of a certificate.
+
+    Raises:
+        RequestError: if the file is missing, is not a certificate, or has another format.
+    """
+    data = read_json(path, "name a certificate.json")
+    if "format" not in data or "claim" not in data:
+        raise RequestError(f"{path} is no certificate: name a certificate.json that evaluate_policy --certify or distill_policy wrote")
+    if data["format"] != FORMAT:
+        with refuse_damage(path, "name a certificate.json"):
+            raise RequestError(f"{path} is of format {data['format']}, this version reads {FORMAT}: install the one that wrote it")
+    if lost := _misfit(data, LAYOUT):
+        raise RequestError(f"{path} lacks {lost!r}, or holds something else there: it was cut or changed; write it again")
+    for role in ("student", "teacher"):
+        if not isinstance(data[role].get("reading"), dict | None):
+            raise RequestError(f"{path}: how the {role} was read is not as it was written; write the certificate again")
+    if not 1 <= data["max_episodes"] <= MAX_EPISODES or len(data["seeds"]) > MAX_EPISODES:
+        raise RequestError(f"{path} is about more than {MAX_EPISODES:,} episodes, or none: such certificates are not written")
+    return data
+
+
+def _misfit(data: dict[str, Any], layout: dict[str, Any]) -> str | None:
+    """Dotted name of the first key of ``layout`` that is missing in ``data`` or has another type; None if there is none."""
+    for name, kind in layout.items():
+        if name not in data or not isinstance(data[name], dict if isinstance(kind, dict) else kind):
+            return name
+        if kind is int and isinstance(data[name], bool):
+            return name
+        if name == "sha256" and not all(isinstance(digest, str) for digest in data[name].values()):
+            return name
+        if isinstance(kind, dict) and (inner := _misfit(data[name], kind)):
+            return f"{name}.{inner}"
+    return None
+
+
 def files_of_student(folder: str | Path) -> dict[str, Any]:
     """Identity of a student: its folder, and the hashes of its weights and its description."""
     _, weights = read_together(folder)
@@ -164,12 +215,14 @@ def files_of_student(folder: str | Path) -> dict[str, Any]:
 def files_of_teacher(teacher: Teacher, name: str | None) -> dict[str, Any]:
     """Identity of a teacher: its name or path, and the hashes of its zip, its statistics and its extractor's source.
 
+    An agent that ships with the project is recorded by its name, by which it is found on every machine.
+
     Args:
         teacher: the agent; an ensemble has the files of all its members, a live model has none.
         name: name or path that the user gave; None if it cannot be loaded by name.
     """
     alone = len(teacher.members) == 1
-    again = name if alone and teacher.path else None
+    again = (shipped_name(teacher.path) or name) if alone and teacher.path else None
     # Members in different folders may have the same file name.
     hashes = {path.name if alone else str(path): sha256(path) for path in teacher.files}
     reading = teacher.reading.recorded()
@@ -184,12 +237,6 @@ def files_of(policy: Student | Artefact | Teacher, path: str) -> dict[str, Any]:
         return files_of_teacher(policy, path)
     folder = Path(path)
     return files_of_student(folder if (folder / "student.json").is_file() else folder / "student")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's contents, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions(spec: EnvironmentSpec) -> dict[str, str]:

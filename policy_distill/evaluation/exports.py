@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from policy_distill.config import EnvironmentOptions, ExportFault, Reading, RequestError
+from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.evaluation.measure import Measurement, certify, common_environment, load_policy, named_teacher, try_out
 from policy_distill.evaluation.parity import Decisions, Parity, compare, decisions_of, microseconds
 from policy_distill.evaluation.statistics import Plan, Retention, retention
-from policy_distill.export.artefact import STUDENT, Artefact, is_artefact, sha256, write, write_manifest
+from policy_distill.export.artefact import MAX_BYTES, STUDENT, Artefact, is_artefact, write, write_manifest
 from policy_distill.export.formats import FORMATS
 from policy_distill.policies.student import Student, read_together
 from policy_distill.report import add_to_report, certificate_text, retention_text
@@ -20,10 +21,10 @@ from policy_distill.report.write import read_result
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import call_apart
 from policy_distill.rollouts.workers import Rollouts
-from policy_distill.support.files import replaced_folder, writable_folder
+from policy_distill.support.files import new_folders_above, replaced_folder, writable_folder
 from policy_distill.support.progress import Display
 from policy_distill.support.threads import one_torch_thread
-from policy_distill.support.untrusted import MAX_JSON_BYTES, read_bytes, reason
+from policy_distill.support.untrusted import MAX_JSON_BYTES, read_bytes, reason, sha256
 
 SAME = 0.999
 """Minimum share of states with the same action, for formats in floating point: rounding decides near ties."""
@@ -77,6 +78,41 @@ class Export:
         return {**figures, "path": str(self.folder), "notices": list(self.notices)}
 
 
+@dataclass(frozen=True)
+class _Order:
+    """A request that can be carried out.
+
+    Attributes:
+        name: the format.
+        student, files: the student, and its files as they were loaded.
+        target: folder of the artefact.
+        spec: the environment.
+        teacher, plan: for a certificate; None without one.
+        notices: what the figures will not show.
+    """
+
+    name: str
+    student: Student
+    files: Mapping[str, bytes]
+    target: Path
+    spec: EnvironmentSpec
+    teacher: tuple[str, Reading] | None
+    plan: Plan | None
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How the artefact is measured; see ``export_student``."""
+
+    env: EnvironmentOptions | None
+    episodes: int
+    workers: int | None
+    skip_check: bool
+    step_timeout: float | None
+    display: Display
+
+
 def export_student(
     run: str,
     name: str,
@@ -112,73 +148,129 @@ def export_student(
         RequestError: before any work, if the request cannot be carried out.
         ExportFault: if the files do not act like the student; nothing is left.
     """
-    display, chosen, teacher_reading = display or Display(quiet=True), FORMATS[name], teacher_reading or Reading()
-    student, saved = load_policy(run, Reading(trust=trust))
-    if not isinstance(student, Student):
-        raise RequestError(f"{run} is no student: name the folder of a run of distill_policy, or its student/")
-    chosen.check(student)
-    source = Path(run) if Path(run, "student.json").is_file() else Path(run, "student")
-    files = {"student.json": read_bytes(source / "student.json", MAX_JSON_BYTES), "student.safetensors": read_together(source)[1]}
-    exports = read_result(run).get("exports") or {} if Path(run, "result.json").is_file() else None
-    target = _checked_target(Path(output) if output is not None else Path(run, "exports", name))
-    spec, notices = common_environment(run, student, saved, None, env)
-    share = certify_share if certify_share is not None else KEPT if chosen.bits else None
-    reference = None if share is None else named_teacher(run, teacher, teacher_reading)
-    if share is not None and reference is None:
-        if certify_share is not None:
-            raise RequestError(f"{run} does not name the teacher that it was distilled from: give --teacher, or leave --certify out")
-        notices += (f"not certified: {run} does not name the teacher that it was distilled from; give --teacher",)
-    writable_folder(target.parent)
-    probed, found = try_out(spec, student, skip=skip_check, step_timeout=step_timeout)
-    notices += found
-    if reference is not None:
-        probed.require_repeatable()
-    display.note(f"recording what the student sees and does in {spec.id}")
-    with one_torch_thread(), replaced_folder(target) as folder:
-        decisions = call_apart(step_timeout, decisions_of, student, spec)
-        artefact, manifest = _write(student, files, name, folder, decisions)
-        visited = decisions.whole if chosen.reads_everything else decisions.visited
-        parity = compare(artefact.run, visited, student, decisions)
-        if not chosen.bits and parity.equal_actions < SAME:
-            raise ExportFault(f"{name} is not written: it takes the student's action in only {parity.equal_actions:.2%} of its states")
-        if not chosen.bits and not parity.largest_state_difference <= SAME_STATE:
-            raise ExportFault(
-                f"{name} is not written: its recurrent state differs from the student's by up to {parity.largest_state_difference:.2g}"
-            )
-        display.note(f"playing {episodes} episodes each with the exported policy, the student and at random")
-        seeds = evaluation_seeds("final", episodes)
-        with Rollouts(spec, None, num_envs=16, seed=0, workers=workers, step_timeout=step_timeout) as rollouts:
-            played = [rollouts.evaluate(policy, seeds, num_envs=16).returns for policy in (artefact, student, "random")]
-        kept = retention(*played)
-        _check_returns(name, kept, KEPT if chosen.bits and reference is None else None)
-        certified = None
-        if reference is not None and share is not None:
-            certified = certify(
-                str(folder),
-                teacher=reference[0],
-                plan=Plan.of(share, max_episodes=max_episodes),
-                env=env,
-                workers=workers,
-                reading=Reading(trust=True),  # written by this process
-                teacher_reading=reference[1],
-                skip_check=skip_check,
-                step_timeout=step_timeout,
-                display=display,
-            )
-            _check_certificate(name, certified)
-            notices += certified.notices
-        manifest |= {
-            "microseconds": microseconds(artefact.run, visited),
-            "parity": dataclasses.asdict(parity),
-            "student_retention": dataclasses.asdict(kept),
-            "certificate": None if certified is None or certified.certified is None else certified.certified.summary(),
-        }
-        write_manifest(folder, manifest)
-    exported = Export(target, manifest, parity, kept, certified, tuple(dict.fromkeys(notices)))
-    if exports is not None:
+    target = Path(output) if output is not None else Path(run, "exports", name)
+    reading = teacher_reading or Reading()
+    order = _order(run, name, target, env, certify_share, max_episodes, named_teacher(run, teacher, reading), trust=trust)
+    settings = _Settings(env, episodes, workers, skip_check, step_timeout, display or Display(quiet=True))
+    with new_folders_above(order.target):
+        writable_folder(order.target.parent)
+        notices = order.notices + _try_out(order, settings)
+        with one_torch_thread(), replaced_folder(order.target) as folder:
+            exported = _export(order, settings, folder)
+    exported = dataclasses.replace(exported, folder=order.target, notices=tuple(dict.fromkeys(notices + exported.notices)))
+    if _has_report(run):
         exports = read_result(run).get("exports") or {}  # another export may have ended meanwhile
         add_to_report(run, exports={**exports, name: exported.summary()})
     return exported
+
+
+def _order(
+    run: str,
+    name: str,
+    target: Path,
+    env: EnvironmentOptions | None,
+    share: float | None,
+    max_episodes: int,
+    teacher: tuple[str, Reading] | None,
+    *,
+    trust: bool,
+) -> _Order:
+    """Check what ``export_student`` is asked for; ``share`` and ``teacher`` are of a certificate.
+
+    Raises:
+        RequestError: if it cannot be carried out.
+    """
+    student, saved = load_policy(run, Reading(trust=trust))
+    if not isinstance(student, Student):
+        raise RequestError(f"{run} is no student: name the folder of a run of distill_policy, or its student/")
+    FORMATS[name].check(student)
+    source = Path(run) if Path(run, "student.json").is_file() else Path(run, "student")
+    files = {"student.json": read_bytes(source / "student.json", MAX_JSON_BYTES), "student.safetensors": read_together(source)[1]}
+    if _has_report(run):
+        read_result(run)  # a damaged one is refused before any work
+    target = _checked_target(target)
+    spec, notices = common_environment(run, student, saved, None, env)
+    if share is not None and teacher is None:
+        raise RequestError(f"{run} does not name the teacher that it was distilled from: give --teacher, or leave --certify out")
+    if share is None and FORMATS[name].bits:
+        share = KEPT
+        if teacher is None:
+            notices += (f"not certified: {run} does not name the teacher that it was distilled from; give --teacher",)
+    plan = None if share is None or teacher is None else Plan.of(share, max_episodes=max_episodes)
+    return _Order(name, student, files, target, spec, teacher, plan, notices)
+
+
+def _has_report(run: str) -> bool:
+    return Path(run, "result.json").is_file()
+
+
+def _try_out(order: _Order, settings: _Settings) -> tuple[str, ...]:
+    """Notices of the environment, which is tried out.
+
+    Raises:
+        RequestError: if a figure would be meaningless.
+    """
+    probed, notices = try_out(order.spec, order.student, skip=settings.skip_check, step_timeout=settings.step_timeout)
+    if order.plan is not None:
+        probed.require_repeatable()
+    return notices
+
+
+def _export(order: _Order, settings: _Settings, folder: Path) -> Export:
+    """Write the artefact into ``folder``, and measure what it does.
+
+    Raises:
+        ExportFault: if it does not act like the student.
+    """
+    student, spec, chosen, display = order.student, order.spec, FORMATS[order.name], settings.display
+    display.note(f"recording what the student sees and does in {spec.id}")
+    decisions = call_apart(settings.step_timeout, decisions_of, student, spec)
+    artefact, manifest = _write(student, order.files, order.name, folder, decisions)
+    visited = decisions.whole if chosen.reads_everything else decisions.visited
+    parity = compare(artefact.run, visited, student, decisions)
+    if not chosen.bits:
+        _check_decisions(order.name, parity)
+    display.note(f"playing {settings.episodes} episodes each with the exported policy, the student and at random")
+    seeds = evaluation_seeds("final", settings.episodes)
+    with Rollouts(spec, None, num_envs=16, seed=0, workers=settings.workers, step_timeout=settings.step_timeout) as rollouts:
+        kept = retention(*(rollouts.evaluate(policy, seeds, num_envs=16).returns for policy in (artefact, student, "random")))
+    _check_returns(order.name, kept, KEPT if chosen.bits and order.plan is None else None)
+    certified = _certified(order, settings, folder)
+    manifest |= {
+        "microseconds": microseconds(artefact.run, visited),
+        "parity": dataclasses.asdict(parity),
+        "student_retention": dataclasses.asdict(kept),
+        "certificate": None if certified is None or certified.certified is None else certified.certified.summary(),
+    }
+    write_manifest(folder, manifest)
+    return Export(folder, manifest, parity, kept, certified, () if certified is None else certified.notices)
+
+
+def _certified(order: _Order, settings: _Settings, folder: Path) -> Measurement | None:
+    """The certificate of the artefact in ``folder``, written there; None without a plan.
+
+    Raises:
+        ExportFault: if the artefact was not certified.
+    """
+    if order.plan is None or order.teacher is None:
+        return None
+    measured = certify(
+        str(folder),
+        teacher=order.teacher[0],
+        plan=order.plan,
+        env=settings.env,
+        workers=settings.workers,
+        reading=Reading(trust=True),  # written by this process
+        teacher_reading=order.teacher[1],
+        skip_check=settings.skip_check,
+        step_timeout=settings.step_timeout,
+        display=settings.display,
+    )
+    assert measured.certified is not None
+    found = measured.certified.summary()
+    if found["verdict"] != "certified":
+        raise ExportFault(f"{order.name} is not written: {certificate_text(found)}")
+    return measured
 
 
 def _checked_target(target: Path) -> Path:
@@ -207,9 +299,22 @@ def _write(student: Student, files: Mapping[str, bytes], name: str, folder: Path
     (folder / "student").mkdir()
     for file, content in files.items():
         (folder / "student" / file).write_bytes(content)
-    manifest["files"] |= {file: sha256(folder / file) for file in STUDENT}
+    manifest["files"] |= {file: sha256(folder / file, MAX_BYTES) for file in STUDENT}
     write_manifest(folder, manifest)
     return Artefact(folder, trust=True), manifest
+
+
+def _check_decisions(name: str, parity: Parity) -> None:
+    """
+    Raises:
+        ExportFault: if a format in floating point does not decide as the student does.
+    """
+    if parity.equal_actions < SAME:
+        raise ExportFault(f"{name} is not written: it takes the student's action in only {parity.equal_actions:.2%} of its states")
+    if not parity.largest_state_difference <= SAME_STATE:
+        raise ExportFault(
+            f"{name} is not written: its recurrent state differs from the student's by up to {parity.largest_state_difference:.2g}"
+        )
 
 
 def _check_returns(name: str, kept: Retention, needed: float | None) -> None:
@@ -224,14 +329,3 @@ def _check_returns(name: str, kept: Retention, needed: float | None) -> None:
             f"{name} is not written: it is not shown to keep {needed:g} of the student's return ({kept.estimate:.3f} [{kept.low:.3f}, "
             f"{kept.high:.3f}]): give --teacher for a certificate, or more --episodes"
         )
-
-
-def _check_certificate(name: str, measured: Measurement) -> None:
-    """
-    Raises:
-        ExportFault: if the artefact was not certified.
-    """
-    assert measured.certified is not None
-    found = measured.certified.summary()
-    if found["verdict"] != "certified":
-        raise ExportFault(f"{name} is not written: {certificate_text(found)}")

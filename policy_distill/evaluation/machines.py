@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import data_dir
-from policy_distill.evaluation.certify import sha256
 from policy_distill.evaluation.return_cache import SOURCES
 from policy_distill.evaluation.rounding import rounding
+from policy_distill.support.untrusted import sha256
 
 
 @dataclass(frozen=True)

@@ -341,7 +341,10 @@ def named_teacher(policy: str, named: str | None, reading: Reading = AS_FOUND) -
     if named is not None:
         return named, reading
     recorded = _recorded_teacher(policy)
-    return None if recorded.get("path") is None else (recorded["path"], reading.over(recorded.get("reading") or {}))
+    path = recorded.get("path")
+    if path is not None and not os.path.exists(path):  # on another machine, where a shipped agent has its name
+        path = recorded.get("name") or path
+    return None if path is None else (path, reading.over(recorded.get("reading") or {}))
 
 
 def _recorded_teacher(path: str) -> dict[str, Any]:

@@ -18,27 +18,20 @@ from policy_distill.environments.known_wrappers import trusting
 from policy_distill.environments.matching import check_fits
 from policy_distill.environments.specs import EnvironmentSpec, named_again
 from policy_distill.evaluation import teacher_check as check
-from policy_distill.evaluation.certify import FORMAT, ROLES, environment_sources, files_of, versions
+from policy_distill.evaluation.certify import ROLES, environment_sources, files_of, read_certificate, versions
 from policy_distill.evaluation.measure import AS_FOUND, agents_among, drawing, load_policy
 from policy_distill.evaluation.probe import probe
 from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, shows_positive_mean
+from policy_distill.policies.policy import Policy
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import RESTARTS, Recovery
 from policy_distill.rollouts.workers import Rollouts
 from policy_distill.support.progress import Display
 from policy_distill.support.threads import one_torch_thread
-from policy_distill.support.untrusted import read_json, refuse_damage
+from policy_distill.support.untrusted import refuse_damage
 from policy_distill.teachers import Teacher
 
-AGENT = {"path": str | None, "sha256": dict}
-MAX_EPISODES = 1_000_000
-LAYOUT: dict[str, Any] = {
-    "claim": str, "verdict": str, "share": float | int, "confidence": float | int, "max_episodes": int, "episodes": int,
-    "environment": {"id": str}, "student": AGENT, "teacher": {**AGENT, "algo": str | None},
-    "test": {"looks": list, "boundaries": list, "seen": list}, "versions": dict, "seeds": list, "returns": dict,
-}  # fmt: skip
-"""Keys that are read of a certificate, and their types."""
 SURE = 0.9999
 """One-sided confidence at which two mean returns count as different."""
 NEGLIGIBLE = 1e-3
@@ -126,31 +119,12 @@ def verify(
     """
     data = read_certificate(path)
     found = Verification(str(path), data["claim"], data["verdict"])
-    spec = EnvironmentSpec.from_dict(data["environment"])
-    spec = dataclasses.replace(spec, wrappers=trusting(spec.wrappers, wrappers))
-    if env is not None:
-        if env != spec.id:
-            raise RequestError(f"env is {env!r}, but {path} is about {spec.id!r}: leave it out")
-        spec = named_again(spec, env) or spec
-    changed = _other_versions(data, spec)
-    if changed:
-        found.notes.append(f"written with other versions: {', '.join(changed)}")
-    if _rounds_differently(data):
-        recorded_kernels, own_kernels = _kernels_text(data.get("kernels")), _kernels_text(kernels())
-        found.notes.append(f"written where numbers are rounded differently, on {recorded_kernels}; here on {own_kernels}")
+    spec = _environment(data, path, env, wrappers)
+    changed = _check_here(data, spec, found)
     _check_test(data, found)
-    total = len(data["seeds"])
-    count = total if episodes is None else min(episodes, total)
-    names = {
-        role: given or _path_of(data[role]["path"], Path(path).parent, role) for role, given in (("student", policy), ("teacher", teacher))
-    }
-    missing = [role for role, name in names.items() if name is None]
-    if missing and count:
-        option = "--policy" if missing[0] == "student" else "--teacher"
-        raise RequestError(
-            f"the {missing[0]} was no single file and cannot be loaded again: give {option}, or --episodes 0 to play nothing"
-        )
-    if missing:
+    count = len(data["seeds"]) if episodes is None else min(episodes, len(data["seeds"]))
+    names = _names_of_agents(data, path, policy, teacher, needed=count > 0)
+    if missing := [role for role, name in names.items() if name is None]:
         found.notes.append(f"the files of the {' and the '.join(missing)} were not checked")
         return found
     acting, _ = load_policy(str(names["student"]), reading.over(_reading(data, "student", path)))
@@ -167,67 +141,76 @@ def verify(
         changed += other
     for agent in agents_among(acting, reference):
         found.notes += check.screen_files(agent, skip=skip_check)
-    student = drawing(acting) if data["student"].get("stochastic") else acting
-    seeds = data["seeds"][:count]
-    if display is not None:
-        display.note(f"playing {count} episodes again, three times: student, teacher, random policy")
-    recovery = Recovery(RESTARTS, lambda line: display.note(f"note: {line}") if display is not None else None)
+    display = display or Display(quiet=True)
+    display.note(f"playing {count} episodes again, three times: student, teacher, random policy")
+    recovery = Recovery(RESTARTS, lambda line: display.note(f"note: {line}"))
     with (
         one_torch_thread(),
         Rollouts(
             spec, reference, num_envs=max(num_envs, 1), seed=0, workers=workers, step_timeout=step_timeout, recovery=recovery
         ) as rollouts,
     ):
-
-        def play(seeds: list[int]) -> Returns:
-            found.replayed += len(seeds)
-            return np.stack([rollouts.evaluate(policy, seeds, num_envs=num_envs).returns for policy in (student, "teacher", "random")])
-
-        returns = play(seeds)
-        if _compare(data, returns, changed, found) and count == total:
-            _compare_verdicts(data, returns, play, found)
+        _play_again(data, drawing(acting) if data["student"].get("stochastic") else acting, rollouts, count, num_envs, changed, found)
     return found
 
 
-def place_of(path: str) -> Path:
-    """Path of the certificate's file, from the path of the file or of its folder."""
-    return Path(path, "certificate.json") if os.path.isdir(path) else Path(path)
-
-
-def read_certificate(path: str | Path) -> dict[str, Any]:
-    """Contents of a certificate.
+def _environment(data: dict[str, Any], path: str | Path, env: str | None, wrappers: Sequence[Wrapper]) -> EnvironmentSpec:
+    """The certificate's environment; what may be imported is what the user names.
 
     Raises:
-        RequestError: if the file is missing, is not a certificate, or has another format.
+        RequestError: if ``env`` is another one.
     """
-    data = read_json(path, "name a certificate.json")
-    if "format" not in data or "claim" not in data:
-        raise RequestError(f"{path} is no certificate: name a certificate.json that evaluate_policy --certify or distill_policy wrote")
-    if data["format"] != FORMAT:
-        with refuse_damage(path, "name a certificate.json"):
-            raise RequestError(f"{path} is of format {data['format']}, this version reads {FORMAT}: install the one that wrote it")
-    if lost := _misfit(data, LAYOUT):
-        raise RequestError(f"{path} lacks {lost!r}, or holds something else there: it was cut or changed; write it again")
-    for role in ("student", "teacher"):
-        if not isinstance(data[role].get("reading"), dict | None):
-            raise RequestError(f"{path}: how the {role} was read is not as it was written; write the certificate again")
-    if not 1 <= data["max_episodes"] <= MAX_EPISODES or len(data["seeds"]) > MAX_EPISODES:
-        raise RequestError(f"{path} is about more than {MAX_EPISODES:,} episodes, or none: such certificates are not written")
-    return data
+    spec = EnvironmentSpec.from_dict(data["environment"])
+    spec = dataclasses.replace(spec, wrappers=trusting(spec.wrappers, wrappers))
+    if env is None:
+        return spec
+    if env != spec.id:
+        raise RequestError(f"env is {env!r}, but {path} is about {spec.id!r}: leave it out")
+    return named_again(spec, env) or spec
 
 
-def _misfit(data: dict[str, Any], layout: dict[str, Any]) -> str | None:
-    """Dotted name of the first key of ``layout`` that is missing in ``data`` or has another type; None if there is none."""
-    for name, kind in layout.items():
-        if name not in data or not isinstance(data[name], dict if isinstance(kind, dict) else kind):
-            return name
-        if kind is int and isinstance(data[name], bool):
-            return name
-        if name == "sha256" and not all(isinstance(digest, str) for digest in data[name].values()):
-            return name
-        if isinstance(kind, dict) and (inner := _misfit(data[name], kind)):
-            return f"{name}.{inner}"
-    return None
+def _check_here(data: dict[str, Any], spec: EnvironmentSpec, found: Verification) -> list[str]:
+    """Note what differs between this machine and the certificate's; return the versions that do."""
+    changed = _other_versions(data, spec)
+    if changed:
+        found.notes.append(f"written with other versions: {', '.join(changed)}")
+    if _rounds_differently(data):
+        recorded_kernels, own_kernels = _kernels_text(data.get("kernels")), _kernels_text(kernels())
+        found.notes.append(f"written where numbers are rounded differently, on {recorded_kernels}; here on {own_kernels}")
+    return changed
+
+
+def _names_of_agents(
+    data: dict[str, Any], path: str | Path, policy: str | None, teacher: str | None, *, needed: bool
+) -> dict[str, str | None]:
+    """Paths or names of student and teacher; None of one that was no single file.
+
+    Raises:
+        RequestError: if one is ``needed`` and cannot be found.
+    """
+    given, folder = {"student": policy, "teacher": teacher}, Path(path).parent
+    names = {role: name or _path_of(data[role]["path"], folder, role) for role, name in given.items()}
+    missing = [role for role, name in names.items() if name is None]
+    if missing and needed:
+        option = "--policy" if missing[0] == "student" else "--teacher"
+        raise RequestError(
+            f"the {missing[0]} was no single file and cannot be loaded again: give {option}, or --episodes 0 to play nothing"
+        )
+    return names
+
+
+def _play_again(
+    data: dict[str, Any], student: Policy, rollouts: Rollouts, count: int, num_envs: int, changed: list[str], found: Verification
+) -> None:
+    """Play the first ``count`` episodes, and compare their returns and, where ``changed`` versions may explain others, the verdict."""
+
+    def play(seeds: list[int]) -> Returns:
+        found.replayed += len(seeds)
+        return np.stack([rollouts.evaluate(policy, seeds, num_envs=num_envs).returns for policy in (student, "teacher", "random")])
+
+    returns = play(data["seeds"][:count])
+    if _compare(data, returns, changed, found) and count == len(data["seeds"]):
+        _compare_verdicts(data, returns, play, found)
 
 
 def _path_of(recorded: str | None, folder: Path, role: str) -> str | None:

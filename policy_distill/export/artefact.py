@@ -6,7 +6,6 @@ written. The structure of the network is always read from ``student/``; the file
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from policy_distill.policies.student import Student
 from policy_distill.policies.views import View
 from policy_distill.support.files import write_json
 from policy_distill.support.trees import Tree
-from policy_distill.support.untrusted import read_bytes, read_json, refuse_damage
+from policy_distill.support.untrusted import read_json, refuse_damage, sha256
 
 MANIFEST = "policy.json"
 VERSION = 1
@@ -113,7 +112,7 @@ class Artefact:
             raise RequestError(refused)
         with tempfile.TemporaryDirectory() as scratch, refuse_damage(self.folder / MANIFEST, AGAIN):
             self._format.write(self.student, Path(scratch), None, self.manifest["numbers"])
-            same = all(sha256(Path(scratch, name)) == names[name] for name in self._format.files)
+            same = all(sha256(Path(scratch, name), MAX_BYTES) == names[name] for name in self._format.files)
         if not same:
             raise RequestError(f"{refused}, since it is not what this version writes for {self.folder / 'student'}")
 
@@ -133,7 +132,7 @@ def write(student: Student, name: str, folder: Path, visited: Visited) -> dict[s
     return {
         "format": VERSION,
         "policy_format": name,
-        "files": {file: sha256(folder / file) for file in chosen.files},
+        "files": {file: sha256(folder / file, MAX_BYTES) for file in chosen.files},
         "bytes": sum((folder / file).stat().st_size for file in chosen.files),
         "weight_bytes": chosen.weight_bytes(folder) if chosen.weight_bytes else folded.weight_bytes(chosen.bits),
         "multiply_adds": folded.multiply_adds,
@@ -174,7 +173,7 @@ def is_artefact(folder: str | Path) -> bool:
 def files_of_artefact(artefact: Artefact) -> dict[str, Any]:
     """Identity of an artefact: its folder, and the hashes of its files and of its student's."""
     names = (*artefact.manifest["files"], *STUDENT)
-    return {"path": str(artefact.folder), "sha256": {name: sha256(artefact.folder / name) for name in names}}
+    return {"path": str(artefact.folder), "sha256": {name: sha256(artefact.folder / name, MAX_BYTES) for name in names}}
 
 
 def by_name(observations: Tree) -> Seen:
@@ -184,11 +183,6 @@ def by_name(observations: Tree) -> Seen:
     return {MASK_NAME if key == MASK else key: leaf for key, leaf in observations.items()}
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's contents, in hexadecimal."""
-    return hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
-
-
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """
     Raises:
@@ -196,6 +190,6 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """
     for name, digest in manifest["files"].items():
         with refuse_damage(folder / name, AGAIN):
-            found = sha256(folder / name)
+            found = sha256(folder / name, MAX_BYTES)
         if found != digest:
             raise RequestError(f"{folder / name} is not the file that was exported: it was changed; {AGAIN}")

@@ -174,6 +174,11 @@ class Folded:
         return sum(array.size for array in self._arrays)
 
     @property
+    def nonzero_params(self) -> int:
+        """Number of weights that are not zero, and biases."""
+        return sum(int(np.count_nonzero(array)) if array.ndim > 1 else array.size for array in self._arrays)
+
+    @property
     def _arrays(self) -> list[np.ndarray]:
         arrays = [array for layer in self.layers for array in (layer.weight, layer.bias)]
         arrays += [array for part in self.inputs for layer in part.convolutions for array in (layer.weight, layer.bias)]

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from policy_distill.config import Fault, RequestError
-from policy_distill.export.artefact import STUDENT, check_files, is_artefact, read_manifest, sha256
+from policy_distill.export.artefact import MAX_BYTES, STUDENT, check_files, is_artefact, read_manifest
 from policy_distill.report import certificate_text, retention_text
 from policy_distill.report.rows import mean_and_std
 from policy_distill.report.verdict import verdict
 from policy_distill.report.write import read_result
-from policy_distill.support.files import replaced_folder
-from policy_distill.support.untrusted import reason, refuse_damage
+from policy_distill.support.files import new_folders_above, replaced_folder
+from policy_distill.support.untrusted import reason, refuse_damage, sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -45,7 +45,13 @@ def write_repository(run: str | Path, target: str | Path) -> list[str]:
     run, target = Path(run), Path(target)
     check(run, target)
     summary, exports = read_result(run), exports_of(run)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with new_folders_above(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(run, target, summary, exports)
+    return sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
+
+
+def _write(run: Path, target: Path, summary: Mapping[str, Any], exports: list[str]) -> None:
     with replaced_folder(target) as folder:
         for name in (*STUDENT, *(name for name in OTHERS if (run / name).is_file())):
             (folder / name).parent.mkdir(exist_ok=True)
@@ -57,7 +63,6 @@ def write_repository(run: str | Path, target: str | Path) -> list[str]:
         with refuse_damage(run / "result.json", "it is damaged or of another version; run the job again"):
             text = card(summary, has_zip=(folder / "student.zip").is_file(), exports=exports)
         (folder / CARD).write_text(text, encoding="utf-8")
-    return sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
 
 
 def check(run: Path, target: Path) -> None:
@@ -83,10 +88,10 @@ def exports_of(run: Path) -> list[str]:
     Raises:
         RequestError: if the files of one were changed.
     """
-    weights, found = sha256(run / STUDENT[1]), []
+    weights, found = sha256(run / STUDENT[1], MAX_BYTES), []
     for path in filter(is_artefact, sorted((run / EXPORTS).glob("*"))):
         check_files(path, read_manifest(path))
-        if (path / STUDENT[1]).is_file() and sha256(path / STUDENT[1]) == weights:
+        if (path / STUDENT[1]).is_file() and sha256(path / STUDENT[1], MAX_BYTES) == weights:
             found.append(path.name)
     return found
 

@@ -159,7 +159,8 @@ def choose_architecture(
         RequestError: if the given sizes contradict each other or do not determine the student's size.
     """
     activation = choose_activation(config.activation, teacher)
-    linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns, bits=config.bits)
+    linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns)
+    linear = dataclasses.replace(linear, bits=config.bits, pruning=config.pruning)
     sizes, channels = config.hidden_sizes, config.channels
     strides: tuple[int, ...] = ()
     images = images_in(linear.seen_space, convolved=convolves(teacher.network))

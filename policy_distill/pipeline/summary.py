@@ -28,6 +28,7 @@ from policy_distill.report.tensorboard import Tracker
 from policy_distill.rollouts.acting import Player, acting
 from policy_distill.rollouts.episodes import Episodes
 from policy_distill.support import trees
+from policy_distill.teachers.files.folder import shipped_name
 
 VERSION = importlib.metadata.version("policy-distill")
 PACKAGES = ("policy-distill", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "box2d")
@@ -70,12 +71,16 @@ def decision_seconds(student: Student, calls: int = 500) -> float:
 
 
 def _size(student: Student) -> dict[str, int]:
-    """Bytes of the weights and multiply-adds of one decision; nothing for a user's own family of actions."""
+    """Bytes of the weights, multiply-adds of one decision, and, if it was pruned, the number of parameters that are not zero.
+
+    Nothing for a user's own family of actions.
+    """
     try:
         folded = fold_student(student)
     except RequestError:
         return {}
-    return {"bytes": folded.weight_bytes(student.architecture.bits), "multiply_adds": folded.multiply_adds}
+    found = {"bytes": folded.weight_bytes(student.architecture.bits), "multiply_adds": folded.multiply_adds}
+    return found if student.architecture.pruning is None else {**found, "nonzero_params": folded.nonzero_params}
 
 
 def versions() -> dict[str, str]:
@@ -95,12 +100,7 @@ def summarize(job: Job, state: State, final_retention: Retention, student: Episo
     share = job.config.evaluate.certify or USUAL_SHARE
     rounds, snapshots = state.records_of("round"), state.records_of("polish")
     polished = _index_of_kept(snapshots)
-    start = state.kept[-1 if polished is None else -2]
     teacher_mean, random_mean = state.reference
-
-    def figures(episodes: Episodes) -> dict[str, float]:
-        return {"return_mean": float(episodes.returns.mean()), "return_std": float(episodes.returns.std(ddof=1))}
-
     return {
         "version": VERSION,
         "versions": versions(),
@@ -110,28 +110,9 @@ def summarize(job: Job, state: State, final_retention: Retention, student: Episo
         "env": job.spec.id,
         "environment": job.spec.to_dict(),
         "backend": job.backend,
-        "teacher": {
-            "path": job.teacher.path,
-            "algo": job.teacher.algo,
-            "params": job.teacher.params,
-            "normalization": job.teacher.normalization_source,
-            "reading": job.teacher.reading.recorded(),
-            **({"members": job.teacher.facts["members"]} if "members" in job.teacher.facts else {}),
-            **figures(teacher),
-        },
-        "student": {
-            "hidden_sizes": list(job.architecture.hidden_sizes),
-            **(job.architecture.convolutions_to_dict() if job.architecture.channels else {}),
-            **({"memory": {"kind": "gru", "size": job.architecture.memory}} if job.architecture.memory else {}),
-            "activation": job.architecture.activation,
-            "params": job.architecture.params,
-            **({"bits": job.architecture.bits} if job.architecture.bits else {}),
-            **_size(state.kept[-1].student),
-            **({"inputs": job.architecture.view.to_dict()} if job.architecture.view else {}),
-            **({"varying_inputs": list(state.columns)} if state.columns else {}),
-            **figures(student),
-        },
-        "random": figures(random),
+        "teacher": {**_of_teacher(job), **_figures(teacher)},
+        "student": {**_of_student(job, state), **_figures(student)},
+        "random": _figures(random),
         "compression": job.teacher.params / job.architecture.params if job.teacher.params else None,
         "retention": dataclasses.asdict(final_retention),
         "final_test": final_test(student, teacher, random, share, job.config.evaluate.confidence),
@@ -151,14 +132,7 @@ def summarize(job: Job, state: State, final_retention: Retention, student: Episo
         },
         "rounds": [record.summary() for record in rounds],
         "self_distillation": [record.summary() for record in state.records_of("generation")],
-        "polish": {
-            "start": start.origin,
-            "start_retention": state.retention(start.returns),
-            "chosen": polished,
-            "records": [snapshot.summary() for snapshot in snapshots],
-        }
-        if snapshots
-        else None,
+        "polish": _of_polishing(state, snapshots, polished) if snapshots else None,
         "value": {"explained_variance": state.values.explained_variance} if state.values else None,
         "view": state.view_loss,
         "notices": [*job.notices, *state.notices],
@@ -170,6 +144,50 @@ def summarize(job: Job, state: State, final_retention: Retention, student: Episo
         },
         "seconds": {**state.seconds, "decision": decision_seconds(state.kept[-1].student)},
     }
+
+
+def _of_teacher(job: Job) -> dict[str, Any]:
+    """The teacher's files and size."""
+    return {
+        "path": job.teacher.path,
+        **({"name": name} if (name := shipped_name(job.teacher.path)) else {}),
+        "algo": job.teacher.algo,
+        "params": job.teacher.params,
+        "normalization": job.teacher.normalization_source,
+        "reading": job.teacher.reading.recorded(),
+        **({"members": job.teacher.facts["members"]} if "members" in job.teacher.facts else {}),
+    }
+
+
+def _of_student(job: Job, state: State) -> dict[str, Any]:
+    """The kept student's layers, size and inputs."""
+    return {
+        "hidden_sizes": list(job.architecture.hidden_sizes),
+        **(job.architecture.convolutions_to_dict() if job.architecture.channels else {}),
+        **({"memory": {"kind": "gru", "size": job.architecture.memory}} if job.architecture.memory else {}),
+        "activation": job.architecture.activation,
+        "params": job.architecture.params,
+        **({"bits": job.architecture.bits} if job.architecture.bits else {}),
+        **({"pruning": job.architecture.pruning} if job.architecture.pruning else {}),
+        **_size(state.kept[-1].student),
+        **({"inputs": job.architecture.view.to_dict()} if job.architecture.view else {}),
+        **({"varying_inputs": list(state.columns)} if state.columns else {}),
+    }
+
+
+def _of_polishing(state: State, snapshots: Sequence[Candidate], polished: int | None) -> dict[str, Any]:
+    """Where polishing began, its snapshots, and the index of the one that was kept."""
+    start = state.kept[-1 if polished is None else -2]
+    return {
+        "start": start.origin,
+        "start_retention": state.retention(start.returns),
+        "chosen": polished,
+        "records": [snapshot.summary() for snapshot in snapshots],
+    }
+
+
+def _figures(episodes: Episodes) -> dict[str, float]:
+    return {"return_mean": float(episodes.returns.mean()), "return_std": float(episodes.returns.std(ddof=1))}
 
 
 def _index_of_kept(records: Sequence[Candidate]) -> int | None:

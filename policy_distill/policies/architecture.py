@@ -58,6 +58,8 @@ class Architecture:
     """Bits of a weight, to which training rounds; see ``quantization``. None: float32. Biases and activations are not rounded."""
     strides: tuple[int, ...] = ()
     """Strides of the convolutions; (): they follow from the images' sizes. See ``encoders.convolutions``."""
+    pruning: float | None = None
+    """Share of each layer's weights that training makes zero; see ``training.flat``. None: none. Not known of a student that was loaded."""
 
     @property
     def seen_space(self) -> gym.Space:

@@ -322,7 +322,8 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     environment, teacher = description.get("environment"), description.get("teacher")
     fields = teacher if isinstance(teacher, dict) else {}
     are_objects = isinstance(environment, dict | None) and isinstance(teacher, dict | None)
-    if not are_objects or not isinstance(fields.get("path"), str | None) or not isinstance(fields.get("reading"), dict | None):
+    are_texts = all(isinstance(fields.get(name), str | None) for name in ("path", "name"))
+    if not are_objects or not are_texts or not isinstance(fields.get("reading"), dict | None):
         raise RequestError(f"{path}: the entry environment or teacher is malformed: write the student again")
     return description
 

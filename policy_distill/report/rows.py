@@ -115,9 +115,10 @@ def decision_text(summary: Mapping[str, Any]) -> str:
     """``1,076 bytes of weights (4 bits each), 1,024 multiply-adds, 8 us in Python``."""
     student = summary["student"]
     bits = f" ({student['bits']} bits each)" if student.get("bits") else ""
+    pruned = f", {student['nonzero_params']:,} parameters not zero" if student.get("nonzero_params") else ""
     took = summary["seconds"].get("decision")
     seconds = f", {took * 1e6:.0f} us in Python" if took else ""
-    return f"{student['bytes']:,} bytes of weights{bits}, {student['multiply_adds']:,} multiply-adds{seconds}"
+    return f"{student['bytes']:,} bytes of weights{bits}{pruned}, {student['multiply_adds']:,} multiply-adds{seconds}"
 
 
 def export_rows(exports: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -186,6 +186,19 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(before, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_folders_above(path: Path) -> Iterator[None]:
+    """Remove the folders above ``path`` that the block makes, if it fails and leaves them empty."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        yield
+    except BaseException:
+        for parent in missing:  # the innermost first
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
 def writable_folder(path: Path) -> Path:
     """Make the folder if necessary, and check that files can be written into it.
 

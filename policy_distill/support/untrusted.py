@@ -6,6 +6,7 @@ never end.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -93,6 +94,22 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     if len(content) > limit:
         raise ValueError(f"it is larger than the {limit:,} bytes that are read")
     return content
+
+
+def sha256(path: str | Path, limit: int | None = None) -> str:
+    """SHA-256 of a regular file's contents, in hexadecimal.
+
+    Args:
+        path: the file.
+        limit: its maximum size in bytes; None: any size, of a file that is not from outside.
+
+    Raises:
+        OSError, ValueError: if it is not a regular file, or larger.
+    """
+    with open_regular(path) as file:
+        if limit is not None and os.fstat(file.fileno()).st_size > limit:
+            raise ValueError(f"it is larger than the {limit:,} bytes that are read")
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: str | Path, limit: int) -> str:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from policy_distill.environments.action_masks import MASK
 from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.encoders import Encoder
-from policy_distill.policies.quantization import rounded_weight
 from policy_distill.policies.student import Student
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, rows
 from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
@@ -80,7 +79,7 @@ class AutogradStack(FlatParameters):
                 elif parameter.ndim > 1:  # biases stay zero
                     window.copy_(_first_weights(parameter, OUTPUT_GAIN if parameter is last else HIDDEN_GAIN, generator))
                 parameter.data, parameter.grad = window, gradient
-                if architecture.bits is not None and parameter.ndim > 1:
+                if self._reads_others and parameter.ndim > 1:
                     parameter.data = torch.empty_like(window)
                     self._as_read(window, parameter.data)
         self._initialize_leaves(generators)
@@ -119,7 +118,7 @@ class AutogradStack(FlatParameters):
             activations: buffers of this batch size.
             output: receives the output instead of ``activations.output``.
         """
-        self._round()
+        self._refresh()
         output = activations.output if output is None else output
         activations.outputs, activations.layers = [], []
         for index, (student, values) in enumerate(zip(self._students, self._read(inputs), strict=True)):
@@ -173,7 +172,7 @@ class AutogradStack(FlatParameters):
 
     def live(self, index: int) -> Student:
         """Member ``index`` with its present weights, until they change."""
-        self._round()
+        self._refresh()
         return self._students[index]
 
     @torch.no_grad()
@@ -182,7 +181,7 @@ class AutogradStack(FlatParameters):
         source = (self.flat if flat is None else flat)[index].cpu()
         student = self._new_student().cpu()
         for parameter, window in zip(student.parameters(), _views(student, source[: self.architecture.params]), strict=True):
-            parameter.copy_(rounded_weight(window, self.architecture.bits) if parameter.ndim > 1 else window)
+            parameter.copy_(self._of_student(window) if parameter.ndim > 1 else window)
         student.log_std.copy_(source[self.architecture.params :][: len(student.log_std)])
         return student.eval().requires_grad_(False)
 

@@ -13,6 +13,8 @@ from policy_distill.policies.quantization import rounded_weight
 
 HIDDEN_GAIN, OUTPUT_GAIN = math.sqrt(2), 0.1
 """Gains of the orthogonal initialisation: hidden layers and convolutions; last layer."""
+RAMP = 0.5
+"""Share of the training after which all weights that will be zero are; the rest trains on what is left."""
 
 
 class FlatParameters:
@@ -27,6 +29,7 @@ class FlatParameters:
     Attributes:
         flat: ``[K, P]``, each member's parameters, ``log_std`` for continuous actions, and projections.
         gradient: ``[K, P]``; backward passes write it.
+        zeros: share of each layer's weights that passes read as zero: ``architecture.pruning``, less while a trainer goes there.
         log_std: ``[K, 1, action_dim]``, or ``[K, 1, 0]``; a leaf tensor, like ``projections``.
         projections: weights ``[K, student's width, teacher's width]`` and biases ``[K, 1, teacher's width]`` of each hint.
     """
@@ -42,7 +45,9 @@ class FlatParameters:
         self.gradient = torch.zeros_like(self.flat)
         self._offset = 0
         self._leaves: list[tuple[Tensor, Tensor]] = []
-        self._rounded: list[tuple[Tensor, Tensor]] = []
+        self.zeros = architecture.pruning or 0.0
+        self._reads_others = architecture.bits is not None or architecture.pruning is not None
+        self._read_as: list[tuple[Tensor, Tensor]] = []
 
     def _windows(self, *shape: int) -> tuple[Tensor, Tensor]:
         """The next views ``[K, *shape]`` into ``flat`` and ``gradient``."""
@@ -51,18 +56,27 @@ class FlatParameters:
         return self.flat[:, window].unflatten(1, shape), self.gradient[:, window].unflatten(1, shape)
 
     def _as_read(self, weight: Tensor, read: Tensor) -> None:
-        """Register a weight (see ``rounded_weight``) and the tensor that passes read in its place."""
-        self._rounded.append((weight, read))
+        """Register a weight (see ``_deployed``) and the tensor that passes read in its place."""
+        self._read_as.append((weight, read))
 
     @torch.no_grad()
-    def _round(self) -> None:
-        """Round the weights to ``architecture.bits`` for the next pass.
+    def _refresh(self) -> None:
+        """Prune and round the weights for the next pass.
 
-        The gradient with respect to a rounded weight is taken as that of the weight itself (the straight-through estimator; Bengio et al.
-        2013, https://arxiv.org/abs/1308.3432), so small steps add up until a weight rounds to another value.
+        The gradient with respect to a pruned or rounded weight is taken as that of the weight itself (the straight-through estimator;
+        Bengio et al. 2013, https://arxiv.org/abs/1308.3432). Small steps thus add up until a weight rounds to another value, and a weight
+        that was pruned too early grows until it returns (Lin et al. 2020, https://arxiv.org/abs/2006.07253).
         """
-        for weight, read in self._rounded:
-            read.copy_(rounded_weight(weight, self.architecture.bits))
+        for weight, read in self._read_as:
+            read.copy_(self._deployed(weight, self.zeros))
+
+    def _deployed(self, weight: Tensor, zeros: float) -> Tensor:
+        """A weight (see ``pruned`` and ``rounded_weight``) as a student has it."""
+        return rounded_weight(pruned(weight, zeros), self.architecture.bits)
+
+    def _of_student(self, weight: Tensor) -> Tensor:
+        """A weight as a finished student has it."""
+        return self._deployed(weight, self.architecture.pruning or 0.0)
 
     def _make_leaves(self, projections: Sequence[tuple[int, int]]) -> None:
         """Create ``log_std`` and the projections as the last windows."""
@@ -97,3 +111,29 @@ class FlatParameters:
 def orthogonal(shape: tuple[int, ...], gain: float, generator: torch.Generator) -> Tensor:
     """Orthogonal initial weights of this shape, on the CPU."""
     return nn.init.orthogonal_(torch.empty(shape), gain, generator=generator)
+
+
+def pruned(weight: Tensor, share: float) -> Tensor:
+    """The weight with the share of smallest absolute values of each layer replaced by zero; pruning again changes nothing.
+
+    Args:
+        weight: a layer's ``[outputs, inputs]`` or ``[outputs, inputs, kernel, kernel]``, or K of them as ``[K, outputs, inputs]``.
+        share: of the weights, from 0 to below 1; their number is rounded.
+    """
+    layers = weight.flatten(1) if weight.ndim == 3 else weight.reshape(1, -1)
+    count = round(share * layers.shape[1])
+    if not count:
+        return weight
+    sizes = layers.abs()
+    largest = sizes.kthvalue(count, dim=1, keepdim=True).values
+    return torch.where(sizes > largest, layers, 0.0).reshape(weight.shape)
+
+
+def share_at(progress: float, final: float) -> float:
+    """The share of zeros at a point of the training: the cubic schedule of Zhu and Gupta (2017, https://arxiv.org/abs/1710.01878, eq. 1).
+
+    Args:
+        progress: completed share of the training, in [0, 1].
+        final: the share from ``RAMP`` on.
+    """
+    return final * (1 - max(1 - progress / RAMP, 0.0) ** 3)

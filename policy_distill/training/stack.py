@@ -16,7 +16,6 @@ from torch import Tensor
 from policy_distill.environments.action_masks import mask_sizes
 from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.observations import encode_observations
-from policy_distill.policies.quantization import rounded_weight
 from policy_distill.policies.student import Student
 from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
 
@@ -108,6 +107,8 @@ class StudentStack(FlatParameters):
         for member in self._architectures:
             if len(member.widths) != len(architecture.widths) or any(map(operator.gt, member.widths, architecture.widths)):
                 raise ValueError(f"hidden_sizes {member.hidden_sizes} do not fit into {architecture.hidden_sizes}")
+        if hidden_sizes and architecture.pruning is not None:
+            raise ValueError("weights that a narrower member does not have would count as zeros")
         if hidden_sizes and projections:
             raise ValueError("members of different widths have no hints in common")
         self.mean, self.scale = mean, scale
@@ -119,15 +120,12 @@ class StudentStack(FlatParameters):
         super().__init__(architecture, len(generators), mean.device, projections)
         layers = [self._windows(width_in + 1, width_out) for width_in, width_out in itertools.pairwise(widths)]
         self.weights = [window for window, _ in layers]
-        read = self.weights if architecture.bits is None else [torch.zeros_like(window) for window in self.weights]
-        if architecture.bits is not None:
-            for window, rounded in zip(self.weights, read, strict=True):
-                self._as_read(window[:, :-1].mT, rounded[:, :-1].mT)
-        self._biases = (
-            []
-            if architecture.bits is None
-            else [(rounded[:, -1], window[:, -1]) for rounded, window in zip(read, self.weights, strict=True)]
-        )
+        read, self._biases = self.weights, []
+        if self._reads_others:
+            read = [torch.zeros_like(window) for window in self.weights]
+            for window, other in zip(self.weights, read, strict=True):
+                self._as_read(window[:, :-1].mT, other[:, :-1].mT)
+            self._biases = [(other[:, -1], window[:, -1]) for other, window in zip(read, self.weights, strict=True)]
         self._sinks = [window.transpose(1, 2) for window in read]
         self._sources = [window[:, :-1] for window in read]
         self._parts = [_parts(gradient) for _, gradient in layers]
@@ -210,8 +208,8 @@ class StudentStack(FlatParameters):
             activations: buffers of this batch size.
             output: receives the output instead of ``activations``.
         """
-        if self._rounded:
-            self._round()
+        if self._reads_others:
+            self._refresh()
             for read, bias in self._biases:
                 read.copy_(bias)
         below, (activate, _) = inputs, _FUNCTIONS[self.architecture.activation]
@@ -266,7 +264,7 @@ class StudentStack(FlatParameters):
             count = (width_in + 1) * width_out
             window = source[offset : offset + count].view(width_in + 1, width_out)
             weight = window[: layer.in_features, : layer.out_features].T
-            layer.weight.copy_(rounded_weight(weight, self.architecture.bits))
+            layer.weight.copy_(self._of_student(weight))
             layer.bias.copy_(window[-1, : layer.out_features])
             offset += count
         student.vectors.normalize_by(self.mean, self.scale)

@@ -42,6 +42,7 @@ class Stack(Protocol):
     num_members: int
     flat: Tensor
     gradient: Tensor
+    zeros: float
     log_std: Tensor
     projections: list[tuple[Tensor, Tensor]]
 

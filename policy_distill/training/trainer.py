@@ -20,6 +20,7 @@ from policy_distill.policies.architecture import layer_names
 from policy_distill.policies.divergences import bounded_error
 from policy_distill.policies.student import Student
 from policy_distill.training.dataset import Dataset
+from policy_distill.training.flat import share_at
 from policy_distill.training.sequences import batches_of, sampled_outputs
 from policy_distill.training.stacks import Pass, Stack
 
@@ -185,6 +186,8 @@ class Trainer:
         if of_layers:
             of_layers.load(targets)
         for step, batch in enumerate(inputs):
+            if stack.architecture.pruning is not None:
+                stack.zeros = share_at(self.progress, stack.architecture.pruning)
             stack.forward(batch, activations, gradient.outputs[step])
             gradient.write(step, activations.slopes[-1])
             hints: list[Tensor | None] = []

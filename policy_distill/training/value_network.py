@@ -60,7 +60,9 @@ def fit_values(
     space = gym.spaces.Box(low - margin, high + margin, (1,))
     box = Box.from_space(space)
     stack = StudentStack(
-        dataclasses.replace(student.architecture, action_space=space, hidden_sizes=config.hidden_sizes, action_units=None, bits=None),
+        dataclasses.replace(
+            student.architecture, action_space=space, hidden_sizes=config.hidden_sizes, action_units=None, bits=None, pruning=None
+        ),
         generators=[torch.Generator().manual_seed(seed)],
         mean=student.mean.to(dataset.device),
         scale=student.scale.to(dataset.device),

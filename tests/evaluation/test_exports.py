@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from policy_distill.commands.cli import main
-from policy_distill.config import ExportFault, InputsConfig, RequestError
+from policy_distill.config import ExportFault, InputsConfig, Reading, RequestError
 from policy_distill.environments.specs import resolve
 from policy_distill.evaluation import exports
 from policy_distill.evaluation.exports import export_student
-from policy_distill.evaluation.measure import measure
+from policy_distill.evaluation.measure import measure, named_teacher
 from policy_distill.evaluation.parity import decisions_of
+from policy_distill.evaluation.verify import verify
 from policy_distill.export import artefact, formats
 from policy_distill.export.artefact import Artefact
 from policy_distill.export.npz import NumpyRunner
@@ -29,6 +30,7 @@ from policy_distill.policies.student import Student
 from policy_distill.policies.views import View
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.support.files import write_json
+from policy_distill.teachers.files.folder import find_agent
 from tests.report.example import SUMMARY
 
 CARTPOLE = resolve("CartPole-v1")
@@ -85,6 +87,44 @@ def test_a_certificate_of_an_artefact_verifies(tmp_path, capsys):
     assert "certified" in capsys.readouterr().out
     moved = shutil.copytree(run, tmp_path / "elsewhere" / "run")
     assert main(["verify_certificate", "--certificate", str(moved / "exports" / "npz"), "--episodes", "5", "--workers", "0"]) == 0
+
+
+def test_a_certificate_names_a_teacher_that_ships_with_the_project(tmp_path):
+    """Its path is another one on the next machine."""
+    folder = balancing(tmp_path / "student")
+    description = json.loads((folder / "student.json").read_text())
+    path = find_agent("ppo/CartPole-v1").zip_path
+    (folder / "student.json").write_text(json.dumps({**description, "teacher": {"path": str(path)}}))
+    export_student(str(folder), "npz", output=str(tmp_path / "out"), certify_share=0.5, episodes=2, max_episodes=60, workers=0)
+    recorded = json.loads((tmp_path / "out" / "certificate.json").read_text())["teacher"]
+    assert recorded["path"] == "ppo/CartPole-v1"
+    found = verify(shutil.copytree(tmp_path / "out", tmp_path / "deep" / "er") / "certificate.json", episodes=2, workers=0)
+    assert found.holds, found.objections
+
+
+def test_a_recorded_teacher_that_is_no_longer_there_is_found_by_its_name(tmp_path):
+    description = {"path": str(tmp_path / "gone.zip"), "name": "ppo/CartPole-v1"}
+    write_json(tmp_path / "student.json", {"teacher": description})
+    assert named_teacher(str(tmp_path), None) == ("ppo/CartPole-v1", Reading())
+    (tmp_path / "gone.zip").touch()
+    assert named_teacher(str(tmp_path), None) == (str(tmp_path / "gone.zip"), Reading())
+
+
+def test_a_failed_export_leaves_no_folder(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    balancing(run / "student")
+
+    def wrong(self, seen, state):
+        return np.zeros(len(state), np.int64), np.zeros((len(state), 2), np.float32), state
+
+    before = sorted(run.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(NumpyRunner, "__call__", wrong)
+        with pytest.raises(ExportFault):
+            export_student(str(run), "npz", episodes=5, workers=0)
+    assert sorted(run.rglob("*")) == before
+    export_student(str(run), "npz", episodes=2, workers=0)
+    assert [path.name for path in (run / "exports").iterdir()] == ["npz"]
 
 
 def test_what_does_not_act_alike_is_not_written(tmp_path, monkeypatch):

@@ -15,10 +15,11 @@ import pytest
 
 from policy_distill.config import Reading, RequestError
 from policy_distill.evaluation import verify as module
+from policy_distill.evaluation.certify import place_of, read_certificate
 from policy_distill.evaluation.measure import certify
 from policy_distill.evaluation.probe import Probe
 from policy_distill.evaluation.statistics import Plan, decide
-from policy_distill.evaluation.verify import Verification, place_of, read_certificate, verify
+from policy_distill.evaluation.verify import Verification, verify
 from policy_distill.export.sb3 import save_ppo
 from tests.small_worlds import WALK, walk_expert
 

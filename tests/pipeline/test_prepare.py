@@ -290,6 +290,7 @@ def test_what_was_settled_is_written(tmp_path):
         "memory": "none",
         "memory_size": None,
         "bits": None,
+        "pruning": None,
     }
     assert written["student"] == {"hidden_sizes": [12, 12], **rest}
     assert (written["seed"], written["output"], written["env"]) == (3, str(tmp_path / "run"), WALK.id)

@@ -129,6 +129,16 @@ def test_a_run_that_is_interrupted_between_any_two_advances_is_the_same_run(tmp_
     assert found.reused_episodes == 0
 
 
+@pytest.mark.parametrize("bits", [None, 4])
+def test_so_it_is_with_pruning_and_every_student_has_its_zeros(bits, tmp_path):
+    changes = {"student": StudentConfig(hidden_sizes=(16, 16), pruning=0.75, bits=bits)}
+    found, stages = assert_the_same_interrupted(tmp_path, walk_teacher(), WALK.id, **changes)
+    assert stages["polish"] == 3
+    for kept in found.kept:
+        for layer in kept.student.linears:
+            assert int((layer.weight == 0).sum()) >= round(0.75 * layer.weight.numel())
+
+
 @pytest.mark.parametrize("storage", ["memory", "disk"])
 def test_so_it_is_with_continuous_actions_in_worker_processes_on_the_disk_and_with_rounds_that_end_early(storage, tmp_path):
     """The learning rate's new end is part of the trainer's state, and so is what the window forgot."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from policy_distill.config import RequestError, StorageFault
-from policy_distill.support.files import make_folder, mapped_tensor, replaced_folder, write_atomically
+from policy_distill.support.files import make_folder, mapped_tensor, new_folders_above, replaced_folder, write_atomically
 
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path):
@@ -185,3 +185,22 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         raise OSError("no more")
     assert (target / "file").read_text() == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_fails_leaves_no_new_folder_that_is_empty(tmp_path):
+    (tmp_path / "old").mkdir()
+
+    def fail(target: Path, *made: str) -> None:
+        with new_folders_above(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for name in made:
+                (target.parent / name).touch()
+            raise OSError
+
+    for place, made, left in (("old/out", (), ["old"]), ("a/b/out", (), ["old"]), ("a/b/out", ("kept",), ["a", "a/b", "a/b/kept", "old"])):
+        with pytest.raises(OSError):  # noqa: PT011
+            fail(tmp_path / place, *made)
+        assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
+    with new_folders_above(tmp_path / "new" / "out"):
+        (tmp_path / "new").mkdir()
+    assert (tmp_path / "new").is_dir()

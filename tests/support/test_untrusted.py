@@ -236,3 +236,13 @@ def test_all_arrays_together_are_bounded(tmp_path):
     read_npz(tmp_path / "file.npz", ["a"], 10_000)
     with pytest.raises(ValueError, match="more than the"):
         read_npz(tmp_path / "file.npz", ["a", "b"], 10_000)
+
+
+def test_a_hash_is_of_a_regular_file_within_the_limit(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-4
+    assert untrusted.sha256(tmp_path / "file") == untrusted.sha256(tmp_path / "file", 3) == digest
+    with pytest.raises(ValueError, match="larger than the 2 bytes"):
+        untrusted.sha256(tmp_path / "file", 2)
+    with pytest.raises(OSError, match="no regular file"):
+        untrusted.sha256(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +22,13 @@ ROWS = 4096
 NOT_FINITE = Finding("stop", "not_finite", "the agent answers with NaN or infinity", "take an earlier checkpoint: training diverged")
 
 
+OF_ACTIONS = "no action needed: the default loss compares actions, and counts no error beyond a bound"
+OF_MEANS = (
+    "the default loss compares distributions, and so the means beyond the bound as well, which no action depends on; "
+    "--loss.kind regression compares the actions that the environment receives"
+)
+
+
 @dataclass(frozen=True)
 class Behaviour:
     """Statistics over the visited states; None if not applicable to this teacher.
@@ -33,6 +41,7 @@ class Behaviour:
             beside: half of its range or, where a Gaussian policy has one that is smaller, its own mean standard deviation: 0 never reacts.
             Bounds alone say little: people write [-1e6, 1e6] around actions of the order of 1.
         clipped: share of the components of its deterministic action that lie on or beyond a bound.
+        loss: kind of the default loss of continuous actions; see ``LossConfig.kind``.
         entropy: mean entropy of its distribution, as a share of the greatest possible: 0 is certain, 1 uniform.
         q_gap: median gap between the best two Q-values.
         q_size: median of the best Q-value's absolute value.
@@ -47,6 +56,7 @@ class Behaviour:
     constant: bool
     reaction: float | None = None
     clipped: float | None = None
+    loss: str | None = None
     entropy: float | None = None
     q_gap: float | None = None
     q_size: float | None = None
@@ -66,7 +76,7 @@ def observe(teacher: Teacher, observations: Tree, targets: ActionTargets) -> Beh
     said = [targets.actions, *targets.parameters.values()]
     finite = not any(bool(value.isnan().any()) for value in said) and bool(targets.actions.isfinite().all())
     constant = length(observations) > 1 and bool((targets.actions == targets.actions[:1]).all())
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     if finite:
         figures |= _of_actions(teacher, targets)
     if teacher.normalization is not None:
@@ -74,7 +84,7 @@ def observe(teacher: Teacher, observations: Tree, targets: ActionTargets) -> Beh
     return Behaviour(length(observations), finite, constant, **figures)
 
 
-def _of_actions(teacher: Teacher, targets: ActionTargets) -> dict[str, float]:
+def _of_actions(teacher: Teacher, targets: ActionTargets) -> dict[str, Any]:
     parameters, family = targets.parameters, teacher.family
     if "q_values" in parameters:
         q_values = parameters["q_values"]
@@ -90,7 +100,7 @@ def _of_actions(teacher: Teacher, targets: ActionTargets) -> dict[str, float]:
     log_std, clipped = family.box_log_std(parameters), family.share_on_bound(parameters)
     if log_std is not None:
         reaction = reaction / log_std.double().exp().mean(0).clamp(max=1.0)
-    return {"reaction": float(reaction.max()), **({} if clipped is None else {"clipped": clipped})}
+    return {"reaction": float(reaction.max()), **({} if clipped is None else {"clipped": clipped, "loss": family.losses[0]})}
 
 
 def has_distribution(teacher: Teacher) -> bool:
@@ -156,12 +166,5 @@ def judge(seen: Behaviour) -> list[Finding]:
         found.append(Finding("note", "q_gap", what, fix))
     if seen.clipped is not None and seen.clipped > 0.5:
         what = f"{seen.clipped:.0%} of the action components lie on a bound"
-        found.append(
-            Finding(
-                "note",
-                "clipped_actions",
-                what,
-                "no action needed: the student learns the action that the environment receives, not the mean beyond the bound",
-            )
-        )
+        found.append(Finding("note", "clipped_actions", what, OF_MEANS if seen.loss == "kl" else OF_ACTIONS))
     return found

@@ -1,9 +1,11 @@
 """The arithmetic of a policy in fixed point, written out in numpy: what the C computes, bit for bit.
 
 A value between layers is an integer of 16 bits that counts steps of ``2**-fraction``. A layer multiplies it by codes of 8, 4, 3 or 2 bits
-(``policies.quantization``) and adds the products in 32 bits. The sum of each row is multiplied by that row's scale, as an integer of 16
+(``codes``) and adds the products in 32 bits. The sum of each row is multiplied by that row's scale, as an integer of 16
 bits, and shifted so that it counts steps of ``2**-point``; then the bias is added, 16 bits that count coarser steps. Activations go from
 there to the next layer's 16 bits. Outputs stay in 32 bits and become float32, whose multiplication by ``2**-point`` is exact.
+
+Scale and bias of a row take 4 bytes; those of a narrow row (``codes``) take 2, 4 bits and 12.
 
 No sum overflows, whatever the input: the integers that enter a layer are limited to ``(2**31 - 1) / (largest sum of absolute codes of a
 row)``, at most 32767, and ``point`` is so small that the largest sum with its bias stays below ``2**30``.
@@ -16,14 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from policy_distill.config import RequestError
+from policy_distill.export.c.codes import are_narrow, codes_of
 from policy_distill.export.c.floating import choose, patches_of, pixels_last
-from policy_distill.export.folded import Folded, Input, Normalization, image_shapes
+from policy_distill.export.folded import Convolution, Folded, Input, Normalization, image_shapes
 from policy_distill.export.runner import Seen
 from policy_distill.export.shared import encoded, masked
-from policy_distill.policies.quantization import quantize
 
 RANGES = "features, pixels.PART, convolutions.PART.LAYER, layers.LAYER"
 """Names of the values whose largest size is measured on visited states: normalised vectors, images that are not bytes, and activations."""
@@ -33,13 +34,17 @@ LARGEST, MAX_POINT, UNIT = 2**15 - 1, 20, 15
 """Largest integer of 16 bits, most fractional bits of a sum, and fractional bits of tanh and of the recurrent state."""
 MIN_LIMIT = 255
 """Fewer values than these would make a layer's input coarser than its weights of 8 bits."""
-TABLE_STEP = 4
-"""Tables have ``2**4`` entries for each unit of their argument."""
-TANH_END, EXP_END = 6, 10
-"""Arguments from which tanh is 1 and exp(-x) is 0."""
-TANH = np.array([min(round(math.tanh(index / 16) * 2**UNIT), LARGEST) for index in range(16 * TANH_END + 1)])
-EXP = np.array([round(-math.expm1(-index / 16) * 2**UNIT) for index in range(16 * EXP_END + 1)])
-"""tanh(x) and 1 - exp(-x) at steps of 1/16, in steps of ``2**-UNIT``; between them the C interpolates."""
+MIN_POINT = 4
+"""Fewest fractional bits of a sum."""
+BIAS_BITS, NARROW_BIAS_BITS = 16, 12
+"""Bits of a bias of wide and of narrow rows."""
+FACTOR_BITS, LARGEST_EXPONENT = 12, 15
+"""Significant bits of a component's factor in the features, and the largest exponent, which has four more bits."""
+FAR = 2.0**30
+"""Twice the largest integer of a raw component in steps of the features: beyond all means, which ``FAR_FROM_ZERO`` limits."""
+TANH = np.array([min(round(math.tanh(index / 2) * 2**UNIT), LARGEST) for index in range(12)])
+EXP = np.array([round(math.exp(-index / 2) * 2**UNIT) for index in range(20)])
+"""tanh(x) and exp(-x) at multiples of 1/2, in steps of ``2**-UNIT``; a Taylor series leads from the nearest one to any argument."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class FixedLayer:
     Attributes:
         codes: ``[out, in]`` integers.
         multipliers: ``[out]`` integers from 0 to ``2**16 - 1``. The largest has all 16 bits of its row's scale, the others fewer.
-        biases: ``[out]`` integers of 16 bits; ``(sum * multiplier >> shift) + bias * step`` counts steps of ``2**-point``.
+        biases: ``[out]`` integers of 16 bits (narrow: 12); ``(sum * multiplier >> shift) + bias * step`` counts steps of ``2**-point``.
         fraction, limit: of the activations that follow, which count steps of ``2**-fraction`` and are at most ``limit``; 0 if none do.
+        unit: narrow rows' multipliers are 1 to 16 times this; 0 in layers of other rows.
     """
 
     codes: np.ndarray
@@ -61,11 +67,28 @@ class FixedLayer:
     point: int
     fraction: int = 0
     limit: int = 0
+    unit: int = 0
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """``[B, out]`` integers that count steps of ``2**-point``, from integers ``[B, in]``."""
         sums = (values.astype(np.float64) @ self.codes.T).astype(np.int64)  # exact: integers below 2**31
         return (sums * self.multipliers >> self.shift) + self.biases * self.step
+
+
+@dataclass(frozen=True)
+class ShortFactors:
+    """Normalisation of a vector in few bytes: a raw component times its factor, less its mean, in steps of the features.
+
+    Attributes:
+        values: ``[n]`` float32, twice the steps of the features for a unit of a component: ``mantissa * 2**(exponent + common)``.
+        codes: ``[n]`` uint16, ``mantissa << 4 | exponent``.
+        means: ``[n]`` integers, in steps of the features.
+    """
+
+    values: np.ndarray
+    codes: np.ndarray
+    common: int
+    means: np.ndarray
 
 
 class FixedNetwork:
@@ -93,7 +116,10 @@ class FixedNetwork:
         heads = [(layer.weight, layer.bias) for layer in folded.layers]
         gru = folded.memory
         first = gru.inputs if gru else heads[0][0]
-        self.limit = _limit(first, bits)
+        convolutions = [_flat(layer) for part in folded.inputs for layer in part.convolutions]
+        weights = [*convolutions, *((gru.inputs, gru.recurrent) if gru else ()), *(weight for weight, _ in heads)]
+        self.narrow = are_narrow(weights, bits)
+        self.limit = self._limit(first)
         images = [index for index, part in enumerate(folded.inputs) if part.convolutions]
         wide = [f"convolutions.{index}.{len(folded.inputs[index].convolutions) - 1}" for index in images]
         self.features = min(_fraction(self.limit, ranges[name]) for name in [*wide, *(["features"] if "features" in ranges else [])])
@@ -107,24 +133,24 @@ class FixedNetwork:
         self.gates: tuple[FixedLayer, ...] = ()
         self.hidden = fraction
         if gru:
-            limit = min(_limit(gru.recurrent, bits), _limit(heads[0][0], bits))
+            limit = min(self._limit(gru.recurrent), self._limit(heads[0][0]))
             self.hidden = fraction = _fraction_of_units(limit)
             pair = (gru.inputs, gru.bias, self.features, self.limit), (gru.recurrent, 0 * gru.bias, self.hidden, limit)
-            point = min(_layer(*one, bits).point for one in pair)
-            self.gates = tuple(_layer(*one, bits, point) for one in pair)
-        self.layers = self._head(heads, fraction, _limit(heads[0][0], bits), ranges)
+            point = min(self._layer(*one).point for one in pair)
+            self.gates = tuple(self._layer(*one, point) for one in pair)
+        self.layers = self._head(heads, fraction, self._limit(heads[0][0]), ranges)
 
     def _images(self, index: int, part: Input, ranges: Mapping[str, float]) -> tuple[int | None, list[FixedLayer]]:
         if not part.convolutions:
             return None, []
-        weights = [layer.weight.transpose(0, 2, 3, 1).reshape(len(layer.weight), -1) for layer in part.convolutions]
-        limits = [_limit(weight, self.bits) for weight in weights] + [self.limit]
+        weights = [_flat(layer) for layer in part.convolutions]
+        limits = [self._limit(weight) for weight in weights] + [self.limit]
         pixels = fraction = 0 if are_bytes(part) else _fraction(limits[0], ranges[f"pixels.{index}"])
         layers = []
         for number, (layer, weight) in enumerate(zip(part.convolutions, weights, strict=True)):
             last = number == len(weights) - 1
             measured = self.features if last else _fraction(limits[number + 1], ranges[f"convolutions.{index}.{number}"])
-            layers.append(_layer(weight, layer.bias, fraction, limits[number], self.bits, MAX_POINT, measured, limits[number + 1]))
+            layers.append(self._layer(weight, layer.bias, fraction, limits[number], MAX_POINT, measured, limits[number + 1]))
             fraction = layers[-1].fraction
         return pixels, layers
 
@@ -134,14 +160,56 @@ class FixedNetwork:
         layers = []
         for number, (weight, bias) in enumerate(heads):
             if number == len(heads) - 1:
-                layers.append(_layer(weight, bias, fraction, limit, self.bits))
+                layers.append(self._layer(weight, bias, fraction, limit))
                 break
-            following = _limit(heads[number + 1][0], self.bits)
+            following = self._limit(heads[number + 1][0])
             bounded = self.folded.activation == "tanh"
             measured = _fraction_of_units(following) if bounded else _fraction(following, ranges[f"layers.{number}"])
-            layers.append(_layer(weight, bias, fraction, limit, self.bits, MAX_POINT, measured, following))
+            layers.append(self._layer(weight, bias, fraction, limit, MAX_POINT, measured, following))
             fraction, limit = layers[-1].fraction, following
         return tuple(layers)
+
+    def _limit(self, weight: np.ndarray) -> int:
+        """The largest integer that may enter a layer; see the module's first lines."""
+        limit = min(LARGEST, (2**31 - 1) // max(codes_of(weight, self.bits, narrow=self.narrow).largest_sum, 1))
+        if limit < MIN_LIMIT:
+            wide = f"a layer of {weight.shape[1]:,} inputs is too wide for sums of 32 bits in fixed point"
+            raise RequestError(f"{wide}: export c, or train a narrower student")
+        return limit
+
+    def _layer(
+        self,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        steps: int,
+        largest: int,
+        most: int = MAX_POINT,
+        fraction: int | None = None,
+        limit: int = 0,
+    ) -> FixedLayer:
+        """A layer whose input counts steps of ``2**-steps`` and is at most ``largest``.
+
+        Args:
+            most: most fractional bits of its sums.
+            fraction, limit: see ``FixedLayer``; the fraction may become smaller.
+        """
+        found = codes_of(weight, self.bits, narrow=self.narrow)
+        scales = found.scales * 2.0**-steps
+        worst = float((np.abs(found.codes).sum(1) * largest * scales + np.abs(bias)).max())
+        point = min(most, 29 - _exponent(worst), 16 - _exponent(float(scales.max())))
+        if point < MIN_POINT:
+            raise RequestError("a layer's weights are too large for fixed point: export c, which has float32")
+        shift = min(16 - _exponent(float(scales.max())) - point, 62)
+        multipliers, unit = np.minimum(np.rint(scales * 2.0 ** (point + shift)), 2**16 - 1), 0
+        if found.multiples is not None:
+            unit = int((multipliers / found.multiples).max())
+            multipliers = found.multiples * unit
+        bits = BIAS_BITS if found.multiples is None else NARROW_BIAS_BITS
+        step, end = 2 ** max(_exponent(float(np.abs(bias).max())) + point - bits + 1, 0), 2 ** (bits - 1) - 1
+        biases = np.rint(bias.astype(np.float64) * 2.0**point / step).clip(-end, end)
+        fraction = 0 if fraction is None else min(fraction, point - 1)
+        codes, multipliers, biases = (array.astype(np.int64) for array in (found.codes, multipliers, biases))
+        return FixedLayer(codes, multipliers, biases, step, shift, point, fraction, limit, unit)
 
     def __call__(self, seen: Seen, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         folded = self.folded
@@ -172,15 +240,29 @@ class FixedNetwork:
 
     def _vector(self, part: Input, normalization: Normalization, values: np.ndarray) -> np.ndarray:
         read = encoded(part, values, normalization.mean.dtype)[:, normalization.columns]
-        return to_fixed((read - normalization.mean) * self.factors(normalization), self.limit)
+        if part.sizes or normalization.mean.dtype == np.float64:
+            return to_fixed((read - normalization.mean) * self.factors(normalization), self.limit)
+        short = self.short_factors(normalization)
+        return to_fixed(read * short.values, self.limit, short.means)
 
     def pixel_limit(self, index: int) -> int:
         """Largest integer of the pixels of a part, other than bytes."""
-        return _limit(self.folded.inputs[index].convolutions[0].weight, self.bits)
+        return self._limit(_flat(self.folded.inputs[index].convolutions[0]))
 
     def factors(self, normalization: Normalization) -> np.ndarray:
         """What a component less its mean is multiplied by, in the normalisation's dtype: twice the steps of the features."""
         return normalization.scale.dtype.type(2.0 ** (self.features + 1)) / normalization.scale
+
+    def short_factors(self, normalization: Normalization) -> ShortFactors:
+        """The factors in 16 bits each, relative to the largest; an error of 2**-13 is a hundredth of the weights' own of 8 bits."""
+        exact = 2.0 ** (self.features + 1) / normalization.scale.astype(np.float64)
+        exponents = np.frexp(exact)[1] - FACTOR_BITS
+        common = int(exponents.max(initial=0)) - LARGEST_EXPONENT
+        exponents = np.maximum(exponents - common, 0)
+        mantissas = np.rint(exact * 2.0 ** -(exponents + common)).clip(1, 2**FACTOR_BITS - 1)
+        values = (mantissas * 2.0 ** (exponents + common)).astype(np.float32)
+        means = np.rint(normalization.mean.astype(np.float64) * values / 2).astype(np.int64)
+        return ShortFactors(values, (mantissas * 2**4 + exponents).astype(np.uint16), common, means)
 
     def _remember(self, values: np.ndarray, units: np.ndarray) -> np.ndarray:
         """The state after a step, in steps of ``2**-UNIT``."""
@@ -193,20 +275,14 @@ class FixedNetwork:
         return new + rounding_shift(update * (units - new), UNIT)
 
 
+def _flat(layer: Convolution) -> np.ndarray:
+    """A convolution's weight ``[out, kernel * kernel * channels]``."""
+    return layer.weight.transpose(0, 2, 3, 1).reshape(len(layer.weight), -1)
+
+
 def are_bytes(part: Input) -> bool:
     """Whether an image's pixels enter the first convolution as they are."""
     return part.dtype.itemsize == 1
-
-
-def _limit(weight: np.ndarray, bits: int) -> int:
-    """The largest integer that may enter a layer; see the module's first lines."""
-    codes, _ = quantize(torch.from_numpy(np.ascontiguousarray(weight.reshape(len(weight), -1))), bits)
-    limit = min(LARGEST, (2**31 - 1) // max(int(codes.abs().double().sum(1).max()), 1))
-    if limit < MIN_LIMIT:
-        raise RequestError(
-            f"a layer of {weight[0].size:,} inputs is too wide for sums of 32 bits in fixed point: export c, or train a narrower student"
-        )
-    return limit
 
 
 def _fraction(limit: int, largest: float) -> int:
@@ -225,48 +301,17 @@ def _fraction_of_units(limit: int) -> int:
     return UNIT if limit == LARGEST else limit.bit_length() - 1
 
 
-def _layer(
-    weight: np.ndarray,
-    bias: np.ndarray,
-    steps: int,
-    largest: int,
-    bits: int,
-    most: int = MAX_POINT,
-    fraction: int | None = None,
-    limit: int = 0,
-) -> FixedLayer:
-    """A layer whose input counts steps of ``2**-steps`` and is at most ``largest``.
-
-    Args:
-        most: most fractional bits of its sums.
-        fraction, limit: see ``FixedLayer``; the fraction may become smaller.
-    """
-    codes, scale = (tensor.double().numpy() for tensor in quantize(torch.from_numpy(np.ascontiguousarray(weight)), bits))
-    unit = np.where(np.abs(codes).sum(1) > 0, scale[:, 0], 0.0) * 2.0**-steps
-    worst = float((np.abs(codes).sum(1) * largest * unit + np.abs(bias)).max())
-    point = min(most, 29 - _exponent(worst), 16 - _exponent(float(unit.max())))
-    if point < TABLE_STEP:
-        raise RequestError("a layer's weights are too large for fixed point: export c, which has float32")
-    shift = min(16 - _exponent(float(unit.max())) - point, 62)
-    multipliers = np.minimum(np.rint(unit * 2.0 ** (point + shift)), 2**16 - 1)
-    step = 2 ** max(_exponent(float(np.abs(bias).max())) + point - 15, 0)
-    biases = np.rint(bias.astype(np.float64) * 2.0**point / step).clip(-LARGEST, LARGEST)
-    fraction = 0 if fraction is None else min(fraction, point - 1)
-    codes, multipliers, biases = (array.astype(np.int64) for array in (codes, multipliers, biases))
-    return FixedLayer(codes, multipliers, biases, step, shift, point, fraction, limit)
-
-
 def _exponent(value: float) -> int:
     """The smallest integer e with ``|value| < 2**e``; for 0 it is 0."""
     return math.frexp(value)[1]
 
 
-def to_fixed(doubled: np.ndarray, limit: int) -> np.ndarray:
-    """The nearest integers to half of ``doubled``, halves away from zero, limited; NaN becomes ``-limit``."""
-    bound = doubled.dtype.type(2 * limit)
+def to_fixed(doubled: np.ndarray, limit: int, means: np.ndarray | int = 0) -> np.ndarray:
+    """The nearest integers to half of ``doubled``, halves away from zero, less ``means``, limited; NaN becomes ``-limit``."""
+    bound = doubled.dtype.type(FAR)
     bounded = np.where(doubled >= -bound, np.minimum(doubled, bound), -bound)
     whole = np.trunc(bounded).astype(np.int64)
-    return np.sign(whole) * ((np.abs(whole) + 1) // 2)
+    return (np.sign(whole) * ((np.abs(whole) + 1) // 2) - means).clip(-limit, limit)
 
 
 def rounding_shift(values: np.ndarray, by: int) -> np.ndarray:
@@ -275,8 +320,14 @@ def rounding_shift(values: np.ndarray, by: int) -> np.ndarray:
 
 
 def tanh(values: np.ndarray, point: int) -> np.ndarray:
-    """tanh in steps of ``2**-UNIT``, of integers that count steps of ``2**-point``."""
-    return np.sign(values) * _looked_up(TANH, np.abs(values), point)
+    """tanh in steps of ``2**-UNIT``, of integers that count steps of ``2**-point``; the error is at most 6 steps."""
+    place, distance = _nearest(np.abs(values), point)
+    near = TANH[np.minimum(place, len(TANH) - 1)]
+    square, one = near * near >> UNIT, 1 << UNIT
+    third = one // 3 - square - (distance * (near * (2 * one // 3 - square) >> UNIT) >> UNIT)  # derivatives of tanh are polynomials in it
+    second = near + (distance * third >> UNIT)
+    found = near + ((distance * (one - square) >> UNIT) * (one - (distance * second >> UNIT)) >> UNIT)
+    return np.sign(values) * np.where(place < len(TANH), found, LARGEST)
 
 
 def sigmoid(values: np.ndarray, point: int) -> np.ndarray:
@@ -284,11 +335,19 @@ def sigmoid(values: np.ndarray, point: int) -> np.ndarray:
     return (1 << UNIT) + tanh(values, point + 1)
 
 
-def _looked_up(table: np.ndarray, values: np.ndarray, point: int) -> np.ndarray:
-    by = point - TABLE_STEP
-    place = np.minimum(values >> by, len(table) - 2)
-    between = table[place] + ((table[place + 1] - table[place]) * (values & ((1 << by) - 1)) >> by)
-    return np.where(values >> by >= len(table) - 1, table[-1], between)
+def vanishing(values: np.ndarray, point: int) -> np.ndarray:
+    """1 - exp(-x) in steps of ``2**-UNIT``, of integers x >= 0 that count steps of ``2**-point``; the error is at most 6 steps."""
+    place, distance = _nearest(values, point)
+    one = 1 << UNIT
+    ratio = one - (distance * (one - (distance * (one // 2 - (distance * (one // 6) >> UNIT)) >> UNIT)) >> UNIT)
+    return np.where(place < len(EXP), one - (EXP[np.minimum(place, len(EXP) - 1)] * ratio >> UNIT), LARGEST)
+
+
+def _nearest(values: np.ndarray, point: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest multiples of 1/2, counted, and the distances from them in steps of ``2**-UNIT``."""
+    place = rounding_shift(values, point - 1)
+    distance = values - (place << (point - 1))
+    return place, distance >> (point - UNIT) if point > UNIT else distance << (UNIT - point)
 
 
 def activate(activation: str, layer: FixedLayer, sums: np.ndarray) -> np.ndarray:
@@ -300,7 +359,7 @@ def activate(activation: str, layer: FixedLayer, sums: np.ndarray) -> np.ndarray
         case "tanh":
             values = rounding_shift(tanh(sums, point), lift)
         case "elu":
-            below = -rounding_shift(_looked_up(EXP, np.maximum(-sums, 0), point), lift)
+            below = -rounding_shift(vanishing(np.maximum(-sums, 0), point), lift)
             values = np.where(sums > 0, rounding_shift(sums, drop), below)
         case _:
             values = rounding_shift(sums * sigmoid(sums, point), 16 + drop)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from policy_distill.export.c.arrays import array, number, packed
-from policy_distill.export.c.fixed import EXP, TABLE_STEP, TANH, UNIT, FixedLayer, FixedNetwork, are_bytes, to_fixed
+from policy_distill.export.c.arrays import array, double, narrowest, number, packed
+from policy_distill.export.c.fixed import EXP, FAR, TANH, UNIT, FixedLayer, FixedNetwork, are_bytes, to_fixed
 from policy_distill.export.c.interface import Argument
 from policy_distill.export.folded import Input, Normalization
 
@@ -14,40 +14,50 @@ LAYER = """\
    No sum of codes times inputs exceeds 31 bits, since the inputs are limited accordingly. */
 typedef struct {{
     const {code} *codes;
-    const uint16_t *multipliers;
-    const int16_t *biases;
+{rows}
     int32_t inputs, outputs, step;
     int16_t limit;
     int8_t shift, point, fraction;
 }} layer;"""
+WIDE_ROWS = """\
+    const uint16_t *multipliers;
+    const int16_t *biases;"""
+NARROW_ROWS = """\
+    const int16_t *rows; /* bias * 16 + multiplier / unit - 1 */
+    int32_t unit;"""
+WIDE_SCALED = "(int32_t)(((int64_t)sum * one->multipliers[row]) >> one->shift) + one->biases[row] * one->step"
+NARROW_SCALED = """\
+(int32_t)(((int64_t)sum * (one->unit * ((one->rows[row] & 15) + 1))) >> one->shift)
+        + (one->rows[row] >> 4) * one->step"""
 ROUNDED = """\
 static int32_t rounded(int32_t value, int32_t by)
 {
     return by > 0 ? ((value >> (by - 1)) + 1) >> 1 : value;
 }"""
 TO_FIXED = """\
-/* The nearest integer to half of doubled, limited. */
-static int16_t {name}({type} doubled, int16_t limit)
+/* The nearest integer to half of doubled, less the mean, limited. */
+static int16_t {name}({type} doubled, int32_t mean, int16_t limit)
 {{
-    const {type} bound = ({type})(2 * (int32_t)limit);
-    int32_t whole;
+    const {type} bound = {bound};
+    int32_t value;
     if (!(doubled >= -bound)) {{
         return (int16_t)-limit;
     }}
-    whole = (int32_t)(doubled < bound ? doubled : bound);
-    return (int16_t)((whole < 0 ? whole - 1 : whole + 1) / 2);
+    value = (int32_t)(doubled < bound ? doubled : bound);
+    value = (value < 0 ? value - 1 : value + 1) / 2 - mean;
+    return (int16_t)(value > limit ? limit : value < -limit ? -limit : value);
 }}"""
 UNIT_OF_BYTES = """\
 static int32_t unit(const layer *one, const int16_t *in, int32_t row)
-{
+{{
     const int8_t *codes = one->codes + row * one->inputs;
     const int16_t *const end = in + one->inputs;
     int32_t sum = 0;
-    do { /* five instructions on a Cortex-M4; the same as a for loop has seven */
+    do {{ /* five instructions on a Cortex-M4; the same as a for loop has seven */
         sum += (int32_t)*in++ * *codes++;
-    } while (in != end);
-    return (int32_t)(((int64_t)sum * one->multipliers[row]) >> one->shift) + one->biases[row] * one->step;
-}"""
+    }} while (in != end);
+    return {scaled};
+}}"""
 UNIT_OF_FIELDS = """\
 static int32_t unit(const layer *one, const int16_t *in, int32_t row)
 {{
@@ -61,23 +71,40 @@ static int32_t unit(const layer *one, const int16_t *in, int32_t row)
     for (int32_t i = 0; i < rest; i++) {{
         sum += (int32_t)in[i] * (((codes[whole] >> (i * {field})) & {mask}) - {half});
     }}
-    return (int32_t)(((int64_t)sum * one->multipliers[row]) >> one->shift) + one->biases[row] * one->step;
+    return {scaled};
 }}"""
-LOOKED_UP = """\
-/* Table with {entries} entries for each unit of its argument; between them the values are interpolated. */
-static int32_t looked_up(const uint16_t *table, int32_t last, int32_t value, int32_t point)
-{{
-    const int32_t by = point - {step}, place = value >> by;
-    if (place >= last) {{
-        return table[last];
-    }}
-    return table[place] + (((table[place + 1] - table[place]) * (value & (((int32_t)1 << by) - 1))) >> by);
-}}"""
+DISTANCE = """\
+/* The distance of a value from a multiple of 1/2, in steps of 2^-15 */
+static int32_t distance_from(int32_t place, int32_t value, int32_t point)
+{
+    const int32_t distance = value - place * ((int32_t)1 << (point - 1));
+    return point > 15 ? distance >> (point - 15) : distance * ((int32_t)1 << (15 - point));
+}"""
 TANGENT = """\
-/* tanh in steps of 2^-15 */
+/* tanh in steps of 2^-15: the Taylor series around the nearest multiple of 1/2, whose derivatives are polynomials in tanh */
 static int32_t tangent(int32_t value, int32_t point)
 {{
-    return value < 0 ? -looked_up(TANH, {last}, -value, point) : looked_up(TANH, {last}, value, point);
+    const int32_t size = value < 0 ? -value : value, place = rounded(size, point - 1);
+    int32_t found = 32767;
+    if (place < {count}) {{
+        const int32_t near = TANH[place], square = near * near >> 15, distance = distance_from(place, size, point);
+        const int32_t third = 10922 - square - (distance * (near * (21845 - square) >> 15) >> 15);
+        const int32_t second = near + (distance * third >> 15);
+        found = near + ((distance * (32768 - square) >> 15) * (32768 - (distance * second >> 15)) >> 15);
+    }}
+    return value < 0 ? -found : found;
+}}"""
+VANISHING = """\
+/* 1 - exp(-value) in steps of 2^-15: exp at the nearest multiple of 1/2, times a Taylor series */
+static int32_t vanishing(int32_t value, int32_t point)
+{{
+    const int32_t place = rounded(value, point - 1);
+    if (place < {count}) {{
+        const int32_t distance = distance_from(place, value, point);
+        const int32_t second = 32768 - (distance * (16384 - (distance * 5461 >> 15)) >> 15);
+        return 32768 - (EXP[place] * (32768 - (distance * second >> 15)) >> 15);
+    }}
+    return 32767;
 }}"""
 SIGMOID = """\
 /* The logistic function in steps of 2^-16 */
@@ -90,7 +117,7 @@ ACTIVATED = {
     "tanh": "rounded(tangent(sum, one->point), 15 - one->fraction)",
     "elu": (
         "sum > 0 ? rounded(sum, one->point - one->fraction)\n"
-        "                                  : -rounded(looked_up(EXP, {last}, -sum, one->point), 15 - one->fraction)"
+        "                                  : -rounded(vanishing(-sum, one->point), 15 - one->fraction)"
     ),
     "silu": ("(int32_t)((((int64_t)sum * sigmoid(sum, one->point) >> (15 + one->point - one->fraction)) + 1) >> 1)"),
 }
@@ -131,7 +158,8 @@ class FixedSource:
 
     def tables(self) -> list[str]:
         network = self._network
-        texts = [LAYER.format(code="int8_t" if self._bits == 8 else "uint8_t")]
+        rows = NARROW_ROWS if network.narrow else WIDE_ROWS
+        texts = [LAYER.format(code="int8_t" if self._bits == 8 else "uint8_t", rows=rows)]
         for index, layers in enumerate(network.convolutions):
             for number_of_layer, layer in enumerate(layers):
                 texts += self._layer(f"IMAGE_{index}_{number_of_layer}", layer)
@@ -140,9 +168,9 @@ class FixedSource:
         for index, layer in enumerate(network.layers):
             texts += self._layer(f"LAYER_{index}", layer)
         if self._has_tanh:
-            texts.append(array("TANH", TANH.astype(np.uint16), "tanh"))
+            texts.append(array("TANH", TANH.astype(np.uint16), "tanh at multiples of 1/2"))
         if self._hidden and self._folded.activation == "elu":
-            texts.append(array("EXP", EXP.astype(np.uint16), "1 - exp(-x)"))
+            texts.append(array("EXP", EXP.astype(np.uint16), "exp(-x) at multiples of 1/2"))
         return texts
 
     def _layer(self, name: str, layer: FixedLayer) -> list[str]:
@@ -150,6 +178,10 @@ class FixedSource:
         numbers = {"CODES": codes, "MULTIPLIERS": layer.multipliers.astype(np.uint16), "BIASES": layer.biases.astype(np.int16)}
         outputs, inputs = layer.codes.shape
         fields = f"{inputs}, {outputs}, {layer.step}, {layer.limit}, {layer.shift}, {layer.point}, {layer.fraction}"
+        if self._network.narrow:
+            multiples = layer.multipliers // max(layer.unit, 1)
+            numbers = {"CODES": codes, "ROWS": (layer.biases * 16 + np.maximum(multiples, 1) - 1).astype(np.int16)}
+            fields = f"{layer.unit}, {fields}"
         pointers = ", ".join(f"{name}_{field}" for field in numbers)
         return [
             *(array(f"{name}_{field}", values) for field, values in numbers.items()),
@@ -170,38 +202,50 @@ class FixedSource:
         numbers = [normalization for part, normalization in pairs if normalization is not None and not part.sizes]
         wide = {normalization.mean.dtype == np.float64 for normalization in numbers}
         wide |= {False for part, normalization in pairs if normalization is None and not are_bytes(part)}
-        texts = [TO_FIXED.format(name="to_fixed_double" if one else "to_fixed", type="double" if one else "float") for one in sorted(wide)]
+        texts = [
+            TO_FIXED.format(name="to_fixed_double", type="double", bound=double(FAR))
+            if one
+            else TO_FIXED.format(name="to_fixed", type="float", bound=number(FAR))
+            for one in sorted(wide)
+        ]
         texts.append(self._unit())
         elu = self._hidden and folded.activation == "elu"
-        if (self._hidden and folded.activation != "silu") or folded.memory is not None:
+        if self._hidden or folded.memory is not None:
             texts.append(ROUNDED)
         if self._has_tanh or elu:
-            texts.append(LOOKED_UP.format(entries=2**TABLE_STEP, step=TABLE_STEP))
+            texts.append(DISTANCE)
         if self._has_tanh:
-            texts.append(TANGENT.format(last=len(TANH) - 1))
+            texts.append(TANGENT.format(count=len(TANH)))
+        if elu:
+            texts.append(VANISHING.format(count=len(EXP)))
         if folded.memory is not None or (self._hidden and folded.activation == "silu"):
             texts.append(SIGMOID)
         if self._hidden:
-            texts.append(DENSE.format(activated=ACTIVATED[folded.activation].format(last=len(EXP) - 1)))
+            texts.append(DENSE.format(activated=ACTIVATED[folded.activation]))
         if folded.memory is not None:
             drop, point = UNIT - network.hidden, network.gates[0].point
             texts.append(REMEMBER.format(units=folded.memory.units, drop=drop, point=point))
         return texts
 
     def _unit(self) -> str:
+        scaled = NARROW_SCALED if self._network.narrow else WIDE_SCALED
         if self._bits == 8:
-            return UNIT_OF_BYTES
+            return UNIT_OF_BYTES.format(scaled=scaled)
         field = 2 if self._bits == 2 else 4
         each, mask, half = 8 // field, 2**field - 1, 2 ** (field - 1)
         sums = "\n".join(f"        sum += in[{k}] * (((fields >> {k * field}) & {mask}) - {half});" for k in range(each))
-        return UNIT_OF_FIELDS.format(each=each, field=field, mask=mask, half=half, sums=sums)
+        return UNIT_OF_FIELDS.format(each=each, field=field, mask=mask, half=half, sums=sums, scaled=scaled)
 
     def vector(self, name: str, argument: Argument, normalization: Normalization) -> tuple[list[str], str]:
         """Tables, and the feature ``i`` of a value ``x``."""
-        wide = normalization.mean.dtype == np.float64
-        tables = [array(f"{name}_MEAN", normalization.mean), array(f"{name}_FACTOR", self._network.factors(normalization))]
-        value = f"(({'double' if wide else 'float'})x - {name}_MEAN[i]) * {name}_FACTOR[i]"
-        return tables, f"{'to_fixed_double' if wide else 'to_fixed'}({value}, {self._network.limit})"
+        network = self._network
+        if normalization.mean.dtype == np.float64:
+            tables = [array(f"{name}_MEAN", normalization.mean), array(f"{name}_FACTOR", network.factors(normalization))]
+            return tables, f"to_fixed_double(((double)x - {name}_MEAN[i]) * {name}_FACTOR[i], 0, {network.limit})"
+        short = network.short_factors(normalization)
+        tables = [array(f"{name}_FACTOR", short.codes), array(f"{name}_MEAN", narrowest(short.means))]
+        factor = f"((float)((uint32_t)({name}_FACTOR[i] >> 4) << ({name}_FACTOR[i] & 15)) * {number(2.0**short.common)})"
+        return tables, f"to_fixed((float)x * {factor}, {name}_MEAN[i], {network.limit})"
 
     def one_hot(self, name: str, normalization: Normalization) -> tuple[list[str], str, str]:
         """Tables, and the feature ``i`` of a component that has, or has not, the value that it stands for."""
@@ -214,7 +258,7 @@ class FixedSource:
         assert fraction is not None
         if are_bytes(self._folded.inputs[part]):
             return pixel
-        return f"to_fixed((float){pixel} * {number(2.0 ** (fraction + 1))}, {self._network.pixel_limit(part)})"
+        return f"to_fixed((float){pixel} * {number(2.0 ** (fraction + 1))}, 0, {self._network.pixel_limit(part)})"
 
     def reads_directly(self, part: Input, argument: Argument, normalization: Normalization) -> bool:
         """Whether the first layer can read the raw input."""

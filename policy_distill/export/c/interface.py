@@ -97,7 +97,8 @@ RESERVED = frozenset(
         "sigmoid",
         "remember",
         "forbid",
-        "looked_up",
+        "distance_from",
+        "vanishing",
         "to_fixed",
         "to_fixed_double",
     ]

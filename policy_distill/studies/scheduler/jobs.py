@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from policy_distill.config import DistillConfig, EngineConfig, RequestError
-from policy_distill.evaluation.certify import sha256
 from policy_distill.pipeline.distill import distill_or_resume
 from policy_distill.studies.scheduler.children import Child, ChildDied
 from policy_distill.support.files import write_json
 from policy_distill.support.progress import Display
-from policy_distill.support.untrusted import read_json
+from policy_distill.support.untrusted import read_json, sha256
 from policy_distill.teachers import find_agent
 
 RECORD = "job.json"

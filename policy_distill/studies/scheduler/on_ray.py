@@ -18,7 +18,6 @@ from typing import Any
 
 from policy_distill.config import EngineConfig, RequestError
 from policy_distill.config.printable import one_line
-from policy_distill.evaluation.certify import sha256
 from policy_distill.evaluation.machines import Machine, this_machine
 from policy_distill.pipeline import checkpoint
 from policy_distill.pipeline.distill import remove_results
@@ -27,7 +26,7 @@ from policy_distill.studies.scheduler.jobs import Outcome, StudyJob, files_of, o
 from policy_distill.studies.scheduler.parcels import Parcel, relative, with_paths
 from policy_distill.support.files import writable_folder
 from policy_distill.support.ray_cluster import connected
-from policy_distill.support.untrusted import reason
+from policy_distill.support.untrusted import reason, sha256
 
 
 @dataclass(frozen=True)

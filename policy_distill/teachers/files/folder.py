@@ -12,7 +12,7 @@ from typing import Any
 
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec, data_dir
-from policy_distill.support.untrusted import refuse_damage
+from policy_distill.support.untrusted import refuse_damage, sha256
 from policy_distill.teachers.algorithms import ALGORITHMS
 from policy_distill.teachers.files.not_agents import holds_agent, what_the_folder_is
 from policy_distill.teachers.files.saved_config import (
@@ -63,6 +63,19 @@ def shipped_agents() -> list[str]:
     return sorted({f"{folder.parent.name}/{_without_run(folder.name)}" for folder in folders})
 
 
+def shipped_name(path: str | Path | None) -> str | None:
+    """The name by which a shipped agent's zip, or its copy in folders of the same names, is found on every machine; None of any other."""
+    zip_path = Path(path or "").resolve()
+    if not zip_path.is_file() or len(zip_path.parts) < 4:
+        return None
+    algo, run = zip_path.parts[-3:-1]
+    for name in (f"{algo}/{_without_run(run)}", f"{algo}/{run}"):
+        found = _shipped_zip(name)
+        if found is not None and found.name == zip_path.name and sha256(found) == sha256(zip_path):
+            return name
+    return None
+
+
 def find_agent(name_or_path: str | Path, *, normalization: str | None = None) -> AgentFiles:
     """Locate an agent: a path, else the name of a shipped one (``ppo/LunarLander-v3``, the newest run of it).
 
@@ -101,17 +114,22 @@ def _find(name: str, normalization: str | None) -> AgentFiles:
 
 
 def _shipped(name: str, normalization: str | None) -> AgentFiles:
-    root, parts = agents_dir(), Path(name).parts
-    if len(parts) == 2 and ".." not in parts:
-        algo, env = parts
-        runs = [folder for folder in root.glob("*/*") if folder.parent.name == algo and env in (folder.name, _without_run(folder.name))]
-        for folder in sorted(runs, key=_run_number, reverse=True):
-            if zip_path := _zip_in(folder):
-                return _agent(zip_path, normalization)
+    if zip_path := _shipped_zip(name):
+        return _agent(zip_path, normalization)
     known = shipped_agents()
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
     hint = f"shipped agents nearest to it: {', '.join(near)}" if near else "name an agent's folder or its .zip"
     raise RequestError(f"{name} is neither a file, a folder, nor an agent that ships with the project; {hint}")
+
+
+def _shipped_zip(name: str) -> Path | None:
+    """The zip of the shipped agent ``ALGO/ENV``, of its newest run, or of ``ALGO/ENV_1``."""
+    parts = Path(name).parts
+    if len(parts) != 2 or ".." in parts:
+        return None
+    algo, env = parts
+    runs = [folder for folder in agents_dir().glob("*/*") if folder.parent.name == algo and env in (folder.name, _without_run(folder.name))]
+    return next((found for folder in sorted(runs, key=_run_number, reverse=True) if (found := _zip_in(folder))), None)
 
 
 def _zip_in(folder: Path) -> Path | None:

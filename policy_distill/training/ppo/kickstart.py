@@ -194,6 +194,7 @@ def ppo_on(student: Student, teacher: Teacher, objective: Objective, config: Pol
         hidden_sizes=CRITIC_SIZES,
         action_units=None,
         bits=None,
+        pruning=None,
         channels=tuple(max(channels, CRITIC_CHANNELS) for channels in student.architecture.channels),
         memory=student.architecture.memory and max(student.architecture.memory, CRITIC_MEMORY),
     )

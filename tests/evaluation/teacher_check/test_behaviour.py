@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from policy_distill.config import LossConfig
 from policy_distill.evaluation.teacher_check.behaviour import Behaviour, has_distribution, judge, observe, targets_of
+from policy_distill.losses.objective import resolve_kind
 from policy_distill.policies.actions import ActionTargets, Box
 from policy_distill.policies.families import Categorical
 from policy_distill.teachers import ObservationNormalization, Teacher
@@ -115,6 +117,15 @@ def test_a_gaussian_s_mean_beyond_a_bound_counts_as_clipped_and_its_reaction_is_
     assert found.reaction == 1.0  # from one bound to the other: -1 and 1 in box units
 
 
+@pytest.mark.parametrize(("squashed", "compares"), [(False, "means beyond the bound"), (True, "no error beyond a bound")])
+def test_what_the_default_loss_makes_of_clipped_actions_is_said(squashed, compares):
+    targets = ActionTargets({"mean": torch.full((2, 2), 9.0), "log_std": torch.zeros(2, 2)}, torch.tensor([[6.0, 1.0], [6.0, 1.0]]))
+    teacher = gaussian_teacher(squashed=squashed)
+    assert resolve_kind(LossConfig(), teacher.family) == ("regression" if squashed else "kl")
+    (finding,) = [one for one in judge(observe(teacher, np.zeros((2, 3), np.float32), targets)) if one.topic == "clipped_actions"]
+    assert compares in finding.fix
+
+
 @pytest.mark.parametrize(("log_std", "reaction"), [(0.0, 0.01), (1.0, 0.01), (math.log(0.02), 0.5)])
 def test_bounds_far_wider_than_the_actions_are_not_the_scale(log_std, reaction):
     """Means of -0.01 and 0.01 are 0.01 of half the range, and half a standard deviation of 0.02."""
@@ -124,10 +135,10 @@ def test_bounds_far_wider_than_the_actions_are_not_the_scale(log_std, reaction):
     assert observe(gaussian_teacher(), np.zeros((2, 3), np.float32), targets).reaction == pytest.approx(reaction, rel=1e-4)
 
 
-def gaussian_teacher() -> Teacher:
+def gaussian_teacher(*, squashed: bool = False) -> Teacher:
     bounds = ActionBounds(Box.from_space(Push().action_space))  # type: ignore[arg-type]
     network = GaussianNetwork(
-        torch.nn.Identity(), torch.nn.Linear(3, 2), ConstantSpread(torch.zeros(2)), bounds, squashed=False, spread_acts=False
+        torch.nn.Identity(), torch.nn.Linear(3, 2), ConstantSpread(torch.zeros(2)), bounds, squashed=squashed, spread_acts=False
     )
     return Teacher(network, Push.observation_space, Push().action_space, algo="test")
 

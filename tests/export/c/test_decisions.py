@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from policy_distill.export import c, npz
+from policy_distill.export.c import fixed
 from policy_distill.export.c.fixed import FixedNetwork
 from policy_distill.export.c.floating import FloatNetwork
 from policy_distill.export.folded import Dense, Folded, Normalization
@@ -108,7 +109,9 @@ def test_no_sum_leaves_its_31_bits_whatever_the_input(name, bits):
         scaled = (sums * layer.multipliers >> layer.shift) + np.abs(layer.biases) * layer.step
         assert scaled.max() < 2**30
         assert layer.multipliers.max() < 2**16
-        assert np.abs(layer.biases).max() < 2**15
+        assert np.abs(layer.biases).max() < (2**11 if network.narrow else 2**15)
+        if network.narrow:  # a scale has 4 bits
+            assert set(layer.multipliers.tolist()) <= {layer.unit * multiple for multiple in range(17)}
         assert layer.point > layer.fraction or not layer.limit
 
 
@@ -125,6 +128,54 @@ def test_a_wide_layer_limits_its_inputs_until_its_sums_fit():
     _, outputs, _ = network(seen, np.zeros((1, 0), np.float32))
     step = 2.0**-network.features
     np.testing.assert_allclose(outputs, 0.5 * count * 845 * step, rtol=1e-3)
+
+
+@needs_compiler
+def test_a_student_that_was_trained_through_the_rounding_keeps_its_weights_exactly(tmp_path):
+    trained = with_rounded_weights(folded_of("tanh"), 8)
+    numbers = c.measure(trained, visited_of("tanh"))
+    for folded, narrow in ((trained, False), (folded_of("tanh"), True)):
+        network = FixedNetwork(folded, 8, numbers["ranges"])
+        assert network.narrow == narrow
+        for layer, exact in zip(network.layers, folded.layers, strict=True):
+            scales = np.abs(exact.weight).max(1) / np.abs(layer.codes).max(1)
+            error = np.abs(layer.codes * scales[:, None] - exact.weight).max()
+            assert (error <= 1e-6) != narrow
+    c.write(trained, tmp_path, numbers, bits=8)
+    runner, reference, visited = c.load(tmp_path, trained), c.reference(trained, numbers, 8), visited_of("tanh", seed=1)
+    for one, other in zip(runner(visited.seen, visited.states), reference(visited.seen, visited.states), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4, 2])
+@pytest.mark.parametrize("name", ["vector", "memory", "image_in_parts"])
+def test_a_weight_of_zero_stays_zero(name, bits):
+    def zeroed(weight: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(weight) < np.median(np.abs(weight)), np.float32(0), weight)
+
+    plain = folded_of(name)
+    folded = dataclasses.replace(plain, layers=tuple(Dense(zeroed(layer.weight), layer.bias) for layer in plain.layers))
+    network = c.reference(folded, numbers_of(name), bits)
+    weights = (
+        [layer.codes for layer in network.layers]
+        if isinstance(network, FixedNetwork)
+        else [layer.weight for layer in network.folded.layers]
+    )
+    for weight, layer in zip(weights, folded.layers, strict=True):
+        assert not weight[layer.weight == 0].any()
+        assert (layer.weight == 0).sum() == layer.weight.size // 2
+    assert folded.nonzero_params == plain.params - sum(layer.weight.size // 2 for layer in plain.layers)
+
+
+def test_the_curves_of_fixed_point_are_close_everywhere():
+    for point in (4, 10, 15, 20):  # steps of 2**-point
+        values = np.arange(-9 << point, 9 << point, max((18 << point) // 100_000, 1))
+        exact = values / 2**point
+        assert np.abs(fixed.tanh(values, point) - 2**15 * np.tanh(exact)).max() <= 6
+        assert np.abs(fixed.sigmoid(values, point) - 2**16 / (1 + np.exp(-exact))).max() <= 6
+        below = np.abs(values)
+        assert np.abs(fixed.vanishing(below, point) + 2**15 * np.expm1(-np.abs(exact))).max() <= 6
+    assert fixed.tanh(np.zeros(1, np.int64), 12)[0] == fixed.vanishing(np.zeros(1, np.int64), 12)[0] == 0
 
 
 @needs_compiler

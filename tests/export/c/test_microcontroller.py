@@ -53,7 +53,7 @@ def test_a_decision_that_differs_stops_it(tmp_path):
     written("tanh", tmp_path, 8)
     source = tmp_path / "policy.c"
     lines = source.read_text().splitlines()
-    first = next(index for index, line in enumerate(lines) if "LAYER_2_BIASES[" in line) + 1
+    first = next(index for index, line in enumerate(lines) if "LAYER_2_ROWS[" in line) + 1
     lines[first] = lines[first].replace(lines[first].split(",")[0].strip(), "31000", 1)
     source.write_text("\n".join(lines) + "\n")
     result = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True, check=False)

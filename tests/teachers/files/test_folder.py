@@ -309,3 +309,29 @@ def test_settings_are_found_behind_a_symbolic_link(tmp_path):
     assert files.algo == "ppo"
     assert files.env is not None
     assert files.vecnormalize_path == run / "LunarLander-v2" / "vecnormalize.pkl"
+
+
+def test_a_shipped_agent_has_the_name_that_finds_its_file():
+    for name in shipped_agents():
+        assert folder.shipped_name(find_agent(name).zip_path) == name
+    assert folder.shipped_name(None) is None
+
+
+def test_a_name_is_that_of_the_newest_run_and_another_run_has_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "agents_dir", lambda: tmp_path / "agents")
+    places = {
+        "agents/ppo/World-v0_1": "ppo/World-v0_1",
+        "agents/ppo/World-v0_2": "ppo/World-v0",
+        "World-v0_2": None,
+        "copy/a2c/World-v0_2": None,
+    }
+    for place in places:
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "World-v0.zip").write_text(place)
+    assert [folder.shipped_name(tmp_path / place / "World-v0.zip") for place in places] == list(places.values())
+    copy = tmp_path / "copy" / "ppo" / "World-v0_2" / "World-v0.zip"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("another agent")
+    assert folder.shipped_name(copy) is None
+    copy.write_text("agents/ppo/World-v0_2")
+    assert folder.shipped_name(copy) == "ppo/World-v0"
