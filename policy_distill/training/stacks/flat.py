@@ -42,7 +42,18 @@ class FlatParameters:
         self.gradient = torch.zeros_like(self.flat)
         self._offset = 0
         self._leaves: list[tuple[Tensor, Tensor]] = []
+        self._layout: list[tuple[int, int, int]] = []
+        """Rows and columns of each window that is not a leaf, and its number of rows that are weights; the others are biases."""
         self._rounded: list[tuple[Tensor, Tensor]] = []
+
+    def matrices_of(self, flat: Tensor) -> list[Tensor]:
+        """Each layer's weights ``[K, m, n]`` without its biases, as views of a tensor like ``flat``."""
+        windows = flat.split([rows * columns for rows, columns, _ in self._layout] + [flat.shape[1] - self.architecture.params], dim=1)
+        return [
+            window.unflatten(1, (rows, columns))[:, :weights]
+            for window, (rows, columns, weights) in zip(windows, self._layout, strict=False)
+            if weights
+        ]
 
     def _windows(self, *shape: int) -> tuple[Tensor, Tensor]:
         """The next views ``[K, *shape]`` into ``flat`` and ``gradient``."""
