@@ -310,7 +310,7 @@ def read_extra_states(
 
 
 def choose_activation(name: str, teacher: Teacher, *, has_convolutions: bool) -> str:
-    """The student's activation; ``auto`` is silu with convolutions, else the teacher's, with which students fit better (docs/defaults.md)."""
+    """The student's activation; ``auto`` is silu with convolutions, else the teacher's (docs/defaults.md)."""
     if name != "auto":
         return name
     if has_convolutions:
