@@ -53,7 +53,7 @@ class StudentConfig:
     """Output channels of the convolutions for each image; () flattens images. Left out: bytes from 0 to 255 with three axes are read as
     images, and the channels follow from ``compression``."""
     activation: Literal["auto", "relu", "tanh", "elu", "silu"] = "auto"
-    """Activation function between the layers. ``auto``: the teacher's own if it is one of these, else relu."""
+    """Activation function between the layers. ``auto``: silu with convolutions, else the teacher's own if it is one of these, else relu."""
     same: bool = False
     """Use the teacher's own architecture (a born-again network), without compression. Short form: ``--student same``."""
     memory: Literal["none", "gru"] = "none"

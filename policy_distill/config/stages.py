@@ -99,8 +99,11 @@ class TrainConfig:
     batch_size: int | None = None
     """Transitions per gradient step. Left out: 512; 128 with convolutions and no memory, since a step's time is then proportional to it
     and the number of steps matters more."""
+    optimizer: Literal["adam", "muon"] | None = None
+    """``adam``, or ``muon`` for weight matrices and Adam for the rest. Left out: Adam; Muon with convolutions and no memory, whose loss
+    it lowers further in as many steps (docs/results.md)."""
     learning_rate: float = 1e-2
-    """Initial learning rate of Adam; it decays to zero along a half cosine over the run."""
+    """Initial learning rate; it decays to zero along a half cosine over the run."""
     average_decay: float = 0.999
     """Decay per step of the exponential moving average of the weights, which is the student that acts and is exported; 0: no average."""
     members: int | None = None
@@ -131,7 +134,12 @@ class TrainConfig:
         """Transitions per gradient step of students that read single images, or of all others."""
         return self.batch_size or (128 if single_images else 512)
 
+    def optimizer_of(self, *, single_images: bool) -> str:
+        """Optimiser of students that read single images, or of all others."""
+        return self.optimizer or ("muon" if single_images else "adam")
+
     def __post_init__(self) -> None:
+        require(self.optimizer is None or self.optimizer in ("adam", "muon"), "train.optimizer", self.optimizer, "adam or muon")
         require(self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
         require(self.batch_size is None or self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
         require(self.members is None or self.members >= 1, "train.members", self.members, ">= 1")

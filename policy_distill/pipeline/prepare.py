@@ -158,12 +158,13 @@ def choose_architecture(
     Raises:
         RequestError: if the given sizes contradict each other or do not determine the student's size.
     """
-    activation = choose_activation(config.activation, teacher)
-    linear = Architecture(teacher.observation_space, teacher.action_space, (), activation, view=view, columns=columns)
+    linear = Architecture(teacher.observation_space, teacher.action_space, (), view=view, columns=columns)
     linear = dataclasses.replace(linear, bits=config.bits, pruning=config.pruning)
     sizes, channels = config.hidden_sizes, config.channels
     strides: tuple[int, ...] = ()
     images = images_in(linear.seen_space, convolved=convolves(teacher.network))
+    has_convolutions = bool(images if channels is None else channels) and not config.same
+    linear = dataclasses.replace(linear, activation=choose_activation(config.activation, teacher, has_convolutions=has_convolutions))
     if config.memory != "none":
         linear = dataclasses.replace(linear, memory=config.memory_size or USUAL_MEMORY)
         if config.memory_size and sizes is None:
@@ -309,10 +310,12 @@ def read_extra_states(
     return states, tuple(notices)
 
 
-def choose_activation(name: str, teacher: Teacher) -> str:
-    """The student's activation; ``auto`` is the teacher's, which a student with the same one fits better (docs/defaults.md)."""
+def choose_activation(name: str, teacher: Teacher, *, has_convolutions: bool) -> str:
+    """The student's activation; ``auto`` is silu with convolutions, else the teacher's (docs/defaults.md)."""
     if name != "auto":
         return name
+    if has_convolutions:
+        return "silu"
     of_teacher = str(teacher.describe()["activation"]).lower()
     return of_teacher if of_teacher in ACTIVATIONS else "relu"
 

@@ -21,8 +21,8 @@ from policy_distill.support.sampling import evenly
 from policy_distill.support.trees import leaves, on_cpu, rows
 from policy_distill.training.batches import Batches
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.recurrent_stack import Sequences
 from policy_distill.training.stacks import Stack
+from policy_distill.training.stacks.recurrent import Sequences
 
 CHUNK, CHUNK_NUMBERS = 16_384, 2**26
 """Maximum number of rows in one forward pass of a student, and of elements in their observations."""

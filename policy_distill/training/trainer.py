@@ -20,11 +20,11 @@ from policy_distill.policies.architecture import layer_names
 from policy_distill.policies.divergences import bounded_error
 from policy_distill.policies.student import Student
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.flat import share_at
+from policy_distill.training.optimizers import Adam, Muon, Optimizer
 from policy_distill.training.sequences import batches_of, sampled_outputs
 from policy_distill.training.stacks import Pass, Stack
+from policy_distill.training.stacks.flat import share_at
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 HELD_OUT_ROWS, HELD_OUT_NUMBERS = 8192, 2**25
 """Maximum number of rows for validation losses, and maximum number of elements of their observations."""
 REPORTS = 20
@@ -49,7 +49,7 @@ class TrainingReport:
 
 
 class Trainer:
-    """Adam on the flat parameters of a stack, with a cosine learning rate and an exponential moving average of the weights.
+    """Gradient steps on the flat parameters of a stack, with a cosine learning rate and an exponential moving average of the weights.
 
     Args:
         stack: the students, trained in place.
@@ -65,22 +65,18 @@ class Trainer:
         self.stack, self.objective, self.config = stack, objective, config
         self.generators = generators
         rates = [member.learning_rate or config.learning_rate for member in varied]
-        self._rates = stack.flat.new_tensor(rates)[:, None] if any(rate != config.learning_rate for rate in rates) else None
-        """``[K, 1]`` if the members' learning rates differ."""
+        differ = stack.flat.new_tensor(rates)[:, None] if any(rate != config.learning_rate for rate in rates) else None
+        kind = config.optimizer_of(single_images=stack.architecture.reads_single_images)
+        self._optimizer: Optimizer = (Muon if kind == "muon" else Adam)(stack, config.learning_rate, differ)
         self.gradient_steps = 0
         self._segment = (0, 0.0, config.gradient_steps)
         """Step and progress at the start of the schedules' current segment, and its number of steps; see ``finish_in``."""
         self.averaged = stack.flat.clone()
-        self._first_moment = torch.zeros_like(stack.flat)
-        self._second_moment = torch.zeros_like(stack.flat)
-        self._change = torch.zeros_like(stack.flat) if self._rates is not None else stack.flat.new_empty(0)
-        self._steps = torch.zeros((), device=stack.flat.device)
-        """``gradient_steps`` as a tensor, for Adam."""
         self._batch_size = config.batch_size_of(single_images=stack.architecture.reads_single_images)
         self._activations: Pass = stack.buffers(self._batch_size)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that later steps depend on, besides the arguments: weights, averages, Adam's moments, generators and schedule."""
+        """All that later steps depend on, besides the arguments: weights, averages, the optimiser's state, generators and schedule."""
         return {
             **self._tensors,
             "generators": torch.stack([generator.get_state() for generator in self.generators]),
@@ -104,8 +100,7 @@ class Trainer:
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
-        moments = {"first_moment": self._first_moment, "second_moment": self._second_moment}
-        return {"weights": self.stack.flat.detach(), "averaged": self.averaged, **moments}
+        return {"weights": self.stack.flat.detach(), "averaged": self.averaged, **self._optimizer.tensors}
 
     @property
     def learning_rate(self) -> float:
@@ -201,25 +196,12 @@ class Trainer:
         return {**gradient.values(), **(of_layers.values() if of_layers else {})}
 
     def _update(self, divisor: float = 1.0) -> None:
-        """Adam (Kingma & Ba 2015, algorithm 1) on the flat tensors, then the moving average.
-
-        Args:
-            divisor: ratio of the stack's gradient to the loss's gradient, the same in all steps of a trainer. Adam's step does not depend
-                on the gradient's scale if epsilon is scaled too.
-        """
-        stack, learning_rate = self.stack, self.learning_rate
+        """A step of the optimiser (see ``Optimizer`` for ``divisor``), then of the moving average."""
+        learning_rate = self.learning_rate
         self.gradient_steps += 1
-        # If learning rates differ, Adam's step is taken from zero with learning rate 1, and scaled for each member.
-        target = stack.flat if self._rates is None else self._change.zero_()
-        torch._fused_adam_(
-            [target], [stack.gradient], [self._first_moment], [self._second_moment], [], [self._steps.fill_(self.gradient_steps)],
-            lr=learning_rate if self._rates is None else 1.0, beta1=BETA1, beta2=BETA2, weight_decay=0.0, eps=EPSILON * divisor,
-            amsgrad=False, maximize=False,
-        )  # fmt: skip
-        if self._rates is not None:
-            stack.flat.addcmul_(self._change, self._rates, value=learning_rate / self.config.learning_rate)
+        self._optimizer.step(self.gradient_steps, learning_rate, divisor)
         decay = min(self.config.average_decay, (1 + self.gradient_steps) / (10 + self.gradient_steps))
-        self.averaged.lerp_(stack.flat, 1 - decay)
+        self.averaged.lerp_(self.stack.flat, 1 - decay)
 
     def student(self, member: int = 0) -> Student:
         """A student with the averaged weights of one member."""

@@ -17,7 +17,7 @@ from policy_distill.policies.student import Student
 from policy_distill.support.trees import Tree, blocks, leaves, on_cpu
 from policy_distill.teachers import Teacher
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks.analytic import StudentStack
 from policy_distill.training.trainer import HELD_OUT_ROWS, Trainer
 
 CHUNK = 8192

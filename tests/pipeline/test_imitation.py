@@ -24,7 +24,7 @@ from policy_distill.rollouts.collect import Exploration
 from policy_distill.rollouts.episodes import evaluation_seeds, merge
 from policy_distill.rollouts.transitions import Transitions
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks.analytic import StudentStack
 from policy_distill.training.trainer import Trainer
 from tests.small_worlds import BANDIT, bandit_teacher, generator, labelled, rows_of, walk_teacher
 from tests.stand_ins import FIRST_SEED, STEPS, Recorder, Table, episodes, run_of

@@ -17,10 +17,10 @@ from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.families import family_of
 from policy_distill.policies.observations import encode_observations
 from policy_distill.training import batches, sequences
-from policy_distill.training.autograd_stack import AutogradStack
 from policy_distill.training.batches import CHUNK_STEPS, Batches, draw_shifts, shifted
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks.analytic import StudentStack
+from policy_distill.training.stacks.autograd import AutogradStack
 from tests.small_worlds import generator, labelled
 
 ROWS = 90

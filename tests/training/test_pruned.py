@@ -15,9 +15,9 @@ from policy_distill.policies.architecture import Architecture
 from policy_distill.policies.families import family_of
 from policy_distill.policies.quantization import rounded_weight
 from policy_distill.support.trees import map_leaves, to_tensors
-from policy_distill.training.flat import pruned, share_at
-from policy_distill.training.stack import StudentStack
 from policy_distill.training.stacks import stack_of
+from policy_distill.training.stacks.analytic import StudentStack
+from policy_distill.training.stacks.flat import pruned, share_at
 from policy_distill.training.trainer import Trainer
 from tests.export.kinds import ARCHITECTURES, observations_of
 from tests.training.test_quantized import BATCH, MEMBERS, outputs_of

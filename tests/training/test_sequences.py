@@ -20,9 +20,9 @@ from policy_distill.policies.student import Student
 from policy_distill.rollouts.collect import Collector
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.recurrent_stack import RecurrentStack, Sequences
 from policy_distill.training.sequences import SequenceBatches, all_outputs, sampled_outputs
 from policy_distill.training.stacks import stack_of
+from policy_distill.training.stacks.recurrent import RecurrentStack, Sequences
 from policy_distill.training.trainer import Trainer
 from tests.small_worlds import RECALL, RECALL_CUES, Recall, generator, labelled, recurrent_student
 from tests.stateful import RecallTeacher

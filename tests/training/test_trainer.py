@@ -30,7 +30,7 @@ from policy_distill.policies.families import DiagGaussian, Family, family_of
 from policy_distill.policies.student import Student
 from policy_distill.training.batches import CHUNK_STEPS
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks.analytic import StudentStack
 from policy_distill.training.trainer import Trainer, TrainingReport
 from tests.small_worlds import generator, labelled, random_transitions, rows_of
 

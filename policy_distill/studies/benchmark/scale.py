@@ -31,7 +31,7 @@ from policy_distill.rollouts.transitions import Transitions
 from policy_distill.studies.benchmark.result import WIDTH
 from policy_distill.studies.benchmark.train import Task
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks.analytic import StudentStack
 from policy_distill.training.trainer import Trainer
 
 SIZES = (100_000, 1_000_000)

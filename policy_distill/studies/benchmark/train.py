@@ -26,7 +26,7 @@ from policy_distill.rollouts.transitions import Transitions
 from policy_distill.studies.benchmark.interleave import Ratio, interleave
 from policy_distill.studies.benchmark.result import Result
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks.analytic import StudentStack
 from policy_distill.training.trainer import Trainer
 
 STEPS = 2000

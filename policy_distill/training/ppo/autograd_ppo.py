@@ -14,9 +14,9 @@ from policy_distill.policies.student import Student
 from policy_distill.rollouts.ppo_rollouts import Ended, RolloutEnv
 from policy_distill.support import trees
 from policy_distill.support.trees import Tree
-from policy_distill.training.autograd_stack import AutogradStack, Pass
 from policy_distill.training.ppo.ppo import PPO, Batch, Evaluated
-from policy_distill.training.recurrent_stack import RecurrentStack, Sequences
+from policy_distill.training.stacks.autograd import AutogradStack, Pass
+from policy_distill.training.stacks.recurrent import RecurrentStack, Sequences
 
 CHUNK = 2**24
 """Maximum number of elements of the observations in one pass over a rollout."""

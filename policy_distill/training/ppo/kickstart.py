@@ -30,12 +30,12 @@ from policy_distill.policies.student import Student
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.support.trees import Tree
 from policy_distill.teachers import Teacher
-from policy_distill.training.autograd_stack import AutogradStack
 from policy_distill.training.ppo.autograd_ppo import AutogradPPO, RecurrentPPO
 from policy_distill.training.ppo.ppo import PPO
 from policy_distill.training.ppo.vector_ppo import VectorPPO
-from policy_distill.training.stack import StudentStack
 from policy_distill.training.stacks import stack_of
+from policy_distill.training.stacks.analytic import StudentStack
+from policy_distill.training.stacks.autograd import AutogradStack
 
 CRITIC_SIZES, CRITIC_CHANNELS, CRITIC_MEMORY = (64, 64), 16, 64
 """The value network, which is not part of the student: its hidden sizes, and the minimum number of channels of its convolutions and units

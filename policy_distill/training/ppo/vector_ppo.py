@@ -15,7 +15,7 @@ from policy_distill.policies.observations import encode_observations
 from policy_distill.rollouts.ppo_rollouts import Ended, RolloutEnv
 from policy_distill.support import trees
 from policy_distill.training.ppo.ppo import PPO, Batch, Evaluated
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks.analytic import StudentStack
 
 
 class VectorPPO(PPO[StudentStack]):

@@ -38,7 +38,7 @@ from policy_distill.training.ppo.ppo import (
     surrogate_slope,
 )
 from policy_distill.training.ppo.vector_ppo import VectorPPO
-from policy_distill.training.stack import StudentStack
+from policy_distill.training.stacks.analytic import StudentStack
 from tests.small_worlds import WORLDS, random_student
 
 SPACES = {

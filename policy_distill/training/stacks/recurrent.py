@@ -11,7 +11,7 @@ from torch import Tensor
 from policy_distill.environments.action_masks import MASK
 from policy_distill.policies.memories import Gru, scan
 from policy_distill.support.trees import Tree, flattened, leaves, rows
-from policy_distill.training.autograd_stack import AutogradStack
+from policy_distill.training.stacks.autograd import AutogradStack
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.encoders import Encoder
 from policy_distill.policies.student import Student
 from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, rows
-from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
+from policy_distill.training.stacks.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
 
 
 @dataclass
@@ -69,6 +69,7 @@ class AutogradStack(FlatParameters):
         self._students = [self._new_student().to(device) for _ in generators]
         parameters, self._slopes = (tensor[:, : architecture.params] for tensor in (self.flat, self.gradient))
         self._offset = architecture.params
+        self._layout = [_layout(parameter) for parameter in self._students[0].parameters()]
         self._make_leaves(projections)
         for index, (student, generator) in enumerate(zip(self._students, generators, strict=True)):
             last, memory = student.linears[-1].weight, set(map(id, student.memory.parameters() if student.memory else ()))
@@ -194,6 +195,12 @@ def _views(student: Student, row: Tensor) -> Iterator[Tensor]:
             yield window.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
         else:
             yield window.view(shape[::-1]).mT if len(shape) == 2 else window
+
+
+def _layout(parameter: Tensor) -> tuple[int, int, int]:
+    """Rows and columns of the parameter's window, see ``_views``, and its number of rows that are weights."""
+    rows = parameter.shape[0 if parameter.ndim == 4 else -1]
+    return rows, parameter.numel() // rows, rows if parameter.ndim > 1 else 0
 
 
 def _first_weights(like: Tensor, gain: float, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from policy_distill.policies.architecture import ACTIVATIONS, Architecture
-from policy_distill.training.stack import NARROW, SPLIT, Activations, StudentStack
+from policy_distill.training.stacks.analytic import NARROW, SPLIT, Activations, StudentStack
 from tests.small_worlds import ACTED, SEEN, generator
 
 sizes = st.lists(st.integers(1, 6), max_size=3).map(tuple)

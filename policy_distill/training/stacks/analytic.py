@@ -17,7 +17,7 @@ from policy_distill.environments.action_masks import mask_sizes
 from policy_distill.policies.architecture import Architecture, layer_names
 from policy_distill.policies.observations import encode_observations
 from policy_distill.policies.student import Student
-from policy_distill.training.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
+from policy_distill.training.stacks.flat import HIDDEN_GAIN, OUTPUT_GAIN, FlatParameters, orthogonal
 
 NARROW = 10
 """Maximum number of rows for which MKL has a fast kernel over a long batch; one more row takes up to ten times as long."""
@@ -119,6 +119,7 @@ class StudentStack(FlatParameters):
         widths = architecture.widths
         super().__init__(architecture, len(generators), mean.device, projections)
         layers = [self._windows(width_in + 1, width_out) for width_in, width_out in itertools.pairwise(widths)]
+        self._layout = [(width_in + 1, width_out, width_in) for width_in, width_out in itertools.pairwise(widths)]
         self.weights = [window for window, _ in layers]
         read, self._biases = self.weights, []
         if self._reads_others:

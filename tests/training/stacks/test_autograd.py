@@ -16,10 +16,10 @@ from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.architecture import ACTIVATIONS, Architecture
 from policy_distill.policies.encoders import Vectors
 from policy_distill.policies.families import family_of
-from policy_distill.training.autograd_stack import AutogradStack
 from policy_distill.training.dataset import Dataset
-from policy_distill.training.stack import StudentStack
 from policy_distill.training.stacks import Stack, stack_of
+from policy_distill.training.stacks.analytic import StudentStack
+from policy_distill.training.stacks.autograd import AutogradStack
 from policy_distill.training.trainer import Trainer
 from tests.small_worlds import ACTED, SEEN, generator, labelled, random_transitions
 

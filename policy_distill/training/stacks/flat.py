@@ -48,6 +48,17 @@ class FlatParameters:
         self.zeros = architecture.pruning or 0.0
         self._reads_others = architecture.bits is not None or architecture.pruning is not None
         self._read_as: list[tuple[Tensor, Tensor]] = []
+        self._layout: list[tuple[int, int, int]] = []
+        """Rows and columns of each window that is not a leaf, and its number of rows that are weights; the others are biases."""
+
+    def matrices_of(self, flat: Tensor) -> list[Tensor]:
+        """Each layer's weights ``[K, m, n]`` without its biases, as views of a tensor like ``flat``."""
+        windows = flat.split([rows * columns for rows, columns, _ in self._layout] + [flat.shape[1] - self.architecture.params], dim=1)
+        return [
+            window.unflatten(1, (rows, columns))[:, :weights]
+            for window, (rows, columns, weights) in zip(windows, self._layout, strict=False)
+            if weights
+        ]
 
     def _windows(self, *shape: int) -> tuple[Tensor, Tensor]:
         """The next views ``[K, *shape]`` into ``flat`` and ``gradient``."""

@@ -1,19 +1,14 @@
-"""Interface between a trainer and its students, and the choice of its implementation."""
+"""Interface between a trainer and its students."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from policy_distill.policies.architecture import Architecture
-from policy_distill.policies.encoders import Encoder, Vectors
 from policy_distill.policies.student import Student
-from policy_distill.training.autograd_stack import AutogradStack
-from policy_distill.training.recurrent_stack import RecurrentStack
-from policy_distill.training.stack import StudentStack
 
 
 class Pass(Protocol):
@@ -51,6 +46,10 @@ class Stack(Protocol):
         """Number of elements of one input."""
         ...
 
+    def matrices_of(self, flat: Tensor) -> list[Tensor]:
+        """Each layer's weights ``[K, m, n]`` without its biases, as views of a tensor like ``flat``."""
+        ...
+
     def inputs(self, steps: int, batch_size: int) -> Any:
         """Buffer for the inputs of S steps, for ``load``."""
         ...
@@ -74,18 +73,3 @@ class Stack(Protocol):
     def member(self, index: int, flat: Tensor | None = None) -> Student:
         """A copy of one member on the CPU; from ``flat`` ``[K, P]`` if given."""
         ...
-
-
-def stack_of(
-    architecture: Architecture,
-    encoder: Encoder,
-    *,
-    generators: list[torch.Generator],
-    projections: Sequence[tuple[int, int]] = (),
-) -> Stack:
-    """New students with the normalisation and device of ``encoder``: an analytic backward pass for vectors, else autograd."""
-    if architecture.memory:
-        return RecurrentStack(architecture, encoder, generators=generators, projections=projections)
-    if isinstance(encoder, Vectors):
-        return StudentStack(architecture, generators=generators, mean=encoder.mean, scale=encoder.scale, projections=projections)
-    return AutogradStack(architecture, encoder, generators=generators, projections=projections)
