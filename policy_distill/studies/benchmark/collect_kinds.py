@@ -166,7 +166,7 @@ def one_kind(kind: Kind, turns: int) -> Result:
     measured, limit = (float(np.median(spent[name])) * 1e6 for name in ("measured", "environment"))
     text = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     note = (
-        f"CPU time per step, {NUM_ENVS} environments in one process, {1e6 / measured:,.0f} steps/s; teacher of {teacher.params:,} parameters, "
-        f"student of {student.params:,}; limit: the environment alone; {text}"
+        f"CPU time per step, {NUM_ENVS} environments in one process, {1e6 / measured:,.0f} steps/s; "
+        f"teacher of {teacher.params:,} parameters, student of {student.params:,}; limit: the environment alone; {text}"
     )
     return Result("collect", kind.name, "", None, measured, limit, note, shares=shares)
