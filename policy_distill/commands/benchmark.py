@@ -30,6 +30,9 @@ def benchmark(arguments: Sequence[str]) -> int:
         "--sizes", type=list[int] | None, default=None,
         help="stage scale: dataset sizes in transitions; 10,000,000 need a minute and 0.6 GB both in memory and on disk (TMPDIR)",
     )  # fmt: skip
+    parser.add_argument(
+        "--device", type=str, default="cpu", help="stage train: cuda times the steps of students that read images or have a memory there"
+    )
     parser.add_display_arguments()
     options = parser.parse(arguments)
     if options.turns < 1:
@@ -38,6 +41,9 @@ def benchmark(arguments: Sequence[str]) -> int:
         raise RequestError(f"the stage {options.stage} uses no agents: leave --teachers out, or time {', '.join(AGENT_STAGES)}")
     if options.sizes is not None and options.stage != "scale":
         raise RequestError(f"the stage {options.stage} has no sizes: leave --sizes out, or time scale")
+    if options.device != "cpu" and options.stage != "train":
+        raise RequestError(f"the stage {options.stage} runs on the CPU: leave --device out, or time train")
+    from policy_distill.pipeline.prepare import choose_device
     from policy_distill.studies.benchmark.result import describe_machine, machine, table
     from policy_distill.support.threads import one_torch_thread
 
@@ -45,6 +51,8 @@ def benchmark(arguments: Sequence[str]) -> int:
     chosen: dict[str, Any] = {"teachers": Path(options.teachers)} if options.teachers is not None else {}
     if options.sizes is not None:
         chosen["sizes"] = options.sizes
+    if options.stage == "train":
+        chosen["device"] = choose_device(options.device).type
     facts = machine()
     with one_torch_thread():
         results = stage.run(options.turns, **chosen)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from policy_distill.commands.options.parser import Parser
+from policy_distill.commands.options.parser import TRUST, Parser
 from policy_distill.config import EngineConfig
 from policy_distill.report.printing import DONE, plain
 from policy_distill.support.progress import Display
@@ -26,6 +26,14 @@ def run_ablation(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=str, default="runs/ablation", help="folder of the runs; completed runs are not repeated")
     parser.add_argument("--page", type=str, default="docs/ablation.md", help="Markdown page to write")
     parser.add_argument("--jobs", type=int | None, default=None, help=JOBS)
+    parser.add_argument(
+        "--extractor",
+        type=str | None,
+        default=None,
+        metavar="FILE.py:CLASS",
+        help="features extractor of agents with one of this name",
+    )
+    parser.add_argument("--trust", type=bool, default=False, help=TRUST)
     parser.add_class_arguments(EngineConfig, "engine")
     parser.add_display_arguments()
     options = parser.parse(arguments)
@@ -35,8 +43,13 @@ def run_ablation(arguments: Sequence[str]) -> int:
     study = ablation.Study.load(Path(options.study))
     engine = parser.instantiate(options).engine
     with saying_how_to_go_on("what is done is kept, and the same command goes on from there"):
-        kept = ablation.run_study(study, Path(options.output), engine=engine, jobs=options.jobs, note=Display(quiet=options.json).note)
+        kept = ablation.run_study(
+            study, Path(options.output), engine=engine, jobs=options.jobs, note=Display(quiet=options.json).note,
+            extractor=options.extractor, trust=options.trust,
+        )  # fmt: skip
     command = f"policy-distill run_ablation --study {options.study} --output {options.output} --page {options.page}"
+    command += f" --extractor {options.extractor}" if options.extractor else ""
+    command += " --trust" if options.trust else ""
     page, text = Path(options.page), ablation.markdown(study, kept, command)
     write_atomically(page, lambda target: target.write_text(text, encoding="utf-8"))
     if options.json:

@@ -31,9 +31,8 @@ def run_suite(arguments: Sequence[str]) -> int:
     parser.add_display_arguments()
     options = parser.parse(arguments)
     config = parser.config(options, DistillConfig)
-    for name in ("normalization", "extractor"):
-        if getattr(config, name) not in (None, "none"):
-            raise RequestError(f"{name} applies to a single agent: leave it out of a suite, and distil that agent with distill_policy")
+    if config.normalization not in (None, "none"):
+        raise RequestError("normalization applies to a single agent: leave it out of a suite, and distil that agent with distill_policy")
     from policy_distill.report import aggregate_rows
     from policy_distill.report.rows import times
     from policy_distill.studies import suite

@@ -169,7 +169,8 @@ class DistillConfig:
     """File of ``teacher``'s VecNormalize statistics, or ``none`` for an agent that was trained on raw observations. Left out: searched for
     beside the zip and in its settings folder."""
     extractor: str | None = None
-    """Source of ``teacher``'s custom features extractor, as ``file.py:Class``."""
+    """Source of ``teacher``'s custom features extractor, as ``file.py:Class``. In an ensemble and in run_suite it is used for those agents
+    whose extractor has this class name."""
     output: str | None = None
     """The run's folder. Left out: runs/ALGO-ENV-SEED."""
     seed: int = 0

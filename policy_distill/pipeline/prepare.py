@@ -34,6 +34,7 @@ from policy_distill.support.trees import Tree, leaf_spaces, length
 from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.environment import environment_for
 from policy_distill.teachers.networks.recording import convolves
+from policy_distill.teachers.reading import extractors_of
 from policy_distill.training.check_batches import check_sequences, check_shifts
 
 USUAL_UNIT = 16
@@ -79,14 +80,7 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     Raises:
         RequestError: in one line, the fault and its fix.
     """
-    if teacher is None:
-        if not config.teacher:
-            raise RequestError("no teacher was named: give --teacher FOLDER_OR_ZIP, or the name of an agent that ships with the project")
-        reading = Reading(config.algo, config.normalization, config.extractor, config.trust)
-        teacher = Teacher.load(config.teacher, **reading.arguments())
-    if config.ensemble.teachers:
-        further = [Teacher.load(name, trust=config.trust) for name in config.ensemble.teachers]
-        teacher = Teacher.ensemble([teacher, *further], weights=config.ensemble.weights, combine=config.ensemble.combine)
+    teacher = with_ensemble(config, teacher)
     spec, notices = environment_for(teacher, config.environment)
     check_fits(spec, (teacher.observation_space, teacher.action_space))
     probed = probe(spec, config.step_timeout)
@@ -132,6 +126,28 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     folder = writable_folder(Path(config.output or f"runs/{teacher.algo}-{spec.id.replace('/', '-')}-{config.seed}"))
     notices = (*teacher.notes, *notices)
     return Job(config, teacher, spec, architecture, objective, projections, device, folder, notices, backend, extra_states, by_part)
+
+
+def with_ensemble(config: DistillConfig, teacher: Teacher | None) -> Teacher:
+    """The job's teacher: an agent, or the ensemble of several, in which those that need ``config.extractor`` read through it.
+
+    Args:
+        config: names the agents.
+        teacher: stands in for the first of them; None: it is loaded.
+
+    Raises:
+        RequestError: if an agent cannot be read, or they do not go together.
+    """
+    if teacher is None and not config.teacher:
+        raise RequestError("no teacher was named: give --teacher FOLDER_OR_ZIP, or the name of an agent that ships with the project")
+    further = config.ensemble.teachers
+    own, *others = extractors_of((config.teacher, *further), config.extractor) if further else [config.extractor]
+    if teacher is None:
+        teacher = Teacher.load(config.teacher, **Reading(config.algo, config.normalization, own, config.trust).arguments())
+    if not further:
+        return teacher
+    members = [Teacher.load(name, extractor=extractor, trust=config.trust) for name, extractor in zip(further, others, strict=True)]
+    return Teacher.ensemble([teacher, *members], weights=config.ensemble.weights, combine=config.ensemble.combine)
 
 
 def check_values(teacher: Teacher, architecture: Architecture) -> None:

@@ -15,7 +15,7 @@ from policy_distill.config import DistillConfig, EngineConfig, RequestError
 from policy_distill.config.code import settings_that_run_code
 from policy_distill.evaluation.statistics.intervals import RESAMPLES, percentile_ends
 from policy_distill.rollouts.watchdog import STEP_TIMEOUT
-from policy_distill.studies.scheduler.jobs import Outcome, StudyJob
+from policy_distill.studies.scheduler.jobs import Outcome, StudyJob, with_extractor
 from policy_distill.studies.scheduler.schedule import run_jobs
 from policy_distill.support.files import locked, writable_folder
 from policy_distill.support.untrusted import read_yaml, refuse_damage
@@ -66,7 +66,9 @@ class Study:
                 raise ValueError(f"it asks for {runs:,} runs")
             for settings in study.runs().values():
                 for found in settings_that_run_code(settings):
-                    raise ValueError(f"it {found.what}, which a study does not allow: distil that agent with distill_policy")
+                    typed = found.name in ("trust", "extractor")
+                    instead = f"type {found.option} on the command line" if typed else "distil that agent with distill_policy"
+                    raise ValueError(f"it {found.what}, which a study does not allow: {instead}")
         return study
 
     def runs(self) -> dict[Key, dict[str, Any]]:
@@ -103,21 +105,36 @@ class Found:
         return cls(math.nan if retention is None else float(retention), generations)
 
 
-def jobs_of(study: Study, output: Path) -> dict[Key, StudyJob]:
+def jobs_of(study: Study, output: Path, *, extractor: str | None = None, trust: bool = False) -> dict[Key, StudyJob]:
     """The study's runs as jobs, sorted by seed, so that an interrupted study has all variants on the first seeds.
 
+    Args:
+        study: the study.
+        output: folder of the runs.
+        extractor: ``file.py:Class`` of the features extractor of agents that have one of this name.
+        trust: whether Stable-Baselines3 may unpickle agents that cannot be rebuilt.
+
     Raises:
-        RequestError: for an unknown setting or an invalid value.
+        RequestError: for an unknown setting or an invalid value, or if no agent needs ``extractor``.
     """
-    found = {}
+    configs = {}
     for key, settings in sorted(study.runs().items(), key=lambda item: item[0][3]):
         folder = output.joinpath(*(part.replace("/", "-").replace(" ", "_") for part in map(str, key)))
-        config = with_settings(DistillConfig(output=str(folder), step_timeout=STEP_TIMEOUT), settings)
-        found[key] = StudyJob.of(", ".join(map(str, key)), config)
-    return found
+        configs[key] = with_settings(DistillConfig(output=str(folder), step_timeout=STEP_TIMEOUT, trust=trust), settings)
+    own = with_extractor(list(configs.values()), extractor)
+    return {key: StudyJob.of(", ".join(map(str, key)), config) for key, config in zip(configs, own, strict=True)}
 
 
-def run_study(study: Study, output: Path, *, engine: EngineConfig, jobs: int | None, note: Callable[[str], object]) -> dict[Key, Found]:
+def run_study(
+    study: Study,
+    output: Path,
+    *,
+    engine: EngineConfig,
+    jobs: int | None,
+    note: Callable[[str], object],
+    extractor: str | None = None,
+    trust: bool = False,
+) -> dict[Key, Found]:
     """Run the study's missing runs.
 
     Args:
@@ -126,6 +143,7 @@ def run_study(study: Study, output: Path, *, engine: EngineConfig, jobs: int | N
         engine: where they run.
         jobs: number of runs at the same time; see ``run_jobs``.
         note: receives a line for each run that ends.
+        extractor, trust: how the agents are read; see ``jobs_of``.
 
     Returns:
         the result of each run; a failed run has its traceback in error.txt in its folder.
@@ -133,7 +151,7 @@ def run_study(study: Study, output: Path, *, engine: EngineConfig, jobs: int | N
     Raises:
         RequestError: before any work, if another study writes into ``output``.
     """
-    requests = jobs_of(study, output)
+    requests = jobs_of(study, output, extractor=extractor, trust=trust)
     keys = {job.name: key for key, job in requests.items()}
     found: dict[Key, Found] = {}
     with locked(writable_folder(output)):

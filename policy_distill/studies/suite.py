@@ -21,7 +21,7 @@ from policy_distill.evaluation.statistics.suites import Returns
 from policy_distill.report import AGGREGATE_COLUMNS, AGGREGATE_NOTE, aggregate_rows, write_suite_report
 from policy_distill.report.rows import plain
 from policy_distill.rollouts.watchdog import STEP_TIMEOUT
-from policy_distill.studies.scheduler.jobs import Outcome, StudyJob
+from policy_distill.studies.scheduler.jobs import Outcome, StudyJob, with_extractor
 from policy_distill.studies.scheduler.schedule import run_jobs
 from policy_distill.support.figures import return_text
 from policy_distill.support.files import locked, writable_folder, write_atomically, write_json
@@ -86,22 +86,25 @@ def run_suite(
 
     Args:
         teachers: folder of the agents.
-        config: the settings of all runs; ``config.engine`` runs them.
+        config: the settings of all runs; ``config.engine`` runs them. Runs of teachers that do not need ``config.extractor`` are made
+            without it.
         output: folder of the tables and the runs.
         jobs: number of runs at the same time; see ``run_jobs``.
         display: shows the runs as they end.
 
     Raises:
-        RequestError: before any work, if there are no teachers, or another study writes into ``output``.
+        RequestError: before any work, if there are no teachers, no teacher needs ``config.extractor``, or another study writes into
+            ``output``.
     """
     display = display or Display(quiet=True)
     timeout = STEP_TIMEOUT if config.step_timeout is None else config.step_timeout
-    requests = []
+    configs = {}
     for folder in find_teachers(teachers):
         name = folder.relative_to(teachers).as_posix() if folder != teachers else folder.name
         run = str(output / name)
-        own = dataclasses.replace(config, teacher=str(folder), output=run, step_timeout=timeout, engine=EngineConfig())
-        requests.append(StudyJob.of(name, own))
+        configs[name] = dataclasses.replace(config, teacher=str(folder), output=run, step_timeout=timeout, engine=EngineConfig())
+    configs = dict(zip(configs, with_extractor(list(configs.values()), config.extractor), strict=True))
+    requests = [StudyJob.of(name, own) for name, own in configs.items()]
     rows: dict[str, dict[str, Any]] = {}
 
     def write() -> float:

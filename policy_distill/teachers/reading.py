@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from policy_distill.support.untrusted import refuse_damage
 from policy_distill.teachers.algorithms import ALGORITHMS, RECURRENT, algorithm_of_fields, algorithm_of_networks, layout_of
 from policy_distill.teachers.files.archive import COMPILED, Archive, class_name, read_archive, read_data
 from policy_distill.teachers.files.errors import NotPlainError
-from policy_distill.teachers.files.folder import AgentFiles
+from policy_distill.teachers.files.folder import AgentFiles, find_agent
 from policy_distill.teachers.files.normalization import (
     ObservationNormalization,
     Statistics,
@@ -27,7 +28,7 @@ from policy_distill.teachers.files.training_record import read_training_record
 from policy_distill.teachers.files.trusted import SB3_PACKAGES, algorithm_of, load_model
 from policy_distill.teachers.networks.counting import acting_family, check_start
 from policy_distill.teachers.networks.critics import live_critic, rebuild_critic
-from policy_distill.teachers.networks.extractor import extractor_maker
+from policy_distill.teachers.networks.extractor import extractor_class, extractor_maker
 from policy_distill.teachers.networks.live import LivePolicy
 from policy_distill.teachers.networks.pixels import pixel_reader
 from policy_distill.teachers.networks.rebuild import (
@@ -122,6 +123,38 @@ def _maker(archive: Archive, extractor: str | None, notes: list[str]) -> Reader 
     differs = class_name(archive.policy_kwargs.get("features_extractor_class")) not in (None, extractor.rpartition(":")[2])
     notes.append(f"observations are read by {extractor}" + (f"; the agent was trained with {named}" if differs else ""))
     return maker
+
+
+def extractors_of(agents: Sequence[str], extractor: str | None) -> list[str | None]:
+    """For each of several agents, ``extractor`` if the agent needs it, else None. This runs the user's file.
+
+    An agent needs it if its own features extractor has the class name that ``extractor`` names, or if its zip names no class. An agent that
+    cannot be read does not: the job that reads it says why.
+
+    Args:
+        agents: paths or names.
+        extractor: ``file.py:Class``; None: no agent gets one.
+
+    Raises:
+        RequestError: if there is no such class, or no agent needs it.
+    """
+    if extractor is None:
+        return [None] * len(agents)
+    extractor_class(extractor)
+    name = extractor.rpartition(":")[2]
+    found = [extractor if _needs(agent, name) else None for agent in agents]
+    if not any(found):
+        raise RequestError(f"extractor is {extractor}, but none of the agents reads its observations through a class {name}: leave it out")
+    return found
+
+
+def _needs(agent: str, wanted: str) -> bool:
+    try:
+        archive = read_archive(find_agent(agent, normalization="none").zip_path)  # without a search for statistics
+    except RequestError:
+        return False
+    own = own_extractor_of(archive.state_dict, archive.policy_kwargs)
+    return own is not None and class_name(archive.policy_kwargs.get("features_extractor_class")) in (None, wanted)
 
 
 def networks_of_model(model: Any) -> Networks:

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from stable_baselines3 import PPO
 
 from policy_distill.commands.cli import main
 from policy_distill.config import CheckConfig, EnsembleConfig
 from policy_distill.export.sb3 import save_ppo
 from policy_distill.pipeline.distill import distill
+from policy_distill.pipeline.prepare import with_ensemble
 from policy_distill.rollouts.episodes import evaluate, evaluation_seeds
 from tests.integration.test_distill import assert_same_student, tiny
 from tests.small_worlds import WALK, Walk, random_student, walk_expert, walk_teacher
+from tests.teachers import extractors
 
 SMALL = [
     *("--env", WALK.id, "--device", "cpu", "--workers", "0", "--student.hidden_sizes", "[16,16]", "--collect.env_steps", "1200"),
@@ -76,3 +79,14 @@ def test_an_ensemble_that_cannot_be_is_refused_in_one_line(arguments, message, z
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_agents_of_an_ensemble_read_through_an_extractor_if_it_is_theirs(zips, tmp_path):
+    """Only the agent named first got it, and one without an extractor of its own beside it was refused."""
+    own = tmp_path / "own.zip"
+    PPO("MlpPolicy", Walk(), policy_kwargs={"features_extractor_class": extractors.Layers}, device="cpu").save(own)
+    extractor = f"{extractors.__file__}:Layers"
+    for first, further in ((zips[0], str(own)), (str(own), zips[0])):
+        config = tiny(tmp_path / "run", teacher=first, ensemble=EnsembleConfig(teachers=(further,)), extractor=extractor)
+        members = with_ensemble(config, None).members
+        assert [member.reading.extractor for member in members] == [extractor if path == str(own) else None for path in (first, further)]

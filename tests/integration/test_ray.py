@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3 import PPO
 
 from policy_distill.config import EngineConfig, EnvironmentFault, RequestError
 from policy_distill.environments.specs import EnvironmentSpec
@@ -19,6 +20,7 @@ from policy_distill.rollouts.workers import Rollouts
 from policy_distill.studies.scheduler import on_ray
 from policy_distill.studies.scheduler.jobs import StudyJob
 from policy_distill.studies.scheduler.schedule import run_jobs
+from policy_distill.studies.suite import run_suite
 from policy_distill.support import ray_cluster
 from policy_distill.support.ray_cluster import connected, is_connected
 from policy_distill.teachers import Teacher
@@ -26,6 +28,7 @@ from tests import rude_worlds as rude
 from tests.integration.small_jobs import small_config
 from tests.rollouts.test_collect import assert_equal
 from tests.small_worlds import random_student
+from tests.teachers import extractors
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.timeout(600)
@@ -97,6 +100,20 @@ def test_a_job_of_a_machine_without_this_disk_is_sent_there_and_back(engine, tmp
         assert len(texts) >= 5
         assert not [text for text in texts if "policy-distill-" in text]
         assert job.completed() is not None
+
+
+@pytest.mark.slow
+def test_an_agent_s_own_extractor_travels_with_its_job(engine, tmp_path, monkeypatch):
+    own = tmp_path / "agents" / "ppo" / "CartPole-v1_1"
+    own.mkdir(parents=True)
+    PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"features_extractor_class": extractors.Layers}, device="cpu").save(own / "CartPole-v1")
+    source = shutil.copy(extractors.__file__, tmp_path / "networks.py")
+    monkeypatch.setattr(on_ray, "token_of", lambda folder: contextlib.nullcontext(SimpleNamespace(name="/nowhere/token")))
+    config = dataclasses.replace(small_config(), env="CartPole-v1", extractor=f"{source}:Layers", engine=engine)
+    (row,) = run_suite(tmp_path / "agents", config, output=tmp_path / "far").rows
+    assert (row["status"], row["reason"]) == ("done", None)
+    local = dataclasses.replace(config, engine=EngineConfig())
+    assert run_suite(tmp_path / "agents", local, output=tmp_path / "here", jobs=1).rows[0]["student_return"] == row["student_return"]
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ from policy_distill.studies.ablation import DEFAULT, Found, Study, interval, job
 from policy_distill.studies.scheduler import jobs
 from policy_distill.studies.scheduler.jobs import Outcome
 from policy_distill.support.files import write_json
+from tests.teachers import extractors
+from tests.teachers.conftest import THREE, build
 
 BASE = {"evaluate.episodes": 5}
 AGENTS = {"one": {"teacher": "a"}, "two": {"teacher": "b"}}
@@ -153,3 +155,17 @@ def test_a_study_that_would_run_code_is_refused(settings, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**page, "agents": {"one": {"teacher": "a", **settings}}}))
     with pytest.raises(RequestError, match=r"study.yaml cannot be read .*a study does not allow"):
         Study.load(tmp_path / "study.yaml")
+
+
+def test_how_agents_are_read_is_typed_and_reaches_those_that_need_it(tmp_path):
+    """A study's file cannot name code; the command line can, for the agents with an extractor of this name."""
+    own, plain = tmp_path / "own.zip", tmp_path / "plain.zip"
+    build("PPO", action_space=THREE, policy_kwargs={"features_extractor_class": extractors.Layers}).save(own)
+    build("PPO", action_space=THREE).save(plain)
+    study = Study("t", "i", {}, {"own": {"teacher": str(own)}, "plain": {"teacher": str(plain)}}, {}, (0, 1))
+    extractor = f"{extractors.__file__}:Layers"
+    found = jobs_of(study, tmp_path / "out", extractor=extractor, trust=True)
+    given = {(agent, seed): (job.config.extractor, job.config.trust) for (_, _, agent, seed), job in found.items()}
+    assert given == {(agent, seed): (extractor if agent == "own" else None, True) for agent in ("own", "plain") for seed in (0, 1)}
+    without = jobs_of(study, tmp_path / "out")
+    assert {key for key, job in found.items() if job.settings != without[key].settings} == {key for key in found if key[2] == "own"}

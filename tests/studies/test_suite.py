@@ -13,6 +13,8 @@ from policy_distill.config import DistillConfig, PolishConfig, RequestError, Stu
 from policy_distill.studies.scheduler import jobs
 from policy_distill.studies.suite import COLUMNS, SuiteResult, find_teachers, run_suite
 from policy_distill.support.files import locked, write_json
+from tests.teachers import extractors
+from tests.teachers.conftest import THREE, build
 
 NAMES = ["dqn/Two-v1_1", "ppo/One-v1_1"]
 
@@ -32,6 +34,7 @@ class Job:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.extractors: dict[str, str | None] = {}
         self.errors: dict[str, Exception] = {}
         self.estimate = 0.9
         self.returns = {"student": [9.0] * 20, "teacher": [10.0] * 20, "random": [0.0] * 20}
@@ -39,6 +42,7 @@ class Job:
     def __call__(self, config: DistillConfig, *, display: object) -> None:
         name = Path(config.teacher).name
         self.asked.append(name)
+        self.extractors[name] = config.extractor
         if name in self.errors:
             raise self.errors[name]
         assert config.output is not None
@@ -125,6 +129,32 @@ def test_other_settings_are_run_again(other, agents, job, tmp_path):
     rows = run_suite(agents, other, output=tmp_path / "out", jobs=0).rows
     assert len(job.asked) == 2
     assert {row["retention"] for row in rows} == {0.5}
+
+
+def test_an_extractor_is_for_the_agents_that_need_it_and_changes_no_other_job(agents, job, tmp_path):
+    """The first suite cannot read Own-v1; the second, with its extractor, repeats nothing else, and the third nothing at all."""
+    source = tmp_path / "networks.py"
+    source.write_text(Path(extractors.__file__).read_text())
+    extractor = f"{source}:Layers"
+    (agents / "ppo" / "Own-v1_1").mkdir()
+    model = build("PPO", action_space=THREE, policy_kwargs={"features_extractor_class": extractors.Layers})
+    model.save(agents / "ppo" / "Own-v1_1" / "Own-v1.zip")
+    job.errors = {"Own-v1_1": RequestError("name its extractor")}
+    run_suite(agents, DistillConfig(), output=tmp_path / "out", jobs=0)
+    job.errors = {}
+    for asked in (["Own-v1_1"], []):
+        job.asked = []
+        rows = run_suite(agents, DistillConfig(extractor=extractor), output=tmp_path / "out", jobs=0).rows
+        assert job.asked == asked
+        assert [row["status"] for row in rows] == ["done"] * 3
+    assert job.extractors == {"Two-v1_1": None, "One-v1_1": None, "Own-v1_1": extractor}
+    source.write_text(source.read_text() + "# changed\n")
+    run_suite(agents, DistillConfig(extractor=extractor), output=tmp_path / "out", jobs=0)
+    assert job.asked == ["Own-v1_1"]
+    for name, reason in (("Tenth", "none of the agents reads"), ("Missing", "defines no class")):
+        with pytest.raises(RequestError, match=reason):
+            run_suite(agents, DistillConfig(extractor=f"{source}:{name}"), output=tmp_path / "other", jobs=0)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_three_tables_say_the_same(agents, job, tmp_path):

@@ -20,6 +20,9 @@ from policy_distill.config.printable import one_line
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+TRUST = "let SB3 unpickle an agent that cannot be rebuilt from plain data; runs code from its file"
+"""Help of ``--trust``."""
+
 
 class Parser(ArgumentParser):
     """jsonargparse's parser, with one-line errors.
@@ -205,12 +208,7 @@ def add_reading_arguments(parser: Parser, *, agent: str = "the agent", teacher: 
         parser.add_argument(
             f"--{prefix}extractor", type=str | None, default=None, metavar="FILE.py:CLASS", help=f"features extractor of {described}"
         )
-    parser.add_argument(
-        "--trust",
-        type=bool,
-        default=False,
-        help="let SB3 unpickle an agent that cannot be rebuilt from plain data; runs code from its file",
-    )
+    parser.add_argument("--trust", type=bool, default=False, help=TRUST)
     if skip:
         parser.add_argument(
             "--check.skip", type=bool, default=False, help="report findings that would stop the command as notes, and continue"

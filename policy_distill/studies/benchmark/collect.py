@@ -14,6 +14,7 @@ from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.environments.vector import Backend, choose_backend, make_envpool, make_vector
 from policy_distill.rollouts.collect import Collector, executed
 from policy_distill.rollouts.workers import Rollouts
+from policy_distill.studies.benchmark import collect_kinds
 from policy_distill.studies.benchmark.agents import Agent, load_agents
 from policy_distill.studies.benchmark.interleave import Ratio, interleave
 from policy_distill.studies.benchmark.limits import BareLoop, Recording
@@ -27,14 +28,17 @@ STEPS = 500
 
 
 def run(turns: int, teachers: Path | None = None) -> list[Result]:
-    """Time every agent in one process (CPU time), with envpool if it is installed, and on all cores (wall time)."""
+    """Time every agent in one process (CPU time), with envpool if it is installed, and on all cores (wall time).
+
+    Without ``teachers`` also agents that read images or have a memory.
+    """
     found = []
     for agent in load_agents(teachers):
         found.append(one_process(agent, turns, choose_backend(agent.spec, "auto")))
         if has_envpool(agent.spec):
             found.append(one_process(agent, turns, "envpool"))
         found.append(all_cores(agent, turns))
-    return found
+    return found if teachers is not None else [*found, *collect_kinds.run(turns)]
 
 
 def has_envpool(spec: EnvironmentSpec) -> bool:

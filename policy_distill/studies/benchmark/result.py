@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,25 +30,29 @@ class Result:
         case: agent or task.
         baseline: the common implementation that it is compared with.
         ratio: seconds of the baseline divided by this package's, in the same turns; None without a baseline.
-        microseconds: this package's time per unit, the median over the turns.
+        microseconds: this package's time per unit, the median over the turns; None if the case was left out.
         limit_microseconds: minimum time per unit, of the indispensable work alone; None if unknown.
         note: the unit, and how to read the figures.
         times_default: for a loss, seconds of a step divided by those with the default loss, in the same turns; else None.
+        shares: for each part of the work, its time alone divided by the whole's; None if it was not measured.
     """
 
     stage: str
     case: str
     baseline: str
     ratio: Ratio | None
-    microseconds: float
+    microseconds: float | None
     limit_microseconds: float | None
     note: str = ""
     times_default: Ratio | None = None
+    shares: Mapping[str, float] | None = None
 
     @property
     def share_of_limit(self) -> float | None:
         """Limit divided by the measured time; 1 is optimal."""
-        return None if self.limit_microseconds is None else self.limit_microseconds / self.microseconds
+        if self.limit_microseconds is None or self.microseconds is None:
+            return None
+        return self.limit_microseconds / self.microseconds
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "share_of_limit": self.share_of_limit}
@@ -61,7 +65,7 @@ def table(results: Sequence[Result]) -> str:
         ratio, limit, share = result.ratio, result.limit_microseconds, result.share_of_limit
         figures = [
             f"{ratio.median:.1f} ({ratio.low:.1f}-{ratio.high:.1f})" if ratio else "",
-            _duration(result.microseconds),
+            _duration(result.microseconds) if result.microseconds is not None else "",
             _duration(limit) if limit is not None else "",
             f"{share:.2f}" if share is not None else "",
         ]

@@ -23,6 +23,7 @@ from policy_distill.policies.actions import LAYER, ActionTargets, Parameters
 from policy_distill.policies.architecture import ACTIVATIONS, Architecture
 from policy_distill.policies.families import family_of
 from policy_distill.rollouts.transitions import Transitions
+from policy_distill.studies.benchmark import train_kinds
 from policy_distill.studies.benchmark.interleave import Ratio, interleave
 from policy_distill.studies.benchmark.result import Result
 from policy_distill.training.dataset import Dataset
@@ -128,9 +129,15 @@ STACK = (4, (8, 8), 512)
 """Members, hidden sizes and batch size of the students for the comparison of losses."""
 
 
-def run(turns: int) -> list[Result]:
-    """CPU time of a step of one student, and of a step of a stack with each loss, on one core."""
-    return [*(result for task in CASES for result in one_student(task, turns)), *each_loss(turns)]
+def run(turns: int, device: str = "cpu") -> list[Result]:
+    """CPU time of a step of one student, and of a step of a stack with each loss, on one core.
+
+    On another device only students that read images or have a memory are timed.
+    """
+    kinds = train_kinds.run(turns, device)
+    if device != "cpu":
+        return kinds
+    return [*(result for task in CASES for result in one_student(task, turns)), *kinds, *each_loss(turns)]
 
 
 def each_loss(turns: int) -> list[Result]:

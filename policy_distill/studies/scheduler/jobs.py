@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from policy_distill.support.files import write_json
 from policy_distill.support.progress import Display
 from policy_distill.support.untrusted import read_json, sha256
 from policy_distill.teachers import find_agent
+from policy_distill.teachers.reading import extractors_of
 
 RECORD = "job.json"
 """File in the folder of a completed job; it holds the settings that the job was run with."""
@@ -110,11 +111,25 @@ def outcome_of(child: Child[Outcome]) -> Outcome:
 def decisive(config: DistillConfig) -> str:
     """Everything that decides a job's result, as text: its settings, and the hashes of the files that they name.
 
-    Where the job runs is left out: the folder, the number of workers and the engine change no figure.
+    Where the job runs is left out: the folder, the number of workers and the engine change no figure. So is ``trust``, which decides
+    whether an agent can be read at all.
     """
-    settings = dataclasses.asdict(dataclasses.replace(config, output=None, workers=None, engine=EngineConfig()))
+    settings = dataclasses.asdict(dataclasses.replace(config, output=None, workers=None, engine=EngineConfig(), trust=False))
     contents = {str(path): sha256(path) for path in files_of(config)}
     return json.dumps({**settings, "contents": contents}, sort_keys=True)
+
+
+def with_extractor(configs: Sequence[DistillConfig], extractor: str | None) -> list[DistillConfig]:
+    """The settings of several jobs, with ``extractor`` in those with an agent that needs it; see ``extractors_of``.
+
+    The other jobs stay as they are, so that their earlier results count.
+
+    Raises:
+        RequestError: if no agent needs it.
+    """
+    agents = sorted({agent for config in configs for agent in agents_of(config)})
+    needing = {agent for agent, own in zip(agents, extractors_of(agents, extractor), strict=True) if own is not None}
+    return [dataclasses.replace(config, extractor=extractor if needing.intersection(agents_of(config)) else None) for config in configs]
 
 
 def files_of(config: DistillConfig) -> list[Path]:

@@ -28,6 +28,7 @@ def test_collecting_is_timed_beside_the_naive_loop_and_the_bare_one(agent):
         assert found.ratio.median > 0
         assert found.limit_microseconds is not None
         assert found.limit_microseconds > 0
+        assert found.microseconds is not None
         assert found.microseconds > 0
     assert "vector entry point" in collect.all_cores(agent, 1).note
 
@@ -55,6 +56,7 @@ def test_a_job_s_limit_is_the_stepping_of_its_environment(tmp_path):
     )
     (found,) = job.run(1, config=config)
     assert found.limit_microseconds is not None
+    assert found.microseconds is not None
     assert 0 < found.limit_microseconds < found.microseconds
     assert "environment steps alone; retention" in found.note
     assert "no certificate" in found.note

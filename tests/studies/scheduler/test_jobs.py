@@ -62,7 +62,7 @@ def test_another_file_under_the_same_name_is_not_done(config, distilled):
 def test_where_a_job_runs_does_not_decide_its_result(config, distilled, tmp_path):
     perform(StudyJob.of("one", config))
     moved = Path(config.output).rename(tmp_path / "moved")
-    elsewhere = dataclasses.replace(config, output=str(moved), workers=3, engine=EngineConfig("ray", cpus=4))
+    elsewhere = dataclasses.replace(config, output=str(moved), workers=3, engine=EngineConfig("ray", cpus=4), trust=True)
     assert StudyJob.of("one", elsewhere).completed() == {"number": 1}
 
 

@@ -17,6 +17,7 @@ from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.evaluation.certify import files_of_teacher
 from policy_distill.evaluation.return_cache import known_returns
 from policy_distill.teachers import Teacher
+from policy_distill.teachers.reading import extractors_of
 from tests.teachers import extractors
 from tests.teachers.conftest import THREE, build
 from tests.teachers.files.test_archive import edited
@@ -32,6 +33,22 @@ def agent(algo: str = "PPO", name: str = "Layers", **policy_kwargs):
 @pytest.fixture
 def path(save) -> Path:
     return save(agent())
+
+
+def test_of_several_agents_those_with_an_extractor_of_this_name_get_it(tmp_path):
+    agents = [tmp_path / f"{name}.zip" for name in ("layers", "tenth", "plain", "damaged", "missing")]
+    for path, model in zip(agents, (agent(), agent(name="Tenth"), build("PPO", action_space=THREE)), strict=False):
+        model.save(path)
+    agents[3].write_bytes(b"no zip")
+    for name, getting in (("Layers", [0]), ("Tenth", [1])):
+        extractor = f"{SOURCE}:{name}"
+        expected = [extractor if number in getting else None for number in range(len(agents))]
+        assert extractors_of([str(path) for path in agents], extractor) == expected
+    assert extractors_of(["one", "other"], None) == [None, None]
+    with pytest.raises(RequestError, match="none of the agents reads its observations through a class Tenth: leave it out"):
+        extractors_of([str(agents[0]), str(agents[2])], f"{SOURCE}:Tenth")
+    with pytest.raises(RequestError, match="defines no class 'Missing'"):
+        extractors_of([str(agents[0])], f"{SOURCE}:Missing")
 
 
 def refused(path: Path, extractor: str, match: str) -> None:
