@@ -206,7 +206,7 @@ class DistillConfig:
         require(timeout, "step_timeout", self.step_timeout, ">= 0 seconds (0: no limit)")
         require(self.worker_restarts >= 0, "worker_restarts", self.worker_restarts, ">= 0")
         require(
-            self.train.gradient_steps >= self.collect.rounds,
+            self.train.gradient_steps_of(small_images=False) >= self.collect.rounds,
             "train.gradient_steps",
             self.train.gradient_steps,
             f"at least collect.rounds = {self.collect.rounds}: each round trains",

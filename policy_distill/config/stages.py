@@ -94,8 +94,9 @@ class MemberConfig:
 class TrainConfig:
     """Supervised training of the student on the collected data."""
 
-    gradient_steps: int = 32_000
-    """Total gradient steps of all rounds."""
+    gradient_steps: int | None = None
+    """Total gradient steps of all rounds. Left out: 32,000; 96,000 for students of small images (less than 12 pixels wide or high) without
+    a memory, whose loss goes on falling (docs/results.md)."""
     batch_size: int | None = None
     """Transitions per gradient step. Left out: 512; 128 with convolutions and no memory, since a step's time is then proportional to it
     and the number of steps matters more."""
@@ -134,13 +135,17 @@ class TrainConfig:
         """Transitions per gradient step of students that read single images, or of all others."""
         return self.batch_size or (128 if single_images else 512)
 
+    def gradient_steps_of(self, *, small_images: bool) -> int:
+        """Total gradient steps of students of small single images, or of all others."""
+        return self.gradient_steps or (96_000 if small_images else 32_000)
+
     def optimizer_of(self, *, single_images: bool) -> str:
         """Optimiser of students that read single images, or of all others."""
         return self.optimizer or ("muon" if single_images else "adam")
 
     def __post_init__(self) -> None:
         require(self.optimizer is None or self.optimizer in ("adam", "muon"), "train.optimizer", self.optimizer, "adam or muon")
-        require(self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
+        require(self.gradient_steps is None or self.gradient_steps >= 1, "train.gradient_steps", self.gradient_steps, ">= 1")
         require(self.batch_size is None or self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
         require(self.members is None or self.members >= 1, "train.members", self.members, ">= 1")
         fits = self.members is None or len(self.vary) <= self.members

@@ -314,7 +314,7 @@ def _trainer(job: Job, saved: Mapping[str, Tensor], of_encoder: Mapping[str, Ten
     """The trainer of the rounds."""
     encoder = job.architecture.new_encoder()
     encoder.load_state_dict(of_encoder)
-    trainer = trainer_with(encoder, job, job.config.train.gradient_steps, members=job.num_members)
+    trainer = trainer_with(encoder, job, job.gradient_steps, members=job.num_members)
     trainer.load_state_dict(saved)
     return trainer
 

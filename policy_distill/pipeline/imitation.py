@@ -38,7 +38,7 @@ def imitate(state: State, services: Services) -> State:
     rounds, enough = job.config.collect.rounds, job.config.collect.enough
     last = index + 1 == rounds or kept_enough(_retentions(state, job.num_members), enough)
     if services.collected_rounds == 0:
-        display.start("measuring the teacher", job.config.train.gradient_steps - state.gradient_steps, "steps")
+        display.start("measuring the teacher", job.gradient_steps - state.gradient_steps, "steps")
     display.stage(f"round {index + 1}: collecting")
     env_steps_before = state.env_steps
     with state.timed("collect"):
@@ -56,8 +56,8 @@ def imitate(state: State, services: Services) -> State:
     display.stage(f"round {index + 1}: training")
     with state.timed("train"):
         if state.trainer is None:
-            state.trainer = new_trainer(job, state.dataset, job.config.train.gradient_steps, members=job.num_members)
-        trainer, steps = state.trainer, part_of(job.config.train.gradient_steps, rounds, index)
+            state.trainer = new_trainer(job, state.dataset, job.gradient_steps, members=job.num_members)
+        trainer, steps = state.trainer, part_of(job.gradient_steps, rounds, index)
         if last and index + 1 < rounds:
             trainer.finish_in(steps)
         losses = trainer.run(state.dataset, steps, reports_to(services.tracker, display, "train_steps", f"round {index + 1}: training"))

@@ -73,6 +73,11 @@ class Job:
         """Number of students that are trained together."""
         return self.config.train.members_of(self.architecture.params, has_convolutions=bool(self.architecture.channels))
 
+    @property
+    def gradient_steps(self) -> int:
+        """Total gradient steps of all rounds."""
+        return self.config.train.gradient_steps_of(small_images=self.architecture.reads_small_images)
+
 
 def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     """Check the whole request before any work is done.

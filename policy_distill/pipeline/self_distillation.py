@@ -31,7 +31,7 @@ def self_distill(state: State, services: Services) -> State:
     if number > config.generations:
         state.stage = "polish"
         return state
-    steps = config.gradient_steps or job.config.train.gradient_steps
+    steps = config.gradient_steps or job.gradient_steps
     if number == 1:
         display.start("self-distillation", config.generations * steps, "steps")
     display.stage(f"generation {number}")

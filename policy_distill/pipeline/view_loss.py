@@ -47,7 +47,7 @@ def view_loss(job: Job, dataset: Dataset, student: Student) -> dict[str, Any]:
         ``loss``, its name and unit; ``seen`` and ``everything``, its means over held-out rows; ``hidden_sizes`` and ``gradient_steps`` of
         both networks.
     """
-    steps = min(GRADIENT_STEPS, job.config.train.gradient_steps)
+    steps = min(GRADIENT_STEPS, job.gradient_steps)
     viewed = dataclasses.replace(job.architecture, hidden_sizes=WIDE, memory=WIDE[0] if job.architecture.memory else 0)
     full = dataclasses.replace(viewed, view=None, columns=None)
     of_view, own = _held_out(job, viewed, dataset, steps, student)

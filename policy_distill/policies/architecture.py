@@ -13,10 +13,12 @@ from torch import nn
 from policy_distill.environments.action_masks import has_mask
 from policy_distill.policies.actions import Units
 from policy_distill.policies.encoders import (
+    MIDDLE,
     Encoder,
     encoder_of,
     encoder_shapes,
     feature_width,
+    image_sizes,
     may_be_image,
     parameter_count,
     usual_convolutions,
@@ -75,6 +77,12 @@ class Architecture:
     def reads_single_images(self) -> bool:
         """Whether the student has convolutions and no memory."""
         return bool(self.channels) and not self.memory
+
+    @property
+    def reads_small_images(self) -> bool:
+        """Whether the student reads single images, all of them smaller than ``MIDDLE``."""
+        images = [part for part in leaf_spaces(self.seen_space).values() if may_be_image(part)]
+        return self.reads_single_images and all(min(image_sizes(part)[1:]) < MIDDLE for part in images)
 
     @property
     def family(self) -> Family:

@@ -69,7 +69,7 @@ class Trainer:
         kind = config.optimizer_of(single_images=stack.architecture.reads_single_images)
         self._optimizer: Optimizer = (Muon if kind == "muon" else Adam)(stack, config.learning_rate, differ)
         self.gradient_steps = 0
-        self._segment = (0, 0.0, config.gradient_steps)
+        self._segment = (0, 0.0, config.gradient_steps_of(small_images=stack.architecture.reads_small_images))
         """Step and progress at the start of the schedules' current segment, and its number of steps; see ``finish_in``."""
         self.averaged = stack.flat.clone()
         self._batch_size = config.batch_size_of(single_images=stack.architecture.reads_single_images)
