@@ -121,6 +121,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("train.gradient_steps", 0, ">= 1"),
     ("train.members", 0, ">= 1"),
     ("train.batch_size", 0, ">= 1"),
+    ("train.optimizer", "sgd", "adam or muon"),
     ("train.learning_rate", 0.0, "> 0"),
     ("train.learning_rate", math.inf, "> 0"),
     ("train.learning_rate", math.nan, "> 0"),

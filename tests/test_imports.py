@@ -154,6 +154,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "state",
         "varying",
         "prepare",
+        "sizing",
         "records",
         "state_file",
     ),

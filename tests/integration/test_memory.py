@@ -27,7 +27,8 @@ from policy_distill.config import (
     ValueConfig,
 )
 from policy_distill.evaluation.disagreements import find
-from policy_distill.pipeline.prepare import choose_architecture, complete_config, prepare
+from policy_distill.pipeline.prepare import complete_config, prepare
+from policy_distill.pipeline.sizing import choose_architecture
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.support.progress import Display
 from policy_distill.teachers import Teacher

@@ -27,7 +27,7 @@ from policy_distill.config import (
     TrainConfig,
 )
 from policy_distill.environments.specs import EnvironmentSpec, make
-from policy_distill.pipeline.prepare import choose_architecture
+from policy_distill.pipeline.sizing import choose_architecture
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import environment_for

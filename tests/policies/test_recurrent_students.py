@@ -12,7 +12,7 @@ import torch
 
 from policy_distill.config import RequestError
 from policy_distill.environments.vector import GOES_ON
-from policy_distill.pipeline.prepare import SMALLEST_MEMORY, recurrent_student_for
+from policy_distill.pipeline.sizing import SMALLEST_MEMORY, recurrent_student_for
 from policy_distill.policies.architecture import Architecture, image_student_for
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.acting import acting

@@ -17,7 +17,7 @@ import torch
 from policy_distill.config import CollectConfig, StudentConfig
 from policy_distill.environments.specs import EnvironmentSpec, data_dir, make
 from policy_distill.environments.vector import GOES_ON
-from policy_distill.pipeline.prepare import choose_architecture
+from policy_distill.pipeline.sizing import choose_architecture
 from policy_distill.policies.policy import Stateful
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.acting import Player, acting, labelling

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from policy_distill.pipeline.prepare import choose_architecture
+from policy_distill.pipeline.sizing import choose_architecture
 from policy_distill.policies.student import Student
 from policy_distill.report.printing import plain
 from policy_distill.studies.benchmark import collect_kinds
