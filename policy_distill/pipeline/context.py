@@ -135,7 +135,7 @@ class Services:
 
         full = played = best(evaluate.finalists)
         known = state.num_first
-        for survivors, episodes in halving(evaluate.finalists, evaluate.finalist_episodes):
+        for survivors, episodes in halving(evaluate.finalists, self.job.finalist_episodes):
             seeds = state.seeds[known : state.num_first + episodes]
             evaluations = {index: self.begin(state, students[index], seeds) for index in best(survivors)}
             played = {index: np.concatenate([played[index], pending.result().returns]) for index, pending in evaluations.items()}

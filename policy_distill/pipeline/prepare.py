@@ -70,6 +70,11 @@ class Job:
         """Total gradient steps of all rounds."""
         return self.config.train.gradient_steps_of(small_images=self.architecture.reads_small_images)
 
+    @property
+    def finalist_episodes(self) -> int:
+        """Number of further validation episodes of the last two finalists."""
+        return self.config.evaluate.finalist_episodes_of(small_images=self.architecture.reads_small_images)
+
 
 def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
     """Check the whole request before any work is done.

@@ -132,7 +132,7 @@ class State:
         capacity = collect.env_steps // collect.num_envs * collect.num_envs + job.num_extra_states
         folder = job.folder / FOLDER if collect.storage == "disk" else None
         return cls(
-            evaluation_seeds("validation", evaluate.validation_episodes + evaluate.finalist_episodes),
+            evaluation_seeds("validation", evaluate.validation_episodes + job.finalist_episodes),
             evaluate.validation_episodes,
             Dataset(
                 capacity,

@@ -14,9 +14,9 @@ MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial of degree 5 that brings singular values in (0, 1] near 1 when it is iterated (Jordan et al. 2024)."""
 ITERATIONS = 5
-STEP_SIZE = 3.0
-"""Singular values of a Muon step with learning rate 1, so that the usual rate of Adam, 0.01, gives 0.03; 0.02 and 0.04 trained students of
-MinAtar's games equally well, and 0.01 less well (docs/results.md)."""
+STEP_SIZE = 2.0
+"""Singular values of a Muon step with learning rate 1, so that the usual rate of Adam, 0.01, gives 0.02; 0.02 and 0.04 trained students of
+MinAtar's games equally well, and 0.01 less well."""
 
 
 class Optimizer(Protocol):

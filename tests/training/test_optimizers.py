@@ -67,7 +67,7 @@ def test_a_step_on_matrices_is_that_of_torch(kind):
     optimizer = Muon(stack, 0.01)
     ours = [wide(weights[0]) for weights in stack.matrices_of(stack.flat)]
     theirs = [torch.nn.Parameter(weights.clone()) for weights in ours]
-    reference = torch.optim.Muon(theirs, lr=0.03, weight_decay=0.0)
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0)
     for number in range(1, 4):
         stack.gradient.normal_(generator=generator(number))
         for parameter, gradient in zip(theirs, stack.matrices_of(stack.gradient), strict=True):
