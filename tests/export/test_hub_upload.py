@@ -40,12 +40,12 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._answer({})
+        self._answer(*self._refusal() if self.server.refuses else ({},))
 
     def do_POST(self) -> None:
         asked = self._body()  # read first: the connection is kept
         if self.server.refuses:
-            return self._answer({"error": "Invalid username or password."}, 401)
+            return self._answer(*self._refusal())
         if self.path == "/api/repos/create":
             self.server.created.append(json.loads(asked))
             return self._answer({"url": f"{self.server.address}/me/small"})
@@ -59,6 +59,9 @@ class Answer(BaseHTTPRequestHandler):
             oid = "0" * 40
             return self._answer({"success": True, "commitOid": oid, "commitUrl": f"{self.server.address}/me/small/commit/{oid}"})
         return self._answer({})  # for example, whether the card's metadata is valid
+
+    def _refusal(self) -> tuple[dict[str, Any], int]:
+        return {"error": "Invalid username or password."}, 401
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -121,6 +124,7 @@ def test_a_refused_token_is_one_line_and_the_folder_is_kept(run: Path, serve: An
     done = push(run, serve(refuses=True))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "is written, but not uploaded" in done.stderr
+    assert "is written, but not uploaded (" in done.stderr
+    assert "Invalid username or password" in done.stderr
     assert "check the network and hf auth login" in done.stderr
     assert (run / "exports" / "hub" / "README.md").is_file()
