@@ -69,7 +69,7 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, options: Env
             imported.
     """
     if saved is not None:
-        saved = replace(saved, wrappers=tuple(wrapper for wrapper in saved.wrappers if wrapper[0] != TRANSPOSE))  # see _turning
+        saved = replace(saved, wrappers=_without_outermost(saved.wrappers, (TRANSPOSE, MASKS)))  # _turning and _masking add them
     if saved is not None and (again := named_again(saved, options.env)):
         saved, options = again, replace(options, env=None)
     if options.env is not None:
@@ -91,6 +91,13 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, options: Env
     return _masking(_turning(spec, agent), agent), notices
 
 
+def _without_outermost(wrappers: tuple[Wrapper, ...], names: tuple[str, ...]) -> tuple[Wrapper, ...]:
+    """``wrappers`` without those at the end that have one of these names."""
+    while wrappers and wrappers[-1][0] in names:
+        wrappers = wrappers[:-1]
+    return wrappers
+
+
 def _turning(spec: EnvironmentSpec, agent: Agent) -> EnvironmentSpec:
     """The environment with images ``[C, H, W]`` where it gives ``[H, W, C]`` and the agent reads the former.
 
@@ -101,7 +108,7 @@ def _turning(spec: EnvironmentSpec, agent: Agent) -> EnvironmentSpec:
         return spec
     env = make(spec)
     try:
-        theirs = leaf_spaces(env.observation_space)
+        theirs = leaf_spaces(space_without_mask(env.observation_space))
     except ValueError:  # no tree of arrays, which is refused elsewhere
         return spec
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import shlex
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 from policy_distill.commands.options.parser import Parser, add_environment_arguments
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper
+from policy_distill.environments.action_masks import with_mask
 from policy_distill.environments.matching import check_fits
 from policy_distill.environments.specs import EnvironmentSpec, resolve
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import choose_environment, environment_for
+from tests.masked_worlds import Drawn
 
 TIME: Wrapper = ("TimeFeatureWrapper", {})
 STACK: Wrapper = ("VecFrameStack", {"n_stack": 2})
@@ -87,6 +90,60 @@ def test_what_an_entry_pads_belongs_to_the_environment():
 def test_an_episode_may_be_made_shorter():
     spec, _ = chosen(agent(3, saved=saved()), "--max-episode-steps", "30")
     assert spec.max_episode_steps == 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Spaces:
+    """A student, of which only the spaces are looked at."""
+
+    observation_space: gym.Space
+    action_space: gym.Space
+
+
+def masked(observations: gym.Space) -> Spaces:
+    return Spaces(with_mask(observations, ACTIONS), ACTIONS)
+
+
+ACTIONS = gym.spaces.Discrete(3)
+MASKS, TURNED = ("ActionMasks", {}), ("VecTransposeImage", {})
+PICTURE = gym.spaces.Box(0, 255, (36, 40, 3), np.uint8)
+
+
+@pytest.fixture
+def masked_worlds():
+    """Environments with masks that show a vector and an image, and their ids."""
+    shown = {"tests/MaskedVector-v0": gym.spaces.Box(-1, 1, (3,)), "tests/MaskedPicture-v0": PICTURE}
+    for name, space in shown.items():
+        gym.register(name, functools.partial(Drawn, space, ACTIONS))  # type: ignore[arg-type]
+    yield list(shown)
+    for name in shown:
+        del gym.registry[name]
+
+
+@pytest.mark.parametrize("options", [{}, {"env": "tests/MaskedPicture-v0"}, {"wrapper": ("ActionMasks",)}], ids=str)
+def test_a_student_of_masked_images_finds_its_environment_again(masked_worlds, options):
+    """The order of its wrappers was not found again: images were looked for beside the mask, where they had another key."""
+    _, name = masked_worlds
+    student = masked(gym.spaces.Box(0, 255, (3, 36, 40), np.uint8))
+    spec, notices = choose_environment(student, EnvironmentSpec(name, {}, (TURNED, MASKS)), EnvironmentOptions(**options))
+    assert set(dict(spec.wrappers)) == {"VecTransposeImage", "ActionMasks"}
+    assert notices == ()
+    check_fits(spec, (student.observation_space, student.action_space))
+
+
+@pytest.mark.parametrize("saved_stack", [(), (STACK,)])
+def test_a_stack_stays_inside_the_masks(masked_worlds, saved_stack):
+    name, _ = masked_worlds
+    student = masked(gym.spaces.Box(-1, 1, (6,)))
+    known = EnvironmentSpec(name, {}, (*saved_stack, MASKS))
+    assert choose_environment(student, known, EnvironmentOptions(frame_stack=2))[0].wrappers == (STACK, MASKS)
+
+
+def test_masks_inside_of_a_wrapper_stay_there(masked_worlds):
+    name, _ = masked_worlds
+    known = EnvironmentSpec(name, {}, (MASKS, ("FlattenObservation", {})))
+    spec, _ = choose_environment(Spaces(gym.spaces.Box(-1, 1, (6,)), ACTIONS), known, EnvironmentOptions())
+    assert spec.wrappers == known.wrappers
 
 
 def test_a_wrapper_that_is_not_known_is_left_out_or_named_by_the_user():
