@@ -28,7 +28,7 @@ from policy_distill.environments.known_wrappers import (
 )
 from policy_distill.environments.matching import first_difference
 from policy_distill.environments.quiet import quiet_known_warnings
-from policy_distill.environments.specs import EnvironmentSpec, make, modernize, named, named_again, substitution
+from policy_distill.environments.specs import EnvironmentSpec, make, modernize, named, named_again, substitution, time_limit
 from policy_distill.policies.observations import observation_width
 from policy_distill.support.images import is_image
 from policy_distill.support.trees import leaf_spaces
@@ -173,6 +173,10 @@ def _named(agent: Agent, saved: EnvironmentSpec | None, options: EnvironmentOpti
     if any(name not in spec.kwargs for name in saved.kwargs):
         given = shlex.quote(json.dumps(dict(saved.kwargs)))
         notices.append(f"--env names the environment without the arguments that the agent was saved with; --env-kwargs {given} gives them")
+    limit = saved.max_episode_steps
+    if limit is not None and options.max_episode_steps is None and limit != time_limit(replace(spec, wrappers=())):
+        what = f"the limit of {limit:,} steps that the agent was saved with"
+        notices.append(f"--env names the environment without {what}; --max-episode-steps {limit} sets it")
     has_stack = options.frame_stack is not None or any(name == STACK for name, _ in spec.wrappers)
     candidates = [
         (name, kwargs)

@@ -171,6 +171,19 @@ def test_the_environment_named_is_as_it_is_registered():
     assert chosen(teacher, *asked) == (dataclasses.replace(spec, kwargs={"g": 5.0}, wrappers=(DELAY,)), ())
 
 
+def test_a_saved_limit_that_the_environment_named_does_not_have_is_said():
+    """Returns of episodes of 50 and of 200 steps cannot be compared."""
+    teacher = agent(3, saved=dataclasses.replace(saved(), max_episode_steps=50))
+    spec, notices = chosen(teacher, "--env", PENDULUM)
+    assert spec == resolve(PENDULUM)
+    assert notices == (
+        "--env names the environment without the limit of 50 steps that the agent was saved with; --max-episode-steps 50 sets it",
+    )
+    assert chosen(teacher, "--env", PENDULUM, "--max-episode-steps", "50")[1] == ()
+    teacher.saved_env = dataclasses.replace(saved(), max_episode_steps=200)  # as it is registered
+    assert chosen(teacher, "--env", PENDULUM)[1] == ()
+
+
 def test_a_wrapper_without_which_the_spaces_do_not_fit_is_kept_and_said():
     teacher = agent(8, bound=1.0, saved=EnvironmentSpec("Gone-v0", {}, (RESCALED, DELAY, TIME, STACK)))
     spec, notices = chosen(teacher, "--env", PENDULUM)
