@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from policy_distill.config import EvaluateConfig, RequestError
+from policy_distill.config.stages import MAX_EPISODES
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, retention
@@ -37,7 +38,6 @@ FORMAT = 1
 """Version of certificate.json's format."""
 ROLES = ("student", "teacher", "random")
 AGENT = {"path": str | None, "sha256": dict}
-MAX_EPISODES = 1_000_000
 LAYOUT: dict[str, Any] = {
     "claim": str, "verdict": str, "share": float | int, "confidence": float | int, "max_episodes": int, "episodes": int,
     "environment": {"id": str}, "student": AGENT, "teacher": {**AGENT, "algo": str | None},

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from policy_distill.config.stages import MAX_EPISODES
 from policy_distill.environments.border import own_random_state
 from policy_distill.environments.specs import EnvironmentSpec, resolve
 from policy_distill.policies.actions import Box
@@ -26,7 +27,12 @@ def evaluation_seeds(purpose: str, episodes: int) -> list[int]:
         purpose: "validation" selects the round, "final" measures the reported return, "check" evaluates the teacher before training,
             "comparison" provides states for further training, "certificate" is for certificates.
         episodes: number of seeds.
+
+    Raises:
+        ValueError: for more than ``MAX_EPISODES``.
     """
+    if episodes > MAX_EPISODES:
+        raise ValueError(f"there are {MAX_EPISODES:,} seeds for {purpose}, not {episodes:,}")
     first = _FIRST_SEEDS[purpose]
     return list(range(first, first + episodes))
 

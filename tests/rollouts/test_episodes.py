@@ -157,6 +157,12 @@ def test_seeds_for_choosing_and_for_the_figure_do_not_meet():
     assert evaluation_seeds("final", 10) == final[:10]
 
 
+def test_seeds_of_one_purpose_end_where_those_of_the_next_begin():
+    assert max(evaluation_seeds("final", 1_000_000)) < min(evaluation_seeds("validation", 1))
+    with pytest.raises(ValueError, match=r"1,000,000 seeds for final, not 1,000,001"):
+        evaluation_seeds("final", 1_000_001)
+
+
 def test_an_unknown_purpose_has_no_seeds():
     with pytest.raises(KeyError, match="training"):
         evaluation_seeds("training", 1)
