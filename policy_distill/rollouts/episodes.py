@@ -148,9 +148,12 @@ def _alike_within(margin: np.ndarray | None, first: np.ndarray, second: np.ndarr
 
 
 def merge(parts: Sequence[Episodes]) -> Episodes:
-    """Join the episodes of several workers and sort them by seed; agreement is weighted by steps."""
+    """Join the episodes of several workers and sort them by seed; agreement is weighted by steps.
+
+    All figures are those of one worker that played all episodes, bit for bit.
+    """
     order = np.argsort(np.concatenate([part.seeds for part in parts]), kind="stable")
     seeds, returns, lengths = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("seeds", "returns", "lengths"))
     known = [(part.agreement, part.env_steps) for part in parts if part.agreement is not None]
-    total = sum(steps for _, steps in known)
-    return Episodes(seeds, returns, lengths, sum(share * steps for share, steps in known) / total if total else None)
+    agreed, total = sum(round(share * steps) for share, steps in known), sum(steps for _, steps in known)
+    return Episodes(seeds, returns, lengths, agreed / total if total else None)
