@@ -33,14 +33,28 @@ def _gymnasiums(name: str) -> Any:
     return wrap
 
 
+def _frame_stack(env: gym.Env, stack_size: int, **kwargs: Any) -> gym.Env:
+    shipped.check_size("FrameStackObservation", stack_size, gym.spaces.flatdim(env.observation_space))
+    return gym.wrappers.FrameStackObservation(env, stack_size, **kwargs)
+
+
 def _old_frame_stack(env: gym.Env, num_stack: int, lz4_compress: bool = False) -> gym.Env:
     """``FrameStack`` with its name and arguments until Gymnasium 0.29."""
-    return gym.wrappers.FrameStackObservation(env, num_stack)
+    return _frame_stack(env, num_stack)
 
 
 def _resize(env: gym.Env, shape: Any) -> gym.Env:
     """A square by the length of its side, as until Gymnasium 0.29, or height and width."""
-    return gym.wrappers.ResizeObservation(env, (shape, shape) if isinstance(shape, int) else tuple(shape))
+    height, width = (shape, shape) if isinstance(shape, int) else shape
+    shipped.check_size("ResizeObservation", height, width)
+    return gym.wrappers.ResizeObservation(env, (height, width))
+
+
+def _discretize(env: gym.Env, bins: Any, multidiscrete: bool = False) -> gym.Env:
+    """The number of bins of all components, or of each."""
+    for count in bins if isinstance(bins, list) else [bins]:
+        shipped.check_size("DiscretizeAction", count, 1)
+    return gym.wrappers.DiscretizeAction(env, tuple(bins) if isinstance(bins, list) else bins, multidiscrete)
 
 
 def _dtype_observation(env: gym.Env, dtype: Any) -> gym.Env:
@@ -57,14 +71,15 @@ WRAPPERS: Mapping[str, Any] = {
     ATARI: WholeGame,
     **{kind.__name__: kind for kind in (zoo.HistoryWrapper, zoo.ActionNoiseWrapper, zoo.ActionSmoothingWrapper, zoo.DelayedRewardWrapper,
                                         zoo.FrameSkip, zoo.MaskVelocityWrapper)},
+    "FrameStackObservation": _frame_stack,
     "FrameStack": _old_frame_stack,
     "ResizeObservation": _resize,
     **dict.fromkeys(("GrayscaleObservation", "GrayScaleObservation"), _gymnasiums("GrayscaleObservation")),
     "DtypeObservation": _dtype_observation,
-    **{name: _gymnasiums(name) for name in ("ClipAction", "ClipReward", "DelayObservation", "DiscretizeAction", "FilterObservation",
-                                            "FlattenObservation", "FrameStackObservation", "MaxAndSkipObservation", "RepeatAction",
-                                            "RescaleAction", "RescaleObservation", "ReshapeObservation", "StickyAction",
-                                            "TimeAwareObservation", "TimeLimit")},
+    "DiscretizeAction": _discretize,
+    **{name: _gymnasiums(name) for name in ("ClipAction", "ClipReward", "DelayObservation", "FilterObservation", "FlattenObservation",
+                                            "MaxAndSkipObservation", "RepeatAction", "RescaleAction", "RescaleObservation",
+                                            "ReshapeObservation", "StickyAction", "TimeAwareObservation", "TimeLimit")},
 }  # fmt: skip
 """Saved name of a wrapper -> function that wraps an environment."""
 
@@ -166,7 +181,7 @@ def wrap(env: gym.Env, name: str, kwargs: Mapping[str, Any]) -> gym.Env:
         raise
     except gym.error.DependencyNotInstalled as error:
         raise RequestError(f"the wrapper {name} needs a package that is not installed: {' '.join(str(error).split())}") from error
-    except (TypeError, ValueError, AssertionError, KeyError) as error:
+    except Exception as error:  # of a wrapper from elsewhere
         given = f"the arguments {dict(kwargs)}" if kwargs else "this environment without arguments"
         raise RequestError(f"the wrapper {name} does not take {given}: {' '.join(str(error).split())}") from error
     if not isinstance(wrapped, gym.Env):
