@@ -88,6 +88,8 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, options: Env
         notices += padded
     if ATARI in dict(spec.wrappers):
         notices += ("episodes are whole games, and rewards are not clipped, as Stable-Baselines3 evaluates agents trained in AtariWrapper",)
+    if "ClipReward" in dict(spec.wrappers):
+        notices += ("returns are sums of rewards after ClipReward; Stable-Baselines3's Monitor, inside the wrappers, counts those before",)
     return _masking(_turning(spec, agent), agent), notices
 
 

@@ -157,6 +157,13 @@ def test_a_wrapper_that_is_not_known_is_left_out_or_named_by_the_user():
         chosen(teacher, *shlex.split(ways[1]))
 
 
+def test_clipped_rewards_are_said_to_be_what_is_counted():
+    clipped = ("ClipReward", {"min_reward": -1.0, "max_reward": 1.0})
+    spec, notices = chosen(agent(3, saved=saved(clipped)))
+    assert spec.wrappers == (clipped,)
+    assert notices == ("returns are sums of rewards after ClipReward; Stable-Baselines3's Monitor, inside the wrappers, counts those before",)
+
+
 # With --env: what it names.
 
 
