@@ -104,17 +104,17 @@ PACKAGES = ("gym", "gymnasium", "policy_distill", "rl_zoo3", "sb3_contrib", "sta
 
 
 def saved_name(name: str) -> str:
-    """The name of a wrapper that a file tells: a known one's last part, else the dotted path, which is never imported."""
+    """A wrapper's name as a file holds it: the last part of a known one, else the dotted path, which is never imported."""
     path = re.split("[.:]", name)
     known = path[-1] in WRAPPERS or path[-1] in WITHOUT_EFFECT or path[-1] in LOST
     return path[-1] if known and (len(path) == 1 or path[0] in PACKAGES) else ".".join(path)
 
 
 def asked_name(name: str) -> str:
-    """The name of a wrapper that a user gives: a known one's last part, else ``module:Class``, which is imported.
+    """A wrapper's name as a user gives it: the last part of a known one, else ``module:Class``, which is imported.
 
     Raises:
-        RequestError: if there is no module in it, or it is not known how to make it.
+        RequestError: if it is neither known nor has a module, or needs data that are not among the agent's files.
     """
     if ":" in name:
         return name
