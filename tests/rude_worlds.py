@@ -211,7 +211,7 @@ class Clock(Polite):
 class OutOfRange(Polite):
     """Its observations are numbers from 0 to 3; after a while it says 4."""
 
-    observation_space = gym.spaces.Discrete(4)
+    observation_space: gym.Space = gym.spaces.Discrete(4)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)

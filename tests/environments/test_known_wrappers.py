@@ -31,7 +31,7 @@ from tests.small_worlds import PUSH
 class Spy(gym.Env):
     """Observes its step, keeps the actions that reach it, and pays 1, 2, 3, ..."""
 
-    observation_space = gym.spaces.Box(-9, 9, (2,), np.float32)
+    observation_space: Any = gym.spaces.Box(-9, 9, (2,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -237,7 +237,7 @@ def test_gymnasium_s_own_take_what_a_file_can_say():
 
 
 class Picture(Spy):
-    observation_space = gym.spaces.Box(0, 255, (8, 8), np.uint8)
+    observation_space: Any = gym.spaces.Box(0, 255, (8, 8), np.uint8)
 
 
 BILLION = 10**9

@@ -127,7 +127,9 @@ def test_flags_may_be_whole_numbers(mode):
 
 
 def test_an_answer_that_does_not_fit_is_one_line():
-    with pytest.raises(EnvironmentFault, match=r"^tests/CountFlat-v0, vector environments with seed \d+, step 1: step raised ValueError: could"):
+    with pytest.raises(
+        EnvironmentFault, match=r"^tests/CountFlat-v0, vector environments with seed \d+, step 1: step raised ValueError: could"
+    ):
         collected(EnvironmentSpec("tests/CountFlat-v0"), one_teacher(), backend="vector", num_envs=3, workers=0, calls=(2,))
 
 

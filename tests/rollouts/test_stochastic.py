@@ -73,7 +73,7 @@ def test_continuous_actions_are_drawn_within_their_bounds():
 
 def test_continuous_actions_in_a_box_of_whole_numbers_are_not_cut_to_them():
     """As in Stable-Baselines3, and as the mode."""
-    space = gym.spaces.Box(0, 10, (2,), np.int64)  # type: ignore[arg-type]
+    space = gym.spaces.Box(0, 10, (2,), np.int64)
     student = random_student(Push.observation_space, space)
     drawn = drawn_by(Drawing(student), np.zeros((4, 3), np.float32), 10)
     assert drawn.dtype == np.float32

@@ -105,7 +105,8 @@ def masked(observations: gym.Space) -> Spaces:
 
 
 ACTIONS = gym.spaces.Discrete(3)
-MASKS, TURNED = ("ActionMasks", {}), ("VecTransposeImage", {})
+MASKS: Wrapper = ("ActionMasks", {})
+TURNED: Wrapper = ("VecTransposeImage", {})
 PICTURE = gym.spaces.Box(0, 255, (36, 40, 3), np.uint8)
 
 
@@ -161,7 +162,9 @@ def test_clipped_rewards_are_said_to_be_what_is_counted():
     clipped = ("ClipReward", {"min_reward": -1.0, "max_reward": 1.0})
     spec, notices = chosen(agent(3, saved=saved(clipped)))
     assert spec.wrappers == (clipped,)
-    assert notices == ("returns are sums of rewards after ClipReward; Stable-Baselines3's Monitor, inside the wrappers, counts those before",)
+    assert notices == (
+        "returns are sums of rewards after ClipReward; Stable-Baselines3's Monitor, inside the wrappers, counts those before",
+    )
 
 
 # With --env: what it names.
