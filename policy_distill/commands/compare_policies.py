@@ -71,6 +71,8 @@ def compare_policies(arguments: Sequence[str]) -> int:
         found = call_apart(options.step_timeout, disagreements.find, student, teacher, spec, seeds)
     if output is not None:
         found.save(output)
+        if found.with_observation < len(found.costs):
+            notices = (*notices, f"{output.name} has the observations of the {found.with_observation:,} costliest states alone")
     summary = plain(summarize(found, options.worst)) | {
         "env": spec.id,
         "environment": spec.to_dict(),
@@ -104,7 +106,7 @@ def summarize(found: Disagreements, worst: int) -> dict[str, Any]:
         "episodes": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
         "worst": [
             {**{name: values[row] for name, values in states.items()}, "observation": trees.rows(found.observations, row)}
-            for row in range(min(worst, len(found.costs)))
+            for row in range(min(worst, found.with_observation))
         ],
     }
 

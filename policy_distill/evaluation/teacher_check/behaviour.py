@@ -14,11 +14,9 @@ from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.policies.actions import ActionTargets, joined
 from policy_distill.policies.families.q_values import median_action_gap
 from policy_distill.policies.observations import encode_observations
-from policy_distill.support.trees import Tree, blocks, length, to_tensors
+from policy_distill.support.trees import Tree, length, passes, to_tensors
 from policy_distill.teachers import Teacher
 
-ROWS = 4096
-"""Number of states per forward pass."""
 NOT_FINITE = Finding("stop", "not_finite", "the agent answers with NaN or infinity", "take an earlier checkpoint: training diverged")
 
 
@@ -67,8 +65,8 @@ class Behaviour:
 
 @torch.inference_mode()
 def targets_of(teacher: Teacher, observations: Tree) -> ActionTargets:
-    """The teacher's labels of ``observations`` ``[B, ...]``, computed in chunks of a few thousand."""
-    return joined([teacher.targets(to_tensors(rows)) for rows in blocks(observations, ROWS)])
+    """The teacher's labels of ``observations`` ``[B, ...]``, in several forward passes."""
+    return joined([teacher.targets(to_tensors(rows)) for rows in passes(observations)])
 
 
 def observe(teacher: Teacher, observations: Tree, targets: ActionTargets) -> Behaviour:
