@@ -172,7 +172,7 @@ def _named(agent: Agent, saved: EnvironmentSpec | None, options: EnvironmentOpti
     spec, notices = named(options), list(substitution(options.env))
     if saved is None:
         return spec, tuple(notices)
-    if any(name not in spec.kwargs for name in saved.kwargs):
+    if any(name not in options.env_kwargs and (name, value) not in spec.kwargs.items() for name, value in saved.kwargs.items()):
         given = shlex.quote(json.dumps(dict(saved.kwargs)))
         notices.append(f"--env names the environment without the arguments that the agent was saved with; --env-kwargs {given} gives them")
     limit = saved.max_episode_steps

@@ -181,6 +181,18 @@ def test_the_environment_named_is_as_it_is_registered():
     assert chosen(teacher, *asked) == (dataclasses.replace(spec, kwargs={"g": 5.0}, wrappers=(DELAY,)), ())
 
 
+def test_another_value_in_an_entry_than_the_saved_one_is_said(tmp_path):
+    (tmp_path / "env.yaml").write_text(f"id: {PENDULUM}\nkwargs: {{g: 2.0}}\n")
+    named = ["--env", str(tmp_path / "env.yaml")]
+    spec, notices = chosen(agent(3, saved=saved(g=5.0)), *named)
+    assert spec.kwargs == {"g": 2.0}
+    assert [notice.partition(";")[0] for notice in notices] == [
+        "--env names the environment without the arguments that the agent was saved with"
+    ]
+    assert chosen(agent(3, saved=saved(g=2.0)), *named)[1] == ()
+    assert chosen(agent(3, saved=saved(g=5.0)), *named, "--env-kwargs", "g:3.0")[1] == ()
+
+
 def test_a_saved_limit_that_the_environment_named_does_not_have_is_said():
     """Returns of episodes of 50 and of 200 steps cannot be compared."""
     teacher = agent(3, saved=dataclasses.replace(saved(), max_episode_steps=50))
