@@ -196,7 +196,12 @@ def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tupl
     if entry is None:
         check_registered(spec)
         return spec, paths_among(spec)
-    modern = replace(entry.spec, kwargs={**entry.spec.kwargs, **spec.kwargs}, wrappers=entry.spec.wrappers + spec.wrappers)
+    modern = replace(
+        entry.spec,
+        kwargs={**entry.spec.kwargs, **spec.kwargs},
+        wrappers=entry.spec.wrappers + spec.wrappers,
+        max_episode_steps=spec.max_episode_steps or entry.spec.max_episode_steps,
+    )
     dim = entry.observation_dim
     for name, kwargs in spec.wrappers:
         known, frames = name in ("TimeFeatureWrapper", STACK), kwargs.get("n_stack", 1)
