@@ -18,7 +18,7 @@ from torch import Tensor
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.policies.actions import ActionTargets
-from policy_distill.policies.policy import FeedForward
+from policy_distill.policies.policy import Policy
 from policy_distill.rollouts.episodes import alike
 from policy_distill.rollouts.numpy_policies import actor, executable
 from policy_distill.rollouts.trajectories import Trajectory, episodes_at_once, labels_along, record
@@ -129,12 +129,12 @@ class Disagreements:
         return cls(**{**values, **texts, "states": int(values["states"])})
 
 
-def find(student: FeedForward, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
+def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
     """Play one episode of each policy on each seed, and compute the teacher's action in every state that the student visited.
 
     Args:
-        student: any policy without a state.
-        teacher: an agent of the same spaces.
+        student: any policy.
+        teacher: an agent of the same spaces; one with a memory labels along the student's episodes.
         spec: the environment, which must end its episodes.
         seeds: one for each episode; ``evaluation_seeds("comparison", E)`` may also be used for training.
     """
@@ -166,7 +166,7 @@ def _limit(observations: Tree) -> int:
     return MAX_OBSERVATION_BYTES // max(sum(math.prod(leaf.shape[1:]) * leaf.itemsize for leaf in leaves(observations)), 1)
 
 
-def _find(student: FeedForward, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
+def _find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
     """``find`` for episodes that fit into memory together."""
     student_episodes, teacher_episodes = record(student, spec, seeds), record(teacher, spec, seeds)
     observations = concatenate([episode.observations for episode in student_episodes])
@@ -280,9 +280,9 @@ def parting_step(student_rewards: np.ndarray, teacher_rewards: np.ndarray) -> in
     return int(min(level[-1] + 1 if len(level) else 0, len(student_rewards) - 1))
 
 
-def _actions_of(policy: FeedForward, observations: Tree) -> np.ndarray:
-    """A policy's actions for ``observations`` ``[B, ...]``, the same as in ``evaluate``."""
-    return np.concatenate([actor(policy, length(part))(part) for part in passes(observations)])
+def _actions_of(teacher: Teacher, observations: Tree) -> np.ndarray:
+    """The actions of a teacher without a memory for ``observations`` ``[B, ...]``, the same as in ``evaluate``."""
+    return np.concatenate([actor(teacher, length(part))(part) for part in passes(observations)])
 
 
 def _executed(teacher: Teacher, labels: ActionTargets) -> np.ndarray:

@@ -35,9 +35,9 @@ class Behaviour:
         states: number of states.
         finite: whether all outputs are finite.
         constant: whether the action is the same in all states.
-        reaction: greatest standard deviation of a component of the deterministic action over the states, in units of what it is large
-            beside: half of its range or, where a Gaussian policy has one that is smaller, its own mean standard deviation: 0 never reacts.
-            Bounds alone say little: people write [-1e6, 1e6] around actions of the order of 1.
+        reaction: largest standard deviation over the states of a component of the deterministic action, in units of half its range, or
+            of a Gaussian policy's mean standard deviation if that is smaller, since bounds may be far wider than the actions; 0: the
+            policy does not react.
         clipped: share of the components of its deterministic action that lie on or beyond a bound.
         loss: kind of the default loss of continuous actions; see ``LossConfig.kind``.
         entropy: mean entropy of its distribution, as a share of the greatest possible: 0 is certain, 1 uniform.
