@@ -211,7 +211,7 @@ class Clock(Polite):
 class OutOfRange(Polite):
     """Its observations are numbers from 0 to 3; after a while it says 4."""
 
-    observation_space = gym.spaces.Discrete(4)
+    observation_space: gym.Space = gym.spaces.Discrete(4)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
@@ -222,7 +222,28 @@ class OutOfRange(Polite):
         return self.t % 5 if self.t > 12 else self.t % 4, *rest
 
 
-KINDS: list[type[Polite]] = [Polite, *Polite.__subclasses__(), DrawsGloballyInSteps]
+class OutOfRangeArray(OutOfRange):
+    """The same numbers, as arrays without a dimension."""
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        return np.array(observation), *rest
+
+
+class OneOutOfRange(OutOfRange):
+    """The same number, beside another one, which counts from 1."""
+
+    observation_space = gym.spaces.MultiDiscrete([4, 3], start=[0, 1])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return np.array([0, 1]), super().reset(seed=seed)[1]
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        return np.array([observation, 3]), *rest
+
+
+KINDS: list[type[Polite]] = [Polite, *Polite.__subclasses__(), DrawsGloballyInSteps, OutOfRangeArray, OneOutOfRange]
 for _kind in KINDS:
     gym.register(f"tests/{_kind.__name__}-v0", entry_point=_kind)  # type: ignore[arg-type]
 

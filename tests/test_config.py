@@ -174,6 +174,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("value.hidden_sizes", (8, 0), "positive widths"),
     ("value.gradient_steps", 0, ">= 1"),
     ("evaluate.episodes", 1, ">= 2"),
+    ("evaluate.episodes", 1_000_001, "<= 1,000,000"),
     ("evaluate.validation_episodes", 0, ">= 1"),
     ("evaluate.finalists", 0, ">= 1"),
     ("evaluate.finalist_episodes", -1, ">= 0"),
@@ -182,6 +183,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("evaluate.certify", 0.0, "> 0"),
     ("evaluate.certify", math.inf, "> 0"),
     ("evaluate.max_episodes", 49, ">= 50"),
+    ("evaluate.max_episodes", 1_000_001, "<= 1,000,000"),  # certificates about more are not read
     ("evaluate.num_envs", 0, ">= 1"),
     ("seed", -1, ">= 0"),
     ("workers", -1, ">= 0"),
@@ -254,6 +256,7 @@ ALLOWED: list[tuple[str, Any]] = [
     ("evaluate.confidence", 0.5),
     ("evaluate.certify", 1.05),
     ("evaluate.max_episodes", 50),
+    ("evaluate.max_episodes", 1_000_000),
     ("evaluate.num_envs", 1),
     ("seed", 0),
     ("workers", 0),

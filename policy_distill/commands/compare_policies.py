@@ -58,16 +58,21 @@ def compare_policies(arguments: Sequence[str]) -> int:
     notices += try_out(spec, student, teacher, skip=options.check.skip, step_timeout=options.step_timeout)[1]
     for notice in dict.fromkeys(notices):
         Display(quiet=options.json).note(f"note: {notice}")
-    with one_torch_thread():
-        teacher, _ = suited(teacher, spec, options.step_timeout)
-        seeds = evaluation_seeds("comparison", options.episodes)
-        found = call_apart(options.step_timeout, disagreements.find, student, teacher, spec, seeds)
     run = Path(options.policy)
     in_run = (run / "student" / "student.json").is_file()
     output = Path(options.output) if options.output else run / "disagreements.npz" if in_run else None
     if output is not None:
         writable_folder(output.parent)
+        if output.is_dir():
+            raise RequestError(f"output is {output}, which is a folder: name a file, such as {output / 'disagreements.npz'}")
+    with one_torch_thread():
+        teacher, _ = suited(teacher, spec, options.step_timeout)
+        seeds = evaluation_seeds("comparison", options.episodes)
+        found = call_apart(options.step_timeout, disagreements.find, student, teacher, spec, seeds)
+    if output is not None:
         found.save(output)
+        if found.with_observation < len(found.costs):
+            notices = (*notices, f"{output.name} has the observations of the {found.with_observation:,} costliest states alone")
     summary = plain(summarize(found, options.worst)) | {
         "env": spec.id,
         "environment": spec.to_dict(),
@@ -101,7 +106,7 @@ def summarize(found: Disagreements, worst: int) -> dict[str, Any]:
         "episodes": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
         "worst": [
             {**{name: values[row] for name, values in states.items()}, "observation": trees.rows(found.observations, row)}
-            for row in range(min(worst, len(found.costs)))
+            for row in range(min(worst, found.with_observation))
         ],
     }
 

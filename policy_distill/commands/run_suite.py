@@ -16,8 +16,8 @@ from policy_distill.support.signals import saying_how_to_go_on
 from policy_distill.support.terminal import Terminal
 
 JOBS = (
-    "number of jobs at the same time; default: 1, each with a worker process for each core; with --engine ray as many as the cluster has "
-    "room for; 0: in this process"
+    "number of jobs at the same time; default: one for each core, and with --engine ray as many as the cluster has room for; 0: one "
+    "after the other in this process"
 )
 
 
@@ -37,10 +37,9 @@ def run_suite(arguments: Sequence[str]) -> int:
     from policy_distill.report.rows import times
     from policy_distill.studies import suite
 
-    jobs = suite.DEFAULT_JOBS if options.jobs is None and config.engine.kind == "local" else options.jobs
     with saying_how_to_go_on("what is done is kept, and the same command goes on from there"):
         result = suite.run_suite(
-            Path(options.teachers), config, output=Path(options.output), jobs=jobs, display=Display(quiet=options.json)
+            Path(options.teachers), config, output=Path(options.output), jobs=options.jobs, display=Display(quiet=options.json)
         )
     aggregates = result.aggregates()
     if options.json:

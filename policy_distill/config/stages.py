@@ -274,6 +274,10 @@ class ValueConfig:
         require(self.gradient_steps >= 1, "value.gradient_steps", self.gradient_steps, ">= 1")
 
 
+MAX_EPISODES = 1_000_000
+"""Maximum number of episodes for one purpose: its seeds end where those of the next one begin."""
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluation of the return: one seed per episode, the same seeds for teacher, student and random policy."""
@@ -306,12 +310,13 @@ class EvaluateConfig:
         return (200 if small_images else 50) if self.finalist_episodes is None else self.finalist_episodes
 
     def __post_init__(self) -> None:
-        require(self.episodes >= 2, "evaluate.episodes", self.episodes, ">= 2")
+        require(2 <= self.episodes <= MAX_EPISODES, "evaluate.episodes", self.episodes, f">= 2 and <= {MAX_EPISODES:,}")
         require(self.validation_episodes >= 1, "evaluate.validation_episodes", self.validation_episodes, ">= 1")
         require(self.finalists >= 1, "evaluate.finalists", self.finalists, ">= 1")
         require((self.finalist_episodes or 0) >= 0, "evaluate.finalist_episodes", self.finalist_episodes, ">= 0")
         require(0.5 <= self.confidence < 1, "evaluate.confidence", self.confidence, "in [0.5, 1)")
         sound = self.certify is None or (self.certify > 0 and math.isfinite(self.certify))
         require(sound, "evaluate.certify", self.certify, "> 0, for example 0.95")
-        require(self.max_episodes >= 50, "evaluate.max_episodes", self.max_episodes, ">= 50, the number of episodes before the first look")
+        allowed = f">= 50, the number of episodes before the first look, and <= {MAX_EPISODES:,}"
+        require(50 <= self.max_episodes <= MAX_EPISODES, "evaluate.max_episodes", self.max_episodes, allowed)
         require(self.num_envs >= 1, "evaluate.num_envs", self.num_envs, ">= 1")

@@ -64,7 +64,8 @@ class Border(gym.Wrapper):
         self._last_step = limit if limit is not None else (2**62 if self.has_time_limit else NEVER_ENDING)
         self._step = self.env.step if on_step is None else self._announced_step
         space = self.observation_space
-        self._shape, self._dtype = (space.shape, space.dtype) if _is_array(space) else (None, None)
+        needs_no_check = _is_array(space) and not isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
+        self._shape, self._dtype = (space.shape, space.dtype) if needs_no_check else (None, None)
         self._parts = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -165,10 +166,9 @@ class Border(gym.Wrapper):
         if space.shape is None or space.dtype is None:  # Tuple, Text, ...: no supported agent reads it
             return observation
         if observation.__class__ is np.ndarray and observation.dtype is space.dtype and observation.shape == space.shape:
-            if not isinstance(space, gym.spaces.Discrete):
-                return observation
-        elif isinstance(space, gym.spaces.Discrete) and isinstance(observation, int | np.integer):  # the most frequent case, on a fast path
-            return self._in_range(space, space.dtype.type(observation), name)
+            return observation if isinstance(space, gym.spaces.Box) else self._in_range(space, observation, name)
+        if isinstance(space, gym.spaces.Discrete) and isinstance(observation, int | np.integer):  # the most frequent case, on a fast path
+            return self._in_range(space, observation, name)
         buffer = np.empty(space.shape, space.dtype)
         try:
             if buffer.dtype.kind in "iub" and not _finite(observation):
@@ -179,12 +179,22 @@ class Border(gym.Wrapper):
                 f"the {name} {_shape_of(observation)} does not fit its space of shape {space.shape}; make observation and space match "
                 f"({' '.join(str(error).split())})"
             ) from error
-        return self._in_range(space, buffer.flat[0], name) if isinstance(space, gym.spaces.Discrete) else buffer
+        return self._in_range(space, buffer, name)
 
-    def _in_range(self, space: gym.spaces.Discrete, number: np.integer, name: str) -> np.integer:
-        if not space.start <= int(number) < space.start + space.n:
-            raise self.fault(f"the {name} is {number}, which is not in its space {space}")
-        return number
+    def _in_range(self, space: gym.Space, value: Any, name: str) -> Any:
+        """``value`` with the space's dtype. Numbers of choices are checked, since one-hot encoding fails beyond them; bounds are not."""
+        match space:
+            case gym.spaces.Discrete():
+                value = space.dtype.type(value)
+                inside = space.start <= int(value) < space.start + space.n
+            case gym.spaces.MultiDiscrete():
+                choices = value.astype(np.int64) - space.start
+                inside = bool(((choices >= 0) & (choices < space.nvec)).all())
+            case _:
+                return value
+        if not inside:
+            raise self.fault(f"the {name} is {value}, which is not in its space {space}")
+        return value
 
 
 class Finite:

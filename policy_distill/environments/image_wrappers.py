@@ -73,7 +73,7 @@ class WholeGame(gym.Wrapper):
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         if self._lives:
-            self.env.set_wrapper_attr("was_real_done", True)  # begin a game, whatever became of the last one
+            self.env.set_wrapper_attr("was_real_done", True)  # begin a new game, even if the last one was not finished
         with self._score.beginning():
             return super().reset(**kwargs)
 
@@ -86,7 +86,7 @@ class WholeGame(gym.Wrapper):
 
 
 class _Score(gym.Wrapper):
-    """Around the game itself: the points since they were taken last, and whether the game is over."""
+    """The innermost wrapper: the points since the last ``take``, and whether the game is over."""
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
@@ -99,7 +99,7 @@ class _Score(gym.Wrapper):
 
     @contextlib.contextmanager
     def beginning(self) -> Iterator[None]:
-        """Until the game is seen for the first time: what is reset meanwhile begins it again."""
+        """Within this block a reset begins a new game and sets its score to zero; later resets only follow the loss of a life."""
         self._begins = True
         try:
             yield

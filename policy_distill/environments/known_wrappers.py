@@ -33,14 +33,28 @@ def _gymnasiums(name: str) -> Any:
     return wrap
 
 
+def _frame_stack(env: gym.Env, stack_size: int, **kwargs: Any) -> gym.Env:
+    shipped.check_size("FrameStackObservation", stack_size, gym.spaces.flatdim(env.observation_space))
+    return gym.wrappers.FrameStackObservation(env, stack_size, **kwargs)
+
+
 def _old_frame_stack(env: gym.Env, num_stack: int, lz4_compress: bool = False) -> gym.Env:
     """``FrameStack`` with its name and arguments until Gymnasium 0.29."""
-    return gym.wrappers.FrameStackObservation(env, num_stack)
+    return _frame_stack(env, num_stack)
 
 
 def _resize(env: gym.Env, shape: Any) -> gym.Env:
     """A square by the length of its side, as until Gymnasium 0.29, or height and width."""
-    return gym.wrappers.ResizeObservation(env, (shape, shape) if isinstance(shape, int) else tuple(shape))
+    height, width = (shape, shape) if isinstance(shape, int) else shape
+    shipped.check_size("ResizeObservation", height, width)
+    return gym.wrappers.ResizeObservation(env, (height, width))
+
+
+def _discretize(env: gym.Env, bins: Any, multidiscrete: bool = False) -> gym.Env:
+    """The number of bins of all components, or of each."""
+    for count in bins if isinstance(bins, list) else [bins]:
+        shipped.check_size("DiscretizeAction", count, 1)
+    return gym.wrappers.DiscretizeAction(env, tuple(bins) if isinstance(bins, list) else bins, multidiscrete)
 
 
 def _dtype_observation(env: gym.Env, dtype: Any) -> gym.Env:
@@ -57,14 +71,15 @@ WRAPPERS: Mapping[str, Any] = {
     ATARI: WholeGame,
     **{kind.__name__: kind for kind in (zoo.HistoryWrapper, zoo.ActionNoiseWrapper, zoo.ActionSmoothingWrapper, zoo.DelayedRewardWrapper,
                                         zoo.FrameSkip, zoo.MaskVelocityWrapper)},
+    "FrameStackObservation": _frame_stack,
     "FrameStack": _old_frame_stack,
     "ResizeObservation": _resize,
     **dict.fromkeys(("GrayscaleObservation", "GrayScaleObservation"), _gymnasiums("GrayscaleObservation")),
     "DtypeObservation": _dtype_observation,
-    **{name: _gymnasiums(name) for name in ("ClipAction", "ClipReward", "DelayObservation", "DiscretizeAction", "FilterObservation",
-                                            "FlattenObservation", "FrameStackObservation", "MaxAndSkipObservation", "RepeatAction",
-                                            "RescaleAction", "RescaleObservation", "ReshapeObservation", "StickyAction",
-                                            "TimeAwareObservation", "TimeLimit")},
+    "DiscretizeAction": _discretize,
+    **{name: _gymnasiums(name) for name in ("ClipAction", "ClipReward", "DelayObservation", "FilterObservation", "FlattenObservation",
+                                            "MaxAndSkipObservation", "RepeatAction", "RescaleAction", "RescaleObservation",
+                                            "ReshapeObservation", "StickyAction", "TimeAwareObservation", "TimeLimit")},
 }  # fmt: skip
 """Saved name of a wrapper -> function that wraps an environment."""
 
@@ -89,17 +104,17 @@ PACKAGES = ("gym", "gymnasium", "policy_distill", "rl_zoo3", "sb3_contrib", "sta
 
 
 def saved_name(name: str) -> str:
-    """The name of a wrapper that a file tells: a known one's last part, else the dotted path, which is never imported."""
+    """A wrapper's name as a file holds it: the last part of a known one, else the dotted path, which is never imported."""
     path = re.split("[.:]", name)
     known = path[-1] in WRAPPERS or path[-1] in WITHOUT_EFFECT or path[-1] in LOST
     return path[-1] if known and (len(path) == 1 or path[0] in PACKAGES) else ".".join(path)
 
 
 def asked_name(name: str) -> str:
-    """The name of a wrapper that a user gives: a known one's last part, else ``module:Class``, which is imported.
+    """A wrapper's name as a user gives it: the last part of a known one, else ``module:Class``, which is imported.
 
     Raises:
-        RequestError: if there is no module in it, or it is not known how to make it.
+        RequestError: if it is neither known nor has a module, or needs data that are not among the agent's files.
     """
     if ":" in name:
         return name
@@ -166,7 +181,7 @@ def wrap(env: gym.Env, name: str, kwargs: Mapping[str, Any]) -> gym.Env:
         raise
     except gym.error.DependencyNotInstalled as error:
         raise RequestError(f"the wrapper {name} needs a package that is not installed: {' '.join(str(error).split())}") from error
-    except (TypeError, ValueError, AssertionError, KeyError) as error:
+    except Exception as error:  # of a wrapper from elsewhere
         given = f"the arguments {dict(kwargs)}" if kwargs else "this environment without arguments"
         raise RequestError(f"the wrapper {name} does not take {given}: {' '.join(str(error).split())}") from error
     if not isinstance(wrapped, gym.Env):

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_known_warnings() -> Iterator[None]:
-    """Say nothing that is not new: that an older version is meant, and (where warnings are errors, a crash) how Box2D was compiled; of
-    environments that come together that bounds become float32, and that they do not say how they reset, which ``vector`` sees itself."""
+    """Suppress warnings that an environment is out of date, that bounds are cast to float32, and of how Box2D was compiled.
+
+    The warning that a vector environment lacks its autoreset mode is suppressed too: ``vector`` checks the mode itself.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*precision lowered by casting to float32", UserWarning)
         warnings.filterwarnings("ignore", r".*missing AutoresetMode metadata", UserWarning)
@@ -24,7 +26,7 @@ def quiet_known_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_missing_seaborn() -> Iterator[None]:
-    """MinAtar warns, through the root logger, that nothing can be drawn without seaborn when it is imported."""
+    """Suppress MinAtar's warning at its import, through the root logger, that it cannot render without seaborn."""
     missing = logging.Filter()
     missing.filter = lambda record: "seaborn" not in record.getMessage()  # type: ignore[method-assign]
     logging.root.addFilter(missing)

@@ -133,7 +133,7 @@ def resolve(name: str) -> EnvironmentSpec:
     if (stand_in := _stand_in(name)) is not None:
         return stand_in.spec
     spec = EnvironmentSpec(id=name, imports=True)
-    _check_registered(spec)
+    check_registered(spec)
     return spec
 
 
@@ -194,9 +194,14 @@ def modernize(spec: EnvironmentSpec, observation_dim: int | None = None) -> tupl
     check_wrappers(spec.wrappers)
     entry = _stand_in(spec.id)
     if entry is None:
-        _check_registered(spec)
+        check_registered(spec)
         return spec, paths_among(spec)
-    modern = replace(entry.spec, kwargs={**entry.spec.kwargs, **spec.kwargs}, wrappers=entry.spec.wrappers + spec.wrappers)
+    modern = replace(
+        entry.spec,
+        kwargs={**entry.spec.kwargs, **spec.kwargs},
+        wrappers=entry.spec.wrappers + spec.wrappers,
+        max_episode_steps=spec.max_episode_steps or entry.spec.max_episode_steps,
+    )
     dim = entry.observation_dim
     for name, kwargs in spec.wrappers:
         known, frames = name in ("TimeFeatureWrapper", STACK), kwargs.get("n_stack", 1)
@@ -231,7 +236,7 @@ def make(spec: EnvironmentSpec, *, render_mode: str | None = None) -> Border:
     options: dict[str, Any] = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
     if render_mode is not None:
         options["render_mode"] = render_mode
-    _check_registered(spec)
+    check_registered(spec)
     known = dataclasses.replace(registered(spec.id), order_enforce=False)
     entry_point = str(known.entry_point)
     extra = spec.extra or extra_of(entry_point)
@@ -289,8 +294,12 @@ def _stand_in(old_id: str) -> Entry | None:
     return next((entry for entry in entries().values() if old_id in entry.replaces), None)
 
 
-def _check_registered(spec: EnvironmentSpec) -> None:
-    """Raise if Gymnasium cannot make ``spec``; a module before a colon is imported where the spec allows it."""
+def check_registered(spec: EnvironmentSpec) -> None:
+    """Register the environment with Gymnasium; a module before a colon is imported where the spec allows it.
+
+    Raises:
+        RequestError: if there is no such environment, or its module may not be imported.
+    """
     name = spec.id
     module, _, gym_id = name.rpartition(":")
     if module and spec.imports:

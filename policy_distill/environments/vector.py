@@ -179,9 +179,9 @@ class VectorEnvs:
             seed_global_generators(self._seed)
         try:
             first, _ = self._envs.reset() if self._seed is None else self._envs.reset(seed=self._seed)
+            trees.write(slots.observations, slice(None), first)
         except Exception as error:
             raise self._fault(f"reset raised {type(error).__name__}: {error}", EnvironmentCrash) from error
-        trees.write(slots.observations, slice(None), first)
         slots.starts[:] = slots.episodes
 
     def step(self, actions: np.ndarray, slots: Slots, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
@@ -189,18 +189,15 @@ class VectorEnvs:
         if border.on_step is not None:
             border.on_step(self._where())
         try:
-            observations, step_rewards, is_terminated, is_truncated, _ = self._envs.step(
-                actions.astype(self.action_space.dtype, copy=False)
-            )
+            observations, rewards[:], terminated[:], truncated[:], _ = self._envs.step(actions.astype(self.action_space.dtype, copy=False))
+            trees.write(slots.observations, slice(None), observations)
         except Exception as error:
             raise self._fault(f"step raised {type(error).__name__}: {error}", EnvironmentCrash) from error
-        rewards[:], terminated[:], truncated[:] = step_rewards, is_terminated, is_truncated
-        done = is_terminated | is_truncated
+        done = terminated | truncated  # of these arrays: the environment's own need not be bool
         began = slots.idle.copy() if self._resets_later else done
         slots.episodes[began] += self._num_envs
         slots.starts[began] = slots.episodes[began]
         slots.idle[:] = done & self._resets_later
-        trees.write(slots.observations, slice(None), observations)
 
     def not_finite(self, slot: int, observation: trees.Tree) -> EnvironmentFault:
         return self._fault(f"an observation of environment {slot} is not finite: {observation}")

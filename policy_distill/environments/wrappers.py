@@ -65,6 +65,7 @@ class TimeFeatureWrapper(gym.ObservationWrapper):
         low, high = np.append(space.low, 0.0), np.append(space.high, 1.0)
         self._space = gym.spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
         self.observation_space = gym.spaces.Dict(OrderedDict(parts | {"observation": self._space})) if parts else self._space
+        check_count("TimeFeatureWrapper", "max_steps", max_steps)
         self._max_steps = (env.spec.max_episode_steps if env.spec else None) or max_steps
         self._test_mode = test_mode
         self._step = 0
@@ -99,7 +100,7 @@ class PadObservation(gym.ObservationWrapper):
     def __init__(self, env: gym.Env, size: int, keep: int | None = None) -> None:
         super().__init__(env)
         space = _vector_space(env.observation_space, "PadObservation")
-        _check_size("PadObservation", size, 1)
+        check_size("PadObservation", size, 1)
         self._keep = space.shape[0] if keep is None else keep
         if not 0 <= self._keep <= min(size, space.shape[0]):
             raise RequestError(f"the wrapper PadObservation cannot keep {self._keep} of {space.shape[0]} numbers in {size}")
@@ -171,7 +172,7 @@ class _Frames:
             raise RequestError(f"the wrapper VecFrameStack needs boxes as observation, not {space}")
         if order not in (None, "first", "last"):
             raise RequestError(f"the wrapper VecFrameStack has the channels_order {order!r}; it must be first or last")
-        _check_size("VecFrameStack", n_stack, math.prod(space.shape))
+        check_size("VecFrameStack", n_stack, math.prod(space.shape))
         self.count = n_stack
         self.axis = 0 if order == "first" or (order is None and is_image(space) and channels_come_first(space)) else -1
         low, high = (np.concatenate([bound] * n_stack, self.axis) for bound in (space.low, space.high))
@@ -197,7 +198,21 @@ def _vector_space(space: gym.Space, wrapper: str) -> gym.spaces.Box:
     return space
 
 
-def _check_size(wrapper: str, number: int, size: int) -> None:
-    """Refuse what a file may ask for and no memory would hold."""
+def check_size(wrapper: str, number: int, size: int) -> None:
+    """Refuse ``number`` arrays of ``size`` numbers that no memory holds: the arguments may come from a file.
+
+    Raises:
+        RequestError: if these are none, or more than ``MAX_ELEMENTS`` numbers.
+    """
     if type(number) is not int or not 1 <= number * size <= MAX_ELEMENTS:
         raise RequestError(f"the wrapper {wrapper} cannot make {number} times {size} numbers: between 1 and {MAX_ELEMENTS:,} are supported")
+
+
+def check_count(wrapper: str, name: str, value: object) -> None:
+    """Refuse an argument that is no positive number of steps.
+
+    Raises:
+        RequestError: naming it.
+    """
+    if type(value) is not int or value < 1:
+        raise RequestError(f"the wrapper {wrapper} has the {name} {value!r}; it must be a whole number >= 1")

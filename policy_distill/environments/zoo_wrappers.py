@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.config import RequestError
+from policy_distill.environments.wrappers import check_count, check_size
 
 Step = tuple[Any, Any, bool, bool, dict[str, Any]]
 
@@ -21,6 +22,7 @@ class HistoryWrapper(gym.Wrapper):
         seen, acted = env.observation_space, _box_of_actions(env, "HistoryWrapper")
         if not isinstance(seen, gym.spaces.Box) or len(seen.shape) != 1 or len(acted.shape) != 1:
             raise RequestError("the wrapper HistoryWrapper needs vectors as observation and action")
+        check_size("HistoryWrapper", horizon, seen.shape[0] + acted.shape[0])
         low, high = (np.concatenate([np.tile(one, horizon), np.tile(other, horizon)]) for one, other in
                      ((seen.low, acted.low), (seen.high, acted.high)))  # fmt: skip
         self.observation_space = gym.spaces.Box(low, high, dtype=seen.dtype)
@@ -47,6 +49,8 @@ class ActionNoiseWrapper(gym.Wrapper):
 
     def __init__(self, env: gym.Env, noise_std: float = 0.1) -> None:
         super().__init__(env)
+        if not isinstance(noise_std, int | float) or not noise_std >= 0:
+            raise RequestError(f"the wrapper ActionNoiseWrapper has the noise_std {noise_std!r}; it must be a number >= 0")
         self._space, self._std = _box_of_actions(env, "ActionNoiseWrapper"), noise_std
         self._noise = np.random.default_rng(0)
 
@@ -66,6 +70,8 @@ class ActionSmoothingWrapper(gym.Wrapper):
     def __init__(self, env: gym.Env, smoothing_coef: float = 0.0) -> None:
         super().__init__(env)
         space = _box_of_actions(env, "ActionSmoothingWrapper")
+        if not isinstance(smoothing_coef, int | float):
+            raise RequestError(f"the wrapper ActionSmoothingWrapper has the smoothing_coef {smoothing_coef!r}; it must be a number")
         self._coefficient, self._none = smoothing_coef, np.zeros(space.shape, space.dtype)
         self._smoothed = self._none
 
@@ -83,6 +89,7 @@ class DelayedRewardWrapper(gym.Wrapper):
 
     def __init__(self, env: gym.Env, delay: int = 10) -> None:
         super().__init__(env)
+        check_count("DelayedRewardWrapper", "delay", delay)
         self._delay, self._step, self._owed = delay, 0, 0.0
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -104,6 +111,7 @@ class FrameSkip(gym.Wrapper):
 
     def __init__(self, env: gym.Env, skip: int = 4) -> None:
         super().__init__(env)
+        check_count("FrameSkip", "skip", skip)
         self._skip = skip
 
     def step(self, action: Any) -> Step:

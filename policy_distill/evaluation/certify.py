@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -19,7 +21,8 @@ import numpy as np
 import torch
 
 from policy_distill.config import EvaluateConfig, RequestError
-from policy_distill.environments.specs import EnvironmentSpec, make
+from policy_distill.config.stages import MAX_EPISODES
+from policy_distill.environments.specs import EnvironmentSpec, check_registered, make
 from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, retention
 from policy_distill.export.artefact import Artefact, files_of_artefact
@@ -37,7 +40,6 @@ FORMAT = 1
 """Version of certificate.json's format."""
 ROLES = ("student", "teacher", "random")
 AGENT = {"path": str | None, "sha256": dict}
-MAX_EPISODES = 1_000_000
 LAYOUT: dict[str, Any] = {
     "claim": str, "verdict": str, "share": float | int, "confidence": float | int, "max_episodes": int, "episodes": int,
     "environment": {"id": str}, "student": AGENT, "teacher": {**AGENT, "algo": str | None},
@@ -250,14 +252,32 @@ def versions(spec: EnvironmentSpec) -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "rounding": rounding(),
     }
-    registered = gym.registry.get(spec.id.rpartition(":")[2])
-    simulator = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", str(registered.entry_point if registered else ""))
-    if name := spec.extra or (simulator[1] if simulator else None):
+    for name in _simulators(spec):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+def _simulators(spec: EnvironmentSpec) -> list[str]:
+    """Names of the distributions, in lower case, that an environment's id is made from, besides Gymnasium and this package."""
+    with contextlib.suppress(RequestError):  # without the environment only a certificate's figures can be verified
+        check_registered(spec)
+    registered = gym.registry.get(spec.id.rpartition(":")[2])
+    entry_point = registered.entry_point if registered else None
+    module = entry_point.partition(":")[0] if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+    inside = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", module)
+    names = {name for name in (spec.extra, inside[1] if inside else None) if name}
+    if (package := module.partition(".")[0]) not in ("", "gymnasium", "policy_distill"):
+        names |= {name.lower() for name in _distributions().get(package, ())}
+    return sorted(names)
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Distributions by the packages that they install; reading them takes half a second."""
+    return importlib.metadata.packages_distributions()
 
 
 def environment_sources(spec: EnvironmentSpec) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -17,12 +18,12 @@ from torch import Tensor
 from policy_distill.config import RequestError
 from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.policies.actions import ActionTargets
-from policy_distill.policies.policy import FeedForward
+from policy_distill.policies.policy import Policy
 from policy_distill.rollouts.episodes import alike
 from policy_distill.rollouts.numpy_policies import actor, executable
-from policy_distill.rollouts.trajectories import Trajectory, labels_along, record
+from policy_distill.rollouts.trajectories import Trajectory, episodes_at_once, labels_along, record
 from policy_distill.support.files import write_atomically
-from policy_distill.support.trees import Tree, blocks, concatenate, leaves, length, stack, to_tensors
+from policy_distill.support.trees import Tree, concatenate, leaves, length, passes, stack, to_tensors
 from policy_distill.support.trees import rows as rows_of
 from policy_distill.support.untrusted import read_npz, refuse_damage
 from policy_distill.teachers import RecurrentTeacher, Teacher
@@ -37,10 +38,10 @@ COSTS = {
 """Measures of a disagreement's cost, the most informative first."""
 PARTED = 0.1
 """Share of an episode's final loss above which its running loss counts as parted."""
-CHUNK = 4096
-"""States in one forward pass."""
 MAX_BYTES = 128 << 20
 """Maximum unpacked size of a file."""
+MAX_OBSERVATION_BYTES = 96 << 20
+"""Maximum size of the observations in it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Disagreements:
         environment: id of the environment.
         cost_kind: the measure of ``costs``, a key of ``COSTS``.
         states: total number of visited states.
-        observations: ``[D, ...]`` raw; a dict by key for a Dict space.
+        observations: ``[D, ...]`` raw; a dict by key for a Dict space. Those of images may be fewer: the costliest ones that need at most
+            ``MAX_OBSERVATION_BYTES``.
         teacher_actions, student_actions: ``[D, ...]`` as ``env.step`` takes them.
         costs: ``[D]``, descending; may be negative if estimated by a critic.
         seeds, steps: ``[D]`` the episode's seed and the step, from 0.
@@ -85,6 +87,11 @@ class Disagreements:
     def agreement(self) -> float:
         """Share of the visited states in which both actions agree."""
         return 1 - len(self.costs) / self.states
+
+    @property
+    def with_observation(self) -> int:
+        """Number of the costliest states whose observations are kept."""
+        return length(self.observations)
 
     @property
     def losses(self) -> np.ndarray:
@@ -122,15 +129,45 @@ class Disagreements:
         return cls(**{**values, **texts, "states": int(values["states"])})
 
 
-def find(student: FeedForward, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
+def find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
     """Play one episode of each policy on each seed, and compute the teacher's action in every state that the student visited.
 
     Args:
-        student: any policy without a state.
-        teacher: an agent of the same spaces.
+        student: any policy.
+        teacher: an agent of the same spaces; one with a memory labels along the student's episodes.
         spec: the environment, which must end its episodes.
         seeds: one for each episode; ``evaluation_seeds("comparison", E)`` may also be used for training.
     """
+    count = episodes_at_once(spec, teacher.observation_space)
+    parts = [_find(student, teacher, spec, seeds[first : first + count]) for first in range(0, len(seeds), count)]
+    costs = np.concatenate([part.costs for part in parts])
+    order = np.argsort(-costs, kind="stable")
+    # The costliest of all are among the costliest of each part.
+    has_observation = np.concatenate([np.arange(len(part.costs)) < length(part.observations) for part in parts])
+    position = np.cumsum(has_observation) - 1
+    with_observation = order[: _limit(parts[0].observations)]
+    joined = {
+        item.name: np.concatenate([getattr(part, item.name) for part in parts])
+        for item in fields(Disagreements)
+        if item.name not in ("environment", "cost_kind", "states", "observations")
+    }
+    joined |= {name: joined[name][order] for name in ("teacher_actions", "student_actions", "costs", "seeds", "steps")}
+    return Disagreements(
+        spec.id,
+        parts[0].cost_kind,
+        sum(part.states for part in parts),
+        rows_of(concatenate([part.observations for part in parts]), position[with_observation]),
+        **joined,
+    )
+
+
+def _limit(observations: Tree) -> int:
+    """Maximum number of observations that are kept."""
+    return MAX_OBSERVATION_BYTES // max(sum(math.prod(leaf.shape[1:]) * leaf.itemsize for leaf in leaves(observations)), 1)
+
+
+def _find(student: Policy, teacher: Teacher, spec: EnvironmentSpec, seeds: Sequence[int]) -> Disagreements:
+    """``find`` for episodes that fit into memory together."""
     student_episodes, teacher_episodes = record(student, spec, seeds), record(teacher, spec, seeds)
     observations = concatenate([episode.observations for episode in student_episodes])
     actions = concatenate([episode.actions for episode in student_episodes])
@@ -150,7 +187,7 @@ def find(student: FeedForward, teacher: Teacher, spec: EnvironmentSpec, seeds: S
         environment=spec.id,
         cost_kind=kind,
         states=length(observations),
-        observations=rows_of(observations, rows),
+        observations=rows_of(observations, rows[: _limit(observations)]),
         teacher_actions=teacher_actions[rows],
         student_actions=actions[rows],
         costs=costs[rows],
@@ -243,9 +280,9 @@ def parting_step(student_rewards: np.ndarray, teacher_rewards: np.ndarray) -> in
     return int(min(level[-1] + 1 if len(level) else 0, len(student_rewards) - 1))
 
 
-def _actions_of(policy: FeedForward, observations: Tree) -> np.ndarray:
-    """A policy's actions for ``observations`` ``[B, ...]``, the same as in ``evaluate``."""
-    return np.concatenate([actor(policy, length(part))(part) for part in blocks(observations, CHUNK)])
+def _actions_of(teacher: Teacher, observations: Tree) -> np.ndarray:
+    """The actions of a teacher without a memory for ``observations`` ``[B, ...]``, the same as in ``evaluate``."""
+    return np.concatenate([actor(teacher, length(part))(part) for part in passes(observations)])
 
 
 def _executed(teacher: Teacher, labels: ActionTargets) -> np.ndarray:
@@ -280,15 +317,18 @@ def _cost(
 
 
 def _by_chunks(cost: Callable[[Tree, Tensor], Tensor], observations: Tree, actions: np.ndarray) -> np.ndarray:
-    parts = zip(blocks(to_tensors(observations), CHUNK), torch.from_numpy(actions).split(CHUNK), strict=True)
-    return torch.cat([cost(*part) for part in parts]).double().numpy()
+    costs, first = [], 0
+    for part in passes(to_tensors(observations)):
+        costs.append(cost(part, torch.from_numpy(actions[first : first + length(part)])))
+        first += length(part)
+    return torch.cat(costs).double().numpy()
 
 
 @torch.inference_mode()
 def _shortfall(teacher: Teacher, episode: Trajectory, gamma: float) -> np.ndarray:
     """``V(s) - (reward + gamma V(next s))`` ``[T]``: minus the one-step estimate of the advantage (Schulman et al. 2016, sec. 3)."""
     states = concatenate([episode.observations, stack([episode.last_observation])])
-    values = teacher.values(to_tensors(states)).double().numpy()
+    values = torch.cat([teacher.values(part) for part in passes(to_tensors(states))]).double().numpy()
     if episode.terminated:  # after truncation the last state keeps its value
         values[-1] = 0.0
     return values[:-1] - (episode.rewards + gamma * values[1:])

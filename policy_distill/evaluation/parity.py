@@ -13,7 +13,7 @@ from policy_distill.export.artefact import by_name
 from policy_distill.export.runner import Runner, Visited
 from policy_distill.policies.student import Student
 from policy_distill.rollouts.episodes import evaluation_seeds
-from policy_distill.rollouts.trajectories import record
+from policy_distill.rollouts.trajectories import episodes_at_once, record
 from policy_distill.support import trees
 
 STATES = 10_000
@@ -64,15 +64,16 @@ class Parity:
 
 @torch.inference_mode()
 def decisions_of(student: Student, spec: EnvironmentSpec, states: int = STATES) -> Decisions:
-    """The student's decisions along its own episodes on the comparison seeds: at least ``states``, in whole episodes."""
+    """The student's decisions along its own episodes on the comparison seeds: at least ``states``. No episode counts for more."""
     parts: list[Decisions] = []
     count, played = 0, 0
+    at_once = min(AT_ONCE, episodes_at_once(spec, student.observation_space))
     while count < states and played < MAX_EPISODES:
-        seeds = evaluation_seeds("comparison", played + AT_ONCE)[played:]
-        for episode in record(student, spec, seeds):
+        seeds = evaluation_seeds("comparison", played + at_once)[played:]
+        for episode in record(student, spec, seeds, max_steps=states):
             parts.append(_decide(student, episode.observations, episode.seed))
             count += len(parts[-1].visited)
-        played += AT_ONCE
+        played += at_once
     joined = [np.concatenate([getattr(part, name) for part in parts]) for name in ("actions", "outputs", "after")]
     visited = _joined([part.visited for part in parts])
     return Decisions(visited if student.view is None else _joined([part.whole for part in parts]), visited, *joined)
@@ -89,7 +90,7 @@ def _decide(student: Student, observations: trees.Tree, seed: int) -> Decisions:
         seen = trees.concatenate(rows)
     tensors = trees.to_tensors(seen)
     if student.memory is None:
-        outputs, after = student(tensors), torch.zeros(steps, 0)
+        outputs, after = torch.cat([student(part) for part in trees.passes(tensors)]), torch.zeros(steps, 0)
         before = after
     else:
         outputs, after = _along(student, tensors)

@@ -111,6 +111,11 @@ def prepare(config: DistillConfig, teacher: Teacher | None = None) -> Job:
             f"the student's {architecture.params:,} parameters are no fewer than the teacher's {teacher.params:,}: "
             "nothing is gained in size; choose smaller student.hidden_sizes",
         )
+    elif (allowed := teacher.params / (config.student.compression or 1)) and architecture.params > allowed:
+        notices += (
+            f"student.compression {config.student.compression:g} allows {int(allowed):,} parameters, and the smallest student that is "
+            f"chosen has {architecture.params:,}; student.hidden_sizes chooses any",
+        )
     if reason := why_not_ppo(architecture):
         notices += (f"no student.zip is written: {reason}",)
     if config.value.hidden_sizes is not None:

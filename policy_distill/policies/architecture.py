@@ -153,10 +153,11 @@ def hidden_sizes_for(compression: float, teacher_params: int, inputs: int, outpu
 
 
 def image_student_for(compression: float, teacher_params: int, architecture: Architecture) -> Architecture:
-    """An image student with at most ``teacher_params / compression`` parameters, unless ``SMALLEST_UNIT`` needs more.
+    """An image student with at most ``teacher_params / compression`` parameters, unless the smallest one has more.
 
     The convolutions are ``usual_convolutions`` of the largest ``unit`` that leaves room for one hidden layer of ``HEAD * unit`` units
     (``STRIDED_HEAD`` or ``LARGE_HEAD``, see there). That layer is then widened as far as the budget allows; a memory has the same width.
+    With convolutions of ``SMALLEST_UNIT`` it may have to be narrower, but has at least ``SMALLEST_WIDTH`` units.
     """
     images = [part for part in leaf_spaces(architecture.seen_space).values() if may_be_image(part)]
     budget = teacher_params / compression
@@ -174,6 +175,8 @@ def image_student_for(compression: float, teacher_params: int, architecture: Arc
     width = head * unit
     while sized(unit, width + 1).params <= budget:
         width += 1
+    while width > SMALLEST_WIDTH and sized(unit, width).params > budget:
+        width -= 1
     return sized(unit, width)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from policy_distill.config.stages import MAX_EPISODES
 from policy_distill.environments.border import own_random_state
 from policy_distill.environments.specs import EnvironmentSpec, resolve
 from policy_distill.policies.actions import Box
@@ -26,7 +27,12 @@ def evaluation_seeds(purpose: str, episodes: int) -> list[int]:
         purpose: "validation" selects the round, "final" measures the reported return, "check" evaluates the teacher before training,
             "comparison" provides states for further training, "certificate" is for certificates.
         episodes: number of seeds.
+
+    Raises:
+        ValueError: for more than ``MAX_EPISODES``.
     """
+    if episodes > MAX_EPISODES:
+        raise ValueError(f"there are {MAX_EPISODES:,} seeds for {purpose}, not {episodes:,}")
     first = _FIRST_SEEDS[purpose]
     return list(range(first, first + episodes))
 
@@ -142,9 +148,12 @@ def _alike_within(margin: np.ndarray | None, first: np.ndarray, second: np.ndarr
 
 
 def merge(parts: Sequence[Episodes]) -> Episodes:
-    """Join the episodes of several workers and sort them by seed; agreement is weighted by steps."""
+    """Join the episodes of several workers and sort them by seed; agreement is weighted by steps.
+
+    All figures are those of one worker that played all episodes, bit for bit.
+    """
     order = np.argsort(np.concatenate([part.seeds for part in parts]), kind="stable")
     seeds, returns, lengths = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("seeds", "returns", "lengths"))
     known = [(part.agreement, part.env_steps) for part in parts if part.agreement is not None]
-    total = sum(steps for _, steps in known)
-    return Episodes(seeds, returns, lengths, sum(share * steps for share, steps in known) / total if total else None)
+    agreed, total = sum(round(share * steps) for share, steps in known), sum(steps for _, steps in known)
+    return Episodes(seeds, returns, lengths, agreed / total if total else None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import gymnasium as gym
 import numpy as np
 import torch
 
@@ -12,6 +11,7 @@ from policy_distill.config import RequestError
 from policy_distill.environments.vector import GOES_ON
 from policy_distill.policies.policy import State
 from policy_distill.policies.student import Student
+from policy_distill.rollouts.numpy_policies import executable
 from policy_distill.support import trees
 from policy_distill.support.seeds import derived_seed
 from policy_distill.support.trees import Tree
@@ -39,7 +39,7 @@ class Drawing:
 
     @torch.inference_mode()
     def step(self, observations: Tree, state: State, starts: np.ndarray | None) -> tuple[np.ndarray, State]:
-        family, space = self.policy.family, self.policy.action_space
+        family = self.policy.family
         generators, policy_state = state
         parameters, policy_state = _parameters(self.policy, observations, policy_state, starts)
         drawn = []
@@ -48,10 +48,7 @@ class Drawing:
                 generator.manual_seed(derived_seed(int(starts[row]), 2))
             row_parameters = {name: values[row : row + 1] for name, values in parameters.items()}
             drawn.append(family.sample(row_parameters, generator).numpy())
-        array: np.ndarray = np.concatenate(drawn)
-        if isinstance(space, gym.spaces.Box):
-            array = array.reshape(len(array), *space.shape).astype(space.dtype)
-        return array, (generators, policy_state)
+        return executable(self.policy.action_space, len(drawn))(np.concatenate(drawn)), (generators, policy_state)
 
 
 def _state(policy: Student | Teacher, num_envs: int) -> State:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -21,6 +24,9 @@ from policy_distill.support import trees
 from policy_distill.support.trees import Tree
 from policy_distill.teachers import RecurrentTeacher
 
+AT_ONCE_BYTES = 2**29
+"""Size of the observations of a group of episodes that are recorded together, if each is as long as it may be."""
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -28,7 +34,7 @@ class Trajectory:
 
     Attributes:
         seed: of the episode.
-        observations: ``[T, ...]``, before each action.
+        observations: ``[T, ...]``, before each action; every n-th of them, beginning with the first, if ``record`` had to limit them.
         actions: ``[T, ...]`` as the environment received them.
         rewards: ``[T]``, float64.
         last_observation: ``[...]``, after the last step.
@@ -58,7 +64,9 @@ class Trajectory:
 
 
 @own_random_state()
-def record(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, max_steps: int | None = None) -> list[Trajectory]:
+def record(
+    policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *, max_steps: int | None = None, max_bytes: float = math.inf
+) -> list[Trajectory]:
     """Run one episode for each seed and keep every step; the episodes are those of ``evaluate``.
 
     Args:
@@ -66,6 +74,7 @@ def record(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *
         spec: the environment.
         seeds: one for each episode.
         max_steps: steps after which an episode is cut off; None: only the environment ends it.
+        max_bytes: maximum size of all observations. If they are more, every second of them is dropped, as often as necessary.
 
     Returns:
         The episodes in the order of ``seeds``.
@@ -73,7 +82,7 @@ def record(policy: Policy | None, spec: EnvironmentSpec, seeds: Sequence[int], *
     Raises:
         EnvironmentFault: see ``evaluate``.
     """
-    recorder = _Steps(seeds)
+    recorder = _Steps(seeds, max_bytes)
     play([policy], spec, seeds, recorder, max_steps=max_steps)
     return [recorder.done[episode] for episode in range(len(seeds))]
 
@@ -95,6 +104,12 @@ def labels_along(teacher: RecurrentTeacher, episodes: Sequence[Trajectory]) -> A
                 parameters.setdefault(name, []).append(values.copy())
     joined = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in parameters.items()}
     return ActionTargets(joined, torch.from_numpy(np.concatenate(actions)))
+
+
+def episodes_at_once(spec: EnvironmentSpec, observation_space: gym.Space) -> int:
+    """Number of episodes whose observations need at most ``AT_ONCE_BYTES``, but at least one."""
+    steps = min(time_limit(spec) or LONG_EPISODE, LONG_EPISODE)
+    return max(1, AT_ONCE_BYTES // max(trees.row_bytes(observation_space) * steps, 1))
 
 
 def check_ends(spec: EnvironmentSpec, policies: Mapping[str, Policy | None]) -> None:
@@ -120,30 +135,60 @@ def check_ends(spec: EnvironmentSpec, policies: Mapping[str, Policy | None]) -> 
 class _Steps(Recorder):
     """Records every step of every episode.
 
+    Args:
+        seeds: seeds of the episodes.
+        max_bytes: maximum size of all observations.
+
     Attributes:
         done: finished episodes by the index of their seed.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self._seeds = seeds
-        self._running: dict[int, tuple[list[Tree], list[np.ndarray], list[float]]] = {}
+    def __init__(self, seeds: Sequence[int], max_bytes: float = math.inf) -> None:
+        self._seeds, self._max_bytes = seeds, max_bytes
+        self._every = 1
+        self._kept = 0
+        """Number of observations."""
+        self._running: dict[int, _Running] = {}
         self.done: dict[int, Trajectory] = {}
 
     def began(self, slot: int, episode: int) -> None:
-        self._running[slot] = [], [], []
+        self._running[slot] = _Running([], [], [])
 
     def acted(self, observations: Tree, policy_actions: Sequence[Any], running: list[int]) -> None:
         for slot in running:
-            episode_observations, actions, _ = self._running[slot]
-            episode_observations.append(trees.copied(trees.rows(observations, slot)))
-            actions.append(np.array(policy_actions[0][slot]))
+            episode = self._running[slot]
+            if len(episode.actions) % self._every == 0:
+                episode.observations.append(trees.copied(trees.rows(observations, slot)))
+                self._kept += 1
+            episode.actions.append(np.array(policy_actions[0][slot]))
+        row_bytes = sum(leaf[0].nbytes for leaf in trees.leaves(observations))
+        while self._kept * row_bytes > self._max_bytes and self._kept > len(self._seeds):
+            self._drop_every_second()
+
+    def _drop_every_second(self) -> None:
+        self._every *= 2
+        for episode in self._running.values():
+            del episode.observations[1::2]
+        for index, trajectory in self.done.items():
+            kept = trees.copied(trees.rows(trajectory.observations, slice(None, None, 2)))
+            self.done[index] = dataclasses.replace(trajectory, observations=kept)
+        of_done = sum(trees.length(trajectory.observations) for trajectory in self.done.values())
+        self._kept = of_done + sum(len(episode.observations) for episode in self._running.values())
 
     def stepped(self, rewards: list[float], running: list[int]) -> None:
         for slot in running:
-            self._running[slot][2].append(rewards[slot])
+            self._running[slot].rewards.append(rewards[slot])
 
     def ended(self, end: Ended) -> None:
-        observations, actions, rewards = self._running.pop(end.slot)
-        arrays = trees.stack(observations), np.stack(actions), np.array(rewards)
+        episode = self._running.pop(end.slot)
+        arrays = trees.stack(episode.observations), np.stack(episode.actions), np.array(episode.rewards)
         outcome = trees.copied(end.observation), end.terminated, end.truncated
         self.done[end.episode] = Trajectory(int(self._seeds[end.episode]), *arrays, *outcome)
+
+
+class _Running(NamedTuple):
+    """The steps so far of an episode."""
+
+    observations: list[Tree]
+    actions: list[np.ndarray]
+    rewards: list[float]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import gymnasium as gym
-import numpy as np
 
 from policy_distill.config import EngineConfig, RequestError
 from policy_distill.environments.specs import EnvironmentSpec, for_worker, make
@@ -22,6 +20,7 @@ from policy_distill.rollouts.episodes import Episodes, evaluate, merge
 from policy_distill.rollouts.ppo_rollouts import RolloutEnv
 from policy_distill.rollouts.processes import Distant, Host, Local, Recovery, Remote, Site, available_cores
 from policy_distill.rollouts.transitions import Transitions
+from policy_distill.support import trees
 from policy_distill.support.pending import Pending
 from policy_distill.support.ray_cluster import room
 from policy_distill.teachers import RecurrentTeacher, Teacher
@@ -113,8 +112,7 @@ class Rollouts:
     def _block_steps(self) -> int:
         """Steps of all environments in one block."""
         assert self._teacher is not None, "collection needs a teacher"
-        space = self._teacher.observation_space
-        return max(1, BLOCK_BYTES // (self.num_envs * math.prod(space.shape or ()) * np.dtype(space.dtype).itemsize))
+        return max(1, BLOCK_BYTES // (self.num_envs * trees.row_bytes(self._teacher.observation_space)))
 
     def evaluate(self, policy: Policy | str, seeds: Sequence[int], *, num_envs: int, with_agreement: bool = False) -> Episodes:
         """Episodes of ``policy``, "teacher" or "random", one per seed; see ``policy_distill.rollouts.episodes.evaluate``."""

@@ -30,8 +30,6 @@ from policy_distill.support.untrusted import read_json, refuse_damage
 
 WORTH_COMPRESSING = 4000
 """Minimum number of a teacher's parameters to count in the aggregates; smaller teachers have little to compress."""
-DEFAULT_JOBS = 1
-"""Number of runs at the same time unless the user gives another (docs/scaling.md)."""
 PAUSE_FACTOR = 20
 """Pause after the tables were written, as a multiple of the time that took: it grows with the number of rows."""
 COLUMNS = ("teacher", "status", "env", "params", "student", "student_params", "compression", "teacher_return", "student_return",
@@ -78,7 +76,7 @@ def find_teachers(folder: Path) -> list[Path]:
 
 
 def run_suite(
-    teachers: Path, config: DistillConfig, *, output: Path, jobs: int | None = DEFAULT_JOBS, display: Display | None = None
+    teachers: Path, config: DistillConfig, *, output: Path, jobs: int | None = None, display: Display | None = None
 ) -> SuiteResult:
     """Distil every teacher below ``teachers`` with the same settings; failures are reported and do not stop the suite.
 

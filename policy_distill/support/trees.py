@@ -17,6 +17,8 @@ import torch
 
 Tree: TypeAlias = Any
 """An array, or a dict of arrays; each function names the type of its leaves."""
+PASS_ROWS, PASS_NUMBERS = 4096, 2**24
+"""Maximum number of observations, and of the numbers in them, in one forward pass."""
 
 
 def leaf_spaces(space: gym.Space) -> dict[str, gym.Space]:
@@ -78,6 +80,12 @@ def flattened(tree: Tree) -> Tree:
 def blocks(tree: Tree, count: int) -> Iterator[Tree]:
     """The rows in their order, ``count`` at a time."""
     return (rows(tree, slice(first, first + count)) for first in range(0, length(tree), count))
+
+
+def passes(tree: Tree) -> Iterator[Tree]:
+    """The rows in their order, in blocks for forward passes: at most ``PASS_ROWS`` of them, and fewer if they are large."""
+    numbers = sum(math.prod(leaf.shape[1:]) for leaf in leaves(tree))
+    return blocks(tree, max(1, min(PASS_ROWS, PASS_NUMBERS // max(numbers, 1))))
 
 
 def write(into: Tree, index: Any, values: Tree) -> None:

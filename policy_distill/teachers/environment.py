@@ -28,7 +28,7 @@ from policy_distill.environments.known_wrappers import (
 )
 from policy_distill.environments.matching import first_difference
 from policy_distill.environments.quiet import quiet_known_warnings
-from policy_distill.environments.specs import EnvironmentSpec, make, modernize, named, named_again, substitution
+from policy_distill.environments.specs import EnvironmentSpec, make, modernize, named, named_again, substitution, time_limit
 from policy_distill.policies.observations import observation_width
 from policy_distill.support.images import is_image
 from policy_distill.support.trees import leaf_spaces
@@ -69,7 +69,7 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, options: Env
             imported.
     """
     if saved is not None:
-        saved = replace(saved, wrappers=tuple(wrapper for wrapper in saved.wrappers if wrapper[0] != TRANSPOSE))  # see _turning
+        saved = replace(saved, wrappers=_without_outermost(saved.wrappers, (TRANSPOSE, MASKS)))  # _turning and _masking add them
     if saved is not None and (again := named_again(saved, options.env)):
         saved, options = again, replace(options, env=None)
     if options.env is not None:
@@ -88,7 +88,16 @@ def choose_environment(agent: Agent, saved: EnvironmentSpec | None, options: Env
         notices += padded
     if ATARI in dict(spec.wrappers):
         notices += ("episodes are whole games, and rewards are not clipped, as Stable-Baselines3 evaluates agents trained in AtariWrapper",)
+    if "ClipReward" in dict(spec.wrappers):
+        notices += ("returns are sums of rewards after ClipReward; Stable-Baselines3's Monitor, inside the wrappers, counts those before",)
     return _masking(_turning(spec, agent), agent), notices
+
+
+def _without_outermost(wrappers: tuple[Wrapper, ...], names: tuple[str, ...]) -> tuple[Wrapper, ...]:
+    """``wrappers`` without those at the end that have one of these names."""
+    while wrappers and wrappers[-1][0] in names:
+        wrappers = wrappers[:-1]
+    return wrappers
 
 
 def _turning(spec: EnvironmentSpec, agent: Agent) -> EnvironmentSpec:
@@ -101,7 +110,7 @@ def _turning(spec: EnvironmentSpec, agent: Agent) -> EnvironmentSpec:
         return spec
     env = make(spec)
     try:
-        theirs = leaf_spaces(env.observation_space)
+        theirs = leaf_spaces(space_without_mask(env.observation_space))
     except ValueError:  # no tree of arrays, which is refused elsewhere
         return spec
     finally:
@@ -163,9 +172,13 @@ def _named(agent: Agent, saved: EnvironmentSpec | None, options: EnvironmentOpti
     spec, notices = named(options), list(substitution(options.env))
     if saved is None:
         return spec, tuple(notices)
-    if any(name not in spec.kwargs for name in saved.kwargs):
+    if any(name not in options.env_kwargs and (name, value) not in spec.kwargs.items() for name, value in saved.kwargs.items()):
         given = shlex.quote(json.dumps(dict(saved.kwargs)))
         notices.append(f"--env names the environment without the arguments that the agent was saved with; --env-kwargs {given} gives them")
+    limit = saved.max_episode_steps
+    if limit is not None and options.max_episode_steps is None and limit != time_limit(replace(spec, wrappers=())):
+        what = f"the limit of {limit:,} steps that the agent was saved with"
+        notices.append(f"--env names the environment without {what}; --max-episode-steps {limit} sets it")
     has_stack = options.frame_stack is not None or any(name == STACK for name, _ in spec.wrappers)
     candidates = [
         (name, kwargs)

@@ -97,3 +97,12 @@ def test_an_agent_has_nothing_against_itself(expert, capsys):
 def test_wrong_numbers_are_refused(option, value, run, capsys):
     assert main(["compare_policies", "--policy", str(run), option, value]) == 2
     assert value in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("place", "says"), [("file/states.npz", "cannot be written"), ("folder", "name a file, such as")])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(place, says, run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("policy_distill.evaluation.disagreements.find", lambda *_: pytest.fail("episodes were played"))
+    assert main(["compare_policies", "--policy", str(run), "--output", str(tmp_path / place)]) == 2
+    assert says in capsys.readouterr().err

@@ -63,6 +63,8 @@ def test_observations_of_every_space_have_its_dtype_and_shape(spec, dtype):
         (rude.Breaks, r"seed 7, step 8: step raised AssertionError: the simulator lost its connection; correct the environment"),
         (rude.Scenarios, None),
         (rude.OutOfRange, r"seed 7, step 14: the observation is 4, which is not in its space Discrete\(4\)"),
+        (rude.OutOfRangeArray, r"seed 7, step 14: the observation is 4, which is not in its space Discrete\(4\)"),
+        (rude.OneOutOfRange, r"seed 7, step 14: the observation is \[4 3\], which is not in its space MultiDiscrete\(\[4 3\]"),
     ],
 )
 def test_a_fault_names_environment_seed_and_step_in_one_line(kind, says):

@@ -31,7 +31,7 @@ from tests.small_worlds import PUSH
 class Spy(gym.Env):
     """Observes its step, keeps the actions that reach it, and pays 1, 2, 3, ..."""
 
-    observation_space = gym.spaces.Box(-9, 9, (2,), np.float32)
+    observation_space: Any = gym.spaces.Box(-9, 9, (2,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -234,6 +234,45 @@ def test_gymnasium_s_own_take_what_a_file_can_say():
     assert wrap(Spy(), "Monitor", {}).reset()[0].tolist() == [1, -1]
     with pytest.raises(RequestError, match="TimeLimit does not take this environment without arguments"):
         wrap(Spy(), "TimeLimit", {})
+
+
+class Picture(Spy):
+    observation_space: Any = gym.spaces.Box(0, 255, (8, 8), np.uint8)
+
+
+BILLION = 10**9
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("HistoryWrapper", {"horizon": BILLION}, "cannot make 1000000000 times 3 numbers"),
+        ("FrameStack", {"num_stack": BILLION}, "cannot make 1000000000 times 2 numbers"),
+        ("FrameStackObservation", {"stack_size": BILLION}, "cannot make 1000000000 times 2 numbers"),
+        ("DiscretizeAction", {"bins": BILLION}, "cannot make 1000000000 times 1 numbers"),
+        ("DiscretizeAction", {"bins": [BILLION]}, "cannot make 1000000000 times 1 numbers"),
+        ("ResizeObservation", {"shape": BILLION}, "cannot make 1000000000 times 1000000000 numbers"),
+        ("ResizeObservation", {"shape": [BILLION, 1]}, "cannot make 1000000000 times 1 numbers"),
+        ("HistoryWrapper", {"horizon": 0}, "cannot make 0 times"),
+        ("FrameSkip", {"skip": 0}, "has the skip 0; it must be a whole number >= 1"),
+        ("FrameSkip", {"skip": 2.5}, r"has the skip 2\.5; it must be"),
+        ("DelayedRewardWrapper", {"delay": 0}, "has the delay 0; it must be"),
+        ("TimeFeatureWrapper", {"max_steps": "all"}, "has the max_steps 'all'; it must be"),
+        ("ActionNoiseWrapper", {"noise_std": -1}, "has the noise_std -1; it must be a number >= 0"),
+        ("ActionSmoothingWrapper", {"smoothing_coef": "half"}, "has the smoothing_coef 'half'; it must be a number"),
+        ("StickyAction", {"repeat_action_probability": 2}, "does not take the arguments .*probability"),
+    ],
+)
+def test_arguments_that_no_wrapper_can_take_are_refused_where_it_is_made(name, arguments, says):
+    """They came to light in the first step, as a fault of the environment, or took all memory: a file may ask for them."""
+    with pytest.raises(RequestError, match=f"the wrapper {name.replace('FrameStackObservation', 'FrameStack')}.*{says}"):
+        wrap(Picture() if name == "ResizeObservation" else Spy(), name, arguments)
+
+
+def test_sizes_that_are_usual_are_made():
+    assert wrap(Picture(), "ResizeObservation", {"shape": 4}).observation_space.shape == (4, 4)
+    assert wrap(Spy(), "DiscretizeAction", {"bins": 5}).action_space.n == 5  # type: ignore[attr-defined]
+    assert wrap(Spy(), "DiscretizeAction", {"bins": [5], "multidiscrete": True}).action_space.nvec.tolist() == [5]  # type: ignore[attr-defined]
 
 
 def test_a_time_limit_among_the_wrappers_is_known():

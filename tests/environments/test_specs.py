@@ -157,6 +157,11 @@ def test_modernize_keeps_the_agents_arguments_and_wraps_outside_the_stand_ins():
     modernize(EnvironmentSpec("LunarLander-v2", {}, (("VecFrameStack", {"n_stack": 3}),)), 24)
 
 
+def test_modernize_keeps_the_agent_s_episode_length():
+    for saved, expected in ((300, 300), (None, 1000)):
+        assert modernize(EnvironmentSpec("LunarLander-v2", max_episode_steps=saved), 8)[0].max_episode_steps == expected
+
+
 def test_modernize_refuses_what_cannot_match():
     with pytest.raises(RequestError, match="from Ant-v3 reads 27 numbers, but Ant-v5 in its place gives 111"):
         modernize(EnvironmentSpec("Ant-v3"), 27)

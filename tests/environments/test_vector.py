@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from policy_distill.config import RequestError
+from policy_distill.config import EnvironmentFault, RequestError
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.environments.vector import GROUP, choose_backend, group_size
 from policy_distill.rollouts.collect import Collector
@@ -113,6 +113,47 @@ def test_each_kept_row_is_an_observation_on_which_an_action_was_executed(mode):
         assert not (length % 2 == 1 and rows.truncated[own].any())
     # 12 steps of 3 environments: episodes of 1, 2, 3, ... steps, and with NEXT_STEP a step for each reset: 1+1, 2+1, 3+1, 3
     assert len(rows) == 3 * (12 if mode == "SameStep" else 9)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_flags_may_be_whole_numbers(mode):
+    """They were taken for indices of environments where these are reset in the same step."""
+    rows, like = (
+        collected(EnvironmentSpec(name, kwargs={"mode": mode}), one_teacher(), backend="vector", num_envs=3, workers=0, calls=(7, 5))
+        for name in ("tests/CountWhole-v0", "tests/Count-v0")
+    )
+    for name in ("observations", "episodes", "terminated", "truncated"):
+        assert torch.equal(getattr(rows, name), getattr(like, name)), name
+
+
+def test_an_answer_that_does_not_fit_is_one_line():
+    with pytest.raises(
+        EnvironmentFault, match=r"^tests/CountFlat-v0, vector environments with seed \d+, step 1: step raised ValueError: could"
+    ):
+        collected(EnvironmentSpec("tests/CountFlat-v0"), one_teacher(), backend="vector", num_envs=3, workers=0, calls=(2,))
+
+
+class CountWhole(CountVector):
+    """Flags are 0 and 1."""
+
+    def step(self, actions: np.ndarray) -> Any:
+        observations, rewards, *flags, info = super().step(actions)
+        return observations, rewards, *(flag.astype(int) for flag in flags), info
+
+
+class CountFlat(CountVector):
+    """Observations of a step are of another shape."""
+
+    def step(self, actions: np.ndarray) -> Any:
+        return np.zeros((self.num_envs, 2)), *super().step(actions)[1:]
+
+
+for _kind in (CountWhole, CountFlat):
+    gym.register(
+        f"tests/{_kind.__name__}-v0",
+        entry_point="tests.environments.test_vector:Count",
+        vector_entry_point=f"tests.environments.test_vector:{_kind.__name__}",
+    )
 
 
 def test_a_collector_says_which_rows_are_none():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -119,3 +120,12 @@ def test_the_versions_name_the_simulator_where_there_is_one():
     assert set(versions(WALK)) == {"policy-distill", "python", "numpy", "torch", "gymnasium", "machine", "rounding"}
     assert versions(EnvironmentSpec("HalfCheetah-v5"))["mujoco"].startswith("3.")
     assert versions(EnvironmentSpec("LunarLander-v3"))["box2d"].startswith("2.3")
+
+
+@pytest.mark.parametrize(
+    ("env", "package", "distribution"), [("MinAtar/Breakout-v1", "minatar", "minatar"), ("PongNoFrameskip-v4", "ale_py", "ale-py")]
+)
+def test_the_versions_name_the_package_of_the_environment_without_an_entry_of_it(env, package, distribution):
+    """Without it, other returns of another MinAtar were said to be those of the same versions."""
+    pytest.importorskip(package)
+    assert versions(EnvironmentSpec(env))[distribution] == importlib.metadata.version(distribution)

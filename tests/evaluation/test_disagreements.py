@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from policy_distill.config import RequestError
+from policy_distill.evaluation import disagreements
 from policy_distill.evaluation.disagreements import COSTS, Disagreements, find, parting_step, read_worst_states, worst_states
 from policy_distill.policies.families import Categorical
+from policy_distill.rollouts import trajectories
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.networks.acting import DiscreteNetwork
@@ -221,6 +223,21 @@ def test_the_costliest_states_come_once_and_in_order():
     distance = np.abs(states[:, 0] - states[:, 1])
     assert (np.diff(distance) >= 0).all()
     assert len(worst_states(found, 10_000)) == len(np.unique(found.observations, axis=0))
+
+
+def test_episodes_that_do_not_fit_into_memory_together_give_the_same(monkeypatch):
+    whole = found_by(q_teacher())
+    monkeypatch.setattr(trajectories, "AT_ONCE_BYTES", 8 * 12 * 4)  # observations of two floats, 12 steps: four episodes
+    assert trajectories.episodes_at_once(WALK, Walk.observation_space) == 4
+    parts = found_by(q_teacher())
+    for item in dataclasses.fields(Disagreements):
+        np.testing.assert_array_equal(getattr(parts, item.name), getattr(whole, item.name))
+    monkeypatch.setattr(disagreements, "MAX_OBSERVATION_BYTES", 8 * 7)
+    few = found_by(q_teacher())
+    assert few.with_observation == 7
+    np.testing.assert_array_equal(few.observations, whole.observations[:7])
+    np.testing.assert_array_equal(few.costs, whole.costs)
+    assert few.agreement == whole.agreement
 
 
 def test_what_is_saved_is_loaded_without_pickle(tmp_path):

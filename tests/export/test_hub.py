@@ -14,28 +14,14 @@ import yaml
 
 from policy_distill.commands.cli import main
 from policy_distill.config import Fault, RequestError
-from policy_distill.environments.specs import resolve
 from policy_distill.evaluation.measure import measure
 from policy_distill.evaluation.teacher_check.claims import find_claim
 from policy_distill.export import hub
-from policy_distill.export.sb3 import save_ppo
 from policy_distill.support.files import write_json
 from tests.report.example import SUMMARY
 from tests.small_worlds import random_student
 
 CERTIFICATE = {"verdict": "certified", "reason": "the student keeps at least 0.95", "confidence": 0.95, "episodes": 252}
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run's folder with a student that plays CartPole."""
-    folder, env = tmp_path / "run", gym.make("CartPole-v1")
-    student = random_student(env.observation_space, env.action_space)
-    student.save(folder / "student", extra={"environment": resolve("CartPole-v1").to_dict()})
-    save_ppo(student, folder / "student.zip")
-    (folder / "config.yaml").write_text("seed: 7\n")
-    write_json(folder / "result.json", SUMMARY)
-    return folder
 
 
 def export_onnx(run: Path) -> None:

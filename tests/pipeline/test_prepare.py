@@ -205,6 +205,15 @@ def test_a_student_no_smaller_than_its_teacher_is_a_notice(width, said, tmp_path
     assert [f"student's {6 * width + 3} parameters are no fewer than the teacher's 87" in notice for notice in job.notices] == [True] * said
 
 
+@pytest.mark.parametrize(("compression", "said"), [(10, False), (100, True)])
+def test_a_compression_that_the_smallest_student_does_not_reach_is_a_notice(compression, said, tmp_path):
+    # two layers of 4 units: 3 * 4 + 5 * 4 + 5 * 3 = 47 parameters
+    job = prepare(request(tmp_path, student=StudentConfig(compression=compression)), sized_teacher(600))
+    assert job.architecture.params == 47
+    text = "student.compression 100 allows 6 parameters, and the smallest student that is chosen has 47"
+    assert [text in notice for notice in job.notices] == [True] * said
+
+
 def test_spaces_that_sb3_miscounts_are_a_notice(tmp_path):
     space = gym.spaces.Discrete(3, start=1)
     gym.register("tests/FromOne-v0", entry_point=lambda: gym.wrappers.TransformAction(Walk(), lambda action: action - 1, space))  # type: ignore[arg-type]

@@ -288,8 +288,8 @@ def test_the_channels_use_the_budget_and_do_not_pass_it(compression, teacher_par
     (width,) = chosen.hidden_sizes
     budget = teacher_params / compression
     head = STRIDED_HEAD if chosen.strides else LARGE_HEAD if len(chosen.channels) == 3 else HEAD
-    assert width >= head * unit
-    assert chosen.params <= budget or (unit, width) == (SMALLEST_UNIT, head * SMALLEST_UNIT)
+    assert width >= (SMALLEST_WIDTH if unit == SMALLEST_UNIT else head * unit)
+    assert chosen.params <= budget or (unit, width) == (SMALLEST_UNIT, SMALLEST_WIDTH)
     assert dataclasses.replace(chosen, hidden_sizes=(width + 1,)).params > budget
     more = tuple(channels // unit * (unit + 1) for channels in chosen.channels)
     assert dataclasses.replace(chosen, channels=more, hidden_sizes=(head * (unit + 1),)).params > budget

@@ -157,6 +157,12 @@ def test_seeds_for_choosing_and_for_the_figure_do_not_meet():
     assert evaluation_seeds("final", 10) == final[:10]
 
 
+def test_seeds_of_one_purpose_end_where_those_of_the_next_begin():
+    assert max(evaluation_seeds("final", 1_000_000)) < min(evaluation_seeds("validation", 1))
+    with pytest.raises(ValueError, match=r"1,000,000 seeds for final, not 1,000,001"):
+        evaluation_seeds("final", 1_000_001)
+
+
 def test_an_unknown_purpose_has_no_seeds():
     with pytest.raises(KeyError, match="training"):
         evaluation_seeds("training", 1)
@@ -172,6 +178,18 @@ def test_merging_sorts_by_seed_and_weighs_agreement_by_steps():
     # (0.5 * 4 + 1 * 12) / 16 = 0.875
     assert merged.agreement == 0.875
     assert merge([Episodes(np.array([1]), np.array([1.0]), np.array([1]))]).agreement is None
+
+
+def test_merged_agreement_is_that_of_one_worker_bit_for_bit():
+    """The sum of products of shares and steps differs from it in the last digit, in one of these cases."""
+    draws = np.random.default_rng(0)
+    for _ in range(400):
+        steps = draws.integers(1, 2000, 3)
+        agreed = draws.integers(0, steps + 1)
+        parts = [
+            Episodes(np.array([index]), np.zeros(1), steps[index : index + 1], int(agreed[index]) / int(steps[index])) for index in range(3)
+        ]
+        assert merge(parts).agreement == int(agreed.sum()) / int(steps.sum())
 
 
 class Leaver(gym.Env):

@@ -71,6 +71,15 @@ def test_continuous_actions_are_drawn_within_their_bounds():
     assert len(evaluate(Drawing(student), PUSH, SEEDS).returns) == 12
 
 
+def test_continuous_actions_in_a_box_of_whole_numbers_are_not_cut_to_them():
+    """As in Stable-Baselines3, and as the mode."""
+    space = gym.spaces.Box(0, 10, (2,), np.int64)
+    student = random_student(Push.observation_space, space)
+    drawn = drawn_by(Drawing(student), np.zeros((4, 3), np.float32), 10)
+    assert drawn.dtype == np.float32
+    assert (drawn != drawn.round()).any()
+
+
 def test_a_teacher_draws_too(tmp_path):
     teacher = Teacher.load(save_ppo(walk_expert(), tmp_path / "ppo.zip"))
     seeds = list(range(60))  # 12 episodes of four steps may well pass without a stray step

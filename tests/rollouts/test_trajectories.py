@@ -40,6 +40,21 @@ def test_each_step_is_kept_with_what_was_seen_before_it():
         assert (episode.terminated, episode.truncated) == (True, False)
 
 
+@pytest.mark.parametrize("at_random", [False, True])
+def test_observations_that_need_too_much_memory_are_thinned_evenly(at_random):
+    policy = None if at_random else walk_teacher()
+    whole = record(policy, WALK, SEEDS)
+    limit = sum(len(episode.observations) for episode in whole) // 3
+    every_nth = next(n for n in (2, 4, 8) if sum(len(episode.observations[::n]) for episode in whole) <= limit)
+    thinned = record(policy, WALK, SEEDS, max_bytes=limit * whole[0].observations[0].nbytes)
+    for some, every in zip(thinned, whole, strict=True):
+        np.testing.assert_array_equal(some.observations, every.observations[::every_nth])
+        np.testing.assert_array_equal(some.actions, every.actions)
+        np.testing.assert_array_equal(some.rewards, every.rewards)
+    least = record(policy, WALK, SEEDS, max_bytes=0)
+    assert [len(episode.observations) for episode in least] == [1] * len(SEEDS)  # the first of each episode is always kept
+
+
 def test_how_an_episode_ended_is_kept():
     (away,) = record(type("Still", (), {"act": lambda self, seen: np.ones(len(seen), np.int64)})(), WALK, [3])
     assert (len(away.rewards), away.terminated, away.truncated) == (WALK_LIMIT, False, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import shlex
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 from policy_distill.commands.options.parser import Parser, add_environment_arguments
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper
+from policy_distill.environments.action_masks import with_mask
 from policy_distill.environments.matching import check_fits
 from policy_distill.environments.specs import EnvironmentSpec, resolve
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import choose_environment, environment_for
+from tests.masked_worlds import Drawn
 
 TIME: Wrapper = ("TimeFeatureWrapper", {})
 STACK: Wrapper = ("VecFrameStack", {"n_stack": 2})
@@ -89,6 +92,61 @@ def test_an_episode_may_be_made_shorter():
     assert spec.max_episode_steps == 30
 
 
+@dataclasses.dataclass(frozen=True)
+class Spaces:
+    """A student, of which only the spaces are looked at."""
+
+    observation_space: gym.Space
+    action_space: gym.Space
+
+
+def masked(observations: gym.Space) -> Spaces:
+    return Spaces(with_mask(observations, ACTIONS), ACTIONS)
+
+
+ACTIONS = gym.spaces.Discrete(3)
+MASKS: Wrapper = ("ActionMasks", {})
+TURNED: Wrapper = ("VecTransposeImage", {})
+PICTURE = gym.spaces.Box(0, 255, (36, 40, 3), np.uint8)
+
+
+@pytest.fixture
+def masked_worlds():
+    """Environments with masks that show a vector and an image, and their ids."""
+    shown = {"tests/MaskedVector-v0": gym.spaces.Box(-1, 1, (3,)), "tests/MaskedPicture-v0": PICTURE}
+    for name, space in shown.items():
+        gym.register(name, functools.partial(Drawn, space, ACTIONS))  # type: ignore[arg-type]
+    yield list(shown)
+    for name in shown:
+        del gym.registry[name]
+
+
+@pytest.mark.parametrize("options", [{}, {"env": "tests/MaskedPicture-v0"}, {"wrapper": ("ActionMasks",)}], ids=str)
+def test_a_student_of_masked_images_finds_its_environment_again(masked_worlds, options):
+    """The order of its wrappers was not found again: images were looked for beside the mask, where they had another key."""
+    _, name = masked_worlds
+    student = masked(gym.spaces.Box(0, 255, (3, 36, 40), np.uint8))
+    spec, notices = choose_environment(student, EnvironmentSpec(name, {}, (TURNED, MASKS)), EnvironmentOptions(**options))
+    assert set(dict(spec.wrappers)) == {"VecTransposeImage", "ActionMasks"}
+    assert notices == ()
+    check_fits(spec, (student.observation_space, student.action_space))
+
+
+@pytest.mark.parametrize("saved_stack", [(), (STACK,)])
+def test_a_stack_stays_inside_the_masks(masked_worlds, saved_stack):
+    name, _ = masked_worlds
+    student = masked(gym.spaces.Box(-1, 1, (6,)))
+    known = EnvironmentSpec(name, {}, (*saved_stack, MASKS))
+    assert choose_environment(student, known, EnvironmentOptions(frame_stack=2))[0].wrappers == (STACK, MASKS)
+
+
+def test_masks_inside_of_a_wrapper_stay_there(masked_worlds):
+    name, _ = masked_worlds
+    known = EnvironmentSpec(name, {}, (MASKS, ("FlattenObservation", {})))
+    spec, _ = choose_environment(Spaces(gym.spaces.Box(-1, 1, (6,)), ACTIONS), known, EnvironmentOptions())
+    assert spec.wrappers == known.wrappers
+
+
 def test_a_wrapper_that_is_not_known_is_left_out_or_named_by_the_user():
     teacher = agent(4, saved=saved(("mine.Shaped", {"scale": 2}), TIME))
     with pytest.raises(RequestError) as refusal:
@@ -98,6 +156,15 @@ def test_a_wrapper_that_is_not_known_is_left_out_or_named_by_the_user():
     assert chosen(teacher, *shlex.split(ways[2]))[0].wrappers == (TIME,)
     with pytest.raises(RequestError, match="the wrapper mine:Shaped cannot be imported"):  # it would be
         chosen(teacher, *shlex.split(ways[1]))
+
+
+def test_clipped_rewards_are_said_to_be_what_is_counted():
+    clipped = ("ClipReward", {"min_reward": -1.0, "max_reward": 1.0})
+    spec, notices = chosen(agent(3, saved=saved(clipped)))
+    assert spec.wrappers == (clipped,)
+    assert notices == (
+        "returns are sums of rewards after ClipReward; Stable-Baselines3's Monitor, inside the wrappers, counts those before",
+    )
 
 
 # With --env: what it names.
@@ -112,6 +179,31 @@ def test_the_environment_named_is_as_it_is_registered():
     assert """DelayedRewardWrapper (--wrapper '{"DelayedRewardWrapper": {"delay": 2}}')""" in wrappers
     asked = ["--env", PENDULUM, "--env-kwargs", "g:5.0", "--wrapper", '{"DelayedRewardWrapper": {"delay": 2}}']
     assert chosen(teacher, *asked) == (dataclasses.replace(spec, kwargs={"g": 5.0}, wrappers=(DELAY,)), ())
+
+
+def test_another_value_in_an_entry_than_the_saved_one_is_said(tmp_path):
+    (tmp_path / "env.yaml").write_text(f"id: {PENDULUM}\nkwargs: {{g: 2.0}}\n")
+    named = ["--env", str(tmp_path / "env.yaml")]
+    spec, notices = chosen(agent(3, saved=saved(g=5.0)), *named)
+    assert spec.kwargs == {"g": 2.0}
+    assert [notice.partition(";")[0] for notice in notices] == [
+        "--env names the environment without the arguments that the agent was saved with"
+    ]
+    assert chosen(agent(3, saved=saved(g=2.0)), *named)[1] == ()
+    assert chosen(agent(3, saved=saved(g=5.0)), *named, "--env-kwargs", "g:3.0")[1] == ()
+
+
+def test_a_saved_limit_that_the_environment_named_does_not_have_is_said():
+    """Returns of episodes of 50 and of 200 steps cannot be compared."""
+    teacher = agent(3, saved=dataclasses.replace(saved(), max_episode_steps=50))
+    spec, notices = chosen(teacher, "--env", PENDULUM)
+    assert spec == resolve(PENDULUM)
+    assert notices == (
+        "--env names the environment without the limit of 50 steps that the agent was saved with; --max-episode-steps 50 sets it",
+    )
+    assert chosen(teacher, "--env", PENDULUM, "--max-episode-steps", "50")[1] == ()
+    teacher.saved_env = dataclasses.replace(saved(), max_episode_steps=200)  # as it is registered
+    assert chosen(teacher, "--env", PENDULUM)[1] == ()
 
 
 def test_a_wrapper_without_which_the_spaces_do_not_fit_is_kept_and_said():

@@ -80,8 +80,10 @@ def test_values_are_those_of_the_critic():
     torch.testing.assert_close(Teacher.from_sb3(model).values(trees.to_tensors(with_masks(seen, mask))), expected)
 
 
-def test_a_policy_of_ones_own_is_copied_and_masked_too():
-    model = model_of(VECTOR, ACTIONS[0], activation_fn=Doubling)
+@pytest.mark.parametrize("observations", [VECTOR, PARTS, SPACES.Dict({OBSERVATION: VECTOR})], ids=["vector", "dict", "dict of one part"])
+def test_a_policy_of_ones_own_is_copied_and_masked_too(observations):
+    """A Dict of one part, named as that of a plain observation beside its mask, was taken for a plain one."""
+    model = model_of(observations, ACTIONS[0], activation_fn=Doubling)
     teacher = Teacher.from_sb3(model)
     assert isinstance(teacher.network, MaskedNetwork)
     assert teacher.network.reads_raw

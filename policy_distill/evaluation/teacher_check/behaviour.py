@@ -14,11 +14,9 @@ from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.policies.actions import ActionTargets, joined
 from policy_distill.policies.families.q_values import median_action_gap
 from policy_distill.policies.observations import encode_observations
-from policy_distill.support.trees import Tree, blocks, length, to_tensors
+from policy_distill.support.trees import Tree, length, passes, to_tensors
 from policy_distill.teachers import Teacher
 
-ROWS = 4096
-"""Number of states per forward pass."""
 NOT_FINITE = Finding("stop", "not_finite", "the agent answers with NaN or infinity", "take an earlier checkpoint: training diverged")
 
 
@@ -37,9 +35,9 @@ class Behaviour:
         states: number of states.
         finite: whether all outputs are finite.
         constant: whether the action is the same in all states.
-        reaction: greatest standard deviation of a component of the deterministic action over the states, in units of what it is large
-            beside: half of its range or, where a Gaussian policy has one that is smaller, its own mean standard deviation: 0 never reacts.
-            Bounds alone say little: people write [-1e6, 1e6] around actions of the order of 1.
+        reaction: largest standard deviation over the states of a component of the deterministic action, in units of half its range, or
+            of a Gaussian policy's mean standard deviation if that is smaller, since bounds may be far wider than the actions; 0: the
+            policy does not react.
         clipped: share of the components of its deterministic action that lie on or beyond a bound.
         loss: kind of the default loss of continuous actions; see ``LossConfig.kind``.
         entropy: mean entropy of its distribution, as a share of the greatest possible: 0 is certain, 1 uniform.
@@ -67,8 +65,8 @@ class Behaviour:
 
 @torch.inference_mode()
 def targets_of(teacher: Teacher, observations: Tree) -> ActionTargets:
-    """The teacher's labels of ``observations`` ``[B, ...]``, computed in chunks of a few thousand."""
-    return joined([teacher.targets(to_tensors(rows)) for rows in blocks(observations, ROWS)])
+    """The teacher's labels of ``observations`` ``[B, ...]``, in several forward passes."""
+    return joined([teacher.targets(to_tensors(rows)) for rows in passes(observations)])
 
 
 def observe(teacher: Teacher, observations: Tree, targets: ActionTargets) -> Behaviour:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +20,8 @@ from policy_distill.teachers import RecurrentTeacher, Teacher
 
 HARDLY_REACTS = 0.05
 """``Behaviour.reaction`` below which a continuous agent is compared with an idle one. Untrained networks have 0.001 to 0.04."""
+MAX_BYTES = 2**28
+"""Size of the states that the statistics are computed from; of longer episodes of images they are every second, fourth, ... state."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,13 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_w
         compare_with_idle: also play an idle policy if the teacher hardly reacts to observations.
     """
     longest = max(time_limit(spec) or LONG_EPISODE, 1)
-    random_episodes = record(None, spec, seeds, max_steps=longest)
+    # A teacher with a memory labels whole episodes.
+    limits: dict[str, Any] = {"max_steps": longest, "max_bytes": math.inf if isinstance(teacher, RecurrentTeacher) else MAX_BYTES}
+    random_episodes = record(None, spec, seeds, **limits)
     behaviour = _behaviour(teacher, random_episodes)
     if not behaviour.finite:
         return Look(_episodes([]), _episodes(random_episodes), behaviour, NOT_FINITE)
-    played = record(teacher, spec, seeds, max_steps=longest)
+    played = record(teacher, spec, seeds, **limits)
     endless_actor = next(
         (name for name, part in (("the agent", played), ("a random policy", random_episodes)) if not all(x.ended for x in part)), None
     )
@@ -66,7 +72,7 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_w
     own, random, behaviour = _episodes(played), _episodes(random_episodes), _behaviour(teacher, played)
     if compare_with_idle and stop is None and behaviour.reaction is not None and behaviour.reaction < HARDLY_REACTS:
         assert isinstance(teacher.action_space, gym.spaces.Box)
-        idle = _episodes(record(Idle(teacher.action_space), spec, seeds, max_steps=longest))
+        idle = _episodes(record(Idle(teacher.action_space), spec, seeds, **limits))
         beside_idle = against_idle(own.returns, idle.returns, random.returns)
         if beside_idle is not None and beside_idle.severity == "warn":
             return Look(own, random, behaviour, None, beside_idle)

@@ -46,7 +46,7 @@ def run_jobs(
     if engine.kind == "ray":
         found = run_on_ray([with_workers(job, int(max(engine.cpus, 1))) for job in missing], engine, at_a_time=at_a_time)
     else:
-        at_a_time = available_cores() if at_a_time is None else at_a_time
+        at_a_time = min(available_cores() if at_a_time is None else at_a_time, len(missing))
         share = max(available_cores() // max(at_a_time, 1), 1)
         found = run_here([with_workers(job, share) for job in missing], at_a_time=at_a_time, quiet=quiet or at_a_time > 1)
     for job, outcome in found:

@@ -18,7 +18,8 @@ def under_masks(
     """Network, critic, statistics and observation space of an agent, adapted to observations with a mask as their last part."""
     keyed = statistics if statistics is None or isinstance(statistics, dict) else {OBSERVATION: statistics}
     masked_critic = None if critic is None else MaskedCritic(critic)
-    return MaskedNetwork(network, action_space), masked_critic, keyed, with_mask(observation_space, action_space)
+    masked = MaskedNetwork(network, action_space, reads_dicts=isinstance(observation_space, gym.spaces.Dict))
+    return masked, masked_critic, keyed, with_mask(observation_space, action_space)
 
 
 class MaskedNetwork(nn.Module):
@@ -27,11 +28,13 @@ class MaskedNetwork(nn.Module):
     Args:
         network: computes logits; it does not read the mask.
         action_space: determines the mask's length.
+        reads_dicts: whether raw observations without their mask are Dicts, if only of one part.
     """
 
-    def __init__(self, network: nn.Module, action_space: gym.Space) -> None:
+    def __init__(self, network: nn.Module, action_space: gym.Space, *, reads_dicts: bool) -> None:
         super().__init__()
         self.network = network
+        self._reads_dicts = reads_dicts
         self.entries = sum(mask_sizes(action_space))
         self.family: Family = network.family  # type: ignore[assignment]
         self.reads_raw = getattr(network, "reads_raw", False)
@@ -43,7 +46,8 @@ class MaskedNetwork(nn.Module):
     def parts(self, features: Any) -> tuple[Any, Any]:
         """The network's inputs, and the mask ``[B, entries]``."""
         if self.reads_raw:
-            return without_mask(features), features[MASK]
+            rest = {key: part for key, part in features.items() if key != MASK} if self._reads_dicts else without_mask(features)
+            return rest, features[MASK]
         return features[:, : -self.entries], features[:, -self.entries :]
 
     def forward(self, features: Any) -> ActionTargets:

@@ -63,10 +63,11 @@ def test_what_is_done_comes_first_and_is_not_run_again(stand_in, tmp_path):
 
 def test_jobs_at_the_same_time_share_the_cores(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "available_cores", lambda: 8)
-    for at_a_time, workers in [(0, 8), (1, 8), (3, 2), (9, 1), (None, 1)]:
-        ((_, outcome),) = run_jobs(jobs_in(tmp_path / str(at_a_time), range(3, 4)), EngineConfig(), at_a_time=at_a_time)
-        assert outcome.summary is not None
-        assert outcome.summary["workers"] == workers
+    for at_a_time, count, workers in [(0, 1, 8), (1, 2, 8), (3, 3, 2), (9, 9, 1), (9, 1, 8), (None, 8, 1), (None, 3, 2)]:
+        jobs = jobs_in(tmp_path / f"{at_a_time} of {count}", range(3, 3 + count))
+        for _, outcome in run_jobs(jobs, EngineConfig(), at_a_time=at_a_time):
+            assert outcome.summary is not None
+            assert outcome.summary["workers"] == workers
     (job,) = jobs_in(tmp_path / "own", range(3, 4))
     own = dataclasses.replace(job, config=dataclasses.replace(job.config, workers=5))
     ((_, outcome),) = run_jobs([own], EngineConfig(), at_a_time=2)
