@@ -101,6 +101,12 @@ class Parser(ArgumentParser):
             )
             kind = """'{"NAME": VALUE}' or NAME:VALUE""" if wrong[1] == "env_kwargs" else kind
             return f"{wrong[1]} is {wrong[3]!r}; it must be {kind}"
+        optional = re.search(
+            r'key "([\w.]+)": Does not .*? Union subtypes Subtypes: \[(.*), <class \'NoneType\'>\] .*Given value: ?(.*)', message
+        )
+        if optional and optional[1] != "wrapper":
+            kind = re.sub(r"<class '(\w+)'>|typing\.Literal", lambda match: match[1] or "one of ", optional[2])
+            return f"{optional[1]} is {optional[3]!r}; it must be {kind}, or left out"
         if message.startswith('Parser key "wrapper": '):
             return f"wrapper is {message.rpartition('Given value: ')[2]!r}; in a file it must be a list: [NAME, NAME: {{argument: value}}]"
         return message

@@ -80,3 +80,19 @@ def test_a_file_holds_what_a_run_writes(tmp_path):
     (tmp_path / "c.yaml").write_text("wrapper: A\n")
     with pytest.raises(RequestError, match="wrapper is 'A'; in a file it must be a list"):
         read("--config", str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--student.hidden_sizes", "8"], "student.hidden_sizes is '8'; it must be tuple[int, ...], or left out"),
+        (["--student.compression", "inf"], "student.compression is 'inf'; it must be float, or left out"),
+        (["--student.bits", "5"], "student.bits is '5'; it must be one of [8, 4, 3, 2], or left out"),
+    ],
+)
+def test_a_wrong_value_of_an_optional_setting_is_explained_in_the_commands_terms(arguments, line):
+    parser = Parser("job")
+    parser.add_class_arguments(DistillConfig)
+    with pytest.raises(RequestError) as refused:
+        parser.parse(arguments)
+    assert str(refused.value) == line
