@@ -11,10 +11,11 @@ from policy_distill.commands.options.parser import (
     add_environment_arguments,
     add_reading_arguments,
     add_zoo_folder,
+    protocol_of,
     reading_of,
     zoo_path,
 )
-from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig
+from policy_distill.config import DistillConfig, EnvironmentOptions
 from policy_distill.report.printing import DONE, finish, mean_and_std, text_of
 from policy_distill.support.progress import Display
 
@@ -33,7 +34,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
     options = parser.parse(arguments)
     if options.episodes:
         # validates the options
-        DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))
+        DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=protocol_of(episodes=options.episodes))
     from policy_distill.environments.matching import check_fits
     from policy_distill.evaluation import teacher_check as check
     from policy_distill.evaluation.probe import probe
