@@ -14,7 +14,6 @@ from policy_distill.report.printing import DONE, finish
 from policy_distill.support.figures import return_text
 from policy_distill.support.progress import Display
 
-
 WIDEST = 4096
 """Largest ``--width``: all pictures of the film are in memory."""
 
