@@ -32,9 +32,8 @@ def check_teacher(arguments: Sequence[str]) -> int:
     parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    if options.episodes:
-        # validates the options
-        DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=protocol_of(episodes=options.episodes))
+    protocol = protocol_of(**({"episodes": options.episodes} if options.episodes else {}))
+    DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=protocol)  # validates the options
     from policy_distill.environments.matching import check_fits
     from policy_distill.evaluation import teacher_check as check
     from policy_distill.evaluation.probe import probe

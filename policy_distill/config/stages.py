@@ -8,6 +8,11 @@ from typing import Literal
 
 from policy_distill.config.checks import require, require_choice
 
+MAX_RECORDS, MAX_DRAWN = 2000, 100_000
+"""Maximum numbers of rounds (generations, snapshots) and of final episodes: a report that draws more would take minutes."""
+MAX_EPISODES = 1_000_000
+"""Maximum number of episodes for one purpose: its seeds end where those of the next one begin."""
+
 
 @dataclass(frozen=True)
 class CollectConfig:
@@ -46,7 +51,7 @@ class CollectConfig:
     """Storage of the dataset: in memory, or in the run's checkpoint, which is removed at the end. The student is the same."""
 
     def __post_init__(self) -> None:
-        require(self.rounds >= 1, "collect.rounds", self.rounds, ">= 1")
+        require(1 <= self.rounds <= MAX_RECORDS, "collect.rounds", self.rounds, f">= 1 and <= {MAX_RECORDS:,}")
         require(self.num_envs >= 1, "collect.num_envs", self.num_envs, ">= 1")
         require(
             self.env_steps >= self.rounds * self.num_envs,
@@ -172,7 +177,7 @@ class SelfDistillConfig:
     """Gradient steps of each generation. Left out: ``train.gradient_steps``."""
 
     def __post_init__(self) -> None:
-        require(self.generations >= 0, "self_distill.generations", self.generations, ">= 0")
+        require(0 <= self.generations <= MAX_RECORDS, "self_distill.generations", self.generations, f">= 0 and <= {MAX_RECORDS:,}")
         require(0 <= self.teacher_weight <= 1, "self_distill.teacher_weight", self.teacher_weight, "in [0, 1]")
         require(self.gradient_steps is None or self.gradient_steps >= 1, "self_distill.gradient_steps", self.gradient_steps, ">= 1")
 
@@ -246,6 +251,7 @@ class PolishConfig:
         require(self.env_steps >= 1, "polish.env_steps", self.env_steps, ">= 1 (polish.below 0 turns polishing off)")
         require(self.teacher_weight >= 0 and math.isfinite(self.teacher_weight), "polish.teacher_weight", self.teacher_weight, ">= 0")
         require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "polish.learning_rate", self.learning_rate, "> 0")
+        require(self.snapshots <= MAX_RECORDS, "polish.snapshots", self.snapshots, f"<= {MAX_RECORDS:,}")
         for name in ("num_envs", "epochs", "snapshots"):
             require(getattr(self, name) >= 1, f"polish.{name}", getattr(self, name), ">= 1")
         require(self.num_steps >= 2, "polish.num_steps", self.num_steps, ">= 2")
@@ -272,10 +278,6 @@ class ValueConfig:
     def __post_init__(self) -> None:
         require(all(size > 0 for size in self.hidden_sizes or ()), "value.hidden_sizes", self.hidden_sizes, "positive widths")
         require(self.gradient_steps >= 1, "value.gradient_steps", self.gradient_steps, ">= 1")
-
-
-MAX_EPISODES = 1_000_000
-"""Maximum number of episodes for one purpose: its seeds end where those of the next one begin."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +312,7 @@ class EvaluateConfig:
         return (200 if small_images else 50) if self.finalist_episodes is None else self.finalist_episodes
 
     def __post_init__(self) -> None:
-        require(2 <= self.episodes <= MAX_EPISODES, "evaluate.episodes", self.episodes, f">= 2 and <= {MAX_EPISODES:,}")
+        require(2 <= self.episodes <= MAX_DRAWN, "evaluate.episodes", self.episodes, f">= 2 and <= {MAX_DRAWN:,}")
         require(self.validation_episodes >= 1, "evaluate.validation_episodes", self.validation_episodes, ">= 1")
         require(self.finalists >= 1, "evaluate.finalists", self.finalists, ">= 1")
         require((self.finalist_episodes or 0) >= 0, "evaluate.finalist_episodes", self.finalist_episodes, ">= 0")

@@ -283,7 +283,8 @@ def usual_convolutions(images: Sequence[gym.Space], unit: int) -> tuple[tuple[in
 def normalization_of(blocks: Iterable[Tensor], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Mean and scale ``[inputs]`` of encoded observations, given in blocks ``[b, inputs]``; in ``dtype``.
 
-    A constant component has mean 0 and scale 1. Blocks are combined by the formulas of Chan, Golub & LeVeque (1983).
+    A constant component has mean 0 and scale 1, and so have all components of a single row. Blocks are combined by the formulas of Chan,
+    Golub & LeVeque (1983).
     """
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for block in blocks:
@@ -293,7 +294,7 @@ def normalization_of(blocks: Iterable[Tensor], dtype: torch.dtype = torch.float3
         squares = squares + values.sub_(block_mean).square_().sum(0) + delta.square() * (count * rows / (count + rows))
         mean = mean + delta * (rows / (count + rows))
         count += rows
-    std = (squares / (count - 1)).sqrt()
+    std = (squares / max(count - 1, 1)).sqrt()
     constant = std < (1e-6 if dtype == torch.float32 else 1e-14) * (1 + mean.abs())
     return torch.where(constant, 0.0, mean).to(dtype), torch.where(constant, 1.0, std).to(dtype)
 

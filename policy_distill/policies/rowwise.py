@@ -29,6 +29,11 @@ depends on the number of threads, and waking them takes longer than the product.
 ONE_THREAD_OF_MATRICES = 65536 * 4
 """The same limit for two matrices: rows times inner size times columns (``interface/gemm.c``)."""
 
+SHARING = (nn.Flatten, nn.Unflatten, nn.Identity, Permute)
+"""Modules whose results may share memory with their inputs."""
+OVERWRITING = (nn.Tanh, nn.ReLU, nn.Hardtanh)
+"""Activations that are computed in place; see ``_activation``."""
+
 
 class Layers:
     """Fully connected layers, convolutions and activations on preallocated arrays.
@@ -46,7 +51,11 @@ class Layers:
     def __init__(self, network: nn.Module, rows: int, *, name: str = "", recorded: Mapping[str, str] | None = None) -> None:
         self.seen: dict[str, np.ndarray] = {}
         self._steps: list[tuple[Function, str | None]] = []
-        for inner, module in _inside(network, name):
+        modules = list(_inside(network, name))
+        first = next((module for _, module in modules if not isinstance(module, SHARING)), None)
+        if isinstance(first, OVERWRITING):
+            self._steps.append((np.copy, None))  # else it would overwrite the caller's array
+        for inner, module in modules:
             step = self._parts(module, rows, inner, recorded) if isinstance(module, SideBySide) else _step(module, rows)
             self._steps.append((step, (recorded or {}).get(inner)))
 

@@ -36,7 +36,7 @@ from policy_distill.policies.policy import State
 from policy_distill.policies.quantization import BITS
 from policy_distill.policies.views import View, read_columns, read_view
 from policy_distill.support.files import storing, sync_folder, write_atomically
-from policy_distill.support.trees import Tree, flattened, length, map_leaves, to_arrays, to_tensors
+from policy_distill.support.trees import Tree, check_shapes, flattened, length, map_leaves, to_arrays, to_tensors
 from policy_distill.support.untrusted import read_bytes, read_json, reason, refuse_damage
 
 FORMAT = 1
@@ -153,8 +153,9 @@ class Student(nn.Module):
         """Actions that ``env.step`` accepts, from raw observations ``[B, ...]``: the mode, or samples if a generator is given.
 
         Raises:
-            ValueError: if the view has a history or noise; use ``step``.
+            ValueError: if the view has a history or noise; use ``step``. If images do not have the shape of their space.
         """
+        check_shapes(self.architecture.observation_space, observations)
         parameters = self.parameters_of(to_tensors(observations if self.view is None else self.view.see(to_arrays(observations))))
         return self.for_environment(self.family.mode(parameters) if generator is None else self.family.sample(parameters, generator))
 

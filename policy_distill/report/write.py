@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from policy_distill.config import RequestError
+from policy_distill.config.stages import MAX_DRAWN, MAX_RECORDS
 from policy_distill.report.markdown import run_markdown
 from policy_distill.report.run_page import run_page
 from policy_distill.support.files import write_atomically, write_json
 from policy_distill.support.untrusted import read_json, refuse_damage
 
-MAX_RECORDS, MAX_EPISODES, MAX_TERMS = 2000, 100_000, 50
-"""Maximum numbers of rounds, episodes and losses in a report; larger reports would take minutes."""
+MAX_TERMS = 50
+"""Maximum number of losses in a report."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -41,7 +42,7 @@ def _check_sizes(summary: dict[str, Any]) -> None:
     polish = (summary["polish"] or {"records": []})["records"]
     sizes = {
         "rounds": max(map(len, (summary["rounds"], summary["self_distillation"], polish))) / MAX_RECORDS,
-        "episodes": max(map(len, summary["returns"].values())) / MAX_EPISODES,
+        "episodes": max(map(len, summary["returns"].values())) / MAX_DRAWN,
         "losses": len(summary["rounds"][0]["train"]) / MAX_TERMS,
     }
     if large := [name for name, size in sizes.items() if size > 1]:

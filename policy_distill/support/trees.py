@@ -62,6 +62,21 @@ def row_bytes(space: gym.Space) -> int:
     return sum(math.prod(part.shape or ()) * np.dtype(part.dtype).itemsize for part in leaf_spaces(space).values())
 
 
+def check_shapes(space: gym.Space, observations: Tree) -> None:
+    """Check that arrays of several axes, such as images, have their axes in the order of their space.
+
+    Args:
+        space: of one observation.
+        observations: ``[B, ...]``.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    for part, leaf in zip(leaf_spaces(space).values(), leaves(observations), strict=False):
+        if len(part.shape or ()) > 1 and tuple(leaf.shape[1:]) != part.shape:
+            raise ValueError(f"observations have the shape {tuple(leaf.shape[1:])}, and their space has {part.shape}")
+
+
 def length(tree: Tree) -> int:
     """Size of the first axis."""
     return len(leaves(tree)[0])

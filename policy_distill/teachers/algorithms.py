@@ -169,7 +169,7 @@ ALGORITHMS = {
         Algorithm("qrdqn", "sb3_contrib.QRDQN", ("exploration_fraction", "n_quantiles"), QRDQN),
         Algorithm("dqn", "stable_baselines3.DQN", ("exploration_fraction",), DQN),
         Algorithm("tqc", "sb3_contrib.TQC", ("top_quantiles_to_drop_per_net",), SAC, averages_critics=True),
-        Algorithm("crossq", "sb3_contrib.CrossQ", ("target_entropy", "policy_delay"), None),
+        Algorithm("crossq", "sb3_contrib.CrossQ", ("target_entropy", "policy_delay"), SAC),
         Algorithm("sac", "stable_baselines3.SAC", ("target_entropy",), SAC),
         Algorithm("ddpg", "stable_baselines3.DDPG", ("policy_delay",), TD3, _has_one_critic),
         Algorithm("td3", "stable_baselines3.TD3", ("policy_delay",), TD3),

@@ -17,7 +17,7 @@ from policy_distill.environments.specs import EnvironmentSpec
 from policy_distill.policies.actions import LAYER, ActionTargets
 from policy_distill.policies.families import Family
 from policy_distill.policies.observations import encode_observations, observation_width
-from policy_distill.support.trees import Tree, leaf_spaces, map_leaves, to_tensors, zeros
+from policy_distill.support.trees import Tree, check_shapes, leaf_spaces, map_leaves, to_tensors, zeros
 from policy_distill.teachers.algorithms import ALGORITHMS, algorithms_with
 from policy_distill.teachers.ensemble import Ensemble, HighestValue, name_of
 from policy_distill.teachers.files.folder import find_agent
@@ -246,7 +246,8 @@ class Teacher(nn.Module):
 
     @torch.inference_mode()
     def act(self, observations: Tree) -> np.ndarray:
-        """Deterministic actions ``[B, ...]`` for ``env.step``, from raw observations ``[B, ...]``."""
+        """Deterministic actions ``[B, ...]`` for ``env.step``, from raw observations ``[B, ...]``; ``ValueError`` if images are turned."""
+        check_shapes(self.observation_space, observations)
         actions = self.targets(map_leaves(lambda part: torch.tensor(part, device=self.anchor.device), observations)).actions.cpu().numpy()
         if isinstance(self.action_space, gym.spaces.Box):
             actions = actions.reshape(len(actions), *self.action_space.shape)

@@ -38,3 +38,9 @@ def test_the_files_alone_are_judged_where_nothing_is_played(as_json, tmp_path, c
     assert main(["check_teacher", "--teacher", str(agent), "--episodes", "0", *(["--json"] if as_json else [])]) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed)["findings"] == [] if as_json else "STOP" not in printed
+
+
+@pytest.mark.parametrize(("option", "line"), [("--workers", "workers is -4"), ("--step_timeout", "step_timeout is -4.0")])
+def test_wrong_options_are_refused_also_where_only_the_files_are_read(capsys, option, line):
+    assert main(["check_teacher", "--teacher", "ppo/CartPole-v1", "--episodes", "0", option, "-4"]) == 2
+    assert line in capsys.readouterr().err

@@ -20,6 +20,7 @@ from policy_distill.policies.encoders import (
     encoder_shapes,
     feature_width,
     images_in,
+    normalization_of,
     usual_convolutions,
 )
 from tests.small_worlds import SEEN, generator, random_observations
@@ -158,3 +159,10 @@ def test_gradients_reach_every_layer():
     seen = observations(SPACES["Dict"], 4)
     (encoder(seen) * torch.randn(4, 43, generator=generator())).sum().backward()
     assert all(parameter.grad is not None and (parameter.grad != 0).any() for parameter in encoder.parameters())
+
+
+def test_a_single_row_is_not_normalised() -> None:
+    """One row has no standard deviation, so each component counts as constant: mean 0 and scale 1."""
+    mean, scale = normalization_of([torch.tensor([[3.0, -2.0]])])
+    assert mean.tolist() == [0.0, 0.0]
+    assert scale.tolist() == [1.0, 1.0]

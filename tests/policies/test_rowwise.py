@@ -202,3 +202,22 @@ def test_one_by_one_asks_about_each_row_at_a_boundary_of_64_bytes():
     values = draws(5, 3)
     np.testing.assert_array_equal(one_by_one(ask, values), 2 * values)
     assert seen == [((1, 3), 0)] * 5
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Tanh(), nn.Linear(3, 2)],
+        [nn.Flatten(), nn.ReLU(), nn.Linear(3, 2)],
+        [nn.Identity(), nn.Hardtanh()],
+        [SideBySide([1, 2], [nn.ReLU(), nn.Tanh()])],
+    ],
+)
+def test_a_network_that_begins_with_an_activation_leaves_its_input_unchanged(layers: list[nn.Module]) -> None:
+    """The input may be the environment's observation, which is stored after the network has read it."""
+    network = nn.Sequential(*layers)
+    values = np.array([[-2.0, 0.5, 3.0]], np.float32)
+    outputs = Layers(network, 1)(values)
+    np.testing.assert_array_equal(values, [[-2.0, 0.5, 3.0]])
+    with torch.no_grad():
+        np.testing.assert_allclose(outputs, network(torch.from_numpy(values)).numpy(), rtol=1e-5)

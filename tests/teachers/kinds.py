@@ -201,10 +201,14 @@ def _algorithms() -> Iterator[Kind]:
         yield replace(ars, name=f"{ars.name} other bias", arguments={"policy_kwargs": {"with_bias": linear}})
         yield replace(ars, name=f"{ars.name} squashed otherwise", arguments={"policy_kwargs": {"squash_output": linear}})
     yield Kind("ars mlp without hidden layers", "ARS", VECTOR, LOPSIDED, {"policy_kwargs": {"net_arch": []}})
-    crossq: dict[str, dict[str, Any]] = {"": {}, " without hidden layers": {"net_arch": []}, " gsde": {"use_sde": True}}
+    crossq: dict[str, dict[str, Any]] = {
+        "": {}, " without hidden layers": {"net_arch": []}, " other epsilon": {"batch_norm_eps": 0.1},
+        " without normalisation": {"batch_norm": False},
+    }  # fmt: skip
     for name, policy_kwargs in crossq.items():
-        yield Kind(f"crossq{name}", "CrossQ", VECTOR, LOPSIDED, {"policy_kwargs": policy_kwargs}, needs_trust="normalises inside")
-    yield Kind("crossq own extractor", "CrossQ", VECTOR, LOPSIDED, extractor="Layers", needs_trust="normalises inside")
+        yield Kind(f"crossq{name}", "CrossQ", VECTOR, LOPSIDED, {"policy_kwargs": policy_kwargs})
+    yield Kind("crossq gsde", "CrossQ", VECTOR, LOPSIDED, {"use_sde": True}, needs_trust="normalises what gSDE reads")
+    yield Kind("crossq own extractor", "CrossQ", VECTOR, LOPSIDED, extractor="Layers")
 
 
 def _options() -> Iterator[Kind]:

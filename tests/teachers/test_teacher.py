@@ -380,3 +380,11 @@ def test_a_function_has_no_layers():
     teacher = Teacher.from_callable(lambda seen: np.zeros(len(seen)), VECTOR, THREE)
     assert teacher.layers() == {}
     assert teacher.last_hidden_layer() is None
+
+
+def test_images_with_their_axes_in_another_order_are_refused():
+    space = gym.spaces.Box(0, 255, (3, 8, 8), np.uint8)
+    teacher = Teacher.from_callable(lambda seen: seen.reshape(len(seen), -1)[:, :2], space, gym.spaces.Box(0, 255, (2,)))
+    assert teacher.act(np.zeros((5, 3, 8, 8), np.uint8)).shape == (5, 2)
+    with pytest.raises(ValueError, match=r"shape \(8, 8, 3\), and their space has \(3, 8, 8\)"):
+        teacher.act(np.zeros((5, 8, 8, 3), np.uint8))

@@ -121,7 +121,7 @@ def _kind(types: str) -> str:
         (r"tuple\[(\w+), \.\.\.\]", r"a list of \1"),
         (r"dict\[\w+, \w+\]", '{"NAME": VALUE}'),
         (r"typing\.Literal", "one of "),
-        (r", nonetype$", " or null"),
+        (r", nonetype$", ", or left out"),
     ):
         types = re.sub(pattern, words, types)
     return types

@@ -175,5 +175,6 @@ class StateDependentSpread(nn.Module):
 
 
 def count(module: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Number of parameters. Batch renormalisation adds none: with the statistics of training it is part of the layer behind it."""
+    folded = {id(parameter) for part in module.modules() if hasattr(part, "ra_mean") for parameter in part.parameters()}
+    return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in folded)

@@ -18,7 +18,7 @@ from policy_distill.support.trees import Tree
 from policy_distill.teachers.algorithms import ALGORITHMS
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.networks.live import LivePolicy
-from policy_distill.teachers.networks.rebuild import Layers, Reader, activation_of, outputs_of
+from policy_distill.teachers.networks.rebuild import Layers, Reader, outputs_of
 
 
 class StateValue(nn.Module):
@@ -102,7 +102,7 @@ def rebuild_critic(
         return None
     if layout.scores == "q_values":
         return GreedyValue()
-    layers = Layers(state_dict, activation_of(policy_kwargs, layout, source), source, extractor)
+    layers = Layers.of(state_dict, layout, policy_kwargs, source, extractor)
     critic: nn.Module
     try:
         if layout.value is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -61,7 +61,7 @@ def check_supported(weights: Mapping[str, Tensor], policy_kwargs: Mapping[str, A
     """
     unsupported = {
         r"^lstm_(?!actor|critic)": HAS_MEMORY,
-        r"running_mean$|running_var$|ra_mean$": "normalises inside its network (as CrossQ does), which cannot be rebuilt; --trust loads it",
+        r"running_mean$|running_var$": "normalises inside its network, which cannot be rebuilt; --trust loads it",
     }
     rebuilt = [key for key in weights if not (extractor_known and "features_extractor." in key)]
     for pattern, problem in unsupported.items():
@@ -111,7 +111,7 @@ def rebuild_network(
         RequestError: if the weights do not form the network of ``layout``.
     """
     family = acting_family(action_space, source)
-    layers = Layers(state_dict, activation_of(policy_kwargs, layout, source), source, extractor)
+    layers = Layers.of(state_dict, layout, policy_kwargs, source, extractor)
     bounds = ActionBounds(Box.from_space(action_space)) if isinstance(action_space, gym.spaces.Box) else None
     if bounds is None:
         network = _discrete(layers, layout, family, source)
@@ -147,11 +147,14 @@ def _continuous(
     squashed = layout.squashes(policy_kwargs, len(layers.indices(layout.actor.head)))
     if layout.log_std is None:
         return DeterministicNetwork(layers.network(layout.actor), bounds, squashed=squashed)
-    latent, mean = layers.latent(layout.actor), layers.stack(layout.actor.head)
+    renorm = layers.last_renorm(layout.actor)
+    latent, mean = layers.latent(layout.actor), layers.stack(layout.actor.head, renorm=renorm)
     spread: nn.Module
     if layout.log_std not in layers.weights and layers.indices(layout.log_std):
-        spread = LinearSpread(layers.stack(layout.log_std))
+        spread = LinearSpread(layers.stack(layout.log_std, renorm=renorm))
     elif (log_std := layers.take(layout.log_std)).ndim == 2:
+        if renorm is not None:
+            raise NotPlainError(f"{layers.source} normalises what gSDE reads, which cannot be rebuilt; --trust loads it")
         spread = layers.state_dependent(log_std, layout.sde_features, policy_kwargs)
         if f"{layout.actor.head}.0.weight" in layers.weights:  # SAC's mean is clipped before tanh where clip_mean is set
             clip_mean = float(policy_kwargs.get("clip_mean", 2.0))
@@ -159,6 +162,13 @@ def _continuous(
     else:
         spread = ConstantSpread(log_std)
     return GaussianNetwork(latent, mean, spread, bounds, squashed=squashed, spread_acts=layout.spread_acts)
+
+
+class Renorm(NamedTuple):
+    """Batch renormalisation with its statistics of training: ``factor * x + shift``, each ``[width]`` in float64."""
+
+    factor: Tensor
+    shift: Tensor
 
 
 class Layers:
@@ -169,13 +179,31 @@ class Layers:
         activation: activation between the layers.
         source: the file, for messages.
         extractor: builds the agent's features extractor if it is custom or reads images.
+        epsilon: what batch renormalisation adds to a variance.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], activation: type[nn.Module], source: str, extractor: Reader | None = None) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        activation: type[nn.Module],
+        source: str,
+        extractor: Reader | None = None,
+        *,
+        epsilon: float = 0.001,
+    ) -> None:
         self.weights = weights
         self.activation = activation
         self.source = source
         self.extractor = extractor
+        self.epsilon = epsilon
+
+    @classmethod
+    def of(
+        cls, weights: Mapping[str, Tensor], layout: Layout, policy_kwargs: Mapping[str, Any], source: str, extractor: Reader | None
+    ) -> Layers:
+        """The layers of a policy with these settings."""
+        epsilon = float(policy_kwargs.get("batch_norm_eps", 0.001))
+        return cls(weights, activation_of(policy_kwargs, layout, source), source, extractor, epsilon=epsilon)
 
     def features(self, *prefixes: str) -> list[nn.Module]:
         """The features extractor, with the weights below the first of ``prefixes`` that has any; empty if it only flattens."""
@@ -196,15 +224,27 @@ class Layers:
             return []
         if parts <= {"weight", "bias"}:
             return [prefix]
-        if not all(re.fullmatch(r"\d{1,4}\.(weight|bias)", part) for part in parts):
+        if not all(re.fullmatch(r"\d{1,4}\.(weight|bias|scale|ra_mean|ra_var|steps)", part) for part in parts):
             raise NotPlainError(f"{self.source} has layers below {prefix!r} that are not fully connected; --trust loads a custom policy")
         return [f"{prefix}.{index}" for index in sorted({int(part.split(".")[0]) for part in parts})]
 
-    def stack(self, prefix: str, *, final_activation: bool = False) -> nn.Sequential:
-        """The layers below ``prefix`` with activations between them, and after the last one if ``final_activation``."""
+    def stack(self, prefix: str, *, final_activation: bool = False, renorm: Renorm | None = None) -> nn.Sequential:
+        """The layers below ``prefix`` with activations between them, and after the last one if ``final_activation``.
+
+        Batch renormalisation, as in CrossQ, becomes part of the layer behind it.
+
+        Args:
+            prefix: of the layers' names.
+            final_activation: whether there is an activation after the last layer.
+            renorm: of the inputs.
+        """
         modules: list[nn.Module] = []
         for name in self.indices(prefix):
-            modules += [self._linear(name), self.activation()]
+            if self._is_renorm(name):
+                renorm = self._renorm(name)
+            else:
+                modules += [self._linear(name, renorm), self.activation()]
+                renorm = None
         if not final_activation:
             if not modules:
                 raise NotPlainError(f"{self.source} lacks the layers {prefix!r}; it is damaged or a custom policy, which --trust loads")
@@ -230,11 +270,32 @@ class Layers:
             )
         return StateDependentSpread(log_std, expln=bool(policy_kwargs.get("use_expln", False)), features=latent if is_separate else None)
 
-    def _linear(self, name: str) -> nn.Linear:
+    def last_renorm(self, keys: Keys) -> Renorm | None:
+        """The batch renormalisation behind the last hidden layer of a network, which ``latent`` leaves out; None if there is none."""
+        names = [name for prefix in keys.hidden for name in self.indices(prefix)]
+        return self._renorm(names[-1]) if names and self._is_renorm(names[-1]) else None
+
+    def _is_renorm(self, name: str) -> bool:
+        return f"{name}.ra_mean" in self.weights
+
+    def _renorm(self, name: str) -> Renorm:
+        mean, variance, scale, bias = (self.take(f"{name}.{part}").double() for part in ("ra_mean", "ra_var", "scale", "bias"))
+        if mean.ndim != 1 or any(part.shape != mean.shape for part in (variance, scale, bias)):
+            raise NotPlainError(f"{self.source}: the layer {name!r} is no batch renormalisation of sb3-contrib; --trust loads it")
+        factor = scale / (variance + self.epsilon).sqrt()
+        return Renorm(factor, bias - mean * factor)
+
+    def _linear(self, name: str, renorm: Renorm | None = None) -> nn.Linear:
         weight = self.take(f"{name}.weight")
         bias = self.take(f"{name}.bias") if f"{name}.bias" in self.weights else None
         if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
             raise NotPlainError(f"{self.source}: the layer {name!r} is not a fully connected one; --trust loads a custom policy")
+        if renorm is not None:
+            if renorm.factor.shape != weight.shape[1:]:
+                raise NotPlainError(f"{self.source}: the layer {name!r} does not fit its normalisation; it is damaged")
+            added = weight.double() @ renorm.shift
+            bias = (added if bias is None else bias + added).float()
+            weight = (weight * renorm.factor).float()
         with torch.random.fork_rng(devices=[]):  # initial weights are replaced; torch's skip_init would take half a second to import
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         linear.weight.data = weight

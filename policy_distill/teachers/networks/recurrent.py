@@ -17,7 +17,7 @@ from policy_distill.policies.observations import observation_width
 from policy_distill.teachers.algorithms import ON_POLICY, RECURRENT, Layout
 from policy_distill.teachers.files.errors import NotPlainError
 from policy_distill.teachers.networks.acting import count
-from policy_distill.teachers.networks.rebuild import ActingNetwork, Layers, Reader, activation_of, rebuild_network
+from policy_distill.teachers.networks.rebuild import ActingNetwork, Layers, Reader, rebuild_network
 
 (LSTM,) = RECURRENT.signs
 
@@ -88,7 +88,7 @@ def rebuild_recurrent(
         NotPlainError: if RecurrentPPO does not support the LSTM, or its layers are inconsistent.
     """
     lstm = _lstm({key.removeprefix(LSTM): value for key, value in weights.items() if key.startswith(LSTM)}, source)
-    layers = Layers(weights, activation_of(policy_kwargs, layout, source), source, extractor)
+    layers = Layers.of(weights, layout, policy_kwargs, source, extractor)
     features = nn.Sequential(*layers.features(*ON_POLICY.actor.features))
     with torch.no_grad():
         width = features(torch.zeros(1, observation_width(observation_space))).shape[-1]

@@ -85,10 +85,10 @@ def test_a_file_holds_what_a_run_writes(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--student.compression", "nan"], "student.compression is 'nan'; it must be float or null"),
-        (["--student.hidden_sizes", "[1.5]"], "student.hidden_sizes is '[1.5]'; it must be a list of int or null"),
-        (["--student.bits", "5"], "student.bits is '5'; it must be one of [8, 4, 3, 2] or null"),
-        (["--loss.features.layers", "{"], "loss.features.layers is '{'; it must be {\"NAME\": VALUE} or null"),
+        (["--student.compression", "nan"], "student.compression is 'nan'; it must be float, or left out"),
+        (["--student.hidden_sizes", "[1.5]"], "student.hidden_sizes is '[1.5]'; it must be a list of int, or left out"),
+        (["--student.bits", "5"], "student.bits is '5'; it must be one of [8, 4, 3, 2], or left out"),
+        (["--loss.features.layers", "{"], "loss.features.layers is '{'; it must be {\"NAME\": VALUE}, or left out"),
         (["--train.vary", "{}"], "train.vary is '{}'; it must be a list"),
         (["--train.vary", "[1]"], "train.vary holds '1'; each item must be a mapping of settings"),
         (["--student", "nope"], "student is 'nope'; it must be a YAML file of the settings student.NAME"),

@@ -42,12 +42,12 @@ def test_a_custom_policy_needs_trust(save):
     assert "custom policy class" in teacher.notes[0]
 
 
-def test_an_agent_that_normalises_inside_needs_trust(save):
+def test_an_agent_that_normalises_what_gsde_reads_needs_trust(save):
     pytest.importorskip("sb3_contrib")
-    model = build("CrossQ")
+    model = build("CrossQ", use_sde=True)
     path = save(model)
     observations = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
-    with pytest.raises(RequestError, match=r"as CrossQ does.*--trust"):
+    with pytest.raises(RequestError, match=r"normalises what gSDE reads.*--trust"):
         Teacher.load(path)
     teacher = Teacher.load(path, trust=True)
     np.testing.assert_allclose(teacher.act(observations), model.predict(observations, deterministic=True)[0], atol=1e-6)
