@@ -5,13 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from policy_distill.config import (
+        CheckConfig,
         CollectConfig,
         DistillConfig,
+        EngineConfig,
+        EnsembleConfig,
         EvaluateConfig,
+        FeatureConfig,
         LossConfig,
+        MemberConfig,
+        PolishConfig,
+        RelationConfig,
         RequestError,
+        SelfDistillConfig,
         StudentConfig,
         TrainConfig,
+        ValueConfig,
     )
     from policy_distill.evaluation.statistics import Retention, retention
     from policy_distill.pipeline.distill import DistillResult, distill
@@ -20,25 +29,51 @@ if TYPE_CHECKING:
     from policy_distill.teachers import Teacher
 
 __all__ = [
+    "CheckConfig",
     "CollectConfig",
     "DistillConfig",
     "DistillResult",
+    "EngineConfig",
+    "EnsembleConfig",
     "Episodes",
     "EvaluateConfig",
+    "FeatureConfig",
     "LossConfig",
+    "MemberConfig",
+    "PolishConfig",
+    "RelationConfig",
     "RequestError",
     "Retention",
+    "SelfDistillConfig",
     "Student",
     "StudentConfig",
     "Teacher",
     "TrainConfig",
+    "ValueConfig",
     "distill",
     "evaluate",
     "retention",
 ]
 
 _NAMES = {
-    "config": ("CollectConfig", "DistillConfig", "EvaluateConfig", "LossConfig", "RequestError", "StudentConfig", "TrainConfig"),
+    "config": (
+        "CheckConfig",
+        "CollectConfig",
+        "DistillConfig",
+        "EngineConfig",
+        "EnsembleConfig",
+        "EvaluateConfig",
+        "FeatureConfig",
+        "LossConfig",
+        "MemberConfig",
+        "PolishConfig",
+        "RelationConfig",
+        "RequestError",
+        "SelfDistillConfig",
+        "StudentConfig",
+        "TrainConfig",
+        "ValueConfig",
+    ),
     "evaluation.statistics": ("Retention", "retention"),
     "pipeline.distill": ("DistillResult", "distill"),
     "policies.student": ("Student",),

@@ -11,10 +11,11 @@ from policy_distill.commands.options.parser import (
     add_environment_arguments,
     add_reading_arguments,
     add_zoo_folder,
+    protocol_of,
     reading_of,
     zoo_path,
 )
-from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig
+from policy_distill.config import DistillConfig, EnvironmentOptions
 from policy_distill.report.printing import DONE, finish, mean_and_std, text_of
 from policy_distill.support.progress import Display
 
@@ -31,7 +32,7 @@ def check_teacher(arguments: Sequence[str]) -> int:
     parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    protocol = EvaluateConfig(episodes=options.episodes) if options.episodes else EvaluateConfig()
+    protocol = protocol_of(**({"episodes": options.episodes} if options.episodes else {}))
     DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=protocol)  # validates the options
     from policy_distill.environments.matching import check_fits
     from policy_distill.evaluation import teacher_check as check

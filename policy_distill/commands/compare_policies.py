@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
-from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
+from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, protocol_of, reading_of
+from policy_distill.config import DistillConfig, EnvironmentOptions, RequestError
 from policy_distill.report.printing import DONE, finish, mean_and_std, plain
 from policy_distill.support.figures import return_text
 from policy_distill.support.progress import Display
@@ -38,7 +38,7 @@ def compare_policies(arguments: Sequence[str]) -> int:
     parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    DistillConfig(step_timeout=options.step_timeout, evaluate=EvaluateConfig(episodes=options.episodes))  # validates the options
+    DistillConfig(step_timeout=options.step_timeout, evaluate=protocol_of(episodes=options.episodes))  # validates the options
     if options.worst < 0:
         raise RequestError(f"worst is {options.worst}; it must be >= 0")
     from policy_distill.evaluation import disagreements

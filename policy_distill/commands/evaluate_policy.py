@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
-from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
+from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, protocol_of, reading_of
+from policy_distill.config import DistillConfig, EnvironmentOptions, RequestError
 from policy_distill.report.printing import DONE, finish
 from policy_distill.support.progress import Display
 
@@ -30,7 +30,7 @@ def evaluate_policy(arguments: Sequence[str]) -> int:
     parser.add_step_timeout()
     parser.add_display_arguments()
     options = parser.parse(arguments)
-    protocol = EvaluateConfig(
+    protocol = protocol_of(
         episodes=options.episodes,
         num_envs=options.num_envs,
         confidence=options.confidence,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, reading_of
-from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, RequestError
+from policy_distill.commands.options.parser import Parser, add_environment_arguments, add_reading_arguments, protocol_of, reading_of
+from policy_distill.config import DistillConfig, EnvironmentOptions, RequestError
 from policy_distill.report.printing import DONE, finish
 from policy_distill.support.progress import Display
 
@@ -48,7 +48,7 @@ def export_student(arguments: Sequence[str]) -> int:
         raise RequestError(f"format is {options.format!r}; the formats are {', '.join((*FORMATS, HUB))}")
     if options.format != HUB and (options.push is not None or options.private):
         raise RequestError("push and private are for the Hugging Face Hub: give --format hub beside them, or leave them out")
-    protocol = EvaluateConfig(episodes=options.episodes, certify=options.certify, max_episodes=options.max_episodes)
+    protocol = protocol_of(episodes=options.episodes, certify=options.certify, max_episodes=options.max_episodes)
     DistillConfig(workers=options.workers, step_timeout=options.step_timeout, evaluate=protocol)  # validates the options
     if recorded := reading_of(options).recorded():
         raise RequestError(f"a student needs no --{next(iter(recorded))}: leave it out; options of its teacher begin with --teacher_")

@@ -14,6 +14,9 @@ from policy_distill.report.printing import DONE, finish
 from policy_distill.support.figures import return_text
 from policy_distill.support.progress import Display
 
+WIDEST = 4096
+"""Largest ``--width``: all pictures of the film are in memory."""
+
 
 def render_policy(arguments: Sequence[str]) -> int:
     """Render a policy and its teacher side by side on one seed as an animated GIF, which a run's report.html and TensorBoard then show."""
@@ -37,6 +40,8 @@ def render_policy(arguments: Sequence[str]) -> int:
     for name, least in (("seed", 0), ("max_steps", 1), ("width", 16), ("frames_per_second", 0.1), ("step_timeout", 0)):
         if (value := getattr(options, name)) is not None and value < least:
             raise RequestError(f"{name} is {value}; it must be >= {least}")
+    if options.width > WIDEST:
+        raise RequestError(f"width is {options.width}; it must be <= {WIDEST:,}")
     from policy_distill.evaluation import teacher_check as check
     from policy_distill.evaluation.measure import agents_among, common_environment, load_policy, teacher_of
     from policy_distill.evaluation.render import film, side_by_side, write_gif
@@ -48,6 +53,8 @@ def render_policy(arguments: Sequence[str]) -> int:
 
     run = Path(options.policy) if os.path.isfile(Path(options.policy) / "result.json") else None
     output = Path(options.output) if options.output else (run or Path()) / VIDEO
+    if output.is_dir():
+        raise RequestError(f"output is {options.output!r}, which is a folder: name a GIF file")
     if not output.parent.is_dir():
         raise RequestError(f"the folder {output.parent} of --output does not exist: make it first")
     acting, saved = load_policy(options.policy, reading_of(options))

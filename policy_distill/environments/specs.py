@@ -319,7 +319,7 @@ def check_registered(spec: EnvironmentSpec) -> None:
             raise RequestError(f"{name} cannot be run here: {reason}")
     near = difflib.get_close_matches(gym_id, {*entries(), *gym.registry}, n=3, cutoff=0.5)
     hint = f"; nearest: {', '.join(near)}" if near else ""
-    raise RequestError(f"{name} is neither an entry of envs/ nor a registered Gymnasium id{hint}; name your own as module:ID")
+    raise RequestError(f"{name or repr(name)} is neither an entry of envs/ nor a registered Gymnasium id{hint}; name your own as module:ID")
 
 
 @functools.cache

@@ -90,17 +90,19 @@ def test_a_film_is_the_same_where_a_hanging_environment_would_be_ended(run, caps
     ("arguments", "words"),
     [
         (("--width", "2"), "width is 2; it must be >= 16"),
+        (("--width", "99999999"), "width is 99999999; it must be <= 4,096"),
         (("--max_steps", "0"), "max_steps is 0"),
         (("--seed=-1",), "seed is -1"),
         (("--step-timeout=-1",), "step_timeout is -1"),
         (("--output", "/nowhere/x.gif"), "the folder /nowhere of --output does not exist"),
+        (("--output", "RUN"), "which is a folder: name a GIF file"),
         (("--env", WALK.id, "--policy", "WALKER"), "rgb_array is needed"),
         (("--policy", "ZIP"), "does not say which environment it acts in"),
     ],
 )
 def test_what_is_refused(arguments, words, run, tmp_path, capsys):
     walk_expert().save(tmp_path / "walker")
-    places = {"WALKER": str(tmp_path / "walker"), "ZIP": str(tmp_path / "teacher.zip")}
+    places = {"WALKER": str(tmp_path / "walker"), "ZIP": str(tmp_path / "teacher.zip"), "RUN": str(run)}
     given = [places.get(argument, argument) for argument in arguments]
     policy = [] if "--policy" in given else ["--policy", str(run)]
     assert main(["render_policy", *policy, *given]) == 2

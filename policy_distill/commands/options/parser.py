@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from policy_distill.commands.options.config_file import check_code_is_typed, check_config_files, config_files_first
-from policy_distill.config import DistillConfig, EnvironmentOptions, Reading, RequestError
+from policy_distill.config import DistillConfig, EnvironmentOptions, EvaluateConfig, Reading, RequestError
 from policy_distill.config.printable import one_line
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -94,22 +94,37 @@ class Parser(ArgumentParser):
             key = ".".join(nested.groups()) if nested else next(group for group in unknown.groups() if group)  # type: ignore[union-attr]
             if key not in known:
                 return f"no option {key!r}{nearest(key, known)}; see --help"
-        wrong = re.search(r"[Kk]ey \"([\w.]+)\": Expected an? (.*)\. Got value: ?(.*)", message)
-        if wrong:
-            kind = re.sub(
-                r"<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal", lambda match: match[1].lower() if match[1] else "one of ", wrong[2]
-            )
-            kind = """'{"NAME": VALUE}' or NAME:VALUE""" if wrong[1] == "env_kwargs" else kind
-            return f"{wrong[1]} is {wrong[3]!r}; it must be {kind}"
-        optional = re.search(
-            r'key "([\w.]+)": Does not .*? Union subtypes Subtypes: \[(.*), <class \'NoneType\'>\] .*Given value: ?(.*)', message
-        )
-        if optional and optional[1] != "wrapper":
-            kind = re.sub(r"<class '(\w+)'>|typing\.Literal", lambda match: match[1] or "one of ", optional[2])
-            return f"{optional[1]} is {optional[3]!r}; it must be {kind}, or left out"
         if message.startswith('Parser key "wrapper": '):
             return f"wrapper is {message.rpartition('Given value: ')[2]!r}; in a file it must be a list: [NAME, NAME: {{argument: value}}]"
+        wrong = _OPTIONAL.search(message) or re.search(r"[Kk]ey \"([\w.]+)\": Expected an? (.*)\. Got value: ?(.*)", message)
+        if wrong:
+            kind = """'{"NAME": VALUE}' or NAME:VALUE""" if wrong[1] == "env_kwargs" else _kind(wrong[2])
+            return f"{wrong[1]} is {wrong[3]!r}; it must be {kind}"
+        if missing := re.search(r"[Kk]ey \"config\": File does not exist: '?(.*?)'?$", message):
+            return f"there is no file {missing[1]}: --config names a YAML file such as the config.yaml of a run"
+        if group := re.search(r"[Kk]ey \"([\w.]+)\": Unable to load config '(.*?)'", message):
+            return f"{group[1]} is {group[2]!r}; it must be a YAML file of the settings {group[1]}.NAME"
+        if item := re.search(r"[Kk]ey \"([\w.]+)\": Not a valid subclass of \w+\. Got value: ?(.*) Subclass types expect", message):
+            return f"{item[1]} holds {item[2]!r}; each item must be a mapping of settings"
         return message
+
+
+# jsonargparse's words for a value that an option with a type and null takes as neither
+_OPTIONAL = re.compile(r"[Kk]ey \"([\w.]+)\": Does not validate against any of .* Subtypes: \[(.*)\] Errors: .* Given value: ?(.*)")
+
+
+def _kind(types: str) -> str:
+    """What a value must be, from the Python types in jsonargparse's message."""
+    for pattern, words in (
+        (r"<class 'tuple'>", "a list"),
+        (r"<class '(?:[\w.]+\.)?(\w+)'>", lambda match: match[1].lower()),
+        (r"tuple\[(\w+), \.\.\.\]", r"a list of \1"),
+        (r"dict\[\w+, \w+\]", '{"NAME": VALUE}'),
+        (r"typing\.Literal", "one of "),
+        (r", nonetype$", ", or left out"),
+    ):
+        types = re.sub(pattern, words, types)
+    return types
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
@@ -221,6 +236,18 @@ def add_reading_arguments(parser: Parser, *, agent: str = "the agent", teacher: 
         )
 
 
+def protocol_of(**settings: Any) -> EvaluateConfig:
+    """An ``EvaluateConfig`` from options that are named without ``evaluate.``, as its refusals are then too.
+
+    Raises:
+        RequestError: if a setting is out of range.
+    """
+    try:
+        return EvaluateConfig(**settings)
+    except RequestError as error:
+        raise RequestError(str(error).removeprefix("evaluate.")) from None
+
+
 def reading_of(options: Namespace, prefix: str = "") -> Reading:
     """The ``Reading`` of the agent whose options begin with ``prefix``."""
     algo, normalization, extractor = (getattr(options, f"{prefix}{name}") for name in ("algo", "normalization", "extractor"))
@@ -240,6 +267,8 @@ def with_zoo_teacher(config: DistillConfig, folder: str | None) -> DistillConfig
 
 
 def zoo_path(teacher: str, folder: str | None, algo: str | None, env: str | None) -> str:
+    if teacher and folder is not None:
+        raise RequestError(f"folder is {folder!r}, which goes with --algo and --env: leave it or --teacher out")
     if teacher:
         return teacher
     if not (algo and env):

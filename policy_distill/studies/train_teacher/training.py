@@ -81,6 +81,7 @@ def _train(
         raise RequestError(f"{run} holds a training that was interrupted: {how_to_resume(config, run)}, or {AGAIN}")
     model = new_model(config, recipe, str(run / "tensorboard") if config.tensorboard else None)
     try:
+        writable_folder(Path(config.output) / config.algo)  # before the training, which may take hours
         checkpoint = Checkpoint(run, config, recipe, model)
         saved = checkpoint.read() if resume else None
         checkpoint.begin()

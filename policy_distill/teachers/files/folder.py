@@ -89,7 +89,7 @@ def find_agent(name_or_path: str | Path, *, normalization: str | None = None) ->
             ambiguous or another agent's.
     """
     if not str(name_or_path).strip():
-        raise RequestError("no teacher is named; give an agent's folder, its .zip, or a name such as ppo/LunarLander-v3")
+        raise RequestError("no agent is named; give an agent's folder, its .zip, or a name such as ppo/LunarLander-v3")
     with refuse_damage(name_or_path, "name an agent's folder or its .zip"):
         return _find(str(name_or_path), normalization)
 

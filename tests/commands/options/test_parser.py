@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policy_distill.commands.options.parser import Parser, add_environment_arguments, spelled_out
+from policy_distill.commands.options.parser import Parser, add_environment_arguments, protocol_of, spelled_out, zoo_path
 from policy_distill.config import DistillConfig, EnvironmentOptions, RequestError
 
 
@@ -83,16 +83,32 @@ def test_a_file_holds_what_a_run_writes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "line"),
+    ("arguments", "says"),
     [
-        (["--student.hidden_sizes", "8"], "student.hidden_sizes is '8'; it must be tuple[int, ...], or left out"),
-        (["--student.compression", "inf"], "student.compression is 'inf'; it must be float, or left out"),
+        (["--student.compression", "nan"], "student.compression is 'nan'; it must be float, or left out"),
+        (["--student.hidden_sizes", "[1.5]"], "student.hidden_sizes is '[1.5]'; it must be a list of int, or left out"),
         (["--student.bits", "5"], "student.bits is '5'; it must be one of [8, 4, 3, 2], or left out"),
+        (["--loss.features.layers", "{"], "loss.features.layers is '{'; it must be {\"NAME\": VALUE}, or left out"),
+        (["--train.vary", "{}"], "train.vary is '{}'; it must be a list"),
+        (["--train.vary", "[1]"], "train.vary holds '1'; each item must be a mapping of settings"),
+        (["--student", "nope"], "student is 'nope'; it must be a YAML file of the settings student.NAME"),
+        (["--config", "nope.yaml"], "nope.yaml: --config names a YAML file"),
     ],
 )
-def test_a_wrong_value_of_an_optional_setting_is_explained_in_the_commands_terms(arguments, line):
-    parser = Parser("job")
-    parser.add_class_arguments(DistillConfig)
-    with pytest.raises(RequestError) as refused:
-        parser.parse(arguments)
-    assert str(refused.value) == line
+def test_values_of_a_wrong_type_are_refused_without_the_parser_s_own_words(arguments, says):
+    job = Parser("job")
+    job.add_class_arguments(DistillConfig)
+    with pytest.raises(RequestError) as refusal:
+        job.config(job.parse(arguments), DistillConfig)
+    assert says in str(refusal.value)
+    assert not any(words in str(refusal.value) for words in ("Parser key", "<class", "Subtypes", "class_path"))
+
+
+def test_refusals_name_options_as_the_command_does():
+    with pytest.raises(RequestError, match=r"^max_episodes is 40; it must be >= 50"):
+        protocol_of(max_episodes=40)
+
+
+def test_a_folder_of_agents_is_not_ignored_beside_a_teacher():
+    with pytest.raises(RequestError, match="folder is 'agents', which goes with --algo and --env"):
+        zoo_path("agent.zip", "agents", "ppo", "CartPole-v1")

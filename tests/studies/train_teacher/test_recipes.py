@@ -371,3 +371,10 @@ def test_a_features_extractor_of_the_users_own_is_read_again_without_running_the
     assert teacher.saved_env == EnvironmentSpec("MinAtar/Breakout-v1", max_episode_steps=2500)
     with pytest.raises(RequestError, match="which does not exist"):
         train_teacher(config(tmp_path, extractor="nowhere.py:Thing"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match="cannot be written"):
+        train_teacher(config(tmp_path, output=str(tmp_path / "file" / "agents")))
+    assert not any((tmp_path / "run").glob("*checkpoint*"))

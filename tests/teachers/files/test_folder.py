@@ -166,7 +166,7 @@ def test_shipped_agents_have_names(tmp_path, monkeypatch):
         with pytest.raises(RequestError, match="shipped agents nearest to it: ppo/LunarLander-v2") as caught:
             find_agent(wrong)
         assert "\n" not in str(caught.value)
-    with pytest.raises(RequestError, match="no teacher is named"):
+    with pytest.raises(RequestError, match="no agent is named"):
         find_agent("")
 
 
