@@ -63,7 +63,7 @@ def test_damaged_files_of_every_kind_are_read_or_refused(tmp_path):
     assert {answer["outcome"] for answer in found} == {"read", "refused"}
 
 
-def test_a_fault_is_told():
+def test_a_fault_is_reported():
     good = {"outcome": "read", "executed": [], "seconds": 0.1, "mb": 300}
     assert faults_of(good) == []
     assert faults_of({**good, "outcome": "traceback"}) == ["traceback"]

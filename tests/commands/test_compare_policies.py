@@ -61,7 +61,7 @@ def test_the_tables_fit_a_terminal_of_80_columns(run, capsys, monkeypatch):
     assert "Costliest states" in printed
 
 
-def test_a_student_alone_needs_its_teacher_named_and_writes_only_where_it_is_told(run, expert, tmp_path, capsys):
+def test_a_student_alone_needs_its_teacher_named_and_writes_only_where_it_is_reported(run, expert, tmp_path, capsys):
     random_student(walk_expert().observation_space, walk_expert().action_space).save(tmp_path / "alone")
     assert main(["compare_policies", "--policy", str(tmp_path / "alone"), "--env", WALK.id]) == 2
     assert "does not name the teacher that it was distilled from: give --teacher" in capsys.readouterr().err

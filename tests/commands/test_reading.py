@@ -71,7 +71,7 @@ def test_what_is_said_of_a_student_is_refused(option, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["distill_policy", "evaluate_policy", "compare_policies", "render_policy", "check_teacher"])
-def test_a_wrong_algorithm_is_told_in_every_command(command, tmp_path, capsys):
+def test_a_wrong_algorithm_is_reported_in_every_command(command, tmp_path, capsys):
     agent = save_ppo(walk_expert(), tmp_path / "agent.zip")
     option = "--policy" if command in ("evaluate_policy", "compare_policies", "render_policy") else "--teacher"
     assert main([command, option, str(agent), "--env", WALK.id, "--algo", "sac"]) == 2

@@ -278,7 +278,7 @@ gym.register(
 )
 
 
-def test_a_missing_envpool_is_told_with_how_to_get_it(monkeypatch):
+def test_a_missing_envpool_is_reported_with_how_to_get_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"there is no envpool: it is not installed: pip install \"policy-distill\[envpool\]\""):
         choose_backend(CART, "envpool")

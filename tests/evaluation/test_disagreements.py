@@ -87,7 +87,7 @@ def left_of_start(found: Disagreements) -> np.ndarray:
     return found.observations[:, 1] < found.observations[:, 0]
 
 
-def test_who_acts_as_its_teacher_has_no_disagreements():
+def test_a_student_that_acts_as_its_teacher_has_no_disagreements():
     found = find(walk_teacher(), walk_teacher(), WALK, SEEDS)
     assert found.agreement == 1.0
     assert len(found.costs) == len(worst_states(found, 3)) == len(found.worst_episodes()) == 0
@@ -150,7 +150,7 @@ def test_the_state_after_the_end_is_worth_nothing():
     np.testing.assert_allclose(found.costs[~last], 1.0)  # V - (reward + V)
 
 
-def test_without_a_discount_or_critic_log_probabilities_tell():
+def test_without_a_discount_or_a_critic_the_cost_is_the_gap_of_log_probabilities():
     """Logits are 10 apart a step."""
     found = found_by(v_teacher())
     assert found.cost_kind == "log_prob_gap"
@@ -348,7 +348,7 @@ def test_numbers_must_be_in_their_space(tmp_path):
         read_worst_states(path, gym.spaces.Discrete(4), 10)
 
 
-def test_a_teacher_is_found_out_by_a_student_that_is_better():
+def test_a_student_that_is_better_than_its_teacher_shows_in_the_returns():
     """Costs are the teacher's opinion; the return is not."""
     worse = Teacher.from_callable(lazy, Walk.observation_space, gym.spaces.Discrete(3))
     found = find(walk_teacher(), worse, WALK, SEEDS)

@@ -128,7 +128,7 @@ def test_an_agent_that_ships_with_the_project_is_measured():
     assert found.episodes.returns.mean() > 10 * found.random.returns.mean()
 
 
-def test_an_agent_s_environment_of_old_is_told(tmp_path, capsys):
+def test_an_agent_s_outdated_environment_is_reported(tmp_path, capsys):
     """The notice was dropped where the policy itself, not its teacher, was the old agent."""
     folder = tmp_path / "ppo" / "LunarLander-v2_1"
     (folder / "LunarLander-v2").mkdir(parents=True)
@@ -212,7 +212,7 @@ def test_a_job_certifies_what_it_made(expert, tmp_path):
     assert f"| certificate | {written['verdict']}: " in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_an_environment_that_ignores_its_seed_is_told_and_not_certified(tmp_path, capsys):
+def test_an_environment_that_ignores_its_seed_is_reported_and_not_certified(tmp_path, capsys):
     student = random_student(rude.Polite.observation_space, rude.Polite.action_space)
     zips = [str(save_ppo(student, tmp_path / f"{name}.zip")) for name in ("ppo", "ppo_other")]
     name = "tests/DrawsGloballyInSteps-v0"

@@ -27,7 +27,7 @@ def test_what_is_seeded_for_it_is_repeatable(kind):
 
 
 @pytest.mark.parametrize(("kind", "where"), [(rude.DrawsGloballyInSteps, "step 1"), (rude.Clock, "reset")])
-def test_one_that_ignores_its_seed_is_told_and_gets_no_certificate(kind, where):
+def test_one_that_ignores_its_seed_is_reported_and_gets_no_certificate(kind, where):
     found = probe(spec_of(kind))
     assert found.ignores_seed == f"seed 3000000 twice, {where}: another observation"
     (notice,) = found.notices
@@ -36,7 +36,7 @@ def test_one_that_ignores_its_seed_is_told_and_gets_no_certificate(kind, where):
         found.require_repeatable()
 
 
-def test_one_without_an_end_is_told_before_the_work():
+def test_one_without_an_end_is_reported_before_the_work():
     (notice,) = probe(spec_of(rude.Endless)).notices
     assert "has no time limit" in notice
     assert "--max-episode-steps" in notice

@@ -102,7 +102,7 @@ def test_pictures_are_left_out_and_the_last_one_never(rate, stride):
     assert seconds == stride / 50  # time runs as it does in the environment
 
 
-def test_the_line_above_tells_return_and_step():
+def test_the_line_above_has_return_and_step():
     one, other = (np.asarray(picture)[:BANNER] for picture in side_by_side([made(2)], width=300)[0])
     assert (one != other).any()
     renamed = np.asarray(side_by_side([made(2, name="two")], width=300)[0][0])[:BANNER]

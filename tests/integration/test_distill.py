@@ -205,7 +205,7 @@ def test_the_curves_have_a_point_for_each_round(run):
     assert within == sorted(within)
 
 
-def test_the_report_tells_the_figures_of_the_result(run):
+def test_the_report_has_the_figures_of_the_result(run):
     report = (run.folder / "report.md").read_text()
     kept = run.retention
     assert f"{kept.estimate:.3f} [{kept.low:.3f}, {kept.high:.3f}]" in report

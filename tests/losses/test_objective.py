@@ -234,7 +234,7 @@ def test_each_way_from_q_values_to_logits_by_hand(config, expected):
     torch.testing.assert_close(objective.distribution_of({"q_values": q_values})["logits"], torch.tensor([expected]), rtol=1e-4, atol=1e-4)
 
 
-def test_calibration_looks_at_so_many_rows_evenly_over_all_of_them(monkeypatch):
+def test_calibration_looks_at_a_limited_number_of_rows_evenly_over_all_of_them(monkeypatch):
     for name in ("CALIBRATION_ROWS", "LAYER_ROWS"):
         monkeypatch.setattr(f"policy_distill.losses.objective.{name}", 3)
     objective = Objective(LossConfig(q_gap_fraction=1.0, features=FeatureConfig(weight=1.0, layers={"a": "hidden.0"})), Categorical(2))

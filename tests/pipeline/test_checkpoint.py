@@ -146,7 +146,7 @@ def test_a_teacher_may_have_moved(job, tmp_path):
     assert "teacher is" not in line
 
 
-def test_another_network_is_refused_where_no_file_tells_it(job):
+def test_another_network_is_refused_where_no_file_describes_it(job):
     """A live model has no files."""
     saved(job)
     with torch.no_grad():

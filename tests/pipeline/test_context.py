@@ -67,7 +67,7 @@ def test_the_one_to_keep_played_all_seeds_even_if_another_looked_better_on_fewer
     assert {index: len(values) for index, values in full.items()} == {0: 6, 1: 4, 2: 6}
 
 
-def test_who_keeps_too_little_drops_out_as_soon_as_it_shows(tmp_path):
+def test_a_student_that_keeps_too_little_is_dropped_as_soon_as_it_shows(tmp_path):
     # the teacher earns 10 and a random policy 0; first seeds, then one further, then two more
     students, table = candidates([7, 7, 9, 9, 9], [8, 8, 1, 9, 9], [8, 8, 8, 8, 8], [8, 8, 8, 8, 5])
     run = earning(run_of(tmp_path, table, finalists=4, further=3), [10.0] * 5, [0.0] * 5)

@@ -139,7 +139,7 @@ def test_extra_states_that_are_not_there_or_of_another_space(tmp_path):
     assert f"holds states of {WALK.id}, which are not observations of the teacher: they are of shape (2,), its observations of (3,)" in said
 
 
-def test_extra_states_are_read_and_told(tmp_path):
+def test_extra_states_are_read_and_reported(tmp_path):
     path = compared(tmp_path / "states.npz")
     all_of_them, _ = read_worst_states(path, Walk.observation_space, 10_000)
     job = prepare(request(tmp_path, collect=CollectConfig(extra_states=str(path), max_extra_states=7)), walk_teacher())

@@ -103,7 +103,7 @@ def test_the_versions_of_what_is_not_installed_are_left_out(tmp_path, monkeypatc
     assert found["torch"].startswith(torch.__version__.split("+")[0])
 
 
-def test_polishing_is_told_where_there_was_any(tmp_path):
+def test_polishing_is_reported_where_there_was_any(tmp_path):
     assert summary(tmp_path)["polish"] is None
     found = summary(tmp_path, polished=True)
     start, share, chosen, records = found["polish"].values()

@@ -49,7 +49,7 @@ def test_those_that_differ_in_a_single_row_vary(tmp_path):
 BEFORE_SPACE = gym.spaces.Box(-1, 1, (8,), np.float32)
 
 
-def test_nothing_is_left_out_where_all_vary_none_does_or_too_few_rows_tell(tmp_path):
+def test_nothing_is_left_out_where_all_vary_none_does_or_rows_are_too_few(tmp_path):
     job = job_of(tmp_path)
     assert varying_inputs(job, dataset_of(observations_of(list(range(8))))) is None
     assert varying_inputs(job, dataset_of(observations_of([]))) is None

@@ -136,7 +136,7 @@ def test_an_episode_s_start_resets_the_state_of_its_row_alone():
             assert not np.array_equal(memory_of(fresh)[row], memory_of(goes_on)[row])
 
 
-def test_what_it_does_does_not_depend_on_who_plays_beside_it():
+def test_a_policy_does_not_depend_on_the_ones_beside_it():
     student, seen = recurrent_student(SEEN, ACTED[5]), sequences(SEEN)
     together, alone = acting(student, ENVS, ACTED[5]), acting(student, 1, ACTED[5])
     states = together.initial_state(ENVS), alone.initial_state(1)

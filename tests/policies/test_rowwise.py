@@ -117,7 +117,7 @@ def test_the_kernels_differ(reports):
     assert len({report["digest"] for report in reports.values()}) > 1
 
 
-def test_one_product_of_all_rows_would_be_found_out():
+def test_one_product_of_all_rows_would_fail():
     """On the kernel of processors with AVX2, the very first bits differ."""
     code = (
         "import torch, tests.policies.test_rowwise as t\n"

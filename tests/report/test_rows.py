@@ -55,7 +55,7 @@ def test_what_is_not_known_is_called_unknown():
     assert [known(value) for value in (None, float("nan"), float("inf"), 0.0)] == [False, False, False, True]
 
 
-def test_the_time_of_polishing_is_told_where_there_was_any():
+def test_the_time_of_polishing_is_reported_where_there_was_any():
     seconds = SUMMARY["seconds"] | {"polish": 7.6, "total": 45.5}
     assert dict(summary_rows(changed(seconds=seconds)))["time"] == "46 s (collect 10 s, train 20 s, polish 8 s, evaluate 5 s)"
 

@@ -47,7 +47,7 @@ class FullDisk(io.RawIOBase):
 
 
 @pytest.mark.parametrize("room", [0, 100, 200])
-def test_a_full_disk_costs_the_curves_alone_and_is_told_once(room, tmp_path, monkeypatch):
+def test_a_full_disk_costs_the_curves_alone_and_is_reported_once(room, tmp_path, monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(module, "open", lambda *_: io.BufferedWriter(FullDisk(room)), raising=False)
     with Tracker(tmp_path, lines.append) as tracker:

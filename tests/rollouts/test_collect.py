@@ -250,7 +250,7 @@ def test_types_and_shapes_are_those_that_are_promised():
 
 @pytest.mark.parametrize("calls", [(STEPS,), (7, 1, STEPS - 8)])
 @pytest.mark.parametrize("shares", [(range(ENVS),), (range(2), range(2, ENVS))])
-def test_a_teacher_with_a_state_labels_along_the_trajectory_whoever_acts(calls, shares):
+def test_a_teacher_with_a_state_labels_along_the_trajectory_of_any_policy(calls, shares):
     teacher: Any = CountingTeacher()
     expected = collected(0.5, student=walk_student(), teacher=teacher)
     collectors = [Collector(WALK, indices=share, num_envs=ENVS, seed=0) for share in shares]
@@ -320,7 +320,7 @@ def test_noise_is_in_units_of_half_the_range_and_stays_within_the_bounds():
     assert (centre == (space.low + space.high) / 2).all()  # the given actions are not changed
 
 
-def test_exploration_does_not_depend_on_who_shares_the_environments():
+def test_exploration_does_not_depend_on_how_environments_are_shared():
     whole = explored(Exploration(epsilon=0.3, action_noise=0.2), spec=PUSH, teacher=push_teacher())
     parts = [
         explored(Exploration(epsilon=0.3, action_noise=0.2), spec=PUSH, teacher=push_teacher(), indices=indices)

@@ -42,7 +42,7 @@ class Listener(Recorder):
         self.told.append(("ended", end.slot, end.episode, end.episode_return, end.length, end.terminated, end.truncated))
 
 
-def test_a_recorder_is_told_of_each_step_before_and_after_it_and_of_both_ends():
+def test_a_recorder_is_reported_of_each_step_before_and_after_it_and_of_both_ends():
     """Distances of 1, 2 and 1, side by side: the third episode begins where the first one ended."""
     lengths = evaluate(walk_teacher(), WALK, range(200)).lengths
     one, three = np.flatnonzero(lengths == 1)[:2].tolist()

@@ -99,7 +99,7 @@ def test_environments_draw_apart_from_each_other_and_anew_in_each_rollout():
     assert len({*drawn_by, *again}) == 10
 
 
-def test_a_failure_in_a_process_is_told():
+def test_a_failure_in_a_process_is_reported():
     with sites(2) as shared:
         env = RolloutEnv([Broken] * 2, 3, sites=shared)
         env.reset()
@@ -225,12 +225,12 @@ def test_numbers_that_are_not_finite_stop_the_rollout_with_seed_and_step(kind, s
             env.rollout(student_of(make(rude.spec_of(kind))))
 
 
-def test_an_environment_that_cannot_be_made_in_a_process_is_told():
+def test_an_environment_that_cannot_be_made_in_a_process_is_reported():
     with sites(1) as shared, pytest.raises(RequestError, match="colour"):
         RolloutEnv([functools.partial(make, dataclasses.replace(WALK, kwargs={"colour": 1}))] * 2, 3, sites=shared)
 
 
-def test_a_last_observation_that_is_not_finite_is_told_where_its_value_is_asked_for():
+def test_a_last_observation_that_is_not_finite_is_reported_where_its_value_is_asked_for():
     class LastIsNan(rude.Polite):
         def step(self, action: Any) -> Any:
             observation, *rest = super().step(action)

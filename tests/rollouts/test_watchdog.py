@@ -16,7 +16,7 @@ from tests import rude_worlds as rude
 from tests.small_worlds import WALK
 
 
-def test_a_pulse_that_stands_still_is_told_with_what_was_seen_last(monkeypatch):
+def test_a_pulse_that_stands_still_is_reported_with_what_was_seen_last(monkeypatch):
     now = 1000.0
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
     pulse = Pulse()

@@ -134,7 +134,7 @@ def test_a_failure_in_a_worker_is_raised_here_with_its_message():
         assert len(rollouts.evaluate("random", [0, 1], num_envs=2).returns) == 2
 
 
-def test_a_worker_that_dies_is_told():
+def test_a_worker_that_dies_is_reported():
     with Rollouts(WALK, walk_teacher(), num_envs=1, seed=0, workers=1) as rollouts:
         process = rollouts._sites[0]._process  # type: ignore[union-attr]
         process.kill()
@@ -162,7 +162,7 @@ def test_the_teacher_here_is_not_touched_by_what_workers_do():
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
-def test_an_environment_that_cannot_be_made_is_told():
+def test_an_environment_that_cannot_be_made_is_reported():
     with (
         Rollouts(EnvironmentSpec("tests/Walk-v0", kwargs={"colour": 1}), walk_teacher(), num_envs=1, seed=0, workers=1) as rollouts,
         pytest.raises(RequestError, match="colour"),

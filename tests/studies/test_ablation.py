@@ -134,7 +134,7 @@ def test_the_page_s_rows_by_hand():
     assert "generation" not in page
 
 
-def test_the_page_tells_how_many_generations_were_kept():
+def test_the_page_says_how_many_generations_were_kept():
     series = {("one", 0): (True, True), ("one", 1): (True, False), ("two", 0): (False,), ("two", 1): ()}
     outcomes = {("Heat", "T = 2", *where): Found(0.5, gates) for where, gates in series.items()}
     page = markdown(STUDY, outcomes, "the command")

@@ -88,7 +88,7 @@ def test_one_that_fails_before_it_has_a_folder_does_not_end_the_suite(agents, jo
     assert "Traceback" in (tmp_path / "out" / NAMES[0] / "error.txt").read_text()
 
 
-def test_a_worker_s_failure_is_told_by_what_it_was(agents, job, tmp_path):
+def test_a_worker_s_failure_is_reported_with_its_cause(agents, job, tmp_path):
     """Its first line says only that a worker failed; the last line of the traceback says what happened."""
     message = "a worker process failed:\nTraceback (most recent call last):\n  File ...\nValueError: the wheel came off\n"
     job.errors = {"Two-v1_1": RuntimeError(message)}

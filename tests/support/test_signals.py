@@ -60,7 +60,7 @@ def test_in_another_thread_nothing_is_handled():
     assert found == [signal.SIG_DFL]
 
 
-def test_a_worker_leaves_to_its_parent_what_a_terminal_sends_and_ends_at_once_when_it_is_told_to():
+def test_a_worker_ignores_signals_of_the_terminal_and_ends_at_once_on_its_parent_s():
     before = signal.getsignal(signal.SIGINT)
     try:
         with raising_stops():

@@ -17,13 +17,13 @@ NAMES = {name: one.sb3_class.rpartition(".")[2] for name, one in ALGORITHMS.item
 
 
 @pytest.mark.parametrize("algo", NAMES)
-def test_every_algorithm_is_told(algo, save):
+def test_every_algorithm_is_reported(algo, save):
     actions: gym.Space = THREE if algo in ("dqn", "qrdqn", "ppo_mask") else LOPSIDED
     path = save(build(NAMES[algo], VECTOR, actions))
     assert algorithm_of_fields(json.loads(zipfile.ZipFile(path).read("data"))) == algo
 
 
-def test_an_agent_with_a_memory_is_told(tmp_path):
+def test_an_agent_with_a_memory_is_reported(tmp_path):
     recurrent = pytest.importorskip("sb3_contrib").RecurrentPPO("MlpLstmPolicy", TinyEnv(VECTOR, THREE), device="cpu")
     recurrent.save(tmp_path / "agent.zip")
     assert algorithm_of_fields(json.loads(zipfile.ZipFile(tmp_path / "agent.zip").read("data"))) == "ppo_lstm"

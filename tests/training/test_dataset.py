@@ -66,7 +66,7 @@ def test_a_full_dataset_has_room_for_every_row(folder):
     assert dataset.num_held_out > 0
 
 
-def test_all_rows_come_in_blocks_of_so_many_bytes(folder, monkeypatch):
+def test_all_rows_come_in_blocks_of_limited_bytes(folder, monkeypatch):
     monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 33 + 3)
     dataset = Dataset(100, holdout=0.3, device=CPU, folder=folder)
     dataset.append(numbered(0, 100))

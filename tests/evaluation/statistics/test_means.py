@@ -92,7 +92,7 @@ def test_hall_s_transformation_takes_the_skewness_out():
     assert corrected < 0.065
 
 
-def test_the_guard_is_one_more_value_that_speaks_against():
+def test_the_guard_adds_one_value_against_the_claim():
     values = np.random.default_rng(1).gamma(4, size=30)  # skewed to the right: the plain statistic is the smaller one
     assert guarded_statistic(values, 2.5) == pytest.approx(float(t_statistic(np.append(values, -2.5))))
     # skewed to the left: the corrected one is

@@ -62,7 +62,7 @@ def test_a_claim_is_compared_within_three_standard_errors(claimed, verdict):
     assert checkup((9.0, 11.0), (0.0, 0.0), Claim(claimed, 4.0, 16, "card.json")).verdict == verdict
 
 
-def test_chance_is_told_before_the_claim():
+def test_chance_is_reported_before_the_claim():
     assert checkup((1.0, 3.0), (1.0, 3.0), Claim(2.0, 1.0, 9, "card.json")).verdict == CHANCE
 
 
@@ -92,7 +92,7 @@ def topics(found: Checkup) -> dict[str, str]:
     return {finding.topic: finding.severity for finding in found.findings}
 
 
-def test_an_agent_below_its_card_is_told_worst_first(tmp_path):
+def test_an_agent_below_its_card_is_reported_worst_first(tmp_path):
     teacher = Teacher.load(save_ppo(walk_expert(), tmp_path / "agent.zip"))
     card(tmp_path, 0.0, 1.0, 100)
     found = check_teacher(teacher, WALK, episodes=30, workers=0)
@@ -110,7 +110,7 @@ def test_a_good_agent_has_nothing_against_it(tmp_path):
     assert found.behaviour.states == found.episodes.lengths[:16].sum()
 
 
-def test_an_agent_that_is_better_when_it_draws_its_actions_is_told():
+def test_an_agent_that_is_better_when_it_draws_its_actions_is_reported():
     """It prefers standing still by a hair; the way to the target comes next."""
 
     def logits(seen: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ def test_a_bandit_is_asked_about(tmp_path):
     assert topics(found) == {"one_step_episodes": "warn"}
 
 
-def test_an_agent_in_the_wrong_version_is_told_which_one_keeps_the_promise(tmp_path):
+def test_an_agent_in_the_wrong_version_gets_the_name_of_the_right_one(tmp_path):
     teacher = Teacher.load(save_ppo(walk_expert(), tmp_path / "agent.zip"))
     card(tmp_path, -4.0, math.sqrt(6), 100)
     found = check_teacher(teacher, UPHILL, episodes=30, workers=0)

@@ -8,5 +8,5 @@ def test_the_worst_comes_first_and_else_the_order_stays():
     assert [finding.topic for finding in by_severity(found)] == ["b", "d", "c", "a"]
 
 
-def test_a_line_says_what_and_how_to_mend_it():
+def test_a_line_says_what_is_wrong_and_how_to_fix_it():
     assert Finding("warn", "topic", "it is cold", "wear a hat").line() == "it is cold; wear a hat"

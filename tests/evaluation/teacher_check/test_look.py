@@ -100,7 +100,7 @@ def test_one_that_holds_a_good_action_still_is_not_stopped():
 
 
 @pytest.mark.parametrize(("lengths", "told"), [([1, 1, 1], True), ([1, 2, 1], False)])
-def test_episodes_that_are_over_at_once_are_told(lengths, told):
+def test_episodes_that_are_over_at_once_are_reported(lengths, told):
     assert bool(judge_lengths(np.array(lengths))) == told
 
 

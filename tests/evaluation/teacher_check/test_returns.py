@@ -116,7 +116,7 @@ def test_a_training_that_earned_no_more_than_chance_says_nothing():
 
 
 @pytest.mark.parametrize(("drawn", "worse"), [(20.0, True), (10.3, False), (5.0, False)])
-def test_best_actions_that_are_clearly_worse_than_drawn_ones_are_told(drawn, worse):
+def test_best_actions_that_are_clearly_worse_than_drawn_ones_are_reported(drawn, worse):
     """10 with the best ones; 0.3 more is less than a twentieth of what drawn ones add over chance."""
     own = np.full(8, 10.0)
     finding = against_drawn(own, np.full(8, drawn), np.zeros(8))
@@ -124,7 +124,7 @@ def test_best_actions_that_are_clearly_worse_than_drawn_ones_are_told(drawn, wor
 
 
 @pytest.mark.parametrize(("own", "severity"), [(0.0, "stop"), (0.09, "stop"), (0.11, "warn"), (9.9, "warn"), (10.1, None)])
-def test_who_hardly_reacts_must_earn_more_than_who_does_nothing(own, severity):
+def test_an_agent_that_hardly_reacts_must_earn_more_than_an_idle_one(own, severity):
     """Doing nothing earns 0 with a standard deviation of 1, chance -100: a fact begins at 0.1, enough at 10."""
     idle = np.tile([-1.0, 1.0], 3)
     finding = against_idle(idle + own, idle, np.full(6, -100.0))

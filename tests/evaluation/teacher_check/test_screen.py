@@ -99,7 +99,7 @@ def test_the_files_alone_may_be_looked_at(masked):
     assert main(["check_teacher", "--teacher", str(masked), "--env", UNMASKED.id, "--episodes", "0"]) == 0
 
 
-def test_statistics_of_another_place_stop_nothing_but_are_told():
+def test_statistics_of_another_place_are_reported_and_stop_nothing():
     """The mean is 100 standard deviations away."""
     bare = walk_teacher()
     far = ObservationNormalization(np.full(2, 1e3), np.full(2, 100.0), 1e-8, 10.0)

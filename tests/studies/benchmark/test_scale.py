@@ -97,7 +97,7 @@ def test_growth_is_the_peak_and_not_what_is_left():
     assert growth["anonymous"] < 5e6
 
 
-def test_where_the_system_does_not_tell_pages_apart_the_peak_of_all_is_taken(monkeypatch, tmp_path):
+def test_where_the_system_does_not_distinguish_pages_the_peak_of_all_is_taken(monkeypatch, tmp_path):
     monkeypatch.setattr(scale, "STATUS", tmp_path / "nothing")
     with memory_growth() as growth:
         pass

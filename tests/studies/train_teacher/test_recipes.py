@@ -102,7 +102,7 @@ def test_the_command_on_the_card_holds_all_that_was_changed(trained):
     assert TrainTeacherConfig("ppo", "CartPole-v1").command() == "python scripts/train_teacher.py --algo ppo --env CartPole-v1 --seed 0"
 
 
-def test_each_measurement_is_told(trained):
+def test_each_measurement_is_reported(trained):
     notes = trained[2]
     assert len(notes) >= 20  # a short training has twenty, whatever eval_freq
     assert all(note.startswith(f"{steps} of 200 steps: return ") for note, steps in zip(notes[:2], (10, 20), strict=True))
@@ -159,7 +159,7 @@ def test_normalised_observations_leave_their_statistics(tmp_path):
     np.testing.assert_array_equal(teacher.act(observations), expected)
 
 
-def test_wrappers_of_the_environment_are_written_for_whoever_loads_the_agent(tmp_path):
+def test_wrappers_of_the_environment_are_saved_with_the_agent(tmp_path):
     entry = tmp_path / "Timed.yaml"
     entry.write_text("id: CartPole-v1\nkwargs: {sutton_barto_reward: true}\nwrappers: [TimeFeatureWrapper]\n")
     agent = train_teacher(config(tmp_path, env=str(entry)))
@@ -168,7 +168,7 @@ def test_wrappers_of_the_environment_are_written_for_whoever_loads_the_agent(tmp
     assert saved == EnvironmentSpec("CartPole-v1", {"sutton_barto_reward": True}, (("TimeFeatureWrapper", {}),))
 
 
-def test_what_is_asked_of_the_environment_is_written_for_whoever_loads_the_agent(tmp_path):
+def test_settings_of_the_environment_are_saved_with_the_agent(tmp_path):
     asked = config(tmp_path, env_kwargs={"sutton_barto_reward": True}, wrapper=("TimeFeatureWrapper",), frame_stack=2, max_episode_steps=30)
     agent = train_teacher(asked)
     teacher = Teacher.load(agent.path)

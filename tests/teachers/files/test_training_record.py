@@ -95,7 +95,7 @@ def test_what_is_no_agent_tells_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("inside_monitor", "normalized", "raw"), [(True, True, True), (True, False, True), (False, True, False), (False, False, True)]
 )
-def test_returns_that_may_be_of_normalised_rewards_are_told(inside_monitor, normalized, raw, tmp_path):
+def test_returns_that_may_be_of_normalised_rewards_are_reported(inside_monitor, normalized, raw, tmp_path):
     """Monitor stands inside VecNormalize and rounds; VecMonitor may stand outside and does not."""
     env = DummyVecEnv([lambda: Monitor(gym.make(WALK.id)) if inside_monitor else gym.make(WALK.id)])
     wrapped = VecNormalize(env) if normalized else env

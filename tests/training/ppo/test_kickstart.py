@@ -232,7 +232,7 @@ def test_a_look_is_not_changed_by_what_follows():
     assert all(same(kept, weights(snapshot.student)) for kept, snapshot in zip(then, found, strict=True))
 
 
-def test_what_each_look_tells():
+def test_what_each_look_reports():
     config = tiny(snapshots=4, teacher_weight=0.5)
     always = {"approximate_kl_nats", "explained_variance", "learning_rate", "train_return_mean"}
     for name, also in (("Discrete", set()), ("Box", {"std"})):
