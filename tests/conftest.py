@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import hypothesis
 import pytest
 import torch
@@ -11,6 +13,13 @@ import tests.small_worlds  # noqa: F401  (registers them)
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("stable", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.load_profile("stable")
+
+
+def pytest_configure():
+    """Tests send signals to themselves and to processes of theirs, which inherit what nohup and a shell's background jobs ignore."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

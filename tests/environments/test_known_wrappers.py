@@ -269,8 +269,12 @@ def test_arguments_that_no_wrapper_can_take_are_refused_where_it_is_made(name, a
         wrap(Picture() if name == "ResizeObservation" else Spy(), name, arguments)
 
 
-def test_sizes_that_are_usual_are_made():
+def test_an_image_is_resized_to_a_usual_size():
+    pytest.importorskip("cv2")
     assert wrap(Picture(), "ResizeObservation", {"shape": 4}).observation_space.shape == (4, 4)
+
+
+def test_actions_are_divided_into_a_usual_number_of_bins():
     assert wrap(Spy(), "DiscretizeAction", {"bins": 5}).action_space.n == 5  # type: ignore[attr-defined]
     assert wrap(Spy(), "DiscretizeAction", {"bins": [5], "multidiscrete": True}).action_space.nvec.tolist() == [5]  # type: ignore[attr-defined]
 
