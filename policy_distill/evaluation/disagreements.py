@@ -317,11 +317,9 @@ def _cost(
 
 
 def _by_chunks(cost: Callable[[Tree, Tensor], Tensor], observations: Tree, actions: np.ndarray) -> np.ndarray:
-    costs, first = [], 0
-    for part in passes(to_tensors(observations)):
-        costs.append(cost(part, torch.from_numpy(actions[first : first + length(part)])))
-        first += length(part)
-    return torch.cat(costs).double().numpy()
+    parts = list(passes(to_tensors(observations)))
+    actions_of_parts = torch.from_numpy(actions).split([length(part) for part in parts])
+    return torch.cat([cost(*part) for part in zip(parts, actions_of_parts, strict=True)]).double().numpy()
 
 
 @torch.inference_mode()

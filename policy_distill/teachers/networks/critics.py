@@ -102,7 +102,7 @@ def rebuild_critic(
         return None
     if layout.scores == "q_values":
         return GreedyValue()
-    layers = Layers.of(state_dict, layout, policy_kwargs, source, extractor)
+    layers = Layers(state_dict, layout, policy_kwargs, source, extractor)
     critic: nn.Module
     try:
         if layout.value is not None:

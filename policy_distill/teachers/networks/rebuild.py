@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -111,7 +111,7 @@ def rebuild_network(
         RequestError: if the weights do not form the network of ``layout``.
     """
     family = acting_family(action_space, source)
-    layers = Layers.of(state_dict, layout, policy_kwargs, source, extractor)
+    layers = Layers(state_dict, layout, policy_kwargs, source, extractor)
     bounds = ActionBounds(Box.from_space(action_space)) if isinstance(action_space, gym.spaces.Box) else None
     if bounds is None:
         network = _discrete(layers, layout, family, source)
@@ -147,8 +147,8 @@ def _continuous(
     squashed = layout.squashes(policy_kwargs, len(layers.indices(layout.actor.head)))
     if layout.log_std is None:
         return DeterministicNetwork(layers.network(layout.actor), bounds, squashed=squashed)
-    renorm = layers.last_renorm(layout.actor)
-    latent, mean = layers.latent(layout.actor), layers.stack(layout.actor.head, renorm=renorm)
+    latent, renorm = layers.latent(layout.actor)
+    mean = layers.stack(layout.actor.head, renorm=renorm)
     spread: nn.Module
     if layout.log_std not in layers.weights and layers.indices(layout.log_std):
         spread = LinearSpread(layers.stack(layout.log_std, renorm=renorm))
@@ -157,7 +157,7 @@ def _continuous(
             raise NotPlainError(f"{layers.source} normalises what gSDE reads, which cannot be rebuilt; --trust loads it")
         spread = layers.state_dependent(log_std, layout.sde_features, policy_kwargs)
         if f"{layout.actor.head}.0.weight" in layers.weights:  # SAC's mean is clipped before tanh where clip_mean is set
-            clip_mean = float(policy_kwargs.get("clip_mean", 2.0))
+            clip_mean = _number_in(policy_kwargs, "clip_mean", 2.0, layers.source)
             mean = nn.Sequential(mean, nn.Hardtanh(-clip_mean, clip_mean))
     else:
         spread = ConstantSpread(log_std)
@@ -176,34 +176,25 @@ class Layers:
 
     Args:
         weights: weights of the whole policy.
-        activation: activation between the layers.
+        layout: layout of the networks.
+        policy_kwargs: the user's settings, with classes as printed text.
         source: the file, for messages.
         extractor: builds the agent's features extractor if it is custom or reads images.
-        epsilon: what batch renormalisation adds to a variance.
     """
 
     def __init__(
         self,
         weights: Mapping[str, Tensor],
-        activation: type[nn.Module],
+        layout: Layout,
+        policy_kwargs: Mapping[str, Any],
         source: str,
         extractor: Reader | None = None,
-        *,
-        epsilon: float = 0.001,
     ) -> None:
         self.weights = weights
-        self.activation = activation
+        self.activation = activation_of(policy_kwargs, layout, source)
         self.source = source
         self.extractor = extractor
-        self.epsilon = epsilon
-
-    @classmethod
-    def of(
-        cls, weights: Mapping[str, Tensor], layout: Layout, policy_kwargs: Mapping[str, Any], source: str, extractor: Reader | None
-    ) -> Layers:
-        """The layers of a policy with these settings."""
-        epsilon = float(policy_kwargs.get("batch_norm_eps", 0.001))
-        return cls(weights, activation_of(policy_kwargs, layout, source), source, extractor, epsilon=epsilon)
+        self._epsilon = _number_in(policy_kwargs, "batch_norm_eps", 0.001, source)
 
     def features(self, *prefixes: str) -> list[nn.Module]:
         """The features extractor, with the weights below the first of ``prefixes`` that has any; empty if it only flattens."""
@@ -231,34 +222,41 @@ class Layers:
     def stack(self, prefix: str, *, final_activation: bool = False, renorm: Renorm | None = None) -> nn.Sequential:
         """The layers below ``prefix`` with activations between them, and after the last one if ``final_activation``.
 
-        Batch renormalisation, as in CrossQ, becomes part of the layer behind it.
-
         Args:
             prefix: of the layers' names.
             final_activation: whether there is an activation after the last layer.
-            renorm: of the inputs.
+            renorm: batch renormalisation of the inputs.
         """
-        modules: list[nn.Module] = []
-        for name in self.indices(prefix):
-            if self._is_renorm(name):
-                renorm = self._renorm(name)
-            else:
-                modules += [self._linear(name, renorm), self.activation()]
-                renorm = None
+        modules, renorm = self._hidden([prefix], renorm)
+        if renorm is not None:
+            raise NotPlainError(f"{self.source} ends the layers {prefix!r} with a normalisation, which cannot be rebuilt; --trust loads it")
         if not final_activation:
             if not modules:
                 raise NotPlainError(f"{self.source} lacks the layers {prefix!r}; it is damaged or a custom policy, which --trust loads")
             modules.pop()
         return nn.Sequential(*modules)
 
-    def latent(self, keys: Keys) -> nn.Sequential:
-        """The features extractor and the hidden layers of a network."""
-        hidden = [module for prefix in keys.hidden for module in self.stack(prefix, final_activation=True)]
-        return nn.Sequential(*self.features(*keys.features), *hidden)
+    def latent(self, keys: Keys) -> tuple[nn.Sequential, Renorm | None]:
+        """The features extractor and the hidden layers of a network, and the batch renormalisation behind them."""
+        hidden, renorm = self._hidden(keys.hidden)
+        return nn.Sequential(*self.features(*keys.features), *hidden), renorm
 
     def network(self, keys: Keys) -> nn.Sequential:
         """All layers of a network."""
-        return nn.Sequential(*self.latent(keys), *self.stack(keys.head))
+        latent, renorm = self.latent(keys)
+        return nn.Sequential(*latent, *self.stack(keys.head, renorm=renorm))
+
+    def _hidden(self, prefixes: Sequence[str], renorm: Renorm | None = None) -> tuple[list[nn.Module], Renorm | None]:
+        """Layers with an activation after each. Batch renormalisation, as in CrossQ, becomes part of the layer behind it; the last one,
+        behind which there is none, is returned."""
+        modules: list[nn.Module] = []
+        for name in (name for prefix in prefixes for name in self.indices(prefix)):
+            if f"{name}.ra_mean" in self.weights:
+                renorm = self._renorm(name)
+            else:
+                modules += [self._linear(name, renorm), self.activation()]
+                renorm = None
+        return modules, renorm
 
     def state_dependent(self, log_std: Tensor, features: str, policy_kwargs: Mapping[str, Any]) -> StateDependentSpread:
         """The standard deviation of gSDE, with separate latent features if ``sde_net_arch`` was set."""
@@ -270,19 +268,11 @@ class Layers:
             )
         return StateDependentSpread(log_std, expln=bool(policy_kwargs.get("use_expln", False)), features=latent if is_separate else None)
 
-    def last_renorm(self, keys: Keys) -> Renorm | None:
-        """The batch renormalisation behind the last hidden layer of a network, which ``latent`` leaves out; None if there is none."""
-        names = [name for prefix in keys.hidden for name in self.indices(prefix)]
-        return self._renorm(names[-1]) if names and self._is_renorm(names[-1]) else None
-
-    def _is_renorm(self, name: str) -> bool:
-        return f"{name}.ra_mean" in self.weights
-
     def _renorm(self, name: str) -> Renorm:
         mean, variance, scale, bias = (self.take(f"{name}.{part}").double() for part in ("ra_mean", "ra_var", "scale", "bias"))
         if mean.ndim != 1 or any(part.shape != mean.shape for part in (variance, scale, bias)):
             raise NotPlainError(f"{self.source}: the layer {name!r} is no batch renormalisation of sb3-contrib; --trust loads it")
-        factor = scale / (variance + self.epsilon).sqrt()
+        factor = scale / (variance + self._epsilon).sqrt()
         return Renorm(factor, bias - mean * factor)
 
     def _linear(self, name: str, renorm: Renorm | None = None) -> nn.Linear:
@@ -335,6 +325,14 @@ def activation_of(policy_kwargs: Mapping[str, Any], layout: Layout, source: str)
         known = ", ".join(ACTIVATIONS)
         raise NotPlainError(f"{source}: the activation {str(chosen)[:80]!r} cannot be rebuilt ({known} can); --trust loads it")
     return getattr(nn, name)
+
+
+def _number_in(policy_kwargs: Mapping[str, Any], name: str, usual: float, source: str) -> float:
+    """A setting that is a number of at least 0."""
+    value = policy_kwargs.get(name, usual)
+    if type(value) not in (int, float) or not value >= 0:
+        raise NotPlainError(f"{source} has the {name} {str(value)[:80]!r}, which is no number >= 0; it is damaged or a custom policy")
+    return float(value)
 
 
 def outputs_of(body: nn.Module) -> int:

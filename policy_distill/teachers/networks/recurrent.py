@@ -88,7 +88,7 @@ def rebuild_recurrent(
         NotPlainError: if RecurrentPPO does not support the LSTM, or its layers are inconsistent.
     """
     lstm = _lstm({key.removeprefix(LSTM): value for key, value in weights.items() if key.startswith(LSTM)}, source)
-    layers = Layers.of(weights, layout, policy_kwargs, source, extractor)
+    layers = Layers(weights, layout, policy_kwargs, source, extractor)
     features = nn.Sequential(*layers.features(*ON_POLICY.actor.features))
     with torch.no_grad():
         width = features(torch.zeros(1, observation_width(observation_space))).shape[-1]
