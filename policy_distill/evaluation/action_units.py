@@ -13,16 +13,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from torch import nn
 
 from policy_distill.environments.specs import EnvironmentSpec
-from policy_distill.policies.actions import WIDE, ActionTargets, Box, Units, joined
+from policy_distill.policies.actions import WIDE, ActionTargets, Box, Units
 from policy_distill.policies.families import Family
 from policy_distill.rollouts.episodes import evaluation_seeds
 from policy_distill.rollouts.processes import call_apart
-from policy_distill.rollouts.trajectories import labels_along, record
-from policy_distill.support.trees import concatenate, length, map_leaves, passes, to_tensors
+from policy_distill.rollouts.trajectories import labels_along, labels_of, record
+from policy_distill.support.trees import concatenate, length
 from policy_distill.teachers import RecurrentTeacher, Teacher
 from policy_distill.teachers.ensemble import Ensemble
 from policy_distill.teachers.networks.acting import ActionBounds
@@ -48,12 +47,7 @@ def suited(teacher: Teacher, spec: EnvironmentSpec, step_timeout: float | None =
     seeds = evaluation_seeds("check", EPISODES)
     played = call_apart(step_timeout, functools.partial(record, max_steps=STEPS), teacher, spec, seeds)
     observations = concatenate([episode.observations for episode in played])
-    if isinstance(teacher, RecurrentTeacher):
-        targets = labels_along(teacher, played)
-    else:
-        with torch.inference_mode():
-            on_device = (map_leaves(lambda part: part.to(teacher.anchor.device), rows) for rows in passes(to_tensors(observations)))
-            targets = joined([teacher.targets(rows) for rows in on_device])
+    targets = labels_along(teacher, played) if isinstance(teacher, RecurrentTeacher) else labels_of(teacher, observations)
     units = units_of_actions(teacher.family, targets)
     return teacher if units is None else in_units(teacher, dataclasses.replace(box, units=units)), length(observations)
 

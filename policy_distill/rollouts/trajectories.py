@@ -15,14 +15,14 @@ import torch
 from policy_distill.config import RequestError
 from policy_distill.environments.border import own_random_state
 from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, endless, time_limit
-from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.actions import ActionTargets, joined
 from policy_distill.policies.policy import Policy
 from policy_distill.rollouts.acting import Player, labelling
 from policy_distill.rollouts.episodes import Returns, evaluation_seeds
 from policy_distill.rollouts.play import Ended, Recorder, play
 from policy_distill.support import trees
 from policy_distill.support.trees import Tree
-from policy_distill.teachers import RecurrentTeacher
+from policy_distill.teachers import RecurrentTeacher, Teacher
 
 AT_ONCE_BYTES = 2**29
 """Size of the observations of a group of episodes that are recorded together, if each is as long as it may be."""
@@ -85,6 +85,14 @@ def record(
     recorder = _Steps(seeds, max_bytes)
     play([policy], spec, seeds, recorder, max_steps=max_steps)
     return [recorder.done[episode] for episode in range(len(seeds))]
+
+
+@torch.inference_mode()
+def labels_of(teacher: Teacher, observations: Tree) -> ActionTargets:
+    """Labels of a teacher without a memory for raw ``observations`` ``[B, ...]``, in several forward passes on its device."""
+    device = teacher.anchor.device
+    on_device = (trees.map_leaves(lambda part: part.to(device), rows) for rows in trees.passes(trees.to_tensors(observations)))
+    return joined([teacher.targets(rows) for rows in on_device])
 
 
 @torch.inference_mode()

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from policy_distill.evaluation.teacher_check.findings import Finding
-from policy_distill.policies.actions import ActionTargets, joined
+from policy_distill.policies.actions import ActionTargets
 from policy_distill.policies.families.q_values import median_action_gap
 from policy_distill.policies.observations import encode_observations
-from policy_distill.support.trees import Tree, length, passes, to_tensors
+from policy_distill.support.trees import Tree, length, to_tensors
 from policy_distill.teachers import Teacher
 
 NOT_FINITE = Finding("stop", "not_finite", "the agent answers with NaN or infinity", "take an earlier checkpoint: training diverged")
@@ -61,12 +61,6 @@ class Behaviour:
     beyond_clip: float | None = None
     normalized_center: float | None = None
     normalized_spread: float | None = None
-
-
-@torch.inference_mode()
-def targets_of(teacher: Teacher, observations: Tree) -> ActionTargets:
-    """The teacher's labels of ``observations`` ``[B, ...]``, in several forward passes."""
-    return joined([teacher.targets(to_tensors(rows)) for rows in passes(observations)])
 
 
 def observe(teacher: Teacher, observations: Tree, targets: ActionTargets) -> Behaviour:

@@ -10,11 +10,11 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, endless, time_limit
-from policy_distill.evaluation.teacher_check.behaviour import NOT_FINITE, Behaviour, observe, targets_of
+from policy_distill.evaluation.teacher_check.behaviour import NOT_FINITE, Behaviour, observe
 from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.evaluation.teacher_check.returns import Idle, against_idle
 from policy_distill.rollouts.episodes import Episodes
-from policy_distill.rollouts.trajectories import Trajectory, labels_along, record
+from policy_distill.rollouts.trajectories import Trajectory, labels_along, labels_of, record
 from policy_distill.support.trees import concatenate
 from policy_distill.teachers import RecurrentTeacher, Teacher
 
@@ -92,7 +92,7 @@ def _behaviour(teacher: Teacher, played: list[Trajectory]) -> Behaviour:
     observations = concatenate([episode.observations for episode in played])
     if isinstance(teacher, RecurrentTeacher):
         return observe(teacher, observations, labels_along(teacher, played))
-    return observe(teacher, observations, targets_of(teacher, observations))
+    return observe(teacher, observations, labels_of(teacher, observations))
 
 
 def _episodes(played: list[Trajectory]) -> Episodes:

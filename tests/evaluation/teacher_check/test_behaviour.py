@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from policy_distill.config import LossConfig
-from policy_distill.evaluation.teacher_check.behaviour import Behaviour, has_distribution, judge, observe, targets_of
+from policy_distill.evaluation.teacher_check.behaviour import Behaviour, has_distribution, judge, observe
 from policy_distill.losses.objective import resolve_kind
 from policy_distill.policies.actions import ActionTargets, Box
 from policy_distill.policies.families import Categorical
+from policy_distill.rollouts.trajectories import labels_of
 from policy_distill.teachers import ObservationNormalization, Teacher
 from policy_distill.teachers.networks.acting import ActionBounds, ConstantSpread, DiscreteNetwork, GaussianNetwork
 from tests.small_worlds import Push, Walk, bandit_teacher, push_teacher, walk_teacher
@@ -35,7 +36,7 @@ def scorer(scores: list[float], *, name: str = "logits", normalization: Observat
 
 
 def seen_of(teacher: Teacher, observations: np.ndarray = SEEN) -> Behaviour:
-    return observe(teacher, observations, targets_of(teacher, observations))
+    return observe(teacher, observations, labels_of(teacher, observations))
 
 
 def topics(behaviour: Behaviour) -> dict[str, str]:
