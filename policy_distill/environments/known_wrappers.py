@@ -50,6 +50,18 @@ def _resize(env: gym.Env, shape: Any) -> gym.Env:
     return gym.wrappers.ResizeObservation(env, (height, width))
 
 
+def _atari_preprocessing(env: gym.Env, screen_size: Any = 84, **kwargs: Any) -> gym.Env:
+    """A square by the length of its side, or width and height."""
+    width, height = (screen_size, screen_size) if isinstance(screen_size, int) else screen_size
+    shipped.check_size("AtariPreprocessing", height, width)
+    if getattr(env.unwrapped, "_frameskip", 1) != 1 and kwargs.get("frame_skip", 4) > 1:
+        raise RequestError(
+            "the wrapper AtariPreprocessing skips frames itself and does not take a game that does so too: "
+            """give --env_kwargs '{"frameskip": 1}', or the wrapper's argument frame_skip: 1"""
+        )
+    return gym.wrappers.AtariPreprocessing(env, screen_size=(width, height), **kwargs)
+
+
 def _discretize(env: gym.Env, bins: Any, multidiscrete: bool = False) -> gym.Env:
     """The number of bins of all components, or of each."""
     for count in bins if isinstance(bins, list) else [bins]:
@@ -74,6 +86,7 @@ WRAPPERS: Mapping[str, Any] = {
     "FrameStackObservation": _frame_stack,
     "FrameStack": _old_frame_stack,
     "ResizeObservation": _resize,
+    "AtariPreprocessing": _atari_preprocessing,
     **dict.fromkeys(("GrayscaleObservation", "GrayScaleObservation"), _gymnasiums("GrayscaleObservation")),
     "DtypeObservation": _dtype_observation,
     "DiscretizeAction": _discretize,

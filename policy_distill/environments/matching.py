@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from policy_distill.config import RequestError
-from policy_distill.config.environment import wrapper_options
-from policy_distill.environments.known_wrappers import PADDING, STACK
+from policy_distill.config.environment import Wrapper, wrapper_options
+from policy_distill.environments.known_wrappers import ATARI, PADDING, STACK
 from policy_distill.environments.specs import EnvironmentSpec, make
-from policy_distill.support.images import is_image
+from policy_distill.support.images import channels_come_first, is_image
+
+ATARI_SIDES = (84, 84)
+"""Height and width of the images of AtariWrapper."""
 
 
 def check_fits(spec: EnvironmentSpec, *spaces: tuple[gym.Space, gym.Space]) -> None:
@@ -35,48 +38,77 @@ def check_matches(spec: EnvironmentSpec, env: gym.Env, observation_space: gym.Sp
         role, mine, theirs = difference
         fix = "name the environment it was trained in with --env"
         bounds = _rescaling_that_fits(action_space, env.action_space)
-        fitting = wrapper_that_fits(observation_space, env.observation_space) if role == "observations" else None
-        wrapper = ("RescaleAction", bounds) if role == "actions" and bounds else fitting
-        if wrapper is not None:
-            inner = [(name, kwargs) for name, kwargs in spec.wrappers if name not in (STACK, PADDING)]
-            option = f"--frame-stack {wrapper[1]['n_stack']}" if wrapper[0] == STACK else wrapper_options([*inner, wrapper])
-            fix += f", or give {option} if it was trained with {wrapper[0]}"
+        if role == "observations":
+            wrappers = wrappers_that_fit(observation_space, env.observation_space, atari=hasattr(env.unwrapped, "ale"))
+        else:
+            wrappers = [("RescaleAction", bounds)] if bounds else []
+        if wrappers:
+            names = " and ".join(name for name, _ in wrappers)
+            fix += f", or give {_options(spec, wrappers)} if it was trained with {names}"
         raise RequestError(f"the agent's {role} are {mine}, those of {spec.id} are {theirs}; {fix}")
 
 
-def wrapper_that_fits(mine: gym.Space, theirs: gym.Space) -> tuple[str, Mapping[str, Any]] | None:
-    """A wrapper with arguments that turns observations ``theirs`` into vectors of the length of ``mine``; None if there is none."""
+def wrappers_that_fit(mine: gym.Space, theirs: gym.Space, atari: bool = False) -> list[Wrapper]:
+    """Wrappers, innermost first, that turn observations ``theirs`` into vectors or images of the shape of ``mine``; empty if none do.
+
+    Args:
+        mine: the agent's observations.
+        theirs: the environment's.
+        atari: whether the environment is a game of ale-py.
+    """
     if isinstance(mine, gym.spaces.Dict) and isinstance(theirs, gym.spaces.Dict):
         key = "observation"  # the one that TimeFeatureWrapper lengthens
         others_fit = all(
             _kind(part, "observations") == _kind(theirs.spaces.get(name), "observations") for name, part in mine.items() if name != key
         )
-        found = wrapper_that_fits(mine[key], theirs[key]) if others_fit and key in mine.keys() & theirs.keys() else None
-        return found if found and found[0] == "TimeFeatureWrapper" else None
+        found = wrappers_that_fit(mine[key], theirs[key]) if others_fit and key in mine.keys() & theirs.keys() else []
+        return found if [name for name, _ in found] == ["TimeFeatureWrapper"] else []
     if is_image(mine) and is_image(theirs):
-        return _stack_that_fits(mine.shape or (), theirs.shape or ())
+        return _image_wrappers(mine, theirs, atari)
     if not isinstance(mine, gym.spaces.Box) or len(mine.shape) != 1:
-        return None
+        return []
     length, here = mine.shape[0], theirs.shape
     if not isinstance(theirs, gym.spaces.Box) or here is None or len(here) != 1:
         flat = theirs.is_np_flattenable and gym.spaces.flatdim(theirs) == length
-        return ("FlattenObservation", {}) if flat else None
+        return [("FlattenObservation", {})] if flat else []
     if length == here[0] + 1:
-        return "TimeFeatureWrapper", {}
+        return [("TimeFeatureWrapper", {})]
     if here[0] and length % here[0] == 0 and length > here[0]:
-        return STACK, {"n_stack": length // here[0]}
-    return None
+        return [(STACK, {"n_stack": length // here[0]})]
+    return []
 
 
-def _stack_that_fits(mine: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[str, Mapping[str, Any]] | None:
-    """A frame stack, channel by channel, that makes images of shape ``mine``, which are turned if need be; None if there is none."""
-    *sides, channels = theirs
-    for count, others in ((mine[0], mine[1:]), (mine[2], mine[:2])):
-        if others == tuple(sides) and count % channels == 0 and count > channels:
-            return STACK, {"n_stack": count // channels}
-    if mine[1:] == theirs[1:] and mine[0] % theirs[0] == 0 and mine[0] > theirs[0]:
-        return STACK, {"n_stack": mine[0] // theirs[0]}
-    return None
+def _image_wrappers(mine: gym.Space, theirs: gym.Space, atari: bool) -> list[Wrapper]:
+    """Shades of grey, another size and a stack of frames, as far as ``mine`` needs them; see ``wrappers_that_fit``.
+
+    Images of the agent may be turned; see ``TransposeImage``. Those of the environment can be changed if their channels come last.
+    """
+    sides, channels = _sides_and_channels(mine)
+    here, colours = _sides_and_channels(theirs)
+    wrappers: list[Wrapper] = []
+    if atari and sides == ATARI_SIDES != here:
+        wrappers, here, colours = [(ATARI, {})], sides, 1
+    elif not channels_come_first(theirs):
+        if colours == 3 and channels % 3:
+            wrappers, colours = [("GrayscaleObservation", {"keep_dim": True})], 1
+        if sides != here:
+            wrappers, here = [*wrappers, ("ResizeObservation", {"shape": list(sides)})], sides
+    if sides != here or channels % colours:
+        return []
+    return [*wrappers, (STACK, {"n_stack": channels // colours})] if channels > colours else wrappers
+
+
+def _sides_and_channels(image: gym.Space) -> tuple[tuple[int, ...], int]:
+    shape = image.shape or ()
+    return (shape[1:], shape[0]) if channels_come_first(image) else (shape[:-1], shape[-1])
+
+
+def _options(spec: EnvironmentSpec, wrappers: Sequence[Wrapper]) -> str:
+    """Command-line options that put ``wrappers`` around those of ``spec``. A stack of frames has an option of its own."""
+    plain = [(name, kwargs) for name, kwargs in wrappers if name != STACK]
+    inner = [(name, kwargs) for name, kwargs in spec.wrappers if name not in (STACK, PADDING)]
+    options = [wrapper_options([*inner, *plain])] if plain else []
+    return " ".join([*options, *(f"--frame-stack {kwargs['n_stack']}" for name, kwargs in wrappers if name == STACK)])
 
 
 def _rescaling_that_fits(mine: gym.Space, theirs: gym.Space) -> Mapping[str, Any] | None:

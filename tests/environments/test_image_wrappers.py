@@ -140,3 +140,30 @@ def test_games_of_atari_follow_their_seed():
     first = [mine.reset(seed=5)[0], *(mine.step(action % 4)[0] for action in range(30))]
     again = [mine.reset(seed=5)[0], *(mine.step(action % 4)[0] for action in range(30))]
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"screen_size": [48, 36], "grayscale_newaxis": True}, {"screen_size": 42, "noop_max": 0}])
+def test_gymnasiums_preprocessing_of_atari_is_known_by_name(arguments):
+    """Lists are what YAML has for its tuples."""
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    spec = EnvironmentSpec(
+        "ALE/Pong-v5", {"frameskip": 1}, wrappers=(("AtariPreprocessing", arguments), ("FrameStackObservation", {"stack_size": 2}))
+    )
+    theirs_arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    theirs = gym.wrappers.AtariPreprocessing(gym.make("ALE/Pong-v5", frameskip=1), **theirs_arguments)
+    theirs = gym.wrappers.FrameStackObservation(theirs, 2)
+    mine = make(spec)
+    assert mine.observation_space == theirs.observation_space
+    np.testing.assert_array_equal(mine.reset(seed=1)[0], theirs.reset(seed=1)[0])
+    for action in [2, 3] * 10:
+        np.testing.assert_array_equal(mine.step(action)[0], theirs.step(action)[0])
+
+
+def test_gymnasiums_preprocessing_of_atari_is_refused_where_the_game_skips_frames_itself():
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    with pytest.raises(RequestError, match=r"the wrapper AtariPreprocessing skips frames itself .*--env_kwargs '{\"frameskip\": 1}'"):
+        make(EnvironmentSpec("ALE/Pong-v5", wrappers=(("AtariPreprocessing", {}),)))
+    with pytest.raises(RequestError, match="cannot make 1000000000 times 1000000000"):
+        make(EnvironmentSpec("ALE/Pong-v5", {"frameskip": 1}, wrappers=(("AtariPreprocessing", {"screen_size": 1_000_000_000}),)))

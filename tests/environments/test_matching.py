@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from typing import Any
@@ -12,11 +13,19 @@ import pytest
 
 from policy_distill.commands.options.parser import Parser, add_environment_arguments
 from policy_distill.config import EnvironmentOptions, RequestError
-from policy_distill.environments.matching import check_fits, check_matches, wrapper_that_fits
+from policy_distill.environments.matching import check_fits, check_matches, wrappers_that_fit
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.teachers import Teacher
 from policy_distill.teachers.environment import choose_environment
 from tests.small_worlds import PLACES
+
+needs_cv2 = pytest.mark.skipif(importlib.util.find_spec("cv2") is None, reason="needs OpenCV")
+needs_atari = pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="needs the extra atari")
+CAR = gym.spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
+
+
+def image(shape: tuple[int, ...]) -> gym.spaces.Box:
+    return gym.spaces.Box(0, 255, shape, np.uint8)
 
 
 def test_check_matches_ignores_bounds_and_element_types_of_observations():
@@ -56,21 +65,56 @@ def test_check_matches_names_both_and_the_fix(gym_id, observation_space, action_
 
 
 @pytest.mark.parametrize(
-    ("length", "here", "wrapper"),
+    ("length", "here", "wrappers"),
     [
-        (5, (4,), ("TimeFeatureWrapper", {})),
-        (8, (4,), ("VecFrameStack", {"n_stack": 2})),
-        (12, (4,), ("VecFrameStack", {"n_stack": 3})),
-        (4, (2, 2), ("FlattenObservation", {})),
-        (2, (1,), ("TimeFeatureWrapper", {})),  # two frames would fit too
-        (4, (4,), None),
-        (3, (4,), None),
-        (7, (4,), None),
-        (5, (2, 2), None),
+        (5, (4,), [("TimeFeatureWrapper", {})]),
+        (8, (4,), [("VecFrameStack", {"n_stack": 2})]),
+        (12, (4,), [("VecFrameStack", {"n_stack": 3})]),
+        (4, (2, 2), [("FlattenObservation", {})]),
+        (2, (1,), [("TimeFeatureWrapper", {})]),  # two frames would fit too
+        (4, (4,), []),
+        (3, (4,), []),
+        (7, (4,), []),
+        (5, (2, 2), []),
     ],
 )
-def test_the_wrapper_that_would_fit_is_named(length, here, wrapper):
-    assert wrapper_that_fits(gym.spaces.Box(-1, 1, (length,)), gym.spaces.Box(-1, 1, here)) == wrapper
+def test_the_wrapper_that_would_fit_is_named(length, here, wrappers):
+    assert wrappers_that_fit(gym.spaces.Box(-1, 1, (length,)), gym.spaces.Box(-1, 1, here)) == wrappers
+
+
+GREY = ("GrayscaleObservation", {"keep_dim": True})
+
+
+@pytest.mark.parametrize(
+    ("mine", "here", "wrappers"),
+    [
+        ((12, 96, 96), (96, 96, 3), [("VecFrameStack", {"n_stack": 4})]),
+        ((96, 96, 4), (96, 96, 3), [GREY, ("VecFrameStack", {"n_stack": 4})]),
+        ((1, 96, 96), (96, 96, 3), [GREY]),
+        ((3, 64, 64), (96, 96, 3), [("ResizeObservation", {"shape": [64, 64]})]),
+        ((64, 48, 2), (96, 96, 3), [GREY, ("ResizeObservation", {"shape": [64, 48]}), ("VecFrameStack", {"n_stack": 2})]),
+        ((4, 84, 84), (210, 160, 3), [GREY, ("ResizeObservation", {"shape": [84, 84]}), ("VecFrameStack", {"n_stack": 4})]),
+        ((8, 36, 36), (4, 36, 36), [("VecFrameStack", {"n_stack": 2})]),
+        ((4, 84, 84), (4, 36, 36), []),
+        ((96, 96, 3), (96, 96, 3), []),
+        ((3, 96, 96), (96, 96, 2), []),
+    ],
+)
+def test_the_wrappers_that_would_fit_images_are_named(mine, here, wrappers):
+    assert wrappers_that_fit(image(mine), image(here)) == wrappers
+
+
+@pytest.mark.parametrize(
+    ("mine", "here", "wrappers"),
+    [
+        ((84, 84, 4), (210, 160, 3), [("AtariWrapper", {}), ("VecFrameStack", {"n_stack": 4})]),
+        ((1, 84, 84), (210, 160, 3), [("AtariWrapper", {})]),
+        ((4, 84, 84), (84, 84, 1), [("VecFrameStack", {"n_stack": 4})]),
+        ((3, 210, 160), (210, 160, 3), []),
+    ],
+)
+def test_agents_of_atari_games_are_asked_for_the_wrapper_that_stable_baselines3_trains_them_in(mine, here, wrappers):
+    assert wrappers_that_fit(image(mine), image(here), atari=True) == wrappers
 
 
 POSITION = gym.spaces.Box(0, 10, (1,), np.float32)
@@ -88,9 +132,9 @@ def test_agents_that_read_a_dict_are_compared_key_by_key():
 def test_the_wrapper_that_would_fit_a_dict_appends_to_its_observation():
     here = gym.spaces.Dict({"goal": POSITION, "observation": gym.spaces.Box(-1, 1, (3,))})
     longer = gym.spaces.Dict({"goal": POSITION, "observation": gym.spaces.Box(-1, 1, (4,))})
-    assert wrapper_that_fits(longer, here) == ("TimeFeatureWrapper", {})
-    assert wrapper_that_fits(gym.spaces.Dict({**longer.spaces, "goal": gym.spaces.Discrete(2)}), here) is None
-    assert wrapper_that_fits(gym.spaces.Dict({**here.spaces, "observation": gym.spaces.Box(-1, 1, (6,))}), here) is None
+    assert wrappers_that_fit(longer, here) == [("TimeFeatureWrapper", {})]
+    assert wrappers_that_fit(gym.spaces.Dict({**longer.spaces, "goal": gym.spaces.Discrete(2)}), here) == []
+    assert wrappers_that_fit(gym.spaces.Dict({**here.spaces, "observation": gym.spaces.Box(-1, 1, (6,))}), here) == []
 
 
 @pytest.mark.parametrize(
@@ -100,6 +144,8 @@ def test_the_wrapper_that_would_fit_a_dict_appends_to_its_observation():
         ("CartPole-v1", gym.spaces.Box(-1, 1, (8,)), gym.spaces.Discrete(2)),
         ("Blackjack-v1", gym.spaces.Box(0, 1, (45,)), gym.spaces.Discrete(2)),
         ("Pendulum-v1", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (1,))),
+        pytest.param("CarRacing-v3", image((2, 64, 48)), CAR, marks=needs_cv2),
+        pytest.param("PongNoFrameskip-v4", image((84, 84, 4)), gym.spaces.Discrete(6), marks=[needs_atari, needs_cv2]),
     ],
 )
 def test_the_option_that_a_refusal_asks_for_makes_the_agent_fit(gym_id, seen, acted):
