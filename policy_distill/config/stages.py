@@ -187,13 +187,14 @@ class PolishConfig:
     """Fine-tuning by reward after imitation: PPO, from the best student's weights."""
 
     below: float | None = None
-    """Polish unless the validation episodes show at least this retention; 0: never polish; a large number: always. Left out: 0.97,
+    """Polish unless further validation episodes show at least this retention; 0: never polish; a large number: always. Left out: 0.97,
     and 0 for students with convolutions, which take many minutes to polish and did not improve (docs/results.md)."""
     confidence: float = 0.8
     """Confidence of that test. It is lower than a certificate's, because it only decides whether polishing is worth its cost."""
     further_episodes: int = 200
-    """Maximum number of further validation episodes before that decision, played if they are likely to pass the test; they cost less than
-    polishing."""
+    """Maximum number of validation episodes for that test: as many as are likely to pass it, and at least as many as a finalist plays. If
+    more are needed, none are played, and the student is polished. The episodes that chose the student decide nothing, because they
+    overestimate it, unless this is 0."""
     env_steps: int = 290_000
     """Environment steps of polishing, in addition to those of imitation; rounded up to whole rollouts."""
     enough: float = 1.0

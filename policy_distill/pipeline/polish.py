@@ -63,14 +63,14 @@ def _seed(job: Job) -> int:
 
 def _begin(state: State, services: Services) -> bool:
     """Begin a training if the kept student needs it."""
-    job, display, kept = services.job, services.display, state.kept[-1]
-    if _below(services) == 0 or not np.isfinite(state.retention(kept.returns)) or _shows_enough(state, services):
+    job, display, family = services.job, services.display, services.job.architecture.family
+    if _below(services) == 0 or not np.isfinite(state.retention(state.kept[-1].returns)):
         return False
-    if not (family := job.architecture.family).has_density:
-        display.note(f"not polished: {type(family).__name__} has no draw and log_prob, which training by reward needs")
+    if not family.has_density:
+        if not _shows_enough(state, services, state.num_first):
+            display.note(f"not polished: {type(family).__name__} has no draw and log_prob, which training by reward needs")
         return False
-    _extend_validation(state, services)
-    if _shows_enough(state, services):
+    if _keeps_enough(state, services):
         return False
     kept = state.kept[-1]
     display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}, which does not show {_below(services)}: training on by reward")
@@ -124,7 +124,10 @@ def _choose(state: State, polishing: Polishing, services: Services) -> None:
         chosen, full = services.choose(state, polishing.students, polishing.returns, at_least=at_least)
     for index, returns in full.items():
         records[index] = records[index].as_finalist(returns)
-    if chosen is not None and _fresh(state, full[chosen]).mean() > _fresh(state, kept.returns[: len(full[chosen])]).mean():
+    if (
+        chosen is not None
+        and _since(state.num_first, full[chosen]).mean() > _since(state.num_first, kept.returns[: len(full[chosen])]).mean()
+    ):
         records[chosen] = dataclasses.replace(records[chosen], kept=True)
         state.kept.append(Kept(polishing.students[chosen], full[chosen], f"polish, {records[chosen].env_steps:,} steps"))
         state.critic = polishing.critics[chosen]
@@ -133,32 +136,41 @@ def _choose(state: State, polishing: Polishing, services: Services) -> None:
     state.gradient_steps += records[-1].gradient_steps
 
 
-def _shows_enough(state: State, services: Services) -> bool:
-    return shows_positive_mean(_contrast(state, _below(services)), services.job.config.polish.confidence)
+def _keeps_enough(state: State, services: Services) -> bool:
+    """Whether new episodes show that the kept student keeps enough.
+
+    The episodes that chose it from many candidates overestimate it, so they only say how many others are likely to show it. They decide
+    if ``polish.further_episodes`` is 0; if more would be needed, none are played.
+    """
+    job, config, kept = services.job, services.job.config.polish, state.kept[-1]
+    if config.further_episodes == 0:
+        return _shows_enough(state, services, state.num_first)
+    needed = episodes_to_show(_contrast(state, _below(services), state.num_first), config.confidence)
+    if needed is None or needed > config.further_episodes:
+        return False
+    more = min(max(needed, job.finalist_episodes, 2), config.further_episodes)
+    retention = state.retention(kept.returns)
+    services.display.note(f"{kept.origin} keeps {retention:.3f} on the episodes that chose it; {more} others decide whether it is polished")
+    with state.timed("evaluate"):
+        services.extend_validation(state, more)
+    return _shows_enough(state, services, len(kept.returns))
+
+
+def _shows_enough(state: State, services: Services, since: int) -> bool:
+    """Whether the kept student's returns from number ``since`` on show that it keeps enough; see ``_since``."""
+    return shows_positive_mean(_contrast(state, _below(services), since), services.job.config.polish.confidence)
 
 
 def _below(services: Services) -> float:
     return services.job.config.polish.below_of(has_convolutions=bool(services.job.architecture.channels))
 
 
-def _contrast(state: State, share: float) -> np.ndarray:
-    """The contrast ``[E]`` of the kept student with ``share``, on fresh seeds; see ``statistics.contrast``."""
-    student, teacher, random = (_fresh(state, returns) for returns in state.with_references(state.kept[-1].returns))
+def _contrast(state: State, share: float, since: int) -> np.ndarray:
+    """The contrast ``[E]`` of the kept student with ``share``; see ``statistics.contrast`` and ``_since``."""
+    student, teacher, random = (_since(since, returns) for returns in state.with_references(state.kept[-1].returns))
     return contrast(student, teacher, random, share)
 
 
-def _fresh(state: State, returns: np.ndarray) -> np.ndarray:
-    """Returns ``[E]`` without those that selected the finalists, which are biased upwards; all returns if there are no further ones."""
-    return returns[state.num_first :] if len(returns) > state.num_first else returns
-
-
-def _extend_validation(state: State, services: Services) -> None:
-    """Play further episodes if at most ``polish.further_episodes`` are likely to show that the kept student keeps enough."""
-    config, kept = services.job.config.polish, state.kept[-1]
-    contrasts = _contrast(state, _below(services))
-    more = (episodes_to_show(contrasts, config.confidence) or 0) - len(contrasts)
-    if not 0 < more <= config.further_episodes:
-        return
-    services.display.note(f"{kept.origin} keeps {state.retention(kept.returns):.3f}: {more} more episodes may show {_below(services)}")
-    with state.timed("evaluate"):
-        services.extend_validation(state, more)
+def _since(number: int, returns: np.ndarray) -> np.ndarray:
+    """Returns ``[E]`` without the first ``number``, which selected the student and are biased upwards; all if there are no others."""
+    return returns[number:] if len(returns) > number else returns
