@@ -117,19 +117,26 @@ def _record(state: State, polishing: Polishing, services: Services, returns: np.
 
 
 def _choose(state: State, polishing: Polishing, services: Services) -> None:
-    """Keep the best snapshot if it is better than the student before."""
-    records, kept = polishing.records, state.kept[-1]
+    """Keep the best snapshot if it is better than the student before.
+
+    Episodes that chose neither of them compare the two, if the student before has played any.
+    """
+    records, students, kept = polishing.records, polishing.students, state.kept[-1]
+    better = False
     with state.timed("evaluate"):
         at_least = state.retention(kept.returns)
-        chosen, full = services.choose(state, polishing.students, polishing.returns, at_least=at_least)
+        chosen, full = services.choose(state, students, polishing.returns, at_least=at_least)
+        if chosen is not None:
+            played = len(full[chosen])
+            if others := state.seeds[played : len(kept.returns)]:
+                full[chosen] = np.concatenate([full[chosen], services.begin(state, students[chosen], others).result().returns])
+            since = played if others else state.num_first
+            better = _since(since, full[chosen]).mean() > _since(since, kept.returns[: len(full[chosen])]).mean()
     for index, returns in full.items():
         records[index] = records[index].as_finalist(returns)
-    if (
-        chosen is not None
-        and _since(state.num_first, full[chosen]).mean() > _since(state.num_first, kept.returns[: len(full[chosen])]).mean()
-    ):
+    if chosen is not None and better:
         records[chosen] = dataclasses.replace(records[chosen], kept=True)
-        state.kept.append(Kept(polishing.students[chosen], full[chosen], f"polish, {records[chosen].env_steps:,} steps"))
+        state.kept.append(Kept(students[chosen], full[chosen], f"polish, {records[chosen].env_steps:,} steps"))
         state.critic = polishing.critics[chosen]
     state.records += records
     state.env_steps += records[-1].env_steps

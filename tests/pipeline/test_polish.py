@@ -250,6 +250,24 @@ def test_the_start_is_kept_where_nothing_beats_it_on_all_seeds(best, tmp_path, m
     assert run.env_steps == 1200  # the steps were taken all the same
 
 
+@pytest.mark.parametrize(("others", "kept"), [([3.0, 3.0, 3.0], True), ([2.0, 2.0, 2.0], False)])
+def test_episodes_that_chose_neither_compare_the_best_look_with_its_start(others, kept, tmp_path, monkeypatch):
+    """The best of several looks is overestimated by the episodes that chose it, as its start was."""
+    student = walk_expert()
+    table = Table({student: [6.0] * 4 + others})
+    ppo = Kickstart([student])
+    monkeypatch.setattr(polish_module, "Kickstart", ppo)
+    run, services = started(run_of(tmp_path, table))
+    run.teacher_returns, run.random_returns = np.append(TEACHER, [9.0] * 3), np.append(RANDOM, [0.0] * 3)
+    run.seeds = [*run.seeds, *range(FIRST_SEED + 4, FIRST_SEED + 7)]
+    found = through(run, services, Kept(walk_expert(), np.array([2.0] * 4 + [2.5] * 3), "round 2"))
+    assert found is not None
+    assert (found.kept.student is student) == kept
+    assert table.asked[-1][1] == [FIRST_SEED + 4, FIRST_SEED + 5, FIRST_SEED + 6]
+    assert found.records[0].finalist_episodes == 7
+    assert found.records[0].finalist_return_mean == pytest.approx((24 + sum(others)) / 7)
+
+
 def test_looks_that_all_keep_less_than_the_start_play_no_further_episodes(tmp_path, monkeypatch):
     run, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, [1.0] * 4, [0.0] * 4)
     assert found.kept is kept
