@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -62,6 +63,22 @@ def _atari_preprocessing(env: gym.Env, screen_size: Any = 84, **kwargs: Any) -> 
     return gym.wrappers.AtariPreprocessing(env, screen_size=(width, height), **kwargs)
 
 
+def _stable_baselines3s(name: str) -> Any:
+    """A wrapper of ``stable_baselines3.common.atari_wrappers``. Like the rest of the library it is imported where it is needed."""
+
+    def wrap(env: gym.Env, **kwargs: Any) -> gym.Env:
+        return getattr(importlib.import_module("stable_baselines3.common.atari_wrappers"), name)(env, **kwargs)
+
+    return wrap
+
+
+def _warp_frame(env: gym.Env, width: int = 84, height: int = 84) -> gym.Env:
+    shipped.check_size("WarpFrame", height, width)
+    if importlib.util.find_spec("cv2") is None:
+        raise RequestError('the wrapper WarpFrame needs a package that is not installed: pip install "policy-distill[atari]"')
+    return _stable_baselines3s("WarpFrame")(env, width=width, height=height)
+
+
 def _discretize(env: gym.Env, bins: Any, multidiscrete: bool = False) -> gym.Env:
     """The number of bins of all components, or of each."""
     for count in bins if isinstance(bins, list) else [bins]:
@@ -87,6 +104,8 @@ WRAPPERS: Mapping[str, Any] = {
     "FrameStack": _old_frame_stack,
     "ResizeObservation": _resize,
     "AtariPreprocessing": _atari_preprocessing,
+    "WarpFrame": _warp_frame,
+    **{name: _stable_baselines3s(name) for name in ("FireResetEnv", "MaxAndSkipEnv", "NoopResetEnv", "StickyActionEnv")},
     **dict.fromkeys(("GrayscaleObservation", "GrayScaleObservation"), _gymnasiums("GrayscaleObservation")),
     "DtypeObservation": _dtype_observation,
     "DiscretizeAction": _discretize,
@@ -103,6 +122,8 @@ WITHOUT_EFFECT = (
 """Wrappers that change neither observations, actions nor rewards; they are left out."""
 
 LOST = {
+    "ClipRewardEnv": "returns count rewards that are not clipped",
+    "EpisodicLifeEnv": "episodes are whole games; AtariWrapper goes on after the loss of a life",
     "NormalizeObservation": "its running statistics are not among the agent's files",
     "NormalizeReward": "its running statistics are not among the agent's files",
     "TransformAction": "its function is not among the agent's files",
@@ -110,7 +131,7 @@ LOST = {
     "TransformReward": "its function is not among the agent's files",
     "VecNormalize": "its statistics belong into vecnormalize.pkl",
 }
-"""Wrappers that cannot be rebuilt from name and arguments -> reason."""
+"""Wrappers that cannot be rebuilt from name and arguments, or that would change what a return is -> reason."""
 
 PACKAGES = ("gym", "gymnasium", "policy_distill", "rl_zoo3", "sb3_contrib", "stable_baselines3", "utils")
 """Packages of the known wrappers; ``utils`` is an old module of the RL Zoo. A class with the same name in another package differs."""

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTran
 
 from policy_distill.config import RequestError
 from policy_distill.environments.border import Border
-from policy_distill.environments.known_wrappers import ATARI, STACK, TRANSPOSE, wrap
+from policy_distill.environments.known_wrappers import ATARI, STACK, TRANSPOSE, asked_name, wrap
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.support import trees
 
@@ -150,9 +150,9 @@ def test_gymnasiums_preprocessing_of_atari_is_known_by_name(arguments):
     spec = EnvironmentSpec(
         "ALE/Pong-v5", {"frameskip": 1}, wrappers=(("AtariPreprocessing", arguments), ("FrameStackObservation", {"stack_size": 2}))
     )
-    theirs_arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-    theirs = gym.wrappers.AtariPreprocessing(gym.make("ALE/Pong-v5", frameskip=1), **theirs_arguments)
-    theirs = gym.wrappers.FrameStackObservation(theirs, 2)
+    own: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    game = gym.wrappers.AtariPreprocessing(gym.make("ALE/Pong-v5", frameskip=1), **own)
+    theirs = gym.wrappers.FrameStackObservation(game, 2)
     mine = make(spec)
     assert mine.observation_space == theirs.observation_space
     np.testing.assert_array_equal(mine.reset(seed=1)[0], theirs.reset(seed=1)[0])
@@ -167,3 +167,30 @@ def test_gymnasiums_preprocessing_of_atari_is_refused_where_the_game_skips_frame
         make(EnvironmentSpec("ALE/Pong-v5", wrappers=(("AtariPreprocessing", {}),)))
     with pytest.raises(RequestError, match="cannot make 1000000000 times 1000000000"):
         make(EnvironmentSpec("ALE/Pong-v5", {"frameskip": 1}, wrappers=(("AtariPreprocessing", {"screen_size": 1_000_000_000}),)))
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+def test_the_parts_of_atari_wrapper_are_known_by_name():
+    """One after the other they are AtariWrapper, but for the loss of lives and clipped rewards."""
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    parts: tuple[Any, ...] = (("NoopResetEnv", {"noop_max": 30}), ("MaxAndSkipEnv", {"skip": 4}), ("FireResetEnv", {}), ("WarpFrame", {}))
+    mine = make(EnvironmentSpec("PongNoFrameskip-v4", wrappers=parts))
+    theirs = AtariWrapper(gym.make("PongNoFrameskip-v4"), terminal_on_life_loss=False, clip_reward=False)
+    assert mine.observation_space == theirs.observation_space
+    np.testing.assert_array_equal(mine.reset(seed=2)[0], theirs.reset(seed=2)[0])
+    for action in [2, 3, 3] * 60:
+        one, other = mine.step(action), theirs.step(action)
+        np.testing.assert_array_equal(one[0], other[0])
+        assert one[1:4] == other[1:4]
+    assert mine.step(0)[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize(("name", "says"), [("ClipRewardEnv", "not clipped"), ("EpisodicLifeEnv", "whole games")])
+def test_wrappers_that_would_change_what_a_return_is_are_refused_with_a_reason(name, says):
+    with pytest.raises(
+        RequestError, match=rf"the wrapper {name}, which the agent was saved with, cannot be made: .*{says}.*--wrapper none leaves it"
+    ):
+        wrap(gym.make("CartPole-v1"), name, {})
+    with pytest.raises(RequestError, match=f"the wrapper {name} cannot be made: .*{says}"):
+        asked_name(name)
