@@ -12,6 +12,7 @@ import torch
 
 from policy_distill.config import MemoryFault, StorageFault
 from policy_distill.evaluation.return_cache import NO_EPISODES, KnownReturns
+from policy_distill.evaluation.statistics import shows_positive_mean
 from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.state import Stage, State
 from policy_distill.policies.policy import Policy
@@ -26,6 +27,8 @@ from policy_distill.support.progress import Display
 
 CONSECUTIVE_PASSES = 3
 """Consecutive measurements with enough retention that end a stage early."""
+WORSE = 0.9
+"""Confidence at which a candidate is shown to be worse than the student that it would replace."""
 
 
 @dataclass
@@ -108,7 +111,7 @@ class Services:
         state.kept[-1] = dataclasses.replace(kept, returns=np.concatenate([kept.returns, student_returns]))
 
     def choose(
-        self, state: State, students: Sequence[Student], returns: Sequence[np.ndarray], at_least: float | None = None
+        self, state: State, students: Sequence[Student], returns: Sequence[np.ndarray], start: np.ndarray | None = None
     ) -> tuple[int | None, dict[int, np.ndarray]]:
         """Choose a candidate by sequential halving: the best few play further validation seeds, and each stage drops the worse half.
 
@@ -119,7 +122,7 @@ class Services:
             state: the run, with its validation seeds.
             students: the candidates.
             returns: ``[num_first]`` of each candidate on the first validation seeds.
-            at_least: minimum retention on the episodes played so far; candidates below it drop out.
+            start: returns of another student on the validation seeds; candidates that are shown to be worse, episode by episode, drop out.
 
         Returns:
             Index of the chosen candidate, None if all dropped out; and each finalist's returns on the validation seeds that it played.
@@ -129,7 +132,9 @@ class Services:
         played = dict(enumerate(returns))
 
         def best(count: int) -> dict[int, np.ndarray]:
-            eligible = [index for index, values in played.items() if at_least is None or state.retention(values) >= at_least]
+            eligible = [
+                index for index, values in played.items() if start is None or not shows_positive_mean(start[: len(values)] - values, WORSE)
+            ]
             ranked = sorted(eligible, key=lambda index: (played[index].mean(), index), reverse=True)
             return {index: played[index] for index in ranked[:count]}
 

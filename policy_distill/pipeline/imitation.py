@@ -90,7 +90,7 @@ def choose_round(state: State, services: Services) -> State:
     with state.timed("evaluate"):
         _record_validation(state, services, services.validate(state, state.students[len(state.returns) :]))
         best, full = services.choose(state, state.students, state.returns)
-    assert best is not None, "without at_least no candidate drops out"
+    assert best is not None, "without a start no candidate drops out"
     # A round's record shows the finalist that played most episodes: it is written last.
     for candidate in sorted(full, key=lambda candidate: (len(full[candidate]), full[candidate].mean(), candidate)):
         index = candidate // num_members

@@ -124,8 +124,7 @@ def _choose(state: State, polishing: Polishing, services: Services) -> None:
     records, students, kept = polishing.records, polishing.students, state.kept[-1]
     better = False
     with state.timed("evaluate"):
-        at_least = state.retention(kept.returns)
-        chosen, full = services.choose(state, students, polishing.returns, at_least=at_least)
+        chosen, full = services.choose(state, students, polishing.returns, start=kept.returns)
         if chosen is not None:
             played = len(full[chosen])
             if others := state.seeds[played : len(kept.returns)]:

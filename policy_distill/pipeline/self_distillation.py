@@ -50,7 +50,7 @@ def self_distill(state: State, services: Services) -> State:
         siblings = trainer.students(state.dataset)
     with state.timed("evaluate"):
         best, played = services.choose(state, siblings, services.validate(state, siblings))
-    assert best is not None, "without at_least no candidate drops out"
+    assert best is not None, "without a start no candidate drops out"
     student, returns = siblings[best], played[best]
     with state.timed("train"):
         held_out = trainer.validate(mixed, student)
