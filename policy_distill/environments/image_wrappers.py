@@ -19,6 +19,12 @@ from policy_distill.support.trees import leaf_spaces
 Step = tuple[Any, Any, bool, bool, dict[str, Any]]
 
 
+def check_opencv(name: str) -> None:
+    """Refuse the wrapper ``name`` of Stable-Baselines3, which asks for OpenCV only in a step, where that is not installed."""
+    if importlib.util.find_spec("cv2") is None:
+        raise RequestError(f'the wrapper {name} needs a package that is not installed: pip install "policy-distill[atari]"')
+
+
 class TransposeImage(gym.ObservationWrapper):
     """Images ``[H, W, C]`` as ``[C, H, W]``, as Stable-Baselines3's VecTransposeImage gives them to each agent that it trains."""
 
@@ -65,8 +71,7 @@ class WholeGame(gym.Wrapper):
 
         if not hasattr(env.unwrapped, "ale"):
             raise RequestError("the wrapper AtariWrapper needs a game of ale-py")
-        if importlib.util.find_spec("cv2") is None:
-            raise RequestError('the wrapper AtariWrapper needs a package that is not installed: pip install "policy-distill[atari]"')
+        check_opencv("AtariWrapper")
         self._score = _Score(env)
         super().__init__(AtariWrapper(self._score, terminal_on_life_loss=terminal_on_life_loss, clip_reward=False, **arguments))
         self._lives = terminal_on_life_loss

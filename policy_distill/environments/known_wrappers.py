@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from policy_distill.config.environment import Wrapper, wrapper_options
 from policy_distill.environments import wrappers as shipped
 from policy_distill.environments import zoo_wrappers as zoo
 from policy_distill.environments.action_masks import ActionMasks
-from policy_distill.environments.image_wrappers import TransposeImage, WholeGame
+from policy_distill.environments.image_wrappers import TransposeImage, WholeGame, check_opencv
 
 STACK, PADDING, MASKS, TRANSPOSE = "VecFrameStack", "PadObservation", "ActionMasks", "VecTransposeImage"
 ATARI = "AtariWrapper"
@@ -74,8 +73,7 @@ def _stable_baselines3s(name: str) -> Any:
 
 def _warp_frame(env: gym.Env, width: int = 84, height: int = 84) -> gym.Env:
     shipped.check_size("WarpFrame", height, width)
-    if importlib.util.find_spec("cv2") is None:
-        raise RequestError('the wrapper WarpFrame needs a package that is not installed: pip install "policy-distill[atari]"')
+    check_opencv("WarpFrame")
     return _stable_baselines3s("WarpFrame")(env, width=width, height=height)
 
 
@@ -168,6 +166,14 @@ def asked_name(name: str) -> str:
 def effective(wrappers: Iterable[Wrapper]) -> tuple[Wrapper, ...]:
     """``wrappers`` without those that have no effect."""
     return tuple((name, kwargs) for name, kwargs in wrappers if name not in WITHOUT_EFFECT)
+
+
+def environment_options(wrappers: Iterable[Wrapper]) -> str:
+    """Command-line options for these wrappers, quoted for a shell; a stack of frames has an option of its own. Empty without wrappers."""
+    wrappers = tuple(wrappers)
+    plain = [(name, kwargs) for name, kwargs in wrappers if name != STACK]
+    stacks = [f"--frame-stack {kwargs.get('n_stack')}" for name, kwargs in wrappers if name == STACK]
+    return " ".join([*([wrapper_options(plain)] if plain else []), *stacks])
 
 
 def trusting(wrappers: Iterable[Wrapper], named: Iterable[Wrapper]) -> tuple[Wrapper, ...]:

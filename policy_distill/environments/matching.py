@@ -9,8 +9,8 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.config import RequestError
-from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments.known_wrappers import ATARI, PADDING, STACK
+from policy_distill.config.environment import Wrapper
+from policy_distill.environments.known_wrappers import ATARI, PADDING, STACK, environment_options
 from policy_distill.environments.specs import EnvironmentSpec, make
 from policy_distill.support.images import channels_come_first, is_image
 
@@ -104,11 +104,10 @@ def _sides_and_channels(image: gym.Space) -> tuple[tuple[int, ...], int]:
 
 
 def _options(spec: EnvironmentSpec, wrappers: Sequence[Wrapper]) -> str:
-    """Command-line options that put ``wrappers`` around those of ``spec``. A stack of frames has an option of its own."""
-    plain = [(name, kwargs) for name, kwargs in wrappers if name != STACK]
+    """Command-line options that put ``wrappers`` around those of ``spec``, which ``--wrapper`` replaces and ``--frame-stack`` keeps."""
     inner = [(name, kwargs) for name, kwargs in spec.wrappers if name not in (STACK, PADDING)]
-    options = [wrapper_options([*inner, *plain])] if plain else []
-    return " ".join([*options, *(f"--frame-stack {kwargs['n_stack']}" for name, kwargs in wrappers if name == STACK)])
+    replaces = any(name != STACK for name, _ in wrappers)
+    return environment_options([*inner, *wrappers] if replaces else wrappers)
 
 
 def _rescaling_that_fits(mine: gym.Space, theirs: gym.Space) -> Mapping[str, Any] | None:

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.config import EnvironmentOptions, RequestError
-from policy_distill.config.environment import Wrapper, wrapper_options
+from policy_distill.config.environment import Wrapper
 from policy_distill.environments.action_masks import has_mask, space_without_mask
 from policy_distill.environments.known_wrappers import (
     ATARI,
@@ -24,6 +24,7 @@ from policy_distill.environments.known_wrappers import (
     asked_name,
     check_wrappers,
     effective,
+    environment_options,
     wrap,
 )
 from policy_distill.environments.matching import first_difference
@@ -257,7 +258,4 @@ def _fits(spec: EnvironmentSpec, agent: Agent) -> bool:
 def _wrappers_text(wrappers: Sequence[Wrapper]) -> str:
     """Names of wrappers, and the command line options that add them."""
     names = ", ".join(name for name, _ in wrappers)
-    plain = [(name, kwargs) for name, kwargs in wrappers if name != STACK]
-    options = [wrapper_options(plain)] if plain else []
-    options += [f"--frame-stack {kwargs.get('n_stack')}" for name, kwargs in wrappers if name == STACK]
-    return f"{names} ({' '.join(options)})"
+    return f"{names} ({environment_options(wrappers)})"
