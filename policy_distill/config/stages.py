@@ -195,7 +195,7 @@ class PolishConfig:
     """Maximum number of validation episodes for that test: as many as are likely to pass it, and at least as many as a finalist plays. If
     more are needed, none are played, and the student is polished. The episodes that chose the student decide nothing, because they
     overestimate it, unless this is 0."""
-    env_steps: int = 290_000
+    env_steps: int = 600_000
     """Environment steps of polishing, in addition to those of imitation; rounded up to whole rollouts."""
     enough: float = 1.0
     """Stop early if three consecutive evaluations reach this validation retention."""
@@ -210,7 +210,7 @@ class PolishConfig:
     """Share of the steps in which only the value network is trained, because advantages from an untrained one would damage the policy."""
     learning_rate: float = 2e-3
     """Initial learning rate of Adam."""
-    target_kl: float = 0.06
+    target_kl: float = 0.03
     """Target KL of an update, in nats. The learning rate is halved after an update with more than twice this KL, and doubled after one
     with less than half of it: the right step size depends on the policy's standard deviation, which varies between students."""
     num_envs: int = 16
