@@ -17,6 +17,8 @@ from policy_distill.support.trees import Tree, is_mapping, leaves
 
 NEVER_ENDING = 100_000
 """Steps after which an episode without a time limit is an error. Atari's longest episodes, with frame skip, have 27,000."""
+FRAMES = "max_num_frames_per_episode"
+"""Setting of ale-py, and argument of its environments: the number of frames after which a game is truncated; 0: no limit."""
 OLD_API = (
     "this is the API of gym before 0.26: let reset return (observation, info) and step (observation, reward, terminated, truncated, info)"
 )
@@ -48,7 +50,8 @@ class Border(gym.Wrapper):
         steps: number of steps begun in the current episode.
         episodes: number of episodes begun.
         episode_seed: last seed given to ``reset``; None if there was none.
-        has_time_limit: whether Gymnasium's TimeLimit is among the wrappers.
+        has_time_limit: whether Gymnasium's TimeLimit is among the wrappers, or the environment is a game of Atari, which ends by itself
+            after a number of frames (108,000, unless its argument says otherwise).
     """
 
     def __init__(self, env: gym.Env, name: str) -> None:
@@ -302,7 +305,8 @@ def _has_time_limit(env: gym.Env) -> bool:
         if isinstance(env, gym.wrappers.TimeLimit):
             return True
         env = env.env
-    return False
+    ale = getattr(env, "ale", None) if type(env).__module__.startswith("ale_py.") else None
+    return ale is not None and ale.getInt(FRAMES) > 0
 
 
 def _is_array(space: gym.Space) -> bool:

@@ -18,7 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from policy_distill.config import EnvironmentOptions, RequestError
 from policy_distill.config.environment import Wrapper, wrapper_options
-from policy_distill.environments.border import Border
+from policy_distill.environments.border import FRAMES, Border
 from policy_distill.environments.known_wrappers import STACK, asked_name, check_wrappers, effective, saved_name, trusting, wrap
 from policy_distill.environments.quiet import quiet_known_warnings, quiet_missing_seaborn, quiet_mujoco
 from policy_distill.environments.registration import extra_of, register_known
@@ -282,6 +282,15 @@ def time_limit(spec: EnvironmentSpec) -> int | None:
     limits = [spec.max_episode_steps or (known.max_episode_steps if known else None)]
     limits += [kwargs.get("max_episode_steps") for name, kwargs in spec.wrappers if name == "TimeLimit"]
     return min((limit for limit in limits if limit), default=None)
+
+
+def longest_episode(spec: EnvironmentSpec) -> int | None:
+    """Upper bound of an episode's steps: the time limit, or a game of Atari's number of frames; None if none is known."""
+    known = gym.registry.get(spec.id.rpartition(":")[2])
+    if time_limit(spec) or known is None or extra_of(str(known.entry_point)) != "atari":
+        return time_limit(spec)
+    frames = {**known.kwargs, **spec.kwargs}.get(FRAMES)
+    return frames + 1 if isinstance(frames, int) and frames > 0 else None
 
 
 def endless(spec: EnvironmentSpec, who: str, steps: int) -> tuple[str, str]:

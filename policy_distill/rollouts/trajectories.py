@@ -14,7 +14,7 @@ import torch
 
 from policy_distill.config import RequestError
 from policy_distill.environments.border import own_random_state
-from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, endless, time_limit
+from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, endless, longest_episode
 from policy_distill.policies.actions import ActionTargets, joined
 from policy_distill.policies.policy import Policy
 from policy_distill.rollouts.acting import Player, labelling
@@ -116,7 +116,7 @@ def labels_along(teacher: RecurrentTeacher, episodes: Sequence[Trajectory]) -> A
 
 def episodes_at_once(spec: EnvironmentSpec, observation_space: gym.Space) -> int:
     """Number of episodes whose observations need at most ``AT_ONCE_BYTES``, but at least one."""
-    steps = min(time_limit(spec) or LONG_EPISODE, LONG_EPISODE)
+    steps = min(longest_episode(spec) or LONG_EPISODE, LONG_EPISODE)
     return max(1, AT_ONCE_BYTES // max(trees.row_bytes(observation_space) * steps, 1))
 
 
@@ -130,7 +130,7 @@ def check_ends(spec: EnvironmentSpec, policies: Mapping[str, Policy | None]) -> 
     Raises:
         RequestError: if an episode does not end in ``LONG_EPISODE`` steps.
     """
-    if time_limit(spec) is not None:
+    if longest_episode(spec) is not None:
         return
     for name, policy in policies.items():
         recorder = Returns(1)

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, endless, time_limit
+from policy_distill.environments.specs import LONG_EPISODE, EnvironmentSpec, endless, longest_episode
 from policy_distill.evaluation.teacher_check.behaviour import NOT_FINITE, Behaviour, observe
 from policy_distill.evaluation.teacher_check.findings import Finding
 from policy_distill.evaluation.teacher_check.returns import Idle, against_idle
@@ -55,7 +55,7 @@ def look(teacher: Teacher, spec: EnvironmentSpec, seeds: list[int], *, compare_w
         seeds: one for each episode.
         compare_with_idle: also play an idle policy if the teacher hardly reacts to observations.
     """
-    longest = max(time_limit(spec) or LONG_EPISODE, 1)
+    longest = max(longest_episode(spec) or LONG_EPISODE, 1)
     # A teacher with a memory labels whole episodes.
     limits: dict[str, Any] = {"max_steps": longest, "max_bytes": math.inf if isinstance(teacher, RecurrentTeacher) else MAX_BYTES}
     random_episodes = record(None, spec, seeds, **limits)

@@ -8,9 +8,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.environments.specs import EnvironmentSpec, longest_episode, make, time_limit
 from policy_distill.evaluation.teacher_check import look as module
-from policy_distill.evaluation.teacher_check.look import judge_lengths, look, time_limit
+from policy_distill.evaluation.teacher_check.look import judge_lengths, look
 from policy_distill.rollouts.episodes import evaluate
 from policy_distill.teachers import Teacher
 from tests.small_worlds import PUSH, WALK, WALK_LIMIT, Push, push_best, push_teacher, walk_best, walk_teacher
@@ -69,6 +69,22 @@ def test_a_time_limit_is_the_request_s_or_the_registration_s():
     assert time_limit(EnvironmentSpec(WALK.id, max_episode_steps=7)) == 7
     assert time_limit(ENDLESS) is None
     assert time_limit(EnvironmentSpec("tests.small_worlds:tests/Walk-v0")) == WALK_LIMIT
+
+
+def test_a_game_of_atari_ends_after_its_number_of_frames(monkeypatch):
+    pytest.importorskip("ale_py")
+    monkeypatch.setattr(module, "LONG_EPISODE", 50)
+    frames = {"obs_type": "ram", "frameskip": 4, "max_num_frames_per_episode": 1000}
+    spec = EnvironmentSpec("ALE/Pong-v5", frames)
+    assert longest_episode(EnvironmentSpec("ALE/Pong-v5")) == 108_001
+    assert longest_episode(EnvironmentSpec("ALE/Pong-v5", {"max_num_frames_per_episode": 0})) is None
+    env = make(spec)
+    assert env.has_time_limit
+    assert not make(EnvironmentSpec("ALE/Pong-v5", {"max_num_frames_per_episode": 0})).has_time_limit
+    still = Teacher.from_callable(lambda seen: np.zeros(len(seen), np.int64), env.observation_space, env.action_space)
+    found = look(still, spec, [1, 2])
+    assert found.stop is None
+    assert found.own.lengths.tolist() == [250, 250]
 
 
 def test_answers_that_are_no_numbers_never_reach_the_environment():
