@@ -27,8 +27,9 @@ from policy_distill.support.progress import Display
 
 CONSECUTIVE_PASSES = 3
 """Consecutive measurements with enough retention that end a stage early."""
-WORSE = 0.9
-"""Confidence at which a candidate is shown to be worse than the student that it would replace."""
+WORSE, WORSE_BY = 0.9, 0.05
+"""Confidence at which a candidate is shown to be worse than the student that it would replace, and by how much retention at least. On
+episodes in which that student did not fail, a candidate that never fails may keep less by a constant amount."""
 
 
 @dataclass
@@ -122,7 +123,8 @@ class Services:
             state: the run, with its validation seeds.
             students: the candidates.
             returns: ``[num_first]`` of each candidate on the first validation seeds.
-            start: returns of another student on the validation seeds; candidates that are shown to be worse, episode by episode, drop out.
+            start: returns of another student on the validation seeds; candidates that are shown to be worse, episode by episode, drop out;
+                see ``WORSE_BY``.
 
         Returns:
             Index of the chosen candidate, None if all dropped out; and each finalist's returns on the validation seeds that it played.
@@ -131,10 +133,14 @@ class Services:
         evaluate = self.job.config.evaluate
         played = dict(enumerate(returns))
 
+        def is_worse(values: np.ndarray) -> bool:
+            if start is None:
+                return False
+            teacher, random = state.reference
+            return shows_positive_mean(start[: len(values)] - values - WORSE_BY * abs(teacher - random), WORSE)
+
         def best(count: int) -> dict[int, np.ndarray]:
-            eligible = [
-                index for index, values in played.items() if start is None or not shows_positive_mean(start[: len(values)] - values, WORSE)
-            ]
+            eligible = [index for index, values in played.items() if not is_worse(values)]
             ranked = sorted(eligible, key=lambda index: (played[index].mean(), index), reverse=True)
             return {index: played[index] for index in ranked[:count]}
 

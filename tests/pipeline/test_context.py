@@ -71,15 +71,22 @@ def test_a_student_is_dropped_as_soon_as_it_is_shown_to_be_worse_than_the_start(
     """The second has a lower mean on the first seeds, which shows nothing; on all seeds it is the best."""
     students, table = candidates([7, 7, 9, 9, 9], [5, 9, 9, 9, 9], [8, 8, 8, 8, 8])
     start = [8.0] * 5
-    run = run_of(tmp_path, table, finalists=3, further=3)
+    run = earning(run_of(tmp_path, table, finalists=3, further=3), [1.0] * 5, [0.0] * 5)
     assert chosen(run, students, table, start) == (1, {1: [5, 9, 9, 9, 9], 2: [8, 8, 8, 8, 8]})
 
 
 def test_no_student_is_chosen_where_all_are_shown_to_be_worse_than_the_start(tmp_path):
     students, table = candidates([8, 8, 5, 5, 5])  # the differences have a mean of 1.8 and a standard deviation of 1.64: t = 2.45
-    run = run_of(tmp_path, table, finalists=4, further=3)
+    run = earning(run_of(tmp_path, table, finalists=4, further=3), [1.0] * 5, [0.0] * 5)
     assert chosen(run, students, table, [8.0] * 5) == (None, {0: [8, 8, 5, 5, 5]})
     assert chosen(run_of(tmp_path, table, finalists=4, further=3), students, table)[0] == 0
+
+
+def test_a_student_that_keeps_a_little_less_where_the_start_does_not_fail_stays(tmp_path):
+    students, table = candidates([9.8, 9.8, 9.8, 9.8], [9.0, 9.0, 9.0, 9.0])
+    start = [10.0, 10.0, 0.0, 10.0]
+    run = earning(run_of(tmp_path, table, finalists=2, further=2), [10.0] * 4, [0.0] * 4)
+    assert chosen(run, students, table, start) == (0, {0: [9.8, 9.8, 9.8, 9.8]})  # 0.2 is less than a twentieth of 10, 1 is more
 
 
 @pytest.mark.parametrize(("finalists", "expected"), [(1, [3]), (2, [3, 1]), (3, [3, 1, 2]), (9, [3, 1, 2, 0])])
