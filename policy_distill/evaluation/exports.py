@@ -150,7 +150,7 @@ def export_student(
     """
     target = Path(output) if output is not None else Path(run, "exports", name)
     reading = teacher_reading or Reading()
-    order = _order(run, name, target, env, certify_share, max_episodes, named_teacher(run, teacher, reading), trust=trust)
+    order = _order(run, name, target, env, certify_share, max_episodes, teacher, reading, trust=trust)
     settings = _Settings(env, episodes, workers, skip_check, step_timeout, display or Display(quiet=True))
     with new_folders_above(order.target):
         writable_folder(order.target.parent)
@@ -171,11 +171,12 @@ def _order(
     env: EnvironmentOptions | None,
     share: float | None,
     max_episodes: int,
-    teacher: tuple[str, Reading] | None,
+    teacher: str | None,
+    reading: Reading,
     *,
     trust: bool,
 ) -> _Order:
-    """Check what ``export_student`` is asked for; ``share`` and ``teacher`` are of a certificate.
+    """Check what ``export_student`` is asked for; ``share``, ``teacher`` and the teacher's ``reading`` are of a certificate.
 
     Raises:
         RequestError: if it cannot be carried out.
@@ -190,14 +191,16 @@ def _order(
         read_result(run)  # a damaged one is refused before any work
     target = _checked_target(target)
     spec, notices = common_environment(run, student, saved, None, env)
-    if share is not None and teacher is None:
-        raise RequestError(f"{run} does not name the teacher that it was distilled from: give --teacher, or leave --certify out")
-    if share is None and FORMATS[name].bits:
-        share = KEPT
-        if teacher is None:
-            notices += (f"not certified: {run} does not name the teacher that it was distilled from; give --teacher",)
-    plan = None if share is None or teacher is None else Plan.of(share, max_episodes=max_episodes)
-    return _Order(name, student, files, target, spec, teacher, plan, notices)
+    if share is None and not FORMATS[name].bits:
+        return _Order(name, student, files, target, spec, None, None, notices)
+    found = named_teacher(run, teacher, reading)
+    if found is not None:
+        plan = Plan.of(KEPT if share is None else share, max_episodes=max_episodes)
+        return _Order(name, student, files, target, spec, found, plan, notices)
+    unnamed = f"{run} does not name the teacher that it was distilled from"
+    if share is not None:
+        raise RequestError(f"{unnamed}: give --teacher, or leave --certify out")
+    return _Order(name, student, files, target, spec, None, None, (*notices, f"not certified: {unnamed}; give --teacher"))
 
 
 def _has_report(run: str) -> bool:

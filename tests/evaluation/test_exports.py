@@ -110,6 +110,15 @@ def test_a_recorded_teacher_that_is_no_longer_there_is_found_by_its_name(tmp_pat
     assert named_teacher(str(tmp_path), None) == (str(tmp_path / "gone.zip"), Reading())
 
 
+def test_only_a_certificate_asks_for_the_code_of_the_teacher(tmp_path):
+    folder = balancing(tmp_path / "student")
+    description = json.loads((folder / "student.json").read_text())
+    write_json(folder / "student.json", {**description, "teacher": {"path": "ppo/CartPole-v1", "reading": {"extractor": "net.py:Net"}}})
+    assert export_student(str(folder), "npz", output=str(tmp_path / "out"), episodes=2, workers=0).certified is None
+    with pytest.raises(RequestError, match=r"net\.py:Net, which is code: name it again, with .* --teacher_extractor"):
+        export_student(str(folder), "npz", output=str(tmp_path / "other"), certify_share=0.5, episodes=2, workers=0)
+
+
 def test_a_failed_export_leaves_no_folder(tmp_path, monkeypatch):
     run = tmp_path / "run"
     balancing(run / "student")
