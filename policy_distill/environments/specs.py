@@ -62,7 +62,7 @@ class EnvironmentSpec:
 
     def text(self) -> str:
         """All that figures depend on: ``Pendulum-v1 (g=5), RescaleAction (min_action=-1, max_action=1), episodes of 50 steps at most``."""
-        registered = gym.registry.get(self.id.rpartition(":")[2])
+        registered = find_registered(self.id)
         usual = registered.max_episode_steps if registered else None
         limit = [f"episodes of {self.max_episode_steps:,} steps at most"] if self.max_episode_steps not in (None, usual) else []
         return ", ".join([*(_call(name, kwargs) for name, kwargs in ((self.id, self.kwargs), *self.wrappers)), *limit])
@@ -271,6 +271,11 @@ def registered(name: str) -> EnvSpec:
     return gym.registry[name.rpartition(":")[2]]
 
 
+def find_registered(name: str) -> EnvSpec | None:
+    """``registered``; None if the id is not registered, or not yet."""
+    return gym.registry.get(name.rpartition(":")[2])
+
+
 LONG_EPISODE = 10_000
 """Steps after which an episode without a time limit is taken for one that does not end; fewer than ``border.NEVER_ENDING``, since every
 step of several episodes is kept."""
@@ -278,7 +283,7 @@ step of several episodes is kept."""
 
 def time_limit(spec: EnvironmentSpec) -> int | None:
     """Steps after which an episode is truncated; None if neither the request, nor the registration, nor a wrapper names any."""
-    known = gym.registry.get(spec.id.rpartition(":")[2])
+    known = find_registered(spec.id)
     limits = [spec.max_episode_steps or (known.max_episode_steps if known else None)]
     limits += [kwargs.get("max_episode_steps") for name, kwargs in spec.wrappers if name == "TimeLimit"]
     return min((limit for limit in limits if limit), default=None)
@@ -286,9 +291,9 @@ def time_limit(spec: EnvironmentSpec) -> int | None:
 
 def longest_episode(spec: EnvironmentSpec) -> int | None:
     """Upper bound of an episode's steps: the time limit, or a game of Atari's number of frames; None if none is known."""
-    known = gym.registry.get(spec.id.rpartition(":")[2])
-    if time_limit(spec) or known is None or extra_of(str(known.entry_point)) != "atari":
-        return time_limit(spec)
+    limit, known = time_limit(spec), find_registered(spec.id)
+    if limit is not None or known is None or extra_of(str(known.entry_point)) != "atari":
+        return limit
     frames = {**known.kwargs, **spec.kwargs}.get(FRAMES)
     return frames + 1 if isinstance(frames, int) and frames > 0 else None
 

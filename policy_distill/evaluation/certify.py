@@ -22,7 +22,7 @@ import torch
 
 from policy_distill.config import EvaluateConfig, RequestError
 from policy_distill.config.stages import MAX_EPISODES
-from policy_distill.environments.specs import EnvironmentSpec, check_registered, make
+from policy_distill.environments.specs import EnvironmentSpec, check_registered, find_registered, make
 from policy_distill.evaluation.rounding import kernels, rounding
 from policy_distill.evaluation.statistics import Decision, Plan, decide, retention
 from policy_distill.export.artefact import Artefact, files_of_artefact
@@ -264,7 +264,7 @@ def _simulators(spec: EnvironmentSpec) -> list[str]:
     """Names of the distributions, in lower case, that an environment's id is made from, besides Gymnasium and this package."""
     with contextlib.suppress(RequestError):  # without the environment only a certificate's figures can be verified
         check_registered(spec)
-    registered = gym.registry.get(spec.id.rpartition(":")[2])
+    registered = find_registered(spec.id)
     entry_point = registered.entry_point if registered else None
     module = entry_point.partition(":")[0] if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
     inside = re.match(r"gymnasium\.envs\.(box2d|mujoco)\.", module)

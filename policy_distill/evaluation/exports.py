@@ -191,16 +191,15 @@ def _order(
         read_result(run)  # a damaged one is refused before any work
     target = _checked_target(target)
     spec, notices = common_environment(run, student, saved, None, env)
-    if share is None and not FORMATS[name].bits:
-        return _Order(name, student, files, target, spec, None, None, notices)
-    found = named_teacher(run, teacher, reading)
-    if found is not None:
-        plan = Plan.of(KEPT if share is None else share, max_episodes=max_episodes)
-        return _Order(name, student, files, target, spec, found, plan, notices)
-    unnamed = f"{run} does not name the teacher that it was distilled from"
-    if share is not None:
-        raise RequestError(f"{unnamed}: give --teacher, or leave --certify out")
-    return _Order(name, student, files, target, spec, None, None, (*notices, f"not certified: {unnamed}; give --teacher"))
+    certified = share is not None or bool(FORMATS[name].bits)
+    found = named_teacher(run, teacher, reading) if certified else None
+    if certified and found is None:
+        unnamed = f"{run} does not name the teacher that it was distilled from"
+        if share is not None:
+            raise RequestError(f"{unnamed}: give --teacher, or leave --certify out")
+        notices += (f"not certified: {unnamed}; give --teacher",)
+    plan = None if found is None else Plan.of(KEPT if share is None else share, max_episodes=max_episodes)
+    return _Order(name, student, files, target, spec, found, plan, notices)
 
 
 def _has_report(run: str) -> bool:

@@ -33,7 +33,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_distill.config import RequestError, StorageFault
-from policy_distill.environments.specs import EnvironmentSpec
+from policy_distill.environments.specs import EnvironmentSpec, find_registered
 from policy_distill.evaluation.certify import files_of_teacher, versions
 from policy_distill.evaluation.rounding import processor
 from policy_distill.rollouts.episodes import Episodes, merge
@@ -173,7 +173,7 @@ def folder() -> Path | None:
 
 def _environment(spec: EnvironmentSpec) -> dict[str, Any] | None:
     """Identity of an environment as data; None if data do not identify it."""
-    registered = gym.registry.get(spec.id.rpartition(":")[2])
+    registered = find_registered(spec.id)
     if registered is None or registered.nondeterministic or registered.additional_wrappers:
         return None
     if any(":" in name for name, _ in spec.wrappers):  # a user's code, which may change
