@@ -165,6 +165,22 @@ def _statistics(state: Mapping[str, Any], moments: Any) -> ObservationNormalizat
     )
 
 
+def read_observation_count(path: str | Path) -> int:
+    """The number of observations in the statistics of a file saved by ``VecNormalize.save``.
+
+    VecNormalize counts one for each environment and step, and in newer versions one for each environment and ``reset()``.
+
+    Raises:
+        RequestError: if the file is missing, damaged, or no VecNormalize.
+    """
+    path = Path(path)
+    state = _read_state(path)
+    with _damage_in_one_line(path):
+        saved = _as_dict(state["obs_rms"])
+        moments = state["obs_rms"] if saved is None else next(iter(saved.values()))
+        return round(float(plain_array(moments.state["count"])))
+
+
 def read_reward_scale(path: str | Path, *, normalized: bool | None = None) -> float | None:
     """The reward scale ``sqrt(ret_rms.var + epsilon)`` in a file saved by ``VecNormalize.save``.
 

@@ -14,7 +14,7 @@ from policy_distill.config import RequestError
 from policy_distill.support.trees import of_space
 from policy_distill.support.untrusted import read_bytes, refuse_damage
 from policy_distill.teachers.files.archive import read_data
-from policy_distill.teachers.files.normalization import Statistics, for_observations, read_normalization, shape_of
+from policy_distill.teachers.files.normalization import Statistics, for_observations, read_normalization, read_observation_count, shape_of
 from policy_distill.teachers.files.saved_spaces import rebuild_space
 from policy_distill.teachers.files.training_record import read_training_record
 
@@ -50,7 +50,8 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
 
     Looked for, in this order: a file that bears the zip's own name (``NAME_vecnormalize.pkl``, a checkpoint's), files in ``settings``,
     other files beside the zip. Where the zip is a symbolic link, beside it is beside the link and beside its target. Of several files in
-    one place the one counts whose observations have the agent's shape. A file that bears the name of another zip is that agent's.
+    one place the one counts whose observations have the agent's shape; of several such files, the one with as many observations as the
+    agent's training had steps. A file that bears the name of another zip is that agent's.
 
     Args:
         zip_path: the agent.
@@ -84,12 +85,23 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
             )
             return Choice(None, tuple(notes))
         if len(fitting) > 1:
+            fitting = _as_old_as(zip_path, fitting) or fitting
+        if len(fitting) > 1:
             listed = ", ".join(str(candidate.path) for candidate in fitting)
             raise RequestError(f"{zip_path}: several files of normalisation statistics fit it: {listed}; choose one: --normalization PATH")
         if fitting:
             return Choice(fitting[0].path)
     _refuse_misfits(zip_path, space, rejected)
     return Choice(None, tuple(f"{candidate.path.name} holds statistics of another shape and is not used" for candidate in rejected))
+
+
+def _as_old_as(zip_path: Path, candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Those candidates that were saved when the agent's training had as many steps as in the zip and the environments were reset once."""
+    data = read_data(zip_path)
+    steps, environments = data.get("num_timesteps"), data.get("n_envs")
+    if not (isinstance(steps, int) and isinstance(environments, int) and steps > 0):
+        return []
+    return [one for one in candidates if one.statistics is not None and 0 <= read_observation_count(one.path) - steps <= environments]
 
 
 def observation_space(zip_path: Path) -> gym.Space | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from policy_distill.config import RequestError
@@ -84,6 +85,19 @@ def test_several_that_fit_are_listed(save, tmp_path):
     assert teacher.normalization is not None
     assert teacher.normalization.mean[0] == len("vecnormalize.pkl")
     assert Teacher.load(path, normalization="none").normalization is None
+
+
+def test_the_steps_of_training_decide_among_several_that_fit(tmp_path):
+    for name, steps in (("ppo", 64), ("other", 128), ("third", 128)):
+        env = VecNormalize(DummyVecEnv([lambda: TinyEnv(VECTOR, LOPSIDED)] * 2))
+        model = PPO("MlpPolicy", env, n_steps=32, batch_size=64, n_epochs=1, policy_kwargs={"net_arch": [4]}, seed=steps)
+        model.learn(steps)
+        model.save(tmp_path / f"{name}_model.zip")
+        env.save(str(tmp_path / f"{name}_vec_normalize.pkl"))
+    assert choose_statistics(tmp_path / "ppo_model.zip", []).path == tmp_path / "ppo_vec_normalize.pkl"
+    assert Teacher.load(tmp_path / "ppo_model.zip").statistics == tmp_path / "ppo_vec_normalize.pkl"
+    with pytest.raises(RequestError, match=r"several files .*other_vec_normalize\.pkl, .*third_vec_normalize\.pkl; choose one"):
+        choose_statistics(tmp_path / "other_model.zip", [])
 
 
 def test_copies_of_one_file_are_one(save, tmp_path):
