@@ -200,9 +200,9 @@ class PolishConfig:
     enough: float = 1.0
     """Stop early if three consecutive evaluations reach this validation retention."""
     patience: int = 3
-    """Stop after this many consecutive hopeless evaluations."""
+    """Stop after this many consecutive hopeless evaluations, if their episodes together show it (at 90 % confidence)."""
     hopeless: float = 0.9
-    """An evaluation is hopeless if its retention is below this fraction of the initial student's; 0: none is."""
+    """An evaluation is hopeless if its retention is below this fraction of the initial student's on the same episodes; 0: none is."""
     teacher_weight: float = 0.0
     """Weight of the imitation loss on actions (without hints and relations) beside PPO's loss; it decays linearly to zero over the first
     half of the steps."""

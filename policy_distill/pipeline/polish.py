@@ -6,8 +6,9 @@ import dataclasses
 
 import numpy as np
 
+from policy_distill.config import PolishConfig
 from policy_distill.evaluation.statistics import contrast, episodes_to_show, shows_positive_mean
-from policy_distill.pipeline.context import Services, kept_enough
+from policy_distill.pipeline.context import WORSE, Services, kept_enough
 from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.records import Candidate, track_validation
 from policy_distill.pipeline.state import Kept, Polishing, State
@@ -98,12 +99,20 @@ def _advance(state: State, polishing: Polishing, services: Services) -> bool:
     polishing.students.append(student)
     polishing.critics.append(snapshot.critic)
     records.append(Candidate("polish", len(polishing.students), snapshot.env_steps, snapshot.gradient_steps, snapshot.metrics))
-    recent = retentions[-config.patience :]
-    hopeless = len(recent) == config.patience and max(recent) < config.hopeless * state.retention(state.kept[-1].returns)
-    if not (polishing.training.over or hopeless or kept_enough(retentions, config.enough)):
+    if not (polishing.training.over or _is_hopeless(state, polishing, config) or kept_enough(retentions, config.enough)):
         return False
     _record(state, polishing, services, services.begin_validation(state, student).result().returns)
     return True
+
+
+def _is_hopeless(state: State, polishing: Polishing, config: PolishConfig) -> bool:
+    """Whether each of the last ``config.patience`` evaluations is hopeless, and they show it together, episode by episode."""
+    recent = polishing.returns[-config.patience :]
+    if config.hopeless == 0 or len(recent) < config.patience:
+        return False
+    start, _, random = (returns[: state.num_first] for returns in state.with_references(state.kept[-1].returns))
+    missing = [-contrast(returns, start, random, config.hopeless) for returns in recent]
+    return all(values.mean() > 0 for values in missing) and shows_positive_mean(np.concatenate(missing), WORSE)
 
 
 def _record(state: State, polishing: Polishing, services: Services, returns: np.ndarray) -> None:
