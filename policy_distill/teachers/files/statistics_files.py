@@ -114,11 +114,10 @@ def observation_space(zip_path: Path) -> gym.Space | None:
 
 
 def _refuse_misfits(zip_path: Path, space: gym.Space | None, rejected: Sequence[_Candidate]) -> None:
-    """Statistics that were meant for this agent, or that it cannot do without, must fit."""
-    if not rejected:
-        return
+    """Statistics that may be meant for this agent, or that it cannot do without, must fit."""
+    inside = read_training_record(zip_path).inside_vec_normalize
     named = any(NORMALIZE.search(candidate.path.stem) for candidate in rejected)
-    if named or read_training_record(zip_path).inside_vec_normalize:
+    if rejected and inside is not False and (named or inside):
         listed = ", ".join(f"{one.path} {None if one.statistics is None else shape_of(one.statistics)}" for one in rejected)
         shape = None if space is None else of_space(space, lambda part: part.shape)
         raise RequestError(

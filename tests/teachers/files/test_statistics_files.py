@@ -145,7 +145,10 @@ def test_statistics_of_another_shape_stop_where_they_are_needed(save, tmp_path):
         choose_statistics(remembering(path, inside=True), [])
     (tmp_path / "stats.pkl").rename(tmp_path / "vec_normalize.pkl")
     with pytest.raises(RequestError, match=r"give its own with --normalization PATH, or --normalization none"):
-        choose_statistics(remembering(path, inside=False), [])
+        choose_statistics(save(build("PPO")), [])
+    found = choose_statistics(remembering(path, inside=False), [])
+    assert found.path is None
+    assert "vec_normalize.pkl holds statistics of another shape" in found.notes[0]
 
 
 def test_an_agent_that_was_trained_without_is_not_given_any(save, tmp_path):
