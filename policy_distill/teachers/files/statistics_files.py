@@ -51,7 +51,7 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
     Looked for, in this order: a file that bears the zip's own name (``NAME_vecnormalize.pkl``, a checkpoint's), files in ``settings``,
     other files beside the zip. Where the zip is a symbolic link, beside it is beside the link and beside its target. Of several files in
     one place the one counts whose observations have the agent's shape; of several such files, the one with as many observations as the
-    agent's training had steps. A file that bears the name of another zip is that agent's.
+    agent's training, and that of no other zip beside it, had steps. A file that bears the name of another zip is that agent's.
 
     Args:
         zip_path: the agent.
@@ -62,10 +62,10 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
     """
     stems = {zip_path.stem, zip_path.resolve().stem}
     folders = _distinct_folders([zip_path.absolute().parent, zip_path.resolve().parent])
-    zips = {path.stem for folder in folders for path in folder.glob("*.zip")}
+    zips = [path for folder in folders for path in sorted(folder.glob("*.zip"))[:MAX_FILES]]
     beside = [path for folder in folders for path in _pickles(folder)]
     own = [path for path in beside if _owner(path) in stems]
-    others = [path for path in beside if _owner(path) in zips - stems]
+    others = [path for path in beside if _owner(path) in {path.stem for path in zips} - stems]
     shared = [path for path in beside if path not in own and path not in others]
     in_settings = [path for folder in _distinct_folders(settings) if folder not in folders for path in _pickles(folder)]
     if not (own or in_settings or shared):
@@ -85,7 +85,7 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
             )
             return Choice(None, tuple(notes))
         if len(fitting) > 1:
-            fitting = _as_old_as(zip_path, fitting) or fitting
+            fitting = _as_old_as(zip_path, fitting, zips) or fitting
         if len(fitting) > 1:
             listed = ", ".join(str(candidate.path) for candidate in fitting)
             raise RequestError(f"{zip_path}: several files of normalisation statistics fit it: {listed}; choose one: --normalization PATH")
@@ -95,13 +95,26 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
     return Choice(None, tuple(f"{candidate.path.name} holds statistics of another shape and is not used" for candidate in rejected))
 
 
-def _as_old_as(zip_path: Path, candidates: Sequence[_Candidate]) -> list[_Candidate]:
-    """Those candidates that were saved when the agent's training had as many steps as in the zip and the environments were reset once."""
-    data = read_data(zip_path)
-    steps, environments = data.get("num_timesteps"), data.get("n_envs")
-    if not (isinstance(steps, int) and isinstance(environments, int) and steps > 0):
+def _as_old_as(zip_path: Path, candidates: Sequence[_Candidate], zips: Iterable[Path]) -> list[_Candidate]:
+    """Those candidates that count as many observations as the agent's training had steps, and as that of none of the other ``zips`` had.
+
+    VecNormalize's count is exact if the environments were reset once. Equal numbers are no proof, as runs of one script have the same.
+    """
+    own, others = _training_steps(zip_path), {_training_steps(path) for path in zips if path.resolve() != zip_path.resolve()}
+    if own is None or own in others:
         return []
+    steps, environments = own
     return [one for one in candidates if one.statistics is not None and 0 <= read_observation_count(one.path) - steps <= environments]
+
+
+def _training_steps(zip_path: Path) -> tuple[int, int] | None:
+    """Steps of the agent's training and number of its environments; None if the zip does not tell."""
+    try:
+        data = read_data(zip_path)
+    except RequestError:
+        return None
+    steps, environments = data.get("num_timesteps"), data.get("n_envs")
+    return (steps, environments) if isinstance(steps, int) and isinstance(environments, int) and steps > 0 else None
 
 
 def observation_space(zip_path: Path) -> gym.Space | None:

@@ -87,17 +87,36 @@ def test_several_that_fit_are_listed(save, tmp_path):
     assert Teacher.load(path, normalization="none").normalization is None
 
 
+def trained(folder: Path, name: str, steps: int) -> Path:
+    """An agent after ``steps`` steps inside VecNormalize, and its statistics ``NAME_vec_normalize.pkl``; returns ``NAME_model.zip``."""
+    env = VecNormalize(DummyVecEnv([lambda: TinyEnv(VECTOR, LOPSIDED)] * 2))
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=64, n_epochs=1, policy_kwargs={"net_arch": [4]}, seed=0)
+    model.learn(steps)
+    env.save(str(folder / f"{name}_vec_normalize.pkl"))
+    model.save(folder / f"{name}_model.zip")
+    return folder / f"{name}_model.zip"
+
+
 def test_the_steps_of_training_decide_among_several_that_fit(tmp_path):
-    for name, steps in (("ppo", 64), ("other", 128), ("third", 128)):
-        env = VecNormalize(DummyVecEnv([lambda: TinyEnv(VECTOR, LOPSIDED)] * 2))
-        model = PPO("MlpPolicy", env, n_steps=32, batch_size=64, n_epochs=1, policy_kwargs={"net_arch": [4]}, seed=steps)
-        model.learn(steps)
-        model.save(tmp_path / f"{name}_model.zip")
-        env.save(str(tmp_path / f"{name}_vec_normalize.pkl"))
-    assert choose_statistics(tmp_path / "ppo_model.zip", []).path == tmp_path / "ppo_vec_normalize.pkl"
-    assert Teacher.load(tmp_path / "ppo_model.zip").statistics == tmp_path / "ppo_vec_normalize.pkl"
-    with pytest.raises(RequestError, match=r"several files .*other_vec_normalize\.pkl, .*third_vec_normalize\.pkl; choose one"):
-        choose_statistics(tmp_path / "other_model.zip", [])
+    agents = [trained(tmp_path, "ppo", 64), trained(tmp_path, "tqc", 128)]
+    (tmp_path / "notes.zip").write_bytes(b"no agent")
+    for agent in agents:
+        found = Teacher.load(agent).statistics
+        assert found is not None
+        assert found.name.startswith(agent.name[:3])
+
+
+def test_equal_steps_of_training_decide_nothing(tmp_path):
+    first, second = trained(tmp_path, "first", 64), trained(tmp_path, "second", 64)
+    trained(tmp_path, "third", 128)
+    question = r"several files .*_vec_normalize\.pkl, .*_vec_normalize\.pkl; choose one"
+    with pytest.raises(RequestError, match=question):
+        choose_statistics(first, [])
+    (tmp_path / "first_vec_normalize.pkl").unlink()  # the other's is not the first's, although it counts as many steps
+    with pytest.raises(RequestError, match=question):
+        choose_statistics(first, [])
+    first.unlink()
+    assert choose_statistics(second, []).path == tmp_path / "second_vec_normalize.pkl"
 
 
 def test_copies_of_one_file_are_one(save, tmp_path):
