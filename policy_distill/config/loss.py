@@ -62,6 +62,10 @@ class LossConfig:
     near_bound: float = 0.8
     """In units of half the action range. Where a teacher's action is at least this far from the middle of its range, a prediction between
     it and the bound has no regression error, because a squashed teacher never reaches the bound. 1: only at the bound itself."""
+    beyond_bounds: float = 0.2
+    """Weight, in the divergence of Gaussians (ppo, a2c, trpo), of differences between means that the environment clips to the same action.
+    1: the divergence as it is, in which a mean far beyond its bound costs a small student more than an action that is wrong; 0: such
+    differences count nothing."""
     temperature: float = 1.0
     """Divides the logits of teacher and student; the loss is multiplied by its square (Hinton et al. 2015). Above 1 softens. For
     Gaussians it multiplies both variances."""
@@ -86,6 +90,7 @@ class LossConfig:
         for name in ("kind", "divergence", "regression", "q_logits"):
             require_choice(type(self), "loss", name, getattr(self, name))
         require(0 < self.near_bound <= 1, "loss.near_bound", self.near_bound, "in (0, 1]")
+        require(0 <= self.beyond_bounds <= 1, "loss.beyond_bounds", self.beyond_bounds, "in [0, 1]")
         require(0 < self.jensen_shannon_beta < 1, "loss.jensen_shannon_beta", self.jensen_shannon_beta, "in (0, 1)")
         for name in ("temperature", "temperature_end", "q_gap_fraction", "q_temperature"):
             value = getattr(self, name)

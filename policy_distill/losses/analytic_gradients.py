@@ -16,7 +16,7 @@ from torch import Tensor
 
 from policy_distill.losses.autograd_gradients import AutogradGradient
 from policy_distill.losses.objective import REGRESSIONS, Objective
-from policy_distill.policies.actions import ActionTargets
+from policy_distill.policies.actions import ActionTargets, Box
 from policy_distill.policies.divergences import HUBER_DELTA
 from policy_distill.policies.families import Choices, DiagGaussian
 
@@ -144,7 +144,8 @@ class GaussianGradient:
     """``T**2 * KL(teacher || student)`` of diagonal Gaussians softened by T, which multiplies the variances.
 
     With means m and standard deviations s, and the teacher's in capitals, the gradient with respect to m is ``T * (m - M) / s**2``, and
-    with respect to log s ``T**2 * (1 - (S**2 + (M - m)**2 / T) / s**2)``, the former over the batch size.
+    with respect to log s ``T**2 * (1 - (S**2 + (M - m)**2 / T) / s**2)``, the former over the batch size. ``m - M`` and its square are
+    weighted with those of ``divergences.bounded_error``, see ``LossConfig.beyond_bounds``.
 
     Args:
         objective: the loss.
@@ -165,6 +166,10 @@ class GaussianGradient:
         # The teacher's variance and log standard deviation, means over the batch, and the students' log standard deviations at each step.
         self._variance, self._teacher_log_std, self._log_stds = (like.new_empty(*like.shape[:3], 1) for _ in range(3))
         self._steps = list(zip(*(part.unbind(0) for part in (self._mean, self._variance, self._error, self._log_stds)), strict=True))
+        self._clipped: _ClippedError | None = None
+        if objective.forgives_clipping:
+            assert objective.family.box is not None
+            self._clipped, self._other = _ClippedError(objective.family.box, like, near_bound=1.0), torch.empty_like(like[0])
 
     def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
         """Set the teacher's targets of the next S steps.
@@ -175,6 +180,8 @@ class GaussianGradient:
         """
         self._temperatures, self._shares = _schedules(self._objective, progress, self._mean)
         self._mean.copy_(targets.parameters["mean"].transpose(-1, -2))
+        if self._clipped is not None:
+            self._clipped.load(self._mean)
         log_std = targets.parameters["log_std"].transpose(-1, -2)
         torch.mean(log_std, -1, keepdim=True, out=self._teacher_log_std)
         torch.mean((2 * log_std).exp_(), -1, keepdim=True, out=self._variance)
@@ -187,8 +194,13 @@ class GaussianGradient:
         log_std.copy_(self._log_std.transpose(1, 2))
         precision = (-2 * log_std).exp_()  # [K, action_dim, 1]
         torch.sub(self.outputs[step], mean, out=error)
-        torch.mul(error, precision * share, out=slope)
         torch.mul(error, error, out=self._squared)
+        if self._clipped is None:
+            torch.mul(error, precision * share, out=slope)
+        else:
+            weight, clipped = self._objective.config.beyond_bounds, self._clipped.write(step, self.outputs[step])
+            torch.lerp(clipped, error, weight, out=slope).mul_(precision * share)
+            torch.lerp(torch.mul(clipped, clipped, out=self._other), self._squared, weight, out=self._squared)
         distance = variance + self._squared.mean(-1, keepdim=True) / temperature
         self._log_std.grad = (1 - distance * precision).mul_(self._samples * share * temperature).transpose(1, 2)
 
@@ -196,9 +208,43 @@ class GaussianGradient:
         """Sum over the steps of the term's mean over members and samples (``Objective.terms``); call it once for each ``load``."""
         precision = (-2 * self._log_stds).exp()
         log_ratio = self._log_stds - self._teacher_log_std
-        distance = self._variance + self._error.square_().mean(-1, keepdim=True) / self._temperatures
+        squared = self._error.square_()
+        if self._clipped is not None:
+            torch.lerp(self._clipped.error.square_(), squared, self._objective.config.beyond_bounds, out=squared)
+        distance = self._variance + squared.mean(-1, keepdim=True) / self._temperatures
         terms = log_ratio + (distance * precision - 1) / 2  # [S, K, action_dim, 1]
         return {self._objective.soft_name: terms.sum() / self._members}
+
+
+class _ClippedError:
+    """``divergences.bounded_error`` of chunks of steps: the error of the action that the environment receives.
+
+    Args:
+        box: the bounds.
+        like: ``[S, K, action_dim, B]``.
+        near_bound: as in ``bounded_error``.
+
+    Attributes:
+        target, error: ``[S, K, action_dim, B]``, the teacher's actions in box units, within the bounds, and the errors that were written.
+        lower, upper: bounds of the error: zero on the far side of a target near its bound, else larger than any error.
+    """
+
+    def __init__(self, box: Box, like: Tensor, *, near_bound: float) -> None:
+        low, high = (limit[:, None] if isinstance(limit, Tensor) else limit for limit in box.limits(like))
+        self._limits, self._near = (low, high), (near_bound * low, near_bound * high)
+        self.target, self.lower, self.upper, self.error = (torch.empty_like(like) for _ in range(4))
+
+    def load(self, actions: Tensor) -> None:
+        """Set the teacher's actions ``[S, K, action_dim, B]`` of the next S steps, in box units and before clipping."""
+        target = torch.clamp(actions, *self._limits, out=self.target)  # type: ignore[arg-type]
+        # ``torch.where`` takes thirty times as long.
+        torch.sub(target, self._near[0], out=self.lower).clamp_min_(0).mul_(-BOUNDLESS)
+        torch.sub(self._near[1], target, out=self.upper).clamp_min_(0).mul_(BOUNDLESS)
+
+    def write(self, step: int, outputs: Tensor) -> Tensor:
+        """Write the error of ``outputs`` ``[K, action_dim, B]`` at a step, and return it."""
+        error = torch.sub(outputs, self.target[step], out=self.error[step])
+        return torch.clamp(error, self.lower[step], self.upper[step], out=error)
 
 
 class RegressionGradient:
@@ -219,16 +265,14 @@ class RegressionGradient:
     def __init__(self, objective: Objective, like: Tensor) -> None:
         assert objective.family.box is not None
         self._box, self._name, self._kind = objective.family.box, objective.soft_name, objective.config.regression
-        low, high = (limit[:, None] if isinstance(limit, Tensor) else limit for limit in self._box.limits(like))
-        self._limits, self._near = (low, high), (objective.config.near_bound * low, objective.config.near_bound * high)
+        self._clipped = clipped = _ClippedError(self._box, like, near_bound=objective.config.near_bound)
         self.num_steps, _, components, samples = like.shape
-        self._target, self._lower, self._upper, self._error = (torch.empty_like(like) for _ in range(4))
-        self._least, self._most = self._lower, self._upper
+        self._least, self._most = clipped.lower, clipped.upper
         if self._kind == "huber":
             self._least, self._most = torch.empty_like(like), torch.empty_like(like)
         self.divisor = components * samples * {"huber": HUBER_DELTA, "squared": 0.5, "absolute": 1.0}[self._kind]
         self.outputs = torch.empty_like(like).unbind(0)
-        parts = (self._target, self._least, self._most, self._error)
+        parts = (clipped.target, self._least, self._most, clipped.error)
         self._steps = list(zip(*(part.unbind(0) for part in parts), strict=True))
 
     def load(self, targets: ActionTargets, progress: Sequence[float]) -> None:
@@ -238,14 +282,10 @@ class RegressionGradient:
             targets: with leading ``[S, K, B]``.
             progress: ``[S]``; unused, since a regression has no schedule.
         """
-        actions = self._box.to_box(targets.actions).transpose(-1, -2)
-        target = torch.clamp(actions, *self._limits, out=self._target)  # type: ignore[arg-type]
-        # Zero where the target is near the bound, else larger than any error; ``torch.where`` takes thirty times as long.
-        torch.sub(target, self._near[0], out=self._lower).clamp_min_(0).mul_(-BOUNDLESS)
-        torch.sub(self._near[1], target, out=self._upper).clamp_min_(0).mul_(BOUNDLESS)
+        self._clipped.load(self._box.to_box(targets.actions).transpose(-1, -2))
         if self._kind == "huber":
-            torch.clamp_min(self._lower, -HUBER_DELTA, out=self._least)
-            torch.clamp_max(self._upper, HUBER_DELTA, out=self._most)
+            torch.clamp_min(self._clipped.lower, -HUBER_DELTA, out=self._least)
+            torch.clamp_max(self._clipped.upper, HUBER_DELTA, out=self._most)
 
     def write(self, step: int, slope: Tensor) -> None:
         """Write the gradient of the mean over the batch with respect to ``outputs[step]``, times ``divisor``, into ``slope``."""
@@ -255,8 +295,9 @@ class RegressionGradient:
             slope.sign_()
 
     def values(self) -> dict[str, Tensor]:
-        """Sum over the steps of each term's mean over members and samples (``Objective.terms``); call it once for each ``load``."""
-        error = torch.clamp(self._error, self._lower, self._upper, out=self._error)
+        """Sum over the steps of the term's mean over members and samples (``Objective.terms``); call it once for each ``load``."""
+        error = self._clipped.error
+        torch.clamp(error, self._clipped.lower, self._clipped.upper, out=error)
         return {self._name: REGRESSIONS[self._kind](error.transpose(-1, -2)).mean() * self.num_steps}
 
 

@@ -102,6 +102,11 @@ class Objective:
         return any(end != 1 for config in self._members for end in _ends_of(config))
 
     @property
+    def forgives_clipping(self) -> bool:
+        """Whether differences between Gaussian means beyond the same bound count less; see ``LossConfig.beyond_bounds``."""
+        return self.kind == "kl" and self.family.box is not None and self.config.beyond_bounds < 1
+
+    @property
     def reads(self) -> set[str]:
         """Names of the targets' parameters that the terms read; a regression reads the action alone."""
         distribution = set() if self.kind == "regression" else {*self.family.names, "q_values"}
@@ -211,11 +216,22 @@ class Objective:
         compared = (teacher, student)
         if config.standardize_logits:
             compared = (family.standardized(teacher), family.standardized(student))
-        beta = config.jensen_shannon_beta
-        terms = {self.soft_name: family.divergence(config.divergence, *compared, temperature=temperature, beta=beta)}
+        terms = {self.soft_name: self._divergence(*compared, temperature)}
         if self.has_hard_labels:
             terms["hard_cross_entropy_nats"] = -family.log_prob(student, family.raw(targets.actions))
         return terms
+
+    def _divergence(self, teacher: Parameters, student: Parameters, temperature: float | Tensor) -> Tensor:
+        """The divergence ``[K, B]``; of clipped Gaussians the mean of those from the teacher's mean and from the nearest equal action's."""
+        config, box = self.config, self.family.box
+        measure = functools.partial(
+            self.family.divergence, config.divergence, temperature=temperature, beta=config.jensen_shannon_beta, student=student
+        )
+        if not self.forgives_clipping:
+            return measure(teacher=teacher)
+        assert box is not None
+        nearest = student["mean"] - bounded_error(teacher["mean"], student["mean"], limits=box.limits(teacher["mean"]))
+        return torch.lerp(measure(teacher=teacher | {"mean": nearest}), measure(teacher=teacher), config.beyond_bounds)
 
     def distribution_of(self, parameters: Parameters) -> Parameters:
         """The teacher's distribution parameters ``[..., width]``; Q-values are turned into logits."""

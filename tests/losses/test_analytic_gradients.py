@@ -118,10 +118,11 @@ def test_regressions(family, regression, dtype, rtol, scale, near_bound):
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("loss", SOFT[:3], ids=str)
-def test_gaussians(loss, dtype, rtol):
+@pytest.mark.parametrize("beyond_bounds", [0.0, 0.3, 1.0])
+def test_gaussians(beyond_bounds, loss, dtype, rtol):
     family = DiagGaussian(BOX)
     outputs = torch.randn(STEPS, MEMBERS, BOX.dim, BATCH, generator=generator(2), dtype=dtype)
-    check(Objective(LossConfig(kind="kl", **loss), family), targets_of(family, dtype), outputs, rtol)
+    check(Objective(LossConfig(kind="kl", beyond_bounds=beyond_bounds, **loss), family), targets_of(family, dtype), outputs, rtol)
 
 
 @pytest.mark.parametrize("q_logits", ["gap", "z_score", "raw"])

@@ -161,7 +161,7 @@ def test_a_loss_that_does_not_suit_the_teacher_is_refused(config, family, messag
 @pytest.mark.parametrize("space", ACTED, ids=str)
 def test_each_divergence_of_each_family_is_torch_s(space, divergence):
     family = family_of(space)
-    objective = Objective(LossConfig(kind="kl", divergence=divergence, temperature=2.0), family)
+    objective = Objective(LossConfig(kind="kl", divergence=divergence, temperature=2.0, beyond_bounds=1.0), family)
     targets = random_transitions(space, 6).targets
     outputs = torch.randn(1, 6, family.width, generator=generator(3))
     log_std = torch.full((1, 1, family.width), -0.3)
@@ -185,6 +185,28 @@ def test_each_divergence_of_each_family_is_torch_s(space, divergence):
     else:
         expected = kl_divergence(*pair).sum(-1)
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "clipped"),
+    [
+        (0.5, 0.2, 0.3),  # both within the bounds
+        (3.0, 1.5, 0.0),  # both above
+        (3.0, 0.4, 0.6),  # the teacher above: the bound is what the student should reach
+        (0.4, 3.0, 2.6),  # the student above: its mean comes back within the bounds
+        (-3.0, 1.5, 2.5),  # on different sides
+    ],
+)
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
+def test_means_that_are_clipped_to_the_same_action_count_less(divergence, teacher, student, clipped):
+    family = DiagGaussian(Box.from_space(BOX))
+    zeros, first = torch.zeros(1, 1, 2), torch.tensor([1.0, 0.0])
+    targets = ActionTargets({"mean": teacher * first.view(1, 1, 2), "log_std": zeros}, zeros)
+    for weight in (0.0, 0.2, 1.0):
+        config = LossConfig(kind="kl", divergence=divergence, beyond_bounds=weight)
+        found = Objective(config, family).terms(student * first.view(1, 1, 2), zeros, targets)[f"{divergence}_nats"]
+        # the KL of Gaussians of standard deviation 1 is half the squared difference of their means
+        assert found.item() == pytest.approx((weight * (teacher - student) ** 2 + (1 - weight) * clipped**2) / 2, abs=1e-6)
 
 
 def test_the_share_of_the_mixture_reaches_the_divergence():
