@@ -22,8 +22,8 @@ NOT_FINITE = Finding("stop", "not_finite", "the agent answers with NaN or infini
 
 OF_ACTIONS = "no action needed: the default loss compares actions, and counts no error beyond a bound"
 OF_MEANS = (
-    "the default loss compares distributions, and so the means beyond the bound as well, which no action depends on; "
-    "--loss.kind regression compares the actions that the environment receives"
+    "the default loss compares distributions, in which differences beyond the bound, which no action depends on, count a fifth "
+    "(--loss.beyond_bounds); --loss.kind regression compares the actions that the environment receives"
 )
 
 
