@@ -202,7 +202,8 @@ class PolishConfig:
     patience: int = 3
     """Stop after this many consecutive hopeless evaluations, if their episodes together show it (at 90 % confidence)."""
     hopeless: float = 0.9
-    """An evaluation is hopeless if its retention is below this fraction of the initial student's on the same episodes; 0: none is."""
+    """An evaluation is hopeless if its retention is below this fraction of the initial student's, on the same episodes and on others; 0:
+    none is."""
     teacher_weight: float = 0.0
     """Weight of the imitation loss on actions (without hints and relations) beside PPO's loss; it decays linearly to zero over the first
     half of the steps."""

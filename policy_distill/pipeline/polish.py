@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from policy_distill.config import PolishConfig
-from policy_distill.evaluation.statistics import contrast, episodes_to_show, shows_positive_mean
+from policy_distill.evaluation.statistics import contrast, episodes_to_show, retention_of_means, shows_positive_mean
 from policy_distill.pipeline.context import WORSE, Services, kept_enough
 from policy_distill.pipeline.prepare import Job
 from policy_distill.pipeline.records import Candidate, track_validation
@@ -106,13 +106,22 @@ def _advance(state: State, polishing: Polishing, services: Services) -> bool:
 
 
 def _is_hopeless(state: State, polishing: Polishing, config: PolishConfig) -> bool:
-    """Whether each of the last ``config.patience`` evaluations is hopeless, and they show it together, episode by episode."""
+    """Whether each of the last ``config.patience`` evaluations is hopeless, and their episodes together show it.
+
+    They must be worse than the initial student on the same episodes, which chose it and overestimate it, and than its share of the
+    teacher's return on others.
+    """
     recent = polishing.returns[-config.patience :]
     if config.hopeless == 0 or len(recent) < config.patience:
         return False
-    start, _, random = (returns[: state.num_first] for returns in state.with_references(state.kept[-1].returns))
-    missing = [-contrast(returns, start, random, config.hopeless) for returns in recent]
-    return all(values.mean() > 0 for values in missing) and shows_positive_mean(np.concatenate(missing), WORSE)
+    references = state.with_references(state.kept[-1].returns)
+    kept_on_others = retention_of_means(*(_since(state.num_first, returns) for returns in references))
+    start, teacher, random = (returns[: state.num_first] for returns in references)
+    for reference, share in ((start, config.hopeless), (teacher, config.hopeless * kept_on_others)):
+        missing = [-contrast(returns, reference, random, share) for returns in recent]
+        if min(values.mean() for values in missing) <= 0 or not shows_positive_mean(np.concatenate(missing), WORSE):
+            return False
+    return True
 
 
 def _record(state: State, polishing: Polishing, services: Services, returns: np.ndarray) -> None:

@@ -387,8 +387,8 @@ def test_three_looks_in_a_row_that_keep_enough_end_the_stage(tmp_path, monkeypat
 
 
 def test_hopeless_looks_again_and_again_end_the_stage(tmp_path, monkeypatch):
-    # nine tenths of what the start keeps are 0.9 * 2 + 0.1 * -1 = 1.7 on these episodes
-    hopeless, worse, better = [1.0] * 4, [1.75] * 4, [3.0] * 4
+    # nine tenths of what the start keeps are 0.9 * 2 + 0.1 * -1 = 1.7 on average on these episodes
+    hopeless, worse, better = [-2.0] * 4, [1.75] * 4, [3.0] * 4
     looks = [hopeless, hopeless, worse, hopeless, hopeless, hopeless, better, better]
     # three in a row are known when the seventh look is taken
     _, kept, ppo, found = polished(tmp_path, monkeypatch, [2.0] * 4, *looks, polish=PolishConfig(patience=3))
@@ -397,22 +397,28 @@ def test_hopeless_looks_again_and_again_end_the_stage(tmp_path, monkeypatch):
     _, kept, _, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[hopeless] * 5, polish=PolishConfig(patience=1))
     assert len(found.records) == 2
     assert found.kept is kept
-    for never in (PolishConfig(patience=6), PolishConfig(hopeless=0.1)):
+    for never in (PolishConfig(patience=6), PolishConfig(hopeless=0)):
         *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[hopeless] * 5, polish=never)
         assert len(found.records) == 5
 
 
 def test_means_of_episodes_that_differ_much_do_not_end_the_stage(tmp_path, monkeypatch):
-    # the same mean as ``hopeless`` above, once from episodes that all lose a little, once from episodes that may as well be won
+    # the same mean as ``hopeless`` above, once from episodes that all lose, once from episodes that may as well be won
     for spread, looks in ((0.5, 4), (8.0, 5)):
-        hopeless = [1.0 - spread, 1.0 + spread] * 2
+        hopeless = [-2.0 - spread, -2.0 + spread] * 2
         *_, found = polished(tmp_path, monkeypatch, [2.0] * 4, *[hopeless] * 5, polish=PolishConfig(patience=3))
         assert len(found.records) == looks
 
 
-def test_hopeless_is_meant_on_the_same_episodes(tmp_path, monkeypatch):
-    start, looks = [1.0, 1.0, 5.0, 5.0], [[1.0, 1.0, 3.0, 3.0]] * 5  # as good as the start on the two episodes that each look plays
-    *_, found = polished(tmp_path, monkeypatch, start, *looks, polish=PolishConfig(patience=3))
+@pytest.mark.parametrize(
+    ("start", "look"),
+    [
+        ([1.0, 1.0, 5.0, 5.0], [1.0, 1.0, 3.0, 3.0]),  # as good as the start on the two episodes that each look plays
+        ([5.0, 5.0, 1.0, 1.0], [2.5, 2.5, 1.0, 1.0]),  # on these the start is overestimated: it keeps a fifth on others
+    ],
+)
+def test_hopeless_is_meant_on_the_same_episodes_and_on_others(start, look, tmp_path, monkeypatch):
+    *_, found = polished(tmp_path, monkeypatch, start, *[look] * 5, polish=PolishConfig(patience=3))
     assert len(found.records) == 5
 
 

@@ -118,7 +118,9 @@ def test_a_gaussian_s_mean_beyond_a_bound_counts_as_clipped_and_its_reaction_is_
     assert found.reaction == 1.0  # from one bound to the other: -1 and 1 in box units
 
 
-@pytest.mark.parametrize(("squashed", "compares"), [(False, "beyond the bound, which no action depends on, count a fifth"), (True, "no error beyond a bound")])
+@pytest.mark.parametrize(
+    ("squashed", "compares"), [(False, "beyond the bound, which no action depends on, count a fifth"), (True, "no error beyond a bound")]
+)
 def test_what_the_default_loss_makes_of_clipped_actions_is_said(squashed, compares):
     targets = ActionTargets({"mean": torch.full((2, 2), 9.0), "log_std": torch.zeros(2, 2)}, torch.tensor([[6.0, 1.0], [6.0, 1.0]]))
     teacher = gaussian_teacher(squashed=squashed)
