@@ -62,7 +62,7 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
     """
     stems = {zip_path.stem, zip_path.resolve().stem}
     folders = _distinct_folders([zip_path.absolute().parent, zip_path.resolve().parent])
-    zips = [path for folder in folders for path in sorted(folder.glob("*.zip"))[:MAX_FILES]]
+    zips = [path for folder in folders for path in sorted(folder.glob("*.zip"))]
     beside = [path for folder in folders for path in _pickles(folder)]
     own = [path for path in beside if _owner(path) in stems]
     others = [path for path in beside if _owner(path) in {path.stem for path in zips} - stems]
@@ -95,26 +95,36 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
     return Choice(None, tuple(f"{candidate.path.name} holds statistics of another shape and is not used" for candidate in rejected))
 
 
-def _as_old_as(zip_path: Path, candidates: Sequence[_Candidate], zips: Iterable[Path]) -> list[_Candidate]:
-    """Those candidates that count as many observations as the agent's training had steps, and as that of none of the other ``zips`` had.
+def _as_old_as(zip_path: Path, candidates: Sequence[_Candidate], zips: Sequence[Path]) -> list[_Candidate]:
+    """Those candidates that count as many observations as this agent's training had steps, and as that of none of the other ``zips`` had.
 
-    VecNormalize's count is exact if the environments were reset once. Equal numbers are no proof, as runs of one script have the same.
+    Equal numbers alone are no proof, as runs of one script have the same.
     """
-    own, others = _training_steps(zip_path), {_training_steps(path) for path in zips if path.resolve() != zip_path.resolve()}
-    if own is None or own in others:
+    if len(zips) > MAX_FILES:
         return []
-    steps, environments = own
-    return [one for one in candidates if one.statistics is not None and 0 <= read_observation_count(one.path) - steps <= environments]
+    own, others = _counts(zip_path), [_counts(path) for path in zips if path.resolve() != zip_path.resolve()]
+    chosen = []
+    for candidate in candidates:
+        if candidate.statistics is not None:
+            count = read_observation_count(candidate.path)
+            if count in own and not any(count in other for other in others):
+                chosen.append(candidate)
+    return chosen
 
 
-def _training_steps(zip_path: Path) -> tuple[int, int] | None:
-    """Steps of the agent's training and number of its environments; None if the zip does not tell."""
+def _counts(zip_path: Path) -> range:
+    """Numbers of observations that VecNormalize may count until an agent is saved; none if the zip does not tell.
+
+    It counts one for each step, and in newer versions one for each environment that is reset at the start.
+    """
     try:
         data = read_data(zip_path)
     except RequestError:
-        return None
+        return range(0)
     steps, environments = data.get("num_timesteps"), data.get("n_envs")
-    return (steps, environments) if isinstance(steps, int) and isinstance(environments, int) and steps > 0 else None
+    if not (isinstance(steps, int) and isinstance(environments, int) and steps > 0):
+        return range(0)
+    return range(steps, steps + environments + 1)
 
 
 def observation_space(zip_path: Path) -> gym.Space | None:
@@ -128,9 +138,11 @@ def observation_space(zip_path: Path) -> gym.Space | None:
 
 def _refuse_misfits(zip_path: Path, space: gym.Space | None, rejected: Sequence[_Candidate]) -> None:
     """Statistics that may be meant for this agent, or that it cannot do without, must fit."""
+    if not rejected:
+        return
     inside = read_training_record(zip_path).inside_vec_normalize
     named = any(NORMALIZE.search(candidate.path.stem) for candidate in rejected)
-    if rejected and inside is not False and (named or inside):
+    if inside or (named and inside is None):
         listed = ", ".join(f"{one.path} {None if one.statistics is None else shape_of(one.statistics)}" for one in rejected)
         shape = None if space is None else of_space(space, lambda part: part.shape)
         raise RequestError(
