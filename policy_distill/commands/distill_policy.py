@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from policy_distill.commands.options.parser import Parser, add_zoo_folder, with_zoo_teacher
-from policy_distill.commands.options.resuming import is_finished, with_saved_settings
+from policy_distill.commands.options.resuming import SETTINGS, is_finished, with_saved_settings
 from policy_distill.config import DistillConfig
 from policy_distill.report.printing import DONE, finish
 from policy_distill.support.progress import Display
@@ -23,7 +23,8 @@ def distill_policy(arguments: Sequence[str]) -> int:
     parser.add_display_arguments()
     options = parser.parse(with_saved_settings(arguments))
     if options.resume and is_finished(Path(options.resume)):
-        return _print_finished(Path(options.resume), options.json)
+        others = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")} - {"--resume", "--json"}
+        return _print_finished(Path(options.resume), options.json, ignored=sorted(others))
     config = with_zoo_teacher(parser.config(options, DistillConfig), options.folder)
     if options.resume:
         config = dataclasses.replace(config, output=options.resume)
@@ -35,7 +36,7 @@ def distill_policy(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def _print_finished(run: Path, as_json: bool) -> int:
+def _print_finished(run: Path, as_json: bool, *, ignored: Sequence[str]) -> int:
     from policy_distill.pipeline import checkpoint
     from policy_distill.report import summary_rows
     from policy_distill.report.write import read_result
@@ -45,6 +46,7 @@ def _print_finished(run: Path, as_json: bool) -> int:
     if checkpoint.folder_of(run).exists():  # the process was killed while it removed the checkpoint
         with locked(run):
             checkpoint.remove(run)
-    print(f"policy-distill: {run} is finished, and is not run again", file=sys.stderr)
+    other = f"; {' and '.join(ignored)} had no effect: its settings are in {run / SETTINGS}" if ignored else ""
+    print(f"policy-distill: {run} is finished, and is not run again{other}", file=sys.stderr)
     finish(as_json, summary, summary_rows(summary), str(run))
     return DONE

@@ -86,8 +86,10 @@ def test_a_finished_run_is_shown_and_not_run_again(expert, tmp_path, capsys):  #
     assert json.loads(captured.out) == json.loads(before)
     assert captured.err == f"policy-distill: {tmp_path / 'run'} is finished, and is not run again\n"
     assert not (tmp_path / "run" / "checkpoint").exists()
-    assert main(["distill_policy", "--resume", str(tmp_path / "run")]) == 0
-    assert "retention" in capsys.readouterr().out
+    assert main(["distill_policy", "--resume", str(tmp_path / "run"), "--seed=9", "--train.members", "2"]) == 0
+    captured = capsys.readouterr()
+    assert "retention" in captured.out
+    assert f"--seed and --train.members had no effect: its settings are in {tmp_path / 'run' / 'config.yaml'}" in captured.err
     assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == changed
 
 
