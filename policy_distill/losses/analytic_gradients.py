@@ -236,6 +236,7 @@ class _ClippedError:
 
     def load(self, actions: Tensor) -> None:
         """Set the teacher's actions ``[S, K, action_dim, B]`` of the next S steps, in box units and before clipping."""
+        # Both limits are numbers, or both are tensors; the stubs have an overload for each, and none for the union.
         target = torch.clamp(actions, *self._limits, out=self.target)  # type: ignore[arg-type]
         # ``torch.where`` takes thirty times as long.
         torch.sub(target, self._near[0], out=self.lower).clamp_min_(0).mul_(-BOUNDLESS)

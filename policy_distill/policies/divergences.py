@@ -172,6 +172,7 @@ def bounded_error(
     low, high = limits
     lower = torch.where(target <= near_bound * low, 0.0, -torch.inf)
     upper = torch.where(target >= near_bound * high, 0.0, torch.inf)
+    # Both limits are numbers, or both are tensors; the stubs have an overload for each, and none for the union.
     within = torch.clamp(target, low, high)  # type: ignore[arg-type]
     return torch.clamp(prediction - within, lower, upper)
 

@@ -63,9 +63,10 @@ def choose_statistics(zip_path: Path, settings: Sequence[Path]) -> Choice:
     stems = {zip_path.stem, zip_path.resolve().stem}
     folders = _distinct_folders([zip_path.absolute().parent, zip_path.resolve().parent])
     zips = [path for folder in folders for path in sorted(folder.glob("*.zip"))]
+    other_stems = {path.stem for path in zips} - stems
     beside = [path for folder in folders for path in _pickles(folder)]
     own = [path for path in beside if _owner(path) in stems]
-    others = [path for path in beside if _owner(path) in {path.stem for path in zips} - stems]
+    others = [path for path in beside if _owner(path) in other_stems]
     shared = [path for path in beside if path not in own and path not in others]
     in_settings = [path for folder in _distinct_folders(settings) if folder not in folders for path in _pickles(folder)]
     if not (own or in_settings or shared):
